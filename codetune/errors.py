@@ -1,0 +1,39 @@
+"""The mistakes codetune can name, and whose they are. Each message has four parts: what was found, where, what was
+expected, and the command or edit that mends it. The exit status follows from the class: the user's input is 2, work
+that failed is 1, an interrupt is 130 (`cli.py` is the only place that catches them)."""
+
+
+class CodetuneError(Exception):
+    """Work that failed for a reason codetune can name: network, disk, memory, a second run on the same output."""
+
+    exit_status = 1
+
+
+class InputError(CodetuneError):
+    """The user's input is wrong: usage, project file, data, a model or data name that cannot be resolved."""
+
+    exit_status = 2
+
+
+class UsageError(InputError):
+    """A command line that asks for something impossible (`--shard 8/8`, an unknown benchmark)."""
+
+
+class ProjectError(InputError):
+    """One or more mistakes in the project file or in `--set`; the message lists all of them, one a line."""
+
+
+class DataError(InputError):
+    """A data file, column, benchmark or samples file that cannot be read as what it should be."""
+
+
+class ModelError(InputError):
+    """A model or tokenizer that cannot be found, or must not be loaded (pickle weights, unasked remote code)."""
+
+
+class StaleError(InputError):
+    """An artefact that is missing, or was made from other inputs or settings than the project says now."""
+
+
+class BusyError(CodetuneError):
+    """Another run holds the lock on the same output; the message names it."""
