@@ -1,24 +1,17 @@
-"""The project file: one frozen model per section, its strict YAML reader, the presets. Defaults live here only.
+"""The project: one frozen model per section, the presets, and which values this version lacks. Defaults live here only.
 
-Everything wrong with a project file is said at once, each with its line and the nearest valid name. Reading is strict:
-duplicate and unknown keys are mistakes, `5e-5` is a number, `no` is text. A value of the contract whose feature this
-version lacks is refused (`NOT_IN_THIS_VERSION`). Does not look at data, models or the run directory.
+Every key has one line of documentation, which `codetune init` writes beside it. How the file is read, and how its
+mistakes are told, is in `project_file.py`.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from pydantic.fields import FieldInfo
-
-from codetune.errors import ProjectError
 
 PROJECT_FILE = "codetune.yaml"
 
@@ -171,9 +164,7 @@ class Project(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
         "default", description="names the run: letters, digits, dot, dash, underscore"
     )
-    output_dir: Text | None = Field(
-        None, description="default runs/<name>; relative paths are relative to this file"
-    )
+    output_dir: Text | None = Field(None, description="default runs/<name>; relative paths are relative to this file")
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = Field(42, description="of everything random")
     dataset: Dataset = Dataset()
     model: Model = Model()
@@ -211,3 +202,81 @@ class Project(Section):
         copy = self.model_copy()
         copy._root, copy._overrides = root.resolve(), dict(overrides)
         return copy
+
+
+# A feature of the contract that this version lacks: its values are refused, never accepted and ignored.
+NOT_IN_THIS_VERSION: Mapping[str, Sequence[object]] = {
+    "model.attention": ("flash", "varlen"),
+    "select.strategy": ("parametric", "ifd", "perplexity", "kcenter", "length"),
+    "train.method": ("qlora",),
+    "train.pad_mode": ("paper_pack",),
+    "train.pack_isolation": (False,),
+    "train.sort_in_step": (True,),
+    "train.merge": (True,),
+    "generate.backend": ("vllm",),
+    "evaluate.sandbox": ("bubblewrap", "namespaces", "landlock"),
+    "launch.strategy": ("ddp", "fsdp", "zero1", "zero2", "zero3"),
+    "launch.offload": ("optimizer", "all"),
+}
+# The same for keys that know one value only so far: anything but the default is refused.
+ONLY_THE_DEFAULT = (
+    "train.report_to",
+    "train.quantization.bits",
+    "train.quantization.type",
+    "train.quantization.double",
+    "generate.samples_per_task",
+    "generate.temperature",
+    "generate.top_p",
+    "launch.nodes",
+)
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "deepseek-oss": {"name": "deepseek-oss-40"},
+    "codellama-evol": {
+        "name": "codellama-evol-40",
+        "dataset.path": "nickrosh/Evol-Instruct-Code-80k-v1",
+        "dataset.instruction": "instruction",
+        "dataset.response": "output",
+        "model.path": "codellama/CodeLlama-7b-Python-hf",
+        "model.chat_format": "codellama",
+    },
+    "cpu": {
+        "name": "cpu-40",
+        "dataset.path": "data.jsonl",
+        "dataset.instruction": "instruction",
+        "dataset.response": "output",
+        "model.path": "HuggingFaceTB/SmolLM2-135M",
+        "model.chat_format": "codeqwen",
+        "model.dtype": "float32",
+        "score.max_length": 1024,
+        "embed.model": "hashing",
+        "train.method": "lora",
+        "train.max_length": 1024,
+        "train.epochs": 1,
+        "train.per_device_batch_size": 4,
+        "train.learning_rate": 2.0e-4,
+        "train.gradient_checkpointing": False,
+        "generate.max_new_tokens": 512,
+    },
+}
+
+
+def keys(section: type[BaseModel] = Project, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every key of the project file with a value of its own, dotted, in the file's order."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.default, BaseModel):
+            yield from keys(type(field.default), f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def value_at(project: BaseModel, key: str) -> Any:
+    """The value at a dotted key. A section comes as a plain dictionary.
+
+    >>> value_at(Project(), "select.ratio")
+    0.4
+    """
+    value: Any = project
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value.model_dump() if isinstance(value, BaseModel) else value

@@ -1,8 +1,8 @@
 """The nouns that flow from stage to stage, as frozen records. No behaviour beyond tiny derived properties, no I/O.
 
-    source --Example|Refusal--> score --Score|Refusal--> select --Pick--> train
-       +----------------------> embed --Embeddings-------+
-    problems --Problem--> generate --Completion--> sanitize --Solution--> evaluate --Verdict--> Report
+source --Example|Refusal--> score --Score|Refusal--> select --Pick--> train
+   +----------------------> embed --Embeddings-------+
+problems --Problem--> generate --Completion--> sanitize --Solution--> evaluate --Verdict--> Report
 """
 
 from __future__ import annotations

@@ -1,0 +1,54 @@
+"""Processes and their surroundings: shards, threads, and what the environment tells libraries. The one module
+that reads or writes environment variables. Several processes on one machine or many are not in this version.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from codetune.errors import UsageError
+
+Shard = tuple[int, int]  # (index, count)
+
+# Libraries that speak on their own, ask for terminals, or count their users. Whoever set one of these keeps it.
+QUIET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DATASETS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TQDM_DISABLE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "BITSANDBYTES_NOWELCOME": "1",
+}
+
+
+def prepare_process() -> None:
+    """What must stand in the environment before torch and transformers are imported: quiet libraries, and the same
+    number of threads in every process of a run (torchrun would set 1, and sums over other thread counts differ)."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(thread_count())
+
+
+def thread_count() -> int:
+    """Cores that this process may use, at most 16: a small model gains nothing from more."""
+    return min(len(os.sched_getaffinity(0)), 16)
+
+
+def parse_shard(text: str) -> Shard:
+    """
+    >>> parse_shard("3/8")
+    (3, 8)
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match:
+        raise UsageError(f"--shard {text}: expected I/N, two whole numbers, such as --shard 0/8")
+    index, count = int(match[1]), int(match[2])
+    if count == 0:
+        raise UsageError(f"--shard {text}: no shards at all; expected N of at least 1, such as --shard 0/1")
+    if index >= count:
+        raise UsageError(f"--shard {text}: shards count from 0; expected I from 0 to {count - 1}")
+    return index, count

@@ -1,0 +1,171 @@
+"""Rows done so far: appended block by block, by any number of processes, and found again after any end.
+
+Each process appends to a log of its own in `<artefact>.parts/`; a block is one header line (ids, lengths, checksum) and
+its rows as bytes, so that a block cut off by a crash is seen and left out. All logs together with the last sealed
+artefact answer "is this row done, and what are its bytes?" at 22 bytes of memory a row.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import zlib
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from codetune.errors import StaleError
+from codetune.store import remove, write_text
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the bytes of a row are."""
+
+    file: int
+    offset: int
+    length: int
+
+
+class Rows:
+    """The finished rows of several files, found by id."""
+
+    def __init__(self) -> None:
+        self._files: list[Path] = []
+        self._maps: dict[int, mmap.mmap] = {}
+        self._ids, self._offsets = array("Q"), array("Q")
+        self._lengths, self._numbers = array("I"), array("H")
+        self._order: np.ndarray[Any, Any] | None = None
+
+    def add_file(self, path: Path, rows: Iterator[tuple[str, int, int]]) -> None:
+        """Takes in the rows of a file as (id, offset, length)."""
+        for row_id, offset, length in rows:
+            self._ids.append(int(row_id, 16))
+            self._offsets.append(offset)
+            self._lengths.append(length)
+            self._numbers.append(len(self._files))
+        self._files.append(path)
+        self._order = None
+
+    def __contains__(self, row_id: str) -> bool:
+        return self._find(row_id) is not None
+
+    def __len__(self) -> int:
+        return len(np.unique(np.frombuffer(self._ids, dtype=np.uint64))) if self._ids else 0
+
+    def read(self, row_id: str) -> bytes:
+        """The row's bytes; KeyError where it is not done."""
+        place = self._find(row_id)
+        if place is None:
+            raise KeyError(row_id)
+        if place.file not in self._maps:
+            with self._files[place.file].open("rb") as file:
+                self._maps[place.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return self._maps[place.file][place.offset : place.offset + place.length]
+
+    def _find(self, row_id: str) -> Place | None:
+        if not self._ids:
+            return None
+        ids = np.frombuffer(self._ids, dtype=np.uint64)
+        if self._order is None:
+            # Stable: of a row done twice (by shards of different counts) the first stands.
+            self._order = np.argsort(ids, kind="stable").astype(np.uint32)
+            self._sorted = ids[self._order]
+        wanted = np.uint64(int(row_id, 16))
+        at = int(np.searchsorted(self._sorted, wanted))
+        if at == len(self._sorted) or self._sorted[at] != wanted:
+            return None
+        index = int(self._order[at])
+        return Place(self._numbers[index], self._offsets[index], self._lengths[index])
+
+
+class BlockLog:
+    """The log that this process appends to. Opening it cuts off a block that an earlier end left unfinished."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        end = 0
+        if path.exists():
+            for _, offset, length in _read_log(path):
+                end = offset + length
+            end += 1 if end else 0  # the newline that closes the last block
+            os.truncate(path, end)
+        self._file = path.open("ab", buffering=0)
+
+    def append(self, ids: Sequence[str], rows: Sequence[bytes]) -> None:
+        """Commits one block: after this returns, it survives the end of the process and of the machine."""
+        payload = b"".join(rows)
+        header = {"ids": list(ids), "lengths": [len(row) for row in rows], "crc": zlib.crc32(payload)}
+        block = memoryview(json.dumps(header).encode() + b"\n" + payload + b"\n")
+        while block:  # an unbuffered write may take a part only, on a disk that fills up
+            block = block[self._file.write(block) :]
+        os.fsync(self._file.fileno())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._file.close()
+
+
+def open_parts(directory: Path, settings: Mapping[str, Any], refuse_others: bool) -> bool:
+    """Makes `directory` ready for parts made with `settings`. Parts of other settings are removed (then True comes
+    back), or with `refuse_others`, where other shards may be at work on them, a StaleError says what differs."""
+    record = directory / "settings.json"
+    started_anew = False
+    if record.exists():
+        found = json.loads(record.read_text(encoding="utf-8"))
+        different = [
+            key for key in {**found, **settings} if found.get(key) != json.loads(json.dumps(settings.get(key)))
+        ]
+        if different and refuse_others:
+            key = different[0]
+            raise StaleError(
+                f"{directory} holds shards made with {key} {found.get(key)!r}, this one has {settings.get(key)!r}. "
+                f"Use the same settings, or start anew: rm -r {directory}"
+            )
+        started_anew = bool(different)
+    if started_anew:
+        remove(directory)
+    if started_anew or not record.exists():
+        write_text(record, json.dumps(dict(settings), indent=2) + "\n")
+    return started_anew
+
+
+def log_path(directory: Path, shard: tuple[int, int]) -> Path:
+    return directory / f"{shard[0]}-of-{shard[1]}.log"
+
+
+def read_logs(directory: Path) -> Rows:
+    """The rows of every finished block in the directory."""
+    rows = Rows()
+    for path in sorted(directory.glob("*.log")):
+        rows.add_file(path, _read_log(path))
+    return rows
+
+
+def _read_log(path: Path) -> Iterator[tuple[str, int, int]]:
+    """(id, offset, length) of the rows of every whole block; ends at the first that is not whole."""
+    with path.open("rb") as file:
+        while header := _read_header(file.readline()):
+            offset = file.tell()
+            payload = file.read(sum(header["lengths"]))
+            if zlib.crc32(payload) != header["crc"] or file.read(1) != b"\n":
+                return
+            for row_id, length in zip(header["ids"], header["lengths"], strict=True):
+                yield row_id, offset, length
+                offset += length
+
+
+def _read_header(line: bytes) -> dict[str, Any] | None:
+    try:
+        header: dict[str, Any] = json.loads(line)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return None  # a block that was cut off: whoever lost it does it again
+    return header if line.endswith(b"\n") else None

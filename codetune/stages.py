@@ -1,0 +1,175 @@
+"""Which settings and inputs make each artefact, and from that how it stands: done, stale (and why), partial, missing.
+
+A setting that came by flag is part of the seal and makes nothing stale. Says what is true; does no work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from codetune.data.source import dataset_fingerprint
+from codetune.errors import StaleError
+from codetune.project import Project, value_at
+from codetune.store import Digests, Run, Seal, combined, read_seal
+
+RowStage = Literal["score", "embed", "select", "train"]
+State = Literal["done", "stale", "partial", "missing"]
+
+_DATASET = ("dataset.path", "dataset.split", "dataset.instruction", "dataset.response")
+# What is left out changes no result: batch sizes, logging, how often a checkpoint is written.
+SETTINGS: Mapping[str, tuple[str, ...]] = {
+    "score": (*_DATASET, "score.model", "model.dtype", "model.attention", "score.max_length", "score.prompt"),
+    "embed": (*_DATASET, "embed.model", "seed"),
+    "select": ("select.strategy", "select.clusters", "select.ratio", "select.ratio_of", "select.max_ifd", "seed"),
+    "train": (
+        "model.path",
+        "model.chat_format",
+        "model.dtype",
+        "model.attention",
+        "train.method",
+        "train.pad_mode",
+        "train.max_length",
+        "train.too_long",
+        "train.epochs",
+        "train.max_steps",
+        "train.global_batch_size",
+        "train.per_device_batch_size",
+        "train.gradient_accumulation_steps",
+        "train.learning_rate",
+        "train.scheduler",
+        "train.warmup_steps",
+        "train.weight_decay",
+        "train.max_grad_norm",
+        "train.optimizer",
+        "train.tf32",
+        "train.gradient_checkpointing",
+        "train.pack_isolation",
+        "train.sort_in_step",
+        "train.merge",
+        "train.lora",
+        "train.quantization",
+        "seed",
+    ),
+    "generate": (
+        "generate.prompt",
+        "generate.max_new_tokens",
+        "generate.samples_per_task",
+        "generate.temperature",
+        "generate.top_p",
+        "model.dtype",
+    ),
+    "sanitize": (),
+    "evaluate": ("evaluate.sandbox", "evaluate.k"),
+}
+NEEDS: Mapping[str, tuple[RowStage, ...]] = {"select": ("score", "embed"), "train": ("select",)}
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    state: State
+    why: str = ""  # of a stale artefact: what has changed
+    seal: Seal | None = None  # of one that is done or stale
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What every verb works with: the project, its run directory, and the digests known there."""
+
+    project: Project
+    run: Run
+    digests: Digests
+
+    def artefact(self, stage: RowStage) -> Path:
+        run = self.run
+        return {"score": run.scores, "embed": run.embeddings, "select": run.selection, "train": run.model}[stage]
+
+
+def settings_of(project: Project, stage: str) -> dict[str, Any]:
+    """The settings that make the artefact of a stage, by dotted key."""
+    settings = {key: value_at(project, key) for key in SETTINGS[stage]}
+    if stage == "score":
+        settings["score.model"] = project.score.model or project.model.path
+    return settings
+
+
+def overrides_of(project: Project, stage: str) -> dict[str, Any]:
+    """Those of them that came by flag."""
+    return {key: value for key, value in project.overrides.items() if key in settings_of(project, stage)}
+
+
+def dataset_digest(desk: Desk) -> str:
+    dataset = desk.project.dataset
+    return dataset_fingerprint(dataset, desk.project.locate(dataset.path), desk.digests.file)
+
+
+def embeddings_digest(desk: Desk) -> str:
+    """Of the vectors and their ids together."""
+    return combined(desk.digests.file(path) for path in (desk.run.embeddings, desk.run.embedding_ids) if path.exists())
+
+
+def standing(desk: Desk, stage: RowStage) -> Standing:
+    """How the artefact of a row stage stands against the project and everything it was made from."""
+    artefact = desk.artefact(stage)
+    seal = read_seal(artefact)
+    if seal is None:
+        begun = {"score": desk.run.parts(artefact), "embed": desk.run.parts(artefact), "train": desk.run.train}.get(
+            stage
+        )
+        return Standing("partial" if begun and begun.exists() else "missing")
+    changed = (
+        _differing_content(desk, stage, seal)
+        or differing_settings(artefact, seal, settings_of(desk.project, stage))
+        or _differing_input(desk, artefact, seal)
+    )
+    return Standing("stale", changed, seal) if changed else Standing("done", "", seal)
+
+
+def require(desk: Desk, stage: RowStage) -> Seal:
+    """The seal of an artefact that a later stage is about to use. Raises StaleError with the command that makes it."""
+    found = standing(desk, stage)
+    if found.seal is not None and found.state == "done":
+        return found.seal
+    artefact = desk.artefact(stage)
+    if found.state == "stale":
+        raise StaleError(f"{found.why}. Run: codetune {_first_stale(desk, stage)}")
+    condition = "is not finished" if found.state == "partial" else "does not exist"
+    raise StaleError(f"{artefact} {condition}; it is made by another command. Run: codetune {stage}")
+
+
+def differing_settings(artefact: Path, seal: Seal, settings: Mapping[str, Any]) -> str:
+    """The first setting that has changed since, as a sentence; "" where none has."""
+    for key, value in settings.items():
+        if key not in seal.overrides and seal.settings.get(key) != value:
+            return f"{artefact} was made with {key} {seal.settings.get(key)!r}, the project now says {value!r}"
+    return ""
+
+
+def _differing_content(desk: Desk, stage: RowStage, seal: Seal) -> str:
+    artefact = desk.artefact(stage)
+    digest = embeddings_digest(desk) if stage == "embed" else desk.digests.artefact(artefact)
+    return "" if digest == seal.digest else f"{artefact} was changed after codetune wrote it"
+
+
+def _differing_input(desk: Desk, artefact: Path, seal: Seal) -> str:
+    for name, digest in seal.inputs.items():
+        if name == "dataset" and dataset_digest(desk) != digest:
+            return f"the data set {desk.project.dataset.path} has changed since {artefact} was made"
+        if name in ("score", "embed", "select"):
+            upstream = standing(desk, name)  # type: ignore[arg-type]
+            if upstream.state == "stale":
+                return upstream.why
+            if upstream.seal is None or upstream.seal.digest != digest:
+                return f"{desk.artefact(name)} has changed since {artefact} was made"  # type: ignore[arg-type]
+    return ""
+
+
+def _first_stale(desk: Desk, stage: RowStage) -> RowStage:
+    """The earliest stage in the chain that has to be done again."""
+    for upstream in NEEDS.get(stage, ()):
+        seal = read_seal(desk.artefact(stage))
+        if seal is not None and upstream in seal.inputs and standing(desk, upstream).state != "done":
+            return _first_stale(desk, upstream)
+    return stage

@@ -1,0 +1,292 @@
+"""The run directory: where each artefact lives, how it comes to exist, and whether it is still true.
+
+An artefact exists when it is sealed: written under a temporary name, renamed, then a seal beside it with counts,
+reasons of refusal, digests of its inputs and the settings that made it. A lock dies with its process (flock).
+Row-wise stages gather their rows in `parts.py` first. Knows nothing of what the artefacts mean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from codetune import __version__
+from codetune.errors import BusyError, InputError, StaleError
+from codetune.project import Project
+
+# What belongs to a model besides its weights: any of these changes what it writes or how a prompt becomes tokens.
+MODEL_FILES = (".safetensors", ".json", ".model", ".txt", ".jinja", ".py")
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """What is known of an artefact; it stands beside it as `<artefact>.seal`."""
+
+    stage: str
+    digest: str
+    rows: int
+    refused: Mapping[str, int]
+    inputs: Mapping[str, str]  # name of the input -> digest
+    settings: Mapping[str, Any]  # dotted key -> value
+    overrides: Mapping[str, Any]  # those of the settings that came by flag
+    seconds: float
+    facts: Mapping[str, Any] = field(default_factory=dict)  # diagnostics of the stage
+    version: str = __version__
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The paths of one run. Benchmark artefacts are named by benchmark and model label."""
+
+    directory: Path
+
+    @property
+    def scores(self) -> Path:
+        return self.directory / "scores.jsonl"
+
+    @property
+    def embeddings(self) -> Path:
+        return self.directory / "embeddings.npy"
+
+    @property
+    def embedding_ids(self) -> Path:
+        return self.directory / "embeddings.ids"
+
+    @property
+    def projection(self) -> Path:
+        """The offline embedder's fitted projection, kept so that rows added later get comparable vectors."""
+        return self.directory / "embeddings.projection.npy"
+
+    @property
+    def selection(self) -> Path:
+        return self.directory / "selection.jsonl"
+
+    @property
+    def model(self) -> Path:
+        return self.directory / "model"
+
+    @property
+    def train(self) -> Path:
+        return self.directory / "train"
+
+    @property
+    def expected_outputs(self) -> Path:
+        return self.directory / ".cache" / "expected"
+
+    def completions(self, benchmark: str, label: str) -> Path:
+        return self.directory / "completions" / benchmark / f"{label}.jsonl"
+
+    def solutions(self, benchmark: str, label: str) -> Path:
+        return self.directory / "solutions" / benchmark / f"{label}.jsonl"
+
+    def evaluation(self, benchmark: str, label: str) -> Path:
+        return self.directory / "evaluation" / benchmark / f"{label}.json"
+
+    def parts(self, artefact: Path) -> Path:
+        return artefact.with_name(f"{artefact.name}.parts")
+
+
+def open_run(project: Project) -> Run:
+    """The project's run directory, made when missing, with `project.json` written. Raises InputError where the
+    directory belongs to another project or holds files of somebody else."""
+    directory, record = project.run_dir, project.run_dir / "project.json"
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"{directory} is a file; expected a directory. Set output_dir to another place")
+    owner = _owner(record)
+    if owner is not None and owner != project.name:
+        raise InputError(
+            f"{directory} belongs to project {owner!r}, this one is {project.name!r}. Set output_dir to another place, "
+            f"or remove that run: rm -r {directory}"
+        )
+    foreign = _foreign_files(directory) if owner is None else []
+    if foreign:
+        raise InputError(
+            f"{directory} holds {foreign[0]} but no project.json: not a run of codetune. Set output_dir to a new place"
+        )
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except (PermissionError, FileExistsError, NotADirectoryError) as why:
+        raise InputError(
+            f"{directory}: cannot be made ({why.strerror}). Set output_dir to a place you may write"
+        ) from None
+    write_text(record, _as_json(project))
+    return Run(directory)
+
+
+@contextlib.contextmanager
+def locked(run: Run, output: str, shard: tuple[int, int] | None = None) -> Iterator[None]:
+    """Holds `output` for this process. One shard excludes its own twin and every unsharded run of the same output.
+
+    Raises BusyError naming the run that holds it."""
+    with contextlib.ExitStack() as held:
+        if shard is None:
+            _lock(held, run, output, fcntl.LOCK_EX)
+        else:
+            _lock(held, run, output, fcntl.LOCK_SH)
+            _lock(held, run, f"{output}-{shard[0]}-of-{shard[1]}", fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A temporary path beside `target` (file or directory) that takes its place when the block ends without an error.
+    For whoever holds the lock of `target`: what a killed process left under the temporary name is removed first."""
+    yield from _replacing(target, target.with_name(f".{target.name}.tmp"))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a small file; safe where several processes write it at once (the last one stands)."""
+    with contextlib.contextmanager(_replacing)(path, path.with_name(f".{path.name}.{os.getpid()}.tmp")) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in lines)
+
+
+def _replacing(target: Path, temporary: Path) -> Iterator[Path]:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove(temporary)
+    try:
+        yield temporary
+        for path in [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]:
+            if path.is_file():
+                _flush(path)
+        if temporary.is_dir():
+            remove(target)
+        temporary.replace(target)
+        _flush(target.parent)
+    finally:
+        remove(temporary)
+
+
+def remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def seal_path(artefact: Path) -> Path:
+    return artefact.with_name(f"{artefact.name}.seal")
+
+
+def write_seal(artefact: Path, seal: Seal) -> None:
+    write_text(seal_path(artefact), json.dumps(asdict(seal), indent=2, ensure_ascii=False) + "\n")
+
+
+def read_seal(artefact: Path) -> Seal | None:
+    """The seal, or None where there is none; one without its artefact is none."""
+    try:
+        document = json.loads(seal_path(artefact).read_text(encoding="utf-8"))
+        return Seal(**document) if artefact.exists() else None
+    except FileNotFoundError:
+        return None
+    except (json.JSONDecodeError, TypeError) as why:
+        raise StaleError(
+            f"{seal_path(artefact)} is damaged ({why}). Remove it, and make it again: rm {seal_path(artefact)}"
+        ) from None
+
+
+def unseal(artefact: Path) -> None:
+    seal_path(artefact).unlink(missing_ok=True)
+
+
+class Digests:
+    """SHA-256 of files, remembered in the run directory by path, size, time and inode: weights are read once."""
+
+    def __init__(self, run: Run) -> None:
+        self._memory = run.directory / ".cache" / "digests.json"
+        try:
+            self._known: dict[str, list[Any]] = json.loads(self._memory.read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            self._known = {}
+
+    def file(self, path: Path) -> str:
+        status = path.stat()
+        mark = [status.st_size, status.st_mtime_ns, status.st_ino]
+        known = self._known.get(str(path.resolve()))
+        # A file touched within the last two seconds may change again within the clock's resolution: not remembered.
+        if known and known[0] == mark:
+            return str(known[1])
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if time.time() - status.st_mtime > 2:
+            self._known[str(path.resolve())] = [mark, digest]
+            write_text(self._memory, json.dumps(self._known))
+        return digest
+
+    def tree(self, path: Path) -> str:
+        """Of a model directory: the names and contents of its weights, configuration and tokenizer."""
+        files = sorted(file for file in path.iterdir() if file.suffix in MODEL_FILES and file.is_file())
+        return combined(f"{file.name} {self.file(file)}" for file in files)
+
+    def artefact(self, path: Path) -> str:
+        return self.tree(path) if path.is_dir() else self.file(path)
+
+
+def combined(parts: Iterable[str]) -> str:
+    """One digest of several texts."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _owner(record: Path) -> str | None:
+    try:
+        return str(json.loads(record.read_text(encoding="utf-8"))["settings"]["name"])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise InputError(f"{record} is damaged; expected what codetune wrote. Remove it: rm {record}") from None
+
+
+def _foreign_files(directory: Path) -> list[str]:
+    """What a run would not have left behind before its project.json; dot-files may be cut-off temporary ones."""
+    return sorted(path.name for path in directory.iterdir() if path.name[0] != ".") if directory.is_dir() else []
+
+
+def _as_json(project: Project) -> str:
+    document = {"root": str(project.root), "overrides": dict(project.overrides), "settings": project.model_dump()}
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def _lock(held: contextlib.ExitStack, run: Run, name: str, kind: int) -> None:
+    path = run.directory / ".locks" / name.replace("/", "-")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = held.enter_context(path.open("a+", encoding="utf-8"))
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "another run"
+        raise BusyError(
+            f"{run.directory}: {name} is being made by {holder}. Wait for it to end, or end it; then try again"
+        ) from None
+    # Only for the message above: what counts is the lock, which dies with its process.
+    file.truncate(0)
+    file.write(
+        f"process {os.getpid()} on {os.uname().nodename}, since {time.strftime('%H:%M:%S')}: {_command_line()}\n"
+    )
+    file.flush()
+
+
+def _command_line() -> str:
+    return " ".join(["codetune", *sys.argv[1:]])
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
