@@ -1,0 +1,173 @@
+"""A model's name -> its directory, tokenizer and network.
+
+Reads weights from safetensors only and runs no code that comes with a model. A checkpoint that leaves parameters
+unfilled is an error: transformers would draw them at random and only warn. Choosing and registering attention for
+training is `attention.py`; adapters are made in `adapt.py`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from codetune.data.hub import hub_snapshot, is_hub_id
+from codetune.errors import ModelError
+from codetune.project import Model
+
+HUB_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "model*.safetensors", "adapter_model.safetensors")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
+# None lets transformers choose: sdpa where the architecture has it.
+ATTENTION = {"auto": None, "sdpa": "sdpa", "eager": "eager"}
+
+
+def find_model(name: str) -> Path:
+    """The directory of a model that can be loaded: `name` itself, else the hub's snapshot of it."""
+    directory = Path(name).expanduser()
+    if not directory.is_dir():
+        if directory.exists():
+            raise ModelError(
+                f"{name} is a file. Expected: the directory that holds config.json and the weights of a model, or a "
+                "hub id. Set model.path to the directory."
+            )
+        if not is_hub_id(name):
+            raise ModelError(
+                f"There is no directory {name}. Expected: the directory of a model, or a hub id such as "
+                "deepseek-ai/deepseek-coder-6.7b-base. Mend model.path or --model."
+            )
+        directory = hub_snapshot(name, "model", HUB_FILES)
+    _require_loadable(directory, name)
+    return directory
+
+
+def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer, adding a BOS where its own configuration asks for one."""
+    settings = _read_json(path / "tokenizer_config.json")
+    # Not every backend of transformers 5 reads it from the file (DeepSeek-Coder's does not), all take it as argument.
+    asked = {key: settings[key] for key in ("add_bos_token",) if settings.get(key) is not None}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False, **asked)
+    except (OSError, ValueError, KeyError) as why:
+        raise ModelError(
+            f"The tokenizer in {path} cannot be read ({type(why).__name__}: {_first_line(why)}). Expected: the "
+            "tokenizer.json and tokenizer_config.json that belong to the model. Copy them there from its source."
+        ) from why
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"The tokenizer in {path} is of the slow kind, which cannot say where a token's characters lie. Expected: "
+            "a tokenizer.json. Load it once with transformers and save it: AutoTokenizer(...).save_pretrained(...)"
+        )
+    return tokenizer
+
+
+def load_model(path: Path, model: Model, device: str) -> PreTrainedModel:
+    """The network on `device`, in evaluation mode, in `model.dtype`."""
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=DTYPES[model.dtype],
+            attn_implementation=ATTENTION[model.attention],
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as why:
+        raise ModelError(
+            f"The model in {path} cannot be loaded ({type(why).__name__}: {_first_line(why)}). Expected: a config.json "
+            "and whole safetensors files that fit it. Copy or download the model again."
+        ) from why
+    network, report = loaded
+    _require_complete(report, path)
+    on_device: PreTrainedModel = network.to(device).eval()
+    return on_device
+
+
+def choose_device() -> str:
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
+
+
+def _require_loadable(directory: Path, name: str) -> None:
+    if (directory / "adapter_config.json").is_file() and (directory / "adapter_model.safetensors").is_file():
+        return
+    if not (directory / "config.json").is_file():
+        raise ModelError(
+            f"{name} holds no config.json ({directory}). Expected: the directory of a model as transformers saves it. "
+            "Mend model.path or --model."
+        )
+    _require_safetensors(directory, name)
+    _require_no_remote_code(directory, name)
+
+
+def _require_safetensors(directory: Path, name: str) -> None:
+    if (directory / "model.safetensors").is_file():
+        return
+    shards = sorted(set(_read_json(directory / "model.safetensors.index.json").get("weight_map", {}).values()))
+    absent = [shard for shard in shards if not (directory / shard).is_file()]
+    if shards and not absent:
+        return
+    if shards:
+        raise ModelError(
+            f"{name} lacks {len(absent)} of its {len(shards)} weight files ({directory}: {', '.join(absent[:3])}). "
+            f"Expected: all that its index names. Copy or download them again: hf download {name}"
+        )
+    if any(found for pattern in PICKLES for found in directory.glob(pattern)):
+        raise ModelError(
+            f"{name} has pickle weights only ({directory}). Expected: safetensors, because reading a pickle can run "
+            f"code. Convert it, if you trust its source: {conversion_command(directory)}"
+        )
+    raise ModelError(
+        f"{name} holds no weights ({directory}). Expected: model.safetensors, or its parts and their index. Copy them "
+        "there; a model that the hub has as pickle files only must be downloaded whole and converted to safetensors."
+    )
+
+
+def conversion_command(directory: Path) -> str:
+    """A shell command that writes the model beside itself as safetensors, with its tokenizer."""
+    program = (
+        "import sys, transformers as t; old, new = sys.argv[1:]; "
+        "t.AutoModelForCausalLM.from_pretrained(old, use_safetensors=False, dtype='auto').save_pretrained(new); "
+        "t.AutoTokenizer.from_pretrained(old).save_pretrained(new)"
+    )
+    return f'python -c "{program}" {directory} {directory}-safetensors'
+
+
+def _require_no_remote_code(directory: Path, name: str) -> None:
+    settings = _read_json(directory / "config.json")
+    # Where transformers knows the architecture itself, it leaves the code in the directory alone.
+    if settings.get("auto_map") and settings.get("model_type") not in CONFIG_MAPPING:
+        raise ModelError(
+            f"{name} is of the type {settings.get('model_type')!r}, which needs Python code that comes with the model "
+            f"({directory}/config.json: auto_map). Expected: an architecture that transformers knows; this version "
+            "runs no remote code. Choose another model."
+        )
+
+
+def _require_complete(report: Mapping[str, Any], path: Path) -> None:
+    unfilled = sorted({*report["missing_keys"], *(str(mismatch[0]) for mismatch in report["mismatched_keys"])})
+    if unfilled:
+        raise ModelError(
+            f"The weights in {path} leave {len(unfilled)} parameters unfilled ({', '.join(unfilled[:3])}). Expected: "
+            "every parameter of config.json with its shape. Copy or download the model again."
+        )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as why:
+        raise ModelError(
+            f"{path} is not JSON ({_first_line(why)}). Expected: the file as it was saved. Copy it again."
+        ) from why
+    return content if isinstance(content, dict) else {}
+
+
+def _first_line(why: Exception) -> str:
+    return str(why).partition("\n")[0]
