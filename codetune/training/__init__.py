@@ -1,0 +1,1 @@
+"""Selected rows to trained weights, through the Trainer of transformers."""

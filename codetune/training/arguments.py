@@ -1,0 +1,61 @@
+"""`project.Training` -> `TrainingArguments`: what the Trainer of transformers is asked to do, and what it is kept from.
+
+Its own logging, saving, progress bars and reports are off (meter.py and checkpoint.py do these), and one step of its
+loop is one optimizer step, whatever the accumulation (see exact.py)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import TrainingArguments
+
+from codetune.errors import ProjectError
+from codetune.project import Training
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+def training_arguments(
+    training: Training, precision: Precision, steps: int, seed: int, directory: Path, device: str
+) -> TrainingArguments:
+    """`precision` is that of the arithmetic; weights that are trained are float32 always."""
+    on_cpu = device == "cpu"
+    if on_cpu and precision == "float16":
+        raise ProjectError(
+            "model.dtype is float16, and there is no GPU. Expected: a number format that this machine can train in. "
+            "Set model.dtype: bfloat16 or float32."
+        )
+    arguments = TrainingArguments(
+        output_dir=str(directory),
+        seed=seed,
+        max_steps=steps,
+        gradient_accumulation_steps=1,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=training.scheduler,
+        warmup_steps=training.warmup_steps,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        optim=training.optimizer,
+        bf16=precision == "bfloat16",
+        fp16=precision == "float16",
+        tf32=training.tf32 if _has_tf32(device) else None,
+        use_cpu=on_cpu,
+        ddp_find_unused_parameters=False,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        logging_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        log_level="error",
+    )
+    # Several visible GPUs and one process would become DataParallel, which splits the batch by rows.
+    _ = arguments.device  # finds the devices, and would count them later again
+    arguments._n_gpu = min(1, arguments._n_gpu)
+    return arguments
+
+
+def _has_tf32(device: str) -> bool:
+    return device != "cpu" and torch.cuda.get_device_capability(device)[0] >= 8

@@ -1,0 +1,82 @@
+"""The course of a training: what is due at the end of each step (a line of metrics, a checkpoint, an end), and what
+came of it all. Holds the only state that changes while the Trainer runs; a checkpoint takes it along."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from codetune.project import Training
+from codetune.training.checkpoint import Checkpoint, Facts, prune_checkpoints, seal_checkpoint
+from codetune.training.meter import Meter, StepFacts, append_line, cut
+
+Report = Callable[[Mapping[str, float | None]], None]
+
+
+class Course:
+    def __init__(self, settings: Training, directory: Path, facts: Facts, steps: int, report: Report) -> None:
+        self.steps, self.step, self.meter = steps, 0, Meter()
+        self.interrupted = False
+        self._settings, self._directory, self._facts, self._report = settings, directory, facts, report
+        self._last_saved = time.monotonic()
+
+    def begin(self, checkpoint: Checkpoint | None) -> None:
+        """From the checkpoint, or from nothing; lines of metrics behind it are dropped."""
+        if checkpoint is not None:
+            self.step, self.meter = checkpoint.step, Meter.restored(checkpoint.meter)
+        cut(self._metrics, self.step)
+
+    def on_step(self, step: int, epoch: float, facts: StepFacts) -> tuple[bool, bool]:
+        """Whether to write a checkpoint, and whether to stop."""
+        self.step = step
+        self.meter = self.meter.plus(facts, torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None)
+        if step % self._settings.logging_steps == 0 or step == self.steps:
+            append_line(self._metrics, self.meter.line(step, epoch))
+            self.meter = self.meter.after_line()
+        shown = {"loss": facts.loss, "learning_rate": facts.learning_rate, "grad_norm": facts.grad_norm}
+        self._report({"step": step, "steps": self.steps, "epoch": epoch, **shown})
+        return self.interrupted or self._is_save_due(), self.interrupted
+
+    def on_saved(self, path: Path, step: int) -> None:
+        seal_checkpoint(path, step, self._facts, self.meter.state())
+        prune_checkpoints(self._directory, self._settings.keep_checkpoints)
+        self._last_saved = time.monotonic()
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM ask for a checkpoint and an end after the step at hand; the second one ends at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # Python hands signals to the main thread only
+            return
+        earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def note(number: int, frame: Any) -> None:
+            self.interrupted = True
+            signal.signal(number, earlier[signal.Signals(number)])
+
+        for number in earlier:
+            signal.signal(number, note)
+        try:
+            yield
+        finally:
+            for number, handler in earlier.items():
+                signal.signal(number, handler)
+
+    @property
+    def _metrics(self) -> Path:
+        return self._directory / "metrics.jsonl"
+
+    def _is_save_due(self) -> bool:
+        every, minutes = self._settings.save_steps, self._settings.save_minutes
+        if every is not None and self.step % every == 0:
+            return True
+        # The end needs none: the model itself is saved then.
+        waited = time.monotonic() - self._last_saved
+        return minutes is not None and waited >= 60 * minutes and self.step < self.steps

@@ -1,0 +1,142 @@
+"""The Trainer of transformers, with one loader item for each optimizer step (measured in accelerate 1.15, transformers
+5.17-5.23; both are adapted here and nowhere else).
+
+Its loop wants a fixed number of micro-batches a step; here the item holds all of them, `training_step` loops, and the
+loss is divided by the answer tokens of the whole step. So micro-batches may differ in number and size, and a resumed
+run finds its place by counting steps. The loader goes to the loop unprepared: accelerate's own sharding repeats rows at
+the end of an epoch and loses the epoch number when it skips."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.data_loader import DataLoaderShard
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from codetune.errors import CodetuneError
+from codetune.training.checkpoint import Checkpoint
+from codetune.training.collate import Collator, token_losses
+from codetune.training.corpus import Corpus
+from codetune.training.meter import StepFacts
+from codetune.training.steps import StepPlan
+
+
+class ExactTrainer(Trainer):
+    """`on_step(step, epoch, facts)` says whether to write a checkpoint and whether to stop; `on_saved(path, step)`
+    comes when one is written."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        arguments: TrainingArguments,
+        corpus: Corpus,
+        plan: StepPlan,
+        collator: Collator,
+        on_step: Callable[[int, float, StepFacts], tuple[bool, bool]],
+        on_saved: Callable[[Path, int], None],
+    ) -> None:
+        super().__init__(model=model, args=arguments, train_dataset=corpus, data_collator=collator)
+        self.remove_callback(PrinterCallback)
+        self.add_callback(_StepEnd(self._end_step))
+        self.model_accepts_loss_kwargs = True  # so that the step's tokens are counted for every architecture
+        self._plan, self._on_step, self._on_saved = plan, on_step, on_saved
+        self._clock = time.perf_counter()
+        self._loss = self._learning_rate = self._grad_norm = 0.0
+        self._counts = {"tokens": 0, "tokens_seen": 0, "samples": 0}
+        self._rows: list[str] = []
+
+    def run(self, checkpoint: Checkpoint | None) -> None:
+        """Trains to the last step, from the checkpoint where there is one."""
+        if checkpoint is None:
+            self.train()
+        elif checkpoint.step < self.args.max_steps:
+            self.train(resume_from_checkpoint=str(checkpoint.path))
+        else:  # the loop looks whether it is done only after a step
+            self._load_from_checkpoint(str(checkpoint.path))
+
+    def get_train_dataloader(self) -> Any:
+        self._clock = time.perf_counter()
+        return DataLoaderShard(
+            self.train_dataset,
+            device=self.args.device,
+            batch_sampler=self._plan,
+            collate_fn=self.data_collator,
+        )
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        model.train()
+        assert num_items_in_batch is not None
+        batches = inputs["micro_batches"]
+        total = torch.zeros((), device=self.args.device)
+        for number, batch in enumerate(batches):
+            last = number + 1 == len(batches)
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                with self.compute_loss_context_manager():
+                    losses = token_losses(model, batch)
+                    loss = losses.sum() / num_items_in_batch
+                if not torch.isfinite(loss):
+                    raise CodetuneError(self._not_finite("loss", _rows_not_finite(losses, batch)))
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        self._loss, self._learning_rate = total.item(), float(self._get_learning_rate())
+        self._counts = {name: inputs[name] for name in self._counts}
+        self._rows = [row for batch in batches for row in batch["rows"]]
+        return total
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        return 0
+
+    def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
+        norm = super()._clip_grad_norm(model)
+        self._grad_norm = float(norm)
+        # With float16 the scaler skips such a step and lowers its scale; elsewhere it would spoil every weight.
+        if not self.args.fp16 and not torch.isfinite(torch.as_tensor(self._grad_norm)):
+            raise CodetuneError(self._not_finite("gradient", self._rows))
+        return norm
+
+    def _end_step(self, step: int, epoch: float) -> tuple[bool, bool]:
+        now = time.perf_counter()
+        seconds, self._clock = now - self._clock, now
+        facts = StepFacts(self._loss, self._learning_rate, self._grad_norm, seconds=seconds, **self._counts)
+        return self._on_step(step, epoch, facts)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        step = self.state.global_step
+        self._on_saved(Path(self.args.output_dir) / f"checkpoint-{step}", step)
+        self._clock = time.perf_counter()  # the time that saving took is no training time
+
+    def _not_finite(self, what: str, rows: list[str]) -> str:
+        named = ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
+        return (
+            f"The {what} is not a finite number in step {self.state.global_step + 1} of {self.state.max_steps}, on the "
+            f"rows {named}. Expected: a number. Look at these rows, or lower train.learning_rate (now "
+            f"{self.args.learning_rate:g}), or set model.dtype: float32."
+        )
+
+
+class _StepEnd(TrainerCallback):
+    def __init__(self, end_step: Callable[[int, float], tuple[bool, bool]]) -> None:
+        self._end_step = end_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        save, stop = self._end_step(state.global_step, state.epoch)
+        control.should_save = control.should_save or save
+        control.should_training_stop = control.should_training_stop or stop
+
+
+def _rows_not_finite(losses: torch.Tensor, batch: dict[str, Any]) -> list[str]:
+    """The rows with a loss that is not finite; all of the micro-batch where only the sum is not."""
+    bad, start = [], 0
+    for row, end in zip(batch["rows"], batch["row_ends"], strict=True):
+        if not torch.isfinite(losses[start:end]).all():
+            bad.append(row)
+        start = end
+    return bad or list(batch["rows"])

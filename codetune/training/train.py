@@ -1,0 +1,222 @@
+"""Selected rows and a base model -> trained weights, checkpoints and `metrics.jsonl`. Slow; writes in `directory`, and
+the finished model in `saved`.
+
+Called again after any end it continues from its last whole checkpoint, on CPU bit by bit as if never interrupted.
+One process so far; launching more is not its business."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from peft import PeftModel
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from codetune.data.tokens import TrainingTokens, training_tokens
+from codetune.errors import DataError, ModelError, ProjectError
+from codetune.model.adapt import adapt
+from codetune.model.attention import attention_for, require_isolation
+from codetune.model.load import choose_device, load_model, load_tokenizer
+from codetune.project import Project
+from codetune.records import Example, Refusal
+from codetune.training.arguments import Precision, training_arguments
+from codetune.training.checkpoint import Facts, last_checkpoint
+from codetune.training.collate import Collator
+from codetune.training.corpus import Corpus, write_corpus
+from codetune.training.course import Course, Report
+from codetune.training.exact import ExactTrainer
+from codetune.training.finish import save_trained
+from codetune.training.steps import StepPlan, samples_per_step, total_steps
+
+PROCESSES = 1
+# What changes where and how fast a step is computed, or what is written down, but not what is learned from.
+FREE_TO_CHANGE = {
+    *("per_device_batch_size", "gradient_accumulation_steps", "global_batch_size"),  # their product is a fact
+    *("gradient_checkpointing", "logging_steps", "save_minutes", "save_steps", "keep_checkpoints", "report_to"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSummary:
+    """What the training came to, over all its calls. `last_loss` is the last step's."""
+
+    rows: int
+    dropped: tuple[Refusal, ...]
+    truncated_rows: int
+    lost_tokens: int
+    steps: int
+    tokens: int
+    padding_rate: float
+    seconds: float
+    peak_memory_bytes: int | None
+    last_loss: float | None
+
+
+def train(
+    examples: Iterable[Example], project: Project, model_path: Path, directory: Path, saved: Path, report: Report
+) -> TrainingSummary:
+    """`report` gets every step as `{"step", "steps", "epoch", "loss", "learning_rate", "grad_norm"}`. Ctrl-C and
+    SIGTERM end it as KeyboardInterrupt, after the step at hand and a checkpoint; a second one at once."""
+    transformers_logging.disable_progress_bar()
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer = load_tokenizer(model_path)
+    rows = _Rows(examples, project, tokenizer)
+    corpus = write_corpus(rows, directory / "tokens.i32")
+    _require_rows(corpus, rows)
+    facts = _facts(project, model_path, corpus)
+    checkpoint = last_checkpoint(directory, facts)
+    model, precision = _load(project, model_path, corpus)
+    steps = total_steps(project.train, len(corpus), PROCESSES)
+    course = Course(project.train, directory, facts, steps, report)
+    course.begin(checkpoint)
+    trainer = _trainer(project, model, precision, tokenizer, corpus, course, directory)
+    with course.interruptible():
+        trainer.run(checkpoint)
+    if course.interrupted:
+        raise KeyboardInterrupt
+    save_trained(model, tokenizer, project.model.chat_format, precision, rows.last_tokens, saved)
+    (directory / "tokens.i32").unlink()
+    return _summary(len(corpus), rows, course)
+
+
+class _Rows:
+    """Tokenises while it is iterated over, and keeps count of what is lost on the way."""
+
+    def __init__(self, examples: Iterable[Example], project: Project, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._examples, self._project, self._tokenizer = examples, project, tokenizer
+        self.dropped: list[Refusal] = []
+        self.truncated_rows = self.lost_tokens = 0
+        self.last_tokens: frozenset[int] = frozenset()
+
+    def __iter__(self) -> Iterator[tuple[str, TrainingTokens]]:
+        settings, chat_format = self._project.train, self._project.model.chat_format
+        for example in self._examples:
+            tokens = training_tokens(self._tokenizer, chat_format, example, settings.max_length, settings.too_long)
+            if isinstance(tokens, Refusal):
+                self.dropped.append(tokens)
+                continue
+            self.truncated_rows += tokens.truncated
+            self.lost_tokens += tokens.lost_tokens
+            if not tokens.truncated:
+                last = max(place for place, learned in enumerate(tokens.learned) if learned)
+                self.last_tokens |= {tokens.ids[last]}
+            yield example.id, tokens
+
+
+def _require_rows(corpus: Corpus, rows: _Rows) -> None:
+    if not len(corpus):
+        reasons = sorted({refusal.reason for refusal in rows.dropped})
+        raise DataError(
+            f"No row is left to train on: {len(rows.dropped)} dropped ({'; '.join(reasons) or 'none given'}). "
+            "Expected: at least one. Raise train.max_length, or select other rows."
+        )
+
+
+def _facts(project: Project, model_path: Path, corpus: Corpus) -> Facts:
+    """What a checkpoint must share with the training that continues it."""
+    settings = project.train.model_dump(mode="json", exclude=FREE_TO_CHANGE)
+    for unused in {"lora", "quantization"} - {project.train.method}:
+        settings.pop(unused)
+    weights = sorted([*model_path.glob("config.json"), *model_path.glob("*.safetensors")])
+    return {
+        "seed": project.seed,
+        "rows": len(corpus),
+        "digest of the rows": corpus.digest,
+        "samples of a step": samples_per_step(project.train, PROCESSES),
+        "files of the base model": {file.name: file.stat().st_size for file in weights},
+        "model.dtype": project.model.dtype,
+        **{f"train.{name}": value for name, value in settings.items()},
+    }
+
+
+def _load(project: Project, model_path: Path, corpus: Corpus) -> tuple[PreTrainedModel | PeftModel, Precision]:
+    """The network to train and the precision of the arithmetic. Weights that are trained are float32: updates are
+    smaller than the steps of bfloat16. Frozen ones, below adapters, are in `model.dtype`."""
+    precision = _precision(project, model_path)
+    dtype = "float32" if project.train.method == "full" else precision
+    settings = project.model.model_copy(update={"dtype": dtype, "attention": "auto"})
+    network = load_model(model_path, settings, choose_device())
+    network.set_attn_implementation(attention_for(project.model.attention, project.train.pad_mode))
+    _require_fit(network, corpus)
+    if project.train.pad_mode == "dynamic_pack":
+        require_isolation(network)
+    if project.train.gradient_checkpointing:
+        _recompute_activations(network)
+    return adapt(network, project.train.method, project.train.lora, project.seed), precision
+
+
+def _precision(project: Project, model_path: Path) -> Precision:
+    if project.model.dtype != "auto":
+        return project.model.dtype
+    configured = AutoConfig.from_pretrained(model_path, local_files_only=True).dtype
+    match str(configured).removeprefix("torch."):
+        case "bfloat16":
+            return "bfloat16"
+        case "float16":
+            return "float16"
+        case _:
+            return "float32"
+
+
+def _require_fit(network: PreTrainedModel, corpus: Corpus) -> None:
+    vocabulary = network.get_input_embeddings().num_embeddings
+    if corpus.largest_token >= vocabulary:
+        raise ModelError(
+            f"The tokenizer gives token {corpus.largest_token}, the model's embeddings end at {vocabulary - 1}. "
+            "Expected: a tokenizer that belongs to the model. Set model.path to a directory where they do."
+        )
+    window = getattr(network.config, "max_position_embeddings", None)
+    if window is not None and corpus.longest > window:
+        raise ProjectError(
+            f"The longest sample has {corpus.longest} tokens, the model's window {window}. Expected: samples that fit. "
+            f"Set train.max_length: {window}"
+        )
+
+
+def _recompute_activations(network: PreTrainedModel) -> None:
+    """Never the reentrant kind: it fails with adapters, and with several processes."""
+    options = {"use_reentrant": False}
+    if hasattr(network, "activation_checkpointing_enable"):  # its name since transformers 5.20 or so
+        network.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+    else:
+        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+
+
+def _trainer(
+    project: Project,
+    model: PreTrainedModel | PeftModel,
+    precision: Precision,
+    tokenizer: PreTrainedTokenizerBase,
+    corpus: Corpus,
+    course: Course,
+    directory: Path,
+) -> ExactTrainer:
+    settings = project.train
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return ExactTrainer(
+        model,
+        training_arguments(settings, precision, course.steps, project.seed, directory, choose_device()),
+        corpus,
+        StepPlan(len(corpus), samples_per_step(settings, PROCESSES), project.seed),
+        Collator(settings.pad_mode, settings.per_device_batch_size, settings.max_length, padding),
+        course.on_step,
+        course.on_saved,
+    )
+
+
+def _summary(rows: int, counted: _Rows, course: Course) -> TrainingSummary:
+    total = course.meter.since_start
+    return TrainingSummary(
+        rows=rows,
+        dropped=tuple(counted.dropped),
+        truncated_rows=counted.truncated_rows,
+        lost_tokens=counted.lost_tokens,
+        steps=course.step,
+        tokens=total.tokens,
+        padding_rate=total.padding_rate,
+        seconds=total.seconds,
+        peak_memory_bytes=course.meter.peak_memory_bytes,
+        last_loss=course.meter.last_loss,
+    )
