@@ -1,0 +1,276 @@
+"""Rows of every kind of file, each refusal by its reason, and damaged files by their line."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import time
+import tracemalloc
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import huggingface_hub.constants
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from codetune.data import files
+from codetune.data.source import dataset_fingerprint, read_examples
+from codetune.errors import DataError
+from codetune.project import Dataset
+from codetune.records import Example, Message, Refusal, content_id
+
+PAIR = {"problem": "Add two numbers.", "solution": "def add(a, b):\n    return a + b"}
+PAIR_ID = content_id([Message("user", PAIR["problem"]), Message("assistant", PAIR["solution"])])
+
+
+def rows_of(path: Path, **columns: str) -> list[Example | Refusal]:
+    return list(read_examples(Dataset(path=str(path), **columns), str(path)))
+
+
+def write_lines(path: Path, rows: Sequence[object]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def distinct(count: int) -> list[dict[str, str]]:
+    return [{"problem": f"Task {number}", "solution": f"answer({number})"} for number in range(count)]
+
+
+def test_a_row_becomes_an_example_with_its_content_id(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [PAIR])
+    messages = (Message("user", PAIR["problem"]), Message("assistant", PAIR["solution"]))
+    assert rows_of(path) == [Example(PAIR_ID, messages, f"{path}:1")]
+
+
+def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
+    rows = [*distinct(5), {"problem": "schön 😀", "solution": "print('日本')"}]
+    array = json.dumps(rows, ensure_ascii=False, indent=1)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "a.json").write_text("\ufeff" + array, encoding="utf-8")
+    (tmp_path / "b.json").write_text(lines, encoding="utf-8")
+    (tmp_path / "c.jsonl").write_text("\n" + lines, encoding="utf-8")
+    (tmp_path / "d.json.gz").write_bytes(gzip.compress(array.encode()))
+    (tmp_path / "e.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "f.parquet")
+    expected = [row.id for row in rows_of(tmp_path / "a.json")]
+    assert len(set(expected)) == 6
+    places = {}
+    for name in ("a.json", "b.json", "c.jsonl", "d.json.gz", "e.jsonl.gz", "f.parquet"):
+        found = rows_of(tmp_path / name)
+        assert [row.id for row in found] == expected
+        places[name] = found[1].at.removeprefix(f"{tmp_path / name}:")
+    assert places == dict(zip(places, ["row 2", "2", "3", "row 2", "2", "row 2"], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("row", "reason", "has_id"),
+    [
+        ([1], "not an object", False),
+        ({"problem": "x", "solution": 3}, "answer is not text", False),
+        ({"problem": None, "solution": "y"}, "instruction is not text", False),
+        ({"problem": "x", "solution": "y", "input": 1}, "input is not text", False),
+        ({"problem": "x"}, "no column solution", False),
+        ({"solution": "x"}, "no column problem", False),
+        ({"problem": "x", "solution": "\ud800"}, "text is not valid Unicode", False),
+        ({"problem": "x", "solution": " \n"}, "empty answer", True),
+        ({"problem": " ", "solution": "y"}, "empty instruction", True),
+        ({"messages": "x"}, "messages is not a list of objects", False),
+        ({"messages": [{"role": "user"}]}, "a message's content is not text", False),
+        (
+            {"messages": [{"role": "tool", "content": "x"}]},
+            "a message's role is none of system, user, assistant",
+            False,
+        ),
+        ({"messages": []}, "does not end with an assistant's turn", True),
+        ({"messages": [{"role": "user", "content": "x"}]}, "does not end with an assistant's turn", True),
+        (
+            {"messages": [{"role": "system", "content": "x"}, {"role": "assistant", "content": "y"}]},
+            "no user's turn before the answer",
+            True,
+        ),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_refused_and_stops_no_other(
+    tmp_path: Path, row: object, reason: str, has_id: bool
+) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [PAIR, row, *distinct(1)])
+    first, refused, last = rows_of(path)
+    assert isinstance(first, Example)
+    assert isinstance(last, Example)
+    assert isinstance(refused, Refusal)
+    assert (refused.reason, refused.at, refused.id is not None) == (reason, f"{path}:2", has_id)
+
+
+def test_alpacas_input_follows_the_instruction_after_a_blank_line(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [{**PAIR, "input": "2 and 3"}, {**PAIR, "input": " "}])
+    with_input, without = rows_of(path)
+    assert isinstance(with_input, Example)
+    assert with_input.instruction == "Add two numbers.\n\n2 and 3"
+    assert without.id == PAIR_ID
+
+
+def test_a_chat_of_several_turns_keeps_them_all(tmp_path: Path) -> None:
+    turns = [("system", "Be brief."), ("user", "hi"), ("assistant", "yo"), ("user", "more"), ("assistant", "yo yo")]
+    row = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    (example,) = rows_of(write_lines(tmp_path / "a.jsonl", [row]))
+    assert isinstance(example, Example)
+    assert [(message.role, message.content) for message in example.messages] == turns
+    assert example.answer == "yo yo"
+
+
+def test_a_second_identical_row_names_the_first_across_files(tmp_path: Path) -> None:
+    write_lines(tmp_path / "a.jsonl", [*distinct(2), PAIR])
+    write_lines(tmp_path / "b.jsonl", [PAIR, {**PAIR, "other": 1}])
+    found = rows_of(tmp_path)
+    assert [row.at for row in found] == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3", "b.jsonl:1", "b.jsonl:2"]
+    assert found[3:] == [
+        Refusal(None, "duplicate of a.jsonl:3", "b.jsonl:1"),
+        Refusal(None, "duplicate of a.jsonl:3", "b.jsonl:2"),
+    ]
+
+
+def test_a_glob_and_a_directory_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    write_lines(tmp_path / "deep" / "b.jsonl", distinct(1))
+    write_lines(tmp_path / "a.jsonl", [PAIR])
+    write_lines(tmp_path / ".hidden.jsonl", distinct(3))
+    (tmp_path / "README.md").write_text("not data")
+    assert [row.at for row in rows_of(tmp_path)] == ["a.jsonl:1", "deep/b.jsonl:1"]
+    assert [row.at for row in rows_of(tmp_path / "**" / "*.jsonl")] == ["a.jsonl:1", "deep/b.jsonl:1"]
+
+
+def test_a_missing_column_is_an_error_that_lists_those_that_exist(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [{"instruction": "x", "output": "y"}])
+    with pytest.raises(DataError, match=r"a.jsonl:1 has no column problem and no column solution; it has instruction"):
+        rows_of(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"problem": "x", "solution": "y"}\n{"pro', r"a.jsonl:2 is not JSON"),
+        ("a.jsonl", b'{"problem": "x", "solution": "y"}\n{"problem": "\xff"}', r"a.jsonl:2 is not JSON"),
+        ("a.json", b'[\n{"problem": "x", "solution": "y"},\n{"problem": "x y', r"a.json:3: the file breaks off inside"),
+        ("a.json", b'[\n{"problem": "x", "solution": "y"},\n', r"a.json:2: the file breaks off inside"),
+        ("a.json", b'[\n{"problem": "x", "solution": "y"}\n', r"a.json:2: the array breaks off after row 1"),
+        ("a.json", b'[\n{"problem": "x", "solution": "y"}\n{}]', r"a.json:3: '\{' follows row 1"),
+        (
+            "a.json",
+            b'[\n{"problem": "x", "solution": "y"},\n{"problem" 3, "solution": "a long"}]',
+            r"a.json:3: not JSON",
+        ),
+        ("a.json", b'[\n{"problem": "x", "solution": "y"},\n\n"\xff"]', r"a.json:4: not UTF-8"),
+        ("a.json", b'[{"problem": "x", "solution": "y"}]\n\n x', r"a.json:3: something follows the array"),
+        ("a.jsonl.gz", gzip.compress(b'{"problem": "x", "solution": "y"}\n' * 50)[:40], r"cannot be read to its end"),
+        ("a.json.gz", b"plain", r"cannot be read to its end"),
+        ("a.parquet", b"PAR1 is not enough", r"cannot be read after row 0"),
+    ],
+)
+def test_a_damaged_file_is_an_error_with_its_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        rows_of(tmp_path / name)
+
+
+def test_the_line_where_a_real_file_breaks_off_is_right(shared_data: Path, tmp_path: Path) -> None:
+    text = (shared_data / "instruct" / "evol-round1.json").read_text(encoding="utf-8")
+    lines = text.split("\n")[:1203]
+    path = tmp_path / "cut.json"
+    path.write_text("\n".join(lines)[:-3], encoding="utf-8")
+    with pytest.raises(DataError, match=r"cut\.json:1203: "):
+        rows_of(path, instruction="instruction", response="output")
+
+
+def test_real_sets_are_read_whole_with_every_row_counted(shared_data: Path) -> None:
+    evol = rows_of(shared_data / "instruct" / "evol-round1.json", instruction="instruction", response="output")
+    assert len(evol) == 1966
+    alpaca = rows_of(shared_data / "instruct" / "code-alpaca-20k.json.gz", instruction="instruction", response="output")
+    kinds = Counter(row.kind for row in alpaca if isinstance(row, Refusal))
+    assert len(alpaca) == 20022
+    assert kinds["empty answer"] == 6
+    assert set(kinds) <= {"empty answer", "duplicate"}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    values=st.lists(st.recursive(st.none() | st.integers() | st.text(), st.lists, max_leaves=6)),
+    chunk=st.integers(1, 9),
+)
+def test_an_array_is_read_alike_whatever_the_size_of_the_window(
+    tmp_path_factory: pytest.TempPathFactory, values: list[object], chunk: int
+) -> None:
+    path = tmp_path_factory.mktemp("array") / "a.json"
+    path.write_text(json.dumps(values, ensure_ascii=False, indent=0), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "CHUNK_BYTES", chunk)
+        assert [row.value for row in files.read_json_rows(path, "a")] == values
+
+
+def test_a_row_leaves_less_than_two_hundred_bytes_behind(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", distinct(40_000))
+    tracemalloc.start()
+    rows = read_examples(Dataset(path=str(path)), str(path))
+    next(rows)
+    before, _ = tracemalloc.get_traced_memory()
+    count = sum(1 for _ in rows)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (peak - before) / count < 200
+
+
+@pytest.mark.parametrize("name", ["none.jsonl", "./none", "a/b/c", "none/*.json"])
+def test_a_path_without_data_is_an_error(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=r"There is no file|has no data files"):
+        list(read_examples(Dataset(path=name), name))
+
+
+def fake_hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+def test_a_hub_data_set_in_the_cache_is_read_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_hub(tmp_path, monkeypatch)
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    (tmp_path / "datasets--some--set" / "refs").mkdir(parents=True)
+    (tmp_path / "datasets--some--set" / "refs" / "main").write_text(commit)
+    (tmp_path / "datasets--some--set" / "snapshots" / commit).mkdir(parents=True)
+    write_lines(tmp_path / "datasets--some--set" / "snapshots" / commit / "train.jsonl", [PAIR, PAIR])
+    dataset = Dataset(path="some/set")
+    first, second = read_examples(dataset, "some/set")
+    assert (first.id, first.at) == (PAIR_ID, "some/set:row 1")
+    assert second == Refusal(None, "duplicate of some/set:row 1", "some/set:row 2")
+    digest = dataset_fingerprint(dataset, "some/set", lambda path: pytest.fail(str(path)))
+    assert digest == hashlib.sha256(f"some/set\0{commit}\0train".encode()).hexdigest()
+    with pytest.raises(DataError, match="split other of some/set"):
+        list(read_examples(Dataset(path="some/set", split="other"), "some/set"))
+
+
+def test_a_hub_data_set_that_cannot_be_asked_for_is_an_error_within_five_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_hub(tmp_path, monkeypatch)
+    started = time.monotonic()
+    with pytest.raises(DataError, match="the hub cannot be asked"):
+        list(read_examples(Dataset(path="some/none"), "some/none"))
+    assert time.monotonic() - started < 5
+
+
+def test_the_fingerprint_follows_names_and_contents(tmp_path: Path) -> None:
+    def fingerprint() -> str:
+        dataset = Dataset(path=str(tmp_path))
+        return dataset_fingerprint(dataset, str(tmp_path), lambda file: hashlib.sha256(file.read_bytes()).hexdigest())
+
+    write_lines(tmp_path / "a.jsonl", [PAIR])
+    first = fingerprint()
+    assert first == fingerprint()
+    (tmp_path / "a.jsonl").rename(tmp_path / "b.jsonl")
+    renamed = fingerprint()
+    write_lines(tmp_path / "b.jsonl", distinct(1))
+    assert len({first, renamed, fingerprint()}) == 3
