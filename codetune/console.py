@@ -21,6 +21,7 @@ from rich.text import Text
 from codetune.errors import CodetuneError
 
 T = TypeVar("T")
+_warned: set[str] = set()
 _STDERR_WIDTH_WITHOUT_TERMINAL = 10_000  # a message in a log file is one line
 
 
@@ -76,6 +77,12 @@ def show_error(error: CodetuneError) -> None:
 
 def warn(message: str) -> None:
     _stderr().print(Text(f"warning: {message}", style="yellow"), soft_wrap=True)
+
+
+def warn_once(message: str) -> None:
+    if message not in _warned:
+        _warned.add(message)
+        warn(message)
 
 
 def note(message: str) -> None:

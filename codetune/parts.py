@@ -131,9 +131,8 @@ def open_parts(directory: Path, settings: Mapping[str, Any], refuse_others: bool
                 f"Use the same settings, or start anew: rm -r {directory}"
             )
         started_anew = bool(different)
-    if started_anew:
-        remove(directory)
     if started_anew or not record.exists():
+        remove(directory)
         write_text(record, json.dumps(dict(settings), indent=2) + "\n")
     return started_anew
 
@@ -169,3 +168,33 @@ def _read_header(line: bytes) -> dict[str, Any] | None:
     except (json.JSONDecodeError, UnicodeDecodeError):
         return None  # a block that was cut off: whoever lost it does it again
     return header if line.endswith(b"\n") else None
+
+
+class LineLog:
+    """JSON documents appended one a line (completions, verdicts). Opening cuts away a last line that is not whole."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        end = 0
+        self.found: list[dict[str, Any]] = []
+        if path.exists():
+            for line in path.read_bytes().splitlines(keepends=True):
+                document = _read_header(line)
+                if document is None:
+                    break
+                self.found.append(document)
+                end += len(line)
+            os.truncate(path, end)
+        self._file = path.open("ab", buffering=0)
+
+    def append(self, document: Mapping[str, Any]) -> None:
+        line = memoryview(json.dumps(document).encode() + b"\n")
+        while line:
+            line = line[self._file.write(line) :]
+        os.fsync(self._file.fileno())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._file.close()

@@ -5,7 +5,7 @@ A setting that came by flag is part of the seal and makes nothing stale. Says wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -95,19 +95,9 @@ def settings_of(project: Project, stage: str) -> dict[str, Any]:
     return settings
 
 
-def overrides_of(project: Project, stage: str) -> dict[str, Any]:
-    """Those of them that came by flag."""
-    return {key: value for key, value in project.overrides.items() if key in settings_of(project, stage)}
-
-
 def dataset_digest(desk: Desk) -> str:
     dataset = desk.project.dataset
     return dataset_fingerprint(dataset, desk.project.locate(dataset.path), desk.digests.file)
-
-
-def embeddings_digest(desk: Desk) -> str:
-    """Of the vectors and their ids together."""
-    return combined(desk.digests.file(path) for path in (desk.run.embeddings, desk.run.embedding_ids) if path.exists())
 
 
 def standing(desk: Desk, stage: RowStage) -> Standing:
@@ -120,7 +110,7 @@ def standing(desk: Desk, stage: RowStage) -> Standing:
         )
         return Standing("partial" if begun and begun.exists() else "missing")
     changed = (
-        _differing_content(desk, stage, seal)
+        _differing_content(desk, artefact, seal)
         or differing_settings(artefact, seal, settings_of(desk.project, stage))
         or _differing_input(desk, artefact, seal)
     )
@@ -139,18 +129,80 @@ def require(desk: Desk, stage: RowStage) -> Seal:
     raise StaleError(f"{artefact} {condition}; it is made by another command. Run: codetune {stage}")
 
 
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """From what an artefact is about to be made: it is there already when its seal says the same."""
+
+    stage: str
+    artefact: Path
+    settings: Mapping[str, Any]
+    overrides: Mapping[str, Any]
+    inputs: Mapping[str, str]
+
+    @classmethod
+    def of(cls, desk: Desk, stage: str, artefact: Path, inputs: Mapping[str, str]) -> Recipe:
+        settings = settings_of(desk.project, stage)
+        overrides = {key: value for key, value in desk.project.overrides.items() if _covered(key, settings)}
+        return cls(stage, artefact, settings, overrides, inputs)
+
+    def made(self, seal: Seal | None) -> bool:
+        return (
+            seal is not None and dict(seal.settings) == dict(self.settings) and dict(seal.inputs) == dict(self.inputs)
+        )
+
+    def identity(self, without: Sequence[str] = ()) -> dict[str, Any]:
+        """Settings and inputs in one flat mapping, to be compared with those of unfinished work."""
+        return {
+            **self.settings,
+            **{f"{name} (digest)": digest for name, digest in self.inputs.items() if name not in without},
+        }
+
+    def sealed(
+        self, digest: str, rows: int, refused: Mapping[str, int], seconds: float, facts: Mapping[str, Any]
+    ) -> Seal:
+        return Seal(
+            self.stage,
+            digest,
+            rows,
+            dict(refused),
+            dict(self.inputs),
+            dict(self.settings),
+            dict(self.overrides),
+            seconds,
+            facts,
+        )
+
+
+def identity(settings: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Any]:
+    return {**settings, **{f"{name} (digest)": digest for name, digest in inputs.items()}}
+
+
+def _covered(key: str, settings: Mapping[str, Any]) -> bool:
+    """Whether a dotted key is one of the settings or lies in one of them (train.lora.r in train.lora)."""
+    return any(key == name or key.startswith(f"{name}.") for name in settings)
+
+
 def differing_settings(artefact: Path, seal: Seal, settings: Mapping[str, Any]) -> str:
     """The first setting that has changed since, as a sentence; "" where none has."""
     for key, value in settings.items():
-        if key not in seal.overrides and seal.settings.get(key) != value:
+        if seal.settings.get(key) != value and not _covered_by(key, seal.overrides):
             return f"{artefact} was made with {key} {seal.settings.get(key)!r}, the project now says {value!r}"
     return ""
 
 
-def _differing_content(desk: Desk, stage: RowStage, seal: Seal) -> str:
-    artefact = desk.artefact(stage)
-    digest = embeddings_digest(desk) if stage == "embed" else desk.digests.artefact(artefact)
-    return "" if digest == seal.digest else f"{artefact} was changed after codetune wrote it"
+def _covered_by(key: str, overrides: Mapping[str, Any]) -> bool:
+    return any(other == key or other.startswith(f"{key}.") for other in overrides)
+
+
+def content_digest(desk: Desk, artefact: Path) -> str:
+    """Of the artefact as it lies there now; of embeddings the vectors and their ids together."""
+    if artefact != desk.run.embeddings:
+        return desk.digests.artefact(artefact)
+    return combined(desk.digests.file(path) for path in (artefact, desk.run.embedding_ids) if path.exists())
+
+
+def _differing_content(desk: Desk, artefact: Path, seal: Seal) -> str:
+    return "" if content_digest(desk, artefact) == seal.digest else f"{artefact} was changed after codetune wrote it"
 
 
 def _differing_input(desk: Desk, artefact: Path, seal: Seal) -> str:

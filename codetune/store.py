@@ -124,7 +124,17 @@ def open_run(project: Project) -> Run:
 
 
 @contextlib.contextmanager
-def locked(run: Run, output: str, shard: tuple[int, int] | None = None) -> Iterator[None]:
+def waiting(run: Run, output: str) -> Iterator[None]:
+    """Holds `output` for a moment, after waiting for whoever holds it now."""
+    path = run.directory / ".locks" / output
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def locked(run: Run, output: str, shard: tuple[int, int] | None) -> Iterator[None]:
     """Holds `output` for this process. One shard excludes its own twin and every unsharded run of the same output.
 
     Raises BusyError naming the run that holds it."""

@@ -1,0 +1,320 @@
+"""The verbs of a benchmark, one function each: generate, sanitize, evaluate. Artefacts are kept by benchmark and model;
+what a model wrote belongs to the digest of its files, so one replaced at the same path is never mistaken for the old.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from codetune import console
+from codetune.errors import StaleError, UsageError
+from codetune.launch import thread_count
+from codetune.parts import LineLog, open_parts
+from codetune.pipeline import TRAINED, StageResult, Written, already, seal_artefact
+from codetune.records import Completion, Problem, Solution, Verdict
+from codetune.stages import Desk, Recipe, require
+from codetune.store import locked, read_seal, remove, replacing, write_lines, write_text
+
+if TYPE_CHECKING:
+    from codetune.benchmark.evaluate import Report
+
+Kind = Literal["completion", "chat"]
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """A model as a benchmark sees it."""
+
+    name: str  # as the user says it: tuned, base, a path or a hub id
+    label: str
+    directory: Path
+    digest: str
+    kind: Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """A benchmark and its tasks; `name` is the directory of its artefacts."""
+
+    name: str
+    said: str  # as the user says it
+    digest: str
+    problems: Sequence[Problem]
+
+
+def open_bench(desk: Desk, said: str) -> Bench:
+    from codetune.benchmark.problems import OFFICIAL, benchmark_digest, read_problems
+
+    location = None if said in OFFICIAL else _demo_file(desk) if said == "demo" else desk.project.locate(said)
+    problems = read_problems(said, str(location) if location and Path(location).is_file() else None)
+    name = said if said in (*OFFICIAL, "demo") else Path(said).name.partition(".")[0]
+    return Bench(name, said, benchmark_digest(problems), problems)
+
+
+def contestant(desk: Desk, name: str) -> Contestant:
+    """The model that `tuned`, `base`, a path or a hub id stands for, and how it is prompted."""
+    project = desk.project
+    if name == "tuned":
+        digest = require(desk, "train").digest
+        return Contestant(name, name, desk.run.model, digest, _kind(desk, name, desk.run.model))
+    from codetune.model.load import find_model
+
+    directory = find_model(project.locate(project.model.path if name == "base" else name))
+    digest = desk.digests.tree(directory)
+    label = name if name == "base" else f"{directory.resolve().name}-{digest[:8]}"
+    return Contestant(name, label, directory, digest, _kind(desk, name, directory))
+
+
+def generate(desk: Desk, bench: Bench, model: Contestant) -> StageResult:
+    """What the model writes for every task -> completions/<benchmark>/<label>.jsonl."""
+    recipe = _completions(desk, bench, model)
+    with locked(desk.run, f"generate-{bench.name}-{model.label}", None):
+        began = time.monotonic()
+        if done := already(desk, recipe, began):
+            return done
+        parts = desk.run.parts(recipe.artefact)
+        if open_parts(parts, recipe.identity(), refuse_others=False):
+            console.note(f"generate: model or settings have changed since {parts} was begun; it starts anew")
+        with LineLog(parts / "completions.jsonl") as log:
+            written = {row["task_id"]: row for row in log.found}
+            reused = len(written)
+            missing = [problem for problem in bench.problems if problem.task_id not in written]
+            label = f"generate {bench.name} {model.label}"
+            with console.progress(label, len(bench.problems), "task", reused) as advance:
+                for sample in _generated(desk, model, missing):
+                    row = _sample_row(sample)
+                    log.append(row)
+                    written[row["task_id"]] = row
+                    advance(1)
+        write_lines(recipe.artefact, (json.dumps(written[problem.task_id]) for problem in bench.problems))
+        result = seal_artefact(desk, recipe, Written(len(written), {}, {}), reused, began)
+        remove(parts)
+        return result
+
+
+def sanitize(desk: Desk, bench: Bench, model: Contestant) -> StageResult:
+    """Completions -> programs that can be run, in solutions/<benchmark>/<label>.jsonl."""
+    completions = _completions(desk, bench, model)
+    _require_made(desk, completions, f"codetune generate {bench.said}{_option(model)}")
+    return _sanitize(desk, bench, model.label, completions.artefact)
+
+
+def sanitize_file(desk: Desk, path: Path) -> StageResult:
+    """A samples file of anybody's, for the benchmark that its task ids tell."""
+    from codetune.benchmark.sanitize import read_samples
+
+    samples = read_samples(path)
+    return _sanitize(desk, open_bench(desk, _benchmark_of(desk, path, samples)), _file_label(desk, path), path)
+
+
+def evaluate(desk: Desk, bench: Bench, model: Contestant) -> Report:
+    """Solutions -> verdicts and pass@k, in evaluation/<benchmark>/<label>.json."""
+    completions = _completions(desk, bench, model)
+    _require_made(desk, completions, f"codetune generate {bench.said}{_option(model)}")
+    solutions = _solutions(desk, bench, model.label, completions.artefact)
+    _require_made(desk, solutions, f"codetune sanitize {bench.said}{_option(model)}")
+    return _evaluate(desk, bench, model.label, solutions.artefact)
+
+
+def evaluate_file(desk: Desk, bench: Bench, path: Path) -> Report:
+    """A samples file of anybody's, judged as it is."""
+    return _evaluate(desk, bench, _file_label(desk, path), path)
+
+
+def made(desk: Desk, bench: Bench, model: Contestant) -> str:
+    """How far a model has come on a benchmark: "evaluate", "sanitize", "generate", or "" where nothing is there."""
+    completions = _completions(desk, bench, model)
+    if not _made(desk, completions):
+        return ""
+    solutions = _solutions(desk, bench, model.label, completions.artefact)
+    if not _made(desk, solutions):
+        return "generate"
+    return "evaluate" if _made(desk, _evaluation(desk, bench, model.label, solutions.artefact)) else "sanitize"
+
+
+def _generated(desk: Desk, model: Contestant, problems: Sequence[Problem]) -> Iterable[Completion | Solution]:
+    if not problems:
+        return ()
+    from codetune.benchmark.generate import generate
+    from codetune.model.complete import BatchGenerator
+    from codetune.model.load import choose_device, load_model, load_tokenizer
+
+    tokenizer = load_tokenizer(model.directory)
+    generator = BatchGenerator(load_model(model.directory, desk.project.model, choose_device()), tokenizer)
+    settings = desk.project.generate.model_copy(update={"prompt": model.kind})
+    return generate(problems, tokenizer, generator, settings)
+
+
+def _sanitize(desk: Desk, bench: Bench, label: str, source: Path) -> StageResult:
+    from codetune.benchmark.problems import pair_with_problems
+    from codetune.benchmark.sanitize import read_samples, sanitize
+
+    recipe = _solutions(desk, bench, label, source)
+    with locked(desk.run, f"sanitize-{bench.name}-{label}", None):
+        began = time.monotonic()
+        if done := already(desk, recipe, began):
+            return done
+        pairs = pair_with_problems(bench.problems, read_samples(source))
+        cleaned = [
+            sanitize(problem, sample)
+            for problem, sample in console.track(pairs, f"sanitize {bench.name} {label}", len(pairs), "sample")
+        ]
+        write_lines(recipe.artefact, (json.dumps(_sample_row(clean.solution)) for clean in cleaned))
+        facts = {
+            "changed": sum(clean.changed for clean in cleaned),
+            "not_parsing": sum(not clean.parses for clean in cleaned),
+        }
+        return seal_artefact(desk, recipe, Written(len(cleaned), {}, facts), 0, began)
+
+
+def _evaluate(desk: Desk, bench: Bench, label: str, source: Path) -> Report:
+    from codetune.benchmark.evaluate import check_samples, evaluate
+    from codetune.benchmark.judge import confinement
+    from codetune.benchmark.sanitize import as_it_is, read_samples
+
+    recipe, settings = _evaluation(desk, bench, label, source), desk.project.evaluate
+    with locked(desk.run, f"evaluate-{bench.name}-{label}", None):
+        began = time.monotonic()
+        if _made(desk, recipe):
+            report: Report = json.loads(recipe.artefact.read_text(encoding="utf-8"))
+            return report
+        samples = read_samples(source)
+        check_samples(bench.problems, samples, settings.k)
+        tasks = {problem.task_id: problem for problem in bench.problems}
+        if len({sample.task_id for sample in samples}) < len(tasks):
+            console.warn(
+                f"{source} has samples for {len({sample.task_id for sample in samples})} of the {len(tasks)} tasks of "
+                f"{bench.name}: the figures are of that part only"
+            )
+        sandbox = confinement(settings.sandbox)
+        if sandbox == "process":
+            console.warn_once(
+                "generated programs run with limits on time and memory, but they can read your files and reach the "
+                "network: this version has no sandbox yet"
+            )
+        verdicts = _verdicts(desk, recipe, bench, [as_it_is(tasks[sample.task_id], sample) for sample in samples])
+        report = evaluate(bench.name, label, sandbox, bench.problems, verdicts, settings.k, desk.project.seed)
+        write_text(recipe.artefact, json.dumps(report, indent=2) + "\n")
+        seal_artefact(desk, recipe, Written(len(samples), {}, {}), 0, began)
+        remove(desk.run.parts(recipe.artefact))
+        return report
+
+
+def _verdicts(desk: Desk, recipe: Recipe, bench: Bench, solutions: Sequence[Solution]) -> list[Verdict]:
+    """Every verdict: those found from an interrupted run, and the others as they are judged."""
+    from codetune.benchmark.judge import judge
+
+    parts = desk.run.parts(recipe.artefact)
+    open_parts(parts, recipe.identity(), refuse_others=False)
+    with LineLog(parts / "verdicts.jsonl") as log:
+        verdicts = {(row["task_id"], row["sample"]): Verdict(**row) for row in log.found}
+        missing = [solution for solution in solutions if (solution.task_id, solution.sample) not in verdicts]
+        label = f"evaluate {bench.name} {recipe.artefact.stem}"
+        with console.progress(label, len(solutions), "sample", len(verdicts)) as advance:
+            for verdict in judge(bench.problems, missing, desk.run.expected_outputs, thread_count()):
+                log.append(
+                    {
+                        "task_id": verdict.task_id,
+                        "base": verdict.base,
+                        "plus": verdict.plus,
+                        "sample": verdict.sample,
+                    }
+                )
+                verdicts[(verdict.task_id, verdict.sample)] = verdict
+                advance(1)
+    return list(verdicts.values())
+
+
+def _completions(desk: Desk, bench: Bench, model: Contestant) -> Recipe:
+    inputs = {"benchmark": bench.digest, "model": model.digest}
+    recipe = Recipe.of(desk, "generate", desk.run.completions(bench.name, model.label), inputs)
+    return replace(recipe, settings={**recipe.settings, "generate.prompt": model.kind})
+
+
+def _solutions(desk: Desk, bench: Bench, label: str, source: Path) -> Recipe:
+    inputs = {"benchmark": bench.digest, "completions": desk.digests.file(source)}
+    return Recipe.of(desk, "sanitize", desk.run.solutions(bench.name, label), inputs)
+
+
+def _evaluation(desk: Desk, bench: Bench, label: str, source: Path) -> Recipe:
+    inputs = {"benchmark": bench.digest, "solutions": desk.digests.file(source)}
+    return Recipe.of(desk, "evaluate", desk.run.evaluation(bench.name, label), inputs)
+
+
+def _made(desk: Desk, recipe: Recipe) -> bool:
+    return already(desk, recipe, 0.0) is not None
+
+
+def _require_made(desk: Desk, recipe: Recipe, command: str) -> None:
+    if _made(desk, recipe):
+        return
+    if read_seal(recipe.artefact) is None:
+        raise StaleError(f"{recipe.artefact} does not exist; another command makes it. Run: {command}")
+    raise StaleError(
+        f"{recipe.artefact} was made by another model, with other settings or for other tasks, or has been changed "
+        f"since. Run: {command}"
+    )
+
+
+def _sample_row(sample: Completion | Solution) -> dict[str, Any]:
+    from codetune.benchmark.sanitize import sample_row
+
+    return sample_row(sample)
+
+
+def _kind(desk: Desk, name: str, directory: Path) -> Kind:
+    """Chat for what codetune trained, completion for `base`; of any other model the user must say it."""
+    said = desk.project.generate.prompt
+    if said != "auto":
+        return said
+    if name == "base":
+        return "completion"
+    if (directory / TRAINED).exists():
+        return "chat"
+    raise UsageError(
+        f"{name} can be prompted as a chat or as a raw text, and nothing says which (base models can have a chat "
+        "template too). Say --instruct or --base, or set generate.prompt"
+    )
+
+
+def _option(model: Contestant) -> str:
+    return "" if model.name == "tuned" else f" --model {model.name}"
+
+
+def _file_label(desk: Desk, path: Path) -> str:
+    return f"{path.name.partition('.')[0]}-{desk.digests.file(path)[:8]}"
+
+
+def _benchmark_of(desk: Desk, path: Path, samples: Sequence[Completion | Solution]) -> str:
+    """HumanEval and MBPP by their task ids, else the one of the project's benchmarks that knows the first task."""
+    first = samples[0].task_id
+    for prefix, name in (("HumanEval/", "humaneval"), ("Mbpp/", "mbpp")):
+        if first.startswith(prefix):
+            return name
+    for said in desk.project.evaluate.benchmarks:
+        if said not in ("humaneval", "mbpp") and any(
+            problem.task_id == first for problem in open_bench(desk, said).problems
+        ):
+            return said
+    raise UsageError(
+        f"{path}: the task {first!r} is of no benchmark that the project names. Add it to evaluate.benchmarks"
+    )
+
+
+def _demo_file(desk: Desk) -> Path:
+    """The demo's held-out tasks: those of the demo's directory, else made for this run."""
+    beside = desk.project.root / "benchmark.jsonl"
+    if beside.is_file():
+        return beside
+    from codetune.demo.world import write_benchmark
+
+    made_here = desk.run.directory / ".cache" / "demo.jsonl"
+    if not made_here.is_file():
+        with replacing(made_here) as temporary:
+            write_benchmark(temporary, desk.project.seed)
+    return made_here

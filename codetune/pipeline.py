@@ -1,0 +1,355 @@
+"""The verbs from the data set to the tuned model, one function each: open the artefacts, call the stage, seal the
+artefact. The verbs of a benchmark are in `benchmarking.py`, the whole pipeline and its standing in `journey.py`.
+
+    data set --> score --+
+        +------> embed --+--> select --> train --> (generate --> sanitize --> evaluate)
+
+Each verb imports its stage in its first lines, because `codetune --help` and `codetune select` must not load torch.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from codetune import artefacts, console
+from codetune.data.source import read_examples
+from codetune.errors import DataError, StaleError
+from codetune.launch import Shard
+from codetune.parts import Rows, open_parts, read_logs
+from codetune.project import Project
+from codetune.records import Example, Refusal
+from codetune.rowwise import Block, BlockWork, Survey, count_missing, do_missing, survey
+from codetune.stages import Desk, Recipe, RowStage, content_digest, dataset_digest, identity, require
+from codetune.store import Digests, locked, open_run, read_seal, remove, replacing, waiting, write_seal, write_text
+
+if TYPE_CHECKING:
+    from codetune.selection.embed import Encoder
+    from codetune.selection.select import Candidate
+
+# Padded tokens of one scoring batch where the project says `auto`. Measured on CPU: larger ones gain nothing.
+AUTO_TOKENS_PER_BATCH = 8192
+WHOLE: Shard = (0, 1)
+TRAINED = "codetune.json"  # in a model directory: codetune trained it, so it is prompted in its chat format
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """What a stage did. Of a row stage, `rows` (with a result) and `refused` together are all that came in."""
+
+    stage: str
+    state: str  # "done", or "partial" where the rows of other shards are still missing
+    rows: int
+    reused: int
+    refused: Mapping[str, int]
+    artefact: Path
+    seconds: float
+    overrides: Mapping[str, Any]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What writing an artefact came to, for its seal."""
+
+    rows: int
+    refused: Mapping[str, int]
+    facts: Mapping[str, Any]
+
+
+def open_desk(project: Project) -> Desk:
+    run = open_run(project)
+    return Desk(project, run, Digests(run))
+
+
+def score(desk: Desk, shard: Shard | None) -> StageResult:
+    """IFD of every row -> scores.jsonl."""
+    from codetune.model.likelihood import CausalScorer
+    from codetune.model.load import choose_device, find_model, load_model, load_tokenizer
+    from codetune.selection.score import plan_blocks, score_block
+
+    project, settings = desk.project, desk.project.score
+    with locked(desk.run, "score", shard):
+        began, rows = time.monotonic(), _survey(desk)
+        directory = find_model(project.locate(settings.model or project.model.path))
+        inputs = {"dataset": dataset_digest(desk), "model": desk.digests.tree(directory)}
+
+        def load() -> BlockWork:
+            tokenizer, device = load_tokenizer(directory), choose_device()
+            scorer = CausalScorer(load_model(directory, project.model, device))
+            return lambda examples: [
+                artefacts.score_line(row) for row in score_block(examples, tokenizer, scorer, settings)
+            ]
+
+        budget = AUTO_TOKENS_PER_BATCH if settings.tokens_per_batch == "auto" else settings.tokens_per_batch
+        work = _RowWork("score", desk.run.scores, inputs, load, plan_blocks(_usable(desk), budget))
+        return _make_rows(desk, work, rows, shard, began, lambda finished: _write_scores(desk, rows, finished))
+
+
+def embed(desk: Desk, shard: Shard | None) -> StageResult:
+    """Unit vectors of the instructions -> embeddings.npy and embeddings.ids."""
+    from codetune.model.load import choose_device
+    from codetune.selection.embed import embed_block, plan_embedding_blocks
+
+    settings = desk.project.embed
+    with locked(desk.run, "embed", shard):
+        began, rows = time.monotonic(), _survey(desk)
+        encoder, model = _encoder(desk, choose_device())
+        inputs = {"dataset": dataset_digest(desk), "model": model}
+
+        def embed_rows(examples: Sequence[Example]) -> list[bytes]:
+            _, vectors = embed_block(examples, encoder)
+            cut = [encoder.count_cut([example.instruction]) > 0 for example in examples]
+            return [artefacts.embedding_bytes(vector, flag) for vector, flag in zip(vectors, cut, strict=True)]
+
+        blocks = plan_embedding_blocks(_usable(desk), settings.batch_size)
+        work = _RowWork("embed", desk.run.embeddings, inputs, lambda: embed_rows, blocks)
+        return _make_rows(desk, work, rows, shard, began, lambda finished: _write_embeddings(desk, rows, finished))
+
+
+def select(desk: Desk) -> StageResult:
+    """The rows worth training on -> selection.jsonl, in the strategy's order, as chat messages."""
+    from codetune.selection.select import NEEDS, select
+
+    project, settings = desk.project, desk.project.select
+    with locked(desk.run, "select", None):
+        began = time.monotonic()
+        needs_scores, needs_embeddings = NEEDS[settings.strategy]
+        inputs = {"dataset": dataset_digest(desk)}
+        if needs_scores:
+            inputs["score"] = require(desk, "score").digest
+        if needs_embeddings:
+            inputs["embed"] = require(desk, "embed").digest
+        recipe = Recipe.of(desk, "select", desk.run.selection, inputs)
+        if done := already(desk, recipe, began):
+            return done
+        candidates = _candidates(desk, needs_scores, needs_embeddings)
+        selected = select(candidates, settings, project.seed)
+        artefacts.write_selection(desk.run, _usable(desk), {pick.id: pick for pick in selected.picks})
+        refused = Counter({"no score": sum(candidate.refused for candidate in candidates)})
+        refused[f"IFD of {settings.max_ifd:g} or more"] = sum(cluster.dropped for cluster in selected.diagnostics)
+        facts = {"clusters": [asdict(cluster) for cluster in selected.diagnostics]}
+        return seal_artefact(desk, recipe, Written(len(selected.picks), +refused, facts), 0, began)
+
+
+def train(desk: Desk) -> StageResult:
+    """The base model fine-tuned on the selection -> model/, with train/metrics.jsonl beside it."""
+    from codetune.model.load import find_model
+    from codetune.training.train import train
+
+    project, run = desk.project, desk.run
+    with locked(run, "train", None):
+        began = time.monotonic()
+        selection = require(desk, "select")
+        base = find_model(project.locate(project.model.path))
+        inputs = {"select": selection.digest, "base": desk.digests.tree(base)}
+        recipe = Recipe.of(desk, "train", run.model, inputs)
+        if done := already(desk, recipe, began):
+            return done
+        _claim_training(desk, recipe)
+        with replacing(run.model) as saved, console.progress("training", None, "step") as advance:
+            summary = train(
+                artefacts.read_selection(run.selection),
+                project,
+                base,
+                run.train,
+                saved,
+                lambda at: advance.to(int(at["step"] or 0), int(at["steps"] or 0)),
+            )
+            write_text(saved / TRAINED, json.dumps(recipe.identity(), indent=2) + "\n")
+        refused = Counter(refusal.kind for refusal in summary.dropped)
+        facts = {name: value for name, value in asdict(summary).items() if name not in ("rows", "dropped")}
+        return seal_artefact(desk, recipe, Written(summary.rows, refused, facts), 0, began)
+
+
+@dataclass(frozen=True, slots=True)
+class _RowWork:
+    """What distinguishes score from embed on their common way."""
+
+    stage: RowStage
+    artefact: Path
+    inputs: Mapping[str, str]
+    load: Callable[[], BlockWork]
+    blocks: Iterable[Block]
+
+
+def _make_rows(
+    desk: Desk, work: _RowWork, rows: Survey, shard: Shard | None, began: float, write: Callable[[Rows], Written]
+) -> StageResult:
+    """Does the missing rows of this shard; whoever finds every row done writes the artefact and seals it."""
+    recipe = Recipe.of(desk, work.stage, work.artefact, work.inputs)
+    directory = desk.run.parts(work.artefact)
+    if done := already(desk, recipe, began):
+        remove(directory)
+        return done
+    with waiting(desk.run, f"{work.stage}-parts"):
+        if open_parts(directory, recipe.identity(without=["dataset"]), refuse_others=shard is not None):
+            console.note(f"{work.stage}: the settings have changed since it was interrupted; it starts anew")
+    finished = _finished(desk, recipe, directory)
+    reused = rows.usable - count_missing(rows, finished)
+    with console.progress(work.stage, rows.usable, "row", reused) as advance:
+        for count in do_missing(work.blocks, directory, finished, shard or WHOLE, work.load):
+            advance(count)
+    with waiting(desk.run, f"{work.stage}-parts"):
+        if done := already(desk, recipe, began):
+            return done
+        finished = _finished(desk, recipe, directory)
+        if missing := count_missing(rows, finished):
+            there = rows.usable - missing
+            return _result(recipe, "partial", Written(there, rows.refused(), {}), reused, began)
+        result = seal_artefact(desk, recipe, write(finished), reused, began)
+        remove(directory)
+        return result
+
+
+def _finished(desk: Desk, recipe: Recipe, directory: Path) -> Rows:
+    """Every row that is done: in the logs of all processes, and in the last artefact where it was made alike."""
+    rows = read_logs(directory)
+    seal = read_seal(recipe.artefact)
+    if seal is None or seal.settings != recipe.settings or seal.inputs.get("model") != recipe.inputs["model"]:
+        return rows
+    if content_digest(desk, recipe.artefact) == seal.digest:
+        sealed = artefacts.sealed_scores if recipe.stage == "score" else artefacts.sealed_embeddings
+        rows.add_file(recipe.artefact, sealed(desk.run))
+    return rows
+
+
+def already(desk: Desk, recipe: Recipe, began: float) -> StageResult | None:
+    """The result where the artefact is there, made of the same, and unharmed."""
+    seal = read_seal(recipe.artefact)
+    if seal is None or not recipe.made(seal) or content_digest(desk, recipe.artefact) != seal.digest:
+        return None
+    return _result(recipe, "done", Written(seal.rows, seal.refused, seal.facts), seal.rows, began)
+
+
+def seal_artefact(desk: Desk, recipe: Recipe, written: Written, reused: int, began: float) -> StageResult:
+    seconds = time.monotonic() - began
+    digest = content_digest(desk, recipe.artefact)
+    write_seal(recipe.artefact, recipe.sealed(digest, written.rows, written.refused, seconds, written.facts))
+    return _result(recipe, "done", written, reused, began)
+
+
+def _result(recipe: Recipe, state: str, written: Written, reused: int, began: float) -> StageResult:
+    return StageResult(
+        recipe.stage,
+        state,
+        written.rows,
+        reused,
+        written.refused,
+        recipe.artefact,
+        round(time.monotonic() - began, 3),
+        recipe.overrides,
+        written.facts,
+    )
+
+
+def _rows_of(desk: Desk) -> Iterator[Example | Refusal]:
+    dataset = desk.project.dataset
+    return read_examples(dataset, desk.project.locate(dataset.path))
+
+
+def _usable(desk: Desk) -> Iterator[Example]:
+    return (row for row in _rows_of(desk) if isinstance(row, Example))
+
+
+def _survey(desk: Desk) -> Survey:
+    """Reads the data set through before anything else: its mistakes are told before a model is looked for."""
+    rows = survey(console.track(_rows_of(desk), "reading the data set", None, "row"))
+    if not rows.usable:
+        reasons = console.counts(rows.refused()) or "it is empty"
+        raise DataError(
+            f"{desk.project.dataset.path} holds no usable row ({reasons}); expected instructions with answers. "
+            "Correct the data, or dataset.instruction and dataset.response"
+        )
+    return rows
+
+
+def _write_scores(desk: Desk, rows: Survey, finished: Rows) -> Written:
+    scored, refused = artefacts.write_scores(desk.run, rows, finished)
+    return Written(scored, refused, {})
+
+
+def _write_embeddings(desk: Desk, rows: Survey, finished: Rows) -> Written:
+    seal = read_seal(desk.run.embeddings)
+    known_cut = set(seal.facts["cut"]) if seal else set()
+    count, refused, cut = artefacts.write_embeddings(desk.run, rows, finished, known_cut)
+    return Written(count, refused, {"cut": cut})
+
+
+def _encoder(desk: Desk, device: str) -> tuple[Encoder, str]:
+    """The encoder that the project names and its digest. The offline one is fitted once and kept with the run, so
+    that rows added later get comparable vectors."""
+    from codetune.selection.embed import HashingEncoder, load_encoder
+
+    project, kept = desk.project, desk.run.projection
+    if project.embed.model != "hashing":
+        location = project.locate(project.embed.model)
+        encoder, directory = load_encoder(location, device)
+        return encoder, desk.digests.tree(directory)
+    seal = read_seal(desk.run.embeddings)
+    stale = seal is not None and seal.settings != Recipe.of(desk, "embed", kept, {}).settings
+    if stale or not kept.exists():
+        fitted = HashingEncoder.fit((example.instruction for example in _usable(desk)), project.seed)
+        with replacing(kept) as temporary:
+            fitted.save(temporary)
+    return HashingEncoder.load(kept), desk.digests.file(kept)
+
+
+def _candidates(desk: Desk, needs_scores: bool, needs_embeddings: bool) -> list[Candidate]:
+    """One candidate a row, joined by id, in the order of the ids."""
+    from codetune.selection.select import Candidate
+
+    if not needs_scores:
+        return [Candidate(row, None, False, None) for row in sorted(example.id for example in _usable(desk))]
+    scores = {row.id: row for row in artefacts.read_scores(desk.run) if row.id is not None}
+    clusters: dict[str, int] = _clusters(desk, scores.keys()) if needs_embeddings else {}
+    return [
+        Candidate(row_id, None if isinstance(row, Refusal) else row.ifd, isinstance(row, Refusal), clusters.get(row_id))
+        for row_id, row in sorted(scores.items())
+        if not needs_embeddings or row_id in clusters
+    ]
+
+
+def _clusters(desk: Desk, scored: Set[str]) -> dict[str, int]:
+    """The cluster of every embedded row. Raises StaleError where the embeddings are of other rows than the scores."""
+    import numpy as np
+
+    from codetune.selection.cluster import cluster_rows
+
+    embeddings = artefacts.read_embeddings(desk.run)
+    strangers = [row_id for row_id in embeddings.ids if row_id not in scored]
+    if strangers:
+        raise StaleError(
+            f"{desk.run.embeddings} holds {len(strangers)} rows that {desk.run.scores} does not know, the first is "
+            f"{strangers[0]}; both must be of the same data set. Run: codetune score, then codetune embed"
+        )
+    order = np.argsort(np.asarray(embeddings.ids))
+    settings = desk.project.select
+    labels = cluster_rows(embeddings.vectors[order], settings.clusters, desk.project.seed)
+    return {embeddings.ids[place]: int(label) for place, label in zip(order, labels, strict=True)}
+
+
+def _claim_training(desk: Desk, recipe: Recipe) -> None:
+    """Makes train/ the place of this training. Checkpoints of a finished one are cleared away; those of an unfinished
+    one that was made otherwise are an error."""
+    record = desk.run.train / "recipe.json"
+    wanted = json.loads(json.dumps(recipe.identity()))
+    if record.exists():
+        found = json.loads(record.read_text(encoding="utf-8"))
+        seal = read_seal(recipe.artefact)
+        finished = seal is not None and found == json.loads(json.dumps(identity(seal.settings, seal.inputs)))
+        different = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
+        if different and not finished:
+            key = different[0]
+            raise StaleError(
+                f"{desk.run.train} holds an unfinished training with {key} {found.get(key)!r}, the project now has "
+                f"{wanted.get(key)!r}. Set it back to continue, or start anew: rm -r {desk.run.train}"
+            )
+        if finished:
+            remove(desk.run.train)
+    write_text(record, json.dumps(wanted, indent=2) + "\n")
