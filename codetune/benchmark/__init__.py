@@ -1,0 +1,1 @@
+"""What a model is worth: problems, prompts, completions, solutions, verdicts, figures."""

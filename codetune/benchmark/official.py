@@ -1,0 +1,56 @@
+"""EvalPlus' own benchmark file: in its cache, else downloaded there from where EvalPlus gets it.
+
+EvalPlus' `make_cache` prints to stdout, waits without limit where there is no network, and leaves half a file when it
+is killed; so only its address and its place in the cache are used, and the file is fetched here."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import tempfile
+import urllib.request
+import zlib
+from http.client import HTTPException
+from pathlib import Path
+
+from evalplus.data.utils import get_dataset_metadata
+
+from codetune.errors import CodetuneError, InputError
+
+CONNECT_SECONDS = 5
+
+
+def official_file(dataset: str, version: str) -> Path:
+    """The path of the JSONL, after downloading it if it is not there yet."""
+    address, cached = get_dataset_metadata(dataset, version, mini=False)
+    path = Path(cached)
+    if not path.is_file():
+        _write_whole(path, _download(address, path))
+    return path
+
+
+def _download(address: str, path: Path) -> bytes:
+    remedy = f"Download {address} where there is a network, and put it, unpacked, at {path}."
+    try:
+        answer = urllib.request.urlopen(address, timeout=CONNECT_SECONDS)
+    except OSError as why:  # URLError is one
+        raise InputError(
+            f"{address} cannot be reached ({why}), and {path} is not there. Expected: the benchmark in EvalPlus' "
+            f"cache, or a network. {remedy}"
+        ) from why
+    try:
+        with answer:
+            return gzip.decompress(answer.read())
+    except (OSError, HTTPException, EOFError, zlib.error) as why:
+        raise CodetuneError(
+            f"The download of {address} broke off ({why}). Expected: the whole file. Try again, or: {remedy}"
+        ) from why
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Under a temporary name first: half a benchmark must never be taken for a whole one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+    Path(name).replace(path)

@@ -1,0 +1,168 @@
+"""Jobs -> answers from worker processes (`worker.py`), as many at a time as asked for, each with its own scratch
+directory. Knows deadlines and deaths, nothing of what the jobs mean.
+
+Workers are fresh interpreters in sessions of their own: they share neither memory nor Ctrl-C with this process, which
+may hold a model. When the iterator ends, for whatever reason, they and all that they started are gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import psutil  # type: ignore[import-untyped]
+
+Key = TypeVar("Key")
+Job = tuple[Any, ...]  # worker.Job, which this process need not import
+
+# Places of import are appended: in front of the standard library, a user's own types.py would take its place.
+WORKER = "import sys; sys.path += sys.argv[2:]; from codetune.benchmark.worker import main; main()"
+STOP_PASSES = 20  # a program that starts others while it is being killed
+
+
+@dataclass(frozen=True, slots=True)
+class Died:
+    """The worker ended without an answer: by a signal, twice, or by an error of its own, with these last words."""
+
+    signal: int | None
+    last_words: str
+
+
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """There was no answer within the limit."""
+
+
+def run_jobs(
+    jobs: Sequence[tuple[Key, Job]], workers: int, limit_seconds: float
+) -> Iterator[tuple[Key, bytes | Died | Overdue]]:
+    """Answers as they come, not in order. A job whose worker was killed is tried once more: it may have been another
+    program's fault, or the machine's."""
+    waiting = deque((key, job, True) for key, job in jobs)
+    running: dict[Connection[Job, bytes], tuple[_Worker, Key, Job, bool]] = {}
+    idle: list[_Worker] = []
+    with tempfile.TemporaryDirectory(prefix="codetune-", ignore_cleanup_errors=True) as scratch:
+        try:
+            while waiting or running:
+                while waiting and len(running) < workers:
+                    key, job, again = waiting.popleft()
+                    worker = idle.pop() if idle else _Worker.start(Path(scratch))
+                    worker.give(job, limit_seconds)
+                    running[worker.connection] = (worker, key, job, again)
+                ready = _first_ready([worker for worker, *_ in running.values()])
+                for connection in ready:
+                    worker, key, job, again = running.pop(connection)
+                    answer = worker.answer()
+                    if isinstance(answer, bytes):
+                        idle.append(worker)
+                    else:
+                        worker.stop()
+                    if isinstance(answer, Died) and answer.signal and again:
+                        waiting.append((key, job, False))
+                    else:
+                        yield key, answer
+        finally:
+            for worker in (*idle, *(worker for worker, *_ in running.values())):
+                worker.stop()
+
+
+def usable_cores() -> int:
+    """How many workers keep this machine busy: time limits are wall-clock, so more would fail honest programs."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _first_ready(workers: Sequence[_Worker]) -> list[Connection[Job, bytes]]:
+    """Waits for an answer, a death or a deadline."""
+    patience = max(0.0, min(worker.deadline for worker in workers) - time.monotonic())
+    answered = wait([worker.connection for worker in workers], patience)
+    return [worker.connection for worker in workers if worker.connection in answered or worker.overdue]
+
+
+@dataclass(slots=True)
+class _Worker:
+    process: subprocess.Popen[bytes]
+    connection: Connection[Job, bytes]
+    errors: Path
+    deadline: float
+
+    @classmethod
+    def start(cls, scratch: Path) -> Self:
+        directory = Path(tempfile.mkdtemp(dir=scratch))
+        errors = directory / "errors.txt"
+        ours, theirs = socket.socketpair()
+        with theirs, errors.open("wb") as stderr:
+            process = subprocess.Popen(
+                # -P: nothing that a program leaves in its directory is ever imported.
+                [sys.executable, "-P", "-c", WORKER, str(theirs.fileno()), *_import_places()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                pass_fds=[theirs.fileno()],
+                cwd=directory,
+                env=_environment(directory),
+                start_new_session=True,
+            )
+        return cls(process, Connection(ours.detach()), errors, deadline=0.0)
+
+    @property
+    def overdue(self) -> bool:
+        return time.monotonic() >= self.deadline
+
+    def give(self, job: Job, limit_seconds: float) -> None:
+        self.deadline = time.monotonic() + limit_seconds
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # dead: `answer` will say so
+            self.connection.send(job)
+
+    def answer(self) -> bytes | Died | Overdue:
+        try:
+            return self.connection.recv_bytes() if self.connection.poll() else Overdue()
+        except (EOFError, ConnectionResetError):
+            status = self.process.wait()
+            last_words = self.errors.read_text(errors="replace").strip().rpartition("\n")[2]
+            return Died(-status if status < 0 else None, last_words or f"exit status {status}")
+
+    def stop(self) -> None:
+        """Descendants first: while the worker lives, orphans are its children and can be found."""
+        for _ in range(STOP_PASSES):
+            if not (left := _descendants(self.process.pid)):
+                break
+            for process in left:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+        self.process.kill()
+        self.process.wait()
+        self.connection.close()
+
+
+def _descendants(pid: int) -> list[Any]:
+    try:
+        return [child for child in psutil.Process(pid).children(recursive=True) if child.status() != "zombie"]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _import_places() -> list[str]:
+    return [str(Path(place).resolve()) for place in sys.path]
+
+
+def _environment(directory: Path) -> dict[str, str]:
+    """No tokens, no home directory, no EvalPlus settings; hashes are seeded so that verdicts repeat."""
+    kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH") if name in os.environ}
+    return kept | {
+        "HOME": str(directory),
+        "TMPDIR": str(directory),
+        "PYTHONHASHSEED": "0",
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }

@@ -1,0 +1,70 @@
+"""pass@k and what can be said about it: the unbiased estimator (Chen et al. 2021, section 2.1), 95 % intervals, and
+the exact comparison of two models on the same tasks. Pure; says nothing about tasks that are not in the benchmark."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+RESAMPLES = 10_000
+NORMAL_95 = 1.959963984540054  # two-sided
+
+
+def pass_at_k(samples: int, passed: int, k: int) -> float:
+    """Probability that one of `k` samples, drawn without replacement, passes.
+
+    >>> pass_at_k(samples=4, passed=2, k=2)  # 1 - C(2, 2) / C(4, 2)
+    0.8333333333333334
+    """
+    assert 0 <= passed <= samples
+    assert 1 <= k <= samples
+    return 1 - math.comb(samples - passed, k) / math.comb(samples, k)
+
+
+def wilson_interval(passed: int, tasks: int) -> tuple[float, float]:
+    """Wilson's score interval at 95 %, for one sample a task.
+
+    >>> [round(bound, 4) for bound in wilson_interval(81, 263)]  # Newcombe 1998, table I: 0.2553 to 0.3662
+    [0.2553, 0.3662]
+    """
+    share, squared = passed / tasks, NORMAL_95**2
+    middle = (share + squared / (2 * tasks)) / (1 + squared / tasks)
+    half = NORMAL_95 * math.sqrt(share * (1 - share) / tasks + squared / (4 * tasks**2)) / (1 + squared / tasks)
+    # At 0 and at all the bound is exact; floating point leaves it 1e-17 beside.
+    return (0.0 if passed == 0 else middle - half), (1.0 if passed == tasks else middle + half)
+
+
+def bootstrap_interval(estimates: Sequence[float], seed: int) -> tuple[float, float]:
+    """Percentile bootstrap over tasks at 95 % of the mean of one estimate a task."""
+    values = np.asarray(estimates, dtype=np.float64)  # [tasks]
+    generator = np.random.default_rng(seed)
+    means = np.empty(RESAMPLES)
+    for index in range(RESAMPLES):
+        means[index] = values[generator.integers(len(values), size=len(values))].mean()
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two models on the same tasks: only the tasks on which they differ tell them apart."""
+
+    only_first: int
+    only_second: int
+    p_value: float  # two-sided
+
+
+def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> Comparison:
+    """Exact McNemar test on paired outcomes, one a task, in the same order.
+
+    >>> mcnemar([True] * 5 + [False], [False] * 5 + [True]).p_value  # 2 * (1 + 6) / 2**6
+    0.21875
+    """
+    only_first = sum(a and not b for a, b in zip(first, second, strict=True))
+    only_second = sum(b and not a for a, b in zip(first, second, strict=True))
+    differing, fewer = only_first + only_second, min(only_first, only_second)
+    tail = sum(math.comb(differing, count) for count in range(fewer + 1)) / 2**differing
+    return Comparison(only_first, only_second, min(1.0, 2 * tail))
