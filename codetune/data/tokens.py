@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from codetune.data.chat import converse
 from codetune.project import ChatFormat
@@ -20,6 +20,60 @@ class TrainingTokens:
     learned: tuple[bool, ...]
     truncated: bool
     lost_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Tokens of which those from `start` on are to be predicted, each from all before it; `start` is at least 1."""
+
+    tokens: tuple[int, ...]
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringTokens:
+    """An answer and what stands before it; `context` begins with the BOS where the tokenizer has one."""
+
+    context: tuple[int, ...]
+    answer: tuple[int, ...]
+    bos: int | None
+    truncated: bool
+
+    @property
+    def conditional(self) -> Span:
+        return Span(self.context + self.answer, len(self.context) + self._unscored)
+
+    @property
+    def unconditional(self) -> Span:
+        """The same answer tokens as in `conditional`, after nothing but the BOS."""
+        return Span(self.answer if self.bos is None else (self.bos, *self.answer), 1)
+
+    @property
+    def scored(self) -> int:
+        """How many answer tokens both passes predict."""
+        return len(self.answer) - self._unscored
+
+    @property
+    def _unscored(self) -> int:
+        # Without a BOS nothing stands before the first answer token in the unconditional pass: both leave it out.
+        return 1 if self.bos is None else 0
+
+
+def scoring_tokens(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, example: Example, max_length: int
+) -> ScoringTokens | Refusal:
+    """The answer tokenised as it stands after the filled `prompt`, without EOS, cut to fit `max_length` with it."""
+    before, answer = _split_at_answer(tokenizer, prompt, example.answer)
+    bos = tokenizer.bos_token_id
+    context = tuple(before) if bos is None else (bos, *before)
+    tokens = ScoringTokens(context, tuple(answer[: max(0, max_length - len(context))]), bos, False)
+    if len(tokens.answer) < len(answer):
+        tokens = replace(tokens, truncated=True)
+    if tokens.scored >= 1:
+        return tokens
+    if tokens.truncated:
+        return Refusal(example.id, f"prompt leaves no room for the answer in {max_length} tokens", example.at)
+    return Refusal(example.id, "answer has no token that follows another", example.at)
 
 
 def training_tokens(
@@ -55,3 +109,26 @@ def _inside(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]
             waiting.pop()
         inside.append(bool(waiting) and end > waiting[-1][0])
     return inside
+
+
+def _split_at_answer(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> tuple[list[int], list[int]]:
+    """Prompt and answer tokenised together and cut where the answer's characters begin; apart, where a token spans
+    the boundary."""
+    encoded = _encode(tokenizer, prompt + answer)
+    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+    boundary = len(prompt)
+    first = next((index for index, (_, end) in enumerate(offsets) if end > boundary), len(ids))
+    if 0 < first < len(ids) and offsets[first][0] == boundary == offsets[first - 1][1] > offsets[first - 1][0]:
+        return ids[:first], ids[first:]
+    # Either a token spans the boundary, or the tokenizer leaves white space out of its offsets (ByteLevel with
+    # trim_offsets does): whether the prompt's own tokens come first tells the two apart.
+    before: list[int] = _encode(tokenizer, prompt)["input_ids"]
+    if ids[: len(before)] == before:
+        return before, ids[len(before) :]
+    return before, _encode(tokenizer, answer)["input_ids"]
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> BatchEncoding:
+    # Not verbose: the tokenizer would warn of its own window, which is not the one that counts here.
+    encoded: BatchEncoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    return encoded
