@@ -52,8 +52,12 @@ def open_bench(desk: Desk, said: str) -> Bench:
 
     location = None if said in OFFICIAL else _demo_file(desk) if said == "demo" else desk.project.locate(said)
     problems = read_problems(said, str(location) if location and Path(location).is_file() else None)
-    name = said if said in (*OFFICIAL, "demo") else Path(said).name.partition(".")[0]
-    return Bench(name, said, benchmark_digest(problems), problems)
+    return Bench(bench_name(said), said, benchmark_digest(problems), problems)
+
+
+def bench_name(said: str) -> str:
+    """The directory name of a benchmark: of a file its name without endings."""
+    return Path(said).name.partition(".")[0]
 
 
 def contestant(desk: Desk, name: str) -> Contestant:
@@ -110,6 +114,16 @@ def sanitize_file(desk: Desk, path: Path) -> StageResult:
 
     samples = read_samples(path)
     return _sanitize(desk, open_bench(desk, _benchmark_of(desk, path, samples)), _file_label(desk, path), path)
+
+
+def is_samples_file(desk: Desk, said: str) -> bool:
+    """Whether a word names a file of samples, not a benchmark: a file whose first row holds no task's prompt."""
+    from codetune.benchmark.problems import NAMES
+
+    if said in NAMES or not Path(said).is_file() or said in desk.project.evaluate.benchmarks:
+        return False
+    with Path(said).open("rb") as file:
+        return b'"prompt"' not in file.readline()
 
 
 def evaluate(desk: Desk, bench: Bench, model: Contestant) -> Report:

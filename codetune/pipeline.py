@@ -26,7 +26,18 @@ from codetune.project import Project
 from codetune.records import Example, Refusal
 from codetune.rowwise import Block, BlockWork, Survey, count_missing, do_missing, survey
 from codetune.stages import Desk, Recipe, RowStage, content_digest, dataset_digest, identity, require
-from codetune.store import Digests, locked, open_run, read_seal, remove, replacing, waiting, write_seal, write_text
+from codetune.store import (
+    Digests,
+    Seal,
+    locked,
+    open_run,
+    read_seal,
+    remove,
+    replacing,
+    waiting,
+    write_seal,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from codetune.selection.embed import Encoder
@@ -64,6 +75,12 @@ class Written:
 
 def open_desk(project: Project) -> Desk:
     run = open_run(project)
+    return Desk(project, run, Digests(run))
+
+
+def look_at_desk(project: Project) -> Desk:
+    """For those who only look: makes no run directory."""
+    run = look_at_run(project)
     return Desk(project, run, Digests(run))
 
 
@@ -165,6 +182,12 @@ def train(desk: Desk) -> StageResult:
         refused = Counter(refusal.kind for refusal in summary.dropped)
         facts = {name: value for name, value in asdict(summary).items() if name not in ("rows", "dropped")}
         return seal_artefact(desk, recipe, Written(summary.rows, refused, facts), 0, began)
+
+
+def found_done(desk: Desk, stage: RowStage, seal: Seal) -> StageResult:
+    """The result of a stage whose artefact stands as it is."""
+    recipe = Recipe(stage, desk.artefact(stage), seal.settings, seal.overrides, seal.inputs)
+    return _result(recipe, "done", Written(seal.rows, seal.refused, seal.facts), seal.rows, time.monotonic())
 
 
 @dataclass(frozen=True, slots=True)

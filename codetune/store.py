@@ -99,10 +99,24 @@ class Run:
 def open_run(project: Project) -> Run:
     """The project's run directory, made when missing, with `project.json` written. Raises InputError where the
     directory belongs to another project or holds files of somebody else."""
-    directory, record = project.run_dir, project.run_dir / "project.json"
+    run = look_at_run(project)
+    directory = run.directory
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except (PermissionError, FileExistsError, NotADirectoryError) as why:
+        raise InputError(
+            f"{directory}: cannot be made ({why.strerror}). Set output_dir to a place you may write"
+        ) from None
+    write_text(directory / "project.json", _as_json(project))
+    return run
+
+
+def look_at_run(project: Project) -> Run:
+    """The same without writing anything: for those who only look."""
+    directory = project.run_dir
     if directory.exists() and not directory.is_dir():
         raise InputError(f"{directory} is a file; expected a directory. Set output_dir to another place")
-    owner = _owner(record)
+    owner = _owner(directory / "project.json")
     if owner is not None and owner != project.name:
         raise InputError(
             f"{directory} belongs to project {owner!r}, this one is {project.name!r}. Set output_dir to another place, "
@@ -113,13 +127,6 @@ def open_run(project: Project) -> Run:
         raise InputError(
             f"{directory} holds {foreign[0]} but no project.json: not a run of codetune. Set output_dir to a new place"
         )
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except (PermissionError, FileExistsError, NotADirectoryError) as why:
-        raise InputError(
-            f"{directory}: cannot be made ({why.strerror}). Set output_dir to a place you may write"
-        ) from None
-    write_text(record, _as_json(project))
     return Run(directory)
 
 

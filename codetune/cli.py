@@ -1,0 +1,354 @@
+"""The command line: parse, load the project, call the verb, show the result. No work is done here, and nothing heavy is
+imported before the project file is known to be right: `--help` and every mistake of usage or project file come at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from codetune import __version__, console
+from codetune.errors import CodetuneError, InputError, UsageError
+from codetune.launch import parse_shard, prepare_process
+from codetune.project import PRESETS, PROJECT_FILE, Project
+from codetune.project_file import commented_yaml, read_project
+
+if TYPE_CHECKING:
+    from codetune.console import Shown
+    from codetune.stages import Desk
+
+app = typer.Typer(
+    help="Fine-tune a code LLM on the part of an instruction set that is worth training on; measure what that bought.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ProjectOption = Annotated[
+    Path | None, typer.Option("--project", "-p", metavar="PATH", help=f"The project file; default ./{PROJECT_FILE}.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any key of the project file. Repeatable."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+ShardOption = Annotated[
+    str | None, typer.Option(metavar="I/N", help="Do the blocks I, I+N, ... only; the last shard to finish merges.")
+]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", "-m", help="tuned (default where there is one), base, a path or a hub id.")
+]
+ModelsOption = Annotated[
+    list[str] | None, typer.Option("--model", "-m", help="tuned, base, a path or a hub id. Repeatable: compared.")
+]
+InstructOption = Annotated[
+    bool | None, typer.Option("--instruct/--base", help="Prompt it as a chat, or with the raw task as a base model.")
+]
+BenchmarkArgument = Annotated[
+    str, typer.Argument(metavar="BENCHMARK", help="humaneval, mbpp, demo, or the path of a JSONL in EvalPlus format.")
+]
+STAGES_HELP = "score, embed, select, train, generate, sanitize or evaluate."
+
+
+def main() -> None:
+    """The console script."""
+    prepare_process()
+    try:
+        app()
+    except CodetuneError as error:
+        console.show_error(error)
+        sys.exit(error.exit_status)
+
+
+@app.callback(invoke_without_command=True)
+def top(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        console.show(console.Shown({"version": __version__}, f"codetune {__version__}"), False, sys.stdout)
+        raise typer.Exit
+
+
+@app.command()
+def init(
+    directory: Annotated[Path, typer.Argument(metavar="[DIR]")] = Path(),
+    preset: Annotated[str, typer.Option(help=f"One of: {', '.join(PRESETS)}.")] = "deepseek-oss",
+    as_json: JsonOption = False,
+) -> None:
+    """Write a commented project file."""
+    if preset not in PRESETS:
+        raise UsageError(f"--preset {preset}: no such preset; expected one of: {', '.join(PRESETS)}")
+    path = directory / PROJECT_FILE
+    if path.exists():
+        raise InputError(f"{path} exists already; it was left as it is. Name another directory: codetune init DIR")
+
+    def write() -> Shown:
+        directory.mkdir(parents=True, exist_ok=True)
+        path.write_text(commented_yaml(PRESETS[preset]), encoding="utf-8")
+        return console.Shown(
+            {"artefact": str(path), "preset": preset}, f"wrote {path}", notes=["edit it, then: codetune run"]
+        )
+
+    _perform(write, as_json)
+
+
+@app.command()
+def score(
+    shard: ShardOption = None, project: ProjectOption = None, set_: SetOption = None, as_json: JsonOption = False
+) -> None:
+    """IFD of every row -> scores.jsonl."""
+    part = parse_shard(shard) if shard is not None else None
+    _stage(lambda verbs, desk: verbs.score(desk, part), _required(project, set_, {}), as_json)
+
+
+@app.command()
+def embed(
+    shard: ShardOption = None, project: ProjectOption = None, set_: SetOption = None, as_json: JsonOption = False
+) -> None:
+    """Embeddings of the instructions -> embeddings.npy."""
+    part = parse_shard(shard) if shard is not None else None
+    _stage(lambda verbs, desk: verbs.embed(desk, part), _required(project, set_, {}), as_json)
+
+
+@app.command()
+def select(
+    ratio: Annotated[float | None, typer.Option(help="Share of the rows to take.")] = None,
+    clusters: Annotated[int | None, typer.Option(help="K of K-means.")] = None,
+    strategy: Annotated[str | None, typer.Option(help="ifd_cluster, random or all.")] = None,
+    project: ProjectOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The rows worth training on -> selection.jsonl, chat format."""
+    flags = {"select.ratio": ratio, "select.clusters": clusters, "select.strategy": strategy}
+    _stage(lambda verbs, desk: verbs.select(desk), _required(project, set_, flags), as_json)
+
+
+@app.command()
+def train(
+    pad_mode: Annotated[str | None, typer.Option(help="max_length, dynamic_pad or dynamic_pack.")] = None,
+    method: Annotated[str | None, typer.Option(help="full or lora.")] = None,
+    project: ProjectOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fine-tune on the selection -> model/. Continues from its last checkpoint by itself."""
+    flags = {"train.pad_mode": pad_mode, "train.method": method}
+    _stage(lambda verbs, desk: verbs.train(desk), _required(project, set_, flags), as_json)
+
+
+@app.command()
+def generate(
+    benchmark: BenchmarkArgument,
+    model: ModelOption = None,
+    instruct: InstructOption = None,
+    project: ProjectOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Completions of a benchmark's tasks. Continues where it stopped."""
+    loaded = _optional(project, set_, _prompt_flag(instruct))
+
+    def work() -> Shown:
+        from codetune import benchmarking, presentation
+
+        desk = _desk(loaded)
+        bench = benchmarking.open_bench(desk, benchmark)
+        contestant = benchmarking.contestant(desk, _model(desk, model))
+        return presentation.stage(benchmarking.generate(desk, bench, contestant))
+
+    _perform(work, as_json)
+
+
+@app.command()
+def sanitize(
+    source: Annotated[str, typer.Argument(metavar="BENCHMARK|FILE", help="A benchmark, or a file of samples.")],
+    model: ModelOption = None,
+    instruct: InstructOption = None,
+    project: ProjectOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Completions -> programs that can be run."""
+    loaded = _optional(project, set_, _prompt_flag(instruct))
+
+    def work() -> Shown:
+        from codetune import benchmarking, presentation
+
+        desk = _desk(loaded)
+        if benchmarking.is_samples_file(desk, source):
+            return presentation.stage(benchmarking.sanitize_file(desk, Path(source)))
+        bench = benchmarking.open_bench(desk, source)
+        contestant = benchmarking.contestant(desk, _model(desk, model))
+        return presentation.stage(benchmarking.sanitize(desk, bench, contestant))
+
+    _perform(work, as_json)
+
+
+@app.command()
+def evaluate(
+    benchmark: BenchmarkArgument,
+    samples: Annotated[Path | None, typer.Option(metavar="FILE", help="Judge this file in EvalPlus format.")] = None,
+    model: ModelOption = None,
+    instruct: InstructOption = None,
+    project: ProjectOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Programs -> pass@k."""
+    if samples is not None and model is not None:
+        raise UsageError("--samples and --model exclude each other: the samples are somebody's already. Leave one out")
+    loaded = _optional(project, set_, _prompt_flag(instruct))
+
+    def work() -> Shown:
+        from codetune import benchmarking, presentation
+
+        desk = _desk(loaded)
+        bench = benchmarking.open_bench(desk, benchmark)
+        if samples is not None:
+            return presentation.evaluation([benchmarking.evaluate_file(desk, bench, samples)], [])
+        contestant = benchmarking.contestant(desk, _model(desk, model))
+        return presentation.evaluation([benchmarking.evaluate(desk, bench, contestant)], [])
+
+    _perform(work, as_json)
+
+
+@app.command(name="eval")
+def eval_(
+    benchmark: BenchmarkArgument,
+    models: ModelsOption = None,
+    instruct: InstructOption = None,
+    project: ProjectOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Generate, sanitize and evaluate in one go."""
+    loaded = _optional(project, set_, _prompt_flag(instruct))
+
+    def work() -> Shown:
+        from codetune import benchmarking, journey, presentation
+
+        desk = _desk(loaded)
+        bench = benchmarking.open_bench(desk, benchmark)
+        names = list(dict.fromkeys(models or [_model(desk, None)]))
+        reports = journey.evaluate_models(desk, bench, [benchmarking.contestant(desk, name) for name in names])
+        return presentation.evaluation(reports, journey.compare(reports))
+
+    _perform(work, as_json)
+
+
+@app.command()
+def run(
+    first: Annotated[str, typer.Option("--from", metavar="STAGE", help=f"First stage: {STAGES_HELP}")] = "score",
+    last: Annotated[str, typer.Option("--to", metavar="STAGE", help=f"Last stage: {STAGES_HELP}")] = "evaluate",
+    project: ProjectOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The whole pipeline; what is done and still true is not done again."""
+    loaded = _required(project, set_, {})
+
+    def work() -> Shown:
+        from codetune import journey, presentation
+
+        desk = _desk(loaded)
+        results = list(journey.run(desk, journey.stage_named(first), journey.stage_named(last)))
+        return presentation.journey(results, journey.compare(journey.reports_in(results)))
+
+    _perform(work, as_json)
+
+
+@app.command()
+def status(project: ProjectOption = None, set_: SetOption = None, as_json: JsonOption = False) -> None:
+    """A line per stage: done, stale (and why), partial (how far), missing; and the next command."""
+    loaded = _required(project, set_, {})
+
+    def work() -> Shown:
+        from codetune import journey, pipeline, presentation
+
+        return presentation.status(journey.status(pipeline.look_at_desk(loaded)))
+
+    _perform(work, as_json)
+
+
+@app.command()
+def demo(
+    directory: Annotated[Path, typer.Argument(metavar="[DIR]")] = Path("codetune-demo"),
+    full: Annotated[bool, typer.Option("--full", help="Also the controls: a random draw, and all rows.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the tasks, the data set and the training.")] = 42,
+    as_json: JsonOption = False,
+) -> None:
+    """A complete little world without any download, run through every stage."""
+
+    def work() -> Shown:
+        from codetune import showcase
+
+        return showcase.demo(directory, full, seed)
+
+    _perform(work, as_json)
+
+
+def _required(path: Path | None, assignments: list[str] | None, flags: Mapping[str, Any]) -> Project:
+    """The project that a command of the pipeline cannot do without."""
+    given = {key: value for key, value in flags.items() if value is not None}
+    return read_project(path or Path(PROJECT_FILE), assignments or [], given)
+
+
+def _optional(path: Path | None, assignments: list[str] | None, flags: Mapping[str, Any]) -> Project:
+    """The project, or the defaults where none is named and none lies here."""
+    here = Path(PROJECT_FILE)
+    return read_project(path or (here if here.exists() else None), assignments or [], flags)
+
+
+def _prompt_flag(instruct: bool | None) -> dict[str, str]:
+    return {} if instruct is None else {"generate.prompt": "chat" if instruct else "completion"}
+
+
+def _desk(project: Project) -> Desk:
+    from codetune.pipeline import open_desk
+
+    return open_desk(project)
+
+
+def _model(desk: Desk, said: str | None) -> str:
+    """`tuned` where the run has one; otherwise the user has to say which."""
+    if said is not None:
+        return said
+    if desk.run.model.exists():
+        return "tuned"
+    raise UsageError(
+        f"{desk.run.directory} has no trained model, so --model must say which; expected base, a path or a hub id, "
+        "such as --model base. Or train one: codetune train"
+    )
+
+
+def _stage(verb: Callable[[Any, Desk], Any], project: Project, as_json: bool) -> None:
+    def work() -> Shown:
+        from codetune import pipeline, presentation
+
+        return presentation.stage(verb(pipeline, _desk(project)))
+
+    _perform(work, as_json)
+
+
+def _perform(work: Callable[[], Shown], as_json: bool) -> None:
+    """Does the work and shows what came of it; says what an interrupt and a full disk mean."""
+    try:
+        with console.own_stdout() as output:
+            console.show(work(), as_json, output)
+    except KeyboardInterrupt:
+        console.note("interrupted; the same command continues where it was")
+        raise typer.Exit(130) from None
+    except OSError as why:
+        if why.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        place = f" ({why.filename})" if why.filename else ""
+        raise CodetuneError(
+            f"writing failed: {why.strerror}{place}. Nothing that was finished is lost. Make room or allow writing, "
+            "then run the same command again"
+        ) from why

@@ -1,0 +1,188 @@
+"""The verbs over several stages: run (the whole pipeline), eval (a benchmark in one go), status (how all of it stands).
+What is done and still true is not done again.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from codetune import benchmarking, pipeline
+from codetune.benchmarking import Bench, Contestant
+from codetune.console import counts, percent
+from codetune.errors import UsageError
+from codetune.parts import read_logs
+from codetune.pipeline import StageResult
+from codetune.selection.select import NEEDS
+from codetune.stages import Desk, RowStage, State, standing
+from codetune.store import read_seal
+
+if TYPE_CHECKING:
+    from codetune.benchmark.evaluate import Report
+
+Stage = Literal["score", "embed", "select", "train", "generate", "sanitize", "evaluate"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+ROW_STAGES: tuple[RowStage, ...] = get_args(RowStage)
+COMPARED = ("base", "tuned")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """How one stage stands; `detail` says why it is stale, how far it is, or what is in it."""
+
+    stage: str
+    state: State | Literal["not needed"]
+    detail: str
+    command: str
+
+
+def run(desk: Desk, first: Stage, last: Stage) -> Iterator[StageResult | Report]:
+    """Every stage from `first` to `last`, each yielded when it is done."""
+    wanted = STAGES[STAGES.index(first) : STAGES.index(last) + 1]
+    if not wanted:
+        raise UsageError(f"--from {first} --to {last}: {last} comes before {first}. The order is: {' '.join(STAGES)}")
+    for stage in ROW_STAGES:
+        if stage in wanted and needed(desk, stage):
+            yield _row_stage(desk, stage)
+    if not {"generate", "sanitize", "evaluate"} & set(wanted):
+        return
+    benches = [benchmarking.open_bench(desk, said) for said in desk.project.evaluate.benchmarks]
+    models = [benchmarking.contestant(desk, name) for name in COMPARED]
+    for bench in benches:
+        for model in models:
+            if "generate" in wanted:
+                yield benchmarking.generate(desk, bench, model)
+            if "sanitize" in wanted:
+                yield benchmarking.sanitize(desk, bench, model)
+            if "evaluate" in wanted:
+                yield benchmarking.evaluate(desk, bench, model)
+
+
+def evaluate_models(desk: Desk, bench: Bench, models: Sequence[Contestant]) -> list[Report]:
+    """Generate, sanitize and evaluate each model on one benchmark."""
+    reports = []
+    for model in models:
+        benchmarking.generate(desk, bench, model)
+        benchmarking.sanitize(desk, bench, model)
+        reports.append(benchmarking.evaluate(desk, bench, model))
+    return reports
+
+
+def compare(reports: Sequence[Report]) -> list[dict[str, Any]]:
+    """Exact McNemar between every two models that have one sample a task, on the tasks that both have."""
+    from codetune.benchmark.statistics import mcnemar
+
+    compared: list[dict[str, Any]] = []
+    for first, second in combinations(reports, 2):
+        tasks = [task for task in first["verdicts"] if task in second["verdicts"]]
+        if first["benchmark"] != second["benchmark"] or not tasks:
+            continue
+        if any(len(report["verdicts"][task]) > 1 for report in (first, second) for task in tasks):
+            continue
+        entry: dict[str, Any] = {
+            "benchmark": first["benchmark"],
+            "models": [first["model"], second["model"]],
+            "tasks": len(tasks),
+        }
+        for suite in ("base", "plus"):
+            passes = [[report["verdicts"][task][0][suite] == "pass" for task in tasks] for report in (first, second)]
+            found = mcnemar(*passes)
+            entry[suite] = {
+                "only_first": found.only_first,
+                "only_second": found.only_second,
+                "p_value": found.p_value,
+            }
+        compared.append(entry)
+    return compared
+
+
+def needed(desk: Desk, stage: RowStage) -> bool:
+    """Whether the selection strategy makes any use of the stage."""
+    scores, embeddings = NEEDS[desk.project.select.strategy]
+    return {"score": scores, "embed": embeddings}.get(stage, True)
+
+
+def status(desk: Desk) -> list[Line]:
+    """A line per stage, in their order; looks at files only."""
+    lines = [_row_line(desk, stage) for stage in ROW_STAGES]
+    trained = lines[-1].state == "done"
+    benchmarks = desk.project.evaluate.benchmarks
+    return lines + [_benchmark_line(desk, said, label, trained) for said in benchmarks for label in COMPARED]
+
+
+def _row_stage(desk: Desk, stage: RowStage) -> StageResult:
+    found = standing(desk, stage)
+    if found.state == "done" and found.seal is not None:
+        return pipeline.found_done(desk, stage, found.seal)
+    if stage == "score":
+        return pipeline.score(desk, None)
+    if stage == "embed":
+        return pipeline.embed(desk, None)
+    return pipeline.select(desk) if stage == "select" else pipeline.train(desk)
+
+
+def _row_line(desk: Desk, stage: RowStage) -> Line:
+    if not needed(desk, stage):
+        return Line(stage, "not needed", f"select.strategy is {desk.project.select.strategy}", "")
+    found = standing(desk, stage)
+    command = f"codetune {stage}"
+    if found.seal is not None and found.state == "done":
+        return Line(stage, "done", _counted(found.seal.rows, found.seal.refused), command)
+    if found.state == "partial":
+        return Line(stage, "partial", _progress(desk, stage), command)
+    return Line(stage, found.state, found.why, command)
+
+
+def _progress(desk: Desk, stage: RowStage) -> str:
+    if stage == "train":
+        checkpoints = [int(path.name.rpartition("-")[2]) for path in desk.run.train.glob("checkpoint-*[0-9]")]
+        return f"checkpoint of step {max(checkpoints)}" if checkpoints else "no checkpoint yet"
+    return f"{len(read_logs(desk.run.parts(desk.artefact(stage)))):,} rows"
+
+
+def _benchmark_line(desk: Desk, said: str, label: str, trained: bool) -> Line:
+    """By the seals alone: the benchmark's tasks and the base model's weights are looked at when they are used."""
+    name = benchmarking.bench_name(said)
+    stage, command = f"{name} {label}", f"codetune eval {said} --model {label}"
+    paths = [place(name, label) for place in (desk.run.completions, desk.run.solutions, desk.run.evaluation)]
+    seals = [read_seal(path) for path in paths]
+    if seals[2] is None:
+        done = "generated" if seals[0] else "begun" if desk.run.parts(paths[0]).exists() else ""
+        return Line(stage, "partial" if done else "missing", done, command)
+    model = read_seal(desk.run.model)
+    if label == "tuned" and (not trained or model is None or not seals[0] or seals[0].inputs["model"] != model.digest):
+        return Line(stage, "stale", "the tuned model has changed since", command)
+    for index, source in ((1, "completions"), (2, "solutions")):
+        seal = seals[index]
+        if seal is None or not paths[index - 1].exists() or seal.inputs[source] != desk.digests.file(paths[index - 1]):
+            return Line(stage, "stale", f"its {source} have changed since", command)
+    return Line(stage, "done", _figures(desk, name, label), command)
+
+
+def _figures(desk: Desk, name: str, label: str) -> str:
+    report = json.loads(desk.run.evaluation(name, label).read_text(encoding="utf-8"))
+    figures = report["pass_at_k"]
+    return "; ".join(
+        f"{k} {percent(figures['base'][k])} base, {percent(figures['plus'][k])} plus" for k in figures["base"]
+    )
+
+
+def _counted(rows: int, refused: Mapping[str, int]) -> str:
+    return f"{rows:,} rows" + (f"; refused: {counts(refused)}" if refused else "")
+
+
+def stage_named(name: str) -> Stage:
+    for stage in STAGES:
+        if stage == name:
+            return stage
+    near = difflib.get_close_matches(name, STAGES, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise UsageError(f"{name} is no stage{hint} Expected one of: {', '.join(STAGES)}")
+
+
+def reports_in(results: Sequence[StageResult | Report]) -> list[Report]:
+    return [result for result in results if not isinstance(result, StageResult)]

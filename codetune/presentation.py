@@ -1,0 +1,139 @@
+"""Results as a user sees them: each becomes its `--json` document and a short table. No I/O, no judgement."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from codetune.console import Shown, counts, percent
+from codetune.journey import Line
+from codetune.pipeline import StageResult
+
+if TYPE_CHECKING:
+    from codetune.benchmark.evaluate import Report
+
+
+def stage_document(result: StageResult) -> dict[str, Any]:
+    return {
+        "stage": result.stage,
+        "state": result.state,
+        "rows": result.rows,
+        "reused": result.reused,
+        "refused": dict(result.refused),
+        "artefact": str(result.artefact),
+        "seconds": result.seconds,
+        "overrides": dict(result.overrides),
+    }
+
+
+def stage(result: StageResult) -> Shown:
+    title = f"{result.stage}: {result.state}, {result.rows:,} rows in {result.artefact}"
+    notes = [f"{result.seconds:.1f} s" + (f", {result.reused:,} rows found done" if result.reused else "")]
+    if result.refused:
+        notes.append(f"refused: {counts(result.refused)}")
+    if result.overrides:
+        notes.append("by flag: " + ", ".join(f"{key}={value}" for key, value in result.overrides.items()))
+    columns, rows, more = _details(result)
+    return Shown(stage_document(result), title, columns, rows, [*notes, *more])
+
+
+def evaluation(reports: Sequence[Report], compared: Sequence[Mapping[str, Any]]) -> Shown:
+    """One model's document is its own; several come as a list under "models" with the comparison beside it."""
+    document: Any = reports[0]
+    if len(reports) > 1:
+        document = {"models": list(reports), "comparison": list(compared)}
+    return Shown(document, "pass@k (95 % interval)", *_figures(reports), [_caption(reports), *map(_sentence, compared)])
+
+
+def journey(results: Sequence[StageResult | Report], compared: Sequence[Mapping[str, Any]]) -> Shown:
+    """Everything that a run of the pipeline came to."""
+    stages = [result for result in results if isinstance(result, StageResult)]
+    reports: list[Report] = [result for result in results if not isinstance(result, StageResult)]
+    document = {
+        "stages": [stage_document(result) for result in stages],
+        "models": reports,
+        "comparison": list(compared),
+    }
+    times = [f"{result.stage} {result.seconds:.1f} s" for result in stages]
+    notes = [f"time: {', '.join(times)}", *map(_sentence, compared)]
+    if not reports:
+        lines = [[result.stage, result.state, f"{result.rows:,}", counts(result.refused)] for result in stages]
+        return Shown(document, "run: done", ("stage", "state", "rows", "refused"), lines, notes)
+    return Shown(document, "pass@k (95 % interval)", *_figures(reports), [_caption(reports), *notes])
+
+
+def status(lines: Sequence[Line]) -> Shown:
+    following = next((line.command for line in lines if line.state not in ("done", "not needed")), None)
+    document = {
+        "stages": [{"stage": line.stage, "state": line.state, "detail": line.detail} for line in lines],
+        "next": following,
+    }
+    rows = [[line.stage, line.state, line.detail] for line in lines]
+    note = f"next: {following}" if following else "everything is done"
+    return Shown(document, "status", ("stage", "state", ""), rows, [note])
+
+
+def _details(result: StageResult) -> tuple[Sequence[str], Sequence[Sequence[str]], Sequence[str]]:
+    """What is particular to a stage."""
+    facts = result.facts
+    if result.stage == "embed" and facts.get("cut"):
+        return (), (), [f"{len(facts['cut']):,} instructions are longer than the encoder's window and were cut"]
+    if result.stage == "sanitize":
+        return (), (), [f"{facts['changed']} changed, {facts['not_parsing']} do not parse"]
+    if result.stage == "select" and len(facts.get("clusters", ())) > 1:
+        return _clusters(facts["clusters"])
+    if result.stage == "train":
+        return (), (), _training(facts)
+    return (), (), ()
+
+
+def _clusters(clusters: Sequence[Mapping[str, Any]]) -> tuple[Sequence[str], Sequence[Sequence[str]], Sequence[str]]:
+    columns = ("cluster", "rows", "refused", "dropped by IFD", "eligible", "taken")
+    keys = ("cluster", "rows", "refused", "dropped", "eligible", "taken")
+    return columns, [[str(cluster[key]) for key in keys] for cluster in clusters], ()
+
+
+def _training(facts: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"{facts['steps']} steps, {facts['tokens']:,} tokens, padding {percent(facts['padding_rate'])}"
+        + (f", last loss {facts['last_loss']:.4f}" if facts["last_loss"] is not None else "")
+    ]
+    if facts["peak_memory_bytes"]:
+        lines.append(f"peak GPU memory {facts['peak_memory_bytes'] / 1e9:.2f} GB")
+    if facts["truncated_rows"]:
+        lines.append(f"{facts['truncated_rows']:,} rows were truncated, {facts['lost_tokens']:,} tokens lost")
+    return lines
+
+
+def _figures(reports: Sequence[Report]) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+    names = list(reports[0]["pass_at_k"]["base"])
+    columns = ["benchmark", "model", "tasks", *(f"{suite} {k}" for k in names for suite in ("base", "plus"))]
+    rows = [
+        [
+            report["benchmark"],
+            report["model"],
+            f"{report['tasks']} of {report['tasks_in_benchmark']}",
+            *(_figure(report, suite, k) for k in names for suite in ("base", "plus")),
+        ]
+        for report in reports
+    ]
+    return columns, rows
+
+
+def _figure(report: Report, suite: str, k: str) -> str:
+    low, high = report["interval_95"][suite][k]
+    return f"{percent(report['pass_at_k'][suite][k])} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def _caption(reports: Sequence[Report]) -> str:
+    tasks = reports[0]["tasks"]
+    return f"one task of {tasks} is worth {100 / tasks:.2f} points; sandbox: {reports[0]['sandbox']}"
+
+
+def _sentence(compared: Mapping[str, Any]) -> str:
+    first, second = compared["models"]
+    base = compared["base"]
+    return (
+        f"{first} against {second}, base tests: {base['only_first']} tasks solved by {first} alone, "
+        f"{base['only_second']} by {second} alone (exact McNemar p = {base['p_value']:.2g})"
+    )

@@ -1,0 +1,37 @@
+"""Fixtures for every room, and the strictness that production does without: one thread, deterministic algorithms."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Before torch is imported anywhere: the same surroundings as in production, and no network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"
+
+from codetune.launch import prepare_process
+
+prepare_process()
+
+import pytest
+import torch
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _strict_torch() -> None:
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The real data: CODETUNE_TEST_DATA, else ../shared/data beside the project."""
+    named = os.environ.get("CODETUNE_TEST_DATA")
+    data = Path(named) if named else PROJECT.parent / "shared" / "data"
+    if not data.is_dir():
+        if os.environ.get("CODETUNE_REQUIRE_TEST_DATA"):
+            pytest.fail(f"{data} is missing, and CODETUNE_REQUIRE_TEST_DATA is set", pytrace=False)
+        pytest.skip(f"no real data at {data}; name it with CODETUNE_TEST_DATA")
+    return data
