@@ -73,8 +73,11 @@ FAMILIES: Mapping[str, Family] = {
 class ChatTokenizer(Protocol):
     """What `converse` asks of a tokenizer; transformers' own satisfy it."""
 
-    eos_token: Any
-    all_special_tokens: list[str]
+    @property
+    def eos_token(self) -> Any: ...
+
+    @property
+    def all_special_tokens(self) -> list[str]: ...
 
     def apply_chat_template(
         self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool
@@ -175,8 +178,8 @@ def _converse_by_template(messages: Sequence[Message], tokenizer: ChatTokenizer)
         end = _end_of_answer(text, written + len(messages[number].content.strip()), following, closers)
         if end is None:
             raise ModelError(
-                "The tokenizer's chat template closes an answer with no special token, so nothing would teach the model "
-                "to stop. Expected: its EOS behind every answer. Set model.chat_format to one of "
+                "The tokenizer's chat template closes an answer with no special token, so nothing would teach the "
+                "model to stop. Expected: its EOS behind every answer. Set model.chat_format to one of "
                 f"{', '.join(FAMILIES)}, or mend the template."
             )
         answers.append((len(prompt), end))

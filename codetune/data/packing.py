@@ -24,7 +24,7 @@ def micro_batches(
     Padded: in drawn order. Packed: as many micro-batches, but dealt longest first to the one with the fewest tokens,
     because peak memory is the fullest one's.
 
-    >>> micro_batches([5, 1, 1, 5], "dynamic_pad", 2), micro_batches([5, 1, 1, 5], "dynamic_pack", 2)
+    >>> micro_batches([5, 5, 1, 1], "dynamic_pad", 2), micro_batches([5, 5, 1, 1], "dynamic_pack", 2)
     (((0, 1), (2, 3)), ((0, 2), (1, 3)))
     """
     if pad_mode != "dynamic_pack":

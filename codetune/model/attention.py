@@ -53,7 +53,7 @@ def segmented_attention(
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)  # [B, H, T, D]
     # split, not slices: its backward is one concatenation, that of n slices n additions over the whole row.
-    parts = zip(*(states.split(segments, dim=2) for states in (query, key, value)), strict=True)
+    parts = zip(*(torch.split(states, list(segments), dim=2) for states in (query, key, value)), strict=True)
     attended = [
         scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling, **_causal(q, sliding_window))
         for q, k, v in parts
@@ -63,23 +63,22 @@ def segmented_attention(
 
 def require_isolation(model: PreTrainedModel) -> None:
     """Raises where a sample of a flat row is changed by the sample before it."""
-    embeddings = model.get_input_embeddings()
+    embeddings: torch.nn.Embedding = model.get_input_embeddings()  # type: ignore[assignment]
     device, vocabulary = embeddings.weight.device, embeddings.num_embeddings
     first, other, second = (torch.arange(7, device=device) * step % vocabulary for step in (3, 5, 7))
     was_training = model.training
-    model.eval()
+    model.train(False)
     with torch.no_grad():
         seen = [
-            model(**flat_row([before, second]), use_cache=False).logits[:, len(before) :]
-            for before in (first, other)
+            model(**flat_row([before, second]), use_cache=False).logits[:, len(before) :] for before in (first, other)
         ]
     model.train(was_training)
     # The shapes are alike, so an isolated sample gives the same bits; the tolerance is for atomics on a GPU.
     if not torch.allclose(seen[0], seen[1], rtol=0, atol=1e-4 * float(seen[0].abs().max())):
         raise ModelError(
             f"Packed samples see each other in {type(model).__name__} with attention "
-            f"{model.config._attn_implementation!r}. Expected: each sees itself alone. Set train.pad_mode: dynamic_pad, "
-            "or model.attention: auto."
+            f"{model.config._attn_implementation!r}. Expected: each sees itself alone. Set model.attention: auto, or "
+            "train.pad_mode: dynamic_pad."
         )
 
 

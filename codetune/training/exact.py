@@ -94,7 +94,7 @@ class ExactTrainer(Trainer):
         return 0
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
-        norm = super()._clip_grad_norm(model)
+        norm = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
         self._grad_norm = float(norm)
         # With float16 the scaler skips such a step and lowers its scale; elsewhere it would spoil every weight.
         if not self.args.fp16 and not torch.isfinite(torch.as_tensor(self._grad_norm)):
@@ -110,7 +110,7 @@ class ExactTrainer(Trainer):
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         step = self.state.global_step
-        self._on_saved(Path(self.args.output_dir) / f"checkpoint-{step}", step)
+        self._on_saved(Path(str(self.args.output_dir)) / f"checkpoint-{step}", step)
         self._clock = time.perf_counter()  # the time that saving took is no training time
 
     def _not_finite(self, what: str, rows: list[str]) -> str:

@@ -25,7 +25,7 @@ def save_trained(
 ) -> None:
     """`last_tokens` are those that closed an answer in training. The model is of no use for training afterwards: its
     weights are rounded to `precision` in place."""
-    network = model.get_base_model() if isinstance(model, PeftModel) else model
+    network: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model  # type: ignore[assignment]
     network.set_attn_implementation("sdpa")
     network.config.use_cache = True
     network.generation_config = _generation_config(tokenizer, chat_format, last_tokens)
@@ -48,7 +48,7 @@ def _generation_config(
     vocabulary = tokenizer.get_vocab()
     stops = {vocabulary[text] for text in stop_texts(chat_format) if text in vocabulary}
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return GenerationConfig(
+    return GenerationConfig(  # type: ignore[no-untyped-call]
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=sorted({tokenizer.eos_token_id, *stops, *last_tokens}),
         pad_token_id=padding,

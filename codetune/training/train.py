@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from peft import PeftModel
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -59,7 +60,7 @@ def train(
 ) -> TrainingSummary:
     """`report` gets every step as `{"step", "steps", "epoch", "loss", "learning_rate", "grad_norm"}`. Ctrl-C and
     SIGTERM end it as KeyboardInterrupt, after the step at hand and a checkpoint; a second one at once."""
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer = load_tokenizer(model_path)
     rows = _Rows(examples, project, tokenizer)
@@ -161,7 +162,8 @@ def _precision(project: Project, model_path: Path) -> Precision:
 
 
 def _require_fit(network: PreTrainedModel, corpus: Corpus) -> None:
-    vocabulary = network.get_input_embeddings().num_embeddings
+    embeddings: torch.nn.Embedding = network.get_input_embeddings()  # type: ignore[assignment]
+    vocabulary = embeddings.num_embeddings
     if corpus.largest_token >= vocabulary:
         raise ModelError(
             f"The tokenizer gives token {corpus.largest_token}, the model's embeddings end at {vocabulary - 1}. "
@@ -181,7 +183,7 @@ def _recompute_activations(network: PreTrainedModel) -> None:
     if hasattr(network, "activation_checkpointing_enable"):  # its name since transformers 5.20 or so
         network.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
     else:
-        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)  # type: ignore[no-untyped-call]
 
 
 def _trainer(

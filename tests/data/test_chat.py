@@ -1,0 +1,125 @@
+"""Chat families against method.md, section 2, written out by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from codetune.data.chat import FAMILIES, Conversation, converse, stop_texts
+from codetune.records import Message, Role
+
+# before the answer "yo" to "hi"; between that answer and the next user turn "ho"
+WRITTEN = {
+    "deepseek": ("### Instruction:\nhi\n### Response:\n", "\n### Instruction:\nho\n### Response:\n"),
+    "starcoder2": ("### Instruction:\nhi\n### Response:\n", "\n### Instruction:\nho\n### Response:\n"),
+    "codellama": ("[INST] hi [/INST]", "<s>[INST] ho [/INST]"),
+    "codegemma": (
+        "<start_of_turn>user\nhi<end_of_turn>\n<start_of_turn>model\n",
+        "<end_of_turn>\n<start_of_turn>user\nho<end_of_turn>\n<start_of_turn>model\n",
+    ),
+    "codeqwen": (
+        "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n",
+        "\n<s><|im_start|>user\nho<|im_end|>\n<|im_start|>assistant\n",
+    ),
+    "llama3": (
+        "<|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nho<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    ),
+}
+
+
+class FakeTokenizer:
+    """Writes turns as `role:content|`, closed by EOS after an answer."""
+
+    eos_token = "</s>"
+    all_special_tokens = ("</s>", "<end>")
+
+    def __init__(self, closer: str = "</s>") -> None:
+        self.closer = closer
+
+    def apply_chat_template(
+        self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool
+    ) -> str:
+        text = ""
+        for turn in conversation:
+            closer = f"{self.closer}\n" if turn["role"] == "assistant" else "\n"
+            text += f"{turn['role']}:{turn['content']}{closer}"
+        return text + ("assistant:" if add_generation_prompt else "")
+
+
+def messages(*turns: tuple[Role, str]) -> list[Message]:
+    return [Message(role, content) for role, content in turns]
+
+
+TWO_ANSWERS = messages(("user", "hi"), ("assistant", "yo"), ("user", "ho"), ("assistant", "ya"))
+
+
+@pytest.mark.parametrize("family", WRITTEN)
+def test_a_family_writes_two_turns_as_the_method_says(family: str) -> None:
+    before, between = WRITTEN[family]
+    written = converse(family, TWO_ANSWERS, FakeTokenizer(), "<s>")
+    assert isinstance(written, Conversation)
+    assert written.text == f"<s>{before}yo</s>{between}ya</s>"
+    assert [written.text[start:end] for start, end in written.answers] == ["yo</s>", "ya</s>"]
+
+
+@pytest.mark.parametrize("family", WRITTEN)
+def test_without_a_bos_none_is_written(family: str) -> None:
+    written = converse(family, TWO_ANSWERS, FakeTokenizer(), "")
+    assert isinstance(written, Conversation)
+    assert "<s>" not in written.text
+
+
+@pytest.mark.parametrize(
+    ("family", "start"),
+    [
+        ("deepseek", "### Instruction:\nbe brief\n\nhi\n"),
+        ("codellama", "[INST] be brief\n\nhi [/INST]"),
+        ("codegemma", "<start_of_turn>user\nbe brief\n\nhi<end_of_turn>\n"),
+        ("codeqwen", "<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n"),
+        (
+            "llama3",
+            "<|start_header_id|>system<|end_header_id|>\n\nbe brief<|eot_id|><|start_header_id|>user<|end_header_id|>",
+        ),
+    ],
+)
+def test_a_system_text_has_its_place_or_opens_the_first_user_turn(family: str, start: str) -> None:
+    written = converse(family, messages(("system", "be brief"), *_pairs(TWO_ANSWERS)), FakeTokenizer(), "")
+    assert isinstance(written, Conversation)
+    assert written.text.startswith(start)
+    assert written.text.count("be brief") == 1
+
+
+@pytest.mark.parametrize(
+    "roles", [["user", "user", "assistant"], ["user", "assistant", "system", "user", "assistant"], ["system"]]
+)
+def test_turns_that_do_not_alternate_are_a_reason(roles: list[Role]) -> None:
+    turns = messages(*((role, "x") for role in roles))
+    assert converse("deepseek", turns, FakeTokenizer(), "") == "turns do not alternate between user and assistant"
+
+
+def test_the_end_of_turn_stops_generation_where_a_family_has_one() -> None:
+    stops = {family: stop_texts(family) for family in FAMILIES}
+    assert {family: texts for family, texts in stops.items() if texts} == {
+        "codegemma": ("<end_of_turn>",),
+        "codeqwen": ("<|im_end|>",),
+        "llama3": ("<|eot_id|>",),
+    }
+    assert stop_texts("tokenizer") == ()
+
+
+def test_of_the_tokenizers_own_template_the_answers_are_found() -> None:
+    written = converse("tokenizer", TWO_ANSWERS, FakeTokenizer(), "<s>")
+    assert isinstance(written, Conversation)
+    assert written.text == "user:hi\nassistant:yo</s>\nuser:ho\nassistant:ya</s>\n"
+    assert [written.text[start:end] for start, end in written.answers] == ["yo</s>", "ya</s>"]
+
+
+def test_a_template_may_close_answers_by_another_special_token() -> None:
+    written = converse("tokenizer", TWO_ANSWERS, FakeTokenizer(closer="<end>"), "")
+    assert isinstance(written, Conversation)
+    assert [written.text[start:end] for start, end in written.answers] == ["yo<end>", "ya<end>"]
+
+
+def _pairs(turns: list[Message]) -> list[tuple[Role, str]]:
+    return [(turn.role, turn.content) for turn in turns]
