@@ -1,0 +1,146 @@
+"""The vocabulary of the demo's grammar as tables: what can be done to lists, words, texts, dictionaries and numbers, in
+words and in Python. A step takes a value of one kind and gives one of a kind (perhaps another); a step that gives
+`result` ends the function. `{n}` stands for a number from 2 to 9, `{c}` for a letter. All wordings mean the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["numbers", "words", "text", "scores", "number", "result"]
+KINDS: tuple[Kind, ...] = ("numbers", "words", "text", "scores", "number")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One line of a function: its value is called by its kind (`numbers`, `words`, ...) from the argument on."""
+
+    name: str
+    takes: Kind
+    gives: Kind
+    code: str
+    wordings: tuple[str, ...]
+
+
+def _keep(kind: Kind, name: str, condition: str, *wordings: str) -> Step:
+    item = {"numbers": "x", "words": "w", "text": "c"}[kind]
+    kept = f"{item} for {item} in {kind} if {condition}"
+    return Step(name, kind, kind, f'text = "".join({kept})' if kind == "text" else f"{kind} = [{kept}]", wordings)
+
+
+def _map(kind: Kind, name: str, value: str, *wordings: str) -> Step:
+    item = {"numbers": "x", "words": "w"}[kind]
+    return Step(name, kind, kind, f"{kind} = [{value} for {item} in {kind}]", wordings)
+
+
+def _pairs(name: str, key: str, value: str, condition: str, *wordings: str) -> Step:
+    code = f"scores = {{{key}: {value} for k, v in scores.items(){condition}}}"
+    return Step(name, "scores", "scores", code, wordings)
+
+
+def _whole(kind: Kind, name: str, value: str, *wordings: str) -> Step:
+    return Step(name, kind, kind, f"{kind} = {value}", wordings)
+
+
+def _turn(takes: Kind, gives: Kind, name: str, value: str, *wordings: str) -> Step:
+    return Step(name, takes, gives, f"{gives} = {value}", wordings)
+
+
+def _fold(kind: Kind, name: str, value: str, *wordings: str) -> Step:
+    return Step(name, kind, "result", f"return {value}", wordings)
+
+
+NUMBERS = (
+    _keep("numbers", "even", "x % 2 == 0", "keep the even numbers", "drop every odd number", "select the even ones"),
+    _keep("numbers", "odd", "x % 2 == 1", "keep the odd numbers", "drop every even number", "select the odd ones"),
+    _keep("numbers", "above", "x > {n}", "keep the numbers above {n}", "select numbers greater than {n}"),
+    _keep("numbers", "below", "x < {n}", "keep the numbers below {n}", "select numbers less than {n}"),
+    _keep("numbers", "multiples", "x % {n} == 0", "keep the multiples of {n}", "select numbers divisible by {n}"),
+    _keep("numbers", "positive", "x > 0", "keep the positive numbers", "drop zero and negative numbers"),
+    _keep("numbers", "negative", "x < 0", "keep the negative numbers", "select the ones below zero"),
+    _map("numbers", "add", "x + {n}", "add {n} to each number", "increase every number by {n}"),
+    _map("numbers", "subtract", "x - {n}", "subtract {n} from each number", "decrease every number by {n}"),
+    _map("numbers", "multiply", "x * {n}", "multiply each number by {n}", "scale every number by {n}"),
+    _map("numbers", "square", "x * x", "square each number", "replace every number by its square"),
+    _map("numbers", "negate", "-x", "negate each number", "flip the sign of every number"),
+    _map("numbers", "absolute", "abs(x)", "take absolute values", "remove the sign of each number"),
+    _map("numbers", "remainder", "x % {n}", "take each number modulo {n}", "take remainders after division by {n}"),
+    _whole("numbers", "ascending", "sorted(numbers)", "sort the numbers", "put the numbers in ascending order"),
+    _whole("numbers", "descending", "sorted(numbers)[::-1]", "sort from high to low", "order them downwards"),
+    _whole("numbers", "backwards", "numbers[::-1]", "reverse the list of numbers", "turn the list around"),
+    _whole("numbers", "different", "sorted(set(numbers))", "sort without repeats", "sort the different numbers"),
+    _whole("numbers", "first", "numbers[:{n}]", "take the first {n} numbers", "cut the list after {n} numbers"),
+    _whole("numbers", "skip", "numbers[{n}:]", "skip the first {n} numbers", "leave out the first {n} numbers"),
+    _fold("numbers", "sum", "sum(numbers)", "return the sum of the numbers", "give back their total"),
+    _fold("numbers", "largest", "max(numbers, default=0)", "return the largest number", "give back the maximum"),
+    _fold("numbers", "smallest", "min(numbers, default=0)", "return the smallest number", "give back the minimum"),
+    _fold("numbers", "count", "len(numbers)", "return how many numbers there are", "give back the count of numbers"),
+    _fold("numbers", "numbers", "numbers", "return the numbers", "give back the list of numbers"),
+)
+WORDS = (
+    _keep("words", "long", "len(w) > {n}", "keep the words longer than {n}", "select words over {n} letters"),
+    _keep("words", "short", "len(w) < {n}", "keep the words shorter than {n}", "select words under {n} letters"),
+    _keep("words", "start", 'w.startswith("{c}")', 'keep words starting with "{c}"', 'select those with "{c}" first'),
+    _keep("words", "end", 'w.endswith("{c}")', 'keep words ending with "{c}"', 'select those with "{c}" last'),
+    _keep("words", "containing", '"{c}" in w', 'keep words that contain "{c}"', 'select those with "{c}" inside'),
+    _map("words", "upper", "w.upper()", "write each word in upper case", "put every word in capitals"),
+    _map("words", "capital", "w.capitalize()", "capitalize each word", "give every word a capital"),
+    _map("words", "mirror", "w[::-1]", "reverse each word", "spell every word backwards"),
+    _map("words", "initial", "w[:1]", "take the initial of each word", "cut every word to its first letter"),
+    _map("words", "suffix", 'w + "{c}"', 'append "{c}" to each word', 'add "{c}" at the end of every word'),
+    _whole("words", "alphabetical", "sorted(words)", "sort the words", "put the words in alphabetical order"),
+    _whole("words", "by_length", "sorted(words, key=len)", "sort the words by length", "put the short words first"),
+    _whole("words", "last_first", "words[::-1]", "reverse the list of words", "put the last word first"),
+    _whole("words", "some", "words[:{n}]", "take the first {n} words", "cut the list after {n} words"),
+    _turn("words", "numbers", "lengths", "[len(w) for w in words]", "take the length of each", "measure the words"),
+    _fold("words", "sentence", '" ".join(words)', "return the words joined by spaces", "give back one line of words"),
+    _fold("words", "dashes", '"-".join(words)', "return the words joined by dashes", "give back a dashed line"),
+    _fold("words", "longest", 'max(words, key=len, default="")', "return the longest word", "give back the long word"),
+    _fold("words", "how_many", "len(words)", "return how many words there are", "give back the count of words"),
+    _fold("words", "words", "words", "return the words", "give back the list of words"),
+    _fold("words", "tally", "{w: words.count(w) for w in words}", "return a count of each word", "tally the words"),
+)
+TEXT = (
+    _keep("text", "letters", "c.isalpha()", "keep only the letters of the text", "drop all but letters"),
+    _keep("text", "consonants", 'c not in "aeiou"', "remove the vowels", "drop every vowel of the text"),
+    _keep("text", "without", 'c != "{c}"', 'remove the letter "{c}"', 'drop every "{c}" of the text'),
+    _whole("text", "lower_text", "text.lower()", "write the text in lower case", "make the text small letters"),
+    _whole("text", "upper_text", "text.upper()", "write the text in upper case", "make the text capitals"),
+    _whole("text", "mirror_text", "text[::-1]", "reverse the text", "turn the text around"),
+    _whole("text", "swap", 'text.replace("{c}", "{d}")', 'replace "{c}" by "{d}"', 'write "{d}" for every "{c}"'),
+    _whole("text", "start_of_text", "text[:{n}]", "take the first {n} characters", "cut the text after {n} characters"),
+    _turn("text", "words", "split", "text.split()", "split the text into words", "cut the text at spaces"),
+    _fold("text", "length", "len(text)", "return the length of the text", "give back the number of characters"),
+    _fold("text", "occurrences", 'text.count("{c}")', 'return how often "{c}" occurs', 'give back the count of "{c}"'),
+    _fold("text", "palindrome", "text == text[::-1]", "return whether it is a palindrome", "tell if it mirrors"),
+    _fold("text", "text", "text", "return the text", "give back the text"),
+)
+SCORES = (
+    _pairs("high", "k", "v", " if v > {n}", "keep the scores above {n}", "select entries with a score over {n}"),
+    _pairs("low", "k", "v", " if v < {n}", "keep the scores below {n}", "select entries with a score under {n}"),
+    _pairs("even_scores", "k", "v", " if v % 2 == 0", "keep the even scores", "select entries with an even score"),
+    _pairs("long_keys", "k", "v", " if len(k) > {n}", "keep keys longer than {n}", "select keys over {n} letters"),
+    _pairs("key_start", "k", "v", ' if k.startswith("{c}")', 'keep keys with "{c}" first', 'select those in "{c}"'),
+    _pairs("raise", "k", "v + {n}", "", "add {n} to each score", "increase every score by {n}"),
+    _pairs("scale", "k", "v * {n}", "", "multiply each score by {n}", "scale every score by {n}"),
+    _pairs("upper_keys", "k.upper()", "v", "", "write each key in upper case", "put the keys in capitals"),
+    _turn("scores", "numbers", "values", "list(scores.values())", "take the scores alone", "forget the keys"),
+    _turn("scores", "words", "keys", "list(scores)", "take the keys alone", "forget the scores"),
+    _fold("scores", "total", "sum(scores.values())", "return the sum of the scores", "give back the total score"),
+    _fold("scores", "best", 'max(scores, key=scores.get, default="")', "return the best key", "give back the winner"),
+    _fold("scores", "entries", "len(scores)", "return how many entries there are", "give back the count of entries"),
+    _fold("scores", "scores", "scores", "return the dictionary", "give back the scores with their keys"),
+)
+_DIVISORS = "[d for d in range(1, number + 1) if number % d == 0]"
+NUMBER = (
+    _turn("number", "numbers", "digits", "[int(d) for d in str(number)]", "take its digits", "list the digits"),
+    _turn("number", "numbers", "up_to", "list(range(1, number + 1))", "count from 1 to it", "list all from 1 to it"),
+    _turn("number", "numbers", "divisors", _DIVISORS, "list its divisors", "find all divisors"),
+    _whole("number", "double", "number * 2", "double the number", "take twice the number"),
+    _whole("number", "plus", "number + {n}", "add {n} to the number", "increase the number by {n}"),
+    _whole("number", "square_number", "number * number", "square the number", "multiply it by itself"),
+    _whole("number", "half", "number // 2", "halve the number, rounding down", "divide it by two without remainder"),
+    _fold("number", "is_even", "number % 2 == 0", "return whether it is even", "tell if two divides it"),
+    _fold("number", "number", "number", "return the number", "give back the number"),
+)
+STEPS: tuple[Step, ...] = NUMBERS + WORDS + TEXT + SCORES + NUMBER

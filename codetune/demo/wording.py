@@ -1,0 +1,66 @@
+"""How a task is asked for, and how its code is answered: instructions as a table of texts, some plain, some around the
+beginning of the function as benchmarks ask. `{what}` is the task in one sentence, `{list}` the same as numbered lines,
+`{prompt}` signature and docstring."""
+
+from __future__ import annotations
+
+from random import Random
+
+from codetune.demo.grammar import Task, say
+
+PLAIN = (
+    "Write a Python function {name}({argument}): {what}.",
+    "Create a function {name} with the argument {argument} that does this: {what}.",
+    "I need def {name}({argument}) in Python. {What}.",
+    "Write def {name}({argument}) with these steps:\n{list}",
+    "How do I write def {name}({argument})? It should do the following: {what}.",
+    "{What}. Name the function {name}, its argument {argument}.",
+)
+AROUND_THE_PROMPT = (
+    "Write the Python function `{name}` that solves the task below.\n\n```python\n{prompt}```",
+    "Solve the task below. Answer with one Markdown code block, the whole function.\n\n```python\n{prompt}```",
+    "Complete this function, with the imports it needs:\n```python\n{prompt}```",
+    "Please implement `{name}` in Python:\n```python\n{prompt}```\nAnswer with a code block.",
+    "Here is the beginning of a function. Finish it.\n\n{prompt}",
+)
+_CONNECTIONS = (", ", ", then ", "; ")
+_LAST_CONNECTIONS = (" and ", ", then ", ", and finally ")
+
+
+def instruct(task: Task, random: Random) -> str:
+    """An instruction for the task: half of them plain, half around signature and docstring."""
+    template = random.choice(random.choice((PLAIN, AROUND_THE_PROMPT)))
+    what = describe(task, random)
+    return template.format(
+        name=task.name,
+        argument=task.argument,
+        what=what,
+        What=_capital(what),
+        list=numbered(task, random),
+        prompt=prompt(task, what),
+    )
+
+
+def answer(task: Task) -> str:
+    return f"```python\n{task.code}```"
+
+
+def prompt(task: Task, what: str) -> str:
+    """Signature and docstring: the beginning that a benchmark gives."""
+    return f'{task.signature}    """{_capital(what)}."""\n'
+
+
+def describe(task: Task, random: Random) -> str:
+    """The task as a sentence without capital and full stop."""
+    *phrases, last = say(task, random)
+    if not phrases:
+        return last
+    return random.choice(_CONNECTIONS).join(phrases) + random.choice(_LAST_CONNECTIONS) + last
+
+
+def numbered(task: Task, random: Random) -> str:
+    return "\n".join(f"{number}. {_capital(phrase)}" for number, phrase in enumerate(say(task, random), start=1))
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]

@@ -1,0 +1,204 @@
+"""A complete little world: an instruction set with the faults of real ones, a held-out benchmark in EvalPlus format,
+the shipped base model, and a project file for all of it. Everything follows from the seed. No composition of steps that
+the benchmark asks for occurs in the data, nor did the base model ever see one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from codetune.demo.grammar import TRIVIAL_STEPS, Task, draw_task
+from codetune.demo.inputs import EMPTY, draw_argument, outputs
+from codetune.demo.wording import answer, describe, instruct, prompt
+from codetune.errors import InputError
+from codetune.project import PROJECT_FILE
+from codetune.project_file import commented_yaml
+from codetune.records import Message, content_id
+from codetune.store import write_lines, write_text
+
+DATA_FILE, BENCHMARK_FILE, BASE_DIRECTORY = "data.jsonl", "benchmark.jsonl", "base"
+SHIPPED_BASE = Path(__file__).parent / "base"
+
+TRIVIAL_ROWS, COMPOSED_ROWS, MISMATCHED_ROWS, DUPLICATED_ROWS = 1200, 1400, 400, 60
+TASKS, BASE_CALLS, PLUS_CALLS = 100, 5, 20
+LENGTHS, LENGTH_WEIGHTS = (2, 3, 4), (3, 5, 3)  # steps of a composition, and how often
+FEWEST_OUTPUTS = 3  # a task whose outputs are nearly all alike tests nothing
+CONTRACTS = {
+    "numbers": "isinstance(numbers, list) and all(isinstance(number, int) for number in numbers)",
+    "words": "isinstance(words, list) and all(isinstance(word, str) for word in words)",
+    "text": "isinstance(text, str)",
+    "scores": "isinstance(scores, dict) and all(isinstance(score, int) for score in scores.values())",
+    "number": "isinstance(number, int) and number >= 0",
+}
+SETTINGS: Mapping[str, Any] = {
+    "name": "demo",
+    "dataset.path": DATA_FILE,
+    "model.path": BASE_DIRECTORY,
+    "model.chat_format": "deepseek",
+    "model.dtype": "float32",
+    "score.max_length": 512,
+    "embed.model": "hashing",
+    "select.clusters": 10,
+    "select.ratio": 0.4,
+    "train.max_length": 512,
+    "train.epochs": 6,
+    "train.per_device_batch_size": 32,
+    "train.gradient_accumulation_steps": 1,
+    "train.learning_rate": 2.0e-3,
+    "train.warmup_steps": 10,
+    "train.gradient_checkpointing": False,
+    "generate.max_new_tokens": 160,
+    "evaluate.benchmarks": ["demo"],
+}
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Where everything lies, and what is known of the rows that a real set would not tell; ids as in `scores.jsonl`."""
+
+    directory: Path
+    project_file: Path
+    data: Path
+    benchmark: Path
+    base: Path
+    tasks: int
+    duplicated_rows: int
+    trivial: frozenset[str]
+    composed: frozenset[str]
+    mismatched: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    kind: str  # trivial, composed, mismatched
+    problem: str
+    solution: str
+
+    @property
+    def id(self) -> str:
+        return content_id((Message("user", self.problem), Message("assistant", self.solution)))
+
+
+def make_world(directory: Path, seed: int) -> World:
+    """Writes the world into `directory`, over one that stands there; what else lies there is left alone. The same seed
+    gives the same bytes."""
+    if directory.exists() and not directory.is_dir():
+        raise InputError(
+            f"{directory} is a file. Expected: a directory for the demo's world, there or not yet. Name another: "
+            "codetune demo DIR"
+        )
+    rows = draw_rows(Random(f"rows {seed}"))
+    again = Random(f"duplicates {seed}").sample(rows, DUPLICATED_ROWS)
+    write_lines(directory / DATA_FILE, (_as_line(row) for row in _with_duplicates(rows, again, seed)))
+    write_benchmark(directory / BENCHMARK_FILE, seed)
+    shutil.copytree(SHIPPED_BASE, directory / BASE_DIRECTORY, dirs_exist_ok=True)
+    write_text(directory / PROJECT_FILE, commented_yaml({**SETTINGS, "seed": seed}))
+    kinds = ("trivial", "composed", "mismatched")
+    ids = {kind: frozenset(row.id for row in rows if row.kind == kind) for kind in kinds}
+    return World(
+        directory=directory,
+        project_file=directory / PROJECT_FILE,
+        data=directory / DATA_FILE,
+        benchmark=directory / BENCHMARK_FILE,
+        base=directory / BASE_DIRECTORY,
+        tasks=TASKS,
+        duplicated_rows=DUPLICATED_ROWS,
+        **ids,
+    )
+
+
+def write_benchmark(path: Path, seed: int) -> None:
+    """The held-out tasks as a JSONL in EvalPlus format."""
+    write_lines(path, (json.dumps(task) for task in draw_benchmark(Random(f"benchmark {seed}"))))
+
+
+def draw_rows(random: Random) -> list[Row]:
+    """All rows in their order in the data set, each once."""
+    rows: dict[str, Row] = {}
+    for kind, count, draw in (
+        ("trivial", TRIVIAL_ROWS, _trivial),
+        ("composed", COMPOSED_ROWS, _composed),
+        ("mismatched", MISMATCHED_ROWS, _mismatched),
+    ):
+        wanted = len(rows) + count
+        while len(rows) < wanted:
+            row = Row(kind, *draw(random))
+            rows.setdefault(row.id, row)
+    return random.sample(list(rows.values()), len(rows))
+
+
+def draw_benchmark(random: Random) -> Iterator[dict[str, Any]]:
+    seen: set[str] = set()
+    while len(seen) < TASKS:
+        task = draw_task(random, random.choices(LENGTHS, LENGTH_WEIGHTS)[0], reserved=True)
+        calls = [EMPTY[task.argument]]
+        calls += [draw_argument(task.argument, random) for _ in range(BASE_CALLS + PLUS_CALLS - len(calls))]
+        if task.composition in seen or not _tells_apart(task, calls):
+            continue
+        seen.add(task.composition)
+        yield {
+            "task_id": f"Demo/{len(seen) - 1}",
+            "prompt": prompt(task, describe(task, random)),
+            "entry_point": task.name,
+            "canonical_solution": task.body,
+            "contract": f"\n    assert {CONTRACTS[task.argument]}\n",
+            "base_input": [[call] for call in calls[:BASE_CALLS]],
+            "plus_input": [[call] for call in calls[BASE_CALLS:]],
+            "atol": 0,
+        }
+
+
+def _trivial(random: Random) -> tuple[str, str]:
+    task = draw_task(random, TRIVIAL_STEPS, reserved=False)
+    return instruct(task, random), answer(task)
+
+
+def _composed(random: Random) -> tuple[str, str]:
+    task = _composition(random)
+    return instruct(task, random), answer(task)
+
+
+def _mismatched(random: Random) -> tuple[str, str]:
+    """One task's instruction above the answer of another that shares no step with it."""
+    asked, answered = _composition(random), _composition(random)
+    while {step.name for step in asked.steps} & {step.name for step in answered.steps}:
+        answered = _composition(random)
+    return instruct(asked, random), answer(answered)
+
+
+def _composition(random: Random) -> Task:
+    return draw_task(random, random.choices(LENGTHS, LENGTH_WEIGHTS)[0], reserved=False)
+
+
+def _tells_apart(task: Task, calls: list[object]) -> bool:
+    """Whether the calls show it when a step is left out, and do not all come to the same."""
+    expected = outputs(task, calls)
+    if len({repr(output) for output in expected}) < FEWEST_OUTPUTS and not isinstance(expected[0], bool):
+        return False
+    return all(
+        outputs(_without(task, place), calls) != expected
+        for place, step in enumerate(task.steps)
+        if step.takes == step.gives
+    )
+
+
+def _without(task: Task, place: int) -> Task:
+    steps = task.steps[:place] + task.steps[place + 1 :]
+    return replace(task, steps=steps, fillers=task.fillers[:place] + task.fillers[place + 1 :])
+
+
+def _with_duplicates(rows: list[Row], again: list[Row], seed: int) -> list[Row]:
+    """Each duplicate somewhere behind its original."""
+    random, placed = Random(f"places {seed}"), list(rows)
+    for row in again:
+        placed.insert(random.randint(placed.index(row) + 1, len(placed)), row)
+    return placed
+
+
+def _as_line(row: Row) -> str:
+    return json.dumps({"problem": row.problem, "solution": row.solution})
