@@ -33,6 +33,7 @@ PLAIN = {
     "fractions": "Fraction",
     "numpy": "dtype ndarray",
     "numpy._core.multiarray": "_reconstruct scalar",
+    "numpy._core.numeric": "_frombuffer",
 }
 
 

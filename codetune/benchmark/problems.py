@@ -128,7 +128,8 @@ def _text(place: str, row: Mapping[str, Any], key: str) -> str:
 
 
 def _calls(place: str, row: Mapping[str, Any], key: str, task_id: str) -> list[list[object]]:
-    calls = row.get(key)
+    # MBPP+ v0.2.0 writes an empty object where it has no further inputs (Mbpp/793).
+    calls = [] if row.get(key) == {} else row.get(key)
     if not isinstance(calls, list) or not all(isinstance(call, list) for call in calls):
         raise DataError(
             f"{place}: {key} is {'not there' if key not in row else 'no list of lists'}. Expected: a list of argument "

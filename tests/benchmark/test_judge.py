@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+import pytest
+
+from codetune.benchmark.judge import confinement, judge, prepare
+from codetune.errors import CodetuneError, DataError
+from codetune.records import Problem, Solution, Verdict
+from tests.benchmark.tasks import PROMPT, problem
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("expected")
+
+
+def verdict_of(program: str, expected: Path, task: Problem) -> tuple[str, str]:
+    [found] = judge([task], [Solution(task.task_id, program)], expected, 1)
+    return found.base, found.plus
+
+
+def test_verdicts_follow_base_and_plus(expected: Path) -> None:
+    programs = [
+        PROMPT + "    return x + x",
+        PROMPT + "    return abs(x) * 2",  # fails on -1, which only plus has
+        PROMPT + "    return 3",
+        PROMPT + "    return (x",
+        "def single(x):\n    return 2 * x",
+        "def double(x):\n    while True: pass",
+    ]
+    solutions = [Solution("Own/0", program, sample) for sample, program in enumerate(programs)]
+    found = sorted(judge([problem()], solutions, expected, 2), key=lambda verdict: verdict.sample)
+    outcomes = [("pass", "pass"), ("pass", "fail"), *[("fail", "fail")] * 4]
+    assert found == [Verdict("Own/0", *both, sample) for sample, both in enumerate(outcomes)]  # type: ignore[arg-type]
+
+
+def test_a_program_that_hangs_outside_of_its_function_times_out(expected: Path) -> None:
+    assert verdict_of("while True: pass", expected, problem(base_input=[[1]])) == ("timeout", "timeout")
+
+
+def test_floats_are_compared_with_the_tolerance_of_the_task(expected: Path) -> None:
+    task = problem(canonical_solution="    return x / 3\n", base_input=[[1.0]], plus_input=[[2.0]], atol=1e-3)
+    assert verdict_of("def double(x): return x / 3 + 5e-4", expected, task) == ("pass", "pass")
+    assert verdict_of("def double(x): return x / 3 + 2e-3", expected, task) == ("fail", "fail")
+
+
+def test_special_rules_hold_for_their_benchmark_only(expected: Path) -> None:
+    # EvalPlus compares the outputs of Mbpp/2, similar_elements, as sets.
+    canonical = {"prompt": "", "canonical_solution": "def similar_elements(a): return (1, 2)"}
+    parts = canonical | {"entry_point": "similar_elements", "base_input": [[0]], "plus_input": []}
+    program = "def similar_elements(a): return (2, 1, 2)"
+    assert verdict_of(program, expected, problem(**parts, task_id="Mbpp/3"))[0] == "pass"
+    assert verdict_of(program, expected, problem(**parts))[0] == "fail"
+
+
+def test_expected_outputs_are_computed_once(expected: Path, tmp_path: Path) -> None:
+    assert list(prepare([problem(), problem()], tmp_path, 1)) == [problem()]
+    before = [path.stat().st_mtime_ns for path in tmp_path.iterdir()]
+    assert list(prepare([problem()], tmp_path, 1)) == []
+    assert verdict_of(PROMPT + "    return 2 * x", tmp_path, problem()) == ("pass", "pass")
+    assert [path.stat().st_mtime_ns for path in tmp_path.iterdir()] == before
+
+
+@pytest.mark.parametrize(
+    ("canonical", "message"),
+    [
+        ("    return 1 / 0\n", "Own/0 broke .ZeroDivisionError: division by zero"),
+        ("    import sys; sys.exit(0)\n", "Own/0 broke .exit status 0"),
+        ("    return double\n", "Own/0 broke"),
+        ("    import os; os.kill(os.getpid(), 9)\n", "Own/0 was killed by signal 9"),
+    ],
+)
+def test_a_canonical_solution_that_does_not_work_is_the_benchmarks_fault(
+    tmp_path: Path, canonical: str, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        list(judge([problem(canonical_solution=canonical)], [Solution("Own/0", "")], tmp_path, 1))
+
+
+def test_judging_that_breaks_is_an_error_and_no_verdict(tmp_path: Path) -> None:
+    list(prepare([problem()], tmp_path, 1))
+    [path] = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(CodetuneError, match="Judging a solution of Own/0 broke") as error:
+        list(judge([problem()], [Solution("Own/0", PROMPT + "    return 2 * x")], tmp_path, 1))
+    assert error.value.exit_status == 1
+
+
+def test_samples_for_unknown_tasks_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="Own/7"):
+        list(judge([problem()], [Solution("Own/7", "")], tmp_path, 1))
+
+
+def test_the_result_says_how_programs_were_confined() -> None:
+    assert (confinement("auto"), confinement("none")) == ("process", "none")
+
+
+JUDGING = """
+import sys
+from pathlib import Path
+from codetune.benchmark.judge import judge
+from codetune.records import Solution
+from tests.benchmark.tasks import problem
+programs = ["import time\\ntime.sleep(300)"] * 4
+calls = [[number] for number in range(60)]
+solutions = [Solution("Own/0", program, sample) for sample, program in enumerate(programs)]
+print("begun", flush=True)
+list(judge([problem(base_input=calls)], solutions, Path(sys.argv[1]), 2))
+"""
+
+
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupt_stops_at_once_and_leaves_no_process(tmp_path: Path, by: signal.Signals) -> None:
+    judging = subprocess.Popen(
+        [sys.executable, "-c", JUDGING, str(tmp_path / "expected")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={"TMPDIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    with judging:
+        started = psutil.Process(judging.pid)
+        patience = time.monotonic() + 30
+        while len(family := started.children(recursive=True)) < 4 and time.monotonic() < patience:
+            time.sleep(0.05)
+        assert len(family) == 4  # two workers and what they judge
+        judging.send_signal(by)
+        stopping = time.monotonic()
+        judging.wait(10)
+    _gone, alive = psutil.wait_procs(family, timeout=5)
+    assert not alive
+    assert time.monotonic() - stopping < 5
+    if by == signal.SIGINT:
+        assert [path.name for path in tmp_path.iterdir()] == ["expected"]
+
+
+def test_an_abandoned_iterator_ends_its_workers(expected: Path) -> None:
+    programs = [PROMPT + "    return 2 * x", *["import time\ntime.sleep(60)"] * 3]
+    solutions = [Solution("Own/0", program, sample) for sample, program in enumerate(programs)]
+    verdicts = judge([problem()], solutions, expected, 2)
+    before = {child.pid for child in psutil.Process().children()}
+    next(verdicts)
+    workers = [child for child in psutil.Process().children() if child.pid not in before]
+    assert workers
+    verdicts.close()
+    assert not any(worker.is_running() for worker in workers)

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from codetune.benchmark.sanitize import as_it_is, read_samples, sample_row, sanitize
+from codetune.errors import DataError
+from codetune.records import Completion, Solution
+from tests.benchmark.tasks import PROMPT, problem, write_rows
+
+ANSWER = """Sure, here it is:
+
+```python
+import math
+
+def helper(x):
+    return x + x
+
+def unrelated(x):
+    return math.pi
+
+def double(x):
+    return helper(x)
+
+print(double(2))
+```
+It doubles."""
+
+
+def test_a_chat_answer_is_reduced_to_the_entry_point_and_what_it_needs() -> None:
+    found = sanitize(problem(), Solution("Own/0", ANSWER, 3))
+    assert found.solution == Solution(
+        "Own/0",
+        "import math\ndef helper(x):\n    return x + x\ndef double(x):\n    return helper(x)",
+        3,
+    )
+    assert (found.changed, found.parses) == (True, True)
+
+
+def test_a_completion_continues_its_prompt() -> None:
+    found = sanitize(problem(), Completion("Own/0", "    return x + x\n\nprint(double(1))\n"))
+    assert found.solution.solution == f"{PROMPT}\n    return x + x"
+
+
+def test_a_text_without_code_comes_back_and_does_not_parse() -> None:
+    found = sanitize(problem(), Solution("Own/0", "I cannot do that\nSorry, no."))
+    assert (found.solution.solution, found.parses) == ("I cannot do that", False)
+
+
+@pytest.mark.parametrize("text", ["def double(x):\n\0 return x", "return '\ud800'\n", "-" * 100_000 + "1\n2", ""])
+def test_no_text_can_break_it(text: str) -> None:
+    assert sanitize(problem(), Solution("Own/0", text)).solution.solution is not None
+
+
+@pytest.mark.filterwarnings("error")
+def test_warnings_about_the_models_code_are_not_ours() -> None:
+    assert sanitize(problem(), Solution("Own/0", "def double(x):\n    return '\\d' is 3")).parses
+
+
+lines = st.sampled_from(
+    [
+        *ANSWER.split("\n"),
+        "",
+        "x = 1",
+        "class A:",
+        "    def double(self): return 1",
+        "    return x",
+        "    if x:",
+        ")",
+        "'",
+    ]
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(lines, max_size=14))
+def test_sanitizing_twice_changes_nothing(text: list[str]) -> None:
+    once = sanitize(problem(), Solution("Own/0", "\n".join(text)))
+    again = sanitize(problem(), once.solution)
+    assert (again.solution, again.changed) == (once.solution, False)
+
+
+def test_samples_of_both_forms_are_read_and_counted(tmp_path: Path) -> None:
+    path = write_rows(
+        tmp_path / "samples.jsonl",
+        {"task_id": "Own/0", "completion": " return 1", "more": 1},
+        {"task_id": "Own/1", "completion": "x", "solution": "y"},
+        {"task_id": "Own/0", "solution": "z"},
+    )
+    found = read_samples(path)
+    assert found == [Completion("Own/0", " return 1", 0), Solution("Own/1", "y", 0), Solution("Own/0", "z", 1)]
+    assert read_samples(write_rows(tmp_path / "again.jsonl", *map(sample_row, found))) == found
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"task_id": "Own/0"}, "neither completion nor solution"),
+        ({"task_id": "Own/0", "solution": ["a", "b"]}, "solution is list"),
+        ({"solution": "a"}, "no task_id that is text"),
+    ],
+)
+def test_a_sample_of_another_form_is_named_with_its_line(tmp_path: Path, row: object, message: str) -> None:
+    with pytest.raises(DataError, match=f"samples.jsonl:1: {message}"):
+        read_samples(write_rows(tmp_path / "samples.jsonl", row))
+    with pytest.raises(DataError, match="no samples"):
+        read_samples(write_rows(tmp_path / "empty.jsonl"))
+
+
+def test_a_sample_that_was_not_sanitized_is_judged_as_evalplus_would() -> None:
+    assert as_it_is(problem(), Completion("Own/0", " return 1", 2)) == Solution("Own/0", PROMPT + " return 1", 2)
+    assert as_it_is(problem(), Solution("Own/0", ANSWER)) == Solution("Own/0", ANSWER)
+
+
+def test_its_import_says_nothing_and_loads_no_torch() -> None:
+    program = "import codetune.benchmark.sanitize, codetune.benchmark.judge, sys; sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")

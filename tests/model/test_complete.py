@@ -1,0 +1,246 @@
+"""Greedy completions: what comes out must not depend on how prompts were put into batches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GemmaConfig,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Starcoder2Config,
+)
+
+from codetune.errors import CodetuneError, InputError
+from codetune.model.complete import BatchGenerator
+
+EOS, END_OF_TURN = 256, 257
+VOCABULARY = 258
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.3,  # far from uniform: no ties
+    "bos_token_id": None,
+    "eos_token_id": EOS,
+    "pad_token_id": None,
+}
+ARCHITECTURES: dict[str, PreTrainedConfig] = {
+    "llama": LlamaConfig(**SIZES),
+    "qwen2": Qwen2Config(**SIZES),
+    "starcoder2": Starcoder2Config(**SIZES, sliding_window=16),
+    "gemma": GemmaConfig(**SIZES, head_dim=8),
+    "gpt2": GPT2Config(
+        vocab_size=VOCABULARY,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=128,
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=EOS,
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """256 characters are tokens, so every list of them is a text of its own."""
+    characters = [chr(code) if 32 <= code < 127 or code == 10 else chr(0x4E00 + code) for code in range(256)]
+    vocabulary = {name: index for index, name in enumerate((*characters, "<eos>", "<end>"))}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<eos>"))
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    backend.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", additional_special_tokens=["<end>"])
+
+
+def network(architecture: str) -> Any:
+    torch.manual_seed(7)
+    return AutoModelForCausalLM.from_config(ARCHITECTURES[architecture]).eval().float()
+
+
+def prompts(count: int) -> list[list[int]]:
+    drawn = torch.Generator().manual_seed(3)
+    lengths = torch.randint(1, 40, (count,), generator=drawn).tolist()
+    return [torch.randint(0, 256, (length,), generator=drawn).tolist() for length in lengths]
+
+
+@torch.inference_mode()
+def alone_without_cache(model: Any, prompt: Sequence[int], most: int, ends: set[int]) -> list[int]:
+    tokens = list(prompt)
+    while len(tokens) < len(prompt) + most:
+        token = int(model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax())
+        if token in ends:
+            break
+        tokens.append(token)
+    return tokens[len(prompt) :]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_batch_writes_what_each_prompt_alone_writes_without_a_cache(
+    architecture: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model, asked = network(architecture), prompts(12)
+    found = BatchGenerator(model, tokenizer, []).complete(asked, [()] * 12, 24)
+    expected = [alone_without_cache(model, prompt, 24, {EOS}) for prompt in asked]
+    plain = [
+        tokenizer.decode(prompt + new, skip_special_tokens=True)[len(tokenizer.decode(prompt)) :]
+        for prompt, new in zip(asked, expected, strict=True)
+    ]
+    assert found == plain
+    assert len(set(found)) > 6  # the prompts matter
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_neither_batch_size_nor_order_changes_a_completion(
+    architecture: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    generator, asked = BatchGenerator(network(architecture), tokenizer, []), prompts(16)
+    stops = [("a", "bc")] * 16
+    together = generator.complete(asked, stops, 30)
+    assert together == [text for prompt in asked for text in generator.complete([prompt], stops[:1], 30)]
+    assert together == generator.complete(asked[::-1], stops, 30)[::-1]
+    assert together == [
+        text for at in range(0, 16, 5) for text in generator.complete(asked[at : at + 5], stops[at:][:5], 30)
+    ]
+
+
+def test_it_agrees_with_the_greedy_search_of_transformers(tokenizer: PreTrainedTokenizerFast) -> None:
+    model, asked = network("llama"), [prompt for prompt in prompts(30) if len(prompt) == max(map(len, prompts(30)))]
+    ids = torch.tensor(asked)
+    theirs = model.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=20, pad_token_id=EOS
+    )
+    generator = BatchGenerator(model, tokenizer, [])
+    ours = generator.complete(asked, [()] * len(asked), 20)
+    for prompt, row, text in zip(asked, theirs.tolist(), ours, strict=True):
+        assert tokenizer.decode(row, skip_special_tokens=True)[len(tokenizer.decode(prompt)) :] == text
+
+
+class Scripted(torch.nn.Module):
+    """Writes a given text after any prompt of one length: its logits look only at how many tokens a row has."""
+
+    def __init__(self, script: Sequence[int], prompt_length: int, vocabulary: int, rows_at_most: int) -> None:
+        super().__init__()
+        self.config = LlamaConfig(**SIZES)
+        self.generation_config = None
+        self.device = torch.device("cpu")
+        self.script, self.prompt_length, self.vocabulary = list(script), prompt_length, vocabulary
+        self.rows_at_most, self.calls = rows_at_most, 0
+
+    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, past_key_values: Any, **_: Any) -> Any:
+        if len(input_ids) > self.rows_at_most:
+            raise torch.OutOfMemoryError("too many rows")
+        self.calls += 1
+        fill = torch.zeros(len(input_ids), 1, input_ids.shape[1], 1)
+        for layer in range(2):
+            past_key_values.update(fill, fill, layer)
+        logits = torch.zeros(len(input_ids), 1, self.vocabulary)
+        for row, position in enumerate(position_ids[:, -1].tolist()):
+            logits[row, 0, self.script[position + 1 - self.prompt_length]] = 1
+        return SimpleNamespace(logits=logits)
+
+
+def complete_script(
+    tokenizer: PreTrainedTokenizerFast, script: list[int], stops: Sequence[str], most: int, rows_at_most: int = 4
+) -> tuple[str, int]:
+    model: Any = Scripted(script, 3, VOCABULARY, rows_at_most)
+    [text, *others] = BatchGenerator(model, tokenizer, ["<end>", "[/turn]"]).complete(
+        [[1, 2, 3]] * 4, [stops] * 4, most
+    )
+    assert all(other == text for other in others)
+    return text, model.calls
+
+
+def ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    return list(tokenizer(text)["input_ids"])
+
+
+def test_a_completion_ends_before_the_earliest_stop_string(tokenizer: PreTrainedTokenizerFast) -> None:
+    script = ids(tokenizer, "    return x\nclass A:\n    pass\ndef g():" + " " * 60)
+    text, steps = complete_script(tokenizer, script, ("\ndef ", "\nclass "), 90)
+    assert text == "    return x"
+    # The stop is whole with the 19th token; it is looked for after every 8th.
+    assert steps == 24
+
+
+def test_an_end_token_ends_it_and_is_not_part_of_it(tokenizer: PreTrainedTokenizerFast) -> None:
+    for token in (EOS, END_OF_TURN):
+        script = [*ids(tokenizer, "return 1"), token, *ids(tokenizer, "more")]
+        assert complete_script(tokenizer, script, (), 60) == ("return 1", 9)
+
+
+def test_an_end_of_turn_that_is_no_token_stops_as_text(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert complete_script(tokenizer, ids(tokenizer, "ok[/turn]" + "x" * 50), (), 50)[0] == "ok"
+
+
+def test_a_stop_that_is_cut_by_the_token_limit_stays(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert complete_script(tokenizer, ids(tokenizer, "a = 1\ndef g"), ("\ndef g",), 10)[0] == "a = 1\ndef "
+
+
+def test_a_batch_too_large_for_the_memory_is_halved(tokenizer: PreTrainedTokenizerFast) -> None:
+    script = [*ids(tokenizer, "return 1"), EOS]
+    assert complete_script(tokenizer, script, (), 60, rows_at_most=1)[0] == "return 1"
+    with pytest.raises(CodetuneError, match="one prompt of 3 tokens"):
+        complete_script(tokenizer, script, (), 60, rows_at_most=0)
+
+
+def test_the_window_limits_every_row_by_its_own_length(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = network("llama")
+    generator = BatchGenerator(model, tokenizer, [])
+    long, short = prompts(1)[0] + [5] * (126 - len(prompts(1)[0])), [9]
+    texts = generator.complete([long, short], [(), ()], 10)
+    assert texts == [*generator.complete([long], [()], 2), *generator.complete([short], [()], 10)]
+    with pytest.raises(InputError, match="128 tokens fills the model's window of 128"):
+        generator.complete([[1] * 128], [()], 10)
+
+
+def test_a_leading_space_survives_a_sentencepiece_tokenizer(shared_data: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(shared_data / "tokenizers/codellama")
+    prompt = tokenizer("def f(x):")["input_ids"]
+    after = tokenizer("def f(x): return x")["input_ids"][len(prompt) :]
+    model: Any = Scripted([*after, tokenizer.eos_token_id], len(prompt), len(tokenizer), rows_at_most=1)
+    assert BatchGenerator(model, tokenizer, []).complete([prompt], [()], 20) == [" return x"]
+
+
+def test_a_hundred_tasks_with_a_small_model_take_seconds(tokenizer: PreTrainedTokenizerFast) -> None:
+    torch.manual_seed(1)
+    sizes = SIZES | {
+        "vocab_size": 512,
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 4,
+        "max_position_embeddings": 512,
+    }
+    model: Any = AutoModelForCausalLM.from_config(LlamaConfig(**sizes)).eval()
+    model.config.eos_token_id = model.generation_config.eos_token_id = 511
+    generator = BatchGenerator(model, tokenizer, [])
+    asked = [[7] * 60] * 50
+    start = time.monotonic()
+    for _ in range(2):
+        generator.complete(asked, [("\ndef ", "\nclass ", "\nimport ")] * 50, 60)
+    assert time.monotonic() - start < 30
