@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
@@ -32,7 +34,10 @@ def _with_adapters(model: PreTrainedModel, lora: LoraSettings) -> PeftModel:
         target_modules=lora.target_modules,
     )
     try:
-        return get_peft_model(model, settings)
+        with warnings.catch_warnings():
+            # peft 0.21 reads the old name of a property that transformers 5.23 has renamed.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            return get_peft_model(model, settings)
     except ValueError as why:
         raise ProjectError(
             f"train.lora.target_modules: {lora.target_modules} fits no module of {type(model).__name__} ({why}). "

@@ -62,8 +62,8 @@ def seal_checkpoint(path: Path, step: int, facts: Facts, meter: Mapping[str, Any
 
 def prune_checkpoints(directory: Path, keep: int) -> None:
     """Deletes all but the newest `keep`. The seal goes first: half a deletion leaves no checkpoint that looks whole."""
-    newest_last = sorted(_sealed(directory), key=lambda checkpoint: checkpoint.step)
-    for checkpoint in newest_last[: len(newest_last) - keep]:
+    newest_first = sorted(_sealed(directory), key=lambda checkpoint: -checkpoint.step)
+    for checkpoint in newest_first[keep:]:
         (checkpoint.path / SEAL).unlink()
         shutil.rmtree(checkpoint.path)
 

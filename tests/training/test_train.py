@@ -1,0 +1,240 @@
+"""Whole trainings on the CPU: exact, continued after any end, and saved as they were trained."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from codetune.data.tokens import TrainingTokens, training_tokens
+from codetune.errors import CodetuneError, DataError, ModelError, ProjectError, StaleError
+from codetune.model.load import load_tokenizer
+from codetune.records import Example, Message
+from codetune.training.train import train
+from tests.training.tiny import base_model, examples, metrics, project, run
+
+LORA = {"method": "lora"}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return base_model(tmp_path_factory.mktemp("base"))
+
+
+def weights(saved: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for file in sorted(saved.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+
+
+def same(one: Path, other: Path) -> bool:
+    first, second = weights(one), weights(other)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_training_runs_all_steps_and_tells_what_it_saw(base: Path, tmp_path: Path) -> None:
+    seen: list[Mapping[str, float | None]] = []
+    summary = train(examples(20), project(), base, tmp_path, tmp_path / "saved", seen.append)
+    assert (summary.rows, summary.steps, summary.dropped, summary.truncated_rows) == (20, 6, (), 0)
+    assert [line["step"] for line in seen] == [1, 2, 3, 4, 5, 6]
+    assert all(line["steps"] == 6 for line in seen)
+    lines = metrics(tmp_path, times=True)
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    assert list(lines[0]) == [
+        *("step", "epoch", "loss", "learning_rate", "grad_norm", "tokens_per_second", "samples_per_second"),
+        *("padding_rate", "peak_memory_bytes", "seconds"),
+    ]
+    # means over the steps since the last line
+    assert lines[1]["loss"] == pytest.approx((seen[2]["loss"] + seen[3]["loss"]) / 2)
+    assert lines[0]["peak_memory_bytes"] is None
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert summary.last_loss == seen[-1]["loss"]
+
+
+def test_pad_modes_and_accumulation_learn_the_same(base: Path, tmp_path: Path) -> None:
+    runs = {
+        "packed": project(),
+        "padded": project(pad_mode="dynamic_pad"),
+        "filled": project(pad_mode="max_length"),
+        "smaller": project(per_device_batch_size=3, global_batch_size=8),
+        "recomputed": project(gradient_checkpointing=True),
+        "eager": project().model_copy(update={"model": project().model.model_copy(update={"attention": "eager"})}),
+    }
+    rates = {}
+    for name, settings in runs.items():
+        rates[name] = run(settings, base, tmp_path / name).padding_rate
+        pairs = zip(metrics(tmp_path / name), metrics(tmp_path / "packed"), strict=True)
+        assert all(one["loss"] == pytest.approx(other["loss"], rel=1e-5) for one, other in pairs), name
+        assert all(
+            one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+            for one, other in zip(metrics(tmp_path / name), metrics(tmp_path / "packed"), strict=True)
+        )
+    assert rates["packed"] == rates["eager"] == 0 < rates["padded"] < rates["filled"]
+
+
+@pytest.mark.parametrize("method", [{}, LORA], ids=["full", "lora"])
+def test_a_continued_training_is_the_unbroken_one_bit_by_bit(base: Path, tmp_path: Path, method: dict[str, str]) -> None:
+    settings = project(save_steps=1, keep_checkpoints=9, **method)
+    whole = tmp_path / "whole"
+    run(settings, base, whole)
+    for stopped_at in (1, 3, 5, 6):  # in epoch 1, at its boundary, in epoch 2, at the end
+        broken = tmp_path / f"stopped-{stopped_at}"
+        shutil.copytree(whole / f"checkpoint-{stopped_at}", broken / f"checkpoint-{stopped_at}")
+        shutil.copy(whole / "metrics.jsonl", broken)  # with lines that the stopped training had not come to, or lost
+        run(settings, base, broken)
+        assert metrics(broken) == metrics(whole)
+        assert same(broken / "saved", whole / "saved")
+
+
+def test_ctrl_c_leaves_a_checkpoint_of_the_step_at_hand(base: Path, tmp_path: Path) -> None:
+    run(project(), base, tmp_path / "whole")
+
+    def interrupt(line: Mapping[str, float | None]) -> None:
+        if line["step"] == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(examples(20), project(), base, tmp_path / "stopped", tmp_path / "stopped" / "saved", interrupt)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert [path.name for path in (tmp_path / "stopped").glob("checkpoint-*")] == ["checkpoint-3"]
+    assert not (tmp_path / "stopped" / "saved").exists()
+    run(project(), base, tmp_path / "stopped")
+    assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
+    assert same(tmp_path / "stopped" / "saved", tmp_path / "whole" / "saved")
+
+
+def test_only_the_newest_checkpoints_are_kept(base: Path, tmp_path: Path) -> None:
+    run(project(save_steps=1, keep_checkpoints=2), base, tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-5", "checkpoint-6"]
+
+
+def test_minutes_bring_checkpoints_but_none_at_the_end(base: Path, tmp_path: Path) -> None:
+    run(project(save_minutes=1e-9, keep_checkpoints=9), base, tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == [f"checkpoint-{step}" for step in range(1, 6)]
+
+
+def test_a_checkpoint_of_other_settings_or_rows_is_named_and_left(base: Path, tmp_path: Path) -> None:
+    run(project(save_steps=2), base, tmp_path)
+    with pytest.raises(StaleError, match=r"checkpoint-6 .*train.learning_rate 0.001 then, 0.002 now.*rm -r"):
+        run(project(save_steps=2, learning_rate=2e-3), base, tmp_path)
+    with pytest.raises(StaleError, match="rows 20 then, 19 now"):
+        run(project(save_steps=2), base, tmp_path, rows=19)
+    run(project(logging_steps=1, save_steps=None, per_device_batch_size=2, global_batch_size=8), base, tmp_path)
+
+
+def test_max_steps_ends_within_an_epoch_and_again_at_once(base: Path, tmp_path: Path) -> None:
+    assert run(project(max_steps=2, save_steps=2), base, tmp_path).steps == 2
+    first = weights(tmp_path / "saved")
+    summary = run(project(max_steps=2, save_steps=2), base, tmp_path)
+    assert summary.steps == 2
+    assert all(torch.equal(first[name], tensor) for name, tensor in weights(tmp_path / "saved").items())
+    assert [line["step"] for line in metrics(tmp_path)] == [2]
+
+
+@pytest.mark.parametrize("pad_mode", ["dynamic_pack", "dynamic_pad"])
+def test_a_loss_that_is_not_a_number_names_its_row(tmp_path: Path, pad_mode: str) -> None:
+    base = base_model(tmp_path / "base")
+    tokenizer = load_tokenizer(base)
+    rows = examples(8)
+    turns = (Message("user", "hi"), Message("assistant", "µ"))
+    rows.insert(3, Example("f" * 16, turns, "rows.jsonl:9"))
+    tokens = training_tokens(tokenizer, "deepseek", rows[3], 99, "truncate")
+    assert isinstance(tokens, TrainingTokens)
+    others = {token for row in [*rows[:3], *rows[4:]] for token in tokenizer(row.answer).input_ids}
+    spoiled = next(token for token in tokens.ids if token not in others and token in tokenizer("µ").input_ids)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.model.embed_tokens.weight.data[spoiled] = float("nan")
+    model.save_pretrained(base)
+    with pytest.raises(CodetuneError, match=r"loss is not a finite number in step 1 of 4, on the rows f{16}\. "):
+        train(rows, project(pad_mode=pad_mode), base, tmp_path, tmp_path / "saved", lambda _: None)
+
+
+def test_rows_that_are_cut_or_dropped_are_counted(base: Path, tmp_path: Path) -> None:
+    cut = run(project(max_length=60, max_steps=1), base, tmp_path / "cut")
+    assert (cut.rows, len(cut.dropped)) == (20, 0)
+    assert cut.truncated_rows > 0
+    assert cut.lost_tokens >= cut.truncated_rows
+    dropped = run(project(max_length=60, max_steps=1, too_long="drop"), base, tmp_path / "dropped")
+    assert len(dropped.dropped) == cut.truncated_rows
+    assert dropped.rows == 20 - cut.truncated_rows
+    assert {refusal.reason for refusal in dropped.dropped} == {"longer than 60 tokens"}
+    with pytest.raises(DataError, match=r"No row is left to train on: 20 dropped \(no answer token within 9 tokens\)"):
+        run(project(max_length=9), base, tmp_path / "none")
+
+
+def test_the_saved_model_carries_format_stops_and_the_asked_number_format(
+    base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run(project("bfloat16", max_steps=2), base, tmp_path)
+    assert capfd.readouterr().out == ""
+    saved = tmp_path / "saved"
+    assert {tensor.dtype for tensor in weights(saved).values()} == {torch.bfloat16}
+    assert AutoModelForCausalLM.from_pretrained(saved).dtype == torch.bfloat16
+    tokenizer = AutoTokenizer.from_pretrained(saved)
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == (
+        "### Instruction:\nhi\n### Response:\n"
+    )
+    assert GenerationConfig.from_pretrained(saved).eos_token_id == [tokenizer.eos_token_id]
+    assert json.loads((saved / "config.json").read_text())["use_cache"]
+    assert not list(saved.glob("*.bin"))
+
+
+def test_bfloat16_keeps_float32_weights_and_leaves_later_trainings_alone(base: Path, tmp_path: Path) -> None:
+    run(project(save_steps=6), base, tmp_path / "before")
+    run(project("bfloat16", save_steps=6), base, tmp_path / "rounded")
+    run(project(save_steps=6), base, tmp_path / "after")
+    assert same(tmp_path / "before" / "saved", tmp_path / "after" / "saved")
+    kept = weights(tmp_path / "rounded" / "checkpoint-6")
+    assert {tensor.dtype for tensor in kept.values()} == {torch.float32}
+    pairs = list(zip(metrics(tmp_path / "rounded"), metrics(tmp_path / "before"), strict=True))
+    assert all(one["loss"] == pytest.approx(other["loss"], rel=0.05) for one, other in pairs)
+    assert any(one["loss"] != other["loss"] for one, other in pairs)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_adapters_are_saved_without_asking_any_hub_and_load_over_their_base(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("the network was touched")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    run(project(dtype, save_steps=1, **LORA), base, tmp_path)
+    saved = tmp_path / "saved"
+    assert (saved / "adapter_model.safetensors").is_file()
+    assert not (saved / "model.safetensors").exists()
+    tuned = AutoModelForCausalLM.from_pretrained(saved).eval()
+    plain = AutoModelForCausalLM.from_pretrained(base).eval()
+    ids = torch.arange(3, 30)[None]
+    with torch.no_grad():
+        assert not torch.allclose(tuned(ids).logits.float(), plain(ids).logits, atol=1e-4)
+    assert AutoTokenizer.from_pretrained(saved).chat_template
+
+
+def test_samples_that_do_not_fit_the_model_are_errors(tmp_path: Path) -> None:
+    base = base_model(tmp_path / "base")
+    settings = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**settings, "max_position_embeddings": 50}))
+    with pytest.raises(ProjectError, match=r"the model's window 50.*Set train.max_length: 50"):
+        run(project(), base, tmp_path / "train")
+    tokenizer = load_tokenizer(base)
+    tokenizer.add_tokens(["Write"])
+    tokenizer.save_pretrained(base)
+    with pytest.raises(ModelError, match="the model's embeddings end at"):
+        run(project(), base, tmp_path / "train")
+
+
+def test_float16_needs_a_gpu(base: Path, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(ProjectError, match=r"float16, and there is no GPU.*bfloat16 or float32"):
+        run(project("float16"), base, tmp_path)
