@@ -18,7 +18,7 @@ from codetune.parts import LineLog, open_parts
 from codetune.pipeline import TRAINED, StageResult, Written, already, seal_artefact
 from codetune.records import Completion, Problem, Solution, Verdict
 from codetune.stages import Desk, Recipe, require
-from codetune.store import locked, read_seal, remove, replacing, write_lines, write_text
+from codetune.store import locked, read_seal, remove, write_lines, write_text
 
 if TYPE_CHECKING:
     from codetune.benchmark.evaluate import Report
@@ -159,7 +159,8 @@ def _generated(desk: Desk, model: Contestant, problems: Sequence[Problem]) -> It
     from codetune.model.load import choose_device, load_model, load_tokenizer
 
     tokenizer = load_tokenizer(model.directory)
-    generator = BatchGenerator(load_model(model.directory, desk.project.model, choose_device()), tokenizer)
+    network = load_model(model.directory, desk.project.model, choose_device())
+    generator = BatchGenerator(network, tokenizer, _end_of_turn(model))
     settings = desk.project.generate.model_copy(update={"prompt": model.kind})
     return generate(problems, tokenizer, generator, settings)
 
@@ -296,6 +297,16 @@ def _kind(desk: Desk, name: str, directory: Path) -> Kind:
     )
 
 
+def _end_of_turn(model: Contestant) -> tuple[str, ...]:
+    """What closes an answer beside EOS: of a model that codetune trained its family's own text."""
+    from codetune.data.chat import stop_texts
+
+    mark = model.directory / TRAINED
+    if model.kind != "chat" or not mark.exists():
+        return ()
+    return stop_texts(json.loads(mark.read_text(encoding="utf-8"))["model.chat_format"])
+
+
 def _option(model: Contestant) -> str:
     return "" if model.name == "tuned" else f" --model {model.name}"
 
@@ -329,6 +340,5 @@ def _demo_file(desk: Desk) -> Path:
 
     made_here = desk.run.directory / ".cache" / "demo.jsonl"
     if not made_here.is_file():
-        with replacing(made_here) as temporary:
-            write_benchmark(temporary, desk.project.seed)
+        write_benchmark(made_here, desk.project.seed)
     return made_here

@@ -231,12 +231,10 @@ def eval_(
     loaded = _optional(project, set_, _prompt_flag(instruct))
 
     def work() -> Shown:
-        from codetune import benchmarking, journey, presentation
+        from codetune import journey, presentation
 
         desk = _desk(loaded)
-        bench = benchmarking.open_bench(desk, benchmark)
-        names = list(dict.fromkeys(models or [_model(desk, None)]))
-        reports = journey.evaluate_models(desk, bench, [benchmarking.contestant(desk, name) for name in names])
+        reports = journey.evaluate_by_name(desk, benchmark, list(dict.fromkeys(models or [_model(desk, None)])))
         return presentation.evaluation(reports, journey.compare(reports))
 
     _perform(work, as_json)

@@ -12,7 +12,6 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from codetune import benchmarking, pipeline
-from codetune.benchmarking import Bench, Contestant
 from codetune.console import counts, percent
 from codetune.errors import UsageError
 from codetune.parts import read_logs
@@ -62,8 +61,10 @@ def run(desk: Desk, first: Stage, last: Stage) -> Iterator[StageResult | Report]
                 yield benchmarking.evaluate(desk, bench, model)
 
 
-def evaluate_models(desk: Desk, bench: Bench, models: Sequence[Contestant]) -> list[Report]:
-    """Generate, sanitize and evaluate each model on one benchmark."""
+def evaluate_by_name(desk: Desk, said: str, names: Sequence[str]) -> list[Report]:
+    """Generate, sanitize and evaluate each model on one benchmark. All names are resolved before the first is run."""
+    bench = benchmarking.open_bench(desk, said)
+    models = [benchmarking.contestant(desk, name) for name in names]
     reports = []
     for model in models:
         benchmarking.generate(desk, bench, model)
@@ -102,8 +103,8 @@ def compare(reports: Sequence[Report]) -> list[dict[str, Any]]:
 
 def needed(desk: Desk, stage: RowStage) -> bool:
     """Whether the selection strategy makes any use of the stage."""
-    scores, embeddings = NEEDS[desk.project.select.strategy]
-    return {"score": scores, "embed": embeddings}.get(stage, True)
+    needs = NEEDS[desk.project.select.strategy]
+    return {"score": needs.scores, "embed": needs.embeddings}.get(stage, True)
 
 
 def status(desk: Desk) -> list[Line]:

@@ -9,6 +9,7 @@ Each verb imports its stage in its first lines, because `codetune --help` and `c
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections import Counter
@@ -30,6 +31,7 @@ from codetune.store import (
     Digests,
     Seal,
     locked,
+    look_at_run,
     open_run,
     read_seal,
     remove,
@@ -40,11 +42,11 @@ from codetune.store import (
 )
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from codetune.selection.embed import Encoder
     from codetune.selection.select import Candidate
 
-# Padded tokens of one scoring batch where the project says `auto`. Measured on CPU: larger ones gain nothing.
-AUTO_TOKENS_PER_BATCH = 8192
 WHOLE: Shard = (0, 1)
 TRAINED = "codetune.json"  # in a model directory: codetune trained it, so it is prompted in its chat format
 
@@ -90,33 +92,32 @@ def score(desk: Desk, shard: Shard | None) -> StageResult:
     from codetune.model.load import choose_device, find_model, load_model, load_tokenizer
     from codetune.selection.score import plan_blocks, score_block
 
-    project, settings = desk.project, desk.project.score
+    project, settings, device = desk.project, desk.project.score, choose_device()
     with locked(desk.run, "score", shard):
         began, rows = time.monotonic(), _survey(desk)
         directory = find_model(project.locate(settings.model or project.model.path))
         inputs = {"dataset": dataset_digest(desk), "model": desk.digests.tree(directory)}
+        model = functools.cache(lambda: load_model(directory, project.model, device))
+        budget = _tokens_per_batch(desk, device, inputs["model"], model)
 
         def load() -> BlockWork:
-            tokenizer, device = load_tokenizer(directory), choose_device()
-            scorer = CausalScorer(load_model(directory, project.model, device))
+            tokenizer, scorer = load_tokenizer(directory), CausalScorer(model(), budget)
             return lambda examples: [
                 artefacts.score_line(row) for row in score_block(examples, tokenizer, scorer, settings)
             ]
 
-        budget = AUTO_TOKENS_PER_BATCH if settings.tokens_per_batch == "auto" else settings.tokens_per_batch
         work = _RowWork("score", desk.run.scores, inputs, load, plan_blocks(_usable(desk), budget))
         return _make_rows(desk, work, rows, shard, began, lambda finished: _write_scores(desk, rows, finished))
 
 
 def embed(desk: Desk, shard: Shard | None) -> StageResult:
     """Unit vectors of the instructions -> embeddings.npy and embeddings.ids."""
-    from codetune.model.load import choose_device
     from codetune.selection.embed import embed_block, plan_embedding_blocks
 
     settings = desk.project.embed
     with locked(desk.run, "embed", shard):
         began, rows = time.monotonic(), _survey(desk)
-        encoder, model = _encoder(desk, choose_device())
+        encoder, model = _encoder(desk)
         inputs = {"dataset": dataset_digest(desk), "model": model}
 
         def embed_rows(examples: Sequence[Example]) -> list[bytes]:
@@ -136,16 +137,16 @@ def select(desk: Desk) -> StageResult:
     project, settings = desk.project, desk.project.select
     with locked(desk.run, "select", None):
         began = time.monotonic()
-        needs_scores, needs_embeddings = NEEDS[settings.strategy]
+        needs = NEEDS[settings.strategy]
         inputs = {"dataset": dataset_digest(desk)}
-        if needs_scores:
+        if needs.scores:
             inputs["score"] = require(desk, "score").digest
-        if needs_embeddings:
+        if needs.embeddings:
             inputs["embed"] = require(desk, "embed").digest
         recipe = Recipe.of(desk, "select", desk.run.selection, inputs)
         if done := already(desk, recipe, began):
             return done
-        candidates = _candidates(desk, needs_scores, needs_embeddings)
+        candidates = _candidates(desk, needs.scores, needs.embeddings)
         selected = select(candidates, settings, project.seed)
         artefacts.write_selection(desk.run, _usable(desk), {pick.id: pick for pick in selected.picks})
         refused = Counter({"no score": sum(candidate.refused for candidate in candidates)})
@@ -292,6 +293,23 @@ def _survey(desk: Desk) -> Survey:
     return rows
 
 
+def _tokens_per_batch(desk: Desk, device: str, model_digest: str, model: Callable[[], PreTrainedModel]) -> int:
+    """The project's number, or for `auto` a constant on a CPU. On a GPU it is found once and kept with the run, so that
+    every process cuts the same blocks."""
+    from codetune.model.likelihood import CPU_TOKENS_PER_BATCH, find_tokens_per_batch
+
+    settings = desk.project.score
+    if settings.tokens_per_batch != "auto":
+        return settings.tokens_per_batch
+    if device == "cpu":
+        return CPU_TOKENS_PER_BATCH
+    kept = desk.run.directory / ".cache" / f"tokens-per-batch-{model_digest[:8]}-{settings.max_length}"
+    with waiting(desk.run, "tokens-per-batch"):
+        if not kept.exists():
+            write_text(kept, f"{find_tokens_per_batch(model(), settings.max_length)}\n")
+    return int(kept.read_text(encoding="ascii"))
+
+
 def _write_scores(desk: Desk, rows: Survey, finished: Rows) -> Written:
     scored, refused = artefacts.write_scores(desk.run, rows, finished)
     return Written(scored, refused, {})
@@ -304,16 +322,18 @@ def _write_embeddings(desk: Desk, rows: Survey, finished: Rows) -> Written:
     return Written(count, refused, {"cut": cut})
 
 
-def _encoder(desk: Desk, device: str) -> tuple[Encoder, str]:
+def _encoder(desk: Desk) -> tuple[Encoder, str]:
     """The encoder that the project names and its digest. The offline one is fitted once and kept with the run, so
     that rows added later get comparable vectors."""
-    from codetune.selection.embed import HashingEncoder, load_encoder
-
     project, kept = desk.project, desk.run.projection
     if project.embed.model != "hashing":
-        location = project.locate(project.embed.model)
-        encoder, directory = load_encoder(location, device)
+        from codetune.model.load import choose_device
+        from codetune.selection.sentences import load_encoder
+
+        encoder, directory = load_encoder(project.locate(project.embed.model), choose_device())
         return encoder, desk.digests.tree(directory)
+    from codetune.selection.embed import HashingEncoder
+
     seal = read_seal(desk.run.embeddings)
     stale = seal is not None and seal.settings != Recipe.of(desk, "embed", kept, {}).settings
     if stale or not kept.exists():

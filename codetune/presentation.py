@@ -42,7 +42,9 @@ def evaluation(reports: Sequence[Report], compared: Sequence[Mapping[str, Any]])
     document: Any = reports[0]
     if len(reports) > 1:
         document = {"models": list(reports), "comparison": list(compared)}
-    return Shown(document, "pass@k (95 % interval)", *_figures(reports), [_caption(reports), *map(_sentence, compared)])
+    return Shown(
+        document, "pass@k (95 % interval)", *_figures(reports), [_caption(reports), *map(comparison_sentence, compared)]
+    )
 
 
 def journey(results: Sequence[StageResult | Report], compared: Sequence[Mapping[str, Any]]) -> Shown:
@@ -55,7 +57,7 @@ def journey(results: Sequence[StageResult | Report], compared: Sequence[Mapping[
         "comparison": list(compared),
     }
     times = [f"{result.stage} {result.seconds:.1f} s" for result in stages]
-    notes = [f"time: {', '.join(times)}", *map(_sentence, compared)]
+    notes = [f"time: {', '.join(times)}", *map(comparison_sentence, compared)]
     if not reports:
         lines = [[result.stage, result.state, f"{result.rows:,}", counts(result.refused)] for result in stages]
         return Shown(document, "run: done", ("stage", "state", "rows", "refused"), lines, notes)
@@ -130,7 +132,7 @@ def _caption(reports: Sequence[Report]) -> str:
     return f"one task of {tasks} is worth {100 / tasks:.2f} points; sandbox: {reports[0]['sandbox']}"
 
 
-def _sentence(compared: Mapping[str, Any]) -> str:
+def comparison_sentence(compared: Mapping[str, Any]) -> str:
     first, second = compared["models"]
     base = compared["base"]
     return (

@@ -1,0 +1,86 @@
+"""A project of some dozen rows with a random two-layer Llama: for tests of the flow, where figures mean nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from codetune.pipeline import open_desk
+from codetune.project_file import read_project
+from codetune.stages import Desk
+from tests.model.builders import byte_tokenizer, tiny_model
+
+PROJECT = """\
+name: small
+dataset: {path: data.jsonl, instruction: instruction, response: output}
+model: {path: base, chat_format: deepseek, dtype: float32}
+score: {max_length: 256, tokens_per_batch: 512}
+embed: {model: hashing, batch_size: 8}
+select: {clusters: 3, max_ifd: 100.0}
+train: {max_length: 256, epochs: 1, per_device_batch_size: 4, gradient_accumulation_steps: 1, warmup_steps: 0,
+        learning_rate: 1e-3, gradient_checkpointing: false, logging_steps: 1}
+generate: {max_new_tokens: 8}
+evaluate: {benchmarks: [tasks.jsonl]}
+"""
+
+
+def rows(count: int) -> list[dict[str, str]]:
+    return [
+        {"instruction": f"Add {n} to the argument.", "output": f"def add_{n}(x):\n    return x + {n}\n" * (1 + n % 5)}
+        for n in range(count)
+    ]
+
+
+def make_small_world(directory: Path, count: int = 60) -> Path:
+    """The project file in `directory`, with data set, base model and benchmark beside it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    write_rows(directory / "data.jsonl", rows(count))
+    write_rows(directory / "tasks.jsonl", [_task(n) for n in range(3)])
+    tokenizer = byte_tokenizer(bos=True)
+    tokenizer.save_pretrained(directory / "base")
+    tiny_model("llama", len(tokenizer), hidden=32).save_pretrained(directory / "base")
+    project = directory / "codetune.yaml"
+    project.write_text(PROJECT, encoding="utf-8")
+    return project
+
+
+def write_rows(path: Path, documents: list[dict[str, Any]] | list[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(document) + "\n" for document in documents), encoding="utf-8")
+
+
+def desk_of(project: Path, **flags: Any) -> Desk:
+    """A desk as a command would have it; keywords are settings, with two underscores for the dot."""
+    return open_desk(read_project(project, [], {key.replace("__", "."): value for key, value in flags.items()}))
+
+
+def run_codetune(
+    *arguments: str, cwd: Path, environment: Mapping[str, str] | None = None, timeout: float = 120
+) -> subprocess.CompletedProcess[str]:
+    """A command as a user runs it."""
+    return subprocess.run(
+        [sys.executable, "-m", "codetune", *arguments],
+        cwd=cwd,
+        env={**os.environ, **(environment or {})},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def _task(number: int) -> dict[str, Any]:
+    return {
+        "task_id": f"Small/{number}",
+        "prompt": f'def add_{number}(x):\n    """Add {number}."""\n',
+        "entry_point": f"add_{number}",
+        "canonical_solution": f"    return x + {number}\n",
+        "base_input": [[1], [2]],
+        "plus_input": [[-1], [0]],
+        "atol": 0,
+        "contract": "",
+    }
