@@ -9,7 +9,7 @@ V vocabulary. Knows nothing of instructions and answers: that is `selection/scor
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from transformers import PreTrainedModel
@@ -19,17 +19,14 @@ from codetune.errors import ModelError
 
 BUCKET_TOKENS = 32
 CHUNK_LOGITS = 1 << 25  # float32 logits at once: 128 MiB
-CPU_TOKENS_PER_BATCH = 8192  # a constant, so that a CPU's blocks are the same everywhere
-MOST_TOKENS_PER_BATCH = 1 << 19  # no GPU gains from more, and blocks stay small enough to lose
 
 
 class CausalScorer:
-    """Likelihoods by one model; `tokens_per_batch` bounds the padded tokens of a forward pass."""
+    """Likelihoods by one model. How many spans come at once is the caller's choice; what does not fit is halved."""
 
-    def __init__(self, model: PreTrainedModel, tokens_per_batch: int) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self._head: torch.nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        self._tokens_per_batch = tokens_per_batch
         self._chunk = max(1, CHUNK_LOGITS // model.config.get_text_config().vocab_size)
         self._require_plain_head()
 
@@ -46,20 +43,10 @@ class CausalScorer:
             buckets[bucket(len(span.tokens))].append(index)
         results: list[float | None] = [None] * len(spans)
         for length, members in buckets.items():
-            for batch in _batches(members, max(1, self._tokens_per_batch // length)):
-                for index, value in zip(batch, self._nll_or_halves([spans[i] for i in batch], length), strict=True):
-                    results[index] = value
+            values = self._nll_or_halves([spans[index] for index in members], length)
+            for index, value in zip(members, values, strict=True):
+                results[index] = value
         return results
-
-    def fits(self, spans: Sequence[Span]) -> bool:
-        """Whether memory suffices for all of them in one forward pass."""
-        try:
-            self._nll_of_batch(spans, bucket(max(len(span.tokens) for span in spans)))
-        except RuntimeError as why:
-            if not _is_out_of_memory(why):
-                raise
-            return False
-        return True
 
     def _nll_or_halves(self, spans: Sequence[Span], length: int) -> list[float | None]:
         try:
@@ -114,21 +101,6 @@ def bucket(tokens: int) -> int:
     [32, 32, 64, 128]
     """
     return (tokens // BUCKET_TOKENS + 1) * BUCKET_TOKENS
-
-
-def find_tokens_per_batch(model: PreTrainedModel, max_length: int) -> int:
-    """What `tokens_per_batch: auto` means: a constant on a CPU, on a GPU half of what just fits. Slow on a GPU."""
-    if model.device.type == "cpu":
-        return CPU_TOKENS_PER_BATCH
-    scorer = CausalScorer(model, MOST_TOKENS_PER_BATCH)
-    row, rows = Span((0,) * max_length, 1), 1
-    while rows * max_length < MOST_TOKENS_PER_BATCH and scorer.fits([row] * (2 * rows)):
-        rows *= 2
-    return max(1, rows // 2) * max_length
-
-
-def _batches(members: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    return (members[first : first + size] for first in range(0, len(members), size))
 
 
 def _is_out_of_memory(why: RuntimeError) -> bool:

@@ -7,7 +7,7 @@ training is `attention.py`; adapters are made in `adapt.py`."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +28,27 @@ ATTENTION = {"auto": None, "sdpa": "sdpa", "eager": "eager"}
 
 def find_model(name: str) -> Path:
     """The directory of a model that can be loaded: `name` itself, else the hub's snapshot of it."""
-    directory = Path(name).expanduser()
-    if not directory.is_dir():
-        if directory.exists():
-            raise ModelError(
-                f"{name} is a file. Expected: the directory that holds config.json and the weights of a model, or a "
-                "hub id. Set model.path to the directory."
-            )
-        if not is_hub_id(name):
-            raise ModelError(
-                f"There is no directory {name}. Expected: the directory of a model, or a hub id such as "
-                "deepseek-ai/deepseek-coder-6.7b-base. Mend model.path or --model."
-            )
-        directory = hub_snapshot(name, "model", HUB_FILES)
+    directory = find_directory(name, HUB_FILES)
     _require_loadable(directory, name)
     return directory
+
+
+def find_directory(name: str, hub_files: Sequence[str]) -> Path:
+    """`name` where it is a directory, else the hub's snapshot of those files; what they hold is not looked at."""
+    directory = Path(name).expanduser()
+    if directory.is_dir():
+        return directory
+    if directory.exists():
+        raise ModelError(
+            f"{name} is a file. Expected: the directory that holds config.json and the weights of a model, or a hub "
+            "id. Name the directory."
+        )
+    if not is_hub_id(name):
+        raise ModelError(
+            f"There is no directory {name}. Expected: the directory of a model, or a hub id such as "
+            "deepseek-ai/deepseek-coder-6.7b-base. Mend the name where it is given: project file or --model."
+        )
+    return hub_snapshot(name, "model", hub_files)
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:

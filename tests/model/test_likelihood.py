@@ -13,7 +13,7 @@ from transformers.models.gemma2 import Gemma2ForCausalLM
 
 from codetune.data.tokens import Span
 from codetune.errors import ModelError
-from codetune.model.likelihood import CPU_TOKENS_PER_BATCH, CausalScorer, bucket, find_tokens_per_batch
+from codetune.model.likelihood import CausalScorer, bucket
 from tests.model.builders import ARCHITECTURES, tiny_model
 
 VOCABULARY = 320
@@ -48,7 +48,7 @@ def oracle(model: PreTrainedModel, span: Span) -> float:
 def test_a_batch_agrees_with_float64_arithmetic(architecture: str) -> None:
     model = tiny_model(architecture, VOCABULARY)
     spans = random_spans(24, 150, seed=1)
-    for span, value in zip(spans, CausalScorer(model, 2048).nll(spans), strict=True):
+    for span, value in zip(spans, CausalScorer(model).nll(spans), strict=True):
         assert value == pytest.approx(oracle(model, span), rel=1e-6)
 
 
@@ -57,15 +57,17 @@ def test_a_batch_agrees_with_float64_arithmetic(architecture: str) -> None:
 def test_a_spans_bits_do_not_depend_on_its_batch(architecture: str, dtype: torch.dtype) -> None:
     model = tiny_model(architecture, VOCABULARY).to(dtype)
     spans = random_spans(80, 300, seed=2)
-    alone = {span: CausalScorer(model, 1).nll([span])[0] for span in spans}
-    for budget, seed in ((400, 0), (1500, 1), (8192, 2)):
+    scorer = CausalScorer(model)
+    alone = {span: scorer.nll([span])[0] for span in spans}
+    for size, seed in ((3, 0), (17, 1), (80, 2)):
         random.Random(seed).shuffle(spans)
-        assert dict(zip(spans, CausalScorer(model, budget).nll(spans), strict=True)) == alone
+        for batch in (spans[first : first + size] for first in range(0, len(spans), size)):
+            assert scorer.nll(batch) == [alone[span] for span in batch]
 
 
 def test_only_the_predicted_tokens_count() -> None:
     model = tiny_model("llama", VOCABULARY)
-    (tail,) = CausalScorer(model, 64).nll([Span((5, 6, 7, 8), 3)])
+    (tail,) = CausalScorer(model).nll([Span((5, 6, 7, 8), 3)])
     with torch.inference_mode():
         shares = torch.log_softmax(model(torch.tensor([[5, 6, 7, 8]])).logits[0, 2], dim=-1)
     assert tail == pytest.approx(-float(shares[8]), rel=1e-6)
@@ -74,9 +76,9 @@ def test_only_the_predicted_tokens_count() -> None:
 def test_logits_come_in_chunks_without_changing_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama", VOCABULARY)
     spans = random_spans(6, 200, seed=3)
-    whole = CausalScorer(model, 2048).nll(spans)
+    whole = CausalScorer(model).nll(spans)
     monkeypatch.setattr("codetune.model.likelihood.CHUNK_LOGITS", 7 * VOCABULARY)
-    assert CausalScorer(model, 2048).nll(spans) == pytest.approx(whole, rel=1e-6)
+    assert CausalScorer(model).nll(spans) == pytest.approx(whole, rel=1e-6)
 
 
 def test_a_span_is_padded_by_its_own_length_alone() -> None:
@@ -86,7 +88,7 @@ def test_a_span_is_padded_by_its_own_length_alone() -> None:
 def test_a_batch_that_does_not_fit_is_halved_and_a_span_that_never_fits_has_no_value() -> None:
     model = tiny_model("llama", VOCABULARY)
     spans = [*random_spans(5, 30, seed=4), *random_spans(3, 30, seed=5)]
-    whole = CausalScorer(model, 4096).nll(spans)
+    whole = CausalScorer(model).nll(spans)
     hopeless = spans[2].tokens
 
     def refuse(module: torch.nn.Module, args: tuple[object, ...], kwargs: dict[str, torch.Tensor]) -> None:
@@ -94,13 +96,13 @@ def test_a_batch_that_does_not_fit_is_halved_and_a_span_that_never_fits_has_no_v
         if len(ids) > 2 or any(row[: len(hopeless)] == list(hopeless) for row in ids.tolist()):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    scorer = CausalScorer(model, 4096)
+    scorer = CausalScorer(model)
     model.base_model.register_forward_pre_hook(refuse, with_kwargs=True)
     assert scorer.nll(spans) == [*whole[:2], None, *whole[3:]]
 
 
 def test_other_failures_of_the_network_are_not_taken_for_a_full_memory() -> None:
-    scorer = CausalScorer(tiny_model("llama", VOCABULARY), 64)
+    scorer = CausalScorer(tiny_model("llama", VOCABULARY))
     with pytest.raises(IndexError):
         scorer.nll([Span((1, VOCABULARY + 1), 1)])
 
@@ -109,7 +111,7 @@ def test_broken_weights_give_nan_and_no_number() -> None:
     model = tiny_model("llama", VOCABULARY)
     with torch.no_grad():
         model.get_output_embeddings().weight[3] = float("nan")
-    (value,) = CausalScorer(model, 64).nll([Span((1, 2, 3), 1)])
+    (value,) = CausalScorer(model).nll([Span((1, 2, 3), 1)])
     assert value is not None
     assert math.isnan(value)
 
@@ -128,12 +130,8 @@ def test_an_architecture_that_caps_its_logits_is_refused() -> None:
         attn_implementation="eager",
     )
     with pytest.raises(ModelError, match="gemma2 changes its logits"):
-        CausalScorer(Gemma2ForCausalLM(config).eval(), 64)
-
-
-def test_on_a_cpu_the_budget_is_a_constant() -> None:
-    assert find_tokens_per_batch(tiny_model("llama", VOCABULARY), 2048) == CPU_TOKENS_PER_BATCH
+        CausalScorer(Gemma2ForCausalLM(config).eval())
 
 
 def test_the_window_is_the_models() -> None:
-    assert CausalScorer(tiny_model("llama", VOCABULARY), 64).window == 4096
+    assert CausalScorer(tiny_model("llama", VOCABULARY)).window == 4096

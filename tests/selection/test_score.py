@@ -127,8 +127,8 @@ def test_real_rows_agree_with_float64_arithmetic_whatever_their_batch(shared_dat
     model = tiny_model("llama", len(tokenizer), hidden=32)
     rows = sorted(evol(shared_data, 36), key=score.characters_of_pair)[:30]
     settings = Scoring(max_length=300)
-    results = score_block(rows, tokenizer, CausalScorer(model, 4096), settings)
-    alone = [score_block([row], tokenizer, CausalScorer(model, 1), settings)[0] for row in rows]
+    results = score_block(rows, tokenizer, CausalScorer(model), settings)
+    alone = [score_block([row], tokenizer, CausalScorer(model), settings)[0] for row in rows]
     assert alone == results
     exact, reference = copy.deepcopy(model).double(), Tokenizer.from_file(str(path / "tokenizer.json"))
     for row, result in zip(rows, results, strict=True):

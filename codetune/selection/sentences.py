@@ -1,0 +1,70 @@
+"""Instructions -> unit vectors by a sentence-transformers model (the paper's: all-mpnet-base-v2, mean pooling).
+
+Apart from `embed.py`, because the library takes many seconds to import, which the offline encoder need not wait for.
+Reads safetensors only and runs no code that comes with a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from sentence_transformers import SentenceTransformer
+
+from codetune.errors import ModelError
+from codetune.model.load import find_directory
+from codetune.selection.embed import Encoder
+
+HUB_FILES = ("*.json", "*.txt", "*.model", "*model.safetensors")
+CPU_BATCH = 32  # a CPU gains nothing from more, and 512 long texts take gigabytes
+
+
+def load_encoder(location: str, device: str) -> tuple[Encoder, Path]:
+    """The encoder on `device` and the directory that it came from."""
+    directory = find_directory(location, HUB_FILES)
+    _require_safetensors(directory, location)
+    try:
+        model = SentenceTransformer(
+            str(directory),
+            device=device,
+            local_files_only=True,
+            trust_remote_code=False,
+            model_kwargs={"use_safetensors": True},
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as why:
+        fault = str(why).partition("\n")[0]
+        raise ModelError(
+            f"The embedding model {location} cannot be loaded ({type(why).__name__}: {fault}). "
+            "Expected: a sentence-transformers model. Copy it again, or set embed.model to `hashing`, which needs none."
+        ) from why
+    return SentenceEncoder(model.eval()), directory
+
+
+class SentenceEncoder:
+    def __init__(self, model: SentenceTransformer) -> None:
+        self._model = model
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        batch = CPU_BATCH if self._model.device.type == "cpu" else max(1, len(texts))
+        vectors = self._model.encode(list(texts), batch_size=batch, normalize_embeddings=True, show_progress_bar=False)
+        return np.asarray(vectors, dtype=np.float32)
+
+    def count_cut(self, texts: Sequence[str]) -> int:
+        ids = self._model.tokenizer(list(texts), truncation=False, padding=False, verbose=False)["input_ids"]
+        longest = self._model.max_seq_length
+        return 0 if longest is None else sum(len(tokens) > longest for tokens in ids)
+
+
+def _require_safetensors(directory: Path, location: str) -> None:
+    listed = directory / "modules.json"
+    modules = json.loads(listed.read_text(encoding="utf-8")) if listed.is_file() else [{"path": ""}]
+    for part in (directory / module["path"] for module in modules):
+        if any(part.glob("*.bin")) and not any(part.glob("*.safetensors")):
+            raise ModelError(
+                f"{location} has pickle weights only ({part}). Expected: safetensors, because reading a pickle can run "
+                'code. Convert it, if you trust its source: python -c "import sys, sentence_transformers as s; '
+                f's.SentenceTransformer(sys.argv[1]).save(sys.argv[1] + "-safetensors")" {directory}'
+            )
