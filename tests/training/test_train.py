@@ -80,7 +80,9 @@ def test_pad_modes_and_accumulation_learn_the_same(base: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("method", [{}, LORA], ids=["full", "lora"])
-def test_a_continued_training_is_the_unbroken_one_bit_by_bit(base: Path, tmp_path: Path, method: dict[str, str]) -> None:
+def test_a_continued_training_is_the_unbroken_one_bit_by_bit(
+    base: Path, tmp_path: Path, method: dict[str, str]
+) -> None:
     settings = project(save_steps=1, keep_checkpoints=9, **method)
     whole = tmp_path / "whole"
     run(settings, base, whole)

@@ -55,6 +55,4 @@ def run(settings: Project, base: Path, directory: Path, rows: int = 20) -> Train
 
 def metrics(directory: Path, *, times: bool = False) -> list[dict[str, Any]]:
     lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [
-        {name: value for name, value in json.loads(line).items() if times or name not in TIMES} for line in lines
-    ]
+    return [{name: value for name, value in json.loads(line).items() if times or name not in TIMES} for line in lines]

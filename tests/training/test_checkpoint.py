@@ -1,0 +1,62 @@
+"""A checkpoint counts when it is sealed, whole, and of the same training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from codetune.errors import StaleError
+from codetune.training.checkpoint import last_checkpoint, prune_checkpoints, seal_checkpoint
+
+FACTS = {"seed": 1, "rows": 20}
+
+
+def checkpoint(directory: Path, step: int, *, sealed: bool = True) -> Path:
+    path = directory / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    (path / "optimizer.pt").write_bytes(b"12345")
+    if sealed:
+        seal_checkpoint(path, step, FACTS, {"loss": step})
+    return path
+
+
+def test_the_newest_sealed_one_is_found_and_what_a_crash_left_is_removed(tmp_path: Path) -> None:
+    for step in (2, 10, 9):
+        checkpoint(tmp_path, step)
+    torn = checkpoint(tmp_path, 11, sealed=False)
+    found = last_checkpoint(tmp_path, FACTS)
+    assert found is not None
+    assert (found.step, found.path, found.meter) == (10, tmp_path / "checkpoint-10", {"loss": 10})
+    assert not torn.exists()
+
+
+def test_without_any_there_is_none(tmp_path: Path) -> None:
+    assert last_checkpoint(tmp_path, FACTS) is None
+
+
+def test_every_difference_is_named(tmp_path: Path) -> None:
+    checkpoint(tmp_path, 3)
+    with pytest.raises(
+        StaleError, match=r"checkpoint-3 was made .*: seed 1 then, 2 now; rows 20 then, 19 now\. .*rm -r"
+    ):
+        last_checkpoint(tmp_path, {"seed": 2, "rows": 19})
+
+
+@pytest.mark.parametrize("damage", ["missing", "short"])
+def test_a_damaged_file_is_an_error_that_says_which(tmp_path: Path, damage: str) -> None:
+    file = checkpoint(tmp_path, 3) / "optimizer.pt"
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(b"123")
+    with pytest.raises(StaleError, match=r"optimizer.pt is missing or not as it was written. Expected: 5 bytes"):
+        last_checkpoint(tmp_path, FACTS)
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3, 9])
+def test_the_newest_are_kept(tmp_path: Path, keep: int) -> None:
+    for step in (1, 10, 2, 9):
+        checkpoint(tmp_path, step)
+    prune_checkpoints(tmp_path, keep)
+    assert {int(path.name.removeprefix("checkpoint-")) for path in tmp_path.iterdir()} == set([10, 9, 2, 1][:keep])
