@@ -4,6 +4,7 @@ that reads or writes environment variables. Several processes on one machine or 
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 
@@ -20,8 +21,9 @@ QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TQDM_DISABLE": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    "BITSANDBYTES_NOWELCOME": "1",
 }
+
+TALKATIVE = ("bitsandbytes",)  # warns on every CPU about a kernel that nobody asked for
 
 
 def prepare_process() -> None:
@@ -29,6 +31,8 @@ def prepare_process() -> None:
     number of threads in every process of a run (torchrun would set 1, and sums over other thread counts differ)."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    for logger in TALKATIVE:
+        logging.getLogger(logger).setLevel(logging.ERROR)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(thread_count())
 

@@ -9,7 +9,6 @@ Each verb imports its stage in its first lines, because `codetune --help` and `c
 
 from __future__ import annotations
 
-import functools
 import json
 import time
 from collections import Counter
@@ -42,12 +41,12 @@ from codetune.store import (
 )
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from codetune.selection.embed import Encoder
     from codetune.selection.select import Candidate
 
 WHOLE: Shard = (0, 1)
+# Estimated tokens of a block where the project says `auto`; what does not fit into a GPU's memory is halved there.
+AUTO_TOKENS_PER_BATCH = 8192
 TRAINED = "codetune.json"  # in a model directory: codetune trained it, so it is prompted in its chat format
 
 
@@ -97,15 +96,14 @@ def score(desk: Desk, shard: Shard | None) -> StageResult:
         began, rows = time.monotonic(), _survey(desk)
         directory = find_model(project.locate(settings.model or project.model.path))
         inputs = {"dataset": dataset_digest(desk), "model": desk.digests.tree(directory)}
-        model = functools.cache(lambda: load_model(directory, project.model, device))
-        budget = _tokens_per_batch(desk, device, inputs["model"], model)
 
         def load() -> BlockWork:
-            tokenizer, scorer = load_tokenizer(directory), CausalScorer(model(), budget)
+            tokenizer, scorer = load_tokenizer(directory), CausalScorer(load_model(directory, project.model, device))
             return lambda examples: [
                 artefacts.score_line(row) for row in score_block(examples, tokenizer, scorer, settings)
             ]
 
+        budget = AUTO_TOKENS_PER_BATCH if settings.tokens_per_batch == "auto" else settings.tokens_per_batch
         work = _RowWork("score", desk.run.scores, inputs, load, plan_blocks(_usable(desk), budget))
         return _make_rows(desk, work, rows, shard, began, lambda finished: _write_scores(desk, rows, finished))
 
@@ -291,23 +289,6 @@ def _survey(desk: Desk) -> Survey:
             "Correct the data, or dataset.instruction and dataset.response"
         )
     return rows
-
-
-def _tokens_per_batch(desk: Desk, device: str, model_digest: str, model: Callable[[], PreTrainedModel]) -> int:
-    """The project's number, or for `auto` a constant on a CPU. On a GPU it is found once and kept with the run, so that
-    every process cuts the same blocks."""
-    from codetune.model.likelihood import CPU_TOKENS_PER_BATCH, find_tokens_per_batch
-
-    settings = desk.project.score
-    if settings.tokens_per_batch != "auto":
-        return settings.tokens_per_batch
-    if device == "cpu":
-        return CPU_TOKENS_PER_BATCH
-    kept = desk.run.directory / ".cache" / f"tokens-per-batch-{model_digest[:8]}-{settings.max_length}"
-    with waiting(desk.run, "tokens-per-batch"):
-        if not kept.exists():
-            write_text(kept, f"{find_tokens_per_batch(model(), settings.max_length)}\n")
-    return int(kept.read_text(encoding="ascii"))
 
 
 def _write_scores(desk: Desk, rows: Survey, finished: Rows) -> Written:

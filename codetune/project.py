@@ -6,6 +6,7 @@ mistakes are told, is in `project_file.py`.
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -194,8 +195,9 @@ class Project(Section):
     def locate(self, name: str) -> str:
         """`name` as a path beside the project file, else below the current directory, else unchanged (a hub id)."""
         for base in (self.root, Path.cwd()):
-            if (base / Path(name).expanduser()).exists():
-                return str(base / Path(name).expanduser())
+            path = base / Path(name).expanduser()
+            if path.exists() or (glob.has_magic(name) and glob.glob(str(path), recursive=True)):
+                return str(path)
         return name
 
     def placed(self, root: Path, overrides: Mapping[str, Any]) -> Self:

@@ -1,0 +1,134 @@
+"""Commands as a user types them: exit statuses, what goes to which stream, and mistakes told without loading torch."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.small_world import make_small_world, run_codetune
+
+COMMANDS = (
+    *("init", "score", "embed", "select", "train", "generate"),
+    *("sanitize", "evaluate", "eval", "run", "status", "demo"),
+)
+
+
+def test_help_names_every_command_on_standard_output(tmp_path: Path) -> None:
+    told = run_codetune("--help", cwd=tmp_path)
+    assert told.returncode == 0
+    assert all(f" {command} " in told.stdout for command in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["select", "--ratio", "1.4"], ["score", "--shard", "8/8"], ["status"]]
+)
+def test_help_and_mistakes_come_without_torch(arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "codetune.yaml").write_text("nme: typo\n", encoding="utf-8")
+    program = (
+        "import sys, codetune.cli\n"
+        f"sys.argv = ['codetune', *{arguments!r}]\n"
+        "try: codetune.cli.main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'sklearn', 'evalplus', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("shard", ["8/8", "0/0", "a/b", "-1/2", "1", "1/2/3", ""])
+def test_an_impossible_shard_is_a_usage_error(shard: str, tmp_path: Path) -> None:
+    told = run_codetune("score", "--shard", shard, cwd=tmp_path)
+    assert (told.returncode, told.stdout) == (2, "")
+    assert "--shard" in told.stderr
+
+
+def test_every_mistake_of_the_project_file_is_told_at_once_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "codetune.yaml").write_text(
+        "select:\n  ratio: 1.4\n  ratio: 0.4\n  strategi: all\ntrain: {epochs: three}\n", encoding="utf-8"
+    )
+    told = run_codetune("select", "--json", cwd=tmp_path)
+    assert (told.returncode, told.stdout) == (2, "")
+    for part in ("codetune.yaml:3: duplicate key", "codetune.yaml:2: select.ratio is 1.4", "did you mean strategy?"):
+        assert part in told.stderr
+    assert "codetune.yaml:5: train.epochs is 'three'" in told.stderr
+
+
+def test_a_project_named_but_missing_is_an_error_even_where_none_is_needed(tmp_path: Path) -> None:
+    told = run_codetune("evaluate", "humaneval", "-p", "nowhere.yaml", cwd=tmp_path)
+    assert told.returncode == 2
+    assert "nowhere.yaml: no such project file" in told.stderr
+
+
+def test_init_writes_a_project_that_loads_and_never_overwrites_one(tmp_path: Path) -> None:
+    assert run_codetune("init", "sub", "--preset", "cpu", cwd=tmp_path).returncode == 0
+    written = (tmp_path / "sub" / "codetune.yaml").read_text(encoding="utf-8")
+    again = run_codetune("init", "sub", cwd=tmp_path)
+    assert again.returncode == 2
+    assert (tmp_path / "sub" / "codetune.yaml").read_text(encoding="utf-8") == written
+    assert run_codetune("status", cwd=tmp_path / "sub").returncode == 0
+
+
+def test_status_makes_nothing(tmp_path: Path) -> None:
+    make_small_world(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    told = run_codetune("status", "--json", cwd=tmp_path)
+    assert json.loads(told.stdout)["next"] == "codetune score"
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_benchmark_name_with_a_typo_is_told_the_nearest(tmp_path: Path) -> None:
+    told = run_codetune("evaluate", "humanevl", "--samples", "x.jsonl", cwd=tmp_path)
+    assert told.returncode == 2
+    assert "did you mean humaneval?" in told.stderr
+
+
+def test_a_feature_not_built_is_refused_by_name(tmp_path: Path) -> None:
+    make_small_world(tmp_path)
+    told = run_codetune("train", "--method", "qlora", cwd=tmp_path)
+    assert told.returncode == 2
+    assert "not in this version" in told.stderr
+
+
+def test_a_stage_prints_one_json_document_and_nothing_else_on_standard_output(tmp_path: Path) -> None:
+    make_small_world(tmp_path, 6)
+    told = run_codetune("embed", "--json", cwd=tmp_path)
+    document = json.loads(told.stdout)
+    assert list(document) == ["stage", "state", "rows", "reused", "refused", "artefact", "seconds", "overrides"]
+    assert (document["stage"], document["state"], document["rows"], told.returncode) == ("embed", "done", 6, 0)
+    assert told.stderr == ""
+
+
+def test_an_interrupt_ends_with_130_and_the_command_continues(tmp_path: Path) -> None:
+    make_small_world(tmp_path, 400)
+    command = [sys.executable, "-m", "codetune", "score", "--set", "score.tokens_per_batch=64"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    log = tmp_path / "runs" / "small" / "scores.jsonl.parts" / "0-of-1.log"
+    while not (log.exists() and log.stat().st_size) and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, complaint = process.communicate(timeout=60)
+    assert process.returncode == 130, complaint
+    assert "Traceback" not in complaint
+    told = run_codetune("score", "--set", "score.tokens_per_batch=64", "--json", cwd=tmp_path)
+    assert json.loads(told.stdout)["reused"] > 0
+
+
+def test_a_second_run_on_the_same_output_names_the_first(tmp_path: Path) -> None:
+    make_small_world(tmp_path, 400)
+    command = [sys.executable, "-m", "codetune", "score", "--set", "score.tokens_per_batch=64"]
+    first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log = tmp_path / "runs" / "small" / "scores.jsonl.parts" / "0-of-1.log"
+    while not log.exists() and first.poll() is None:
+        time.sleep(0.05)
+    second = run_codetune("score", cwd=tmp_path)
+    first.kill()
+    first.wait()
+    assert second.returncode == 1
+    assert f"process {first.pid}" in second.stderr
