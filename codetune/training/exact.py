@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from accelerate.data_loader import DataLoaderShard
+from safetensors import SafetensorError
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from codetune.errors import CodetuneError
@@ -78,17 +79,28 @@ class ExactTrainer(Trainer):
         for number, batch in enumerate(batches):
             last = number + 1 == len(batches)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
-                with self.compute_loss_context_manager():
-                    losses = token_losses(model, batch)
-                    loss = losses.sum() / num_items_in_batch
-                if not torch.isfinite(loss):
-                    raise CodetuneError(self._not_finite("loss", _rows_not_finite(losses, batch)))
-                self.accelerator.backward(loss)
-            total += loss.detach()
+                total += self._learn(model, batch, num_items_in_batch)
         self._loss, self._learning_rate = total.item(), float(self._get_learning_rate())
         self._counts = {name: inputs[name] for name in self._counts}
         self._rows = [row for batch in batches for row in batch["rows"]]
         return total
+
+    def _learn(self, model: torch.nn.Module, batch: dict[str, Any], step_tokens: torch.Tensor | int) -> torch.Tensor:
+        """Forward and backward of one micro-batch; its share of the step's loss."""
+        try:
+            with self.compute_loss_context_manager():
+                losses = token_losses(model, batch)
+                loss = losses.sum() / step_tokens
+            if not torch.isfinite(loss):
+                raise CodetuneError(self._not_finite("loss", _rows_not_finite(losses, batch)))
+            self.accelerator.backward(loss)
+        except torch.OutOfMemoryError as why:
+            raise CodetuneError(
+                f"The GPU's memory is full in step {self.state.global_step + 1}, with {len(batch['rows'])} samples in "
+                "a micro-batch. Expected: room for its activations. Lower train.per_device_batch_size or "
+                "train.max_length, or set train.gradient_checkpointing: true, or train.method: lora."
+            ) from why
+        return loss.detach()
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0
@@ -108,9 +120,16 @@ class ExactTrainer(Trainer):
         return self._on_step(step, epoch, facts)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
         step = self.state.global_step
-        self._on_saved(Path(str(self.args.output_dir)) / f"checkpoint-{step}", step)
+        path = Path(str(self.args.output_dir)) / f"checkpoint-{step}"
+        try:
+            super()._save_checkpoint(model, trial)
+            self._on_saved(path, step)
+        except (OSError, RuntimeError, SafetensorError) as why:  # torch reports a full disk as a RuntimeError
+            raise CodetuneError(
+                f"{path} cannot be written ({str(why).partition(chr(10))[0]}). Expected: room for the weights and the "
+                "optimizer's state. Make room, then run again: codetune train (it continues from the last checkpoint)"
+            ) from why
         self._clock = time.perf_counter()  # the time that saving took is no training time
 
     def _not_finite(self, what: str, rows: list[str]) -> str:

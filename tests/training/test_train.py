@@ -235,6 +235,20 @@ def test_samples_that_do_not_fit_the_model_are_errors(tmp_path: Path) -> None:
         run(project(), base, tmp_path / "train")
 
 
+def test_a_disk_that_fills_up_is_an_error_and_loses_nothing(base: Path, tmp_path: Path) -> None:
+    def fill(line: Mapping[str, float | None]) -> None:
+        if line["step"] == 4:
+            full = tmp_path / "checkpoint-4"
+            full.mkdir()
+            (full / "optimizer.pt").symlink_to("/dev/full")
+
+    settings = project(save_steps=2)
+    with pytest.raises(CodetuneError, match=r"checkpoint-4 cannot be written .*run again: codetune train"):
+        train(examples(20), settings, base, tmp_path, tmp_path / "saved", fill)
+    run(settings, base, tmp_path)
+    assert [line["step"] for line in metrics(tmp_path)] == [2, 4, 6]
+
+
 def test_float16_needs_a_gpu(base: Path, tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")
