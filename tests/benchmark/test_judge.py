@@ -29,7 +29,7 @@ def test_verdicts_follow_base_and_plus(expected: Path) -> None:
     programs = [
         PROMPT + "    return x + x",
         PROMPT + "    return abs(x) * 2",  # fails on -1, which only plus has
-        PROMPT + "    return 3",
+        PROMPT + "    return x * 2 if x != 1 else 3",  # passes all that plus adds
         PROMPT + "    return (x",
         "def single(x):\n    return 2 * x",
         "def double(x):\n    while True: pass",

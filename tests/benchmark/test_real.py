@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from evalplus.eval._special_oracle import MBPP_OUTPUT_NOT_NONE_TASKS, MBPP_OUTPUT_SET_EQ_TASKS
 
 from codetune.benchmark.evaluate import evaluate
 from codetune.benchmark.judge import judge
 from codetune.benchmark.pool import usable_cores
 from codetune.benchmark.problems import read_problems
+from codetune.benchmark.rows import read_rows
 from codetune.benchmark.sanitize import read_samples, sanitize
 from codetune.records import Completion, Problem, Solution, Verdict
 
@@ -55,9 +57,18 @@ def test_wizardcoders_raw_answers_have_the_figures_of_the_evalplus_command(share
     assert passed(verdicts) == (96, 86)
 
 
-def test_mbpps_canonical_solutions_pass(shared_data: Path, expected: Path) -> None:
-    problems = read_benchmark(shared_data, "MbppPlus-v0.2.0.jsonl.gz")
+def test_mbpps_canonical_solutions_pass_where_inputs_or_rules_are_special(shared_data: Path, expected: Path) -> None:
+    # All 378 pass as well, in the time of the rest of this file.
+    file = shared_data / "benchmarks/MbppPlus-v0.2.0.jsonl.gz"
+    written = {row["task_id"]: row["base_input"] for _, row in read_rows(file, "MBPP+")}
+    oracles = {"are_equivalent", "sum_div", "surface_Area", "digit_distance_nums"}
+    special = oracles.union(MBPP_OUTPUT_NOT_NONE_TASKS, MBPP_OUTPUT_SET_EQ_TASKS)
+    problems = [
+        task
+        for task in read_problems(str(file), None)
+        if task.base_input != written[task.task_id] or task.entry_point in special
+    ]
     solutions = [Solution(task.task_id, task.prompt + task.canonical_solution) for task in problems]
     verdicts = list(judge(problems, solutions, expected, usable_cores()))
     assert [verdict for verdict in verdicts if verdict.plus != "pass"] == []
-    assert len(verdicts) == 378
+    assert len(verdicts) == 61
