@@ -196,7 +196,8 @@ class Project(Section):
         """`name` as a path beside the project file, else below the current directory, else unchanged (a hub id)."""
         for base in (self.root, Path.cwd()):
             path = base / Path(name).expanduser()
-            if path.exists() or (glob.has_magic(name) and glob.glob(str(path), recursive=True)):
+            pattern = glob.has_magic(name) and not Path(name).is_absolute()
+            if path.exists() or (pattern and any(base.glob(name))):
                 return str(path)
         return name
 

@@ -1,0 +1,133 @@
+"""Generate, sanitize and evaluate on a small world: what belongs to which model, and what is taken up again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from codetune import benchmarking
+from codetune.errors import DataError, StaleError, UsageError
+from codetune.parts import LineLog
+from codetune.stages import Desk
+from tests.small_world import desk_of, make_small_world, write_rows
+
+GOOD = [{"task_id": f"Small/{n}", "solution": f"def add_{n}(x):\n    return x + {n}\n"} for n in range(3)]
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return desk_of(make_small_world(tmp_path, 6))
+
+
+def samples(desk: Desk, rows: list[dict[str, Any]], name: str = "samples.jsonl") -> Path:
+    write_rows(desk.project.root / name, rows)
+    return desk.project.root / name
+
+
+def judged(desk: Desk, rows: list[dict[str, Any]]) -> Any:
+    return benchmarking.evaluate_file(desk, benchmarking.open_bench(desk, "tasks.jsonl"), samples(desk, rows))
+
+
+def test_samples_of_anybody_are_judged_and_the_report_is_kept(desk: Desk) -> None:
+    wrong = {"task_id": "Small/1", "solution": "def add_1(x):\n    return abs(x) + 1\n"}
+    report = judged(desk, [GOOD[0], wrong, GOOD[2]])
+    assert report["verdicts"]["Small/1"] == [{"base": "pass", "plus": "fail"}]
+    assert report["pass_at_k"] == {"base": {"pass@1": 1.0}, "plus": {"pass@1": 2 / 3}}
+    assert (report["benchmark"], report["sandbox"], report["tasks_in_benchmark"]) == ("tasks", "process", 3)
+    kept = desk.run.evaluation("tasks", report["model"])
+    assert json.loads(kept.read_text()) == json.loads(json.dumps(report))
+    stamp = kept.stat().st_mtime_ns
+    assert judged(desk, [GOOD[0], wrong, GOOD[2]])["verdicts"] == report["verdicts"]
+    assert kept.stat().st_mtime_ns == stamp
+
+
+def test_changed_samples_of_the_same_name_are_judged_anew(desk: Desk) -> None:
+    assert judged(desk, GOOD)["pass_at_k"]["base"]["pass@1"] == 1.0
+    assert judged(desk, [{**row, "solution": "no"} for row in GOOD])["pass_at_k"]["base"]["pass@1"] == 0.0
+
+
+def test_samples_for_a_part_of_the_tasks_are_judged_on_that_part_with_a_warning(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = judged(desk, GOOD[:1])
+    assert (report["tasks"], report["tasks_in_benchmark"]) == (1, 3)
+    assert "1 of the 3 tasks" in capsys.readouterr().err
+
+
+def test_samples_for_unknown_tasks_are_an_error_that_names_them(desk: Desk) -> None:
+    with pytest.raises(DataError, match="Small/9"):
+        judged(desk, [*GOOD, {"task_id": "Small/9", "solution": "x"}])
+
+
+def test_verdicts_found_from_an_interrupted_run_are_not_made_again(desk: Desk) -> None:
+    bench = benchmarking.open_bench(desk, "tasks.jsonl")
+    path = samples(desk, GOOD)
+    label = benchmarking._file_label(desk, path)
+    recipe = benchmarking._evaluation(desk, bench, label, path)
+    parts = desk.run.parts(recipe.artefact)
+    benchmarking.open_parts(parts, recipe.identity(), refuse_others=False)
+    with LineLog(parts / "verdicts.jsonl") as log:
+        log.append({"task_id": "Small/0", "base": "timeout", "plus": "timeout", "sample": 0})
+    report = benchmarking.evaluate_file(desk, bench, path)
+    assert report["verdicts"]["Small/0"] == [{"base": "timeout", "plus": "timeout"}]
+    assert not parts.exists()
+
+
+def test_completions_are_taken_up_again_and_those_there_are_not_made_twice(desk: Desk) -> None:
+    bench, base = benchmarking.open_bench(desk, "tasks.jsonl"), benchmarking.contestant(desk, "base")
+    recipe = benchmarking._completions(desk, bench, base)
+    parts = desk.run.parts(recipe.artefact)
+    benchmarking.open_parts(parts, recipe.identity(), refuse_others=False)
+    with LineLog(parts / "completions.jsonl") as log:
+        log.append({"task_id": "Small/1", "completion": "    return x + 1\n"})
+    result = benchmarking.generate(desk, bench, base)
+    assert (result.rows, result.reused) == (3, 1)
+    rows = [json.loads(line) for line in result.artefact.read_text().splitlines()]
+    assert [row["task_id"] for row in rows] == ["Small/0", "Small/1", "Small/2"]
+    assert rows[1]["completion"] == "    return x + 1\n"
+    benchmarking.sanitize(desk, bench, base)
+    assert benchmarking.evaluate(desk, bench, base)["verdicts"]["Small/1"][0]["plus"] == "pass"
+
+
+def test_a_model_replaced_at_the_same_path_is_another_model(desk: Desk) -> None:
+    bench, before = benchmarking.open_bench(desk, "tasks.jsonl"), benchmarking.contestant(desk, "base")
+    benchmarking.generate(desk, bench, before)
+    weights = desk.project.root / "base" / "model.safetensors"
+    changed = {name: tensor * 1.5 for name, tensor in load_file(weights).items()}
+    save_file(changed, weights, metadata={"format": "pt"})
+    after = benchmarking.contestant(desk_of(desk.project.root / "codetune.yaml"), "base")
+    assert after.digest != before.digest
+    with pytest.raises(StaleError, match="codetune generate tasks"):
+        benchmarking.sanitize(desk, bench, after)
+    assert benchmarking.generate(desk, bench, after).reused == 0
+
+
+def test_a_model_that_nothing_tells_how_to_prompt_must_be_said(desk: Desk) -> None:
+    shutil.copytree(desk.project.root / "base", desk.project.root / "other")
+    with pytest.raises(UsageError, match="--instruct or --base"):
+        benchmarking.contestant(desk, "other")
+    said = desk_of(desk.project.root / "codetune.yaml", generate__prompt="completion")
+    found = benchmarking.contestant(said, "other")
+    assert found.kind == "completion"
+    assert found.label == f"other-{found.digest[:8]}"
+
+
+def test_evaluating_before_generating_names_the_command(desk: Desk) -> None:
+    bench, base = benchmarking.open_bench(desk, "tasks.jsonl"), benchmarking.contestant(desk, "base")
+    with pytest.raises(StaleError, match=r"Run: codetune generate tasks\.jsonl --model base"):
+        benchmarking.evaluate(desk, bench, base)
+
+
+def test_a_samples_file_is_sanitized_for_the_benchmark_that_its_tasks_tell(desk: Desk) -> None:
+    fenced = [{**row, "solution": f"Sure!\n```python\n{row['solution']}```\nDone."} for row in GOOD]
+    path = samples(desk, fenced, "chat.jsonl")
+    assert benchmarking.is_samples_file(desk, str(path))
+    result = benchmarking.sanitize_file(desk, path)
+    assert (result.facts["changed"], result.facts["not_parsing"]) == (3, 0)
+    assert result.artefact.parent.name == "tasks"
+    assert not benchmarking.is_samples_file(desk, str(desk.project.root / "tasks.jsonl"))

@@ -1,0 +1,78 @@
+"""The whole pipeline on a small world, its standing, and that nothing true is done again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from codetune import journey
+from codetune.errors import UsageError
+from codetune.pipeline import StageResult
+from tests.small_world import desk_of, make_small_world, rows, run_codetune, write_rows
+
+
+def test_a_run_goes_through_every_stage_and_a_second_one_does_nothing(tmp_path: Path) -> None:
+    project = make_small_world(tmp_path, 20)
+    first = list(journey.run(desk_of(project), "score", "evaluate"))
+    stages = [result.stage for result in first if isinstance(result, StageResult)]
+    assert stages == ["score", "embed", "select", "train", "generate", "sanitize", "generate", "sanitize"]
+    assert [report["model"] for report in journey.reports_in(first)] == ["base", "tuned"]
+    stamps = {path: path.stat().st_mtime_ns for path in _artefacts(tmp_path)}
+    again = list(journey.run(desk_of(project), "score", "evaluate"))
+    assert {path: path.stat().st_mtime_ns for path in _artefacts(tmp_path)} == stamps
+    assert all(result.reused == result.rows for result in again if isinstance(result, StageResult))
+    assert all(line.state == "done" for line in journey.status(desk_of(project)))
+    _test_status_after_a_change(project)
+
+
+def _test_status_after_a_change(project: Path) -> None:
+    """Here, because a run takes seconds: a changed data set makes every row stage stale, and the tuned figures."""
+    write_rows(project.parent / "data.jsonl", rows(21))
+    lines = {line.stage: line for line in journey.status(desk_of(project))}
+    assert all(lines[stage].state == "stale" for stage in ("score", "embed", "select", "train", "tasks tuned"))
+    assert "the data set" in lines["select"].detail
+    assert lines["tasks base"].state == "done"
+
+
+def test_stages_that_the_strategy_does_not_need_are_left_out(tmp_path: Path) -> None:
+    project = make_small_world(tmp_path, 20)
+    results = list(journey.run(desk_of(project, select__strategy="all"), "score", "select"))
+    assert [result.stage for result in results if isinstance(result, StageResult)] == ["select"]
+    assert journey.status(desk_of(project, select__strategy="all"))[0].state == "not needed"
+
+
+def test_stages_in_the_wrong_order_and_unknown_ones_are_usage_errors(tmp_path: Path) -> None:
+    desk = desk_of(make_small_world(tmp_path, 6))
+    with pytest.raises(UsageError, match="score comes before train"):
+        list(journey.run(desk, "train", "score"))
+    with pytest.raises(UsageError, match="did you mean select"):
+        journey.stage_named("slect")
+
+
+def test_two_models_are_compared_on_the_tasks_that_both_have(tmp_path: Path) -> None:
+    def report(model: str, verdicts: dict[str, str]) -> dict[str, object]:
+        judged = {task: [{"base": verdict, "plus": verdict}] for task, verdict in verdicts.items()}
+        return {"benchmark": "b", "model": model, "verdicts": judged}
+
+    first = report("a", {"1": "pass", "2": "pass", "3": "fail", "4": "pass"})
+    second = report("b", {"1": "pass", "2": "fail", "3": "fail", "5": "pass"})
+    (compared,) = journey.compare([first, second])  # type: ignore[list-item]
+    # Of the three tasks that both have, one is solved by a alone: exact McNemar, one-sided 1/2, two-sided 1.
+    assert (compared["models"], compared["tasks"]) == (["a", "b"], 3)
+    assert compared["base"] == {"only_first": 1, "only_second": 0, "p_value": 1.0}
+
+
+def test_run_as_a_command_prints_one_document(tmp_path: Path) -> None:
+    make_small_world(tmp_path, 6)
+    told = run_codetune("run", "--to", "embed", "--json", cwd=tmp_path)
+    document = json.loads(told.stdout)
+    assert [stage["stage"] for stage in document["stages"]] == ["score", "embed"]
+    assert told.returncode == 0
+
+
+def _artefacts(directory: Path) -> list[Path]:
+    run = directory / "runs" / "small"
+    files = [path for path in run.rglob("*") if path.is_file() and path.name != "project.json"]
+    return [path for path in files if not {".cache", ".locks"} & set(path.parts)]
