@@ -180,7 +180,7 @@ def _require_fit(network: PreTrainedModel, corpus: Corpus) -> None:
 def _recompute_activations(network: PreTrainedModel) -> None:
     """Never the reentrant kind: it fails with adapters, and with several processes."""
     options = {"use_reentrant": False}
-    if hasattr(network, "activation_checkpointing_enable"):  # its name since transformers 5.20 or so
+    if hasattr(network, "activation_checkpointing_enable"):  # transformers 5.23; 5.17 knows the older name only
         network.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
     else:
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)  # type: ignore[no-untyped-call]
