@@ -103,7 +103,7 @@ class Problem:
     base_input: list[list[object]]
     plus_input: list[list[object]]
     atol: float
-    contract: str = ""  # EvalPlus' input assertions, prepended when expected outputs are computed
+    contract: str = ""  # EvalPlus' assertions about valid inputs
     assertion: str = ""  # MBPP's visible assertion, part of its prompt
 
 

@@ -13,13 +13,22 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from tokenizers import Tokenizer
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from codetune.data.hub import hub_snapshot, is_hub_id
 from codetune.errors import ModelError
 from codetune.project import Model
 
 HUB_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "model*.safetensors", "adapter_model.safetensors")
+PROBE = "Write `f(x)`.\n\ndef f(x):\n\treturn x + 1  # caf\u00e9\n"  # words, code, white space and beyond ASCII
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
 # None lets transformers choose: sdpa where the architecture has it.
@@ -68,7 +77,22 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
             f"The tokenizer in {path} is of the slow kind, which cannot say where a token's characters lie. Expected: "
             "a tokenizer.json. Load it once with transformers and save it: AutoTokenizer(...).save_pretrained(...)"
         )
-    return tokenizer
+    return tokenizer if _is_faithful(tokenizer, path) else _plain_tokenizer(path, asked)
+
+
+def _is_faithful(tokenizer: PreTrainedTokenizerBase, path: Path) -> bool:
+    """Whether it splits text as its tokenizer.json says. transformers 5.17 builds DeepSeek-Coder's (ByteLevel, by its
+    configuration a LlamaTokenizerFast) as a SentencePiece one, with other tokens and without a word."""
+    file = path / "tokenizer.json"
+    if not file.is_file():
+        return True
+    expected = Tokenizer.from_file(str(file)).encode(PROBE, add_special_tokens=False).ids
+    return list(tokenizer(PROBE, add_special_tokens=False)["input_ids"]) == expected
+
+
+def _plain_tokenizer(path: Path, asked: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    plain: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True, **asked)
+    return plain
 
 
 def load_model(path: Path, model: Model, device: str) -> PreTrainedModel:
