@@ -77,7 +77,7 @@ def write_embeddings(
         ids_file.write_text("".join(f"{row_id}\n" for row_id in ids), encoding="ascii")
         with temporary.open("wb") as file:
             header = {"descr": "<f4", "fortran_order": False, "shape": (len(ids), dimension)}
-            np.lib.format.write_array_header_1_0(file, header)  # type: ignore[no-untyped-call]
+            np.lib.format.write_array_header_1_0(file, header)
             for row_id in ids:
                 row = finished.read(row_id)
                 file.write(row[: 4 * dimension])

@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 Key = TypeVar("Key")
 Job = tuple[Any, ...]  # worker.Job, which this process need not import

@@ -22,7 +22,7 @@ from functools import lru_cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 from evalplus.config import DEFAULT_GT_TIME_LIMIT_FACTOR, DEFAULT_MIN_TIME_LIMIT
 from evalplus.eval import PASS, untrusted_check
 
