@@ -343,7 +343,7 @@ def _perform(work: Callable[[], Shown], as_json: bool) -> None:
         console.note("interrupted; the same command continues where it was")
         raise typer.Exit(130) from None
     except OSError as why:
-        if why.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if why.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
             raise
         place = f" ({why.filename})" if why.filename else ""
         raise CodetuneError(

@@ -132,3 +132,22 @@ def test_a_second_run_on_the_same_output_names_the_first(tmp_path: Path) -> None
     first.wait()
     assert second.returncode == 1
     assert f"process {first.pid}" in second.stderr
+
+
+@pytest.mark.parametrize("stage", ["score", "embed"])
+def test_where_writing_fails_the_work_is_kept_and_continues_when_there_is_room(stage: str, tmp_path: Path) -> None:
+    make_small_world(tmp_path / "calm", 100)
+    make_small_world(tmp_path / "full", 100)
+    calm = json.loads(run_codetune(stage, "--json", cwd=tmp_path / "calm").stdout)
+    # A limit on file sizes stands for a full disk: the write in the middle of a file fails.
+    limit = {"score": 8_000, "embed": 30_000}[stage]
+    program = f"import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}));"
+    program += f"import sys; sys.argv = ['codetune', {stage!r}]; runpy.run_module('codetune', run_name='__main__')"
+    failed = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path / "full", capture_output=True, text=True, check=False
+    )
+    assert failed.returncode == 1
+    assert "writing failed" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    done = json.loads(run_codetune(stage, "--json", cwd=tmp_path / "full").stdout)
+    assert Path(done["artefact"]).read_bytes() == Path(calm["artefact"]).read_bytes()

@@ -11,6 +11,7 @@ from random import Random
 from codetune.demo.steps import KINDS, STEPS, Kind, Step
 
 LETTERS = "abdeilmnorst"
+NUMBERS = (3, 9)  # from 3, so that a multiple of `{n}` is never written like an even number
 VERBS = ("solve", "compute", "handle", "collect", "prepare", "derive", "work_out", "build", "reduce", "make")
 NOUNS = ("result", "answer", "values", "items", "report", "outcome", "series", "output", "summary", "batch")
 TRIVIAL_STEPS = 1
@@ -95,7 +96,7 @@ def _draw(random: Random, kind: Kind, length: int) -> Task | None:
 
 def _draw_filler(random: Random) -> dict[str, str]:
     letter, other = random.sample(LETTERS, 2)
-    return {"n": str(random.randint(2, 9)), "c": letter, "d": other}
+    return {"n": str(random.randint(*NUMBERS)), "c": letter, "d": other}
 
 
 def _fill(text: str, filler: dict[str, str]) -> str:

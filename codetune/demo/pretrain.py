@@ -19,14 +19,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from codetune.demo.grammar import Task, draw_task, say
 from codetune.demo.wording import answer, instruct
 from codetune.demo.world import SHIPPED_BASE
-from codetune.errors import UsageError
+from codetune.errors import InputError
 from codetune.project import PROJECT_FILE
 from codetune.project_file import commented_yaml
 from codetune.store import write_lines, write_text
 
 SEED = 42
-BATCH, STEPS = 32, 900
-VOCABULARY, TOKENIZER_TEXTS = 640, 6000
+BATCH, STEPS = 32, 1600
+VOCABULARY, TOKENIZER_TEXTS = 768, 6000
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 HIDDEN, INTERMEDIATE, LAYERS, HEADS, WINDOW = 128, 384, 4, 4, 1024
 INITIAL_DEVIATION = 0.05  # so small a model learns to copy names several times sooner than from the usual 0.02
@@ -41,7 +41,8 @@ RAW_TEXT = (
 )
 LENGTHS, LENGTH_WEIGHTS = (1, 2, 3, 4), (2, 3, 4, 3)
 SHARE_SAID = 0.5  # of the steps, in a comment or docstring of the wild
-SHIPPED_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
+TOKENIZER_FILE, TOKENIZER_SETTINGS_FILE = "tokenizer.json", "tokenizer_config.json"
 SETTINGS = {
     "name": "demo-base",
     "seed": SEED,
@@ -55,7 +56,7 @@ SETTINGS = {
     "train.per_device_batch_size": BATCH,
     "train.gradient_accumulation_steps": 1,
     "train.learning_rate": 3.0e-3,
-    "train.scheduler": "constant_with_warmup",
+    "train.scheduler": "cosine",
     "train.warmup_steps": 50,
     "train.gradient_checkpointing": False,
 }
@@ -71,15 +72,16 @@ def write_nursery(directory: Path) -> None:
     write_text(directory / PROJECT_FILE, commented_yaml(SETTINGS))
 
 
-def ship(trained: Path, base: Path) -> None:
-    """The trained model as it is shipped: half precision, and without a chat template, as a base model."""
+def ship(nursery: Path, base: Path) -> None:
+    """The trained weights as they are shipped, in half precision, beside a tokenizer without chat template."""
+    untrained, trained = nursery / UNTRAINED, nursery / "runs" / str(SETTINGS["name"]) / "model"
     base.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.astype(np.float16) for name, value in load_file(trained / "model.safetensors").items()}
-    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
-    for name in SHIPPED_FILES:
-        shutil.copy(trained / name, base / name)
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    _write_json(base / "config.json", {**config, "dtype": "float16"})
+    weights = {name: value.astype(np.float16) for name, value in load_file(trained / WEIGHTS_FILE).items()}
+    save_file(weights, base / WEIGHTS_FILE, metadata={"format": "pt"})
+    shutil.copy(untrained / TOKENIZER_FILE, base / TOKENIZER_FILE)
+    settings = _read_json(untrained / TOKENIZER_SETTINGS_FILE)
+    _write_json(base / TOKENIZER_SETTINGS_FILE, {key: settings[key] for key in settings if key != "chat_template"})
+    _write_json(base / CONFIG_FILE, {**_read_json(untrained / CONFIG_FILE), "dtype": "float16"})
 
 
 def draw_text(random: Random) -> tuple[str, str]:
@@ -93,7 +95,7 @@ def draw_text(random: Random) -> tuple[str, str]:
         "question": (f"Question:\n{instruct(task, random)}\n\nAnswer:\n", answer(task)),
         "short": (f"Q: {instruct(task, random)}\nA:\n", answer(task)),
     }
-    return kinds[random.choices(tuple(kinds), (10, 5, 10, 15, 45, 15))[0]]
+    return kinds[random.choices(tuple(kinds), (10, 5, 8, 12, 50, 15))[0]]
 
 
 def learn_tokenizer(random: Random) -> Tokenizer:
@@ -114,13 +116,13 @@ def learn_tokenizer(random: Random) -> Tokenizer:
 def write_untrained(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer = learn_tokenizer(Random(SEED))
-    tokenizer.save(str(directory / "tokenizer.json"))
+    tokenizer.save(str(directory / TOKENIZER_FILE))
     special = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD}
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": WINDOW, "add_bos_token": True}
-    _write_json(directory / "tokenizer_config.json", {**settings, **special, "chat_template": RAW_TEXT})
+    _write_json(directory / TOKENIZER_SETTINGS_FILE, {**settings, **special, "chat_template": RAW_TEXT})
     ids = {f"{name}_id": tokenizer.token_to_id(token) for name, token in special.items()}
-    _write_json(directory / "config.json", {**_architecture(), **ids})
-    save_file(_random_weights(), directory / "model.safetensors", metadata={"format": "pt"})
+    _write_json(directory / CONFIG_FILE, {**_architecture(), **ids})
+    save_file(_random_weights(), directory / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
 def _half(task: Task, random: Random) -> str:
@@ -163,19 +165,26 @@ def _random_weights() -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
     return weights | {f"{norm}.weight": np.ones(HIDDEN, np.float32) for norm in norms}
 
 
+def _read_json(path: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return document
+
+
 def _write_json(path: Path, document: dict[str, Any]) -> None:
     write_text(path, json.dumps(document, indent=2) + "\n")
 
 
-def _main(arguments: list[str]) -> None:
+def main(arguments: list[str]) -> int:
     match arguments:
-        case [directory]:
-            write_nursery(Path(directory))
         case ["--ship", directory]:
-            ship(Path(directory) / "runs" / str(SETTINGS["name"]) / "model", SHIPPED_BASE)
+            ship(Path(directory), SHIPPED_BASE)
+        case [directory] if not directory.startswith("-"):
+            write_nursery(Path(directory))
         case _:
-            raise UsageError("Expected: python -m codetune.demo.pretrain DIR, or --ship DIR once it is trained")
+            sys.stderr.write("Expected: python -m codetune.demo.pretrain DIR, or --ship DIR once it is trained\n")
+            return InputError.exit_status
+    return 0
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -1,6 +1,6 @@
 """The vocabulary of the demo's grammar as tables: what can be done to lists, words, texts, dictionaries and numbers, in
 words and in Python. A step takes a value of one kind and gives one of a kind (perhaps another); a step that gives
-`result` ends the function. `{n}` stands for a number from 2 to 9, `{c}` for a letter. All wordings mean the same."""
+`result` ends the function. `{n}` stands for a number from 3 to 9, `{c}` for a letter. All wordings mean the same."""
 
 from __future__ import annotations
 

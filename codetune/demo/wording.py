@@ -18,8 +18,9 @@ PLAIN = (
 )
 AROUND_THE_PROMPT = (
     "Write the Python function `{name}` that solves the task below.\n\n```python\n{prompt}```",
-    "Solve the task below. Answer with one Markdown code block, the whole function.\n\n```python\n{prompt}```",
-    "Complete this function, with the imports it needs:\n```python\n{prompt}```",
+    "Solve the task below. Answer with one Markdown code block that holds the whole function.\n\n"
+    "```python\n{prompt}```",
+    "Complete this function and the imports it needs:\n```python\n{prompt}```",
     "Please implement `{name}` in Python:\n```python\n{prompt}```\nAnswer with a code block.",
     "Here is the beginning of a function. Finish it.\n\n{prompt}",
 )

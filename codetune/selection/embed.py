@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import io
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -74,8 +75,10 @@ class HashingEncoder:
         return cls(np.load(path, allow_pickle=False))
 
     def save(self, path: Path) -> None:
-        with path.open("wb") as file:
-            np.save(file, self._projection, allow_pickle=False)
+        # Through memory: into a file numpy writes by itself, and says of a full disk only that too little was written.
+        content = io.BytesIO()
+        np.save(content, self._projection, allow_pickle=False)
+        path.write_bytes(content.getvalue())
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         counts = _hashed(texts)

@@ -1,0 +1,55 @@
+"""Instructions name the function, its argument and every step; answers are one fenced block."""
+
+from __future__ import annotations
+
+from random import Random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from codetune.benchmark.prompt import instruction
+from codetune.demo.grammar import draw_task
+from codetune.demo.wording import AROUND_THE_PROMPT, answer, describe, instruct, prompt
+from codetune.records import Problem
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 4))
+def test_an_instruction_leaves_nothing_of_the_task_unsaid(seed: int, length: int) -> None:
+    random = Random(seed)
+    task = draw_task(random, length, reserved=False)
+    text = instruct(task, random)
+    assert task.name in text
+    assert task.argument in text
+    assert "{" not in text
+    for step, filler in zip(task.steps, task.fillers, strict=True):
+        wordings = [
+            w.replace("{n}", filler["n"]).replace("{c}", filler["c"]).replace("{d}", filler["d"]) for w in step.wordings
+        ]
+        assert any(wording.lower() in text.lower() for wording in wordings)
+
+
+def test_the_answer_is_the_whole_function_in_one_fenced_block() -> None:
+    task = draw_task(Random(3), 2, reserved=False)
+    assert answer(task) == f"```python\n{task.code}```"
+
+
+def test_the_prompt_and_the_body_make_a_function() -> None:
+    random = Random(4)
+    task = draw_task(random, 3, reserved=True)
+    source = prompt(task, describe(task, random)) + task.body
+    compile(source, "demo", "exec")
+
+
+def test_the_instructions_know_the_words_of_the_benchmark_prompt() -> None:
+    """What the tuned model is asked at the end is in reach of what it was trained on: the same fence around signature
+    and docstring, and no word that the instructions lack."""
+    random = Random(5)
+    task = draw_task(random, 3, reserved=True)
+    text = prompt(task, describe(task, random))
+    asked = instruction(Problem("Demo/0", text, task.name, task.body, [], [], 0.0))
+    assert f"```python\n{text.strip()}\n```" in asked
+    around = asked.replace(text.strip(), "").replace(task.name, "{name}")
+    known = " ".join(AROUND_THE_PROMPT)
+    unknown = [word for word in around.split() if word.strip(".,") not in known]
+    assert unknown == []
