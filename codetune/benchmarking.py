@@ -18,7 +18,7 @@ from codetune.parts import LineLog, open_parts
 from codetune.pipeline import TRAINED, StageResult, Written, already, seal_artefact
 from codetune.records import Completion, Problem, Solution, Verdict
 from codetune.stages import Desk, Recipe, require
-from codetune.store import locked, read_seal, remove, write_lines, write_text
+from codetune.store import combined, locked, read_seal, remove, write_lines, write_text
 
 if TYPE_CHECKING:
     from codetune.benchmark.evaluate import Report
@@ -64,14 +64,25 @@ def contestant(desk: Desk, name: str) -> Contestant:
     """The model that `tuned`, `base`, a path or a hub id stands for, and how it is prompted."""
     project = desk.project
     if name == "tuned":
-        digest = require(desk, "train").digest
-        return Contestant(name, name, desk.run.model, digest, _kind(desk, name, desk.run.model))
-    from codetune.model.load import find_model
+        require(desk, "train")
+        directory = desk.run.model
+    else:
+        from codetune.model.load import find_model
 
-    directory = find_model(project.locate(project.model.path if name == "base" else name))
-    digest = desk.digests.tree(directory)
-    label = name if name == "base" else f"{directory.resolve().name}-{digest[:8]}"
+        directory = find_model(project.locate(project.model.path if name == "base" else name))
+    digest = model_digest(desk, directory)
+    label = name if name in ("tuned", "base") else f"{directory.resolve().name}-{digest[:8]}"
     return Contestant(name, label, directory, digest, _kind(desk, name, directory))
+
+
+def model_digest(desk: Desk, directory: Path) -> str:
+    """Of all that decides what a model writes; of adapters together with the model below them."""
+    own = desk.digests.tree(directory)
+    adapter = directory / "adapter_config.json"
+    if not adapter.is_file():
+        return own
+    base = Path(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    return combined([own, desk.digests.tree(base) if base.is_dir() else str(base)])
 
 
 def generate(desk: Desk, bench: Bench, model: Contestant) -> StageResult:

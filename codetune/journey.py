@@ -18,7 +18,7 @@ from codetune.parts import read_logs
 from codetune.pipeline import StageResult
 from codetune.selection.select import NEEDS
 from codetune.stages import Desk, RowStage, State, standing
-from codetune.store import read_seal
+from codetune.store import Seal, read_seal
 
 if TYPE_CHECKING:
     from codetune.benchmark.evaluate import Report
@@ -154,14 +154,17 @@ def _benchmark_line(desk: Desk, said: str, label: str, trained: bool) -> Line:
     if seals[2] is None:
         done = "generated" if seals[0] else "begun" if desk.run.parts(paths[0]).exists() else ""
         return Line(stage, "partial" if done else "missing", done, command)
-    model = read_seal(desk.run.model)
-    if label == "tuned" and (not trained or model is None or not seals[0] or seals[0].inputs["model"] != model.digest):
+    if label == "tuned" and not (trained and seals[0] and _is_of_model(desk, seals[0])):
         return Line(stage, "stale", "the tuned model has changed since", command)
     for index, source in ((1, "completions"), (2, "solutions")):
         seal = seals[index]
         if seal is None or not paths[index - 1].exists() or seal.inputs[source] != desk.digests.file(paths[index - 1]):
             return Line(stage, "stale", f"its {source} have changed since", command)
     return Line(stage, "done", _figures(desk, name, label), command)
+
+
+def _is_of_model(desk: Desk, completions: Seal) -> bool:
+    return completions.inputs["model"] == benchmarking.model_digest(desk, desk.run.model)
 
 
 def _figures(desk: Desk, name: str, label: str) -> str:

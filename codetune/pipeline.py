@@ -4,7 +4,8 @@ artefact. The verbs of a benchmark are in `benchmarking.py`, the whole pipeline 
     data set --> score --+
         +------> embed --+--> select --> train --> (generate --> sanitize --> evaluate)
 
-Each verb imports its stage in its first lines, because `codetune --help` and `codetune select` must not load torch.
+Each verb imports its stage when its inputs are known to be right: `--help`, `select` and every mistake in the project
+file or the data come without torch.
 """
 
 from __future__ import annotations
@@ -87,18 +88,19 @@ def look_at_desk(project: Project) -> Desk:
 
 def score(desk: Desk, shard: Shard | None) -> StageResult:
     """IFD of every row -> scores.jsonl."""
-    from codetune.model.likelihood import CausalScorer
-    from codetune.model.load import choose_device, find_model, load_model, load_tokenizer
-    from codetune.selection.score import plan_blocks, score_block
-
-    project, settings, device = desk.project, desk.project.score, choose_device()
+    project, settings = desk.project, desk.project.score
     with locked(desk.run, "score", shard):
         began, rows = time.monotonic(), _survey(desk)
+        from codetune.model.likelihood import CausalScorer
+        from codetune.model.load import choose_device, find_model, load_model, load_tokenizer
+        from codetune.selection.score import plan_blocks, score_block
+
         directory = find_model(project.locate(settings.model or project.model.path))
         inputs = {"dataset": dataset_digest(desk), "model": desk.digests.tree(directory)}
 
         def load() -> BlockWork:
-            tokenizer, scorer = load_tokenizer(directory), CausalScorer(load_model(directory, project.model, device))
+            tokenizer = load_tokenizer(directory)
+            scorer = CausalScorer(load_model(directory, project.model, choose_device()))
             return lambda examples: [
                 artefacts.score_line(row) for row in score_block(examples, tokenizer, scorer, settings)
             ]
@@ -110,11 +112,11 @@ def score(desk: Desk, shard: Shard | None) -> StageResult:
 
 def embed(desk: Desk, shard: Shard | None) -> StageResult:
     """Unit vectors of the instructions -> embeddings.npy and embeddings.ids."""
-    from codetune.selection.embed import embed_block, plan_embedding_blocks
-
     settings = desk.project.embed
     with locked(desk.run, "embed", shard):
         began, rows = time.monotonic(), _survey(desk)
+        from codetune.selection.embed import embed_block, plan_embedding_blocks
+
         encoder, model = _encoder(desk)
         inputs = {"dataset": dataset_digest(desk), "model": model}
 
@@ -155,13 +157,13 @@ def select(desk: Desk) -> StageResult:
 
 def train(desk: Desk) -> StageResult:
     """The base model fine-tuned on the selection -> model/, with train/metrics.jsonl beside it."""
-    from codetune.model.load import find_model
-    from codetune.training.train import train
-
     project, run = desk.project, desk.run
     with locked(run, "train", None):
         began = time.monotonic()
         selection = require(desk, "select")
+        from codetune.model.load import find_model
+        from codetune.training.train import train
+
         base = find_model(project.locate(project.model.path))
         inputs = {"select": selection.digest, "base": desk.digests.tree(base)}
         recipe = Recipe.of(desk, "train", run.model, inputs)

@@ -151,3 +151,18 @@ def test_where_writing_fails_the_work_is_kept_and_continues_when_there_is_room(s
     assert "Traceback" not in failed.stderr
     done = json.loads(run_codetune(stage, "--json", cwd=tmp_path / "full").stdout)
     assert Path(done["artefact"]).read_bytes() == Path(calm["artefact"]).read_bytes()
+
+
+def test_mistakes_in_the_data_come_without_torch(tmp_path: Path) -> None:
+    make_small_world(tmp_path, 6)
+    (tmp_path / "data.jsonl").write_text('{"instruction": "x", "out\n', encoding="utf-8")
+    for stage in ("score", "embed", "train"):
+        program = (
+            "import sys, codetune.cli\n"
+            f"sys.argv = ['codetune', {stage!r}]\n"
+            "try: codetune.cli.main()\n"
+            "except SystemExit as end: assert end.code == 2, end.code\n"
+            "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
+        )
+        done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
