@@ -1,0 +1,263 @@
+"""The house rules that a machine can check, by `ast`: who may import whom, where each third party lives, what loads
+torch, and that nothing prints or swallows errors."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+Node = TypeVar("Node", bound=ast.AST)
+PACKAGE = Path(__file__).resolve().parents[1] / "codetune"
+
+# Room -> what it may import, rooms by their names below `codetune`. A room is a package or a module.
+_RECORDS = ("project", "records", "errors")
+_STAGE = ("data", "model", *_RECORDS)
+_BELOW_THE_VERBS = (
+    *("artefacts", "rowwise", "stages", "parts", "store", "launch", "console", "project_file"),
+    *("selection", "training", "benchmark", "demo", *_STAGE),
+)
+MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
+    "": (),
+    "errors": (),
+    "records": ("errors",),
+    "project": ("errors",),
+    "strict_yaml": ("errors",),
+    "project_file": ("strict_yaml", "project", "errors"),
+    "launch": ("project", "errors"),
+    "console": ("records", "errors"),
+    "store": ("", *_RECORDS),
+    "parts": ("store", "errors"),
+    "rowwise": ("parts", "launch", "records"),
+    "artefacts": ("parts", "rowwise", "records", "store"),
+    "stages": ("store", "data", "project", "errors"),
+    "data": _RECORDS,
+    "model": ("data", *_RECORDS),
+    "selection": _STAGE,
+    "training": _STAGE,
+    "benchmark": _STAGE,
+    "demo": ("store", "project_file", "data", *_RECORDS),
+    "pipeline": _BELOW_THE_VERBS,
+    "benchmarking": ("pipeline", *_BELOW_THE_VERBS),
+    "journey": ("pipeline", "benchmarking", *_BELOW_THE_VERBS),
+    "presentation": ("console", "journey", "pipeline"),
+    "showcase": ("pipeline", "benchmarking", "journey", "presentation", *_BELOW_THE_VERBS),
+    "cli": (
+        *("", "pipeline", "benchmarking", "journey", "presentation", "showcase"),
+        *("launch", "console", "project", "project_file", "errors"),
+    ),
+    "__main__": ("cli",),
+}
+HOMES: Mapping[str, tuple[str, ...]] = {
+    "yaml": ("strict_yaml",),
+    "typer": ("cli",),
+    "rich": ("console",),
+    "pydantic": ("project", "project_file"),
+    "evalplus": ("benchmark",),
+    "sklearn": ("selection",),
+    "sentence_transformers": ("selection",),
+    "accelerate": ("training",),
+    "peft": ("model", "training"),
+    "datasets": ("data",),
+    "pyarrow": ("data",),
+}
+# Each says in its docstring, or beside the import, why it imports inside functions.
+IMPORT_LATE = (
+    *("pipeline", "benchmarking", "journey", "showcase", "cli"),
+    *("data.source", "data.hub", "data.files", "data.tables"),
+)
+WITHOUT_TORCH = (
+    *("cli", "project", "project_file", "strict_yaml", "records", "errors", "console", "launch"),
+    *("store", "parts", "rowwise", "artefacts", "stages"),
+    *("pipeline", "benchmarking", "journey", "presentation", "showcase"),
+    *("selection.ifd", "selection.select", "data.chat", "data.packing", "data.source"),
+    *("benchmark.problems", "benchmark.prompt", "benchmark.statistics"),
+)
+TORCH_COMES_WITH = {"torch", "transformers", "accelerate", "peft", "sentence_transformers"}
+READS_ENVIRONMENT = (
+    "launch",
+    "benchmark.problems",
+    "benchmark.pool",
+)  # an override of EvalPlus; what a child gets of it
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """One imported module, by its full name, and when it is loaded."""
+
+    name: str
+    late: bool  # inside a function
+    typing: bool  # below `if TYPE_CHECKING:`
+    line: int
+
+
+def test_every_room_has_its_place_in_the_table() -> None:
+    assert {_room(module) for module in _modules()} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_a_room_imports_only_what_lies_below_it(room: str) -> None:
+    strangers = [
+        f"{module}:{found.line} imports {found.name}"
+        for module in _modules()
+        if _room(module) == room
+        for found in _imports(module)
+        if found.name.partition(".")[0] == "codetune" and not found.typing
+        if (other := _room(_own(found.name))) != room and other not in MAY_IMPORT[room]
+    ]
+    assert not strangers
+
+
+def test_stages_know_of_the_data_room_only_how_a_data_set_is_read() -> None:
+    assert {found.name for found in _imports("stages") if ".data" in found.name} == {"codetune.data.source"}
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    below = {
+        module: {
+            _own(found.name) for found in _imports(module) if found.name.startswith("codetune.") and not found.typing
+        }
+        for module in _modules()
+    }
+    assert list(TopologicalSorter(below).static_order())
+
+
+@pytest.mark.parametrize("library", HOMES)
+def test_a_third_party_is_at_home_in_one_room(library: str) -> None:
+    users = {
+        _room(module) for module in _modules() for found in _imports(module) if found.name.partition(".")[0] == library
+    }
+    assert users <= set(HOMES[library])
+
+
+def test_imports_inside_functions_stand_only_where_they_are_granted() -> None:
+    late = {module for module in _modules() if any(found.late and not found.typing for found in _imports(module))}
+    assert late <= set(IMPORT_LATE)
+
+
+@pytest.mark.parametrize("module", WITHOUT_TORCH)
+def test_torch_is_not_loaded_with(module: str) -> None:
+    assert not _loaded_with(module) & TORCH_COMES_WITH
+
+
+def test_the_command_line_is_loaded_without_anything_heavy() -> None:
+    heavy = ("torch", "transformers", "datasets", "sklearn", "evalplus", "numpy")
+    program = f"import sys, codetune.cli; print(*[name for name in {heavy!r} if name in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert loaded.stdout.split() == []
+
+
+def test_nothing_prints() -> None:
+    assert not [
+        place for place, node in _nodes(ast.Call) if isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+
+
+def test_no_error_is_caught_that_is_not_named() -> None:
+    broad = {"Exception", "BaseException"}
+    assert not [
+        place
+        for place, node in _nodes(ast.ExceptHandler)
+        if node.type is None or broad & {name.id for name in ast.walk(node.type) if isinstance(name, ast.Name)}
+    ]
+
+
+def test_the_environment_is_read_in_one_place_and_the_adapters_that_exist_for_it() -> None:
+    users = {
+        place.partition(":")[0] for place, node in _nodes(ast.Attribute) if node.attr in ("environ", "getenv", "putenv")
+    }
+    assert users <= set(READS_ENVIRONMENT)
+
+
+def test_every_module_opens_with_what_it_is_for() -> None:
+    silent = [module for module in _modules() if not ast.get_docstring(_tree(module)) and _path(module).name[0] != "_"]
+    assert not silent
+
+
+@cache
+def _modules() -> tuple[str, ...]:
+    """Every module below `codetune`, dotted; the package itself is ""."""
+    return tuple(sorted(_dotted(path) for path in PACKAGE.rglob("*.py")))
+
+
+def _dotted(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
+
+
+def _path(module: str) -> Path:
+    base = PACKAGE.joinpath(*module.split(".")) if module else PACKAGE
+    return base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
+
+
+@cache
+def _tree(module: str) -> ast.Module:
+    return ast.parse(_path(module).read_text(encoding="utf-8"))
+
+
+def _own(name: str) -> str:
+    """The module below `codetune` that a full name lies in: a function's module, a package itself."""
+    parts = name.split(".")[1:]
+    while parts and ".".join(parts) not in _modules():
+        parts.pop()
+    return ".".join(parts)
+
+
+def _room(module: str) -> str:
+    return module.partition(".")[0]
+
+
+@cache
+def _imports(module: str) -> tuple[Import, ...]:
+    return tuple(_walk_imports(_tree(module), False, False))
+
+
+def _walk_imports(node: ast.AST, late: bool, typing: bool) -> Iterator[Import]:
+    late = late or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+    typing = typing or (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    if isinstance(node, ast.Import):
+        yield from (Import(alias.name, late, typing, node.lineno) for alias in node.names)
+    if isinstance(node, ast.ImportFrom):
+        assert node.level == 0, f"relative import in line {node.lineno}"
+        # `from codetune import console` imports a module: the names below the package are told by the caller.
+        whole = node.module in ("codetune", *(f"codetune.{package}" for package in _packages()))
+        names = [f"{node.module}.{alias.name}" for alias in node.names] if whole else [node.module or ""]
+        yield from (Import(name, late, typing, node.lineno) for name in names)
+    for child in ast.iter_child_nodes(node):
+        yield from _walk_imports(child, late, typing)
+
+
+@cache
+def _packages() -> frozenset[str]:
+    return frozenset(_dotted(path) for path in PACKAGE.rglob("__init__.py")) - {""}
+
+
+def _loaded_with(module: str) -> set[str]:
+    """Third parties that importing `module` loads, through any of our own modules."""
+    libraries: set[str] = set()
+    seen, waiting = set(), [module]
+    while waiting:
+        at = waiting.pop()
+        seen.add(at)
+        for found in _imports(at):
+            if found.late or found.typing:
+                continue
+            if found.name.partition(".")[0] != "codetune":
+                libraries.add(found.name.partition(".")[0])
+            elif _own(found.name) not in seen:
+                waiting.append(_own(found.name))
+    return libraries
+
+
+def _nodes(kind: type[Node]) -> Iterator[tuple[str, Node]]:
+    for module in _modules():
+        for node in ast.walk(_tree(module)):
+            if isinstance(node, kind):
+                yield f"{module}:{getattr(node, 'lineno', 0)}", node
