@@ -155,7 +155,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_missing_is_told_with_the_command_that_writes_one(tmp_path: Path) -> None:
-    with pytest.raises(ProjectError, match="no such project file. Write one: codetune init"):
+    with pytest.raises(ProjectError, match="Write one: codetune init"):
         read_file(tmp_path / "codetune.yaml")
 
 
