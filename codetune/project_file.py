@@ -29,7 +29,7 @@ def read_project(path: Path | None, assignments: Sequence[str], flags: Mapping[s
     overridden: list[str] = []
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
-        if not equals:
+        if not equals or not key.isprintable():
             reading.mistakes.append(f"--set {assignment}: no `=`; expected --set section.key=value")
             continue
         place = f"--set {assignment}"
@@ -41,7 +41,9 @@ def read_project(path: Path | None, assignments: Sequence[str], flags: Mapping[s
     project = _validate(reading)
     if reading.mistakes or project is None:
         raise ProjectError("\n".join(reading.mistakes))
-    overrides = {key: value_at(project, key) for key in overridden}
+    overrides = {
+        key: value_at(project, key) for key, _ in keys() if any(f"{key}.".startswith(f"{said}.") for said in overridden)
+    }
     return project.placed(path.parent if path else Path.cwd(), overrides)
 
 
@@ -61,12 +63,6 @@ def commented_yaml(values: Mapping[str, Any]) -> str:
         value = f"{'  ' * len(parents)}{name}: {_as_yaml(values.get(key, field.default))}"
         lines.append(f"{value:<58}  # {field.description}")
     return "\n".join(lines) + "\n"
-
-
-def dump_json(project: Project) -> str:
-    """`project.json`: the resolved project as workers read it."""
-    document = {"root": str(project.root), "overrides": dict(project.overrides), "settings": project.model_dump()}
-    return json.dumps(document, indent=2) + "\n"
 
 
 def _assign(reading: Reading, key: str, value: Any, place: str) -> None:
@@ -123,6 +119,16 @@ def _note_errors(why: ValidationError, reading: Reading) -> list[Key]:
     return list(refused)
 
 
+# What pydantic says is expected, as it is said here.
+_EXPECTATIONS = {
+    "an object": "a section with keys of its own",
+    "have at least 1 item": "at least one item",
+    "have at least 1 character": "at least one character",
+    "match pattern": "a text that matches",
+    "'": "`",
+}
+
+
 def _expectation(message: str) -> str:
     """What pydantic's message expects, as the end of a sentence.
 
@@ -131,8 +137,9 @@ def _expectation(message: str) -> str:
     """
     for opening in ("Input should be ", "String should ", "List should "):
         message = message.removeprefix(opening)
-    message = message.replace("an object", "a section with keys of its own").replace("'", "`")
-    return message.partition(" after validation")[0].replace("have at least 1 item", "at least one item")
+    for pydantic_says, we_say in _EXPECTATIONS.items():
+        message = message.replace(pydantic_says, we_say)
+    return message.partition(" after validation")[0]
 
 
 def _not_in_this_version(project: Project) -> Iterator[tuple[str, str]]:

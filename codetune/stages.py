@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from codetune.data.source import dataset_fingerprint
 from codetune.errors import StaleError
-from codetune.project import Project, value_at
+from codetune.project import Project, keys, value_at
 from codetune.store import Digests, Run, Seal, combined, read_seal
 
 RowStage = Literal["score", "embed", "select", "train"]
@@ -49,8 +49,7 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {
         "train.pack_isolation",
         "train.sort_in_step",
         "train.merge",
-        "train.lora",
-        "train.quantization",
+        *(key for key, _ in keys() if key.startswith(("train.lora.", "train.quantization."))),
         "seed",
     ),
     "generate": (
@@ -142,7 +141,7 @@ class Recipe:
     @classmethod
     def of(cls, desk: Desk, stage: str, artefact: Path, inputs: Mapping[str, str]) -> Recipe:
         settings = settings_of(desk.project, stage)
-        overrides = {key: value for key, value in desk.project.overrides.items() if _covered(key, settings)}
+        overrides = {key: value for key, value in _by_flag(desk.project, stage).items() if key in settings}
         return cls(stage, artefact, settings, overrides, inputs)
 
     def made(self, seal: Seal | None) -> bool:
@@ -152,10 +151,7 @@ class Recipe:
 
     def identity(self, without: Sequence[str] = ()) -> dict[str, Any]:
         """Settings and inputs in one flat mapping, to be compared with those of unfinished work."""
-        return {
-            **self.settings,
-            **{f"{name} (digest)": digest for name, digest in self.inputs.items() if name not in without},
-        }
+        return identity(self.settings, {name: digest for name, digest in self.inputs.items() if name not in without})
 
     def sealed(
         self, digest: str, rows: int, refused: Mapping[str, int], seconds: float, facts: Mapping[str, Any]
@@ -177,21 +173,20 @@ def identity(settings: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str
     return {**settings, **{f"{name} (digest)": digest for name, digest in inputs.items()}}
 
 
-def _covered(key: str, settings: Mapping[str, Any]) -> bool:
-    """Whether a dotted key is one of the settings or lies in one of them (train.lora.r in train.lora)."""
-    return any(key == name or key.startswith(f"{name}.") for name in settings)
+def _by_flag(project: Project, stage: str) -> dict[str, Any]:
+    """The settings that came by flag; where the base model scores, its path is the scoring model's."""
+    flags = dict(project.overrides)
+    if stage == "score" and project.score.model is None and "model.path" in flags:
+        flags["score.model"] = flags["model.path"]
+    return flags
 
 
 def differing_settings(artefact: Path, seal: Seal, settings: Mapping[str, Any]) -> str:
     """The first setting that has changed since, as a sentence; "" where none has."""
     for key, value in settings.items():
-        if seal.settings.get(key) != value and not _covered_by(key, seal.overrides):
+        if seal.settings.get(key) != value and key not in seal.overrides:
             return f"{artefact} was made with {key} {seal.settings.get(key)!r}, the project now says {value!r}"
     return ""
-
-
-def _covered_by(key: str, overrides: Mapping[str, Any]) -> bool:
-    return any(other == key or other.startswith(f"{key}.") for other in overrides)
 
 
 def content_digest(desk: Desk, artefact: Path) -> str:

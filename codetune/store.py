@@ -210,7 +210,7 @@ def read_seal(artefact: Path) -> Seal | None:
         return Seal(**document) if artefact.exists() else None
     except FileNotFoundError:
         return None
-    except (json.JSONDecodeError, TypeError) as why:
+    except (ValueError, TypeError) as why:  # no JSON, no text, or not these fields
         raise StaleError(
             f"{seal_path(artefact)} is damaged ({why}). Remove it, and make it again: rm {seal_path(artefact)}"
         ) from None
@@ -263,8 +263,11 @@ def _owner(record: Path) -> str | None:
         return str(json.loads(record.read_text(encoding="utf-8"))["settings"]["name"])
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (json.JSONDecodeError, KeyError, TypeError):
-        raise InputError(f"{record} is damaged; expected what codetune wrote. Remove it: rm {record}") from None
+    except (ValueError, KeyError, TypeError):
+        raise InputError(
+            f"{record} is not what codetune writes there. Set output_dir to another place, or, if this is a run of "
+            f"codetune whose file is damaged, remove it: rm {record}"
+        ) from None
 
 
 def _foreign_files(directory: Path) -> list[str]:

@@ -34,7 +34,10 @@ def read_file(path: Path) -> Reading:
         line = why.problem_mark.line + 1 if why.problem_mark else 1
         raise ProjectError(f"{path}:{line}: not YAML: {why.problem}. Correct that line") from None
     except yaml.YAMLError as why:
-        raise ProjectError(f"{path}: not YAML: {why}. Save it as plain text") from None
+        problem = str(why).partition("\n")[0]
+        raise ProjectError(f"{path}: not YAML: {problem}. Save it as plain text") from None
+    except RecursionError:
+        raise ProjectError(f"{path}: nested too deep; expected at most three levels of keys") from None
     if root is None:
         return reading
     if not isinstance(root, yaml.MappingNode):
@@ -47,7 +50,7 @@ def read_value(text: str, place: str, reading: Reading) -> Any:
     """One value, as the file would have it; a mistake is noted and gives None."""
     try:
         node = yaml.compose(text, Loader=_StrictLoader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         reading.mistakes.append(f"{place}: not a YAML value; put quotes around text with special characters")
         return None
     return None if node is None else _build(node, (), place, Reading(mistakes=reading.mistakes))
@@ -68,8 +71,13 @@ def _read_text(path: Path) -> str:
         raise ProjectError(f"{path}: a part of this path is a file. Name a project file: -p PATH") from None
     except PermissionError:
         raise ProjectError(f"{path}: no permission to read it. Mend it with: chmod u+r {path}") from None
+    except OSError as why:
+        raise ProjectError(f"{path} cannot be read: {why.strerror}. Name a project file: -p PATH") from None
     except UnicodeDecodeError as why:
         raise ProjectError(f"{path}: not UTF-8 at byte {why.start}. Save it as UTF-8 text") from None
+
+
+_HALF = re.compile("[\ud800-\udfff]")  # half a character, as the escape "\\ud800" gives: no text
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -87,7 +95,7 @@ for _tag, _pattern, _first in (
 
 def _build(node: yaml.Node, key: Key, source: str, reading: Reading) -> Any:
     """Plain data of a node; remembers where each key stands, and notes duplicate keys."""
-    reading.places.setdefault(key, f"{source}:{node.start_mark.line + 1}")
+    reading.places.setdefault(key, _place(node, source))
     if len(key) > 8:  # deeper than any key; also ends anchors that contain themselves
         raise ProjectError(f"{reading.places[key]}: nested too deep; expected at most three levels of keys")
     if isinstance(node, yaml.SequenceNode):
@@ -96,22 +104,32 @@ def _build(node: yaml.Node, key: Key, source: str, reading: Reading) -> Any:
         return _scalar(node, reading.places[key], reading)
     data: dict[str, Any] = {}
     for name_node, child in node.value:
-        name, place = str(name_node.value), f"{source}:{name_node.start_mark.line + 1}"
+        place = _place(name_node, source)
+        if not isinstance(name_node, yaml.ScalarNode) or _HALF.search(name_node.value):
+            reading.mistakes.append(f"{place}: a key that is no word; put quotes around text that holds braces")
+            continue
+        name = str(name_node.value)
         if name in data:
-            first = reading.places[(*key, name)].rpartition(":")[2]
+            first = reading.places[(*key, name)].removeprefix(source).removeprefix(":")
+            there = f"; the first is at line {first}" if first else ""
             dotted = ".".join(map(str, (*key, name)))
-            reading.mistakes.append(f"{place}: duplicate key {dotted}; the first is at line {first}. Keep one of them")
+            reading.mistakes.append(f"{place}: duplicate key {dotted}{there}. Keep one of them")
             continue
         reading.places[(*key, name)] = place
         data[name] = _build(child, (*key, name), source, reading)
     return data
 
 
+def _place(node: yaml.Node, source: str) -> str:
+    """FILE:LINE; what was typed at the command line has no lines."""
+    return source if source.startswith("--") else f"{source}:{node.start_mark.line + 1}"
+
+
 def _scalar(node: yaml.Node, place: str, reading: Reading) -> Any:
     """A scalar's value. PyYAML's own constructors read `012` as octal and `1_000` as a number; these do not."""
     kind = node.tag.rpartition(":")[2]
     text = str(node.value)
-    if kind == "str":
+    if kind == "str" and not _HALF.search(text):
         return text
     if kind == "null":
         return None
@@ -120,5 +138,6 @@ def _scalar(node: yaml.Node, place: str, reading: Reading) -> Any:
     try:
         return {"int": int, "float": float}[kind](text)
     except (KeyError, ValueError):
-        reading.mistakes.append(f"{place}: cannot read {text!r} as {node.tag}; expected text, a number, true or false")
+        shown = repr(text) if len(text) <= 60 else f"'{text[:57]}...'"
+        reading.mistakes.append(f"{place}: cannot read {shown} as {node.tag}; expected text, a number, true or false")
         return None

@@ -1,0 +1,26 @@
+"""Every project file that is shipped loads, and is what `codetune init` writes for its preset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from codetune.project import PRESETS
+from codetune.project_file import commented_yaml, read_project
+
+CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
+
+
+def test_every_preset_is_shipped_and_nothing_else() -> None:
+    assert {path.stem for path in CONFIGS} == set(PRESETS)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_shipped_project_file_loads(path: Path) -> None:
+    assert read_project(path, [], {}).name == PRESETS[path.stem]["name"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_shipped_project_file_is_what_init_writes(path: Path) -> None:
+    assert path.read_text(encoding="utf-8") == commented_yaml(PRESETS[path.stem])
