@@ -164,10 +164,10 @@ def _read_log(path: Path) -> Iterator[tuple[str, int, int]]:
 
 def _read_header(line: bytes) -> dict[str, Any] | None:
     try:
-        header: dict[str, Any] = json.loads(line)
+        header = json.loads(line)
     except (json.JSONDecodeError, UnicodeDecodeError):
         return None  # a block that was cut off: whoever lost it does it again
-    return header if line.endswith(b"\n") else None
+    return header if isinstance(header, dict) and line.endswith(b"\n") else None
 
 
 class LineLog:

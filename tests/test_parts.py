@@ -1,217 +1,255 @@
-"""Finished rows: found again after any end of the process that wrote them."""
+"""Logs of finished rows: what survives an end at any byte, and what is found again."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codetune.errors import StaleError
 from codetune.parts import BlockLog, LineLog, Rows, log_path, open_parts, read_logs
 
-Rowset = Mapping[str, bytes]
+Block = list[tuple[str, bytes]]
 
-identifiers = st.integers(0, 2**64 - 1).map("{:016x}".format)
-# Rows with the bytes that mean something to the log itself: line ends, braces, nothing at all.
-contents = st.one_of(st.binary(max_size=12), st.sampled_from([b"", b"\n", b'{"ids": []}\n', b"\x00" * 3]))
-blocks_of_rows = st.lists(st.dictionaries(identifiers, contents, max_size=3), max_size=4)
-documents = st.dictionaries(st.text(max_size=3), st.one_of(st.none(), st.text(max_size=5), st.integers()), max_size=3)
-
-
-def write_blocks(path: Path, blocks: Sequence[Rowset]) -> list[int]:
-    """Appends the blocks; the file's size before and after each."""
-    sizes = [path.stat().st_size if path.exists() else 0]
-    for block in blocks:
-        with BlockLog(path) as log:
-            log.append(list(block), list(block.values()))
-        sizes.append(path.stat().st_size)
-    return sizes
+# Rows may hold anything, also what looks like a header or the end of a block.
+CONTENTS = st.one_of(
+    st.binary(max_size=12), st.sampled_from([b"\n", b"\n\n", b'{"ids": [], "lengths": [], "crc": 0}\n'])
+)
+BLOCKS = st.lists(st.lists(CONTENTS, max_size=4), min_size=1, max_size=5)
 
 
-def content(rows: Rows, wanted: Sequence[str]) -> dict[str, bytes]:
-    return {row_id: rows.read(row_id) for row_id in wanted if row_id in rows}
+@settings(max_examples=40, deadline=None)
+@given(BLOCKS, st.data())
+def test_a_log_cut_off_at_any_byte_keeps_exactly_its_whole_blocks(
+    contents: list[list[bytes]], data: st.DataObject
+) -> None:
+    blocks = numbered(contents)
+    with tempfile.TemporaryDirectory() as directory:
+        log = Path(directory) / "0-of-1.log"
+        ends = [0, *(append(log, block) for block in blocks)]
+        whole = log.read_bytes()
+        for size in sorted({*ends, *data.draw(st.lists(st.integers(0, len(whole)), max_size=20))}):
+            log.write_bytes(whole[:size])
+            kept = [block for block, end in zip(blocks, ends[1:], strict=True) if end <= size]
+            assert found(read_logs(log.parent), blocks) == [row for block in kept for row in block]
 
 
-def first_of_each(blocks: Sequence[Rowset]) -> dict[str, bytes]:
-    """What must be found: of a row done twice the first stands."""
-    return {row_id: row for block in reversed(blocks) for row_id, row in block.items()}
+@settings(max_examples=40, deadline=None)
+@given(BLOCKS, st.data())
+def test_a_log_is_continued_behind_its_last_whole_block(contents: list[list[bytes]], data: st.DataObject) -> None:
+    blocks = numbered(contents)
+    with tempfile.TemporaryDirectory() as directory:
+        log = Path(directory) / "0-of-1.log"
+        ends = [append(log, block) for block in blocks]
+        size = data.draw(st.integers(0, ends[-1]))
+        os.truncate(log, size)
+        kept = [row for block, end in zip(blocks, ends, strict=True) if end <= size for row in block]
+        added = [("ffffffffffffffff", b"added")]
+        append(log, added)
+        assert found(read_logs(log.parent), [*blocks, added]) == [*kept, *added]
 
 
-@settings(max_examples=40)
-@given(blocks_of_rows)
-def test_every_row_of_every_block_is_found_again(blocks: Sequence[Rowset]) -> None:
-    with TemporaryDirectory() as directory:
-        write_blocks(Path(directory) / "0-of-1.log", blocks)
-        expected = first_of_each(blocks)
-        rows = read_logs(Path(directory))
-        assert content(rows, list(expected)) == expected
-        assert len(rows) == len(expected)
+def test_every_cut_of_one_small_log(tmp_path: Path) -> None:
+    log = tmp_path / "0-of-1.log"
+    blocks = numbered([[b"a", b""], [b"b\n"]])
+    ends = [append(log, block) for block in blocks]
+    whole = log.read_bytes()
+    for size in range(len(whole) + 1):
+        log.write_bytes(whole[:size])
+        assert len(read_logs(tmp_path)) == (3 if size == ends[1] else 2 if size >= ends[0] else 0), size
 
 
-@settings(max_examples=40)
-@given(blocks_of_rows, st.data())
-def test_a_log_cut_anywhere_keeps_exactly_the_whole_blocks(blocks: Sequence[Rowset], data: st.DataObject) -> None:
-    with TemporaryDirectory() as directory:
-        path = Path(directory) / "0-of-1.log"
-        with BlockLog(path) as log:
-            ends = []
-            for block in blocks:
-                log.append(list(block), list(block.values()))
-                ends.append(path.stat().st_size)
-        cut = data.draw(st.integers(0, path.stat().st_size))
-        path.write_bytes(path.read_bytes()[:cut])
-        whole = first_of_each([block for block, end in zip(blocks, ends, strict=True) if end <= cut])
-        found = read_logs(Path(directory))
-        assert content(found, [row_id for block in blocks for row_id in block]) == whole
-        assert len(found) == len(whole)
+@pytest.mark.parametrize("garbage", [b"\0" * 100, b"\xff\xfe{", b"{}\n", b'{"ids": ["0"', b"5\n"])
+def test_what_a_power_cut_leaves_behind_the_last_block_is_cut_away(garbage: bytes, tmp_path: Path) -> None:
+    log = tmp_path / "0-of-1.log"
+    (block,) = numbered([[b"a"]])
+    end = append(log, block)
+    with log.open("ab") as file:
+        file.write(garbage)
+    assert found(read_logs(tmp_path), [block]) == block
+    with BlockLog(log):
+        assert log.stat().st_size == end
 
 
-@settings(max_examples=40)
-@given(blocks_of_rows, blocks_of_rows, st.data())
-def test_appending_goes_on_after_a_cut(blocks: Sequence[Rowset], more: Sequence[Rowset], data: st.DataObject) -> None:
-    with TemporaryDirectory() as directory:
-        path = Path(directory) / "0-of-1.log"
-        with BlockLog(path) as log:
-            ends = []
-            for block in blocks:
-                log.append(list(block), list(block.values()))
-                ends.append(path.stat().st_size)
-        cut = data.draw(st.integers(0, path.stat().st_size))
-        path.write_bytes(path.read_bytes()[:cut])
-        write_blocks(path, more)
-        survivors = [block for block, end in zip(blocks, ends, strict=True) if end <= cut]
-        expected = first_of_each([*survivors, *more])
-        found = read_logs(Path(directory))
-        assert content(found, list(expected)) == expected
-        assert len(found) == len(expected)
+def test_a_row_that_was_damaged_is_not_done(tmp_path: Path) -> None:
+    log = tmp_path / "0-of-1.log"
+    append(log, [("0000000000000001", b"abc")])
+    log.write_bytes(log.read_bytes().replace(b"abc", b"abd"))
+    assert "0000000000000001" not in read_logs(tmp_path)
 
 
-def test_a_damaged_byte_ends_the_log_before_its_block(tmp_path: Path) -> None:
-    path = tmp_path / "0-of-1.log"
-    write_blocks(path, [{"0a": b"first"}, {"0b": b"second"}, {"0c": b"third"}])
-    path.write_bytes(path.read_bytes().replace(b"second", b"secund"))
+@pytest.mark.parametrize("kind", ["BlockLog", "LineLog"])
+def test_a_process_killed_at_any_moment_loses_at_most_what_it_had_not_committed(kind: str, tmp_path: Path) -> None:
+    path, told = tmp_path / "0-of-1.log", 0
+    program = f"""
+import sys
+from pathlib import Path
+from codetune.parts import BlockLog, LineLog
+start, path = int(sys.argv[1]), Path(sys.argv[2])
+with {kind}(path) as log:
+    for number in range(start, 10**6):
+        if {kind!r} == "BlockLog":
+            log.append([f"{{number:016x}}"], [str(number).encode() * 2000])
+        else:
+            log.append({{"number": number, "text": "x" * 2000}})
+        print(number, flush=True)
+"""
+    for _ in range(3):
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, str(told), str(path)], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(0.03)
+        process.send_signal(signal.SIGKILL)
+        committed = [told, *map(int, process.stdout.read().split())]
+        process.stdout.close()
+        process.wait()
+        rows = rows_of(kind, path)
+        # What was told is there; one more may have been committed and not yet told.
+        assert rows[: committed[-1] + 1] == list(range(committed[-1] + 1))
+        assert len(rows) <= committed[-1] + 2
+        told = len(rows)
+
+
+def test_several_logs_are_one_and_of_a_row_done_twice_the_first_stands(tmp_path: Path) -> None:
+    append(log_path(tmp_path, (1, 2)), [("00000000000000aa", b"second"), ("00000000000000bb", b"b")])
+    append(log_path(tmp_path, (0, 2)), [("00000000000000aa", b"first"), ("00000000000000cc", b"c")])
     rows = read_logs(tmp_path)
-    assert ("0a" in rows, "0b" in rows, "0c" in rows) == (True, False, False)
+    assert len(rows) == 3
+    assert [rows.read(f"00000000000000{name}") for name in ("aa", "bb", "cc")] == [b"first", b"b", b"c"]
 
 
-def test_a_hole_that_a_crash_of_the_machine_leaves_is_no_block(tmp_path: Path) -> None:
-    path = tmp_path / "0-of-1.log"
-    write_blocks(path, [{"0a": b"first"}])
-    path.write_bytes(path.read_bytes() + b"\x00" * 4096)
-    write_blocks(path, [{"0b": b"second"}])
-    assert content(read_logs(tmp_path), ["0a", "0b"]) == {"0a": b"first", "0b": b"second"}
-
-
-def test_a_row_done_by_two_shards_stands_once(tmp_path: Path) -> None:
-    for shard in ((0, 1), (1, 2)):
-        with BlockLog(log_path(tmp_path, shard)) as log:
-            log.append(["0a"], [f"by {shard[1]}".encode()])
-    rows = read_logs(tmp_path)
-    assert (len(rows), rows.read("0a")) == (1, b"by 1")
-
-
-def test_rows_of_the_last_artefact_stand_behind_those_of_the_logs(tmp_path: Path) -> None:
-    write_blocks(tmp_path / "0-of-1.log", [{"0a": b"new"}])
-    rows = read_logs(tmp_path)
-    artefact = tmp_path / "scores.jsonl"
-    artefact.write_bytes(b"old\nkept\n")
-    rows.add_file(artefact, iter([("0a", 0, 3), ("0b", 4, 4)]))
-    assert content(rows, ["0a", "0b"]) == {"0a": b"new", "0b": b"kept"}
-
-
-def test_a_file_added_after_a_search_is_searched_as_well(tmp_path: Path) -> None:
-    write_blocks(tmp_path / "0-of-1.log", [{"0b": b"b"}])
-    rows = read_logs(tmp_path)
-    assert "0a" not in rows
-    (tmp_path / "more").write_bytes(b"a")
-    rows.add_file(tmp_path / "more", iter([("0a", 0, 1)]))
-    assert rows.read("0a") == b"a"
+@given(st.dictionaries(st.integers(0, 2**64 - 1), st.binary(max_size=5), max_size=20), st.integers(0, 2**64 - 1))
+def test_rows_find_what_was_written_and_nothing_else(contents: dict[int, bytes], other: int) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "rows"
+        path.write_bytes(b"".join(contents.values()) + b".")
+        ends = accumulate(map(len, contents.values()), initial=0)
+        places = [
+            (f"{row:016x}", start, end - start) for row, (start, end) in zip(contents, pairwise(ends), strict=True)
+        ]
+        rows = Rows()
+        rows.add_file(path, iter(places))
+        assert {row: rows.read(f"{row:016x}") for row in contents} == contents
+        assert (f"{other:016x}" in rows) == (other in contents)
+        assert len(rows) == len(contents)
 
 
 def test_a_row_that_is_not_done_is_a_key_error(tmp_path: Path) -> None:
-    write_blocks(tmp_path / "0-of-1.log", [{"0a": b"a"}])
-    with pytest.raises(KeyError, match="ff"):
-        read_logs(tmp_path).read("ff")
+    assert "0000000000000000" not in Rows()
+    with pytest.raises(KeyError, match="00000000000000aa"):
+        read_logs(tmp_path).read("00000000000000aa")
 
 
-def test_where_nothing_is_done_nothing_is_found(tmp_path: Path) -> None:
-    rows = read_logs(tmp_path / "missing")
-    assert (len(rows), "0a" in rows) == (0, False)
+def test_a_file_can_be_added_after_rows_were_looked_up(tmp_path: Path) -> None:
+    append(log_path(tmp_path, (0, 1)), [("0000000000000001", b"one")])
+    rows = read_logs(tmp_path)
+    assert "0000000000000002" not in rows
+    (tmp_path / "sealed").write_bytes(b"..two")
+    rows.add_file(tmp_path / "sealed", iter([("0000000000000002", 2, 3), ("0000000000000001", 0, 2)]))
+    assert (rows.read("0000000000000002"), rows.read("0000000000000001")) == (b"two", b"one")
 
 
-def test_the_smallest_and_the_largest_id_are_found(tmp_path: Path) -> None:
-    ends = {"0" * 16: b"least", "f" * 16: b"most"}
-    write_blocks(tmp_path / "0-of-1.log", [ends])
-    assert content(read_logs(tmp_path), list(ends)) == ends
+def test_a_row_takes_22_bytes_of_memory() -> None:
+    rows = Rows()
+    columns = (rows._ids, rows._offsets, rows._lengths, rows._numbers)
+    assert sum(column.itemsize for column in columns) == 22
 
 
-@settings(max_examples=60)
-@given(st.lists(documents, max_size=4), st.lists(documents, max_size=2), st.data())
-@example([{}], [{"a": "b"}], None)
-def test_a_log_of_lines_cut_anywhere_keeps_the_whole_lines_and_goes_on(
-    before: list[dict[str, Any]], after: list[dict[str, Any]], data: st.DataObject | None
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.dictionaries(st.text(max_size=3), st.text(max_size=5), max_size=2), max_size=5), st.data())
+def test_a_line_log_cut_off_at_any_byte_keeps_exactly_its_whole_lines(
+    documents: list[dict[str, Any]], data: st.DataObject
 ) -> None:
-    with TemporaryDirectory() as directory:
-        path = Path(directory) / "some" / "verdicts.log"
-        ends = []
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "rows.jsonl"
         with LineLog(path) as log:
-            for document in before:
+            for document in documents:
                 log.append(document)
-                ends.append(path.stat().st_size)
-        size = path.stat().st_size
-        cut = size if data is None else data.draw(st.integers(0, size))
-        path.write_bytes(path.read_bytes()[:cut])
-        whole = [document for document, end in zip(before, ends, strict=True) if end <= cut]
+        whole = path.read_bytes()
+        size = data.draw(st.integers(0, len(whole)))
+        path.write_bytes(whole[:size])
+        kept = documents[: whole[:size].count(b"\n")]
         with LineLog(path) as log:
-            assert log.found == whole
-            for document in after:
-                log.append(document)
+            assert log.found == kept
+            log.append({"added": True})
+        assert [json.loads(line) for line in path.read_bytes().splitlines()] == [*kept, {"added": True}]
+
+
+def test_parts_are_kept_for_the_settings_that_made_them(tmp_path: Path) -> None:
+    parts = tmp_path / "scores.jsonl.parts"
+    made = {"score.max_length": 512, "score.prompt": "é {instruction}", "lora": {"r": 8, "modules": ("a", "b")}}
+    assert open_parts(parts, made, refuse_others=False) is False
+    append(log_path(parts, (0, 1)), [("0000000000000001", b"one")])
+    for refuse in (False, True):
+        assert open_parts(parts, made, refuse_others=refuse) is False
+        assert "0000000000000001" in read_logs(parts)
+
+
+def test_parts_of_other_settings_start_anew_where_nobody_else_is_at_work(tmp_path: Path) -> None:
+    parts = tmp_path / "scores.jsonl.parts"
+    open_parts(parts, {"a": 1, "b": 2}, refuse_others=False)
+    append(log_path(parts, (0, 1)), [("0000000000000001", b"one")])
+    assert open_parts(parts, {"a": 1, "b": 3}, refuse_others=False) is True
+    assert len(read_logs(parts)) == 0
+    assert open_parts(parts, {"a": 1, "b": 3}, refuse_others=True) is False
+
+
+@pytest.mark.parametrize("other", [{"a": 1, "b": 3}, {"a": 1}, {"a": 1, "b": 2, "c": 0}])
+def test_a_shard_made_with_other_settings_is_refused_and_harms_nothing(other: dict[str, int], tmp_path: Path) -> None:
+    parts = tmp_path / "scores.jsonl.parts"
+    open_parts(parts, {"a": 1, "b": 2}, refuse_others=True)
+    append(log_path(parts, (0, 2)), [("0000000000000001", b"one")])
+    with pytest.raises(StaleError, match=r"holds shards made with [bc] .*this one has .*rm -r"):
+        open_parts(parts, other, refuse_others=True)
+    assert "0000000000000001" in read_logs(parts)
+
+
+def test_logs_without_a_record_of_their_settings_are_not_trusted(tmp_path: Path) -> None:
+    parts = tmp_path / "scores.jsonl.parts"
+    append(log_path(parts, (0, 1)), [("0000000000000001", b"one")])
+    open_parts(parts, {"a": 1}, refuse_others=False)
+    assert len(read_logs(parts)) == 0
+
+
+def numbered(contents: list[list[bytes]]) -> list[Block]:
+    """Blocks of rows, each row with an id of its own."""
+    count = iter(range(1000))
+    return [[(f"{next(count):016x}", row) for row in rows] for rows in contents]
+
+
+def append(path: Path, block: Sequence[tuple[str, bytes]]) -> int:
+    """Appends a block as a process of its own would; returns the size of the log."""
+    with BlockLog(path) as log:
+        log.append([row_id for row_id, _ in block], [row for _, row in block])
+    return path.stat().st_size
+
+
+def found(rows: Rows, blocks: list[Block]) -> Block:
+    return [(row_id, rows.read(row_id)) for block in blocks for row_id, _ in block if row_id in rows]
+
+
+def rows_of(kind: str, path: Path) -> list[int]:
+    """The numbers of the rows that a killed process left, in order; every row has its whole content."""
+    if kind == "LineLog":
         with LineLog(path) as log:
-            assert log.found == whole + after
-
-
-def test_a_line_is_on_disk_when_append_returns(tmp_path: Path) -> None:
-    with LineLog(tmp_path / "log") as log:
-        log.append({"task_id": "T/0"})
-        assert (tmp_path / "log").read_text(encoding="utf-8") == '{"task_id": "T/0"}\n'
-
-
-def test_parts_of_the_same_settings_are_kept(tmp_path: Path) -> None:
-    directory, wanted = tmp_path / "scores.parts", {"score.max_length": 8, "k": (1, 2), "model (digest)": "ab"}
-    assert open_parts(directory, wanted, refuse_others=False) is False
-    (directory / "0-of-1.log").write_bytes(b"work")
-    assert open_parts(directory, wanted, refuse_others=False) is False
-    assert open_parts(directory, wanted, refuse_others=True) is False
-    assert (directory / "0-of-1.log").read_bytes() == b"work"
-
-
-@pytest.mark.parametrize("wanted", [{"score.max_length": 9}, {}, {"score.max_length": 8, "seed": 1}])
-def test_parts_of_other_settings_are_removed(tmp_path: Path, wanted: dict[str, Any]) -> None:
-    directory = tmp_path / "scores.parts"
-    open_parts(directory, {"score.max_length": 8}, refuse_others=False)
-    (directory / "0-of-1.log").write_bytes(b"work")
-    assert open_parts(directory, wanted, refuse_others=False) is True
-    assert [path.name for path in directory.iterdir()] == ["settings.json"]
-    assert json.loads((directory / "settings.json").read_text(encoding="utf-8")) == wanted
-
-
-def test_parts_that_other_shards_may_be_at_work_on_are_refused_not_removed(tmp_path: Path) -> None:
-    directory = tmp_path / "scores.parts"
-    open_parts(directory, {"score.max_length": 8}, refuse_others=True)
-    (directory / "0-of-2.log").write_bytes(b"work")
-    with pytest.raises(StaleError, match=r"score\.max_length 8, this one has 9.*rm -r .*scores\.parts"):
-        open_parts(directory, {"score.max_length": 9}, refuse_others=True)
-    assert (directory / "0-of-2.log").read_bytes() == b"work"
-
-
-def test_parts_without_their_settings_are_of_nobody_knows_what(tmp_path: Path) -> None:
-    directory = tmp_path / "scores.parts"
-    write_blocks(directory / "0-of-1.log", [{"0a": b"work"}])
-    assert open_parts(directory, {"seed": 1}, refuse_others=False) is False
-    assert len(read_logs(directory)) == 0
+            assert all(row["text"] == "x" * 2000 for row in log.found)
+            return [row["number"] for row in log.found]
+    rows = read_logs(path.parent)
+    numbers = sorted(np.unique(np.frombuffer(rows._ids, dtype=np.uint64)).tolist())
+    assert all(rows.read(f"{number:016x}") == str(number).encode() * 2000 for number in numbers)
+    return numbers
