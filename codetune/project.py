@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from pydantic.fields import FieldInfo
 
+from codetune.errors import InputError
+
 PROJECT_FILE = "codetune.yaml"
 
 ChatFormat = Literal["codellama", "codegemma", "deepseek", "starcoder2", "codeqwen", "llama3", "tokenizer"]
@@ -194,11 +196,13 @@ class Project(Section):
 
     def locate(self, name: str) -> str:
         """`name` as a path beside the project file, else below the current directory, else unchanged (a hub id)."""
-        for base in (self.root, Path.cwd()):
-            path = base / Path(name).expanduser()
-            pattern = glob.has_magic(name) and not Path(name).is_absolute()
-            if path.exists() or (pattern and any(base.glob(name))):
-                return str(path)
+        try:
+            for path in (base / Path(name).expanduser() for base in (self.root, Path.cwd())):
+                pattern = str(path) if glob.has_magic(name) else ""
+                if path.exists() or any(glob.iglob(pattern, recursive=True)):  # noqa: PTH207 - as data/source has it
+                    return str(path)
+        except (RuntimeError, OSError) as why:  # no such user's home; a name longer than any file's
+            raise InputError(f"{name} cannot be a path: {why}. Mend it in the project file") from None
         return name
 
     def placed(self, root: Path, overrides: Mapping[str, Any]) -> Self:
