@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -227,7 +228,7 @@ class Digests:
         self._memory = run.directory / ".cache" / "digests.json"
         try:
             self._known: dict[str, list[Any]] = json.loads(self._memory.read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
+        except (FileNotFoundError, ValueError):  # a damaged memory is none
             self._known = {}
 
     def file(self, path: Path) -> str:
@@ -287,17 +288,26 @@ def _lock(held: contextlib.ExitStack, run: Run, name: str, kind: int) -> None:
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.seek(0)
-        holder = file.read().strip() or "another run"
         raise BusyError(
-            f"{run.directory}: {name} is being made by {holder}. Wait for it to end, or end it; then try again"
+            f"{run.directory}: {name} is being made by {_holder(path)}. Wait for it to end, or end it; then try again"
         ) from None
-    # Only for the message above: what counts is the lock, which dies with its process.
+    # Only for the message above: what counts is the lock, which dies with its process. A shared one has no one holder.
     file.truncate(0)
-    file.write(
-        f"process {os.getpid()} on {os.uname().nodename}, since {time.strftime('%H:%M:%S')}: {_command_line()}\n"
-    )
-    file.flush()
+    if kind == fcntl.LOCK_EX:
+        since = time.strftime("%H:%M:%S")
+        file.write(f"process {os.getpid()} on {os.uname().nodename}, since {since}: {_command_line()}\n")
+        file.flush()
+
+
+def _holder(path: Path) -> str:
+    """What the process wrote that holds this lock, or that of one of its shards, at this moment."""
+    for candidate in [path, *sorted(path.parent.glob(f"{glob.escape(path.name)}-*-of-*"))]:
+        with candidate.open(encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read().strip() or "another run"
+    return "another run"
 
 
 def _command_line() -> str:
