@@ -32,8 +32,10 @@ def read_project(path: Path | None, assignments: Sequence[str], flags: Mapping[s
         if not equals or not key.isprintable():
             reading.mistakes.append(f"--set {assignment}: no `=`; expected --set section.key=value")
             continue
-        place = f"--set {assignment}"
-        _assign(reading, key, read_value(text, place, reading), place)
+        place, told = f"--set {assignment}", len(reading.mistakes)
+        value = read_value(text, place, reading)
+        if len(reading.mistakes) == told:
+            _assign(reading, key, value, place)
         overridden.append(key)
     for key, value in flags.items():
         _assign(reading, key, value, f"--{key.rpartition('.')[2].replace('_', '-')}")
@@ -85,7 +87,7 @@ def _validate(reading: Reading) -> Project | None:
     wrong: set[str] = set()
     for _ in range(3):  # faulty keys are taken out and the rest is read again
         try:
-            project = Project.model_validate_json(json.dumps(reading.data))
+            project = Project.model_validate(reading.data)
             break
         except ValidationError as why:
             for key in _note_errors(why, reading):
@@ -121,7 +123,7 @@ def _note_errors(why: ValidationError, reading: Reading) -> list[Key]:
 
 # What pydantic says is expected, as it is said here.
 _EXPECTATIONS = {
-    "an object": "a section with keys of its own",
+    ", unable to parse raw data as a unicode string": " of UTF-8",
     "have at least 1 item": "at least one item",
     "have at least 1 character": "at least one character",
     "match pattern": "a text that matches",
@@ -137,6 +139,7 @@ def _expectation(message: str) -> str:
     """
     for opening in ("Input should be ", "String should ", "List should "):
         message = message.removeprefix(opening)
+    message = re.sub(r"a valid dictionary or instance of \w+", "a section with keys of its own", message)
     for pydantic_says, we_say in _EXPECTATIONS.items():
         message = message.replace(pydantic_says, we_say)
     return message.partition(" after validation")[0]
@@ -242,7 +245,8 @@ def _as_yaml(value: Any) -> str:
     ):
         return value
     if isinstance(value, float) and 0 < value < 1e-3:
-        return f"{value:.1e}".replace("e-0", "e-")
+        shortest = (f"{value:.{digits}e}" for digits in range(1, 18))
+        return next(text for text in shortest if float(text) == value).replace("e-0", "e-")
     if isinstance(value, list):
         return f"[{', '.join(_as_yaml(item) for item in value)}]"
     return json.dumps(value)

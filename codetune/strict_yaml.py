@@ -105,18 +105,21 @@ def _build(node: yaml.Node, key: Key, source: str, reading: Reading) -> Any:
     data: dict[str, Any] = {}
     for name_node, child in node.value:
         place = _place(name_node, source)
-        if not isinstance(name_node, yaml.ScalarNode) or _HALF.search(name_node.value):
+        if not isinstance(name_node, yaml.ScalarNode) or _HALF.search(_joined(name_node.value)):
             reading.mistakes.append(f"{place}: a key that is no word; put quotes around text that holds braces")
             continue
-        name = str(name_node.value)
-        if name in data:
+        name = _joined(name_node.value)
+        if (*key, name) in reading.places:
             first = reading.places[(*key, name)].removeprefix(source).removeprefix(":")
             there = f"; the first is at line {first}" if first else ""
             dotted = ".".join(map(str, (*key, name)))
             reading.mistakes.append(f"{place}: duplicate key {dotted}{there}. Keep one of them")
             continue
         reading.places[(*key, name)] = place
-        data[name] = _build(child, (*key, name), source, reading)
+        told = len(reading.mistakes)
+        value = _build(child, (*key, name), source, reading)
+        if len(reading.mistakes) == told or not isinstance(child, yaml.ScalarNode):  # else it is told already
+            data[name] = value
     return data
 
 
@@ -125,10 +128,15 @@ def _place(node: yaml.Node, source: str) -> str:
     return source if source.startswith("--") else f"{source}:{node.start_mark.line + 1}"
 
 
+def _joined(text: str) -> str:
+    """The text with its pairs of surrogates as one character each: how JSON, which is YAML, escapes what is rare."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+
+
 def _scalar(node: yaml.Node, place: str, reading: Reading) -> Any:
     """A scalar's value. PyYAML's own constructors read `012` as octal and `1_000` as a number; these do not."""
     kind = node.tag.rpartition(":")[2]
-    text = str(node.value)
+    text = _joined(node.value)
     if kind == "str" and not _HALF.search(text):
         return text
     if kind == "null":

@@ -182,6 +182,10 @@ def test_a_value_that_is_not_what_it_claims_is_one_short_mistake(text: str, tmp_
     assert len(mistake) < len(str(path)) + 150
 
 
+def test_a_rare_character_may_be_escaped_as_json_does(tmp_path: Path) -> None:
+    assert read_file(written(tmp_path, '{"name": "\\ud83d\\ude00"}')).data == {"name": "\U0001f600"}
+
+
 def test_half_of_a_surrogate_pair_is_no_text(tmp_path: Path) -> None:
     path = written(tmp_path, 'seed: 1\nname: "a\\ud800"\n"\\udfff": 1\n')
     assert [mistake.partition(" ")[0] for mistake in read_file(path).mistakes] == [f"{path}:2:", f"{path}:3:"]
