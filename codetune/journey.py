@@ -184,7 +184,7 @@ def stage_named(name: str) -> Stage:
         if stage == name:
             return stage
     near = difflib.get_close_matches(name, STAGES, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    hint = f"; did you mean {near[0]}?" if near else "."
     raise UsageError(f"{name} is no stage{hint} Expected one of: {', '.join(STAGES)}")
 
 

@@ -128,14 +128,15 @@ def _figure(report: Report, suite: str, k: str) -> str:
 
 
 def _caption(reports: Sequence[Report]) -> str:
-    tasks = reports[0]["tasks"]
-    return f"one task of {tasks} is worth {100 / tasks:.2f} points; sandbox: {reports[0]['sandbox']}"
+    tasks = dict.fromkeys((report["benchmark"], report["tasks"]) for report in reports)
+    worth = ", ".join(f"of {name} ({count}) {100 / count:.2f}" for name, count in tasks)
+    return f"points that one task is worth: {worth}; sandbox: {reports[0]['sandbox']}"
 
 
 def comparison_sentence(compared: Mapping[str, Any]) -> str:
     first, second = compared["models"]
     base = compared["base"]
     return (
-        f"{first} against {second}, base tests: {base['only_first']} tasks solved by {first} alone, "
+        f"{compared['benchmark']}, {first} against {second}, base tests: {base['only_first']} tasks solved by {first} alone, "
         f"{base['only_second']} by {second} alone (exact McNemar p = {base['p_value']:.2g})"
     )
