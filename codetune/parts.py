@@ -101,7 +101,8 @@ class BlockLog:
     def append(self, ids: Sequence[str], rows: Sequence[bytes]) -> None:
         """Commits one block: after this returns, it survives the end of the process and of the machine."""
         payload = b"".join(rows)
-        header = {"ids": list(ids), "lengths": [len(row) for row in rows], "crc": zlib.crc32(payload)}
+        lengths = [len(row) for _, row in zip(ids, rows, strict=True)]
+        header = {"ids": list(ids), "lengths": lengths, "crc": zlib.crc32(payload)}
         block = memoryview(json.dumps(header).encode() + b"\n" + payload + b"\n")
         while block:  # an unbuffered write may take a part only, on a disk that fills up
             block = block[self._file.write(block) :]

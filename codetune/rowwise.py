@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from codetune.launch import Shard
-from codetune.parts import BlockLog, Rows, log_path, read_logs
+from codetune.parts import BlockLog, Rows, log_path
 from codetune.records import Example, Refusal
 
 BlockWork = Callable[[Sequence[Example]], Sequence[bytes]]
@@ -71,13 +71,6 @@ def do_missing(
             work = work or load()
             log.append([example.id for example in missing], work(missing))
             yield len(missing)
-
-
-def all_finished(directory: Path, sealed: Callable[[Rows], None]) -> Rows:
-    """Every finished row: of the logs of all processes, and of the last sealed artefact (which `sealed` adds)."""
-    rows = read_logs(directory)
-    sealed(rows)
-    return rows
 
 
 def count_missing(rows: Survey, finished: Rows) -> int:
