@@ -1,0 +1,135 @@
+"""What goes to which stream: results to standard output, everything else to standard error."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+from rich.progress import Progress
+
+from codetune import console
+from codetune.console import Shown
+from codetune.errors import UsageError
+
+RESULT = Shown({"ratio": 0.5, "name": "é"}, "select: done", ["stage", "rows"], [["select", "12"]], ["by flag: ratio"])
+
+
+def test_a_result_as_json_is_one_line_of_json() -> None:
+    assert json.loads(shown(RESULT, as_json=True)) == {"ratio": 0.5, "name": "é"}
+    assert shown(RESULT, as_json=True).count("\n") == 1
+
+
+def test_a_figure_that_json_does_not_know_is_never_printed() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        shown(Shown({"loss": float("nan")}, "train"), as_json=True)
+
+
+def test_a_result_for_people_is_a_title_a_table_and_notes() -> None:
+    assert [line.rstrip() for line in shown(RESULT, as_json=False).splitlines()] == [
+        "select: done",
+        "stage    rows",
+        "select   12",
+        "by flag: ratio",
+    ]
+
+
+def test_text_in_brackets_is_shown_as_it_is() -> None:
+    result = Shown({}, "[bold]title[/bold]", ["[a]"], [["[red]x[/red]"]], ["models/[v1] :smile:"])
+    text = shown(result, as_json=False)
+    assert all(part in text for part in ("[bold]title[/bold]", "[red]x[/red]", "models/[v1] :smile:"))
+
+
+def test_a_long_note_is_one_line() -> None:
+    note = "Run: codetune score " + "x" * 500
+    assert note in shown(Shown({}, "title", notes=[note]), as_json=False).splitlines()
+
+
+def test_a_library_that_prints_cannot_spoil_the_document() -> None:
+    program = """
+import os, subprocess, sys
+from codetune.console import own_stdout
+print("before")
+with own_stdout() as output:
+    print("printed by a library")
+    os.system("echo printed by a child")
+    os.write(1, b"written below Python\\n")
+    output.write("the document\\n")
+print("after")
+"""
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert told.stdout == "before\nthe document\nafter\n"
+    assert sorted(told.stderr.splitlines()) == ["printed by a child", "printed by a library", "written below Python"]
+
+
+def test_standard_output_is_itself_again_after_an_error(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ZeroDivisionError), console.own_stdout():
+        raise ZeroDivisionError
+    subprocess.run(["echo", "after"], check=True)
+    assert capfd.readouterr().out == "after\n"
+
+
+def test_an_error_is_one_line_on_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
+    message = "--shard 8/8: shards count from 0; [expected] I from 0 to 7 " + "x" * 300
+    console.show_error(UsageError(message))
+    assert capfd.readouterr() == ("", f"error: {message}\n")
+
+
+def test_every_mistake_of_a_project_file_keeps_its_line(capfd: pytest.CaptureFixture[str]) -> None:
+    console.show_error(UsageError("a:1: first\na:2: second"))
+    assert capfd.readouterr().err == "error: a:1: first\na:2: second\n"
+
+
+def test_a_warning_is_said_once(capfd: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        console.warn_once("this test warns")
+    assert capfd.readouterr() == ("", "warning: this test warns\n")
+
+
+def test_nothing_but_warnings_and_errors_is_said_where_no_terminal_is(capfd: pytest.CaptureFixture[str]) -> None:
+    console.note("goes on")
+    assert list(console.track(range(3), "score", 3, "row")) == [0, 1, 2]
+    with console.progress("train", None, "step") as advance:
+        advance(2)
+        advance.to(3, 10)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("move", "completed", "total"),
+    [
+        (lambda advance: advance(2), 6, 9),
+        (lambda advance: advance.to(7), 7, 9),
+        (lambda advance: advance.to(1, 5), 1, 5),
+    ],
+)
+def test_a_bar_stands_where_it_was_moved(move: Callable[[console.Advance], None], completed: int, total: int) -> None:
+    with console.progress("score", 9, "row", done=4) as advance:
+        move(advance)
+        (task,) = bar_of(advance).tasks
+        assert (task.completed, task.total) == (completed, total)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "text"), [(0.0, "0.0 %"), (1.0, "100.0 %"), (0.726, "72.6 %"), (0.6463, "64.6 %"), (0.0004, "0.0 %")]
+)
+def test_a_fraction_is_shown_in_per_cent_with_one_decimal(fraction: float, text: str) -> None:
+    assert console.percent(fraction) == text
+
+
+def test_counts_are_told_with_their_reasons() -> None:
+    assert console.counts({"duplicate": 1203, "empty answer": 1}) == "1,203 duplicate, 1 empty answer"
+    assert console.counts({}) == ""
+
+
+def shown(result: Shown, as_json: bool) -> str:
+    output = io.StringIO()
+    console.show(result, as_json, output)
+    return output.getvalue()
+
+
+def bar_of(advance: console.Advance) -> Progress:
+    return advance._bar
