@@ -137,6 +137,6 @@ def comparison_sentence(compared: Mapping[str, Any]) -> str:
     first, second = compared["models"]
     base = compared["base"]
     return (
-        f"{compared['benchmark']}, {first} against {second}, base tests: {base['only_first']} tasks solved by {first} alone, "
-        f"{base['only_second']} by {second} alone (exact McNemar p = {base['p_value']:.2g})"
+        f"{compared['benchmark']}, {first} against {second}, base tests: {base['only_first']} tasks solved by {first} "
+        f"alone, {base['only_second']} by {second} alone (exact McNemar p = {base['p_value']:.2g})"
     )
