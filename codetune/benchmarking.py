@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from codetune import console
 from codetune.errors import StaleError, UsageError
-from codetune.launch import thread_count
+from codetune.launch import thread_count, user_cache
 from codetune.parts import LineLog, open_parts
 from codetune.pipeline import TRAINED, StageResult, Written, already, seal_artefact
 from codetune.records import Completion, Problem, Solution, Verdict
@@ -242,7 +242,7 @@ def _verdicts(desk: Desk, recipe: Recipe, bench: Bench, solutions: Sequence[Solu
         missing = [solution for solution in solutions if (solution.task_id, solution.sample) not in verdicts]
         label = f"evaluate {bench.name} {recipe.artefact.stem}"
         with console.progress(label, len(solutions), "sample", len(verdicts)) as advance:
-            for verdict in judge(bench.problems, missing, desk.run.expected_outputs, thread_count()):
+            for verdict in judge(bench.problems, missing, user_cache() / "expected", thread_count()):
                 log.append(
                     {
                         "task_id": verdict.task_id,

@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from pathlib import Path
 
 from codetune.errors import UsageError
 
@@ -33,11 +34,19 @@ def prepare_process() -> None:
         os.environ.setdefault(name, value)
     for logger in TALKATIVE:
         logging.getLogger(logger).setLevel(logging.ERROR)
-    # Threads that wait by spinning take the cores from each other as soon as anything else runs on them: a training step
+    # Threads that wait by spinning take the cores from each other as soon as anything else runs there: a training step
     # of a tiny model with two threads on two busy cores took 1.7 s, and 0.4 s with this.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(thread_count())
+
+
+def user_cache() -> Path:
+    """Where things are kept that any run may use again: expected outputs of benchmarks."""
+    named = os.environ.get("CODETUNE_CACHE_DIR")
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "codetune"
 
 
 def thread_count() -> int:

@@ -80,10 +80,6 @@ class Run:
     def train(self) -> Path:
         return self.directory / "train"
 
-    @property
-    def expected_outputs(self) -> Path:
-        return self.directory / ".cache" / "expected"
-
     def completions(self, benchmark: str, label: str) -> Path:
         return self.directory / "completions" / benchmark / f"{label}.jsonl"
 

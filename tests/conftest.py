@@ -7,7 +7,6 @@ from pathlib import Path
 
 # Before torch is imported anywhere: the same surroundings as in production, and no network.
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["OMP_NUM_THREADS"] = "1"
 
 from codetune.launch import prepare_process
 
@@ -23,6 +22,11 @@ PROJECT = Path(__file__).resolve().parents[1]
 def _strict_torch() -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ["CODETUNE_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")
