@@ -164,5 +164,7 @@ def test_mistakes_in_the_data_come_without_torch(tmp_path: Path) -> None:
             "except SystemExit as end: assert end.code == 2, end.code\n"
             "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
         )
-        done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
