@@ -64,6 +64,12 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {
     "evaluate": ("evaluate.sandbox", "evaluate.k"),
 }
 NEEDS: Mapping[str, tuple[RowStage, ...]] = {"select": ("score", "embed"), "train": ("select",)}
+# Of each stage that reads a model: what the model is called among the inputs, and the setting that names it.
+_MODEL: Mapping[str, tuple[str, str]] = {
+    "score": ("model", "score.model"),
+    "embed": ("model", "embed.model"),
+    "train": ("base", "model.path"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +216,18 @@ def _differing_input(desk: Desk, artefact: Path, seal: Seal) -> str:
                 return upstream.why
             if upstream.seal is None or upstream.seal.digest != digest:
                 return f"{desk.artefact(name)} has changed since {artefact} was made"  # type: ignore[arg-type]
-    return ""
+    return _differing_model(desk, artefact, seal)
+
+
+def _differing_model(desk: Desk, artefact: Path, seal: Seal) -> str:
+    """Only of a model that lies in a directory: a hub's snapshot stays as it is, and one taken away changes nothing."""
+    name, setting = _MODEL.get(seal.stage, ("", ""))
+    if name not in seal.inputs or seal.settings[setting] == "hashing":
+        return ""
+    directory = Path(desk.project.locate(seal.settings[setting])).expanduser()
+    if not directory.is_dir() or desk.digests.tree(directory) == seal.inputs[name]:
+        return ""
+    return f"the model {directory} has changed since {artefact} was made"
 
 
 def _first_stale(desk: Desk, stage: RowStage) -> RowStage:
