@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -187,6 +188,55 @@ def test_scores_that_have_vanished_make_the_selection_stale(root: Path) -> None:
         require(desk_of(root), "select")
 
 
+def test_the_chain_is_followed_through_all_of_its_links(root: Path) -> None:
+    make_all(root)
+    make(desk_of(root), "train")
+    assert standing(desk_of(root), "train").state == "done"
+    edit(root, "name: tiny", "name: tiny\nseed: 7")
+    with pytest.raises(StaleError, match=r"Run: codetune embed$"):
+        require(desk_of(root), "train")
+
+
+def test_a_flag_of_now_is_no_excuse_for_what_was_made_without_it(root: Path) -> None:
+    make(desk_of(root), "score")
+    assert standing(desk_of(root, "score.max_length=64"), "score").state == "stale"
+
+
+@pytest.mark.parametrize(("stage", "name"), [("score", "model"), ("embed", "model"), ("train", "base")])
+def test_other_weights_in_the_place_of_a_model_make_stale_what_it_made(stage: RowStage, name: str, root: Path) -> None:
+    edit(root, "score: {", "embed: {model: base}\nscore: {")
+    weights = write_base(root)
+    make_with_model(desk_of(root), stage, name)
+    assert standing(desk_of(root), stage).state == "done"
+    write_text(weights, "other weights")
+    found = standing(desk_of(root), stage)
+    assert found.why == f"the model {root / 'base'} has changed since {desk_of(root).artefact(stage)} was made"
+
+
+def test_the_model_that_made_an_artefact_counts_not_the_one_of_the_project(root: Path) -> None:
+    write_base(root)
+    (root / "small").mkdir()
+    make_with_model(desk_of(root, "score.model=base"), "score", "model")
+    edit(root, "score: {", "score: {model: small, ")
+    assert standing(desk_of(root), "score").state == "done"
+
+
+def test_a_model_that_was_taken_away_makes_nothing_stale(root: Path) -> None:
+    weights = write_base(root)
+    make_with_model(desk_of(root), "score", "model")
+    weights.parent.rename(root / "elsewhere")
+    assert standing(desk_of(root), "score").state == "done"
+
+
+def test_the_offline_embedder_is_no_directory(root: Path) -> None:
+    (root / "hashing").mkdir()
+    edit(root, "score: {", "embed: {model: hashing}\nscore: {")
+    desk = desk_of(root)
+    seal = make(desk, "embed")
+    write_seal(desk.run.embeddings, replace(seal, inputs={**seal.inputs, "model": "digest of the projection"}))
+    assert standing(desk, "embed").state == "done"
+
+
 def test_a_selection_that_needs_no_scores_does_not_care_for_them(root: Path) -> None:
     make_all(root)
     make(desk_of(root, "select.strategy=random"), "select", needs=())
@@ -236,6 +286,15 @@ def test_every_training_setting_belongs_to_the_seal_but_those_that_change_no_wei
     }
 
 
+def test_every_other_key_makes_an_artefact_or_is_known_to_change_none() -> None:
+    harmless = {
+        *("name", "output_dir", "score.tokens_per_batch", "embed.batch_size", "generate.batch_size"),
+        *("generate.backend", "evaluate.benchmarks"),
+    }
+    rest = {key for key, _ in keys() if not key.startswith(("train.", "launch."))}
+    assert rest - {key for settings in SETTINGS.values() for key in settings} == harmless
+
+
 def desk_of(root: Path, *assignments: str) -> Desk:
     project = read_project(root / "codetune.yaml", assignments, {})
     run = open_run(project)
@@ -268,6 +327,18 @@ def make_all(root: Path) -> None:
     for stage in stages:
         make(desk_of(root), stage)
     assert all(seal_path(desk_of(root).artefact(stage)).exists() for stage in stages)
+
+
+def write_base(root: Path) -> Path:
+    """A base model as far as digests know it; its weights."""
+    write_text(root / "base" / "model.safetensors", "weights")
+    return root / "base" / "model.safetensors"
+
+
+def make_with_model(desk: Desk, stage: RowStage, name: str) -> None:
+    seal = make(desk, stage, needs=())
+    inputs = {**seal.inputs, name: desk.digests.tree(desk.project.root / "base")}
+    write_seal(desk.artefact(stage), replace(seal, inputs=inputs))
 
 
 def write_data(root: Path, count: int) -> None:

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -91,6 +92,11 @@ def test_a_file_where_the_directory_should_be_is_told(output_dir: str, tmp_path:
         open_run(project(tmp_path, output_dir=output_dir))
 
 
+def test_a_place_where_one_may_not_write_is_told() -> None:
+    with as_nobody() as root, pytest.raises(InputError, match=r"cannot be made \(Permission denied\)\. Set output_dir"):
+        open_run(project(root))
+
+
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[]", b"{}", b'{"settings": 3}', b'{"name": "npm"}'])
 def test_a_project_json_that_codetune_did_not_write_is_told(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
@@ -158,6 +164,19 @@ def test_a_shard_that_still_works_is_named_after_another_has_ended(run: Run) -> 
             pass
         with pytest.raises(BusyError, match=rf"process {holder.pid} on "):
             enter(run, "score", None)
+
+
+def test_a_twin_that_was_refused_is_not_named(run: Run) -> None:
+    with held_elsewhere(run, "score", (0, 2)) as holder:
+        for shard in ((0, 2), None):
+            with pytest.raises(BusyError, match=rf"process {holder.pid} on "):
+                enter(run, "score", shard)
+
+
+def test_a_run_that_ended_before_the_shards_began_is_not_named(run: Run) -> None:
+    enter(run, "score", None)
+    with held_elsewhere(run, "score", (0, 2)) as holder, pytest.raises(BusyError, match=rf"process {holder.pid} on "):
+        enter(run, "score", None)
 
 
 def test_an_output_whose_name_holds_a_slash_is_locked_below_the_run(run: Run) -> None:
@@ -364,6 +383,22 @@ def test_texts_are_combined_in_their_order() -> None:
 
 def project(root: Path, **settings: object) -> Project:
     return Project.model_validate(settings).placed(root, {})
+
+
+@contextlib.contextmanager
+def as_nobody() -> Iterator[Path]:
+    """A directory that this user may not write to; root, who may write anywhere, becomes nobody meanwhile."""
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o555)
+        user = os.geteuid()
+        try:
+            os.seteuid(user or 65534)
+        except OSError:
+            pytest.skip("root cannot become another user here")
+        try:
+            yield Path(directory)
+        finally:
+            os.seteuid(user)
 
 
 def enter(run: Run, output: str, shard: tuple[int, int] | None) -> None:
