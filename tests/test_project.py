@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from codetune.errors import InputError
 from codetune.project import NOT_IN_THIS_VERSION, ONLY_THE_DEFAULT, PRESETS, Project, keys, value_at
 from codetune.project_file import read_project
+from codetune.selection.select import NEEDS
 
 PACKAGE = Path(__file__).resolve().parents[1] / "codetune"
 KEYS = dict(keys())
@@ -65,6 +66,11 @@ def test_values_that_this_version_lacks_are_values_of_the_contract() -> None:
 
 def test_keys_with_one_value_so_far_are_keys() -> None:
     assert set(ONLY_THE_DEFAULT) <= set(KEYS)
+
+
+def test_the_strategies_that_are_not_refused_are_those_that_exist() -> None:
+    refused = NOT_IN_THIS_VERSION["select.strategy"]
+    assert {strategy for strategy in _choices("select.strategy") if strategy not in refused} == set(NEEDS)
 
 
 def test_presets_name_keys_and_differ_from_the_defaults() -> None:

@@ -353,6 +353,13 @@ def test_any_text_survives_being_written_and_read(text: str) -> None:
     assert (project.dataset.path, project.evaluate.benchmarks) == (text, [text, "x"])
 
 
+@pytest.mark.parametrize(
+    "text", ["null", "True", "~", "no", "12", "1e5", "012", "a # b", "a: b", "- a", "*a", " a ", "a\n"]
+)
+def test_text_that_looks_like_something_else_is_still_text(text: str, tmp_path: Path) -> None:
+    assert read(tmp_path, commented_yaml({"dataset.path": text})).dataset.path == text
+
+
 @settings(deadline=None, max_examples=50)
 @given(st.floats(min_value=0, exclude_min=True, allow_infinity=False))
 def test_any_measure_survives_being_written_and_read(number: float) -> None:
