@@ -242,6 +242,9 @@ def test_a_selection_that_needs_no_scores_does_not_care_for_them(root: Path) -> 
     make(desk_of(root, "select.strategy=random"), "select", needs=())
     desk_of(root).run.scores.unlink()
     assert standing(desk_of(root), "select").state == "done"
+    edit(root, "ratio: 0.5", "ratio: 0.6")
+    with pytest.raises(StaleError, match=r"Run: codetune select$"):
+        require(desk_of(root), "select")
 
 
 def test_a_missing_artefact_is_told_with_the_command_that_makes_it(root: Path) -> None:
