@@ -14,7 +14,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +26,21 @@ from codetune.parts import Rows, open_parts, read_logs
 from codetune.project import Project
 from codetune.records import Example, Refusal
 from codetune.rowwise import Block, BlockWork, Survey, count_missing, do_missing, survey
-from codetune.stages import Desk, Recipe, RowStage, content_digest, dataset_digest, identity, require
+from codetune.stages import (
+    Desk,
+    Recipe,
+    RowStage,
+    content_digest,
+    dataset_digest,
+    differing_settings,
+    identity,
+    require,
+    settings_of,
+)
 from codetune.store import (
     Digests,
     Seal,
+    combined,
     locked,
     look_at_run,
     open_run,
@@ -117,16 +128,21 @@ def embed(desk: Desk, shard: Shard | None) -> StageResult:
         began, rows = time.monotonic(), _survey(desk)
         from codetune.selection.embed import embed_block, plan_embedding_blocks
 
-        encoder, model = _encoder(desk)
+        model, load_encoder = _encoder(desk)
         inputs = {"dataset": dataset_digest(desk), "model": model}
 
-        def embed_rows(examples: Sequence[Example]) -> list[bytes]:
-            _, vectors = embed_block(examples, encoder)
-            cut = [encoder.count_cut([example.instruction]) > 0 for example in examples]
-            return [artefacts.embedding_bytes(vector, flag) for vector, flag in zip(vectors, cut, strict=True)]
+        def load() -> BlockWork:
+            encoder = load_encoder()
+
+            def embed_rows(examples: Sequence[Example]) -> list[bytes]:
+                _, vectors = embed_block(examples, encoder)
+                cut = [encoder.count_cut([example.instruction]) > 0 for example in examples]
+                return [artefacts.embedding_bytes(vector, flag) for vector, flag in zip(vectors, cut, strict=True)]
+
+            return embed_rows
 
         blocks = plan_embedding_blocks(_usable(desk), settings.batch_size)
-        work = _RowWork("embed", desk.run.embeddings, inputs, lambda: embed_rows, blocks)
+        work = _RowWork("embed", desk.run.embeddings, inputs, load, blocks)
         return _make_rows(desk, work, rows, shard, began, lambda finished: _write_embeddings(desk, rows, finished))
 
 
@@ -253,9 +269,12 @@ def already(desk: Desk, recipe: Recipe, began: float) -> StageResult | None:
 
 def seal_artefact(desk: Desk, recipe: Recipe, written: Written, reused: int, began: float) -> StageResult:
     seconds = time.monotonic() - began
+    before = read_seal(recipe.artefact)
+    replaced = differing_settings(recipe.artefact, replace(before, overrides={}), recipe.settings) if before else ""
     digest = content_digest(desk, recipe.artefact)
     write_seal(recipe.artefact, recipe.sealed(digest, written.rows, written.refused, seconds, written.facts))
-    return _result(recipe, "done", written, reused, began)
+    facts = {**written.facts, "replaced": replaced} if replaced else written.facts
+    return _result(recipe, "done", replace(written, facts=facts), reused, began)
 
 
 def _result(recipe: Recipe, state: str, written: Written, reused: int, began: float) -> StageResult:
@@ -305,25 +324,40 @@ def _write_embeddings(desk: Desk, rows: Survey, finished: Rows) -> Written:
     return Written(count, refused, {"cut": cut})
 
 
-def _encoder(desk: Desk) -> tuple[Encoder, str]:
-    """The encoder that the project names and its digest. The offline one is fitted once and kept with the run, so
-    that rows added later get comparable vectors."""
-    project, kept = desk.project, desk.run.projection
+def _encoder(desk: Desk) -> tuple[str, Callable[[], Encoder]]:
+    """The digest of the encoder that the project names, and what loads it."""
+    project = desk.project
     if project.embed.model != "hashing":
-        from codetune.model.load import choose_device
-        from codetune.selection.sentences import load_encoder
+        from codetune.model.load import find_encoder
 
-        encoder, directory = load_encoder(project.locate(project.embed.model), choose_device())
-        return encoder, desk.digests.tree(directory)
+        directory = find_encoder(project.locate(project.embed.model))
+        return desk.digests.tree(directory), lambda: _sentence_encoder(directory)
     from codetune.selection.embed import HashingEncoder
 
-    seal = read_seal(desk.run.embeddings)
-    stale = seal is not None and seal.settings != Recipe.of(desk, "embed", kept, {}).settings
-    if stale or not kept.exists():
-        fitted = HashingEncoder.fit((example.instruction for example in _usable(desk)), project.seed)
-        with replacing(kept) as temporary:
-            fitted.save(temporary)
-    return HashingEncoder.load(kept), desk.digests.file(kept)
+    kept = _projection(desk)
+    return desk.digests.file(kept), lambda: HashingEncoder.load(kept)
+
+
+def _sentence_encoder(directory: Path) -> Encoder:
+    # Apart from finding it: to see that every row is embedded already must not take the library's many seconds.
+    from codetune.model.load import choose_device
+    from codetune.selection.sentences import load_encoder
+
+    return load_encoder(directory, choose_device())
+
+
+def _projection(desk: Desk) -> Path:
+    """The offline encoder, fitted once for these settings and kept with the run, so that rows added later get
+    comparable vectors and every process has the same."""
+    from codetune.selection.embed import HashingEncoder
+
+    kept = desk.run.projection(combined(map(repr, settings_of(desk.project, "embed").items())))
+    with waiting(desk.run, "projection"):
+        if not kept.exists():
+            fitted = HashingEncoder.fit((example.instruction for example in _usable(desk)), desk.project.seed)
+            with replacing(kept) as temporary:
+                fitted.save(temporary)
+    return kept
 
 
 def _candidates(desk: Desk, needs_scores: bool, needs_embeddings: bool) -> list[Candidate]:

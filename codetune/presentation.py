@@ -33,6 +33,8 @@ def stage(result: StageResult) -> Shown:
         notes.append(f"refused: {counts(result.refused)}")
     if result.overrides:
         notes.append("by flag: " + ", ".join(f"{key}={value}" for key, value in result.overrides.items()))
+    if result.facts.get("replaced"):
+        notes.append(f"in the place of the last one: {result.facts['replaced']}")
     columns, rows, more = _details(result)
     return Shown(stage_document(result), title, columns, rows, [*notes, *more])
 

@@ -63,10 +63,9 @@ class Run:
     def embedding_ids(self) -> Path:
         return self.directory / "embeddings.ids"
 
-    @property
-    def projection(self) -> Path:
-        """The offline embedder's fitted projection, kept so that rows added later get comparable vectors."""
-        return self.directory / "embeddings.projection.npy"
+    def projection(self, settings_digest: str) -> Path:
+        """The offline embedder as it was fitted for these settings."""
+        return self.directory / ".cache" / f"projection-{settings_digest[:16]}.npy"
 
     @property
     def selection(self) -> Path:
@@ -211,10 +210,6 @@ def read_seal(artefact: Path) -> Seal | None:
         raise StaleError(
             f"{seal_path(artefact)} is damaged ({why}). Remove it, and make it again: rm {seal_path(artefact)}"
         ) from None
-
-
-def unseal(artefact: Path) -> None:
-    seal_path(artefact).unlink(missing_ok=True)
 
 
 class Digests:

@@ -30,7 +30,6 @@ from codetune.store import (
     remove,
     replacing,
     seal_path,
-    unseal,
     waiting,
     write_lines,
     write_seal,
@@ -108,7 +107,7 @@ def test_a_project_json_that_codetune_did_not_write_is_told(content: bytes, tmp_
 
 def test_no_two_artefacts_share_a_path(run: Run) -> None:
     paths = [
-        *(run.scores, run.embeddings, run.embedding_ids, run.projection, run.selection, run.model, run.train),
+        *(run.scores, run.embeddings, run.embedding_ids, run.projection("digest"), run.selection, run.model, run.train),
         *(run.completions("b", "m"), run.solutions("b", "m"), run.evaluation("b", "m")),
     ]
     everything = [*paths, *map(run.parts, paths), *map(seal_path, paths)]
@@ -289,7 +288,7 @@ def test_a_seal_comes_back_as_it_was_written(tmp_path: Path) -> None:
     artefact.touch()
     write_seal(artefact, SEAL)
     assert read_seal(artefact) == SEAL
-    unseal(artefact)
+    seal_path(artefact).unlink()
     assert read_seal(artefact) is None
 
 

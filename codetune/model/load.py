@@ -28,6 +28,7 @@ from codetune.errors import ModelError
 from codetune.project import Model
 
 HUB_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "model*.safetensors", "adapter_model.safetensors")
+ENCODER_FILES = ("*.json", "*.txt", "*.model", "*model.safetensors")
 PROBE = "Write `f(x)`.\n\ndef f(x):\n\treturn x + 1  # caf\u00e9\n"  # words, code, white space and beyond ASCII
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
@@ -58,6 +59,13 @@ def find_directory(name: str, hub_files: Sequence[str]) -> Path:
             "deepseek-ai/deepseek-coder-6.7b-base. Mend the name where it is given: project file or --model."
         )
     return hub_snapshot(name, "model", hub_files)
+
+
+def find_encoder(name: str) -> Path:
+    """The directory of a sentence-transformers model: `name` itself, else the hub's snapshot of it."""
+    directory = find_directory(name, ENCODER_FILES)
+    _require_safe_encoder(directory, name)
+    return directory
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
@@ -165,6 +173,18 @@ def conversion_command(directory: Path) -> str:
         "t.AutoTokenizer.from_pretrained(old).save_pretrained(new)"
     )
     return f'python -c "{program}" {directory} {directory}-safetensors'
+
+
+def _require_safe_encoder(directory: Path, location: str) -> None:
+    listed = directory / "modules.json"
+    modules = json.loads(listed.read_text(encoding="utf-8")) if listed.is_file() else [{"path": ""}]
+    for part in (directory / module["path"] for module in modules):
+        if any(part.glob("*.bin")) and not any(part.glob("*.safetensors")):
+            raise ModelError(
+                f"{location} has pickle weights only ({part}). Expected: safetensors, because reading a pickle can run "
+                'code. Convert it, if you trust its source: python -c "import sys, sentence_transformers as s; '
+                f's.SentenceTransformer(sys.argv[1]).save(sys.argv[1] + "-safetensors")" {directory}'
+            )
 
 
 def _require_no_remote_code(directory: Path, name: str) -> None:

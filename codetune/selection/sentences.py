@@ -5,7 +5,6 @@ Reads safetensors only and runs no code that comes with a model."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,17 +14,13 @@ from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 
 from codetune.errors import ModelError
-from codetune.model.load import find_directory
 from codetune.selection.embed import Encoder
 
-HUB_FILES = ("*.json", "*.txt", "*.model", "*model.safetensors")
 CPU_BATCH = 32  # a CPU gains nothing from more, and 512 long texts take gigabytes
 
 
-def load_encoder(location: str, device: str) -> tuple[Encoder, Path]:
-    """The encoder on `device` and the directory that it came from."""
-    directory = find_directory(location, HUB_FILES)
-    _require_safetensors(directory, location)
+def load_encoder(directory: Path, device: str) -> Encoder:
+    """The encoder in a directory that `find_encoder` gave."""
     try:
         model = SentenceTransformer(
             str(directory),
@@ -35,12 +30,12 @@ def load_encoder(location: str, device: str) -> tuple[Encoder, Path]:
             model_kwargs={"use_safetensors": True},
         )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as why:
-        fault = str(why).partition("\n")[0]
         raise ModelError(
-            f"The embedding model {location} cannot be loaded ({type(why).__name__}: {fault}). "
-            "Expected: a sentence-transformers model. Copy it again, or set embed.model to `hashing`, which needs none."
+            f"The embedding model {directory} cannot be loaded ({type(why).__name__}: "
+            f"{str(why).partition(chr(10))[0]}). Expected: a sentence-transformers model. Copy it again, or set "
+            "embed.model to `hashing`, which needs none."
         ) from why
-    return SentenceEncoder(model.eval()), directory
+    return SentenceEncoder(model.eval())
 
 
 class SentenceEncoder:
@@ -56,15 +51,3 @@ class SentenceEncoder:
         ids = self._model.tokenizer(list(texts), truncation=False, padding=False, verbose=False)["input_ids"]
         longest = self._model.max_seq_length
         return 0 if longest is None else sum(len(tokens) > longest for tokens in ids)
-
-
-def _require_safetensors(directory: Path, location: str) -> None:
-    listed = directory / "modules.json"
-    modules = json.loads(listed.read_text(encoding="utf-8")) if listed.is_file() else [{"path": ""}]
-    for part in (directory / module["path"] for module in modules):
-        if any(part.glob("*.bin")) and not any(part.glob("*.safetensors")):
-            raise ModelError(
-                f"{location} has pickle weights only ({part}). Expected: safetensors, because reading a pickle can run "
-                'code. Convert it, if you trust its source: python -c "import sys, sentence_transformers as s; '
-                f's.SentenceTransformer(sys.argv[1]).save(sys.argv[1] + "-safetensors")" {directory}'
-            )

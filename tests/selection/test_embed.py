@@ -132,11 +132,11 @@ def minilm() -> Path:
 
 
 def test_a_real_model_puts_like_tasks_together_and_counts_what_it_cuts(minilm: Path, shared_data: Path) -> None:
+    from codetune.model.load import find_encoder
     from codetune.selection.sentences import load_encoder
 
     torch.set_num_threads(1)
-    encoder, directory = load_encoder(str(minilm), "cpu")
-    assert directory == minilm
+    encoder = load_encoder(find_encoder(str(minilm)), "cpu")
     vectors = encoder.encode(TASKS)
     assert_unit(vectors, 8)
     assert vectors.shape[1] == 384
@@ -150,13 +150,14 @@ def test_a_real_model_puts_like_tasks_together_and_counts_what_it_cuts(minilm: P
 
 
 def test_an_embedding_model_with_pickle_weights_is_refused(minilm: Path, tmp_path: Path) -> None:
+    from codetune.model.load import find_encoder
     from codetune.selection.sentences import load_encoder
 
     path = tmp_path / "pickled"
     shutil.copytree(minilm, path, ignore=shutil.ignore_patterns("*.safetensors"))
     (path / "pytorch_model.bin").touch()
     with pytest.raises(ModelError, match="pickle weights only"):
-        load_encoder(str(path), "cpu")
+        find_encoder(str(path))
     (path / "pytorch_model.bin").unlink()
     with pytest.raises(ModelError, match="cannot be loaded"):
-        load_encoder(str(path), "cpu")
+        load_encoder(find_encoder(str(path)), "cpu")
