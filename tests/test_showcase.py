@@ -1,0 +1,55 @@
+"""The demo, run once as a user runs it: the whole pipeline end to end, and the figures that it promises."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.small_world import run_codetune
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("demo")
+
+
+@pytest.fixture(scope="module")
+def told(place: Path) -> Any:
+    done = run_codetune("demo", "world", "--json", cwd=place, timeout=1500)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_tuned_solves_four_of_five_held_out_tasks_and_base_at_most_half_of_that(told: Any) -> None:
+    base, tuned = (model["pass_at_k"]["base"]["pass@1"] for model in told["models"])
+    assert tuned >= 0.8
+    assert base <= tuned / 2
+
+
+def test_nearly_all_mismatched_rows_are_dropped_by_their_ifd_and_few_others(told: Any) -> None:
+    assert told["mismatched"]["dropped"] >= 0.95 * told["mismatched"]["rows"]
+    assert told["good"]["dropped"] <= 0.05 * told["good"]["rows"]
+
+
+def test_every_stage_is_timed_and_says_what_it_did(told: Any) -> None:
+    stages = {stage["stage"]: stage for stage in told["stages"]}
+    assert stages["score"]["refused"] == {"duplicate": 60}
+    assert stages["select"]["rows"] < stages["score"]["rows"] * 0.4
+    assert {"score", "embed", "select", "train", "generate", "sanitize", "evaluate", "total"} <= set(told["seconds"])
+
+
+def test_what_the_demo_leaves_behind_is_a_project_whose_every_stage_is_done(told: Any, place: Path) -> None:
+    status = json.loads(run_codetune("status", "--json", cwd=place / "world").stdout)
+    assert {stage["state"] for stage in status["stages"]} == {"done"}
+    assert status["next"] is None
+
+
+def test_the_demo_writes_over_nothing_of_anybodys(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work", encoding="utf-8")
+    refused = run_codetune("demo", "mine", cwd=tmp_path)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
