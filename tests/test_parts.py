@@ -126,11 +126,13 @@ with {kind}(path) as log:
 
 
 def test_several_logs_are_one_and_of_a_row_done_twice_the_first_stands(tmp_path: Path) -> None:
-    append(log_path(tmp_path, (1, 2)), [("00000000000000aa", b"second"), ("00000000000000bb", b"b")])
-    append(log_path(tmp_path, (0, 2)), [("00000000000000aa", b"first"), ("00000000000000cc", b"c")])
+    # So many that a sort which is not stable would mix them.
+    ids = [f"{number:016x}" for number in range(300)]
+    append(log_path(tmp_path, (1, 2)), [(row_id, b"second") for row_id in reversed(ids[100:])])
+    append(log_path(tmp_path, (0, 2)), [(row_id, b"first") for row_id in ids[:200]])
     rows = read_logs(tmp_path)
-    assert len(rows) == 3
-    assert [rows.read(f"00000000000000{name}") for name in ("aa", "bb", "cc")] == [b"first", b"b", b"c"]
+    assert len(rows) == 300
+    assert [rows.read(row_id) for row_id in ids] == [b"first"] * 200 + [b"second"] * 100
 
 
 @given(st.dictionaries(st.integers(0, 2**64 - 1), st.binary(max_size=5), max_size=20), st.integers(0, 2**64 - 1))

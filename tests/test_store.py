@@ -91,6 +91,18 @@ def test_a_file_where_the_directory_should_be_is_told(output_dir: str, tmp_path:
         open_run(project(tmp_path, output_dir=output_dir))
 
 
+def test_who_only_looks_is_told_of_a_file_where_the_directory_should_be_as_well(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file is a file; expected a directory"):
+        look_at_run(project(tmp_path, output_dir="file"))
+
+
+def test_the_project_is_written_as_it_was_resolved(tmp_path: Path) -> None:
+    wanted = project(tmp_path, seed=7).placed(tmp_path, {"seed": 7})
+    document = json.loads((open_run(wanted).directory / "project.json").read_text(encoding="utf-8"))
+    assert document == {"root": str(tmp_path), "overrides": {"seed": 7}, "settings": wanted.model_dump()}
+
+
 def test_a_place_where_one_may_not_write_is_told() -> None:
     with as_nobody() as root, pytest.raises(InputError, match=r"cannot be made \(Permission denied\)\. Set output_dir"):
         open_run(project(root))
@@ -120,6 +132,13 @@ def test_no_two_artefacts_share_a_path(run: Run) -> None:
 def test_one_process_holds_an_output_and_a_second_names_it(run: Run) -> None:
     with held_elsewhere(run, "score", None) as holder, pytest.raises(BusyError, match=rf"process {holder.pid} on "):
         enter(run, "score", None)
+
+
+def test_the_holder_is_named_alone_whoever_held_it_before(run: Run) -> None:
+    enter(run, "score", None)
+    with locked(run, "score", None), pytest.raises(BusyError) as told:
+        enter(run, "score", None)
+    assert str(told.value).count("process ") == 1
 
 
 def test_a_killed_process_frees_what_it_held(run: Run) -> None:
@@ -180,7 +199,7 @@ def test_a_run_that_ended_before_the_shards_began_is_not_named(run: Run) -> None
 
 def test_an_output_whose_name_holds_a_slash_is_locked_below_the_run(run: Run) -> None:
     with locked(run, "generate-a/b-m", None):
-        assert [path.parent.name for path in (run.directory / ".locks").iterdir()] == [".locks"]
+        assert [path.name for path in (run.directory / ".locks").iterdir()] == ["generate-a-b-m"]
 
 
 def test_whoever_waits_goes_on_when_the_other_has_ended(run: Run) -> None:
@@ -319,6 +338,16 @@ def test_a_changed_file_has_a_new_digest(run: Run) -> None:
     aged(path, "two")  # as long, and to the nanosecond as old
     assert Digests(run).file(path) == hashlib.sha256(b"two").hexdigest()
     assert digests.file(path) == hashlib.sha256(b"two").hexdigest()
+
+
+@pytest.mark.parametrize(("text", "nanoseconds"), [("longer", 10**18), ("two", 10**18 + 1)])
+def test_a_file_changed_in_its_place_is_known_by_its_size_or_its_time(text: str, nanoseconds: int, run: Run) -> None:
+    path = aged(run.directory / "data.jsonl", "one")
+    digests = Digests(run)
+    digests.file(path)
+    path.write_text(text, encoding="utf-8")
+    os.utime(path, ns=(nanoseconds, nanoseconds))
+    assert digests.file(path) == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_a_file_that_was_just_written_is_read_again_every_time(run: Run) -> None:
