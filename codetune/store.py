@@ -282,12 +282,12 @@ def _lock(held: contextlib.ExitStack, run: Run, name: str, kind: int) -> None:
         raise BusyError(
             f"{run.directory}: {name} is being made by {_holder(path)}. Wait for it to end, or end it; then try again"
         ) from None
-    # Only for the message above: what counts is the lock, which dies with its process. A shared one has no one holder.
+    # Only for the message above: what counts is the lock, which dies with its process.
     file.truncate(0)
-    if kind == fcntl.LOCK_EX:
-        since = time.strftime("%H:%M:%S")
-        file.write(f"process {os.getpid()} on {os.uname().nodename}, since {since}: {_command_line()}\n")
-        file.flush()
+    file.write(
+        f"process {os.getpid()} on {os.uname().nodename}, since {time.strftime('%H:%M:%S')}: {_command_line()}\n"
+    )
+    file.flush()
 
 
 def _holder(path: Path) -> str:

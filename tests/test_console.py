@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -60,7 +61,9 @@ with own_stdout() as output:
     output.write("the document\\n")
 print("after")
 """
-    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-c", program]
+    told = subprocess.run(command, env=buffered, capture_output=True, text=True, check=True)
     assert told.stdout == "before\nthe document\nafter\n"
     assert sorted(told.stderr.splitlines()) == ["printed by a child", "printed by a library", "written below Python"]
 
