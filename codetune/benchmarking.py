@@ -17,7 +17,7 @@ from codetune.launch import thread_count, user_cache
 from codetune.parts import LineLog, open_parts
 from codetune.pipeline import TRAINED, StageResult, Written, already, seal_artefact
 from codetune.records import Completion, Problem, Solution, Verdict
-from codetune.stages import Desk, Recipe, require
+from codetune.stages import Desk, Recipe, differing_settings, require
 from codetune.store import combined, locked, read_seal, remove, write_lines, write_text
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Contestant:
     label: str
     directory: Path
     digest: str
-    kind: Kind
+    kind: Kind | None  # how it is prompted; None where nothing tells, and only `generate` needs to know
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,11 @@ def model_digest(desk: Desk, directory: Path) -> str:
 
 def generate(desk: Desk, bench: Bench, model: Contestant) -> StageResult:
     """What the model writes for every task -> completions/<benchmark>/<label>.jsonl."""
+    if model.kind is None:
+        raise UsageError(
+            f"{model.name} can be prompted as a chat or as a raw text, and nothing says which (base models can have a "
+            "chat template too). Say --instruct or --base, or set generate.prompt"
+        )
     recipe = _completions(desk, bench, model)
     with locked(desk.run, f"generate-{bench.name}-{model.label}", None):
         began = time.monotonic()
@@ -149,17 +154,6 @@ def evaluate(desk: Desk, bench: Bench, model: Contestant) -> Report:
 def evaluate_file(desk: Desk, bench: Bench, path: Path) -> Report:
     """A samples file of anybody's, judged as it is."""
     return _evaluate(desk, bench, _file_label(desk, path), path)
-
-
-def made(desk: Desk, bench: Bench, model: Contestant) -> str:
-    """How far a model has come on a benchmark: "evaluate", "sanitize", "generate", or "" where nothing is there."""
-    completions = _completions(desk, bench, model)
-    if not _made(desk, completions):
-        return ""
-    solutions = _solutions(desk, bench, model.label, completions.artefact)
-    if not _made(desk, solutions):
-        return "generate"
-    return "evaluate" if _made(desk, _evaluation(desk, bench, model.label, solutions.artefact)) else "sanitize"
 
 
 def _generated(desk: Desk, model: Contestant, problems: Sequence[Problem]) -> Iterable[Completion | Solution]:
@@ -259,7 +253,9 @@ def _verdicts(desk: Desk, recipe: Recipe, bench: Bench, solutions: Sequence[Solu
 def _completions(desk: Desk, bench: Bench, model: Contestant) -> Recipe:
     inputs = {"benchmark": bench.digest, "model": model.digest}
     recipe = Recipe.of(desk, "generate", desk.run.completions(bench.name, model.label), inputs)
-    return replace(recipe, settings={**recipe.settings, "generate.prompt": model.kind})
+    prompt = {"generate.prompt": model.kind} if model.kind else {}
+    settings = {key: value for key, value in recipe.settings.items() if key != "generate.prompt"}
+    return replace(recipe, settings={**settings, **prompt})
 
 
 def _solutions(desk: Desk, bench: Bench, label: str, source: Path) -> Recipe:
@@ -277,14 +273,17 @@ def _made(desk: Desk, recipe: Recipe) -> bool:
 
 
 def _require_made(desk: Desk, recipe: Recipe, command: str) -> None:
-    if _made(desk, recipe):
-        return
-    if read_seal(recipe.artefact) is None:
+    """Of what an earlier verb has left: a setting that came by flag then makes nothing stale now."""
+    seal = read_seal(recipe.artefact)
+    if seal is None:
         raise StaleError(f"{recipe.artefact} does not exist; another command makes it. Run: {command}")
-    raise StaleError(
-        f"{recipe.artefact} was made by another model, with other settings or for other tasks, or has been changed "
-        f"since. Run: {command}"
-    )
+    changed = differing_settings(recipe.artefact, seal, recipe.settings)
+    if not changed and dict(seal.inputs) != dict(recipe.inputs):
+        changed = f"{recipe.artefact} was made by another model or for other tasks than those that are there now"
+    if not changed and desk.digests.file(recipe.artefact) != seal.digest:
+        changed = f"{recipe.artefact} was changed after codetune wrote it"
+    if changed:
+        raise StaleError(f"{changed}. Run: {command}")
 
 
 def _sample_row(sample: Completion | Solution) -> dict[str, Any]:
@@ -293,19 +292,14 @@ def _sample_row(sample: Completion | Solution) -> dict[str, Any]:
     return sample_row(sample)
 
 
-def _kind(desk: Desk, name: str, directory: Path) -> Kind:
+def _kind(desk: Desk, name: str, directory: Path) -> Kind | None:
     """Chat for what codetune trained, completion for `base`; of any other model the user must say it."""
     said = desk.project.generate.prompt
     if said != "auto":
         return said
     if name == "base":
         return "completion"
-    if (directory / TRAINED).exists():
-        return "chat"
-    raise UsageError(
-        f"{name} can be prompted as a chat or as a raw text, and nothing says which (base models can have a chat "
-        "template too). Say --instruct or --base, or set generate.prompt"
-    )
+    return "chat" if (directory / TRAINED).exists() else None
 
 
 def _end_of_turn(model: Contestant) -> tuple[str, ...]:

@@ -238,8 +238,10 @@ class Digests:
 
     def tree(self, path: Path) -> str:
         """Of a model directory: the names and contents of its weights, configuration and tokenizer."""
-        files = sorted(file for file in path.iterdir() if file.suffix in MODEL_FILES and file.is_file())
-        return combined(f"{file.name} {self.file(file)}" for file in files)
+        # A sentence-transformers model has parts in directories of their own; in any other they are checkpoints.
+        found = path.rglob("*") if (path / "modules.json").is_file() else path.iterdir()
+        files = sorted(file for file in found if file.suffix in MODEL_FILES and file.is_file())
+        return combined(f"{file.relative_to(path)} {self.file(file)}" for file in files)
 
     def artefact(self, path: Path) -> str:
         return self.tree(path) if path.is_dir() else self.file(path)

@@ -109,12 +109,30 @@ def test_a_model_replaced_at_the_same_path_is_another_model(desk: Desk) -> None:
 
 def test_a_model_that_nothing_tells_how_to_prompt_must_be_said(desk: Desk) -> None:
     shutil.copytree(desk.project.root / "base", desk.project.root / "other")
+    bench = benchmarking.open_bench(desk, "tasks.jsonl")
     with pytest.raises(UsageError, match="--instruct or --base"):
-        benchmarking.contestant(desk, "other")
+        benchmarking.generate(desk, bench, benchmarking.contestant(desk, "other"))
     said = desk_of(desk.project.root / "codetune.yaml", generate__prompt="completion")
     found = benchmarking.contestant(said, "other")
     assert found.kind == "completion"
     assert found.label == f"other-{found.digest[:8]}"
+    benchmarking.generate(said, bench, found)
+    # What was said to generate need not be said again.
+    assert benchmarking.sanitize(desk, bench, benchmarking.contestant(desk, "other")).rows == 3
+
+
+def test_a_setting_by_flag_of_generate_makes_nothing_stale_and_an_edited_file_is_told(desk: Desk) -> None:
+    bench = benchmarking.open_bench(desk, "tasks.jsonl")
+    flagged = desk_of(desk.project.root / "codetune.yaml", generate__max_new_tokens=3)
+    completions = benchmarking.generate(flagged, bench, benchmarking.contestant(flagged, "base")).artefact
+    base = benchmarking.contestant(desk, "base")
+    assert benchmarking.sanitize(desk, bench, base).rows == 3
+    assert benchmarking.generate(desk, bench, base).reused == 0
+    benchmarking.sanitize(desk, bench, base)
+    with completions.open("a", encoding="utf-8") as file:
+        file.write("\n")
+    with pytest.raises(StaleError, match=r"was changed after codetune wrote it\. Run: codetune generate"):
+        benchmarking.sanitize(desk, bench, base)
 
 
 def test_evaluating_before_generating_names_the_command(desk: Desk) -> None:
