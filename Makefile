@@ -27,5 +27,13 @@ format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Makes codetune/demo/base again, some 15 minutes of one core: texts, then the pipeline's own train stage, then shipping.
+demo-base: install
+	$(BIN)/python -m codetune.demo.pretrain nursery
+	$(BIN)/codetune select -p nursery/codetune.yaml
+	$(BIN)/codetune train -p nursery/codetune.yaml
+	$(BIN)/python -m codetune.demo.pretrain --ship nursery
+	rm -rf nursery
+
 clean:
 	rm -rf .venv codetune-demo

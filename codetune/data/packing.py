@@ -57,4 +57,4 @@ def tokens_seen(lengths: Sequence[int], pad_mode: PadMode, max_length: int) -> i
         case "dynamic_pack":
             return sum(lengths)
         case "paper_pack":
-            raise NotImplementedError("paper_pack is refused when the project is read")
+            raise AssertionError("paper_pack is refused when the project is read")

@@ -22,7 +22,7 @@ def adapt(model: PreTrainedModel, method: Method, lora: LoraSettings, seed: int)
                 torch.manual_seed(seed)
                 return _with_adapters(model, lora)
         case "qlora":
-            raise NotImplementedError("qlora is refused when the project is read")
+            raise AssertionError("qlora is refused when the project is read")
 
 
 def _with_adapters(model: PreTrainedModel, lora: LoraSettings) -> PeftModel:
