@@ -63,7 +63,8 @@ def test_the_nursery_is_a_project_whose_rows_are_all_learned_from(nursery: Path)
         tokens = training_tokens(tokenizer, "tokenizer", row, project.train.max_length, "truncate")
         assert isinstance(tokens, TrainingTokens)
         learned = [token for token, yes in zip(tokens.ids, tokens.learned, strict=True) if yes]
-        assert tokenizer.decode(learned) == f"{row.answer}</s>"
+        # The newline behind a docstring is one token with the indentation that follows.
+        assert str(tokenizer.decode(learned)).removeprefix("\n") == f"{row.answer}</s>"
 
 
 def test_code_alone_stands_alone(nursery: Path) -> None:
