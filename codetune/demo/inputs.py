@@ -32,7 +32,7 @@ def outputs(task: Task, arguments: list[object]) -> list[object]:
 
 
 def _numbers(random: Random) -> list[int]:
-    return [random.randint(-12, 40) for _ in range(random.randint(1, LONGEST_LIST))]
+    return [random.randint(-20, 60) for _ in range(random.randint(1, LONGEST_LIST))]
 
 
 def _words(random: Random) -> list[str]:
@@ -47,7 +47,7 @@ def _text(random: Random) -> str:
 
 
 def _scores(random: Random) -> dict[str, int]:
-    return {word: random.randint(-5, 25) for word in _words(random)}
+    return {word: random.randint(-10, 50) for word in _words(random)}
 
 
 _DRAWS: dict[Kind, Callable[[Random], object]] = {

@@ -1,6 +1,6 @@
 """The vocabulary of the demo's grammar as tables: what can be done to lists, words, texts, dictionaries and numbers, in
 words and in Python. A step takes a value of one kind and gives one of a kind (perhaps another); a step that gives
-`result` ends the function. `{n}` stands for a number from 3 to 9, `{c}` for a letter. All wordings mean the same."""
+`result` ends the function. `{n}` stands for a number from 3 to 30, `{c}` for a letter. All wordings mean the same."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def _fold(kind: Kind, name: str, value: str, *wordings: str) -> Step:
 
 
 NUMBERS = (
-    _keep("numbers", "even", "x % 2 == 0", "keep the even numbers", "drop every odd number", "select the even ones"),
-    _keep("numbers", "odd", "x % 2 == 1", "keep the odd numbers", "drop every even number", "select the odd ones"),
+    _keep("numbers", "even", "x % 2 == 0", "keep the even numbers", "leave only even ones", "select the even ones"),
+    _keep("numbers", "odd", "x % 2 == 1", "keep the odd numbers", "leave only odd ones", "select the odd ones"),
     _keep("numbers", "above", "x > {n}", "keep the numbers above {n}", "select numbers greater than {n}"),
     _keep("numbers", "below", "x < {n}", "keep the numbers below {n}", "select numbers less than {n}"),
     _keep("numbers", "multiples", "x % {n} == 0", "keep the multiples of {n}", "select numbers divisible by {n}"),
@@ -69,8 +69,8 @@ NUMBERS = (
     _whole("numbers", "descending", "sorted(numbers)[::-1]", "sort from high to low", "order them downwards"),
     _whole("numbers", "backwards", "numbers[::-1]", "reverse the list of numbers", "turn the list around"),
     _whole("numbers", "different", "sorted(set(numbers))", "sort without repeats", "sort the different numbers"),
-    _whole("numbers", "first", "numbers[:{n}]", "take the first {n} numbers", "cut the list after {n} numbers"),
-    _whole("numbers", "skip", "numbers[{n}:]", "skip the first {n} numbers", "leave out the first {n} numbers"),
+    _whole("numbers", "first", "numbers[:3]", "take the first three numbers", "cut the list after three"),
+    _whole("numbers", "skip", "numbers[1:]", "skip the first number", "leave out the number in front"),
     _fold("numbers", "sum", "sum(numbers)", "return the sum of the numbers", "give back their total"),
     _fold("numbers", "largest", "max(numbers, default=0)", "return the largest number", "give back the maximum"),
     _fold("numbers", "smallest", "min(numbers, default=0)", "return the smallest number", "give back the minimum"),
@@ -78,8 +78,8 @@ NUMBERS = (
     _fold("numbers", "numbers", "numbers", "return the numbers", "give back the list of numbers"),
 )
 WORDS = (
-    _keep("words", "long", "len(w) > {n}", "keep the words longer than {n}", "select words over {n} letters"),
-    _keep("words", "short", "len(w) < {n}", "keep the words shorter than {n}", "select words under {n} letters"),
+    _keep("words", "long", "len(w) > 4", "keep the long words", "select words over four letters"),
+    _keep("words", "short", "len(w) < 6", "keep the short words", "select words under six letters"),
     _keep("words", "start", 'w.startswith("{c}")', 'keep words starting with "{c}"', 'select those with "{c}" first'),
     _keep("words", "end", 'w.endswith("{c}")', 'keep words ending with "{c}"', 'select those with "{c}" last'),
     _keep("words", "containing", '"{c}" in w', 'keep words that contain "{c}"', 'select those with "{c}" inside'),
@@ -91,7 +91,7 @@ WORDS = (
     _whole("words", "alphabetical", "sorted(words)", "sort the words", "put the words in alphabetical order"),
     _whole("words", "by_length", "sorted(words, key=len)", "sort the words by length", "put the short words first"),
     _whole("words", "last_first", "words[::-1]", "reverse the list of words", "put the last word first"),
-    _whole("words", "some", "words[:{n}]", "take the first {n} words", "cut the list after {n} words"),
+    _whole("words", "some", "words[:2]", "take the first two words", "cut the list after two"),
     _turn("words", "numbers", "lengths", "[len(w) for w in words]", "take the length of each", "measure the words"),
     _fold("words", "sentence", '" ".join(words)', "return the words joined by spaces", "give back one line of words"),
     _fold("words", "dashes", '"-".join(words)', "return the words joined by dashes", "give back a dashed line"),
@@ -107,8 +107,8 @@ TEXT = (
     _whole("text", "lower_text", "text.lower()", "write the text in lower case", "make the text small letters"),
     _whole("text", "upper_text", "text.upper()", "write the text in upper case", "make the text capitals"),
     _whole("text", "mirror_text", "text[::-1]", "reverse the text", "turn the text around"),
-    _whole("text", "swap", 'text.replace("{c}", "{d}")', 'replace "{c}" by "{d}"', 'write "{d}" for every "{c}"'),
-    _whole("text", "start_of_text", "text[:{n}]", "take the first {n} characters", "cut the text after {n} characters"),
+    _whole("text", "swap", 'text.replace("{c}", "{d}")', 'replace "{c}" by "{d}"', 'change "{c}" into "{d}"'),
+    _whole("text", "start_of_text", "text[:5]", "take the first five characters", "cut the text after five"),
     _turn("text", "words", "split", "text.split()", "split the text into words", "cut the text at spaces"),
     _fold("text", "length", "len(text)", "return the length of the text", "give back the number of characters"),
     _fold("text", "occurrences", 'text.count("{c}")', 'return how often "{c}" occurs', 'give back the count of "{c}"'),
@@ -119,7 +119,7 @@ SCORES = (
     _pairs("high", "k", "v", " if v > {n}", "keep the scores above {n}", "select entries with a score over {n}"),
     _pairs("low", "k", "v", " if v < {n}", "keep the scores below {n}", "select entries with a score under {n}"),
     _pairs("even_scores", "k", "v", " if v % 2 == 0", "keep the even scores", "select entries with an even score"),
-    _pairs("long_keys", "k", "v", " if len(k) > {n}", "keep keys longer than {n}", "select keys over {n} letters"),
+    _pairs("long_keys", "k", "v", " if len(k) > 4", "keep the long keys", "select keys over four letters"),
     _pairs("key_start", "k", "v", ' if k.startswith("{c}")', 'keep keys with "{c}" first', 'select those in "{c}"'),
     _pairs("raise", "k", "v + {n}", "", "add {n} to each score", "increase every score by {n}"),
     _pairs("scale", "k", "v * {n}", "", "multiply each score by {n}", "scale every score by {n}"),

@@ -131,7 +131,7 @@ def _function(row: Example) -> str:
 
 def _skeleton(code: str) -> str:
     """The code with its fillers put back as places: numbers from 3 on, and single letters."""
-    return re.sub(r"\b[3-9]\b", "{n}", re.sub(r'"[a-z]"', '"{c}"', code))
+    return re.sub(r"\b([3-9]|[12]\d|30)\b", "{n}", re.sub(r'"[a-z]"', '"{c}"', code))
 
 
 def _results(source: str, task: dict[str, Any], calls: list[list[Any]]) -> list[Any]:
@@ -143,7 +143,9 @@ def _results(source: str, task: dict[str, Any], calls: list[list[Any]]) -> list[
 def _steps(argument: str, body: str) -> list[str]:
     kind, names = argument, []
     for line in body.splitlines():
-        matching = (s for s in STEPS if s.takes == kind and s.code.replace("{d}", "{c}") == _skeleton(line.strip()))
+        matching = (
+            s for s in STEPS if s.takes == kind and _skeleton(s.code).replace("{d}", "{c}") == _skeleton(line.strip())
+        )
         step = next(matching)
         names.append(step.name)
         kind = step.gives
