@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from codetune import console
-from codetune.errors import StaleError, UsageError
+from codetune.errors import DataError, StaleError, UsageError
 from codetune.launch import thread_count, user_cache
 from codetune.parts import LineLog, open_parts
 from codetune.pipeline import TRAINED, StageResult, Written, already, seal_artefact
@@ -153,6 +153,8 @@ def evaluate(desk: Desk, bench: Bench, model: Contestant) -> Report:
 
 def evaluate_file(desk: Desk, bench: Bench, path: Path) -> Report:
     """A samples file of anybody's, judged as it is."""
+    if not path.is_file():
+        raise DataError(f"There is no file {path}. Expected: a JSONL of samples in EvalPlus format. Mend --samples")
     return _evaluate(desk, bench, _file_label(desk, path), path)
 
 

@@ -404,12 +404,13 @@ def _claim_training(desk: Desk, recipe: Recipe) -> None:
         seal = read_seal(recipe.artefact)
         finished = seal is not None and found == json.loads(json.dumps(identity(seal.settings, seal.inputs)))
         different = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
-        if different and not finished:
+        begun = any(desk.run.train.glob("checkpoint-*"))
+        if different and begun and not finished:
             key = different[0]
             raise StaleError(
                 f"{desk.run.train} holds an unfinished training with {key} {found.get(key)!r}, the project now has "
                 f"{wanted.get(key)!r}. Set it back to continue, or start anew: rm -r {desk.run.train}"
             )
-        if finished:
+        if finished or (different and not begun):
             remove(desk.run.train)
     write_text(record, json.dumps(wanted, indent=2) + "\n")

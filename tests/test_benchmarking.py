@@ -149,3 +149,8 @@ def test_a_samples_file_is_sanitized_for_the_benchmark_that_its_tasks_tell(desk:
     assert (result.facts["changed"], result.facts["not_parsing"]) == (3, 0)
     assert result.artefact.parent.name == "tasks"
     assert not benchmarking.is_samples_file(desk, str(desk.project.root / "tasks.jsonl"))
+
+
+def test_a_samples_file_that_is_not_there_is_told(desk: Desk) -> None:
+    with pytest.raises(DataError, match=r"no file .*nowhere\.jsonl"):
+        benchmarking.evaluate_file(desk, benchmarking.open_bench(desk, "tasks.jsonl"), Path("nowhere.jsonl"))

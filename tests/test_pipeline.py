@@ -227,3 +227,17 @@ def test_embeddings_of_other_rows_than_the_scores_are_refused(project: Path) -> 
     pipeline.embed(desk_of(project), None)
     with pytest.raises(StaleError, match="Run: codetune score"):
         pipeline.select(desk_of(project))
+
+
+def test_a_training_without_a_checkpoint_stands_in_nobodys_way(project: Path) -> None:
+    flags = {"select__strategy": "random"}
+    pipeline.select(desk_of(project, **flags))
+    with pytest.raises(DataError):
+        pipeline.train(desk_of(project, **flags, train__max_length=2, train__too_long="drop"))
+    assert pipeline.train(desk_of(project, **flags)).rows == 12
+
+
+def test_a_tokenizer_without_a_chat_template_is_told(project: Path) -> None:
+    pipeline.select(desk_of(project, select__strategy="random"))
+    with pytest.raises(ModelError, match="has no chat template"):
+        pipeline.train(desk_of(project, select__strategy="random", model__chat_format="tokenizer"))

@@ -168,6 +168,11 @@ def _converse_by_template(messages: Sequence[Message], tokenizer: ChatTokenizer)
         }
     except TemplateError as why:
         return f"the tokenizer's chat template refuses it: {str(why).partition(chr(10))[0]}"
+    except ValueError as why:  # how transformers says that there is none
+        raise ModelError(
+            "The model's tokenizer has no chat template, and model.chat_format says `tokenizer`. Expected: an instruct "
+            "model's tokenizer. Set model.chat_format to one of the families, such as deepseek"
+        ) from why
     closers = {token: 1 for token in tokenizer.all_special_tokens if token} | {tokenizer.eos_token: 0}
     answers = []
     for number, prompt in prompts.items():

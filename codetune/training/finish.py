@@ -7,10 +7,12 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from codetune.data.chat import stop_texts, template
 from codetune.data.tokens import adds_bos
+from codetune.errors import CodetuneError
 from codetune.project import ChatFormat
 from codetune.training.arguments import Precision
 
@@ -30,12 +32,18 @@ def save_trained(
     network.config.use_cache = True
     network.generation_config = _generation_config(tokenizer, chat_format, last_tokens)
     model.to(getattr(torch, precision))
-    if isinstance(model, PeftModel):
-        # "auto" would ask the hub whether the vocabulary grew; adapters never change the embeddings here.
-        model.save_pretrained(str(saved), save_embedding_layers=False)
-        network.generation_config.save_pretrained(saved)
-    else:
-        model.save_pretrained(saved)
+    try:
+        if isinstance(model, PeftModel):
+            # "auto" would ask the hub whether the vocabulary grew; adapters never change the embeddings here.
+            model.save_pretrained(str(saved), save_embedding_layers=False)
+            network.generation_config.save_pretrained(saved)
+        else:
+            model.save_pretrained(saved)
+    except SafetensorError as why:  # how it reports a full disk
+        raise CodetuneError(
+            f"{saved} cannot be written ({str(why).partition(chr(10))[0]}). Expected: room for the weights. Make room, "
+            "then run again: codetune train (it continues from the last checkpoint)"
+        ) from why
     if chat_format != "tokenizer":
         tokenizer.chat_template = template(chat_format, with_bos=adds_bos(tokenizer))
     tokenizer.save_pretrained(saved)
