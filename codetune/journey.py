@@ -49,7 +49,7 @@ def run(desk: Desk, first: Stage, last: Stage) -> Iterator[StageResult | Report]
             yield _row_stage(desk, stage)
     if not {"generate", "sanitize", "evaluate"} & set(wanted):
         return
-    benches = [benchmarking.open_bench(desk, said) for said in desk.project.evaluate.benchmarks]
+    benches = [benchmarking.open_bench(desk, said) for said in _distinct(desk.project.evaluate.benchmarks)]
     models = [benchmarking.contestant(desk, name) for name in COMPARED]
     for bench in benches:
         for model in models:
@@ -113,6 +113,18 @@ def status(desk: Desk) -> list[Line]:
     trained = lines[-1].state == "done"
     benchmarks = desk.project.evaluate.benchmarks
     return lines + [_benchmark_line(desk, said, label, trained) for said in benchmarks for label in COMPARED]
+
+
+def _distinct(benchmarks: Sequence[str]) -> Sequence[str]:
+    """The benchmarks, where no two of them would write the same artefacts."""
+    names = [benchmarking.bench_name(said) for said in benchmarks]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(
+            f"evaluate.benchmarks names {twice!r} twice ({', '.join(benchmarks)}); results are kept by name. Leave "
+            "one out, or rename the file"
+        )
+    return benchmarks
 
 
 def _row_stage(desk: Desk, stage: RowStage) -> StageResult:

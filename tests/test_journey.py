@@ -76,3 +76,10 @@ def _artefacts(directory: Path) -> list[Path]:
     run = directory / "runs" / "small"
     files = [path for path in run.rglob("*") if path.is_file() and path.name != "project.json"]
     return [path for path in files if not {".cache", ".locks"} & set(path.parts)]
+
+
+def test_two_benchmarks_of_one_name_are_refused(tmp_path: Path) -> None:
+    project = make_small_world(tmp_path, 6)
+    desk = desk_of(project, evaluate__benchmarks=["tasks.jsonl", "other/tasks.jsonl"])
+    with pytest.raises(UsageError, match="'tasks' twice"):
+        list(journey.run(desk, "generate", "evaluate"))
