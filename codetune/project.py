@@ -50,7 +50,9 @@ class Model(Section):
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
         "bfloat16", description="arithmetic of the model; `auto` is what its configuration says"
     )
-    attention: Literal["auto", "flash", "varlen", "sdpa", "eager"] = Field("auto", description="attention backend")
+    attention: Literal["auto", "flash", "varlen", "sdpa", "eager"] = Field(
+        "auto", description="auto takes what fits; flash (flash-attn) and varlen (torch's own) need a GPU"
+    )
 
 
 class Scoring(Section):
@@ -213,7 +215,6 @@ class Project(Section):
 
 # A feature of the contract that this version lacks: its values are refused, never accepted and ignored.
 NOT_IN_THIS_VERSION: Mapping[str, Sequence[object]] = {
-    "model.attention": ("flash", "varlen"),
     "select.strategy": ("parametric", "ifd", "perplexity", "kcenter", "length"),
     "train.method": ("qlora",),
     "train.pad_mode": ("paper_pack",),

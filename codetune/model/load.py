@@ -25,6 +25,7 @@ from transformers import (
 
 from codetune.data.hub import hub_snapshot, is_hub_id
 from codetune.errors import ModelError
+from codetune.model.attention import FLASH, KERNELS, Place, require_kernel
 from codetune.project import Model
 
 HUB_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "model*.safetensors", "adapter_model.safetensors")
@@ -32,8 +33,8 @@ ENCODER_FILES = ("*.json", "*.txt", "*.model", "*model.safetensors")
 PROBE = "Write `f(x)`.\n\ndef f(x):\n\treturn x + 1  # caf\u00e9\n"  # words, code, white space and beyond ASCII
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
-# None lets transformers choose: sdpa where the architecture has it.
-ATTENTION = {"auto": None, "sdpa": "sdpa", "eager": "eager"}
+# None lets transformers choose: sdpa where the architecture has it. What needs a kernel is set on the loaded network.
+ATTENTION = {"auto": None, "sdpa": "sdpa", "eager": "eager", "flash": None, "varlen": None}
 
 
 def find_model(name: str) -> Path:
@@ -123,6 +124,11 @@ def load_model(path: Path, model: Model, device: str) -> PreTrainedModel:
     network, report = loaded
     _require_complete(report, path)
     on_device: PreTrainedModel = network.to(device).eval()
+    if model.attention in KERNELS:
+        require_kernel(model.attention, Place.of(on_device, str(on_device.dtype).removeprefix("torch.")))
+    # torch's variable-length attention is for flat rows, and set by whoever lays them; elsewhere it is sdpa.
+    if model.attention == "flash":
+        on_device.set_attn_implementation(FLASH)
     return on_device
 
 

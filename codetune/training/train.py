@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from codetune.data.tokens import TrainingTokens, training_tokens
 from codetune.errors import DataError, ModelError, ProjectError
 from codetune.model.adapt import adapt
-from codetune.model.attention import attention_for, require_isolation
+from codetune.model.attention import Place, attention_for, require_isolation
 from codetune.model.load import choose_device, load_model, load_tokenizer
 from codetune.project import Project
 from codetune.records import Example, Refusal
@@ -139,7 +139,8 @@ def _load(project: Project, model_path: Path, corpus: Corpus) -> tuple[PreTraine
     dtype = "float32" if project.train.method == "full" else precision
     settings = project.model.model_copy(update={"dtype": dtype, "attention": "auto"})
     network = load_model(model_path, settings, choose_device())
-    network.set_attn_implementation(attention_for(project.model.attention, project.train.pad_mode))
+    flat = project.train.pad_mode == "dynamic_pack"
+    network.set_attn_implementation(attention_for(project.model.attention, flat, Place.of(network, precision)))
     _require_fit(network, corpus)
     if project.train.pad_mode == "dynamic_pack":
         require_isolation(network)
