@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from codetune import artefacts, console
 from codetune.data.source import read_examples
 from codetune.errors import DataError, StaleError
+from codetune.ids import IdIndex, pack_ids
 from codetune.launch import Shard
 from codetune.parts import Rows, open_parts, read_logs
 from codetune.project import Project
@@ -54,7 +55,6 @@ from codetune.store import (
 
 if TYPE_CHECKING:
     from codetune.selection.embed import Encoder
-    from codetune.selection.select import Candidate
 
 WHOLE: Shard = (0, 1)
 # Estimated tokens of a block where the project says `auto`; what does not fit into a GPU's memory is halved there.
@@ -148,6 +148,7 @@ def embed(desk: Desk, shard: Shard | None) -> StageResult:
 
 def select(desk: Desk) -> StageResult:
     """The rows worth training on -> selection.jsonl, in the strategy's order, as chat messages."""
+    from codetune.candidates import joined_by_id, unscored
     from codetune.selection.select import NEEDS, select
 
     project, settings = desk.project, desk.project.select
@@ -162,13 +163,13 @@ def select(desk: Desk) -> StageResult:
         recipe = Recipe.of(desk, "select", desk.run.selection, inputs)
         if done := already(desk, recipe, began):
             return done
-        candidates = _candidates(desk, needs.scores, needs.embeddings)
-        selected = select(candidates, settings, project.seed)
-        artefacts.write_selection(desk.run, _usable(desk), {pick.id: pick for pick in selected.picks})
-        refused = Counter({"no score": sum(candidate.refused for candidate in candidates)})
+        rows = joined_by_id(desk, needs) if needs.scores else unscored(_usable(desk))
+        selected = select(rows, settings, project.seed)
+        artefacts.write_selection(desk.run, _usable(desk), selected.picks)
+        refused = Counter({"no score": int(rows.refused.sum())})
         refused[f"IFD of {settings.max_ifd:g} or more"] = sum(cluster.dropped for cluster in selected.diagnostics)
         facts = {"clusters": [asdict(cluster) for cluster in selected.diagnostics]}
-        return seal_artefact(desk, recipe, Written(len(selected.picks), +refused, facts), 0, began)
+        return seal_artefact(desk, recipe, Written(len(selected.picks.ids), +refused, facts), 0, began)
 
 
 def train(desk: Desk) -> StageResult:
@@ -318,10 +319,17 @@ def _write_scores(desk: Desk, rows: Survey, finished: Rows) -> Written:
 
 
 def _write_embeddings(desk: Desk, rows: Survey, finished: Rows) -> Written:
+    count, refused, cut = artefacts.write_embeddings(desk.run, rows, finished, _known_cut(desk))
+    return Written(count, refused, {"cut": int(cut.sum()), "cut_rows": artefacts.pack_marks(cut)})
+
+
+def _known_cut(desk: Desk) -> IdIndex:
+    """The instructions that were cut for the last embeddings."""
     seal = read_seal(desk.run.embeddings)
-    known_cut = set(seal.facts["cut"]) if seal else set()
-    count, refused, cut = artefacts.write_embeddings(desk.run, rows, finished, known_cut)
-    return Written(count, refused, {"cut": cut})
+    if seal is None:
+        return IdIndex(pack_ids(()))
+    ids = artefacts.read_embeddings(desk.run).ids
+    return IdIndex(ids[artefacts.unpack_marks(seal.facts["cut_rows"], len(ids))])
 
 
 def _encoder(desk: Desk) -> tuple[str, Callable[[], Encoder]]:
@@ -358,40 +366,6 @@ def _projection(desk: Desk) -> Path:
             with replacing(kept) as temporary:
                 fitted.save(temporary)
     return kept
-
-
-def _candidates(desk: Desk, needs_scores: bool, needs_embeddings: bool) -> list[Candidate]:
-    """One candidate a row, joined by id, in the order of the ids."""
-    from codetune.selection.select import Candidate
-
-    if not needs_scores:
-        return [Candidate(row, None, False, None) for row in sorted(example.id for example in _usable(desk))]
-    scores = {row.id: row for row in artefacts.read_scores(desk.run) if row.id is not None}
-    clusters: dict[str, int] = _clusters(desk, scores.keys()) if needs_embeddings else {}
-    return [
-        Candidate(row_id, None if isinstance(row, Refusal) else row.ifd, isinstance(row, Refusal), clusters.get(row_id))
-        for row_id, row in sorted(scores.items())
-        if not needs_embeddings or row_id in clusters
-    ]
-
-
-def _clusters(desk: Desk, scored: Set[str]) -> dict[str, int]:
-    """The cluster of every embedded row. Raises StaleError where the embeddings are of other rows than the scores."""
-    import numpy as np
-
-    from codetune.selection.cluster import cluster_rows
-
-    embeddings = artefacts.read_embeddings(desk.run)
-    strangers = [row_id for row_id in embeddings.ids if row_id not in scored]
-    if strangers:
-        raise StaleError(
-            f"{desk.run.embeddings} holds {len(strangers)} rows that {desk.run.scores} does not know, the first is "
-            f"{strangers[0]}; both must be of the same data set. Run: codetune score, then codetune embed"
-        )
-    order = np.argsort(np.asarray(embeddings.ids))
-    settings = desk.project.select
-    labels = cluster_rows(embeddings.vectors[order], settings.clusters, desk.project.seed)
-    return {embeddings.ids[place]: int(label) for place, label in zip(order, labels, strict=True)}
 
 
 def _claim_training(desk: Desk, recipe: Recipe) -> None:

@@ -81,7 +81,7 @@ def _details(result: StageResult) -> tuple[Sequence[str], Sequence[Sequence[str]
     """What is particular to a stage."""
     facts = result.facts
     if result.stage == "embed" and facts.get("cut"):
-        return (), (), [f"{len(facts['cut']):,} instructions are longer than the encoder's window and were cut"]
+        return (), (), [f"{facts['cut']:,} instructions are longer than the encoder's window and were cut"]
     if result.stage == "sanitize":
         return (), (), [f"{facts['changed']} changed, {facts['not_parsing']} do not parse"]
     if result.stage == "select" and len(facts.get("clusters", ())) > 1:

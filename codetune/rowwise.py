@@ -8,12 +8,19 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
+from codetune.ids import unpack_id
 from codetune.launch import Shard
 from codetune.parts import BlockLog, Rows, log_path
 from codetune.records import Example, Refusal
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 BlockWork = Callable[[Sequence[Example]], Sequence[bytes]]
 
@@ -25,31 +32,62 @@ class Block(Protocol):
     def examples(self) -> Sequence[Example]: ...
 
 
+class Refusals:
+    """Refused rows by their position, packed: a data set may be duplicates for the most part."""
+
+    def __init__(self) -> None:
+        self.positions = array("Q")
+        self._ends = array("Q")
+        self._text = bytearray()
+
+    def add(self, position: int, refusal: Refusal) -> None:
+        self._text += "\0".join((refusal.id or "", refusal.reason, refusal.at)).encode("utf-8", "surrogatepass")
+        self.positions.append(position)
+        self._ends.append(len(self._text))
+
+    def __iter__(self) -> Iterator[Refusal]:
+        for start, end in pairwise(chain((0,), self._ends)):
+            row_id, reason, at = self._text[start:end].decode("utf-8", "surrogatepass").split("\0", 2)
+            yield Refusal(row_id or None, reason, at)
+
+
 @dataclass(frozen=True, slots=True)
 class Survey:
     """A data set at 8 bytes a usable row: the ids in data-set order, and what was refused in between."""
 
     ids: array[int]  # unsigned 64 bits; 0 where the row was refused
-    refusals: dict[int, Refusal]  # by position
+    refusals: Refusals
 
     @property
     def usable(self) -> int:
-        return len(self.ids) - len(self.refusals)
+        return len(self.ids) - len(self.refusals.positions)
 
     def rows(self) -> Iterator[str | Refusal]:
-        for position, number in enumerate(self.ids):
-            yield self.refusals.get(position) or f"{number:016x}"
+        refused = zip(self.refusals.positions, self.refusals, strict=True)
+        position, refusal = next(refused, (-1, None))
+        for at, number in enumerate(self.ids):
+            if at == position and refusal is not None:
+                yield refusal
+                position, refusal = next(refused, (-1, None))
+            else:
+                yield unpack_id(number)
+
+    def usable_ids(self) -> NDArray[np.uint64]:
+        """Of the rows that were not refused, in data-set order."""
+        is_usable = np.ones(len(self.ids), dtype=np.bool_)
+        is_usable[np.frombuffer(self.refusals.positions, dtype=np.uint64)] = False
+        return np.frombuffer(self.ids, dtype=np.uint64)[is_usable]
 
     def refused(self) -> Counter[str]:
-        return Counter(refusal.kind for refusal in self.refusals.values())
+        return Counter(refusal.kind for refusal in self.refusals)
 
 
 def survey(rows: Iterable[Example | Refusal]) -> Survey:
     """Reads the whole data set once, so that damaged data is told before a model is loaded."""
-    ids, refusals = array("Q"), {}
+    ids, refusals = array("Q"), Refusals()
     for position, row in enumerate(rows):
         if isinstance(row, Refusal):
-            refusals[position] = row
+            refusals.add(position, row)
         ids.append(int(row.id, 16) if isinstance(row, Example) else 0)
     return Survey(ids, refusals)
 
@@ -74,4 +112,4 @@ def do_missing(
 
 
 def count_missing(rows: Survey, finished: Rows) -> int:
-    return sum(isinstance(row, str) and row not in finished for row in rows.rows())
+    return int(np.count_nonzero(~finished.holds(rows.usable_ids())))

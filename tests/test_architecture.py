@@ -22,7 +22,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "codetune"
 _RECORDS = ("project", "records", "errors")
 _STAGE = ("data", "model", *_RECORDS)
 _BELOW_THE_VERBS = (
-    *("artefacts", "rowwise", "stages", "parts", "store", "launch", "console", "project_file"),
+    *("artefacts", "rowwise", "stages", "parts", "ids", "store", "launch", "console", "project_file"),
     *("selection", "training", "benchmark", "demo", *_STAGE),
 )
 MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
@@ -35,9 +35,10 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "launch": ("project", "errors"),
     "console": ("records", "errors"),
     "store": ("", *_RECORDS),
-    "parts": ("store", "errors"),
-    "rowwise": ("parts", "launch", "records"),
-    "artefacts": ("parts", "rowwise", "records", "store"),
+    "ids": (),
+    "parts": ("ids", "store", "errors"),
+    "rowwise": ("ids", "parts", "launch", "records"),
+    "artefacts": ("ids", "parts", "rowwise", "records", "store"),
     "stages": ("store", "data", "project", "errors"),
     "data": _RECORDS,
     "model": ("data", *_RECORDS),
@@ -45,7 +46,8 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "training": _STAGE,
     "benchmark": _STAGE,
     "demo": ("store", "project_file", "data", *_RECORDS),
-    "pipeline": _BELOW_THE_VERBS,
+    "candidates": ("artefacts", "ids", "selection", "stages", "records", "errors"),
+    "pipeline": ("candidates", *_BELOW_THE_VERBS),
     "benchmarking": ("pipeline", *_BELOW_THE_VERBS),
     "journey": ("pipeline", "benchmarking", *_BELOW_THE_VERBS),
     "presentation": ("console", "journey", "pipeline"),
@@ -84,7 +86,7 @@ IMPORT_LATE = (
 )
 WITHOUT_TORCH = (
     *("cli", "project", "project_file", "strict_yaml", "records", "errors", "console", "launch"),
-    *("store", "parts", "rowwise", "artefacts", "stages"),
+    *("store", "ids", "parts", "rowwise", "artefacts", "stages"),
     *("pipeline", "benchmarking", "journey", "presentation", "showcase"),
     *("selection.ifd", "selection.select"),
     *("data.chat", "data.packing", "data.source", "data.files", "data.hub", "data.tables"),

@@ -54,7 +54,7 @@ def test_sanitize_tells_what_it_changed() -> None:
 
 
 def test_embed_tells_how_many_instructions_were_cut() -> None:
-    notes = presentation.stage(a_result(stage="embed", facts={"cut": ["a", "b"]})).notes
+    notes = presentation.stage(a_result(stage="embed", facts={"cut": 2})).notes
     assert "2 instructions are longer than the encoder's window and were cut" in notes
 
 
