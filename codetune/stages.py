@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from codetune.data.source import dataset_fingerprint
+from codetune.data.source import dataset_fingerprint, is_here
 from codetune.errors import StaleError
 from codetune.project import Project, keys, value_at
 from codetune.store import Digests, Run, Seal, combined, read_seal
@@ -76,7 +76,7 @@ _MODEL: Mapping[str, tuple[str, str]] = {
 class Standing:
     state: State
     why: str = ""  # of a stale artefact: what has changed
-    seal: Seal | None = None  # of one that is done or stale
+    seal: Seal | None = None  # of one that is done or stale, unless the seal itself is damaged
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +105,19 @@ def dataset_digest(desk: Desk) -> str:
     return dataset_fingerprint(dataset, desk.project.locate(dataset.path), desk.digests.file)
 
 
+def dataset_is_here(desk: Desk) -> bool:
+    dataset = desk.project.dataset
+    return is_here(dataset, desk.project.locate(dataset.path))
+
+
 def standing(desk: Desk, stage: RowStage) -> Standing:
-    """How the artefact of a row stage stands against the project and everything it was made from."""
+    """How the artefact of a row stage stands against the project and everything it was made from. What has been taken
+    away, data set or model, changes nothing: it is missed by who reads it."""
     artefact = desk.artefact(stage)
-    seal = read_seal(artefact)
+    try:
+        seal = read_seal(artefact)
+    except StaleError as why:
+        return Standing("stale", str(why))
     if seal is None:
         begun = {"score": desk.run.parts(artefact), "embed": desk.run.parts(artefact), "train": desk.run.train}.get(
             stage
@@ -128,6 +137,8 @@ def require(desk: Desk, stage: RowStage) -> Seal:
     if found.seal is not None and found.state == "done":
         return found.seal
     artefact = desk.artefact(stage)
+    if found.state == "stale" and found.seal is None:
+        raise StaleError(found.why)
     if found.state == "stale":
         raise StaleError(f"{found.why}. Run: codetune {_first_stale(desk, stage)}")
     condition = "is not finished" if found.state == "partial" else "does not exist"
@@ -208,7 +219,7 @@ def _differing_content(desk: Desk, artefact: Path, seal: Seal) -> str:
 
 def _differing_input(desk: Desk, artefact: Path, seal: Seal) -> str:
     for name, digest in seal.inputs.items():
-        if name == "dataset" and dataset_digest(desk) != digest:
+        if name == "dataset" and dataset_is_here(desk) and dataset_digest(desk) != digest:
             return f"the data set {desk.project.dataset.path} has changed since {artefact} was made"
         if name in ("score", "embed", "select"):
             upstream = standing(desk, name)  # type: ignore[arg-type]

@@ -45,6 +45,19 @@ def dataset_fingerprint(dataset: Dataset, location: str, digest: Callable[[Path]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
+def is_here(dataset: Dataset, location: str) -> bool:
+    """Whether the data set lies on this machine, as files or in the hub's cache; asks nobody."""
+    try:
+        files = _local_files(dataset, location)
+    except DataError:
+        return False
+    if files is not None:
+        return True
+    from codetune.data.hub import is_cached, is_hub_id
+
+    return is_hub_id(dataset.path) and is_cached(dataset.path, "dataset")
+
+
 @dataclass(frozen=True, slots=True)
 class _DataFile:
     path: Path
