@@ -54,7 +54,7 @@ from codetune.store import (
 
 if TYPE_CHECKING:
     from codetune.selection.embed import Encoder
-    from codetune.selection.select import Candidate
+    from codetune.selection.select import Candidate, ClusterDiagnostics
 
 WHOLE: Shard = (0, 1)
 # Estimated tokens of a block where the project says `auto`; what does not fit into a GPU's memory is halved there.
@@ -164,6 +164,8 @@ def select(desk: Desk) -> StageResult:
             return done
         candidates = _candidates(desk, needs.scores, needs.embeddings)
         selected = select(candidates, settings, project.seed)
+        if not selected.picks:
+            raise DataError(_nothing_selected(desk, selected.diagnostics))
         artefacts.write_selection(desk.run, _usable(desk), {pick.id: pick for pick in selected.picks})
         refused = Counter({"no score": sum(candidate.refused for candidate in candidates)})
         refused[f"IFD of {settings.max_ifd:g} or more"] = sum(cluster.dropped for cluster in selected.diagnostics)
@@ -203,7 +205,7 @@ def train(desk: Desk) -> StageResult:
 
 def found_done(desk: Desk, stage: RowStage, seal: Seal) -> StageResult:
     """The result of a stage whose artefact stands as it is."""
-    recipe = Recipe(stage, desk.artefact(stage), seal.settings, seal.overrides, seal.inputs)
+    recipe = Recipe(stage, desk.artefact(stage), seal.settings, seal.overrides, seal.inputs, seal.overrides)
     return _result(recipe, "done", Written(seal.rows, seal.refused, seal.facts), seal.rows, time.monotonic())
 
 
@@ -286,7 +288,7 @@ def _result(recipe: Recipe, state: str, written: Written, reused: int, began: fl
         written.refused,
         recipe.artefact,
         round(time.monotonic() - began, 3),
-        recipe.overrides,
+        recipe.said,
         written.facts,
     )
 
@@ -373,6 +375,20 @@ def _candidates(desk: Desk, needs_scores: bool, needs_embeddings: bool) -> list[
         for row_id, row in sorted(scores.items())
         if not needs_embeddings or row_id in clusters
     ]
+
+
+def _nothing_selected(desk: Desk, clusters: Sequence[ClusterDiagnostics]) -> str:
+    settings = desk.project.select
+    rows, refused, dropped, eligible = (
+        sum(getattr(cluster, name) for cluster in clusters) for name in ("rows", "refused", "dropped", "eligible")
+    )
+    where = f" in {len(clusters)} clusters" if len(clusters) > 1 else ""
+    return (
+        f"No row is selected of {rows:,}: {refused:,} have no score, {dropped:,} an IFD of {settings.max_ifd:g} or "
+        f"more, and of the other {eligible:,}{where} the ratio {settings.ratio:g} takes none. "
+        "Expected: at least one. Raise select.ratio or select.max_ifd, lower select.clusters, or see the "
+        "reasons in scores.jsonl"
+    )
 
 
 def _clusters(desk: Desk, scored: Set[str]) -> dict[str, int]:

@@ -6,7 +6,7 @@ A setting that came by flag is part of the seal and makes nothing stale. Says wh
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -154,12 +154,14 @@ class Recipe:
     settings: Mapping[str, Any]
     overrides: Mapping[str, Any]
     inputs: Mapping[str, str]
+    said: Mapping[str, Any] = field(default_factory=dict)  # the overrides under the keys that the user wrote
 
     @classmethod
     def of(cls, desk: Desk, stage: str, artefact: Path, inputs: Mapping[str, str]) -> Recipe:
-        settings = settings_of(desk.project, stage)
-        overrides = {key: value for key, value in _by_flag(desk.project, stage).items() if key in settings}
-        return cls(stage, artefact, settings, overrides, inputs)
+        project, settings = desk.project, settings_of(desk.project, stage)
+        said = {key: value for key, value in project.overrides.items() if _setting(project, stage, key) in settings}
+        overrides = {_setting(project, stage, key): value for key, value in said.items()}
+        return cls(stage, artefact, settings, overrides, inputs, said)
 
     def made(self, seal: Seal | None) -> bool:
         return (
@@ -190,12 +192,9 @@ def identity(settings: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str
     return {**settings, **{f"{name} (digest)": digest for name, digest in inputs.items()}}
 
 
-def _by_flag(project: Project, stage: str) -> dict[str, Any]:
-    """The settings that came by flag; where the base model scores, its path is the scoring model's."""
-    flags = dict(project.overrides)
-    if stage == "score" and project.score.model is None and "model.path" in flags:
-        flags["score.model"] = flags["model.path"]
-    return flags
+def _setting(project: Project, stage: str, key: str) -> str:
+    """The setting that a key is to a stage: where the base model scores, its path is the scoring model's."""
+    return "score.model" if (stage, key, project.score.model) == ("score", "model.path", None) else key
 
 
 def differing_settings(artefact: Path, seal: Seal, settings: Mapping[str, Any]) -> str:
