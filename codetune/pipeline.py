@@ -54,7 +54,7 @@ from codetune.store import (
 
 if TYPE_CHECKING:
     from codetune.selection.embed import Encoder
-    from codetune.selection.select import Candidate, ClusterDiagnostics
+    from codetune.selection.select import Candidate
 
 WHOLE: Shard = (0, 1)
 # Estimated tokens of a block where the project says `auto`; what does not fit into a GPU's memory is halved there.
@@ -148,7 +148,7 @@ def embed(desk: Desk, shard: Shard | None) -> StageResult:
 
 def select(desk: Desk) -> StageResult:
     """The rows worth training on -> selection.jsonl, in the strategy's order, as chat messages."""
-    from codetune.selection.select import NEEDS, select
+    from codetune.selection.select import NEEDS, require_picks, select
 
     project, settings = desk.project, desk.project.select
     with locked(desk.run, "select", None):
@@ -164,8 +164,7 @@ def select(desk: Desk) -> StageResult:
             return done
         candidates = _candidates(desk, needs.scores, needs.embeddings)
         selected = select(candidates, settings, project.seed)
-        if not selected.picks:
-            raise DataError(_nothing_selected(desk, selected.diagnostics))
+        require_picks(selected, settings)
         artefacts.write_selection(desk.run, _usable(desk), {pick.id: pick for pick in selected.picks})
         refused = Counter({"no score": sum(candidate.refused for candidate in candidates)})
         refused[f"IFD of {settings.max_ifd:g} or more"] = sum(cluster.dropped for cluster in selected.diagnostics)
@@ -375,20 +374,6 @@ def _candidates(desk: Desk, needs_scores: bool, needs_embeddings: bool) -> list[
         for row_id, row in sorted(scores.items())
         if not needs_embeddings or row_id in clusters
     ]
-
-
-def _nothing_selected(desk: Desk, clusters: Sequence[ClusterDiagnostics]) -> str:
-    settings = desk.project.select
-    rows, refused, dropped, eligible = (
-        sum(getattr(cluster, name) for cluster in clusters) for name in ("rows", "refused", "dropped", "eligible")
-    )
-    where = f" in {len(clusters)} clusters" if len(clusters) > 1 else ""
-    return (
-        f"No row is selected of {rows:,}: {refused:,} have no score, {dropped:,} an IFD of {settings.max_ifd:g} or "
-        f"more, and of the other {eligible:,}{where} the ratio {settings.ratio:g} takes none. "
-        "Expected: at least one. Raise select.ratio or select.max_ifd, lower select.clusters, or see the "
-        "reasons in scores.jsonl"
-    )
 
 
 def _clusters(desk: Desk, scored: Set[str]) -> dict[str, int]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from codetune.errors import StaleError
+from codetune.errors import DataError, StaleError
 from codetune.project import Selection
 from codetune.records import Pick
 
@@ -72,6 +72,22 @@ def select(candidates: Sequence[Candidate], settings: Selection, seed: int) -> S
     clusters = _by_cluster(candidates)
     diagnostics = [_diagnose(clusters[cluster], settings, taken) for cluster in sorted(clusters, key=_none_first)]
     return Selected(tuple(picks), tuple(diagnostics))
+
+
+def require_picks(selected: Selected, settings: Selection) -> None:
+    """Raises DataError where nothing is taken, and says where the rows went."""
+    if selected.picks:
+        return
+    clusters = selected.diagnostics
+    rows, refused, dropped, eligible = (
+        sum(getattr(cluster, name) for cluster in clusters) for name in ("rows", "refused", "dropped", "eligible")
+    )
+    where = f" in {len(clusters)} clusters" if len(clusters) > 1 else ""
+    raise DataError(
+        f"No row is selected of {rows:,}: {refused:,} have no score, {dropped:,} an IFD of {settings.max_ifd:g} or "
+        f"more, and of the other {eligible:,}{where} the ratio {settings.ratio:g} takes none. Expected: at least one. "
+        "Raise select.ratio or select.max_ifd, lower select.clusters, or see the reasons in scores.jsonl"
+    )
 
 
 def _take_hardest_of_each_cluster(candidates: Sequence[Candidate], settings: Selection, seed: int) -> Iterable[str]:
