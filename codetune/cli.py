@@ -5,6 +5,7 @@ imported before the project file is known to be right: `--help` and every mistak
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -52,6 +53,8 @@ InstructOption = Annotated[
 BenchmarkArgument = Annotated[
     str, typer.Argument(metavar="BENCHMARK", help="humaneval, mbpp, demo, or the path of a JSONL in EvalPlus format.")
 ]
+# Commands of the contract that this version lacks; values of the project file: project.NOT_IN_THIS_VERSION.
+NOT_IN_THIS_VERSION = ("plan", "sweep", "report", "doctor")
 STAGES_HELP = "score, embed, select, train, generate, sanitize or evaluate."
 
 
@@ -291,6 +294,18 @@ def demo(
     _perform(work, as_json)
 
 
+def _lacking(name: str) -> Callable[[], None]:
+    def refuse() -> None:
+        raise UsageError(f"codetune {name} is not in this version. What there is: codetune --help")
+
+    return refuse
+
+
+for _name in NOT_IN_THIS_VERSION:
+    _anything = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+    app.command(_name, hidden=True, context_settings=_anything)(_lacking(_name))
+
+
 def _required(path: Path | None, assignments: list[str] | None, flags: Mapping[str, Any]) -> Project:
     """The project that a command of the pipeline cannot do without."""
     given = {key: value for key, value in flags.items() if value is not None}
@@ -345,6 +360,11 @@ def _perform(work: Callable[[], Shown], as_json: bool) -> None:
     except OSError as why:
         if why.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
             raise
+        if why.filename and Path(why.filename).exists() and not os.access(why.filename, os.R_OK):
+            raise InputError(
+                f"{why.filename} cannot be read: {why.strerror}. Allow reading it, then run the same command again: "
+                f"chmod u+r {why.filename}"
+            ) from why
         place = f" ({why.filename})" if why.filename else ""
         raise CodetuneError(
             f"writing failed: {why.strerror}{place}. Nothing that was finished is lost. Make room or allow writing, "

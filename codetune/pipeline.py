@@ -149,7 +149,7 @@ def embed(desk: Desk, shard: Shard | None) -> StageResult:
 def select(desk: Desk) -> StageResult:
     """The rows worth training on -> selection.jsonl, in the strategy's order, as chat messages."""
     from codetune.candidates import joined_by_id, unscored
-    from codetune.selection.select import NEEDS, select
+    from codetune.selection.select import NEEDS, require_picks, select
 
     project, settings = desk.project, desk.project.select
     with locked(desk.run, "select", None):
@@ -165,6 +165,7 @@ def select(desk: Desk) -> StageResult:
             return done
         rows = joined_by_id(desk, needs) if needs.scores else unscored(_usable(desk))
         selected = select(rows, settings, project.seed)
+        require_picks(selected, settings)
         artefacts.write_selection(desk.run, _usable(desk), selected.picks)
         refused = Counter({"no score": int(rows.refused.sum())})
         refused[f"IFD of {settings.max_ifd:g} or more"] = sum(cluster.dropped for cluster in selected.diagnostics)
@@ -204,7 +205,7 @@ def train(desk: Desk) -> StageResult:
 
 def found_done(desk: Desk, stage: RowStage, seal: Seal) -> StageResult:
     """The result of a stage whose artefact stands as it is."""
-    recipe = Recipe(stage, desk.artefact(stage), seal.settings, seal.overrides, seal.inputs)
+    recipe = Recipe(stage, desk.artefact(stage), seal.settings, seal.overrides, seal.inputs, seal.overrides)
     return _result(recipe, "done", Written(seal.rows, seal.refused, seal.facts), seal.rows, time.monotonic())
 
 
@@ -287,7 +288,7 @@ def _result(recipe: Recipe, state: str, written: Written, reused: int, began: fl
         written.refused,
         recipe.artefact,
         round(time.monotonic() - began, 3),
-        recipe.overrides,
+        recipe.said,
         written.facts,
     )
 

@@ -28,6 +28,8 @@ def stage_document(result: StageResult) -> dict[str, Any]:
 
 def stage(result: StageResult) -> Shown:
     title = f"{result.stage}: {result.state}, {result.rows:,} rows in {result.artefact}"
+    if result.state == "partial":
+        title = f"{result.stage}: partial, {result.rows:,} rows so far; {result.artefact} follows with the last shard"
     notes = [f"{result.seconds:.1f} s" + (f", {result.reused:,} rows found done" if result.reused else "")]
     if result.refused:
         notes.append(f"refused: {counts(result.refused)}")

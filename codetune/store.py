@@ -206,10 +206,15 @@ def read_seal(artefact: Path) -> Seal | None:
         return Seal(**document) if artefact.exists() else None
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as why:  # no JSON, no text, or not these fields
-        raise StaleError(
-            f"{seal_path(artefact)} is damaged ({why}). Remove it, and make it again: rm {seal_path(artefact)}"
-        ) from None
+    except ValueError as why:  # no text, or no JSON
+        raise _damaged(artefact, str(why)) from None
+    except (TypeError, AttributeError):
+        raise _damaged(artefact, "other fields than a seal has") from None
+
+
+def _damaged(artefact: Path, fault: str) -> StaleError:
+    seal = seal_path(artefact)
+    return StaleError(f"{seal} is damaged ({fault}). Remove it, then make {artefact.name} again: rm {seal}")
 
 
 class Digests:

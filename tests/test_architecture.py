@@ -42,7 +42,7 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "stages": ("store", "data", "project", "errors"),
     "data": _RECORDS,
     "model": ("data", *_RECORDS),
-    "selection": _STAGE,
+    "selection": ("ids", *_STAGE),
     "training": _STAGE,
     "benchmark": _STAGE,
     "demo": ("store", "project_file", "data", *_RECORDS),

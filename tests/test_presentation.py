@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,11 @@ def test_the_document_of_a_stage_has_exactly_the_keys_of_the_contract() -> None:
         "seconds": 1.25,
         "overrides": {"select.ratio": 0.2},
     }
+
+
+def test_a_shard_that_is_not_the_last_names_no_artefact_as_if_it_were_there() -> None:
+    title = presentation.stage(replace(a_result(), state="partial")).title
+    assert title == "score: partial, 1,200 rows so far; runs/a/scores.jsonl follows with the last shard"
 
 
 def test_a_stage_tells_what_was_refused_reused_and_by_flag() -> None:

@@ -46,6 +46,19 @@ def dataset_fingerprint(dataset: Dataset, location: str, digest: Callable[[Path]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
+def is_here(dataset: Dataset, location: str) -> bool:
+    """Whether the data set lies on this machine, as files or in the hub's cache; asks nobody."""
+    try:
+        files = _local_files(dataset, location)
+    except DataError:
+        return False
+    if files is not None:
+        return True
+    from codetune.data.hub import is_cached, is_hub_id
+
+    return is_hub_id(dataset.path) and is_cached(dataset.path, "dataset")
+
+
 @dataclass(frozen=True, slots=True)
 class _DataFile:
     path: Path
@@ -83,7 +96,10 @@ def _local_files(dataset: Dataset, location: str) -> list[_DataFile] | None:
         return [_DataFile(path, dataset.path)]
     if glob.has_magic(location):
         matches = [Path(match) for match in glob.glob(str(path), recursive=True)]  # noqa: PTH207 (absolute patterns)
-        return _below(_plain_part(path), [file for file in matches if data_suffix(file) and file.is_file()], location)
+        files = [file for file in matches if data_suffix(file) and file.is_file()]
+        # A link to a directory above is walked through some forty times: each file counts once, by its shortest path.
+        once = {file.resolve(): file for file in sorted(files, key=lambda file: -len(file.parts))}
+        return _below(_plain_part(path), once.values(), location)
     if data_suffix(path) or location.startswith((".", "/", "~")) or len(path.parts) > 2:
         raise DataError(
             f"There is no file {location}. Expected: a data file, a directory or glob of data files, or a data set on "

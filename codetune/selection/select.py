@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from codetune.errors import DataError
+from codetune.ids import unpack_id
 from codetune.project import Selection
 from codetune.records import Picks
 
@@ -69,7 +71,8 @@ NEEDS: Mapping[str, Needs] = {
 def select(candidates: Candidates, settings: Selection, seed: int) -> Selected:
     """The picks by cluster, then by IFD from the hardest down, then by id."""
     needs = NEEDS[settings.strategy]
-    assert (candidates.ifd is not None, candidates.cluster is not None) >= (needs.scores, needs.embeddings)
+    assert not (needs.scores and candidates.ifd is None)
+    assert not (needs.embeddings and candidates.cluster is None)
     is_taken = np.zeros(len(candidates.ids), dtype=np.bool_)
     is_taken[STRATEGIES[settings.strategy](candidates, settings, seed)] = True
     taken = np.flatnonzero(is_taken)
@@ -84,12 +87,27 @@ def select(candidates: Candidates, settings: Selection, seed: int) -> Selected:
     return Selected(picks, tuple(_diagnose(candidates, *part, settings, is_taken) for part in parts))
 
 
+def require_picks(selected: Selected, settings: Selection) -> None:
+    """Raises DataError where nothing is taken, and says where the rows went."""
+    if len(selected.picks.ids):
+        return
+    clusters = selected.diagnostics
+    rows, refused, dropped, eligible = (
+        sum(getattr(cluster, name) for cluster in clusters) for name in ("rows", "refused", "dropped", "eligible")
+    )
+    where = f" in {len(clusters)} clusters" if len(clusters) > 1 else ""
+    raise DataError(
+        f"No row is selected of {rows:,}: {refused:,} have no score, {dropped:,} an IFD of {settings.max_ifd:g} or "
+        f"more, and of the other {eligible:,}{where} the ratio {settings.ratio:g} takes none. Expected: at least one. "
+        "Raise select.ratio or select.max_ifd, lower select.clusters, or see the reasons in scores.jsonl"
+    )
+
+
 def _take_hardest_of_each_cluster(candidates: Candidates, settings: Selection, seed: int) -> Rows:
-    taken = [np.empty(0, dtype=np.int64)]
+    taken, hardness = [np.empty(0, dtype=np.int64)], _hardness(candidates)
+    assert hardness is not None
     for _, rows in _by_cluster(candidates):
         eligible = rows[_is_eligible(candidates, rows, settings)]
-        hardness = _hardness(candidates)
-        assert hardness is not None
         hardest_first = eligible[np.argsort(hardness[eligible], kind="stable")]
         quota = _share(len(eligible) if settings.ratio_of == "eligible" else len(rows), settings.ratio)
         taken.append(hardest_first[:quota])
@@ -98,7 +116,9 @@ def _take_hardest_of_each_cluster(candidates: Candidates, settings: Selection, s
 
 def _take_at_random(candidates: Candidates, settings: Selection, seed: int) -> Rows:
     # By a digest and not by position: a larger ratio holds the smaller, and added rows move none of the others.
-    digests = (hashlib.sha256(f"{seed}:{number:016x}".encode()).digest()[:8] for number in candidates.ids.tolist())
+    digests = (
+        hashlib.sha256(f"{seed}:{unpack_id(number)}".encode()).digest()[:8] for number in map(int, candidates.ids)
+    )
     draws = np.fromiter((int.from_bytes(digest) for digest in digests), dtype=np.uint64)
     return np.argsort(draws, kind="stable")[: _share(len(draws), settings.ratio)]
 
