@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from codetune.launch import Shard
 from codetune.parts import Rows, open_parts, read_logs
 from codetune.project import Project
 from codetune.records import Example, Refusal
-from codetune.rowwise import Block, BlockWork, Survey, count_missing, do_missing, survey
+from codetune.rowwise import Block, Survey, Work, count_missing, do_missing, survey
 from codetune.stages import (
     Desk,
     Recipe,
@@ -54,10 +55,11 @@ from codetune.store import (
 )
 
 if TYPE_CHECKING:
+    from codetune.data.tokens import ScoringTokens
     from codetune.selection.embed import Encoder
 
 WHOLE: Shard = (0, 1)
-# Estimated tokens of a block where the project says `auto`; what does not fit into a GPU's memory is halved there.
+# Estimated tokens of a block without a GPU, where the project says `auto`: a second or so of a small model.
 AUTO_TOKENS_PER_BATCH = 8192
 TRAINED = "codetune.json"  # in a model directory: codetune trained it, so it is prompted in its chat format
 
@@ -102,23 +104,48 @@ def score(desk: Desk, shard: Shard | None) -> StageResult:
     project, settings = desk.project, desk.project.score
     with locked(desk.run, "score", shard):
         began, rows = time.monotonic(), _survey(desk)
-        from codetune.model.likelihood import CausalScorer
+        from codetune.model.likelihood import CausalScorer, measured_tokens_per_pass, set_attention
         from codetune.model.load import choose_device, find_model, load_model, load_tokenizer
-        from codetune.selection.score import plan_blocks, score_block
+        from codetune.selection.score import plan_blocks, score_tokens, tokenise
 
         directory = find_model(project.locate(settings.model or project.model.path))
         inputs = {"dataset": dataset_digest(desk), "model": desk.digests.tree(directory)}
 
-        def load() -> BlockWork:
-            tokenizer = load_tokenizer(directory)
-            scorer = CausalScorer(load_model(directory, project.model, choose_device()))
-            return lambda examples: [
-                artefacts.score_line(row) for row in score_block(examples, tokenizer, scorer, settings)
-            ]
+        @cache
+        def network() -> Any:
+            model = load_model(directory, project.model, choose_device())
+            set_attention(model, project.model.attention)
+            return model
 
-        budget = AUTO_TOKENS_PER_BATCH if settings.tokens_per_batch == "auto" else settings.tokens_per_batch
-        work = _RowWork("score", desk.run.scores, inputs, load, plan_blocks(_usable(desk), budget))
+        recipe = Recipe.of(desk, "score", desk.run.scores, inputs)
+        budget = _tokens_per_pass(
+            desk, recipe, choose_device(), lambda: measured_tokens_per_pass(network(), settings.max_length)
+        )
+
+        def load() -> Work[list[ScoringTokens | Refusal]]:
+            tokenizer, scorer = load_tokenizer(directory), CausalScorer(network(), budget)
+            return Work(
+                lambda examples: tokenise(examples, tokenizer, scorer.window, settings),
+                lambda examples, tokens: [artefacts.score_line(row) for row in score_tokens(examples, tokens, scorer)],
+            )
+
+        work = _RowWork(recipe, load, plan_blocks(_usable(desk), budget, settings.max_length))
         return _make_rows(desk, work, rows, shard, began, lambda finished: _write_scores(desk, rows, finished))
+
+
+def _tokens_per_pass(desk: Desk, recipe: Recipe, device: str, measure: Callable[[], int]) -> int:
+    """Of a forward pass, and so of a block. What a GPU has room for is looked at once and kept with the run: blocks are
+    to be the same in every process, and after any end."""
+    settings = desk.project.score
+    if settings.tokens_per_batch != "auto":
+        return settings.tokens_per_batch
+    if device == "cpu":
+        return AUTO_TOKENS_PER_BATCH
+    kept = desk.run.tokens_per_batch(combined(map(repr, recipe.identity(without=["dataset"]).items())))
+    with waiting(desk.run, "tokens-per-batch"):
+        if not kept.exists():
+            write_text(kept, f"{measure()}\n")
+        return int(kept.read_text(encoding="ascii"))
 
 
 def embed(desk: Desk, shard: Shard | None) -> StageResult:
@@ -131,18 +158,17 @@ def embed(desk: Desk, shard: Shard | None) -> StageResult:
         model, load_encoder = _encoder(desk)
         inputs = {"dataset": dataset_digest(desk), "model": model}
 
-        def load() -> BlockWork:
+        def load() -> Work[Sequence[bool]]:
             encoder = load_encoder()
 
-            def embed_rows(examples: Sequence[Example]) -> list[bytes]:
+            def finish(examples: Sequence[Example], cut: Sequence[bool]) -> list[bytes]:
                 _, vectors = embed_block(examples, encoder)
-                cut = [encoder.count_cut([example.instruction]) > 0 for example in examples]
                 return [artefacts.embedding_bytes(vector, flag) for vector, flag in zip(vectors, cut, strict=True)]
 
-            return embed_rows
+            return Work(lambda examples: encoder.cut([example.instruction for example in examples]), finish)
 
-        blocks = plan_embedding_blocks(_usable(desk), settings.batch_size)
-        work = _RowWork("embed", desk.run.embeddings, inputs, load, blocks)
+        recipe = Recipe.of(desk, "embed", desk.run.embeddings, inputs)
+        work = _RowWork(recipe, load, plan_embedding_blocks(_usable(desk), settings.batch_size))
         return _make_rows(desk, work, rows, shard, began, lambda finished: _write_embeddings(desk, rows, finished))
 
 
@@ -213,10 +239,8 @@ def found_done(desk: Desk, stage: RowStage, seal: Seal) -> StageResult:
 class _RowWork:
     """What distinguishes score from embed on their common way."""
 
-    stage: RowStage
-    artefact: Path
-    inputs: Mapping[str, str]
-    load: Callable[[], BlockWork]
+    recipe: Recipe
+    load: Callable[[], Work[Any]]
     blocks: Iterable[Block]
 
 
@@ -224,20 +248,20 @@ def _make_rows(
     desk: Desk, work: _RowWork, rows: Survey, shard: Shard | None, began: float, write: Callable[[Rows], Written]
 ) -> StageResult:
     """Does the missing rows of this shard; whoever finds every row done writes the artefact and seals it."""
-    recipe = Recipe.of(desk, work.stage, work.artefact, work.inputs)
-    directory = desk.run.parts(work.artefact)
+    recipe = work.recipe
+    directory = desk.run.parts(recipe.artefact)
     if done := already(desk, recipe, began):
         remove(directory)
         return done
-    with waiting(desk.run, f"{work.stage}-parts"):
+    with waiting(desk.run, f"{recipe.stage}-parts"):
         if open_parts(directory, recipe.identity(without=["dataset"]), refuse_others=shard is not None):
-            console.note(f"{work.stage}: the settings have changed since it was interrupted; it starts anew")
+            console.note(f"{recipe.stage}: the settings have changed since it was interrupted; it starts anew")
     finished = _finished(desk, recipe, directory)
     reused = rows.usable - count_missing(rows, finished)
-    with console.progress(work.stage, rows.usable, "row", reused) as advance:
+    with console.progress(recipe.stage, rows.usable, "row", reused) as advance:
         for count in do_missing(work.blocks, directory, finished, shard or WHOLE, work.load):
             advance(count)
-    with waiting(desk.run, f"{work.stage}-parts"):
+    with waiting(desk.run, f"{recipe.stage}-parts"):
         if done := already(desk, recipe, began):
             return done
         finished = _finished(desk, recipe, directory)

@@ -5,12 +5,14 @@ missing, tell when every row is there. Resume, shards and added rows follow from
 from __future__ import annotations
 
 from array import array
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -22,7 +24,19 @@ from codetune.records import Example, Refusal
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-BlockWork = Callable[[Sequence[Example]], Sequence[bytes]]
+Item = TypeVar("Item")
+Prepared = TypeVar("Prepared")
+BLOCKS_AHEAD = 3  # prepared, waiting for the device
+END = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Work(Generic[Prepared]):
+    """How the rows of a block are made, in two steps: what needs no device, and may run in another thread while the
+    device is busy with the block before; and the rest. Each row as bytes, in the order of the examples."""
+
+    prepare: Callable[[Sequence[Example]], Prepared]
+    finish: Callable[[Sequence[Example], Prepared], Sequence[bytes]]
 
 
 class Block(Protocol):
@@ -93,22 +107,43 @@ def survey(rows: Iterable[Example | Refusal]) -> Survey:
 
 
 def do_missing(
-    blocks: Iterable[Block], directory: Path, finished: Rows, shard: Shard, load: Callable[[], BlockWork]
+    blocks: Iterable[Block], directory: Path, finished: Rows, shard: Shard, load: Callable[[], Work[Prepared]]
 ) -> Iterator[int]:
     """Does this shard's blocks, leaving out finished rows; yields the number of rows done with each block.
 
-    `load` makes the worker when the first missing row is met, so that nothing is loaded where nothing is missing."""
-    work: BlockWork | None = None
-    with BlockLog(log_path(directory, shard)) as log:
-        for block in blocks:
-            if block.index % shard[1] != shard[0]:
-                continue
+    `load` makes the worker when the first missing row is met, so that nothing is loaded where nothing is missing. The
+    data set is read, and blocks are prepared, in a thread ahead of the device."""
+    todo = _missing(blocks, finished, shard)
+    first = next(todo, None)
+    if first is None:
+        return
+    work = load()
+    prepared = ahead(((examples, work.prepare(examples)) for examples in chain([first], todo)), BLOCKS_AHEAD)
+    with BlockLog(log_path(directory, shard)) as log, closing(prepared):
+        for examples, ready in prepared:
+            log.append([example.id for example in examples], work.finish(examples, ready))
+            yield len(examples)
+
+
+def _missing(blocks: Iterable[Block], finished: Rows, shard: Shard) -> Iterator[Sequence[Example]]:
+    for block in blocks:
+        if block.index % shard[1] == shard[0]:
             missing = [example for example in block.examples if example.id not in finished]
-            if not missing:
-                continue
-            work = work or load()
-            log.append([example.id for example in missing], work(missing))
-            yield len(missing)
+            if missing:
+                yield missing
+
+
+def ahead(items: Iterator[Item], count: int) -> Generator[Item]:
+    """The same items, made in a thread up to `count` ahead of whoever takes them. An error comes where its item would
+    have come."""
+    thread = ThreadPoolExecutor(1)
+    try:
+        waiting = deque(thread.submit(next, items, END) for _ in range(count))
+        while (item := waiting.popleft().result()) is not END:
+            waiting.append(thread.submit(next, items, END))
+            yield item  # type: ignore[misc]
+    finally:
+        thread.shutdown(cancel_futures=True)
 
 
 def count_missing(rows: Survey, finished: Rows) -> int:

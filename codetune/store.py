@@ -67,6 +67,10 @@ class Run:
         """The offline embedder as it was fitted for these settings."""
         return self.directory / ".cache" / f"projection-{settings_digest[:16]}.npy"
 
+    def tokens_per_batch(self, settings_digest: str) -> Path:
+        """How many tokens the GPU that was asked first had room for, with these settings."""
+        return self.directory / ".cache" / f"tokens-per-batch-{settings_digest[:16]}"
+
     @property
     def selection(self) -> Path:
         return self.directory / "selection.jsonl"
