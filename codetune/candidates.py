@@ -1,9 +1,13 @@
 """The rows that a selection chooses from, as columns joined by id: what scores.jsonl, embeddings.npy and the data set
-know of each. Some 20 bytes a row, beside the one copy of the vectors that K-means holds."""
+know of each. Some 20 bytes a row, beside the one copy of the vectors that K-means makes for a moment."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +19,8 @@ from codetune.records import Example
 from codetune.selection.cluster import cluster_rows
 from codetune.selection.select import Candidates, Needs
 from codetune.stages import Desk
+
+CHUNK_ROWS = 4096
 
 
 def unscored(examples: Iterable[Example]) -> Candidates:
@@ -46,9 +52,24 @@ def _clusters(desk: Desk, scored: IdIndex) -> tuple[NDArray[np.uint64], NDArray[
             "Run: codetune score, then codetune embed"
         )
     order = np.argsort(embeddings.ids)
-    settings = desk.project.select
-    # The one copy of the vectors that there is.
-    return embeddings.ids[order], cluster_rows(embeddings.vectors[order], settings.clusters, desk.project.seed)
+    with _in_order(embeddings.vectors, order, desk.run.directory) as vectors:
+        clusters = cluster_rows(vectors, desk.project.select.clusters, desk.project.seed)
+    return embeddings.ids[order], clusters
+
+
+@contextlib.contextmanager
+def _in_order(vectors: NDArray[np.float32], order: NDArray[np.int64], directory: Path) -> Iterator[NDArray[np.float32]]:
+    """The vectors in another order, in a file that has no name: memory is for the copy that scikit-learn makes."""
+    if not vectors.size:
+        yield np.empty(vectors.shape, dtype=np.float32)
+        return
+    with tempfile.TemporaryFile(dir=directory) as file:
+        os.posix_fallocate(file.fileno(), 0, vectors.nbytes)  # a disk that is full says so here, not by SIGBUS
+        ordered = np.memmap(file, dtype=np.float32, mode="r+", shape=vectors.shape)
+        for first in range(0, len(order), CHUNK_ROWS):
+            chunk = order[first : first + CHUNK_ROWS]
+            ordered[first : first + len(chunk)] = vectors[chunk]
+        yield ordered
 
 
 def _require_embedded(desk: Desk, scored: NDArray[np.uint64], embedded: NDArray[np.uint64]) -> None:

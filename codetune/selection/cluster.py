@@ -26,7 +26,7 @@ def cluster_rows(vectors: NDArray[np.float32], clusters: int, seed: int) -> NDAr
             f"select.clusters is {clusters}, the embeddings have {len(vectors)} rows. Expected: at most as many "
             f"clusters as rows. Set select.clusters to {max(1, len(vectors) // 10)}, or add rows to the data set."
         )
-    # Copied only where it must be: the rows would be held a second time.
+    # Copied only where it must be: for the variance that its tolerance is a part of, it holds one copy anyway.
     copied = not vectors.flags.writeable
     kmeans = KMeans(n_clusters=clusters, n_init=STARTS, random_state=seed, copy_x=copied)
     with threadpool_limits(1), warnings.catch_warnings():
