@@ -234,7 +234,6 @@ ONLY_THE_DEFAULT = (
     "generate.samples_per_task",
     "generate.temperature",
     "generate.top_p",
-    "launch.nodes",
 )
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {

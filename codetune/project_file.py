@@ -153,8 +153,6 @@ def _not_in_this_version(project: Project) -> Iterator[tuple[str, str]]:
     for key in ONLY_THE_DEFAULT:
         if value_at(project, key) != fields[key].default:
             yield key, f"{_shown(value_at(project, key))} is not in this version. Leave it at {_default(fields[key])}"
-    if project.launch.processes not in ("auto", 1):
-        yield "launch.processes", f"{project.launch.processes} is not in this version. Leave it at 1 or auto"
 
 
 def _impossible(project: Project) -> Iterator[tuple[str, str]]:

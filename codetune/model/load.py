@@ -127,7 +127,18 @@ def load_model(path: Path, model: Model, device: str) -> PreTrainedModel:
 
 
 def choose_device() -> str:
-    return "cuda:0" if torch.cuda.is_available() else "cpu"
+    """The GPU that this process was given (see `take_gpu`), or the CPU where there is none."""
+    return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
+
+
+def take_gpu(number: int) -> None:
+    """From here on the process works on the GPU of that number, counted over those that are visible."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(number % torch.cuda.device_count())
+
+
+def count_gpus() -> int:
+    return torch.cuda.device_count()
 
 
 def _require_loadable(directory: Path, name: str) -> None:

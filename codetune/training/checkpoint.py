@@ -31,15 +31,19 @@ class Checkpoint:
 
 
 def last_checkpoint(directory: Path, facts: Facts) -> Checkpoint | None:
-    """The newest whole checkpoint, after a check that it belongs to this training; removes what a crash left."""
-    for leftover in directory.glob("checkpoint-*"):
-        if not (leftover / SEAL).exists():
-            shutil.rmtree(leftover)
+    """The newest whole checkpoint, after a check that it belongs to this training."""
     found = max(_sealed(directory), key=lambda checkpoint: checkpoint.step, default=None)
     if found is not None:
         _require_same(found, json.loads(json.dumps(facts)))
         _require_whole(found)
     return found
+
+
+def remove_torn(directory: Path) -> None:
+    """What a crash left: checkpoints without a seal."""
+    for leftover in directory.glob("checkpoint-*"):
+        if not (leftover / SEAL).exists():
+            shutil.rmtree(leftover)
 
 
 def seal_checkpoint(path: Path, step: int, facts: Facts, meter: Mapping[str, Any]) -> None:

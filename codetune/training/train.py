@@ -2,7 +2,7 @@
 the finished model in `saved`.
 
 Called again after any end it continues from its last whole checkpoint, on CPU bit by bit as if never interrupted.
-One process so far; launching more is not its business."""
+Every process of the training calls it; what is written and told, the first of them writes and tells."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ from codetune.model.load import choose_device, load_model, load_tokenizer
 from codetune.project import Project
 from codetune.records import Example, Refusal
 from codetune.training.arguments import Precision, training_arguments
-from codetune.training.checkpoint import Facts, last_checkpoint
+from codetune.training.checkpoint import Facts, last_checkpoint, remove_torn
 from codetune.training.collate import Collator
-from codetune.training.corpus import Corpus, write_corpus
+from codetune.training.corpus import Corpus, read_corpus, remove_corpus, write_corpus
 from codetune.training.course import Course, Report
 from codetune.training.exact import ExactTrainer
 from codetune.training.finish import save_trained
+from codetune.training.ranks import SOLO, Team
 from codetune.training.steps import StepPlan, samples_per_step, total_steps
 
-PROCESSES = 1
+TOKENS = "tokens.i32"
 # What changes where and how fast a step is computed, or what is written down, but not what is learned from.
 FREE_TO_CHANGE = {
     *("per_device_batch_size", "gradient_accumulation_steps", "global_batch_size"),  # their product is a fact
@@ -56,21 +57,25 @@ class TrainingSummary:
 
 
 def train(
-    examples: Iterable[Example], project: Project, model_path: Path, directory: Path, saved: Path, report: Report
+    examples: Iterable[Example],
+    project: Project,
+    model_path: Path,
+    directory: Path,
+    saved: Path,
+    report: Report,
+    ranks: Team = SOLO,
 ) -> TrainingSummary:
     """`report` gets every step as `{"step", "steps", "epoch", "loss", "learning_rate", "grad_norm"}`. Ctrl-C and
     SIGTERM end it as KeyboardInterrupt, after the step at hand and a checkpoint; a second one at once."""
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    directory.mkdir(parents=True, exist_ok=True)
     tokenizer = load_tokenizer(model_path)
     rows = _Rows(examples, project, tokenizer)
-    corpus = write_corpus(rows, directory / "tokens.i32")
-    _require_rows(corpus, rows)
-    facts = _facts(project, model_path, corpus)
+    corpus = _corpus(rows, directory, ranks)
+    facts = _facts(project, model_path, corpus, ranks)
     checkpoint = last_checkpoint(directory, facts)
     model, precision = _load(project, model_path, corpus)
-    steps = total_steps(project.train, len(corpus), PROCESSES)
-    course = Course(project.train, directory, facts, steps, report)
+    steps = total_steps(project.train, len(corpus), ranks.count)
+    course = Course(project.train, directory, facts, steps, report, ranks)
     course.begin(checkpoint)
     trainer = _trainer(project, model, precision, tokenizer, corpus, course, directory)
     with course.interruptible():
@@ -78,8 +83,18 @@ def train(
     if course.interrupted:
         raise KeyboardInterrupt
     save_trained(model, tokenizer, project.model.chat_format, precision, rows.last_tokens, saved)
-    (directory / "tokens.i32").unlink()
+    remove_corpus(directory / TOKENS)
     return _summary(len(corpus), rows, course)
+
+
+def _corpus(rows: _Rows, directory: Path, ranks: Team) -> Corpus:
+    """The rows as tokens; and the directory as the training needs it, before any process looks into it."""
+    if ranks.is_first:
+        directory.mkdir(parents=True, exist_ok=True)
+        remove_torn(directory)
+        _require_rows(write_corpus(rows, directory / TOKENS), rows)
+    ranks.wait()
+    return read_corpus(directory / TOKENS)
 
 
 class _Rows:
@@ -115,7 +130,7 @@ def _require_rows(corpus: Corpus, rows: _Rows) -> None:
         )
 
 
-def _facts(project: Project, model_path: Path, corpus: Corpus) -> Facts:
+def _facts(project: Project, model_path: Path, corpus: Corpus, ranks: Team) -> Facts:
     """What a checkpoint must share with the training that continues it."""
     settings = project.train.model_dump(mode="json", exclude=FREE_TO_CHANGE)
     for unused in {"lora", "quantization"} - {project.train.method}:
@@ -125,7 +140,7 @@ def _facts(project: Project, model_path: Path, corpus: Corpus) -> Facts:
         "seed": project.seed,
         "rows": len(corpus),
         "digest of the rows": corpus.digest,
-        "samples of a step": samples_per_step(project.train, PROCESSES),
+        "samples of a step": samples_per_step(project.train, ranks.count),
         "files of the base model": {file.name: file.stat().st_size for file in weights},
         "model.dtype": project.model.dtype,
         **{f"train.{name}": value for name, value in settings.items()},
