@@ -40,15 +40,13 @@ class Team:
         """Of each amount over all processes, in double precision."""
         return self._reduced(amounts, distributed.ReduceOp.SUM)
 
-    def most(self, amount: float) -> float:
-        return self._reduced([amount], distributed.ReduceOp.MAX)[0]
-
-    def any(self, said: bool) -> bool:
-        return self.most(float(said)) > 0
+    def most(self, amounts: Sequence[float]) -> list[float]:
+        """The largest of each amount; of something said, whether any process says so."""
+        return self._reduced(amounts, distributed.ReduceOp.MAX)
 
     def wait(self) -> None:
         """Until all have come here."""
-        self.most(0.0)
+        self.most([0.0])
 
     def _reduced(self, amounts: Sequence[float], how: distributed.ReduceOp.RedOpType) -> list[float]:
         told = torch.tensor(list(amounts), dtype=torch.float64)  # on the CPU: it goes through gloo
@@ -69,8 +67,9 @@ def team(place: Place, meeting: Callable[[], Store] | None) -> Iterator[Team]:
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(backend, store=meeting(), rank=place.rank, world_size=place.count, timeout=PATIENCE)
-    yield Team(place)
-    distributed.barrier()
+    together = Team(place)
+    yield together
+    together.wait()
     distributed.destroy_process_group()
 
 

@@ -77,13 +77,14 @@ def train(
     steps = total_steps(project.train, len(corpus), ranks.count)
     course = Course(project.train, directory, facts, steps, report, ranks)
     course.begin(checkpoint)
-    trainer = _trainer(project, model, precision, tokenizer, corpus, course, directory)
+    trainer = _trainer(project, model, precision, tokenizer, corpus, course, directory, ranks)
     with course.interruptible():
         trainer.run(checkpoint)
     if course.interrupted:
         raise KeyboardInterrupt
-    save_trained(model, tokenizer, project.model.chat_format, precision, rows.last_tokens, saved)
-    remove_corpus(directory / TOKENS)
+    if ranks.is_first:
+        save_trained(model, tokenizer, project.model.chat_format, precision, rows.last_tokens, saved)
+        remove_corpus(directory / TOKENS)
     return _summary(len(corpus), rows, course)
 
 
@@ -209,6 +210,7 @@ def _trainer(
     corpus: Corpus,
     course: Course,
     directory: Path,
+    ranks: Team,
 ) -> ExactTrainer:
     settings = project.train
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -216,7 +218,7 @@ def _trainer(
         model,
         training_arguments(settings, precision, course.steps, project.seed, directory, choose_device()),
         corpus,
-        StepPlan(len(corpus), samples_per_step(settings, PROCESSES), project.seed),
+        StepPlan(len(corpus), samples_per_step(settings, ranks.count), project.seed, ranks.place.rank, ranks.count),
         Collator(settings.pad_mode, settings.per_device_batch_size, settings.max_length, padding),
         course.on_step,
         course.on_saved,
