@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -20,15 +22,17 @@ from typing import TYPE_CHECKING, Any
 
 from codetune import console
 from codetune.errors import UsageError, writing_failed
-from codetune.launch import Errand, Node, node, place
+from codetune.launch import Errand, Node, node, only_rank, place
 from codetune.project import Project
 from codetune.records import ALONE, Place
 from codetune.store import project_document, project_of
-from codetune.workers import Listen, Tell, run_workers, speaking
+from codetune.workers import Crew, Listen, Tell, run_workers, speaking
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
+Meeting = Callable[[], "Store"]
+RE_ENTERED = (sys.executable, "-m", "codetune", "worker")  # the last word is for whoever looks at processes
 _LAST = "null"  # in the place of a job: there are no more
 
 
@@ -38,7 +42,7 @@ class Seat:
     alone)."""
 
     place: Place
-    meeting: Callable[[], Store] | None
+    meeting: Meeting | None
     tell: Tell
 
 
@@ -83,6 +87,8 @@ def process_count(project: Project) -> int:
 def work(errand: Errand) -> None:
     """A worker's whole life."""
     with speaking(errand.descriptor) as tell:
+        # DeepSpeed 0.19 calls what torch 2.13 has renamed; no user can do anything about it.
+        warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
         text, here = errand.job.read_text(encoding="utf-8"), place()
         meeting = lambda: _meeting_in(errand.job.parent, here)  # noqa: E731
         if here.count > here.local_count:
@@ -119,7 +125,7 @@ def _start(text: str, processes: int, where: Node, listen: Listen) -> list[Any]:
     with tempfile.TemporaryDirectory(prefix="codetune-") as scratch:
         file = Path(scratch) / "job.json"
         file.write_text(text, encoding="utf-8")
-        return run_workers(processes, where, file, listen, console.relay)
+        return run_workers(Crew(RE_ENTERED, processes, where, file), listen, console.relay)
 
 
 def _lead(job: Job, here: Place, processes: int, listen: Listen) -> list[Any]:
@@ -166,6 +172,16 @@ def _meeting_in(directory: Path, here: Place) -> Store:
     return meet_in(directory / "meeting", here.count)
 
 
+@contextlib.contextmanager
+def _shared(project: Project, seat: Seat) -> Iterator[tuple[Place, Meeting | None]]:
+    """The seat of a training; one that is alone is a team of one where the project names how a model is shared."""
+    if seat.meeting is not None or project.launch.strategy in ("auto", "ddp"):
+        yield seat.place, seat.meeting
+        return
+    with tempfile.TemporaryDirectory(prefix="codetune-") as scratch, only_rank() as here:
+        yield here, lambda: _meeting_in(Path(scratch), here)
+
+
 def _train(project: Project, details: Mapping[str, Any], seat: Seat) -> Any:
     from codetune.artefacts import read_selection
     from codetune.store import Run
@@ -173,7 +189,7 @@ def _train(project: Project, details: Mapping[str, Any], seat: Seat) -> Any:
     from codetune.training.train import train
 
     run = Run(project.run_dir)
-    with team(seat.place, seat.meeting) as ranks:
+    with _shared(project, seat) as (here, meeting), team(here, meeting) as ranks:
         summary = train(
             read_selection(run.selection),
             project,

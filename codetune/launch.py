@@ -4,10 +4,11 @@ tells libraries. The one module that reads or writes environment variables; `wor
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,9 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 
-TALKATIVE = ("bitsandbytes",)  # warns on every CPU about a kernel that nobody asked for
+# bitsandbytes warns on every CPU about a kernel that nobody asked for; DeepSpeed, that there is no GPU. The latter sets
+# its level when it is imported, so that only a filter lasts.
+TALKATIVE = ("bitsandbytes", "DeepSpeed")
 # What torchrun, accelerate and deepspeed tell each process that they start, and we ours.
 RANK, WORLD, LOCAL_RANK, LOCAL_WORLD = "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"
 ERRAND = "CODETUNE_ERRAND"  # and what we tell ours besides
@@ -56,6 +59,7 @@ def prepare_process() -> None:
         os.environ.setdefault(name, value)
     for logger in TALKATIVE:
         logging.getLogger(logger).setLevel(logging.ERROR)
+        logging.getLogger(logger).addFilter(_is_error)
     # Threads that wait by spinning take the cores from each other as soon as anything else runs there: a training step
     # of a tiny model with two threads on two busy cores took 1.7 s, and 0.4 s with this.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -91,6 +95,30 @@ def place() -> Place:
         ) from None
     rank, count, local_rank = said
     return Place(rank, count, local_rank, int(os.environ.get(LOCAL_WORLD, count)))
+
+
+@contextlib.contextmanager
+def only_rank() -> Iterator[Place]:
+    """Lets this one process look like a launcher's: what shares a model over processes wants to be told of them, also
+    where there is one (to use the CPU's memory as well, say)."""
+    told = {
+        RANK: "0",
+        WORLD: "1",
+        LOCAL_RANK: "0",
+        LOCAL_WORLD: "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29500",
+    }
+    before = {name: os.environ.get(name) for name in told}
+    os.environ.update(told)
+    try:
+        yield ALONE
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def node(count: int) -> Node:
@@ -146,6 +174,10 @@ def parse_shard(text: str) -> Shard:
     if index >= count:
         raise UsageError(f"--shard {text}: shards count from 0; expected I from 0 to {count - 1}")
     return index, count
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def _adopt_slurm(environment: MutableMapping[str, str]) -> None:

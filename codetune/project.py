@@ -222,8 +222,6 @@ NOT_IN_THIS_VERSION: Mapping[str, Sequence[object]] = {
     "train.merge": (True,),
     "generate.backend": ("vllm",),
     "evaluate.sandbox": ("bubblewrap", "namespaces", "landlock"),
-    "launch.strategy": ("ddp", "fsdp", "zero1", "zero2", "zero3"),
-    "launch.offload": ("optimizer", "all"),
 }
 # The same for keys that know one value only so far: anything but the default is refused.
 ONLY_THE_DEFAULT = (

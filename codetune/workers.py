@@ -43,12 +43,22 @@ SECONDS_TO_FOLLOW = 20.0
 _KEPT_LINES = 60
 
 
-def run_workers(local_count: int, where: Node, job: Path, listen: Listen, show: Show) -> list[Any]:
-    """Runs the job in so many processes on this machine, and gives what each returned, by rank.
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """Which workers to start: so many on this machine, which is one of several, each with this command and job."""
+
+    command: Sequence[str]
+    local_count: int
+    where: Node
+    job: Path
+
+
+def run_workers(planned: Crew, listen: Listen, show: Show) -> list[Any]:
+    """Gives what each worker returned, by rank.
 
     Raises the error of the worker that failed first, after ending the others; KeyboardInterrupt when the user asked to
     stop and all of them have."""
-    crew = [_Worker.start(rank, local_count, where, job) for rank in range(local_count)]
+    crew = [_Worker.start(planned, local_rank) for local_rank in range(planned.local_count)]
     try:
         with _asked_to_stop(crew) as asked:
             _watch(crew, listen, show, asked)
@@ -60,7 +70,7 @@ def run_workers(local_count: int, where: Node, job: Path, listen: Listen, show: 
         if failed.error is None:
             show("".join(failed.last_lines))
         raise failed.failure()
-    if any(worker.interrupted for worker in crew) or asked:
+    if any(worker.process.returncode for worker in crew):  # not where they were done before they heard of it
         raise KeyboardInterrupt
     return [worker.result for worker in crew]
 
@@ -132,11 +142,12 @@ class _Worker:
     last_lines: deque[str] = field(default_factory=lambda: deque(maxlen=_KEPT_LINES))
 
     @classmethod
-    def start(cls, local_rank: int, local_count: int, where: Node, job: Path) -> _Worker:
+    def start(cls, planned: Crew, local_rank: int) -> _Worker:
         told, printed = _Pipe(), _Pipe()
+        count, where = planned.local_count, planned.where
         process = subprocess.Popen(
-            [sys.executable, "-m", "codetune", "worker"],
-            env=worker_environment(local_rank, local_count, where, Errand(job, told.into)),
+            planned.command,
+            env=worker_environment(local_rank, count, where, Errand(planned.job, told.into)),
             stdin=subprocess.PIPE,
             stdout=printed.into,
             stderr=printed.into,
@@ -145,7 +156,7 @@ class _Worker:
         )
         for pipe in (told, printed):
             os.close(pipe.into)
-        return cls(where.rank * local_count + local_rank, where.count * local_count, process, told, printed)
+        return cls(where.rank * count + local_rank, where.count * count, process, told, printed)
 
     def look(self, listen: Listen) -> None:
         """Hears what it has told, and notes its end; in this order, for what it told last says why it ended."""

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from transformers import (
     CONFIG_MAPPING,
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -124,6 +125,19 @@ def load_model(path: Path, model: Model, device: str) -> PreTrainedModel:
     _require_complete(report, path)
     on_device: PreTrainedModel = network.to(device).eval()
     return on_device
+
+
+def count_parameters(path: Path) -> int:
+    """Of the network that the configuration describes; no weights are read."""
+    with torch.device("meta"):
+        config = AutoConfig.from_pretrained(path, local_files_only=True)
+        network: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    return sum(weights.numel() for weights in network.parameters())
+
+
+def gpu_memory_bytes() -> int | None:
+    """Of the GPU that this process works on; None where there is none."""
+    return torch.cuda.get_device_properties(choose_device()).total_memory if torch.cuda.is_available() else None
 
 
 def choose_device() -> str:

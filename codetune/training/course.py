@@ -33,6 +33,7 @@ class Course:
         self.interrupted = False
         self._settings, self._directory, self._facts, self._report = settings, directory, facts, report
         self._ranks = ranks
+        self.saves_last = True  # whether a checkpoint of the last step can be continued: the model made of it
         self._last_saved = time.monotonic()
 
     def begin(self, checkpoint: Checkpoint | None) -> None:
@@ -49,7 +50,8 @@ class Course:
         # By the clock of the first process, for those of two machines differ. One interrupted process stops all.
         saves = self._ranks.is_first and self._is_save_due()
         peak, interrupted, due = self._ranks.most([peak_memory_bytes(), self.interrupted, saves])
-        self.interrupted = bool(interrupted)
+        # In the last step there is nothing left to stop: what remains is to save the model.
+        self.interrupted = bool(interrupted) and step < self.steps
         self.meter = self.meter.plus(facts, int(peak) or None)
         if step % self._settings.logging_steps == 0 or step == self.steps:
             if self._ranks.is_first:
@@ -100,6 +102,8 @@ class Course:
         return self._directory / "metrics.jsonl"
 
     def _is_save_due(self) -> bool:
+        if self.step == self.steps and not self.saves_last:
+            return False
         every, minutes = self._settings.save_steps, self._settings.save_minutes
         if every is not None and self.step % every == 0:
             return True

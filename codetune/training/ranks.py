@@ -62,7 +62,7 @@ SOLO = Team(ALONE)
 def team(place: Place, meeting: Callable[[], Store] | None) -> Iterator[Team]:
     """Joins the others that meet there, and leaves when the block ends well. (When it ends ill, the process ends: to
     take leave of others who are not there would take for ever.)"""
-    if place.count == 1 or meeting is None:
+    if meeting is None:
         yield SOLO
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
