@@ -13,7 +13,7 @@ import typer
 
 from codetune import __version__, console, jobs
 from codetune.errors import CodetuneError, InputError, UsageError, writing_failed
-from codetune.launch import errand, parse_shard, place, prepare_process
+from codetune.launch import Node, errand, node, parse_shard, place, prepare_process
 from codetune.project import PRESETS, PROJECT_FILE, Project
 from codetune.project_file import commented_yaml, read_project
 
@@ -67,6 +67,8 @@ def main() -> None:
     except CodetuneError as error:
         console.show_error(error)
         sys.exit(error.exit_status)
+    except KeyboardInterrupt:  # a rank that follows; the first one says what it means
+        sys.exit(130)
 
 
 def _lead() -> None:
@@ -150,8 +152,11 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Fine-tune on the selection -> model/. Continues from its last checkpoint by itself."""
-    flags = {"train.pad_mode": pad_mode, "train.method": method}
-    _stage(lambda verbs, desk: verbs.train(desk, restart), _required(project, set_, flags), as_json)
+    loaded = _required(project, set_, {"train.pad_mode": pad_mode, "train.method": method})
+    if (here := node(loaded.launch.nodes)).rank > 0:
+        _perform(lambda: _follow(loaded, here), as_json)
+    else:
+        _stage(lambda verbs, desk: verbs.train(desk, restart), loaded, as_json)
 
 
 @app.command()
@@ -344,6 +349,12 @@ def _stage(verb: Callable[[Any, Desk], Any], project: Project, as_json: bool) ->
         return presentation.stage(verb(pipeline, _desk(project)))
 
     _perform(work, as_json)
+
+
+def _follow(project: Project, here: Node) -> Shown:
+    """On every machine but the first: what the first one begins."""
+    jobs.follow_first_machine(project, here)
+    return console.Shown({"node": here.rank, "state": "done"}, f"done, as machine {here.rank} of {here.count}")
 
 
 def _perform(work: Callable[[], Shown], as_json: bool) -> None:

@@ -110,9 +110,9 @@ def follow() -> None:
             number += 1
 
 
-def follow_first_machine(project: Project, processes: int) -> None:
+def follow_first_machine(project: Project, here: Node) -> None:
     """On every machine but the first, where the user started the command on each: workers for the job of the first."""
-    _start(_LAST, processes, node(project.launch.nodes), lambda rank, message: None)
+    _start(_LAST, process_count(project), here, lambda rank, message: None)
 
 
 def dismiss() -> None:

@@ -39,7 +39,8 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Of the model that is trained, in parameters, and of one GPU's memory in bytes (None: there is no GPU)."""
+    """Of the model that is trained, in parameters; and of the GPUs of a machine, the memory of one of them in bytes
+    (None: there is none)."""
 
     trained: int
     frozen: int

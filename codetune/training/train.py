@@ -19,11 +19,18 @@ from codetune.data.tokens import TrainingTokens, training_tokens
 from codetune.errors import DataError, ModelError, ProjectError
 from codetune.model.adapt import adapt
 from codetune.model.attention import attention_for, require_isolation
-from codetune.model.load import choose_device, count_parameters, gpu_memory_bytes, load_model, load_tokenizer
+from codetune.model.load import (
+    choose_device,
+    count_gpus,
+    count_parameters,
+    gpu_memory_bytes,
+    load_model,
+    load_tokenizer,
+)
 from codetune.project import Project
 from codetune.records import Example, Refusal
 from codetune.training.arguments import Precision, training_arguments
-from codetune.training.checkpoint import Facts, last_checkpoint, remove_torn
+from codetune.training.checkpoint import SHARING, STEP_SAMPLES, Facts, last_checkpoint, remove_torn
 from codetune.training.collate import Collator
 from codetune.training.corpus import Corpus, read_corpus, remove_corpus, write_corpus
 from codetune.training.course import Course, Report
@@ -110,6 +117,11 @@ def train(
 
 
 def _choose(project: Project, model_path: Path, ranks: Team) -> Choice:
+    if (gpus := count_gpus()) and ranks.place.local_count > gpus:
+        raise ProjectError(
+            f"{ranks.place.local_count} processes on a machine with {gpus} GPUs. Expected: a GPU for each process of "
+            "a training. Set launch.processes: auto"
+        )
     parameters, method = count_parameters(model_path), project.train.method
     trained = parameters if method == "full" else int(parameters * SHARE_OF_ADAPTERS)
     size = Size(trained, parameters - trained, gpu_memory_bytes())
@@ -180,10 +192,10 @@ def _facts(project: Project, model_path: Path, corpus: Corpus, ranks: Team, stra
         "seed": project.seed,
         "rows": len(corpus),
         "digest of the rows": corpus.digest,
-        "samples of a step": samples_per_step(project.train, ranks.count),
+        STEP_SAMPLES: samples_per_step(project.train, ranks.count),
         "files of the base model": {file.name: file.stat().st_size for file in weights},
         "model.dtype": project.model.dtype,
-        "launch.strategy": fact_of(strategy, ranks.count),
+        SHARING: fact_of(strategy, ranks.count),
         **{f"train.{name}": value for name, value in settings.items()},
     }
 
