@@ -13,21 +13,20 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from codetune import artefacts, console
-from codetune.data.source import read_examples
-from codetune.errors import DataError, StaleError
+from codetune.errors import DataError
 from codetune.ids import IdIndex, pack_ids
-from codetune.launch import Shard
-from codetune.parts import Rows, open_parts, read_logs
+from codetune.jobs import Job, perform, process_count
+from codetune.launch import Shard, node
+from codetune.parts import Rows, open_parts
 from codetune.project import Project
-from codetune.records import Example, Refusal
-from codetune.rowwise import Block, Survey, Work, count_missing, do_missing, survey
+from codetune.rowwise import Survey, count_missing, survey
+from codetune.rowwork import find_encoder, finished_rows, rows_of, usable_rows
 from codetune.stages import (
     Desk,
     Recipe,
@@ -35,14 +34,11 @@ from codetune.stages import (
     content_digest,
     dataset_digest,
     differing_settings,
-    identity,
     require,
-    settings_of,
 )
 from codetune.store import (
     Digests,
     Seal,
-    combined,
     locked,
     look_at_run,
     open_run,
@@ -53,14 +49,8 @@ from codetune.store import (
     write_seal,
     write_text,
 )
+from codetune.unfinished import claim_training, publish_training
 
-if TYPE_CHECKING:
-    from codetune.data.tokens import ScoringTokens
-    from codetune.selection.embed import Encoder
-
-WHOLE: Shard = (0, 1)
-# Estimated tokens of a block without a GPU, where the project says `auto`: a second or so of a small model.
-AUTO_TOKENS_PER_BATCH = 8192
 TRAINED = "codetune.json"  # in a model directory: codetune trained it, so it is prompted in its chat format
 
 
@@ -101,75 +91,29 @@ def look_at_desk(project: Project) -> Desk:
 
 def score(desk: Desk, shard: Shard | None) -> StageResult:
     """IFD of every row -> scores.jsonl."""
-    project, settings = desk.project, desk.project.score
+    project = desk.project
+    shard = shard or _of_this_machine(project)
     with locked(desk.run, "score", shard):
         began, rows = time.monotonic(), _survey(desk)
-        from codetune.model.likelihood import CausalScorer, measured_tokens_per_pass, set_attention
-        from codetune.model.load import choose_device, find_model, load_model, load_tokenizer
-        from codetune.selection.score import plan_blocks, score_tokens, tokenise
+        from codetune.model.load import find_model
 
-        directory = find_model(project.locate(settings.model or project.model.path))
+        directory = find_model(project.locate(project.score.model or project.model.path))
         inputs = {"dataset": dataset_digest(desk), "model": desk.digests.tree(directory)}
-
-        @cache
-        def network() -> Any:
-            model = load_model(directory, project.model, choose_device())
-            set_attention(model, project.model.attention)
-            return model
-
         recipe = Recipe.of(desk, "score", desk.run.scores, inputs)
-        budget = _tokens_per_pass(
-            desk, recipe, choose_device(), lambda: measured_tokens_per_pass(network(), settings.max_length)
-        )
-
-        def load() -> Work[list[ScoringTokens | Refusal]]:
-            tokenizer, scorer = load_tokenizer(directory), CausalScorer(network(), budget)
-            return Work(
-                lambda examples: tokenise(examples, tokenizer, scorer.window, settings),
-                lambda examples, tokens: [artefacts.score_line(row) for row in score_tokens(examples, tokens, scorer)],
-            )
-
-        work = _RowWork(recipe, load, plan_blocks(_usable(desk), budget, settings.max_length))
-        return _make_rows(desk, work, rows, shard, began, lambda finished: _write_scores(desk, rows, finished))
-
-
-def _tokens_per_pass(desk: Desk, recipe: Recipe, device: str, measure: Callable[[], int]) -> int:
-    """Of a forward pass, and so of a block. What a GPU has room for is looked at once and kept with the run: blocks are
-    to be the same in every process, and after any end."""
-    settings = desk.project.score
-    if settings.tokens_per_batch != "auto":
-        return settings.tokens_per_batch
-    if device == "cpu":
-        return AUTO_TOKENS_PER_BATCH
-    kept = desk.run.tokens_per_batch(combined(map(repr, recipe.identity(without=["dataset"]).items())))
-    with waiting(desk.run, "tokens-per-batch"):
-        if not kept.exists():
-            write_text(kept, f"{measure()}\n")
-        return int(kept.read_text(encoding="ascii"))
+        work = _RowWork(recipe, str(directory), shard)
+        return _make_rows(desk, work, rows, began, lambda finished: _write_scores(desk, rows, finished))
 
 
 def embed(desk: Desk, shard: Shard | None) -> StageResult:
     """Unit vectors of the instructions -> embeddings.npy and embeddings.ids."""
-    settings = desk.project.embed
+    shard = shard or _of_this_machine(desk.project)
     with locked(desk.run, "embed", shard):
         began, rows = time.monotonic(), _survey(desk)
-        from codetune.selection.embed import embed_block, plan_embedding_blocks
-
-        model, load_encoder = _encoder(desk)
-        inputs = {"dataset": dataset_digest(desk), "model": model}
-
-        def load() -> Work[Sequence[bool]]:
-            encoder = load_encoder()
-
-            def finish(examples: Sequence[Example], cut: Sequence[bool]) -> list[bytes]:
-                _, vectors = embed_block(examples, encoder)
-                return [artefacts.embedding_bytes(vector, flag) for vector, flag in zip(vectors, cut, strict=True)]
-
-            return Work(lambda examples: encoder.cut([example.instruction for example in examples]), finish)
-
+        encoder, digest = find_encoder(desk)
+        inputs = {"dataset": dataset_digest(desk), "model": digest}
         recipe = Recipe.of(desk, "embed", desk.run.embeddings, inputs)
-        work = _RowWork(recipe, load, plan_embedding_blocks(_usable(desk), settings.batch_size))
-        return _make_rows(desk, work, rows, shard, began, lambda finished: _write_embeddings(desk, rows, finished))
+        work = _RowWork(recipe, str(encoder), shard)
+        return _make_rows(desk, work, rows, began, lambda finished: _write_embeddings(desk, rows, finished))
 
 
 def select(desk: Desk) -> StageResult:
@@ -189,44 +133,40 @@ def select(desk: Desk) -> StageResult:
         recipe = Recipe.of(desk, "select", desk.run.selection, inputs)
         if done := already(desk, recipe, began):
             return done
-        rows = joined_by_id(desk, needs) if needs.scores else unscored(_usable(desk))
+        rows = joined_by_id(desk, needs) if needs.scores else unscored(usable_rows(desk))
         selected = select(rows, settings, project.seed)
         require_picks(selected, settings)
-        artefacts.write_selection(desk.run, _usable(desk), selected.picks)
+        artefacts.write_selection(desk.run, usable_rows(desk), selected.picks)
         refused = Counter({"no score": int(rows.refused.sum())})
         refused[f"IFD of {settings.max_ifd:g} or more"] = sum(cluster.dropped for cluster in selected.diagnostics)
         facts = {"clusters": [asdict(cluster) for cluster in selected.diagnostics]}
         return seal_artefact(desk, recipe, Written(len(selected.picks.ids), +refused, facts), 0, began)
 
 
-def train(desk: Desk) -> StageResult:
+def train(desk: Desk, restart: bool = False) -> StageResult:
     """The base model fine-tuned on the selection -> model/, with train/metrics.jsonl beside it."""
     project, run = desk.project, desk.run
     with locked(run, "train", None):
         began = time.monotonic()
         selection = require(desk, "select")
         from codetune.model.load import find_model
-        from codetune.training.train import train
 
         base = find_model(project.locate(project.model.path))
         inputs = {"select": selection.digest, "base": desk.digests.tree(base)}
         recipe = Recipe.of(desk, "train", run.model, inputs)
-        if done := already(desk, recipe, began):
+        if not restart and (done := already(desk, recipe, began)):
             return done
-        _claim_training(desk, recipe)
+        directory = claim_training(run, recipe, restart)
         with replacing(run.model) as saved, console.progress("training", None, "step") as advance:
-            summary = train(
-                artefacts.read_selection(run.selection),
-                project,
-                base,
-                run.train,
-                saved,
-                lambda at: advance.to(int(at["step"] or 0), int(at["steps"] or 0)),
+            details = {"model": str(base), "directory": str(directory), "saved": str(saved)}
+            told, *_ = perform(
+                Job("train", project, details),
+                process_count(project),
+                lambda rank, at: advance.to(int(at["step"]), int(at["steps"])) if rank == 0 else None,
             )
             write_text(saved / TRAINED, json.dumps(recipe.identity(), indent=2) + "\n")
-        refused = Counter(refusal.kind for refusal in summary.dropped)
-        facts = {name: value for name, value in asdict(summary).items() if name not in ("rows", "dropped")}
-        return seal_artefact(desk, recipe, Written(summary.rows, refused, facts), 0, began)
+        publish_training(run, directory)
+        return seal_artefact(desk, recipe, Written(told["rows"], told["refused"], told["facts"]), 0, began)
 
 
 def found_done(desk: Desk, stage: RowStage, seal: Seal) -> StageResult:
@@ -237,16 +177,14 @@ def found_done(desk: Desk, stage: RowStage, seal: Seal) -> StageResult:
 
 @dataclass(frozen=True, slots=True)
 class _RowWork:
-    """What distinguishes score from embed on their common way."""
+    """What distinguishes score from embed, and a shard from the whole, on their common way."""
 
     recipe: Recipe
-    load: Callable[[], Work[Any]]
-    blocks: Iterable[Block]
+    model: str  # where it lies
+    shard: Shard | None
 
 
-def _make_rows(
-    desk: Desk, work: _RowWork, rows: Survey, shard: Shard | None, began: float, write: Callable[[Rows], Written]
-) -> StageResult:
+def _make_rows(desk: Desk, work: _RowWork, rows: Survey, began: float, write: Callable[[Rows], Written]) -> StageResult:
     """Does the missing rows of this shard; whoever finds every row done writes the artefact and seals it."""
     recipe = work.recipe
     directory = desk.run.parts(recipe.artefact)
@@ -254,17 +192,15 @@ def _make_rows(
         remove(directory)
         return done
     with waiting(desk.run, f"{recipe.stage}-parts"):
-        if open_parts(directory, recipe.identity(without=["dataset"]), refuse_others=shard is not None):
+        if open_parts(directory, recipe.identity(without=["dataset"]), refuse_others=work.shard is not None):
             console.note(f"{recipe.stage}: the settings have changed since it was interrupted; it starts anew")
-    finished = _finished(desk, recipe, directory)
-    reused = rows.usable - count_missing(rows, finished)
-    with console.progress(recipe.stage, rows.usable, "row", reused) as advance:
-        for count in do_missing(work.blocks, directory, finished, shard or WHOLE, work.load):
-            advance(count)
+    reused = rows.usable - count_missing(rows, finished_rows(desk, recipe))
+    if reused < rows.usable:
+        _share_out(desk, work, rows.usable, reused)
     with waiting(desk.run, f"{recipe.stage}-parts"):
         if done := already(desk, recipe, began):
             return done
-        finished = _finished(desk, recipe, directory)
+        finished = finished_rows(desk, recipe)
         if missing := count_missing(rows, finished):
             there = rows.usable - missing
             return _result(recipe, "partial", Written(there, rows.refused(), {}), reused, began)
@@ -273,16 +209,25 @@ def _make_rows(
         return result
 
 
-def _finished(desk: Desk, recipe: Recipe, directory: Path) -> Rows:
-    """Every row that is done: in the logs of all processes, and in the last artefact where it was made alike."""
-    rows = read_logs(directory)
-    seal = read_seal(recipe.artefact)
-    if seal is None or seal.settings != recipe.settings or seal.inputs.get("model") != recipe.inputs["model"]:
-        return rows
-    if content_digest(desk, recipe.artefact) == seal.digest:
-        sealed = artefacts.sealed_scores if recipe.stage == "score" else artefacts.sealed_embeddings
-        rows.add_file(recipe.artefact, sealed(desk.run))
-    return rows
+def _of_this_machine(project: Project) -> Shard | None:
+    """Where the command is started once on each of several machines, each does a shard; they need not hear of each
+    other, and the last one merges."""
+    if project.launch.nodes == 1:
+        return None
+    here = node(project.launch.nodes)
+    return here.rank, here.count
+
+
+def _share_out(desk: Desk, work: _RowWork, rows: int, reused: int) -> None:
+    """Has the missing blocks done, by as many processes as the project says; a shard of a job array is one, unless it
+    names a number. Each does the blocks that are its own, and commits them to a log of its own."""
+    launch = desk.project.launch
+    in_array = work.shard is not None and launch.nodes == 1
+    processes = 1 if in_array and launch.processes == "auto" else process_count(desk.project)
+    details = {"stage": work.recipe.stage, "inputs": work.recipe.inputs, "model": work.model, "shard": work.shard}
+    here = desk.project.model_copy(update={"launch": launch.model_copy(update={"nodes": 1})})
+    with console.progress(work.recipe.stage, rows, "row", reused) as advance:
+        perform(Job("rows", here, details), processes, lambda rank, told: advance(told["rows"]))
 
 
 def already(desk: Desk, recipe: Recipe, began: float) -> StageResult | None:
@@ -317,18 +262,9 @@ def _result(recipe: Recipe, state: str, written: Written, reused: int, began: fl
     )
 
 
-def _rows_of(desk: Desk) -> Iterator[Example | Refusal]:
-    dataset = desk.project.dataset
-    return read_examples(dataset, desk.project.locate(dataset.path))
-
-
-def _usable(desk: Desk) -> Iterator[Example]:
-    return (row for row in _rows_of(desk) if isinstance(row, Example))
-
-
 def _survey(desk: Desk) -> Survey:
     """Reads the data set through before anything else: its mistakes are told before a model is looked for."""
-    rows = survey(console.track(_rows_of(desk), "reading the data set", None, "row"))
+    rows = survey(console.track(rows_of(desk), "reading the data set", None, "row"))
     if not rows.usable:
         reasons = console.counts(rows.refused()) or "it is empty"
         raise DataError(
@@ -355,61 +291,3 @@ def _known_cut(desk: Desk) -> IdIndex:
         return IdIndex(pack_ids(()))
     ids = artefacts.read_embeddings(desk.run).ids
     return IdIndex(ids[artefacts.unpack_marks(seal.facts["cut_rows"], len(ids))])
-
-
-def _encoder(desk: Desk) -> tuple[str, Callable[[], Encoder]]:
-    """The digest of the encoder that the project names, and what loads it."""
-    project = desk.project
-    if project.embed.model != "hashing":
-        from codetune.model.load import find_encoder
-
-        directory = find_encoder(project.locate(project.embed.model))
-        return desk.digests.tree(directory), lambda: _sentence_encoder(directory)
-    from codetune.selection.embed import HashingEncoder
-
-    kept = _projection(desk)
-    return desk.digests.file(kept), lambda: HashingEncoder.load(kept)
-
-
-def _sentence_encoder(directory: Path) -> Encoder:
-    # Apart from finding it: to see that every row is embedded already must not take the library's many seconds.
-    from codetune.model.load import choose_device
-    from codetune.selection.sentences import load_encoder
-
-    return load_encoder(directory, choose_device())
-
-
-def _projection(desk: Desk) -> Path:
-    """The offline encoder, fitted once for these settings and kept with the run, so that rows added later get
-    comparable vectors and every process has the same."""
-    from codetune.selection.embed import HashingEncoder
-
-    kept = desk.run.projection(combined(map(repr, settings_of(desk.project, "embed").items())))
-    with waiting(desk.run, "projection"):
-        if not kept.exists():
-            fitted = HashingEncoder.fit((example.instruction for example in _usable(desk)), desk.project.seed)
-            with replacing(kept) as temporary:
-                fitted.save(temporary)
-    return kept
-
-
-def _claim_training(desk: Desk, recipe: Recipe) -> None:
-    """Makes train/ the place of this training. Checkpoints of a finished one are cleared away; those of an unfinished
-    one that was made otherwise are an error."""
-    record = desk.run.train / "recipe.json"
-    wanted = json.loads(json.dumps(recipe.identity()))
-    if record.exists():
-        found = json.loads(record.read_text(encoding="utf-8"))
-        seal = read_seal(recipe.artefact)
-        finished = seal is not None and found == json.loads(json.dumps(identity(seal.settings, seal.inputs)))
-        different = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
-        begun = any(desk.run.train.glob("checkpoint-*"))
-        if different and begun and not finished:
-            key = different[0]
-            raise StaleError(
-                f"{desk.run.train} holds an unfinished training with {key} {found.get(key)!r}, the project now has "
-                f"{wanted.get(key)!r}. Set it back to continue, or start anew: rm -r {desk.run.train}"
-            )
-        if finished or (different and not begun):
-            remove(desk.run.train)
-    write_text(record, json.dumps(wanted, indent=2) + "\n")

@@ -23,6 +23,7 @@ _RECORDS = ("project", "records", "errors")
 _STAGE = ("data", "model", *_RECORDS)
 _BELOW_THE_VERBS = (
     *("artefacts", "rowwise", "stages", "parts", "ids", "store", "launch", "console", "project_file"),
+    *("jobs", "rowwork", "unfinished"),
     *("selection", "training", "benchmark", "demo", *_STAGE),
 )
 MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
@@ -32,7 +33,8 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "project": ("errors",),
     "strict_yaml": ("errors",),
     "project_file": ("strict_yaml", "project", "errors"),
-    "launch": ("project", "errors"),
+    "launch": _RECORDS,
+    "workers": ("launch", "errors"),
     "console": ("records", "errors"),
     "store": ("", *_RECORDS),
     "ids": (),
@@ -47,6 +49,9 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "benchmark": _STAGE,
     "demo": ("store", "project_file", "data", *_RECORDS),
     "candidates": ("artefacts", "ids", "selection", "stages", "records", "errors"),
+    "unfinished": ("stages", "store", "console", "errors"),
+    "rowwork": ("artefacts", "parts", "rowwise", "stages", "store", "launch", "selection", *_STAGE),
+    "jobs": ("rowwork", "workers", "launch", "artefacts", "store", "console", "training", "selection", *_STAGE),
     "pipeline": ("candidates", *_BELOW_THE_VERBS),
     "benchmarking": ("pipeline", *_BELOW_THE_VERBS),
     "journey": ("pipeline", "benchmarking", *_BELOW_THE_VERBS),
@@ -54,7 +59,7 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "showcase": ("pipeline", "benchmarking", "journey", "presentation", *_BELOW_THE_VERBS),
     "cli": (
         *("", "pipeline", "benchmarking", "journey", "presentation", "showcase"),
-        *("launch", "console", "project", "project_file", "errors"),
+        *("jobs", "launch", "console", "project", "project_file", "errors"),
     ),
     "__main__": ("cli",),
 }
@@ -74,19 +79,19 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "transformers": ("model", "training", "data", "selection", "benchmark"),  # the last three know its tokenizers alone
     "tokenizers": ("model", "demo"),
     "psutil": ("benchmark",),
-    "subprocess": ("benchmark",),
+    "subprocess": ("benchmark", "workers"),
     "pickle": ("benchmark",),  # expected outputs, written by codetune itself
     "fcntl": ("store",),
     "logging": ("launch",),  # to quieten libraries; nothing of ours logs
 }
 # Each says in its docstring, or beside the import, why it imports inside functions.
 IMPORT_LATE = (
-    *("pipeline", "benchmarking", "journey", "showcase", "cli"),
+    *("pipeline", "benchmarking", "journey", "showcase", "cli", "jobs", "rowwork"),
     "data.source",  # pyarrow and datasets, for the files that need them
 )
 WITHOUT_TORCH = (
     *("cli", "project", "project_file", "strict_yaml", "records", "errors", "console", "launch"),
-    *("store", "ids", "parts", "rowwise", "artefacts", "stages"),
+    *("store", "ids", "parts", "rowwise", "artefacts", "stages", "rowwork", "workers", "jobs", "unfinished"),
     *("pipeline", "benchmarking", "journey", "presentation", "showcase"),
     *("selection.ifd", "selection.select"),
     *("data.chat", "data.packing", "data.source", "data.files", "data.hub", "data.tables"),

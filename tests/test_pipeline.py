@@ -17,7 +17,7 @@ import pytest
 
 from codetune import pipeline
 from codetune.errors import DataError, InputError, ModelError, StaleError
-from codetune.stages import Recipe, standing
+from codetune.stages import standing
 from codetune.store import read_seal
 from tests.small_world import desk_of, make_small_world, rows, write_rows
 
@@ -252,19 +252,3 @@ def test_a_tokenizer_without_a_chat_template_is_told(project: Path) -> None:
     pipeline.select(desk_of(project, select__strategy="random"))
     with pytest.raises(ModelError, match="has no chat template"):
         pipeline.train(desk_of(project, select__strategy="random", model__chat_format="tokenizer"))
-
-
-def test_what_a_gpu_has_room_for_is_looked_at_once_and_kept_with_the_run(project: Path) -> None:
-    asked = []
-
-    def tokens(device: str = "cuda", **flags: Any) -> int:
-        desk = desk_of(project, **{"score__tokens_per_batch": "auto"} | flags)
-        recipe = Recipe.of(desk, "score", desk.run.scores, {"dataset": "aa", "model": "bb"})
-        return pipeline._tokens_per_pass(desk, recipe, device, lambda: asked.append(1) or 4096 * len(asked))
-
-    assert tokens("cpu") == pipeline.AUTO_TOKENS_PER_BATCH
-    assert tokens(score__tokens_per_batch=77) == 77
-    assert asked == []
-    assert [tokens(), tokens()] == [4096, 4096]
-    # Another length of rows needs another amount.
-    assert [tokens(score__max_length=128), tokens(score__max_length=128), tokens()] == [8192, 8192, 4096]

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from codetune.data.tokens import Span
 from codetune.errors import ModelError
-from codetune.model.attention import KERNELS, Place, flat_row, kernel_for, require_isolation, require_kernel
+from codetune.model.attention import KERNELS, Site, flat_row, kernel_for, require_isolation, require_kernel
 
 BUCKET_TOKENS = 32
 CHUNK_LOGITS = 1 << 25  # float32 logits at once: 128 MiB
@@ -123,7 +123,7 @@ class CausalScorer:
 
 def set_attention(model: PreTrainedModel, asked: str) -> None:
     """For scoring: one kernel for whole flat rows where one was asked for, or works; elsewhere what the model has."""
-    place = Place.of(model, str(model.dtype).removeprefix("torch."))
+    place = Site.of(model, str(model.dtype).removeprefix("torch."))
     if asked in KERNELS:
         require_kernel(asked, place)
     kernel = KERNELS.get(asked) or (kernel_for(place) if asked == "auto" else None)

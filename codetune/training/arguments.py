@@ -5,8 +5,9 @@ loop is one optimizer step, whatever the accumulation (see exact.py)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers import TrainingArguments
@@ -18,9 +19,16 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 
 def training_arguments(
-    training: Training, precision: Precision, steps: int, seed: int, directory: Path, device: str
+    training: Training,
+    precision: Precision,
+    steps: int,
+    seed: int,
+    directory: Path,
+    device: str,
+    sharing: Mapping[str, Any],
 ) -> TrainingArguments:
-    """`precision` is that of the arithmetic; weights that are trained are float32 always."""
+    """`precision` is that of the arithmetic; weights that are trained are float32 always. `sharing` are the arguments
+    of what shares the model over processes (strategy.py)."""
     on_cpu = device == "cpu"
     if on_cpu and precision == "float16":
         raise ProjectError(
@@ -50,6 +58,7 @@ def training_arguments(
         report_to="none",
         disable_tqdm=True,
         log_level="error",
+        **sharing,
     )
     # Several visible GPUs and one process would become DataParallel, which splits the batch by rows.
     _ = arguments.device  # finds the devices, and would count them later again

@@ -30,6 +30,8 @@ class Collator:
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """`shift_labels` is what the Trainer counts to find how many tokens the step's loss is the mean over."""
+        if not samples:
+            return self._idle()
         lengths = [len(sample) for sample in samples]
         groups = micro_batches(lengths, self.pad_mode, self.samples_per_micro_batch)
         batches = [self._micro_batch([samples[position] for position in group]) for group in groups]
@@ -45,6 +47,15 @@ class Collator:
             ),
             "samples": len(samples),
         }
+
+    def _idle(self) -> dict[str, Any]:
+        """Of a process without a sample in a step: it still shares gradients with the others, of a loss of 0."""
+        pad = np.full(2, self.pad_token)
+        batch = self._micro_batch([Sample("", pad, np.array([False, True]))])
+        batch |= {"rows": [], "row_ends": [], "weight": 0.0}
+        nothing = torch.zeros(0, dtype=torch.int64)
+        counts = {"tokens": 0, "tokens_seen": 0, "samples": 0}
+        return {"micro_batches": [batch], "labels": nothing, "shift_labels": nothing, **counts}
 
     def _micro_batch(self, samples: Sequence[Sample]) -> dict[str, Any]:
         inputs = self._inputs([torch.from_numpy(sample.tokens) for sample in samples])

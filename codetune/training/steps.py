@@ -25,10 +25,12 @@ def total_steps(training: Training, rows: int, processes: int) -> int:
 
 
 class StepPlan:
-    """Yields the rows of one optimizer step after the other, for the epoch that was last set (transformers sets it)."""
+    """Yields what one process does of each optimizer step, for the epoch that was last set (transformers sets it). The
+    rows of a step are dealt to the processes in turn; one that gets none in the last step of an epoch gets no row."""
 
-    def __init__(self, rows: int, samples_per_step: int, seed: int) -> None:
+    def __init__(self, rows: int, samples_per_step: int, seed: int, rank: int = 0, processes: int = 1) -> None:
         self.rows, self.samples_per_step, self.seed = rows, samples_per_step, seed
+        self.rank, self.processes = rank, processes
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -40,4 +42,4 @@ class StepPlan:
     def __iter__(self) -> Iterator[list[int]]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.rows)
         for start in range(0, self.rows, self.samples_per_step):
-            yield order[start : start + self.samples_per_step].tolist()
+            yield order[start : start + self.samples_per_step][self.rank :: self.processes].tolist()

@@ -17,7 +17,7 @@ from codetune.model.attention import (
     FLASH,
     SEGMENTED,
     VARLEN,
-    Place,
+    Site,
     attention_for,
     flat_row,
     kernel_for,
@@ -28,7 +28,7 @@ from tests.model.builders import ARCHITECTURES, documented_varlen_attn, tiny_mod
 
 SAMPLES = [torch.arange(3, 14), torch.arange(20, 25), torch.tensor([7]), torch.arange(40, 60)]
 BACKENDS = [SEGMENTED, VARLEN, "sdpa", "eager"]
-GPU = Place("cuda", (9, 0), "bfloat16", 128, plain=True)
+GPU = Site("cuda", (9, 0), "bfloat16", 128, plain=True)
 
 
 @pytest.fixture(autouse=True)
@@ -214,4 +214,4 @@ def test_a_torch_without_windows_has_no_kernel_for_us(monkeypatch: pytest.Monkey
 
 
 def test_the_place_of_a_network_is_read_from_it() -> None:
-    assert Place.of(tiny_model("gemma", 100), "float32") == Place("cpu", (0, 0), "float32", 16, plain=True)
+    assert Site.of(tiny_model("gemma", 100), "float32") == Site("cpu", (0, 0), "float32", 16, plain=True)

@@ -17,7 +17,7 @@ from transformers.models.gemma2 import Gemma2ForCausalLM
 
 from codetune.data.tokens import Span
 from codetune.errors import ModelError
-from codetune.model.attention import SEGMENTED, VARLEN, Place
+from codetune.model.attention import SEGMENTED, VARLEN, Site
 from codetune.model.likelihood import (
     MOST_TOKENS,
     CausalScorer,
@@ -141,8 +141,8 @@ def test_a_kernel_is_kept_only_where_rows_do_not_see_each_other(works: bool, mon
 
     if not works:
         monkeypatch.setattr("codetune.model.attention.varlen_attn", leaks)
-    gpu = Place("cuda", (9, 0), "bfloat16", 128, plain=True)
-    monkeypatch.setattr(Place, "of", lambda *_: gpu)
+    gpu = Site("cuda", (9, 0), "bfloat16", 128, plain=True)
+    monkeypatch.setattr(Site, "of", lambda *_: gpu)
     model = tiny_model("llama", VOCABULARY)
     before = model.config._attn_implementation
     set_attention(model, "auto")
