@@ -46,7 +46,7 @@ from codetune.training.strategy import (
     choose_strategy,
     fact_of,
     forget_sharing,
-    reduce_in_float32,
+    keep_float32,
     sharing_arguments,
     whole_weights,
 )
@@ -280,7 +280,7 @@ def _trainer(
         course.on_step,
         course.on_saved,
     )
-    reduce_in_float32(trainer, strategy)
+    keep_float32(trainer, strategy)
     trainer.add_callback(InForce(strategy, trainer))
     return trainer
 
