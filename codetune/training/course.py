@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,18 @@ import torch
 
 from codetune.project import Training
 from codetune.training.checkpoint import Checkpoint, Facts, prune_checkpoints, seal_checkpoint
-from codetune.training.meter import Meter, StepFacts, append_line, cut
+from codetune.training.meter import Line, Meter, StepFacts, append_line, cut
 
 Report = Callable[[Mapping[str, float | None]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What is to be done at the end of a step."""
+
+    save: bool
+    stop: bool
+    line: Line | None  # of metrics, written already; for whoever else wants to hear of it
 
 
 class Course:
@@ -33,16 +43,17 @@ class Course:
             self.step, self.meter = checkpoint.step, Meter.restored(checkpoint.meter)
         cut(self._metrics, self.step)
 
-    def on_step(self, step: int, epoch: float, facts: StepFacts) -> tuple[bool, bool]:
-        """Whether to write a checkpoint, and whether to stop."""
+    def on_step(self, step: int, epoch: float, facts: StepFacts) -> Due:
         self.step = step
         self.meter = self.meter.plus(facts, torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None)
+        line = None
         if step % self._settings.logging_steps == 0 or step == self.steps:
-            append_line(self._metrics, self.meter.line(step, epoch))
+            line = self.meter.line(step, epoch)
+            append_line(self._metrics, line)
             self.meter = self.meter.after_line()
         shown = {"loss": facts.loss, "learning_rate": facts.learning_rate, "grad_norm": facts.grad_norm}
         self._report({"step": step, "steps": self.steps, "epoch": epoch, **shown})
-        return self.interrupted or self._is_save_due(), self.interrupted
+        return Due(self.interrupted or self._is_save_due(), self.interrupted, line)
 
     def on_saved(self, path: Path, step: int) -> None:
         seal_checkpoint(path, step, self._facts, self.meter.state())

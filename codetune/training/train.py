@@ -15,27 +15,31 @@ from peft import PeftModel
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from codetune.data.packing import PACKED, Dealing
 from codetune.data.tokens import TrainingTokens, training_tokens
 from codetune.errors import DataError, ModelError, ProjectError
-from codetune.model.adapt import adapt
+from codetune.model.adapt import adapt, whole_network
 from codetune.model.attention import Place, attention_for, require_isolation
-from codetune.model.load import choose_device, load_model, load_tokenizer
+from codetune.model.load import choose_device, load_model, load_quantized_model, load_tokenizer
 from codetune.project import Project
 from codetune.records import Example, Refusal
-from codetune.training.arguments import Precision, training_arguments
+from codetune.training.arguments import Precision, arithmetic_in, training_arguments
+from codetune.training.arithmetic import Arithmetic, peak_operations
 from codetune.training.checkpoint import Facts, last_checkpoint
 from codetune.training.collate import Collator
 from codetune.training.corpus import Corpus, write_corpus
 from codetune.training.course import Course, Report
-from codetune.training.exact import ExactTrainer
-from codetune.training.finish import save_trained
-from codetune.training.steps import StepPlan, samples_per_step, total_steps
+from codetune.training.exact import ExactTrainer, Material
+from codetune.training.finish import Finish, save_trained
+from codetune.training.loss import losses_of
+from codetune.training.steps import Share, StepPlan, samples_per_step, total_steps
 
 PROCESSES = 1
 # What changes where and how fast a step is computed, or what is written down, but not what is learned from.
 FREE_TO_CHANGE = {
     *("per_device_batch_size", "gradient_accumulation_steps", "global_batch_size"),  # their product is a fact
     *("gradient_checkpointing", "logging_steps", "save_minutes", "save_steps", "keep_checkpoints", "report_to"),
+    "merge",
 }
 
 
@@ -77,7 +81,8 @@ def train(
         trainer.run(checkpoint)
     if course.interrupted:
         raise KeyboardInterrupt
-    save_trained(model, tokenizer, project.model.chat_format, precision, rows.last_tokens, saved)
+    finish = Finish(project.model.chat_format, precision, project.train.merge, rows.last_tokens)
+    save_trained(model, tokenizer, finish, saved)
     (directory / "tokens.i32").unlink()
     return _summary(len(corpus), rows, course)
 
@@ -118,7 +123,8 @@ def _require_rows(corpus: Corpus, rows: _Rows) -> None:
 def _facts(project: Project, model_path: Path, corpus: Corpus) -> Facts:
     """What a checkpoint must share with the training that continues it."""
     settings = project.train.model_dump(mode="json", exclude=FREE_TO_CHANGE)
-    for unused in {"lora", "quantization"} - {project.train.method}:
+    used = {"full": (), "lora": ("lora",), "qlora": ("lora", "quantization")}[project.train.method]
+    for unused in {"lora", "quantization"}.difference(used):
         settings.pop(unused)
     weights = sorted([*model_path.glob("config.json"), *model_path.glob("*.safetensors")])
     return {
@@ -138,12 +144,16 @@ def _load(project: Project, model_path: Path, corpus: Corpus) -> tuple[PreTraine
     precision = _precision(project, model_path)
     dtype = "float32" if project.train.method == "full" else precision
     settings = project.model.model_copy(update={"dtype": dtype, "attention": "auto"})
-    network = load_model(model_path, settings, choose_device())
-    flat = project.train.pad_mode == "dynamic_pack"
-    network.set_attn_implementation(attention_for(project.model.attention, flat, Place.of(network, precision)))
+    if project.train.method == "qlora":
+        network = load_quantized_model(model_path, settings, choose_device(), project.train.quantization)
+    else:
+        network = load_model(model_path, settings, choose_device())
+    packed = project.train.pad_mode in PACKED
+    network.set_attn_implementation(attention_for(project.model.attention, packed, Place.of(network, precision)))
     _require_fit(network, corpus)
-    if project.train.pad_mode == "dynamic_pack":
-        require_isolation(network)
+    if packed and project.train.pack_isolation:
+        with arithmetic_in(precision, network.device):
+            require_isolation(network)
     if project.train.gradient_checkpointing:
         _recompute_activations(network)
     return adapt(network, project.train.method, project.train.lora, project.seed), precision
@@ -196,17 +206,24 @@ def _trainer(
     course: Course,
     directory: Path,
 ) -> ExactTrainer:
-    settings = project.train
+    settings, device = project.train, choose_device()
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return ExactTrainer(
-        model,
-        training_arguments(settings, precision, course.steps, project.seed, directory, choose_device()),
-        corpus,
+    network = whole_network(model)
+    with arithmetic_in(precision, network.device):
+        losses = losses_of(network)
+    width = network.config.get_text_config().hidden_size
+    dealing = Dealing(settings.pad_mode, settings.per_device_batch_size, PROCESSES, settings.sort_in_step, width)
+    material = Material(
         StepPlan(len(corpus), samples_per_step(settings, PROCESSES), project.seed),
-        Collator(settings.pad_mode, settings.per_device_batch_size, settings.max_length, padding),
-        course.on_step,
-        course.on_saved,
+        Share(corpus, dealing, rank=0),
+        Collator(settings.pad_mode, settings.max_length, settings.pack_isolation, padding),
+        losses,
+        settings,
+        Arithmetic.of(network, settings.method),
+        peak_operations(precision, torch.cuda.get_device_name(device)) if device != "cpu" else None,
     )
+    arguments = training_arguments(settings, precision, course.steps, project.seed, directory, device)
+    return ExactTrainer(model, arguments, material, course)
 
 
 def _summary(rows: int, counted: _Rows, course: Course) -> TrainingSummary:
