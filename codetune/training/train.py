@@ -15,29 +15,33 @@ from peft import PeftModel
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from codetune.data.packing import PACKED, Dealing
 from codetune.data.tokens import TrainingTokens, training_tokens
 from codetune.errors import DataError, ModelError, ProjectError
-from codetune.model.adapt import adapt
-from codetune.model.attention import attention_for, require_isolation
+from codetune.model.adapt import adapt, whole_network
+from codetune.model.attention import Place, attention_for, require_isolation
 from codetune.model.load import (
     choose_device,
     count_gpus,
     count_parameters,
     gpu_memory_bytes,
     load_model,
+    load_quantized_model,
     load_tokenizer,
 )
 from codetune.project import Project
 from codetune.records import Example, Refusal
-from codetune.training.arguments import Precision, training_arguments
+from codetune.training.arguments import Precision, arithmetic_in, training_arguments
+from codetune.training.arithmetic import Arithmetic, peak_operations
 from codetune.training.checkpoint import SHARING, STEP_SAMPLES, Facts, last_checkpoint, remove_torn
 from codetune.training.collate import Collator
 from codetune.training.corpus import Corpus, read_corpus, remove_corpus, write_corpus
 from codetune.training.course import Course, Report
-from codetune.training.exact import ExactTrainer
-from codetune.training.finish import save_trained
+from codetune.training.exact import ExactTrainer, Material
+from codetune.training.finish import Finish, save_trained
+from codetune.training.loss import losses_of
 from codetune.training.ranks import SOLO, Team
-from codetune.training.steps import StepPlan, samples_per_step, total_steps
+from codetune.training.steps import Share, StepPlan, samples_per_step, total_steps
 from codetune.training.strategy import (
     Choice,
     InForce,
@@ -57,6 +61,7 @@ SHARE_OF_ADAPTERS = 0.01  # of a model's parameters, at most, for adapters of th
 FREE_TO_CHANGE = {
     *("per_device_batch_size", "gradient_accumulation_steps", "global_batch_size"),  # their product is a fact
     *("gradient_checkpointing", "logging_steps", "save_minutes", "save_steps", "keep_checkpoints", "report_to"),
+    "merge",
 }
 
 
@@ -110,8 +115,9 @@ def train(
     weights = whole_weights(choice.strategy, trainer)
     if ranks.is_first:
         if weights is not None:
-            model = _whole(project, model_path, corpus, weights)
-        save_trained(model, tokenizer, project.model.chat_format, precision, rows.last_tokens, saved)
+            model = _whole(project, model_path, precision, weights)
+        finish = Finish(project.model.chat_format, precision, project.train.merge, rows.last_tokens)
+        save_trained(model, tokenizer, finish, saved)
         remove_corpus(directory / TOKENS)
     return _summary(len(corpus), rows, course, choice, ranks)
 
@@ -129,12 +135,14 @@ def _choose(project: Project, model_path: Path, ranks: Team) -> Choice:
 
 
 def _whole(
-    project: Project, model_path: Path, corpus: Corpus, weights: Mapping[str, torch.Tensor]
+    project: Project, model_path: Path, precision: Precision, weights: Mapping[str, torch.Tensor]
 ) -> PreTrainedModel | PeftModel:
-    """A model like the one that was trained, on the CPU and in one piece, with the weights that were gathered."""
+    """A model like the one that was trained, in one piece in the CPU's memory, with the weights that were gathered."""
     forget_sharing()
-    model, _ = _load(project, model_path, corpus, "alone")
-    found = model.cpu().load_state_dict(weights, strict=False)
+    settings = project.model.model_copy(update={"dtype": precision, "attention": "auto"})
+    network = load_model(model_path, settings, "cpu")
+    model = adapt(network, project.train.method, project.train.lora, project.seed)
+    found = model.load_state_dict(weights, strict=False)
     assert not found.unexpected_keys, found.unexpected_keys
     return model
 
@@ -185,7 +193,8 @@ def _require_rows(corpus: Corpus, rows: _Rows) -> None:
 def _facts(project: Project, model_path: Path, corpus: Corpus, ranks: Team, strategy: Strategy) -> Facts:
     """What a checkpoint must share with the training that continues it."""
     settings = project.train.model_dump(mode="json", exclude=FREE_TO_CHANGE)
-    for unused in {"lora", "quantization"} - {project.train.method}:
+    used = {"full": (), "lora": ("lora",), "qlora": ("lora", "quantization")}[project.train.method]
+    for unused in {"lora", "quantization"}.difference(used):
         settings.pop(unused)
     weights = sorted([*model_path.glob("config.json"), *model_path.glob("*.safetensors")])
     return {
@@ -209,11 +218,16 @@ def _load(
     precision = _precision(project, model_path)
     dtype = "float32" if project.train.method == "full" or strategy == "fsdp" else precision
     settings = project.model.model_copy(update={"dtype": dtype, "attention": "auto"})
-    network = load_model(model_path, settings, choose_device())
-    network.set_attn_implementation(attention_for(project.model.attention, project.train.pad_mode))
+    if project.train.method == "qlora":
+        network = load_quantized_model(model_path, settings, choose_device(), project.train.quantization)
+    else:
+        network = load_model(model_path, settings, choose_device())
+    packed = project.train.pad_mode in PACKED
+    network.set_attn_implementation(attention_for(project.model.attention, packed, Place.of(network, precision)))
     _require_fit(network, corpus)
-    if project.train.pad_mode == "dynamic_pack":
-        require_isolation(network)
+    if packed and project.train.pack_isolation:
+        with arithmetic_in(precision, network.device):
+            require_isolation(network)
     if project.train.gradient_checkpointing:
         _recompute_activations(network)
     return adapt(network, project.train.method, project.train.lora, project.seed), precision
@@ -268,18 +282,25 @@ def _trainer(
     ranks: Team,
     strategy: Strategy,
 ) -> ExactTrainer:
-    settings = project.train
-    sharing = sharing_arguments(strategy, project.launch.offload, precision)
+    settings, device = project.train, choose_device()
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    trainer = ExactTrainer(
-        model,
-        training_arguments(settings, precision, course.steps, project.seed, directory, choose_device(), sharing),
-        corpus,
-        StepPlan(len(corpus), samples_per_step(settings, ranks.count), project.seed, ranks.place.rank, ranks.count),
-        Collator(settings.pad_mode, settings.per_device_batch_size, settings.max_length, padding),
-        course.on_step,
-        course.on_saved,
+    network = whole_network(model)
+    with arithmetic_in(precision, network.device):
+        losses = losses_of(network)
+    width = network.config.get_text_config().hidden_size
+    dealing = Dealing(settings.pad_mode, settings.per_device_batch_size, ranks.count, settings.sort_in_step, width)
+    material = Material(
+        StepPlan(len(corpus), samples_per_step(settings, ranks.count), project.seed),
+        Share(corpus, dealing, ranks.place.rank),
+        Collator(settings.pad_mode, settings.max_length, settings.pack_isolation, padding),
+        losses,
+        settings,
+        Arithmetic.of(network, settings.method),
+        peak_operations(precision, torch.cuda.get_device_name(device)) if device != "cpu" else None,
     )
+    sharing = sharing_arguments(strategy, project.launch.offload, precision)
+    arguments = training_arguments(settings, precision, course.steps, project.seed, directory, device, sharing)
+    trainer = ExactTrainer(model, arguments, material, course)
     keep_float32(trainer, strategy)
     trainer.add_callback(InForce(strategy, trainer))
     return trainer
