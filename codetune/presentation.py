@@ -102,6 +102,8 @@ def _training(facts: Mapping[str, Any]) -> list[str]:
         f"{facts['steps']} steps, {facts['tokens']:,} tokens, padding {percent(facts['padding_rate'])}"
         + (f", last loss {facts['last_loss']:.4f}" if facts["last_loss"] is not None else "")
     ]
+    if facts.get("strategy", "alone") != "alone":
+        lines.append(f"{facts['processes']} processes, {facts['strategy']}: {facts['strategy_because']}")
     if facts["peak_memory_bytes"]:
         lines.append(f"peak GPU memory {facts['peak_memory_bytes'] / 1e9:.2f} GB")
     if facts["truncated_rows"]:

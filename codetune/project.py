@@ -227,15 +227,12 @@ NOT_IN_THIS_VERSION: Mapping[str, Sequence[object]] = {
     "select.strategy": ("parametric", "ifd", "perplexity", "kcenter", "length"),
     "generate.backend": ("vllm",),
     "evaluate.sandbox": ("bubblewrap", "namespaces", "landlock"),
-    "launch.strategy": ("ddp", "fsdp", "zero1", "zero2", "zero3"),
-    "launch.offload": ("optimizer", "all"),
 }
 # The same for keys that know one value only so far: anything but the default is refused.
 ONLY_THE_DEFAULT = (
     "generate.samples_per_task",
     "generate.temperature",
     "generate.top_p",
-    "launch.nodes",
 )
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {

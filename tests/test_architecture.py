@@ -23,6 +23,7 @@ _RECORDS = ("project", "records", "errors")
 _STAGE = ("data", "model", *_RECORDS)
 _BELOW_THE_VERBS = (
     *("artefacts", "rowwise", "stages", "parts", "store", "launch", "console", "project_file"),
+    *("jobs", "unfinished"),
     *("selection", "training", "benchmark", "demo", *_STAGE),
 )
 MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
@@ -32,7 +33,8 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "project": ("errors",),
     "strict_yaml": ("errors",),
     "project_file": ("strict_yaml", "project", "errors"),
-    "launch": ("project", "errors"),
+    "launch": _RECORDS,
+    "workers": ("launch", "errors"),
     "console": ("records", "errors"),
     "store": ("", *_RECORDS),
     "parts": ("store", "errors"),
@@ -45,6 +47,8 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "training": _STAGE,
     "benchmark": _STAGE,
     "demo": ("store", "project_file", "data", *_RECORDS),
+    "unfinished": ("stages", "store", "console", "errors"),
+    "jobs": ("workers", "launch", "artefacts", "store", "console", "training", "selection", *_STAGE),
     "pipeline": _BELOW_THE_VERBS,
     "benchmarking": ("pipeline", *_BELOW_THE_VERBS),
     "journey": ("pipeline", "benchmarking", *_BELOW_THE_VERBS),
@@ -52,7 +56,7 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "showcase": ("pipeline", "benchmarking", "journey", "presentation", *_BELOW_THE_VERBS),
     "cli": (
         *("", "pipeline", "benchmarking", "journey", "presentation", "showcase"),
-        *("launch", "console", "project", "project_file", "errors"),
+        *("jobs", "launch", "console", "project", "project_file", "errors"),
     ),
     "__main__": ("cli",),
 }
@@ -72,19 +76,19 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "transformers": ("model", "training", "data", "selection", "benchmark"),  # the last three know its tokenizers alone
     "tokenizers": ("model", "demo"),
     "psutil": ("benchmark",),
-    "subprocess": ("benchmark",),
+    "subprocess": ("benchmark", "workers"),
     "pickle": ("benchmark",),  # expected outputs, written by codetune itself
     "fcntl": ("store",),
     "logging": ("launch",),  # to quieten libraries; nothing of ours logs
 }
 # Each says in its docstring, or beside the import, why it imports inside functions.
 IMPORT_LATE = (
-    *("pipeline", "benchmarking", "journey", "showcase", "cli"),
+    *("pipeline", "benchmarking", "journey", "showcase", "cli", "jobs"),
     "data.source",  # pyarrow and datasets, for the files that need them
 )
 WITHOUT_TORCH = (
     *("cli", "project", "project_file", "strict_yaml", "records", "errors", "console", "launch"),
-    *("store", "parts", "rowwise", "artefacts", "stages"),
+    *("store", "parts", "rowwise", "artefacts", "stages", "workers", "jobs", "unfinished"),
     *("pipeline", "benchmarking", "journey", "presentation", "showcase"),
     *("selection.ifd", "selection.select"),
     *("data.chat", "data.packing", "data.source", "data.files", "data.hub", "data.tables"),

@@ -166,14 +166,8 @@ def test_of_a_key_that_knows_one_value_the_default_may_be_said(key: str, tmp_pat
     assert value_at(read(tmp_path, nested(key, KEYS[key].default)), key) == KEYS[key].default
 
 
-@pytest.mark.parametrize("processes", [2, 8])
-def test_several_processes_are_refused(processes: int, tmp_path: Path) -> None:
-    (told,) = mistakes(tmp_path, f"launch: {{processes: {processes}}}")
-    assert told == f"codetune.yaml:1: launch.processes: {processes} is not in this version. Leave it at 1 or auto"
-
-
-@pytest.mark.parametrize("processes", [1, "auto"])
-def test_one_process_is_not(processes: object, tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [1, 8, "auto"])
+def test_processes_are_a_number_or_auto(processes: object, tmp_path: Path) -> None:
     assert read(tmp_path, f"launch: {{processes: {processes}}}").launch.processes == processes
 
 

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from transformers import (
     CONFIG_MAPPING,
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -163,8 +164,32 @@ def _attending(network: PreTrainedModel, model: Model) -> PreTrainedModel:
     return network
 
 
+def count_parameters(path: Path) -> int:
+    """Of the network that the configuration describes; no weights are read."""
+    with torch.device("meta"):
+        config = AutoConfig.from_pretrained(path, local_files_only=True)
+        network: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    return sum(weights.numel() for weights in network.parameters())
+
+
+def gpu_memory_bytes() -> int | None:
+    """Of the GPU that this process works on; None where there is none."""
+    return torch.cuda.get_device_properties(choose_device()).total_memory if torch.cuda.is_available() else None
+
+
 def choose_device() -> str:
-    return "cuda:0" if torch.cuda.is_available() else "cpu"
+    """The GPU that this process was given (see `take_gpu`), or the CPU where there is none."""
+    return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
+
+
+def take_gpu(number: int) -> None:
+    """From here on the process works on the GPU of that number, counted over those that are visible."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(number % torch.cuda.device_count())
+
+
+def count_gpus() -> int:
+    return torch.cuda.device_count()
 
 
 def _require_loadable(directory: Path, name: str) -> None:

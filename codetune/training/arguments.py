@@ -5,6 +5,7 @@ whom `report_to` names), and one step of its loop is one optimizer step, whateve
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -20,9 +21,16 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 
 def training_arguments(
-    training: Training, precision: Precision, steps: int, seed: int, directory: Path, device: str
+    training: Training,
+    precision: Precision,
+    steps: int,
+    seed: int,
+    directory: Path,
+    device: str,
+    sharing: Mapping[str, Any],
 ) -> TrainingArguments:
-    """`precision` is that of the arithmetic; weights that are trained are float32 always."""
+    """`precision` is that of the arithmetic; weights that are trained are float32 always. `sharing` are the arguments
+    of what shares the model over processes (strategy.py)."""
     on_cpu = device == "cpu"
     if on_cpu and precision == "float16":
         raise ProjectError(
@@ -53,6 +61,7 @@ def training_arguments(
         report_to=list(training.report_to) or "none",
         disable_tqdm=True,
         log_level="error",
+        **sharing,
     )
     # Several visible GPUs and one process would become DataParallel, which splits the batch by rows.
     _ = arguments.device  # finds the devices, and would count them later again

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,8 +88,7 @@ class ExactTrainer(Trainer):
         batches = inputs["micro_batches"]
         total = torch.zeros((), device=self.args.device)
         for number, batch in enumerate(batches):
-            last = number + 1 == len(batches)
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+            with self._gradients_together(model, number + 1 == len(batches)):
                 total += self._learn(model, batch, num_items_in_batch)
         self._loss, self._learning_rate = total.item(), float(self._get_learning_rate())
         self._counts = {name: inputs[name] for name in self._counts}
@@ -99,6 +98,13 @@ class ExactTrainer(Trainer):
             self._operations = self._material.arithmetic.operations(*amounts)
         return total
 
+    @contextlib.contextmanager
+    def _gradients_together(self, model: torch.nn.Module, last: bool) -> Iterator[None]:
+        """The processes share their gradients with the last micro-batch; DeepSpeed makes its step with it."""
+        self.accelerator.gradient_state._set_sync_gradients(last)
+        with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+            yield
+
     def _learn(self, model: torch.nn.Module, batch: dict[str, Any], step_tokens: torch.Tensor | int) -> torch.Tensor:
         """Forward and backward of one micro-batch; its share of the step's loss."""
         try:
@@ -107,12 +113,14 @@ class ExactTrainer(Trainer):
                 loss = losses.sum() / step_tokens
             if not torch.isfinite(loss):
                 raise CodetuneError(self._not_finite("loss", _rows_not_finite(losses, batch)))
-            self.accelerator.backward(loss)
+            # Gradients are averaged over the processes, the loss is a sum over them.
+            self.accelerator.backward(loss * self.args.world_size)
         except RuntimeError as why:
             if not is_out_of_memory(why):
                 raise
             raise CodetuneError(self._out_of_memory(batch)) from why
-        return loss.detach()
+        detached: torch.Tensor = loss.detach()
+        return detached
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0
@@ -148,12 +156,12 @@ class ExactTrainer(Trainer):
         path = Path(str(self.args.output_dir)) / f"checkpoint-{step}"
         try:
             super()._save_checkpoint(model, trial)
-            self._course.on_saved(path, step)
         except (OSError, RuntimeError, SafetensorError) as why:  # torch reports a full disk as a RuntimeError
             raise CodetuneError(
                 f"{path} cannot be written ({str(why).partition(chr(10))[0]}). Expected: room for the weights and the "
                 "optimizer's state. Make room, then run again: codetune train (it continues from the last checkpoint)"
             ) from why
+        self._course.on_saved(path, step)
         self._clock = time.perf_counter()  # the time that saving took is no training time
 
     def _out_of_memory(self, batch: dict[str, Any]) -> str:

@@ -2,11 +2,11 @@
 the finished model in `saved`.
 
 Called again after any end it continues from its last whole checkpoint, on CPU bit by bit as if never interrupted.
-One process so far; launching more is not its business."""
+Every process of the training calls it; what is written and told, the first of them writes and tells."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,21 +20,43 @@ from codetune.data.tokens import TrainingTokens, training_tokens
 from codetune.errors import DataError, ModelError, ProjectError
 from codetune.model.adapt import adapt, whole_network
 from codetune.model.attention import Place, attention_for, require_isolation
-from codetune.model.load import choose_device, load_model, load_quantized_model, load_tokenizer
+from codetune.model.load import (
+    choose_device,
+    count_gpus,
+    count_parameters,
+    gpu_memory_bytes,
+    load_model,
+    load_quantized_model,
+    load_tokenizer,
+)
 from codetune.project import Project
 from codetune.records import Example, Refusal
 from codetune.training.arguments import Precision, arithmetic_in, training_arguments
 from codetune.training.arithmetic import Arithmetic, peak_operations
-from codetune.training.checkpoint import Facts, last_checkpoint
+from codetune.training.checkpoint import SHARING, STEP_SAMPLES, Facts, last_checkpoint, remove_torn
 from codetune.training.collate import Collator
-from codetune.training.corpus import Corpus, write_corpus
+from codetune.training.corpus import Corpus, read_corpus, remove_corpus, write_corpus
 from codetune.training.course import Course, Report
 from codetune.training.exact import ExactTrainer, Material
 from codetune.training.finish import Finish, save_trained
 from codetune.training.loss import losses_of
+from codetune.training.ranks import SOLO, Team
 from codetune.training.steps import Share, StepPlan, samples_per_step, total_steps
+from codetune.training.strategy import (
+    Choice,
+    InForce,
+    Size,
+    Strategy,
+    choose_strategy,
+    fact_of,
+    forget_sharing,
+    keep_float32,
+    sharing_arguments,
+    whole_weights,
+)
 
-PROCESSES = 1
+TOKENS = "tokens.i32"
+SHARE_OF_ADAPTERS = 0.01  # of a model's parameters, at most, for adapters of the usual rank
 # What changes where and how fast a step is computed, or what is written down, but not what is learned from.
 FREE_TO_CHANGE = {
     *("per_device_batch_size", "gradient_accumulation_steps", "global_batch_size"),  # their product is a fact
@@ -57,34 +79,80 @@ class TrainingSummary:
     seconds: float
     peak_memory_bytes: int | None
     last_loss: float | None
+    processes: int
+    strategy: Strategy
+    strategy_because: str
 
 
 def train(
-    examples: Iterable[Example], project: Project, model_path: Path, directory: Path, saved: Path, report: Report
+    examples: Iterable[Example],
+    project: Project,
+    model_path: Path,
+    directory: Path,
+    saved: Path,
+    report: Report,
+    ranks: Team = SOLO,
 ) -> TrainingSummary:
     """`report` gets every step as `{"step", "steps", "epoch", "loss", "learning_rate", "grad_norm"}`. Ctrl-C and
     SIGTERM end it as KeyboardInterrupt, after the step at hand and a checkpoint; a second one at once."""
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    directory.mkdir(parents=True, exist_ok=True)
     tokenizer = load_tokenizer(model_path)
+    choice = _choose(project, model_path, ranks)
     rows = _Rows(examples, project, tokenizer)
-    corpus = write_corpus(rows, directory / "tokens.i32")
-    _require_rows(corpus, rows)
-    facts = _facts(project, model_path, corpus)
+    corpus = _corpus(rows, directory, ranks)
+    facts = _facts(project, model_path, corpus, ranks, choice.strategy)
     checkpoint = last_checkpoint(directory, facts)
-    model, precision = _load(project, model_path, corpus)
-    steps = total_steps(project.train, len(corpus), PROCESSES)
-    course = Course(project.train, directory, facts, steps, report)
+    model, precision = _load(project, model_path, corpus, choice.strategy)
+    steps = total_steps(project.train, len(corpus), ranks.count)
+    course = Course(project.train, directory, facts, steps, report, ranks)
+    course.saves_last = choice.strategy != "fsdp"
     course.begin(checkpoint)
-    trainer = _trainer(project, model, precision, tokenizer, corpus, course, directory)
+    trainer = _trainer(project, model, precision, tokenizer, corpus, course, directory, ranks, choice.strategy)
     with course.interruptible():
         trainer.run(checkpoint)
     if course.interrupted:
         raise KeyboardInterrupt
-    finish = Finish(project.model.chat_format, precision, project.train.merge, rows.last_tokens)
-    save_trained(model, tokenizer, finish, saved)
-    (directory / "tokens.i32").unlink()
-    return _summary(len(corpus), rows, course)
+    weights = whole_weights(choice.strategy, trainer)
+    if ranks.is_first:
+        if weights is not None:
+            model = _whole(project, model_path, corpus, weights)
+        finish = Finish(project.model.chat_format, precision, project.train.merge, rows.last_tokens)
+        save_trained(model, tokenizer, finish, saved)
+        remove_corpus(directory / TOKENS)
+    return _summary(len(corpus), rows, course, choice, ranks)
+
+
+def _choose(project: Project, model_path: Path, ranks: Team) -> Choice:
+    if (gpus := count_gpus()) and ranks.place.local_count > gpus:
+        raise ProjectError(
+            f"{ranks.place.local_count} processes on a machine with {gpus} GPUs. Expected: a GPU for each process of "
+            "a training. Set launch.processes: auto"
+        )
+    parameters, method = count_parameters(model_path), project.train.method
+    trained = parameters if method == "full" else int(parameters * SHARE_OF_ADAPTERS)
+    size = Size(trained, parameters - trained, gpu_memory_bytes())
+    return choose_strategy(project.launch, method, ranks.count, size)
+
+
+def _whole(
+    project: Project, model_path: Path, corpus: Corpus, weights: Mapping[str, torch.Tensor]
+) -> PreTrainedModel | PeftModel:
+    """A model like the one that was trained, on the CPU and in one piece, with the weights that were gathered."""
+    forget_sharing()
+    model, _ = _load(project, model_path, corpus, "alone")
+    found = model.cpu().load_state_dict(weights, strict=False)
+    assert not found.unexpected_keys, found.unexpected_keys
+    return model
+
+
+def _corpus(rows: _Rows, directory: Path, ranks: Team) -> Corpus:
+    """The rows as tokens; and the directory as the training needs it, before any process looks into it."""
+    if ranks.is_first:
+        directory.mkdir(parents=True, exist_ok=True)
+        remove_torn(directory)
+        _require_rows(write_corpus(rows, directory / TOKENS), rows)
+    ranks.wait()
+    return read_corpus(directory / TOKENS)
 
 
 class _Rows:
@@ -120,7 +188,7 @@ def _require_rows(corpus: Corpus, rows: _Rows) -> None:
         )
 
 
-def _facts(project: Project, model_path: Path, corpus: Corpus) -> Facts:
+def _facts(project: Project, model_path: Path, corpus: Corpus, ranks: Team, strategy: Strategy) -> Facts:
     """What a checkpoint must share with the training that continues it."""
     settings = project.train.model_dump(mode="json", exclude=FREE_TO_CHANGE)
     used = {"full": (), "lora": ("lora",), "qlora": ("lora", "quantization")}[project.train.method]
@@ -131,18 +199,22 @@ def _facts(project: Project, model_path: Path, corpus: Corpus) -> Facts:
         "seed": project.seed,
         "rows": len(corpus),
         "digest of the rows": corpus.digest,
-        "samples of a step": samples_per_step(project.train, PROCESSES),
+        STEP_SAMPLES: samples_per_step(project.train, ranks.count),
         "files of the base model": {file.name: file.stat().st_size for file in weights},
         "model.dtype": project.model.dtype,
+        SHARING: fact_of(strategy, ranks.count),
         **{f"train.{name}": value for name, value in settings.items()},
     }
 
 
-def _load(project: Project, model_path: Path, corpus: Corpus) -> tuple[PreTrainedModel | PeftModel, Precision]:
+def _load(
+    project: Project, model_path: Path, corpus: Corpus, strategy: Strategy
+) -> tuple[PreTrainedModel | PeftModel, Precision]:
     """The network to train and the precision of the arithmetic. Weights that are trained are float32: updates are
-    smaller than the steps of bfloat16. Frozen ones, below adapters, are in `model.dtype`."""
+    smaller than the steps of bfloat16. Frozen ones, below adapters, are in `model.dtype`; but FSDP wants all of them
+    alike (it shares them, and computes in 16 bits all the same)."""
     precision = _precision(project, model_path)
-    dtype = "float32" if project.train.method == "full" else precision
+    dtype = "float32" if project.train.method == "full" or strategy == "fsdp" else precision
     settings = project.model.model_copy(update={"dtype": dtype, "attention": "auto"})
     if project.train.method == "qlora":
         network = load_quantized_model(model_path, settings, choose_device(), project.train.quantization)
@@ -205,6 +277,8 @@ def _trainer(
     corpus: Corpus,
     course: Course,
     directory: Path,
+    ranks: Team,
+    strategy: Strategy,
 ) -> ExactTrainer:
     settings, device = project.train, choose_device()
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -212,21 +286,25 @@ def _trainer(
     with arithmetic_in(precision, network.device):
         losses = losses_of(network)
     width = network.config.get_text_config().hidden_size
-    dealing = Dealing(settings.pad_mode, settings.per_device_batch_size, PROCESSES, settings.sort_in_step, width)
+    dealing = Dealing(settings.pad_mode, settings.per_device_batch_size, ranks.count, settings.sort_in_step, width)
     material = Material(
-        StepPlan(len(corpus), samples_per_step(settings, PROCESSES), project.seed),
-        Share(corpus, dealing, rank=0),
+        StepPlan(len(corpus), samples_per_step(settings, ranks.count), project.seed),
+        Share(corpus, dealing, ranks.place.rank),
         Collator(settings.pad_mode, settings.max_length, settings.pack_isolation, padding),
         losses,
         settings,
         Arithmetic.of(network, settings.method),
         peak_operations(precision, torch.cuda.get_device_name(device)) if device != "cpu" else None,
     )
-    arguments = training_arguments(settings, precision, course.steps, project.seed, directory, device)
-    return ExactTrainer(model, arguments, material, course)
+    sharing = sharing_arguments(strategy, project.launch.offload, precision)
+    arguments = training_arguments(settings, precision, course.steps, project.seed, directory, device, sharing)
+    trainer = ExactTrainer(model, arguments, material, course)
+    keep_float32(trainer, strategy)
+    trainer.add_callback(InForce(strategy, trainer))
+    return trainer
 
 
-def _summary(rows: int, counted: _Rows, course: Course) -> TrainingSummary:
+def _summary(rows: int, counted: _Rows, course: Course, choice: Choice, ranks: Team) -> TrainingSummary:
     total = course.meter.since_start
     return TrainingSummary(
         rows=rows,
@@ -239,4 +317,7 @@ def _summary(rows: int, counted: _Rows, course: Course) -> TrainingSummary:
         seconds=total.seconds,
         peak_memory_bytes=course.meter.peak_memory_bytes,
         last_loss=course.meter.last_loss,
+        processes=ranks.count,
+        strategy=choice.strategy,
+        strategy_because=choice.why,
     )

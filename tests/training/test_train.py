@@ -182,7 +182,9 @@ def test_minutes_bring_checkpoints_but_none_at_the_end(base: Path, tmp_path: Pat
 
 def test_a_checkpoint_of_other_settings_or_rows_is_named_and_left(base: Path, tmp_path: Path) -> None:
     run(project(save_steps=2), base, tmp_path)
-    with pytest.raises(StaleError, match=r"checkpoint-6 .*train.learning_rate 0.001 then, 0.002 now.*rm -r"):
+    with pytest.raises(
+        StaleError, match=r"checkpoint-6 .*train.learning_rate 0.001 then, 0.002 now.*codetune train --restart"
+    ):
         run(project(save_steps=2, learning_rate=2e-3), base, tmp_path)
     with pytest.raises(StaleError, match="rows 20 then, 19 now"):
         run(project(save_steps=2), base, tmp_path, rows=19)
