@@ -1,25 +1,26 @@
 """Pad modes side by side on Evol-Instruct lengths: the same samples in the same steps, padding, speed and memory.
 
     python -m tests.benchmarks.train                               # CPU size, some minutes
-    python -m tests.benchmarks.train --size 1.3b --method full     # one GPU; 6.7b as well, and lora or qlora
+    python -m tests.benchmarks.train --size 1.3b --method full     # one GPU; 6.7b as well, and lora
     python -m tests.benchmarks.train --size 6.7b --only dynamic_pad,dynamic_pack
 
 Real rows with DeepSeek-Coder's tokenizer and chat format (--data, or $CODETUNE_TEST_DATA, or ../shared/data), random
 weights of the shape, the trainer that `codetune train` uses. Every variant runs in a process of its own: one step to
 warm up, then --steps that count. `dynamic_pad` in drawn order is the baseline. The arithmetic that is counted has
 neither padding nor recomputation in it; its share is of the rate that this machine reaches in a plain matrix product.
-Peak memory is torch.cuda.max_memory_allocated; without a GPU it is what no file stands behind (RssAnon)."""
+Peak memory is torch.cuda.max_memory_allocated; without a GPU it is by how much the process has grown at most."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,30 +124,31 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     project = Project(model=Model(dtype=size.dtype), train=settings)
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        # As many rows as the steps need: an epoch's order is drawn over them, the same for every variant.
-        rows = _rows(given.data, settings.max_length, size.shape["vocab_size"])
-        corpus = write_corpus(_first(rows, 64 * (given.steps + 1)), directory / "tokens")
+        # As many rows as the steps need, from all over the data: the same for every variant.
+        rows = list(_rows(given.data, settings.max_length, size.shape["vocab_size"]))
+        count = 64 * (given.steps + 1)
+        corpus = write_corpus(rows[:: len(rows) // count][:count], directory / "tokens")
         network = _network(size, given.method, device)
         model = make_ready(network, project, size.dtype)  # type: ignore[arg-type]
         course = Course(settings, directory, {}, given.steps + 1, lambda _: None, SOLO)
         course.begin(None)
         arguments = training_arguments(settings, size.dtype, given.steps + 1, 42, directory, device, {})  # type: ignore[arg-type]
         trainer = ExactTrainer(model, arguments, material_for(model, project, size.dtype, corpus, SOLO), course)  # type: ignore[arg-type]
-        with _Peak(torch) as peak:
-            trainer.run(None)
+        before = 0 if device != "cpu" else _memory(torch) - _bytes_of(model.parameters())
+        trainer.run(None)
         lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     counted, total = lines[1:], course.meter.since_start
     seconds = sum(line["seconds"] for line in counted)
     shares = total.operations / total.steps * len(counted)  # a step's arithmetic hardly varies
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
+    held = [value for state in trainer.optimizer.state.values() for value in state.values()]  # type: ignore[union-attr]
     return {
         "padding_rate": total.padding_rate,
         "samples_per_second": sum(line["samples_per_second"] * line["seconds"] for line in counted) / seconds,
         "tokens_per_second": sum(line["tokens_per_second"] * line["seconds"] for line in counted) / seconds,
         "seconds_per_step": seconds / len(counted),
         "operations_per_second": shares / seconds,
-        "peak_memory_bytes": peak.bytes,
-        "state_bytes": weights + _optimizer_bytes(trainer.optimizer, torch),
+        "peak_memory_bytes": _memory(torch) - before,
+        "state_bytes": _bytes_of(model.parameters()) + _bytes_of(held),
         "attention": network.config._attn_implementation,
         "losses": [line["loss"] for line in lines],
     }
@@ -171,27 +173,11 @@ def matrix_rate(size: Size) -> dict[str, float]:
     return {"operations_per_second": 2 * size.product**3 / fastest}
 
 
-class _Peak:
-    """The most memory in use while it is entered."""
-
-    def __init__(self, torch: Any) -> None:
-        self._torch, self.bytes = torch, 0
-
-    def __enter__(self) -> _Peak:
-        if self._torch.cuda.is_available():
-            self._torch.cuda.reset_peak_memory_stats()
-        else:
-            from tests.benchmarks.million import Sampler
-
-            self._sampler = Sampler().__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._torch.cuda.is_available():
-            self.bytes = self._torch.cuda.max_memory_allocated()
-        else:
-            self._sampler.__exit__()
-            self.bytes = self._sampler.peak
+def _memory(torch: Any) -> int:
+    """The most that was in use so far, in bytes."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _network(size: Size, method: str, device: str) -> Any:
@@ -202,8 +188,6 @@ def _network(size: Size, method: str, device: str) -> Any:
     dtype = torch.float32 if method == "full" else getattr(torch, size.dtype)
     with torch.device(device):
         network = AutoModelForCausalLM.from_config(LlamaConfig(**size.shape), dtype=dtype)
-    if method == "qlora":
-        raise SystemExit("random weights are not quantised here; measure qlora with a saved model: codetune train")
     return network.eval()
 
 
@@ -225,16 +209,8 @@ def _rows(data: Path, max_length: int, vocabulary: int) -> Iterator[tuple[str, A
                 yield example.id, replace(tokens, ids=tuple(token % vocabulary for token in tokens.ids))
 
 
-def _first(rows: Iterator[tuple[str, Any]], count: int) -> Iterator[tuple[str, Any]]:
-    for number, row in enumerate(rows):
-        if number == count:
-            return
-        yield row
-
-
-def _optimizer_bytes(optimizer: Any, torch: Any) -> int:
-    held = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
-    return sum(tensor.numel() * tensor.element_size() for tensor in held)
+def _bytes_of(held: Iterable[Any]) -> int:
+    return sum(value.numel() * value.element_size() for value in held if hasattr(value, "element_size"))
 
 
 def _in_a_process(given: argparse.Namespace, variant: str) -> dict[str, Any]:
