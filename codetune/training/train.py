@@ -68,11 +68,13 @@ class TrainingSummary:
     dropped: tuple[Refusal, ...]
     truncated_rows: int
     lost_tokens: int
+    lost_share: float  # of all tokens of the rows that were kept
     steps: int
     tokens: int
     padding_rate: float
     seconds: float
     peak_memory_bytes: int | None
+    peak_share: float | None
     last_loss: float | None
     processes: int
     strategy: Strategy
@@ -114,7 +116,7 @@ def train(
         finish = Finish(project.model.chat_format, precision, project.train.merge, rows.last_tokens)
         save_trained(model, tokenizer, finish, saved)
         remove_corpus(directory / TOKENS)
-    return _summary(len(corpus), rows, course, choice, ranks)
+    return _summary(corpus, rows, course, choice, ranks)
 
 
 def _choose(project: Project, model_path: Path, ranks: Team) -> Choice:
@@ -269,18 +271,20 @@ def _trainer(
     return trainer
 
 
-def _summary(rows: int, counted: _Rows, course: Course, choice: Choice, ranks: Team) -> TrainingSummary:
+def _summary(corpus: Corpus, counted: _Rows, course: Course, choice: Choice, ranks: Team) -> TrainingSummary:
     total = course.meter.since_start
     return TrainingSummary(
-        rows=rows,
+        rows=len(corpus),
         dropped=tuple(counted.dropped),
         truncated_rows=counted.truncated_rows,
         lost_tokens=counted.lost_tokens,
+        lost_share=counted.lost_tokens / (corpus.tokens + counted.lost_tokens),
         steps=course.step,
         tokens=total.tokens,
         padding_rate=total.padding_rate,
         seconds=total.seconds,
         peak_memory_bytes=course.meter.peak_memory_bytes,
+        peak_share=total.peak_share,
         last_loss=course.meter.last_loss,
         processes=ranks.count,
         strategy=choice.strategy,

@@ -64,7 +64,12 @@ def llama(hidden: int, layers: int, heads: int, intermediate: int, vocabulary: i
 BATCH = {"per_device_batch_size": 16, "gradient_accumulation_steps": 4}  # as published
 SIZES = {
     # Token ids are taken modulo the vocabulary: a small model's output layer would be most of it.
-    "cpu": Size(llama(128, 4, 4, 352, 4096), "float32", BATCH | {"gradient_checkpointing": False}, 1024),
+    "cpu": Size(
+        llama(128, 4, 4, 352, 4096),
+        "float32",
+        BATCH | {"gradient_accumulation_steps": 2, "gradient_checkpointing": False},
+        1024,
+    ),
     # DeepSeek-Coder's shapes.
     "1.3b": Size(llama(2048, 24, 16, 5504, 32256), "bfloat16", BATCH | {"gradient_checkpointing": True}, 8192),
     "6.7b": Size(llama(4096, 32, 32, 11008, 32256), "bfloat16", BATCH | {"gradient_checkpointing": True}, 8192),
@@ -90,7 +95,13 @@ def main() -> None:
     from tests.benchmarks.record import write_record
 
     record = f"train-{given.size}-{given.method}"
-    settings = {"size": given.size, "method": given.method, "steps": given.steps, "samples_per_step": 64, "seed": 42}
+    settings = {
+        "size": given.size,
+        "method": given.method,
+        "steps": given.steps,
+        "seed": 42,
+        **SIZES[given.size].settings,
+    }
     path = write_record(record, settings | SIZES[given.size].shape, figures)
     _print_table(figures, names)
     print(path)
@@ -111,6 +122,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     from codetune.training.exact import ExactTrainer
     from codetune.training.ranks import SOLO
     from codetune.training.ready import make_ready, material_for
+    from codetune.training.steps import samples_per_step
 
     size, device = SIZES[given.size], choose_device()
     chosen = {
@@ -126,7 +138,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         directory = Path(name)
         # As many rows as the steps need, from all over the data: the same for every variant.
         rows = list(_rows(given.data, settings.max_length, size.shape["vocab_size"]))
-        count = 64 * (given.steps + 1)
+        count = samples_per_step(settings, 1) * (given.steps + 1)
         corpus = write_corpus(rows[:: len(rows) // count][:count], directory / "tokens")
         network = _network(size, given.method, device)
         model = make_ready(network, project, size.dtype)  # type: ignore[arg-type]
@@ -135,7 +147,9 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         arguments = training_arguments(settings, size.dtype, given.steps + 1, 42, directory, device, {})  # type: ignore[arg-type]
         trainer = ExactTrainer(model, arguments, material_for(model, project, size.dtype, corpus, SOLO), course)  # type: ignore[arg-type]
         before = 0 if device != "cpu" else _memory(torch) - _bytes_of(model.parameters())
+        began = time.process_time()
         trainer.run(None)
+        cpu_seconds = time.process_time() - began
         lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     counted, total = lines[1:], course.meter.since_start
     seconds = sum(line["seconds"] for line in counted)
@@ -146,6 +160,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         "samples_per_second": sum(line["samples_per_second"] * line["seconds"] for line in counted) / seconds,
         "tokens_per_second": sum(line["tokens_per_second"] * line["seconds"] for line in counted) / seconds,
         "seconds_per_step": seconds / len(counted),
+        "cpu_seconds_per_step": cpu_seconds / len(lines),  # what a busy machine does not change
         "operations_per_second": shares / seconds,
         "peak_memory_bytes": _memory(torch) - before,
         "state_bytes": _bytes_of(model.parameters()) + _bytes_of(held),
@@ -225,7 +240,9 @@ def _in_a_process(given: argparse.Namespace, variant: str) -> dict[str, Any]:
 
 def _print_table(figures: dict[str, Any], names: list[str]) -> None:
     baseline = figures.get(BASELINE, {})
-    print(f"{'':26} padding  samples/s  tokens/s  peak GB  beyond state  of matrix rate  against {BASELINE}")
+    print(
+        f"{'':26} padding  samples/s  tokens/s  peak GB  beyond state  of matrix rate  CPU s/step  against {BASELINE}"
+    )
     for name in names:
         found = figures[name]
         if "failed" in found:
@@ -238,7 +255,7 @@ def _print_table(figures: dict[str, Any], names: list[str]) -> None:
         print(
             f"{name:26} {found['padding_rate']:6.1%}  {found['samples_per_second']:9.2f}  "
             f"{found['tokens_per_second']:8.0f}  {found['peak_memory_bytes'] / 1e9:7.2f}  {beyond / 1e9:12.2f}  "
-            f"{found['share_of_matrix_rate']:14.1%}  {speed:.2f} times"
+            f"{found['share_of_matrix_rate']:14.1%}  {found['cpu_seconds_per_step']:10.1f}  {speed:.2f} times"
         )
 
 
@@ -246,7 +263,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--size", choices=SIZES, default="cpu")
     parser.add_argument("--method", choices=("full", "lora"), default="full")
-    parser.add_argument("--steps", type=int, default=2, help="optimizer steps that count, of 64 samples each")
+    parser.add_argument("--steps", type=int, default=2, help="optimizer steps that count, besides the first")
     parser.add_argument("--only", help=f"some of: {'; '.join(VARIANTS)} (by commas)")
     parser.add_argument("--data", type=Path, default=_data(), help="directory with instruct/ and tokenizers/")
     parser.add_argument("--variant", help=argparse.SUPPRESS)
