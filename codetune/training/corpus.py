@@ -49,6 +49,10 @@ class Corpus:
         return list((self.starts[first + 1] - self.starts[first]).tolist())
 
     @property
+    def tokens(self) -> int:
+        return int(self.starts[-1])
+
+    @property
     def longest(self) -> int:
         return int(np.diff(self.starts).max())
 

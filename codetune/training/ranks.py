@@ -82,8 +82,8 @@ def meet() -> Store:
     except distributed.DistError as why:
         raise CodetuneError(
             f"The first process was not met in {PATIENCE_TO_MEET.seconds // 60} minutes "
-            f"({str(why).partition(chr(10))[0]}). Expected: the same command on every machine, begun at about the same time. Look what the first one says, "
-            "and at MASTER_ADDR and MASTER_PORT"
+            f"({str(why).partition(chr(10))[0]}). Expected: the same command on every machine, begun at about the same "
+            "time. Look what the first one says, and at MASTER_ADDR and MASTER_PORT"
         ) from why
     store.set_timeout(PATIENCE)
     return store

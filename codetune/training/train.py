@@ -15,11 +15,9 @@ from peft import PeftModel
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from codetune.data.packing import PACKED, Dealing
 from codetune.data.tokens import TrainingTokens, training_tokens
 from codetune.errors import DataError, ModelError, ProjectError
-from codetune.model.adapt import adapt, whole_network
-from codetune.model.attention import Place, attention_for, require_isolation
+from codetune.model.adapt import adapt
 from codetune.model.load import (
     choose_device,
     count_gpus,
@@ -31,17 +29,15 @@ from codetune.model.load import (
 )
 from codetune.project import Project
 from codetune.records import Example, Refusal
-from codetune.training.arguments import Precision, arithmetic_in, training_arguments
-from codetune.training.arithmetic import Arithmetic, peak_operations
+from codetune.training.arguments import Precision, training_arguments
 from codetune.training.checkpoint import SHARING, STEP_SAMPLES, Facts, last_checkpoint, remove_torn
-from codetune.training.collate import Collator
 from codetune.training.corpus import Corpus, read_corpus, remove_corpus, write_corpus
 from codetune.training.course import Course, Report
-from codetune.training.exact import ExactTrainer, Material
+from codetune.training.exact import ExactTrainer
 from codetune.training.finish import Finish, save_trained
-from codetune.training.loss import losses_of
 from codetune.training.ranks import SOLO, Team
-from codetune.training.steps import Share, StepPlan, samples_per_step, total_steps
+from codetune.training.ready import make_ready, material_for
+from codetune.training.steps import samples_per_step, total_steps
 from codetune.training.strategy import (
     Choice,
     InForce,
@@ -73,11 +69,13 @@ class TrainingSummary:
     dropped: tuple[Refusal, ...]
     truncated_rows: int
     lost_tokens: int
+    lost_share: float  # of all tokens of the rows that were kept
     steps: int
     tokens: int
     padding_rate: float
     seconds: float
     peak_memory_bytes: int | None
+    peak_share: float | None
     last_loss: float | None
     processes: int
     strategy: Strategy
@@ -107,7 +105,7 @@ def train(
     course = Course(project.train, directory, facts, steps, report, ranks)
     course.saves_last = choice.strategy != "fsdp"
     course.begin(checkpoint)
-    trainer = _trainer(project, model, precision, tokenizer, corpus, course, directory, ranks, choice.strategy)
+    trainer = _trainer(project, model, precision, corpus, course, directory, ranks, choice.strategy)
     with course.interruptible():
         trainer.run(checkpoint)
     if course.interrupted:
@@ -119,7 +117,7 @@ def train(
         finish = Finish(project.model.chat_format, precision, project.train.merge, rows.last_tokens)
         save_trained(model, tokenizer, finish, saved)
         remove_corpus(directory / TOKENS)
-    return _summary(len(corpus), rows, course, choice, ranks)
+    return _summary(corpus, rows, course, choice, ranks)
 
 
 def _choose(project: Project, model_path: Path, ranks: Team) -> Choice:
@@ -222,15 +220,8 @@ def _load(
         network = load_quantized_model(model_path, settings, choose_device(), project.train.quantization)
     else:
         network = load_model(model_path, settings, choose_device())
-    packed = project.train.pad_mode in PACKED
-    network.set_attn_implementation(attention_for(project.model.attention, packed, Place.of(network, precision)))
     _require_fit(network, corpus)
-    if packed and project.train.pack_isolation:
-        with arithmetic_in(precision, network.device):
-            require_isolation(network)
-    if project.train.gradient_checkpointing:
-        _recompute_activations(network)
-    return adapt(network, project.train.method, project.train.lora, project.seed), precision
+    return make_ready(network, project, precision), precision
 
 
 def _precision(project: Project, model_path: Path) -> Precision:
@@ -262,62 +253,41 @@ def _require_fit(network: PreTrainedModel, corpus: Corpus) -> None:
         )
 
 
-def _recompute_activations(network: PreTrainedModel) -> None:
-    """Never the reentrant kind: it fails with adapters, and with several processes."""
-    options = {"use_reentrant": False}
-    if hasattr(network, "activation_checkpointing_enable"):  # transformers 5.23; 5.17 knows the older name only
-        network.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
-    else:
-        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)  # type: ignore[no-untyped-call]
-
-
 def _trainer(
     project: Project,
     model: PreTrainedModel | PeftModel,
     precision: Precision,
-    tokenizer: PreTrainedTokenizerBase,
     corpus: Corpus,
     course: Course,
     directory: Path,
     ranks: Team,
     strategy: Strategy,
 ) -> ExactTrainer:
-    settings, device = project.train, choose_device()
-    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    network = whole_network(model)
-    with arithmetic_in(precision, network.device):
-        losses = losses_of(network)
-    width = network.config.get_text_config().hidden_size
-    dealing = Dealing(settings.pad_mode, settings.per_device_batch_size, ranks.count, settings.sort_in_step, width)
-    material = Material(
-        StepPlan(len(corpus), samples_per_step(settings, ranks.count), project.seed),
-        Share(corpus, dealing, ranks.place.rank),
-        Collator(settings.pad_mode, settings.max_length, settings.pack_isolation, padding),
-        losses,
-        settings,
-        Arithmetic.of(network, settings.method),
-        peak_operations(precision, torch.cuda.get_device_name(device)) if device != "cpu" else None,
-    )
+    material = material_for(model, project, precision, corpus, ranks)
     sharing = sharing_arguments(strategy, project.launch.offload, precision)
-    arguments = training_arguments(settings, precision, course.steps, project.seed, directory, device, sharing)
+    arguments = training_arguments(
+        project.train, precision, course.steps, project.seed, directory, choose_device(), sharing
+    )
     trainer = ExactTrainer(model, arguments, material, course)
     keep_float32(trainer, strategy)
     trainer.add_callback(InForce(strategy, trainer))
     return trainer
 
 
-def _summary(rows: int, counted: _Rows, course: Course, choice: Choice, ranks: Team) -> TrainingSummary:
+def _summary(corpus: Corpus, counted: _Rows, course: Course, choice: Choice, ranks: Team) -> TrainingSummary:
     total = course.meter.since_start
     return TrainingSummary(
-        rows=rows,
+        rows=len(corpus),
         dropped=tuple(counted.dropped),
         truncated_rows=counted.truncated_rows,
         lost_tokens=counted.lost_tokens,
+        lost_share=counted.lost_tokens / (corpus.tokens + counted.lost_tokens),
         steps=course.step,
         tokens=total.tokens,
         padding_rate=total.padding_rate,
         seconds=total.seconds,
         peak_memory_bytes=course.meter.peak_memory_bytes,
+        peak_share=total.peak_share,
         last_loss=course.meter.last_loss,
         processes=ranks.count,
         strategy=choice.strategy,

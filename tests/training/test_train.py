@@ -223,6 +223,10 @@ def test_rows_that_are_cut_or_dropped_are_counted(base: Path, tmp_path: Path) ->
     assert (cut.rows, len(cut.dropped)) == (20, 0)
     assert cut.truncated_rows > 0
     assert cut.lost_tokens >= cut.truncated_rows
+    whole = run(project(max_steps=1), base, tmp_path / "whole")
+    assert (whole.truncated_rows, whole.lost_tokens, whole.lost_share) == (0, 0, 0)
+    kept = run(project(max_length=60, epochs=1, logging_steps=99), base, tmp_path / "epoch").tokens
+    assert cut.lost_share == pytest.approx(cut.lost_tokens / (kept + cut.lost_tokens))
     dropped = run(project(max_length=60, max_steps=1, too_long="drop"), base, tmp_path / "dropped")
     assert len(dropped.dropped) == cut.truncated_rows
     assert dropped.rows == 20 - cut.truncated_rows
