@@ -15,11 +15,13 @@ import torch.distributed as distributed
 from torch._C._distributed_c10d import FileStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from codetune.errors import CodetuneError
 from codetune.records import ALONE, Place
 
 # Ranks wait for each other while one of them writes a large checkpoint, or scores more rows than another. One that has
 # died is noticed by its command, or its connection closes: no clock is needed for that.
 PATIENCE = timedelta(hours=6)
+PATIENCE_TO_MEET = timedelta(minutes=30)  # the first one reads its weights through before it comes
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,15 @@ def team(place: Place, meeting: Callable[[], Store] | None) -> Iterator[Team]:
 
 def meet() -> Store:
     """Where a launcher has told all of them to meet (MASTER_ADDR and MASTER_PORT)."""
-    store: Store = next(rendezvous("env://", timeout=PATIENCE))[0]
+    try:
+        store: Store = next(rendezvous("env://", timeout=PATIENCE_TO_MEET))[0]
+    except distributed.DistError as why:
+        raise CodetuneError(
+            f"The first process was not met in {PATIENCE_TO_MEET.seconds // 60} minutes "
+            f"({str(why).partition(chr(10))[0]}). Expected: the same command on every machine, begun at about the same "
+            "time. Look what the first one says, and at MASTER_ADDR and MASTER_PORT"
+        ) from why
+    store.set_timeout(PATIENCE)
     return store
 
 
