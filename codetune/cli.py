@@ -366,4 +366,6 @@ def _perform(work: Callable[[], Shown], as_json: bool) -> None:
         console.note("interrupted; the same command continues where it was")
         raise typer.Exit(130) from None
     except OSError as why:
-        raise writing_failed(why) or why from why
+        if (failed := writing_failed(why)) is None:
+            raise
+        raise failed from why

@@ -70,6 +70,11 @@ def perform(job: Job, processes: int, listen: Listen) -> list[Any]:
     if here.count > 1:
         return _lead(job, here, processes, listen)
     where = node(job.project.launch.nodes)
+    if where.rank > 0:
+        raise UsageError(
+            f"This is machine {where.rank} of {where.count}, which follows the first one in one stage. Expected: a stage "
+            "by itself, begun on all machines. Run the earlier stages on one machine, then: codetune " + job.work
+        )
     if processes * where.count == 1:
         return [_do(job, Seat(ALONE, None, lambda message: listen(0, message)))]
     return _start(job.text(), processes, where, listen)
@@ -156,7 +161,9 @@ def _disk() -> Iterator[None]:
     try:
         yield
     except OSError as why:
-        raise writing_failed(why) or why from why
+        if (failed := writing_failed(why)) is None:
+            raise
+        raise failed from why
 
 
 @cache
