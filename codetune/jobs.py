@@ -26,7 +26,7 @@ from codetune.launch import Errand, Node, node, only_rank, place
 from codetune.project import Project
 from codetune.records import ALONE, Place
 from codetune.store import project_document, project_of
-from codetune.workers import Crew, Listen, Tell, run_workers, speaking
+from codetune.workers import Crew, Listen, Tell, leave, run_workers, speaking
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -108,6 +108,7 @@ def follow() -> None:
             result = _do(Job.read(text), Seat(here, _store, lambda message: None))
             _store().set(f"result-{number}-{here.rank}", json.dumps(result))
             number += 1
+    leave(0)
 
 
 def follow_first_machine(project: Project, here: Node) -> None:

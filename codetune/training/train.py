@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from codetune.data.tokens import TrainingTokens, training_tokens
 from codetune.errors import DataError, ModelError, ProjectError
+from codetune.model.adapt import adapt
 from codetune.model.load import (
     choose_device,
     count_gpus,
@@ -112,7 +113,7 @@ def train(
     weights = whole_weights(choice.strategy, trainer)
     if ranks.is_first:
         if weights is not None:
-            model = _whole(project, model_path, corpus, weights)
+            model = _whole(project, model_path, precision, weights)
         finish = Finish(project.model.chat_format, precision, project.train.merge, rows.last_tokens)
         save_trained(model, tokenizer, finish, saved)
         remove_corpus(directory / TOKENS)
@@ -132,12 +133,14 @@ def _choose(project: Project, model_path: Path, ranks: Team) -> Choice:
 
 
 def _whole(
-    project: Project, model_path: Path, corpus: Corpus, weights: Mapping[str, torch.Tensor]
+    project: Project, model_path: Path, precision: Precision, weights: Mapping[str, torch.Tensor]
 ) -> PreTrainedModel | PeftModel:
-    """A model like the one that was trained, on the CPU and in one piece, with the weights that were gathered."""
+    """A model like the one that was trained, in one piece in the CPU's memory, with the weights that were gathered."""
     forget_sharing()
-    model, _ = _load(project, model_path, corpus, "alone")
-    found = model.cpu().load_state_dict(weights, strict=False)
+    settings = project.model.model_copy(update={"dtype": precision, "attention": "auto"})
+    network = load_model(model_path, settings, "cpu")
+    model = adapt(network, project.train.method, project.train.lora, project.seed)
+    found = model.load_state_dict(weights, strict=False)
     assert not found.unexpected_keys, found.unexpected_keys
     return model
 
