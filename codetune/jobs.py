@@ -72,7 +72,7 @@ def perform(job: Job, processes: int, listen: Listen) -> list[Any]:
     where = node(job.project.launch.nodes)
     if where.rank > 0:
         raise UsageError(
-            f"This is machine {where.rank} of {where.count}, which follows the first one in one stage. Expected: a stage "
+            f"This is machine {where.rank} of {where.count}, which follows the first one. Expected: a stage "
             "by itself, begun on all machines. Run the earlier stages on one machine, then: codetune " + job.work
         )
     if processes * where.count == 1:
