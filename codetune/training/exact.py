@@ -198,7 +198,8 @@ def telling_of_full_memory(what: str) -> Iterator[None]:
         raise CodetuneError(
             f"The memory is full while {what}. Expected: room for the weights, their gradients and the optimizer's "
             "state (16 bytes a weight that is trained). Set train.method: lora or qlora, or train.optimizer: "
-            "adafactor, or share them over more GPUs with launch.strategy: fsdp or zero3 (launch.offload puts them in the CPU's)."
+            "adafactor, or share them over more GPUs with launch.strategy: fsdp or zero3 (launch.offload puts them in "
+            "the CPU's)."
         ) from why
 
 
