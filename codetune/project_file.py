@@ -168,6 +168,8 @@ def _impossible(project: Project) -> Iterator[tuple[str, str]]:
             "train.save_steps",
             "null while train.save_minutes is null as well: no checkpoint would ever be written. Set one",
         )
+    if told := _impossible_sharing(project):
+        yield told
     if not project.train.pack_isolation and project.train.pad_mode not in ("dynamic_pack", "paper_pack"):
         yield (
             "train.pack_isolation",
@@ -176,8 +178,6 @@ def _impossible(project: Project) -> Iterator[tuple[str, str]]:
         )
     if project.train.quantization.bits == 8 and project.train.quantization.type == "fp4":
         yield "train.quantization.type", "fp4 is a format of 4 bits, and train.quantization.bits is 8. Say 4 bits"
-    if told := _impossible_sharing(project):
-        yield told
     if project.model.dtype == "float16" and project.train.method == "full":
         yield (
             "model.dtype",

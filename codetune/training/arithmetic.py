@@ -6,6 +6,7 @@ not count, nor does padding. The output layer counts for the tokens that are lea
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Self
 
@@ -27,6 +28,7 @@ PEAKS = {
     "A100": 312e12,
     "A800": 312e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "RTX 4090": 165e12,
     "RTX 3090": 71e12,
     "A40": 150e12,
@@ -76,7 +78,7 @@ def peak_operations(precision: Precision, device_name: str) -> float | None:
     """
     if precision == "float32":
         return None
-    return next((peak for name, peak in PEAKS.items() if name in device_name), None)
+    return next((peak for name, peak in PEAKS.items() if re.search(rf"\b{name}\b", device_name)), None)
 
 
 def _linear_layers(network: PreTrainedModel) -> list[torch.nn.Linear]:

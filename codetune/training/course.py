@@ -53,7 +53,7 @@ class Course:
             cut(self._metrics, self.step)
 
     def on_step(self, step: int, epoch: float, facts: StepFacts) -> Due:
-        """The same in every process, but for the line: the first one has it."""
+        """The same in every process, but for the line, which the first one writes."""
         self.step = step
         facts = self._of_all(facts)
         # By the clock of the first process, for those of two machines differ. One interrupted process stops all.
@@ -64,13 +64,13 @@ class Course:
         self.meter = self.meter.plus(facts, int(peak) or None)
         line = None
         if step % self._settings.logging_steps == 0 or step == self.steps:
-            line = self.meter.line(step, epoch) if self._ranks.is_first else None
+            line = self.meter.line(step, epoch)
+            self.meter = self.meter.after_line()
+        if self._ranks.is_first:
+            shown = {"loss": facts.loss, "learning_rate": facts.learning_rate, "grad_norm": facts.grad_norm}
+            self._report({"step": step, "steps": self.steps, "epoch": epoch, **shown})
             if line is not None:
                 append_line(self._metrics, line)
-            self.meter = self.meter.after_line()
-        shown = {"loss": facts.loss, "learning_rate": facts.learning_rate, "grad_norm": facts.grad_norm}
-        if self._ranks.is_first:
-            self._report({"step": step, "steps": self.steps, "epoch": epoch, **shown})
         return Due(self.interrupted or bool(due), self.interrupted, line)
 
     def on_saved(self, path: Path, step: int) -> None:
@@ -83,12 +83,11 @@ class Course:
         self._last_saved = time.monotonic()
 
     def _of_all(self, facts: StepFacts) -> StepFacts:
-        """A process knows its own part of the step's loss, tokens, samples and arithmetic."""
-        summed = ("loss", "tokens", "tokens_seen", "samples", "operations", "possible_operations")
-        sums: dict[str, Any] = dict(
-            zip(summed, self._ranks.sums([getattr(facts, name) for name in summed]), strict=True)
-        )
-        return replace(facts, **sums | {name: int(sums[name]) for name in ("tokens", "tokens_seen", "samples")})
+        """A process knows its own part of the step's loss, tokens and operations."""
+        shared = ("loss", "tokens", "tokens_seen", "samples", "operations", "possible_operations")
+        own = [getattr(facts, name) for name in shared]
+        sums = [type(amount)(total) for amount, total in zip(own, self._ranks.sums(own), strict=True)]
+        return replace(facts, **dict(zip(shared, sums, strict=True)))
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:

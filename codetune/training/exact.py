@@ -64,10 +64,9 @@ class ExactTrainer(Trainer):
 
     def run(self, checkpoint: Checkpoint | None) -> None:
         """Trains to the last step, from the checkpoint where there is one."""
-        if checkpoint is None:
-            self.train()
-        elif checkpoint.step < self.args.max_steps:
-            self.train(resume_from_checkpoint=str(checkpoint.path))
+        if checkpoint is None or checkpoint.step < self.args.max_steps:
+            with telling_of_full_memory("the weights are updated"):
+                self.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint is not None else None)
         else:  # the loop looks whether it is done only after a step
             self._load_from_checkpoint(str(checkpoint.path))
 
@@ -186,6 +185,22 @@ class ExactTrainer(Trainer):
             f"rows {named}. Expected: a number. Look at these rows, or lower train.learning_rate (now "
             f"{self.args.learning_rate:g}), or set model.dtype: float32."
         )
+
+
+@contextlib.contextmanager
+def telling_of_full_memory(what: str) -> Iterator[None]:
+    """For what is as large whatever the micro-batches: weights, their gradients and the optimizer's state."""
+    try:
+        yield
+    except RuntimeError as why:
+        if not is_out_of_memory(why):
+            raise
+        raise CodetuneError(
+            f"The memory is full while {what}. Expected: room for the weights, their gradients and the optimizer's "
+            "state (16 bytes a weight that is trained). Set train.method: lora or qlora, or train.optimizer: "
+            "adafactor, or share them over more GPUs with launch.strategy: fsdp or zero3 (launch.offload puts them in "
+            "the CPU's)."
+        ) from why
 
 
 class _StepEnd(TrainerCallback):

@@ -4,11 +4,14 @@ All of it is torch.distributed's: gloo between CPUs and for what is said here, n
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.distributed as distributed
@@ -18,6 +21,7 @@ from torch.distributed.rendezvous import rendezvous
 from codetune.errors import CodetuneError
 from codetune.records import ALONE, Place
 
+T = TypeVar("T")
 # Ranks wait for each other while one of them writes a large checkpoint, or scores more rows than another. One that has
 # died is noticed by its command, or its connection closes: no clock is needed for that.
 PATIENCE = timedelta(hours=6)
@@ -78,7 +82,7 @@ def team(place: Place, meeting: Callable[[], Store] | None) -> Iterator[Team]:
 def meet() -> Store:
     """Where a launcher has told all of them to meet (MASTER_ADDR and MASTER_PORT)."""
     try:
-        store: Store = next(rendezvous("env://", timeout=PATIENCE_TO_MEET))[0]
+        store: Store = listening(lambda: next(rendezvous("env://", timeout=PATIENCE_TO_MEET))[0])
     except distributed.DistError as why:
         raise CodetuneError(
             f"The first process was not met in {PATIENCE_TO_MEET.seconds // 60} minutes "
@@ -87,6 +91,15 @@ def meet() -> Store:
         ) from why
     store.set_timeout(PATIENCE)
     return store
+
+
+def listening(wait: Callable[[], T]) -> T:
+    """What `wait` gives. Torch waits for others without a look at signals: so it waits in a thread, and this one hears
+    them."""
+    waiting = ThreadPoolExecutor(1).submit(wait)
+    while not waiting.done():
+        time.sleep(0.05)
+    return waiting.result()
 
 
 def meet_in(file: Path, count: int) -> Store:

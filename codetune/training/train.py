@@ -33,7 +33,7 @@ from codetune.training.arguments import Precision, training_arguments
 from codetune.training.checkpoint import SHARING, STEP_SAMPLES, Facts, last_checkpoint, remove_torn
 from codetune.training.corpus import Corpus, read_corpus, remove_corpus, write_corpus
 from codetune.training.course import Course, Report
-from codetune.training.exact import ExactTrainer
+from codetune.training.exact import ExactTrainer, telling_of_full_memory
 from codetune.training.finish import Finish, save_trained
 from codetune.training.ranks import SOLO, Team
 from codetune.training.ready import make_ready, material_for
@@ -100,7 +100,8 @@ def train(
     corpus = _corpus(rows, directory, ranks)
     facts = _facts(project, model_path, corpus, ranks, choice.strategy)
     checkpoint = last_checkpoint(directory, facts)
-    model, precision = _load(project, model_path, corpus, choice.strategy)
+    with telling_of_full_memory("the model is loaded"):
+        model, precision = _load(project, model_path, corpus, choice.strategy)
     steps = total_steps(project.train, len(corpus), ranks.count)
     course = Course(project.train, directory, facts, steps, report, ranks)
     course.saves_last = choice.strategy != "fsdp"

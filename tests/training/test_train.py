@@ -200,7 +200,7 @@ def test_max_steps_ends_within_an_epoch_and_again_at_once(base: Path, tmp_path: 
     assert [line["step"] for line in metrics(tmp_path)] == [2]
 
 
-@pytest.mark.parametrize("pad_mode", ["dynamic_pack", "dynamic_pad"])
+@pytest.mark.parametrize("pad_mode", ["dynamic_pack", "dynamic_pad", "paper_pack"])
 def test_a_loss_that_is_not_a_number_names_its_row(tmp_path: Path, pad_mode: str) -> None:
     base = base_model(tmp_path / "base")
     tokenizer = load_tokenizer(base)
@@ -371,6 +371,24 @@ def test_memory_that_runs_out_is_an_error_that_counts_tokens_and_loses_nothing(
     run(smaller, base, tmp_path)
     pairs = zip(metrics(tmp_path), metrics(tmp_path / "whole"), strict=True)
     assert all(one["loss"] == pytest.approx(other["loss"], rel=1e-5) for one, other in pairs)
+
+
+@pytest.mark.parametrize(
+    ("where", "told"),
+    [
+        ("torch.optim.AdamW.step", "the weights are updated"),
+        ("codetune.training.train.load_model", "the model is loaded"),
+    ],
+)
+def test_memory_that_does_not_hold_the_weights_themselves_is_told_otherwise(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, told: str
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(where, full)
+    with pytest.raises(CodetuneError, match=rf"memory is full while {told}.*train.method: lora or qlora.*fsdp"):
+        run(project(), base, tmp_path)
 
 
 def test_a_program_error_is_not_taken_for_a_lack_of_memory(
