@@ -9,33 +9,24 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from codetune import console
+from codetune.contestants import Contestant as Contestant
+from codetune.contestants import Kind, end_of_turn, model_digest, prompt_kind
+from codetune.contestants import contestant as contestant
 from codetune.errors import DataError, StaleError, UsageError
 from codetune.launch import thread_count, user_cache
 from codetune.parts import LineLog, open_parts
-from codetune.pipeline import TRAINED, StageResult, Written, already, seal_artefact
+from codetune.pipeline import StageResult, Written, already, seal_artefact
 from codetune.project import BENCHMARK_NAMES, EVALPLUS_NAMES
 from codetune.records import Completion, Problem, Solution, Verdict
-from codetune.stages import Desk, Recipe, differing_settings, require, settings_of
-from codetune.store import Seal, combined, locked, read_seal, remove, write_lines, write_text
+from codetune.stages import Desk, Recipe, differing_settings, settings_of
+from codetune.store import Seal, locked, read_seal, remove, write_lines, write_text
 
 if TYPE_CHECKING:
     from codetune.benchmark.evaluate import Report
-
-Kind = Literal["completion", "chat"]
-
-
-@dataclass(frozen=True, slots=True)
-class Contestant:
-    """A model as a benchmark sees it."""
-
-    name: str  # as the user says it: tuned, base, a path or a hub id
-    label: str
-    directory: Path
-    digest: str
-    kind: Kind | None  # how it is prompted; None where nothing tells, and only `generate` needs to know
+    from codetune.benchmark.generate import Generated, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,31 +58,6 @@ def bench_name(desk: Desk, said: str) -> str:
     return f"{stem}-{desk.digests.file(file)[:8]}" if stem in BENCHMARK_NAMES and file is not None else stem
 
 
-def contestant(desk: Desk, name: str) -> Contestant:
-    """The model that `tuned`, `base`, a path or a hub id stands for, and how it is prompted."""
-    project = desk.project
-    if name == "tuned":
-        require(desk, "train")
-        directory = desk.run.model
-    else:
-        from codetune.model.load import find_model
-
-        directory = find_model(project.locate(project.model.path if name == "base" else name))
-    digest = model_digest(desk, directory)
-    label = name if name in ("tuned", "base") else f"{directory.resolve().name}-{digest[:8]}"
-    return Contestant(name, label, directory, digest, _kind(desk, name, directory))
-
-
-def model_digest(desk: Desk, directory: Path) -> str:
-    """Of all that decides what a model writes; of adapters together with the model below them."""
-    own = desk.digests.tree(directory)
-    adapter = directory / "adapter_config.json"
-    if not adapter.is_file():
-        return own
-    base = Path(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
-    return combined([own, desk.digests.tree(base) if base.is_dir() else str(base)])
-
-
 def generate(desk: Desk, bench: Bench, model: Contestant) -> StageResult:
     """What the model writes for every task -> completions/<benchmark>/<label>.jsonl."""
     if model.kind is None:
@@ -108,18 +74,21 @@ def generate(desk: Desk, bench: Bench, model: Contestant) -> StageResult:
         if open_parts(parts, recipe.identity(), refuse_others=False):
             console.note(f"generate: model or settings have changed since {parts} was begun; it starts anew")
         with LineLog(parts / "completions.jsonl") as log:
-            written = {row["task_id"]: row for row in log.found}
-            reused = len(written)
-            missing = [problem for problem in bench.problems if problem.task_id not in written]
-            label = f"generate {bench.name} {model.label}"
-            with console.progress(label, len(bench.problems), "task", reused) as advance:
-                for sample in _generated(desk, model, missing):
-                    row = _sample_row(sample)
+            rows = {(row["task_id"], row["sample"]): row for row in log.found}
+            reused = len(rows)
+            numbers = range(desk.project.generate.samples_per_task)
+            work = [(problem, number) for problem in bench.problems for number in numbers]
+            missing = [(problem, number) for problem, number in work if (problem.task_id, number) not in rows]
+            with console.progress(f"generate {bench.name} {model.label}", len(work), "sample", reused) as advance:
+                for generated in _generated(desk, model, missing):
+                    row = _generated_row(generated)
                     log.append(row)
-                    written[row["task_id"]] = row
-                    advance(1)
-        write_lines(recipe.artefact, (json.dumps(written[problem.task_id]) for problem in bench.problems))
-        result = seal_artefact(desk, recipe, Written(len(written), {}, {}), reused, began)
+                    rows[(row["task_id"], row["sample"])] = row
+                    advance(1, generated.tokens)
+        written = [rows[(problem.task_id, number)] for problem, number in work]
+        write_lines(recipe.artefact, (json.dumps(_without_counts(row)) for row in written))
+        facts = {name: sum(row[name] for row in written) for name in ("tokens", "truncated")}
+        result = seal_artefact(desk, recipe, Written(len(written), {}, facts), reused, began)
         remove(parts)
         return result
 
@@ -185,8 +154,8 @@ def evaluate_file(desk: Desk, bench: Bench, path: Path) -> Report:
     return _evaluate(desk, bench, _file_label(desk, path), path)
 
 
-def _generated(desk: Desk, model: Contestant, problems: Sequence[Problem]) -> Iterable[Completion | Solution]:
-    if not problems:
+def _generated(desk: Desk, model: Contestant, work: Sequence[Work]) -> Iterable[Generated]:
+    if not work:
         return ()
     from codetune.benchmark.generate import generate
     from codetune.model.complete import BatchGenerator
@@ -194,9 +163,20 @@ def _generated(desk: Desk, model: Contestant, problems: Sequence[Problem]) -> It
 
     tokenizer = load_tokenizer(model.directory)
     network = load_model(model.directory, desk.project.model, choose_device())
-    generator = BatchGenerator(network, tokenizer, _end_of_turn(model))
     settings = desk.project.generate.model_copy(update={"prompt": model.kind})
-    return generate(problems, tokenizer, generator, settings)
+    generator = BatchGenerator(network, tokenizer, end_of_turn(model), settings)
+    return generate(work, tokenizer, generator, settings, desk.project.seed)
+
+
+def _generated_row(generated: Generated) -> dict[str, Any]:
+    """A line of the log: the sample with its number and what it took."""
+    counts = {"sample": generated.sample.sample, "tokens": generated.tokens, "truncated": generated.truncated}
+    return {**_sample_row(generated.sample), **counts}
+
+
+def _without_counts(row: Mapping[str, Any]) -> dict[str, Any]:
+    """As EvalPlus has it: a task's samples are counted in the order in which they stand."""
+    return {name: value for name, value in row.items() if name not in ("sample", "tokens", "truncated")}
 
 
 def _sanitize(desk: Desk, bench: Bench, label: str, source: Path) -> StageResult:
@@ -288,7 +268,7 @@ def _completions(desk: Desk, bench: Bench, model: Contestant) -> Recipe:
 
 def _benchmark_settings(desk: Desk, stage: str, label: str) -> Mapping[str, Any]:
     settings = settings_of(desk.project, stage)
-    return _with_prompt(settings, _kind(desk, label, desk.run.model)) if stage == "generate" else settings
+    return _with_prompt(settings, prompt_kind(desk, label, desk.run.model)) if stage == "generate" else settings
 
 
 def _with_prompt(settings: Mapping[str, Any], kind: Kind | None) -> dict[str, Any]:
@@ -329,26 +309,6 @@ def _sample_row(sample: Completion | Solution) -> dict[str, Any]:
     from codetune.benchmark.sanitize import sample_row
 
     return sample_row(sample)
-
-
-def _kind(desk: Desk, name: str, directory: Path) -> Kind | None:
-    """Chat for what codetune trained, completion for `base`; of any other model the user must say it."""
-    said = desk.project.generate.prompt
-    if said != "auto":
-        return said
-    if name == "base":
-        return "completion"
-    return "chat" if (directory / TRAINED).exists() else None
-
-
-def _end_of_turn(model: Contestant) -> tuple[str, ...]:
-    """What closes an answer beside EOS: of a model that codetune trained its family's own text."""
-    from codetune.data.chat import stop_texts
-
-    mark = model.directory / TRAINED
-    if model.kind != "chat" or not mark.exists():
-        return ()
-    return stop_texts(json.loads(mark.read_text(encoding="utf-8"))["model.chat_format"])
 
 
 def _option(model: Contestant) -> str:

@@ -49,6 +49,7 @@ def run(desk: Desk, first: Stage, last: Stage) -> Iterator[StageResult | Report]
             yield _row_stage(desk, stage)
     if not {"generate", "sanitize", "evaluate"} & set(wanted):
         return
+    _require_samples(desk)
     benches = [benchmarking.open_bench(desk, said) for said in _distinct(desk)]
     models = [benchmarking.contestant(desk, name) for name in COMPARED]
     for bench in benches:
@@ -63,6 +64,7 @@ def run(desk: Desk, first: Stage, last: Stage) -> Iterator[StageResult | Report]
 
 def evaluate_by_name(desk: Desk, said: str, names: Sequence[str]) -> list[Report]:
     """Generate, sanitize and evaluate each model on one benchmark. All names are resolved before the first is run."""
+    _require_samples(desk)
     bench = benchmarking.open_bench(desk, said)
     models = [benchmarking.contestant(desk, name) for name in names]
     reports = []
@@ -113,6 +115,17 @@ def status(desk: Desk) -> list[Line]:
     trained = lines[-1].state == "done"
     benchmarks = desk.project.evaluate.benchmarks
     return lines + [_benchmark_line(desk, said, label, trained) for said in benchmarks for label in COMPARED]
+
+
+def _require_samples(desk: Desk) -> None:
+    """Said before hours of generation, not after."""
+    most, samples = max(desk.project.evaluate.k), desk.project.generate.samples_per_task
+    if most > samples:
+        raise UsageError(
+            f"evaluate.k asks for pass@{most}, and generate.samples_per_task makes {samples} of a task. Expected: as "
+            f"many samples as the largest k. Set generate.samples_per_task to {most} or more (and generate.temperature "
+            "above 0), or evaluate.k lower"
+        )
 
 
 def _distinct(desk: Desk) -> Sequence[str]:

@@ -84,6 +84,8 @@ def _details(result: StageResult) -> tuple[Sequence[str], Sequence[Sequence[str]
     facts = result.facts
     if result.stage == "embed" and facts.get("cut"):
         return (), (), [f"{len(facts['cut']):,} instructions are longer than the encoder's window and were cut"]
+    if result.stage == "generate":
+        return (), (), _completions(facts, result.rows)
     if result.stage == "sanitize":
         return (), (), [f"{facts['changed']} changed, {facts['not_parsing']} do not parse"]
     if result.stage == "select" and len(facts.get("clusters", ())) > 1:
@@ -91,6 +93,11 @@ def _details(result: StageResult) -> tuple[Sequence[str], Sequence[Sequence[str]
     if result.stage == "train":
         return (), (), _training(facts)
     return (), (), ()
+
+
+def _completions(facts: Mapping[str, Any], rows: int) -> list[str]:
+    cut = f"{facts['truncated']:,} of {rows:,} completions reached generate.max_new_tokens and were cut there"
+    return [f"{facts['tokens']:,} tokens", *([cut] if facts["truncated"] else [])]
 
 
 def _clusters(clusters: Sequence[Mapping[str, Any]]) -> tuple[Sequence[str], Sequence[Sequence[str]], Sequence[str]]:

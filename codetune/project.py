@@ -141,7 +141,9 @@ class Generation(Section):
     samples_per_task: Count = Field(1, description="completions of a task")
     temperature: Annotated[float, Field(ge=0)] = Field(0.0, description="0 is greedy")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(0.95, description="nucleus; read when temperature is above 0")
-    batch_size: Count | Literal["auto"] = Field("auto", description="prompts decoded at once")
+    batch_size: Count | Literal["auto"] = Field(
+        "auto", description="prompts decoded at once; auto: 32, or what fits on a GPU"
+    )
     backend: Literal["auto", "transformers", "vllm"] = Field("auto", description="what decodes")
 
 
@@ -233,9 +235,6 @@ ONLY_THE_DEFAULT = (
     "train.quantization.bits",
     "train.quantization.type",
     "train.quantization.double",
-    "generate.samples_per_task",
-    "generate.temperature",
-    "generate.top_p",
     "launch.nodes",
 )
 

@@ -170,6 +170,12 @@ def _impossible(project: Project) -> Iterator[tuple[str, str]]:
             "train.save_steps",
             "null while train.save_minutes is null as well: no checkpoint would ever be written. Set one",
         )
+    if project.generate.samples_per_task > 1 and project.generate.temperature == 0:
+        yield (
+            "generate.samples_per_task",
+            f"{project.generate.samples_per_task} greedy samples of a task are all the same. Set generate.temperature "
+            "above 0, or leave it at 1",
+        )
     if project.model.dtype == "float16" and project.train.method == "full":
         yield (
             "model.dtype",

@@ -46,8 +46,9 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "benchmark": _STAGE,
     "demo": ("store", "project_file", "data", *_RECORDS),
     "pipeline": _BELOW_THE_VERBS,
-    "benchmarking": ("pipeline", *_BELOW_THE_VERBS),
-    "journey": ("pipeline", "benchmarking", *_BELOW_THE_VERBS),
+    "contestants": ("pipeline", *_BELOW_THE_VERBS),
+    "benchmarking": ("pipeline", "contestants", *_BELOW_THE_VERBS),
+    "journey": ("pipeline", "contestants", "benchmarking", *_BELOW_THE_VERBS),
     "presentation": ("console", "journey", "pipeline"),
     "showcase": ("pipeline", "benchmarking", "journey", "presentation", *_BELOW_THE_VERBS),
     "cli": (
@@ -79,16 +80,16 @@ HOMES: Mapping[str, tuple[str, ...]] = {
 }
 # Each says in its docstring, or beside the import, why it imports inside functions.
 IMPORT_LATE = (
-    *("pipeline", "benchmarking", "journey", "showcase", "cli"),
+    *("pipeline", "contestants", "benchmarking", "journey", "showcase", "cli"),
     "data.source",  # pyarrow and datasets, for the files that need them
 )
 WITHOUT_TORCH = (
     *("cli", "project", "project_file", "strict_yaml", "records", "errors", "console", "launch"),
     *("store", "parts", "rowwise", "artefacts", "stages"),
-    *("pipeline", "benchmarking", "journey", "presentation", "showcase"),
+    *("pipeline", "contestants", "benchmarking", "journey", "presentation", "showcase"),
     *("selection.ifd", "selection.select"),
     *("data.chat", "data.packing", "data.source", "data.files", "data.hub", "data.tables"),
-    *("benchmark.problems", "benchmark.prompt", "benchmark.statistics"),
+    *("benchmark.problems", "benchmark.prompt", "benchmark.generate", "benchmark.statistics", "model.decoding"),
 )
 LONGEST_FILE = 420  # lines
 TORCH_COMES_WITH = {"torch", "transformers", "accelerate", "peft", "sentence_transformers"}

@@ -78,6 +78,13 @@ def test_stages_in_the_wrong_order_and_unknown_ones_are_usage_errors(tmp_path: P
         journey.stage_named("slect")
 
 
+def test_more_of_k_than_there_are_samples_is_said_before_anything_is_generated(tmp_path: Path) -> None:
+    desk = desk_of(make_small_world(tmp_path, 6), evaluate__k=[1, 10])
+    with pytest.raises(UsageError, match=r"pass@10, and generate\.samples_per_task makes 1"):
+        journey.evaluate_by_name(desk, "tasks.jsonl", ["base"])
+    assert not desk.run.completions("tasks", "base").parent.exists()
+
+
 def test_two_models_are_compared_on_the_tasks_that_both_have(tmp_path: Path) -> None:
     def report(model: str, verdicts: dict[str, str]) -> dict[str, object]:
         judged = {task: [{"base": verdict, "plus": verdict}] for task, verdict in verdicts.items()}

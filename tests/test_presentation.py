@@ -59,6 +59,15 @@ def test_sanitize_tells_what_it_changed() -> None:
     assert "2 changed, 1 do not parse" in presentation.stage(a_result(stage="sanitize", facts=SANITIZED)).notes
 
 
+def test_generate_tells_its_tokens_and_what_the_limit_has_cut() -> None:
+    notes = presentation.stage(a_result(stage="generate", rows=164, facts={"tokens": 12345, "truncated": 2})).notes
+    assert notes[-2:] == [
+        "12,345 tokens",
+        "2 of 164 completions reached generate.max_new_tokens and were cut there",
+    ]
+    assert presentation.stage(a_result(stage="generate", facts={"tokens": 7, "truncated": 0})).notes[-1] == "7 tokens"
+
+
 def test_embed_tells_how_many_instructions_were_cut() -> None:
     notes = presentation.stage(a_result(stage="embed", facts={"cut": ["a", "b"]})).notes
     assert "2 instructions are longer than the encoder's window and were cut" in notes

@@ -24,9 +24,6 @@ ANOTHER: Mapping[str, Any] = {
     "train.quantization.bits": 8,
     "train.quantization.type": "fp4",
     "train.quantization.double": False,
-    "generate.samples_per_task": 2,
-    "generate.temperature": 0.2,
-    "generate.top_p": 0.9,
     "launch.nodes": 2,
 }
 REFUSED = [(key, value) for key, values in NOT_IN_THIS_VERSION.items() for value in values]
@@ -185,6 +182,7 @@ def test_one_process_is_not(processes: object, tmp_path: Path) -> None:
         ("score: {prompt: 'no place for it'}", "score.prompt"),
         ("train: {save_minutes: null}", "train.save_steps"),
         ("model: {dtype: float16}", "model.dtype"),
+        ("generate: {samples_per_task: 5}", "generate.samples_per_task"),
     ],
 )
 def test_what_cannot_go_together_is_refused(text: str, key: str, tmp_path: Path) -> None:
@@ -193,7 +191,12 @@ def test_what_cannot_go_together_is_refused(text: str, key: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "text", ["train: {save_minutes: null, save_steps: 5}", "{model: {dtype: float16}, train: {method: lora}}"]
+    "text",
+    [
+        "train: {save_minutes: null, save_steps: 5}",
+        "{model: {dtype: float16}, train: {method: lora}}",
+        "generate: {samples_per_task: 5, temperature: 0.2}",
+    ],
 )
 def test_what_goes_together_is_not(text: str, tmp_path: Path) -> None:
     read(tmp_path, text)
