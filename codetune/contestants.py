@@ -49,7 +49,7 @@ def model_digest(desk: Desk, directory: Path) -> str:
     if not adapter.is_file():
         return own
     base = Path(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
-    return combined([own, desk.digests.tree(base) if base.is_dir() else str(base)])
+    return combined([own, model_digest(desk, base) if base.is_dir() else str(base)])
 
 
 def prompt_kind(desk: Desk, name: str, directory: Path) -> Kind | None:

@@ -2,7 +2,7 @@
 
 Reads weights from safetensors only and runs no code that comes with a model. A checkpoint that leaves parameters
 unfilled is an error: transformers would draw them at random and only warn. Choosing and registering attention for
-training is `attention.py`; adapters are made in `adapt.py`."""
+training is `attention.py`; adapters are made, and merged into the model below them, in `adapt.py`."""
 
 from __future__ import annotations
 
@@ -18,18 +18,21 @@ from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
 from codetune.data.hub import hub_snapshot, is_hub_id
-from codetune.errors import ModelError
+from codetune.errors import CodetuneError, ModelError
+from codetune.model.adapt import merge_adapters
 from codetune.project import Model
 
 HUB_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "model*.safetensors", "adapter_model.safetensors")
 ENCODER_FILES = ("*.json", "*.txt", "*.model", "*model.safetensors")
 PROBE = "Write `f(x)`.\n\ndef f(x):\n\treturn x + 1  # caf\u00e9\n"  # words, code, white space and beyond ASCII
+ADAPTER = "adapter_config.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
 # None lets transformers choose: sdpa where the architecture has it.
@@ -104,7 +107,14 @@ def _plain_tokenizer(path: Path, asked: Mapping[str, Any]) -> PreTrainedTokenize
 
 
 def load_model(path: Path, model: Model, device: str) -> PreTrainedModel:
-    """The network on `device`, in evaluation mode, in `model.dtype`."""
+    """The network on `device`, in evaluation mode, in `model.dtype`; of adapters the model below them with the adapters
+    merged into its weights."""
+    if (path / ADAPTER).is_file():
+        below = load_model(find_model(base_of_adapters(path)), model, device)
+        merged = merge_adapters(below, path, device)
+        if (path / "generation_config.json").is_file():  # where an answer ends was learned with the adapters
+            merged.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
+        return merged
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
@@ -126,12 +136,24 @@ def load_model(path: Path, model: Model, device: str) -> PreTrainedModel:
     return on_device
 
 
+def base_of_adapters(directory: Path) -> str:
+    """The model that adapters belong to: a path or a hub id."""
+    said = _read_json(directory / ADAPTER).get("base_model_name_or_path")
+    if not said or not isinstance(said, str) or Path(said).expanduser().resolve() == directory.resolve():
+        raise ModelError(
+            f"{directory / ADAPTER} does not say to which model the adapters belong (base_model_name_or_path is "
+            f"{said!r}). Expected: its directory or hub id. Write it there."
+        )
+    return said
+
+
 def choose_device() -> str:
     return "cuda:0" if torch.cuda.is_available() else "cpu"
 
 
 def _require_loadable(directory: Path, name: str) -> None:
-    if (directory / "adapter_config.json").is_file() and (directory / "adapter_model.safetensors").is_file():
+    if (directory / ADAPTER).is_file():
+        _require_adapters(directory, name)
         return
     if not (directory / "config.json").is_file():
         raise ModelError(
@@ -140,6 +162,19 @@ def _require_loadable(directory: Path, name: str) -> None:
         )
     _require_safetensors(directory, name)
     _require_no_remote_code(directory, name)
+
+
+def _require_adapters(directory: Path, name: str) -> None:
+    if not (directory / "adapter_model.safetensors").is_file():
+        raise ModelError(
+            f"{_shown(name, directory)} has an {ADAPTER} and no adapter_model.safetensors. Expected: both, as peft "
+            "saves them. Copy them there again; adapters in a pickle must be loaded with peft and saved once more."
+        )
+    base = base_of_adapters(directory)
+    try:
+        find_model(base)
+    except CodetuneError as why:
+        raise type(why)(f"{_shown(name, directory)} are adapters of {base}. {why}") from why
 
 
 def _require_safetensors(directory: Path, name: str) -> None:
