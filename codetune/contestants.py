@@ -1,17 +1,24 @@
-"""A model as a benchmark sees it: what `tuned`, `base`, a path or a hub id stands for, the digest that its results are
-kept by, and how it is prompted. Loads no weights.
+"""A model as a benchmark sees it: what `tuned`, `base`, a path, a checkpoint or a hub id stands for, the digest that
+its results are kept by, and how it is prompted. Loads no weights.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from codetune.pipeline import TRAINED
+from codetune.errors import UsageError
+from codetune.pipeline import RECIPE, TRAINED
+from codetune.project import ChatFormat
 from codetune.stages import Desk, require
 from codetune.store import combined
+from codetune.training.checkpoint import sealed_checkpoints
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Kind = Literal["completion", "chat"]
 
@@ -23,12 +30,14 @@ class Contestant:
     name: str  # as the user says it: tuned, base, a path or a hub id
     label: str
     directory: Path
+    tokenizer: Path  # its directory: a checkpoint has no tokenizer of its own
     digest: str
     kind: Kind | None  # how it is prompted; None where nothing tells, and only `generate` needs to know
+    chat_format: ChatFormat | None  # what it was trained with, where codetune trained it
 
 
 def contestant(desk: Desk, name: str) -> Contestant:
-    """The model that `tuned`, `base`, a path or a hub id stands for, and how it is prompted."""
+    """The model that `tuned`, `base`, a path (also of a checkpoint) or a hub id stands for, and how it is prompted."""
     project = desk.project
     if name == "tuned":
         require(desk, "train")
@@ -37,9 +46,38 @@ def contestant(desk: Desk, name: str) -> Contestant:
         from codetune.model.load import find_model
 
         directory = find_model(project.locate(project.model.path if name == "base" else name))
-    digest = model_digest(desk, directory)
+    training = _training_of(directory)
+    chat_format = training.get("model.chat_format")
+    tokenizer, digest = directory, model_digest(desk, directory)
+    if training and _is_checkpoint(directory):
+        tokenizer = find_model(project.locate(training["model.path"]))
+        digest = combined([digest, str(chat_format), desk.digests.tree(tokenizer)])
     label = name if name in ("tuned", "base") else f"{directory.resolve().name}-{digest[:8]}"
-    return Contestant(name, label, directory, digest, prompt_kind(desk, name, directory))
+    return Contestant(name, label, directory, tokenizer, digest, prompt_kind(desk, name, directory), chat_format)
+
+
+def checkpoint_names(desk: Desk) -> list[str]:
+    """Every whole checkpoint of the run's training, as one would name it, in the order of its steps."""
+    found = [str(checkpoint.path) for checkpoint in sealed_checkpoints(desk.run.train)]
+    if not found:
+        raise UsageError(
+            f"{desk.run.train} holds no checkpoint to evaluate. Expected: one at least; how often they are written and "
+            "how many stay say train.save_steps and train.keep_checkpoints. Run: codetune train"
+        )
+    return found
+
+
+def load_contestant_tokenizer(model: Contestant) -> PreTrainedTokenizerBase:
+    """With the chat template that the model was trained with."""
+    from codetune.model.load import load_tokenizer
+
+    tokenizer = load_tokenizer(model.tokenizer)
+    if model.tokenizer != model.directory and model.chat_format and model.chat_format != "tokenizer":
+        from codetune.data.chat import template
+        from codetune.data.tokens import adds_bos
+
+        tokenizer.chat_template = template(model.chat_format, with_bos=adds_bos(tokenizer))
+    return tokenizer
 
 
 def model_digest(desk: Desk, directory: Path) -> str:
@@ -59,14 +97,24 @@ def prompt_kind(desk: Desk, name: str, directory: Path) -> Kind | None:
         return said
     if name == "base":
         return "completion"
-    return "chat" if (directory / TRAINED).exists() else None
+    return "chat" if _training_of(directory) else None
 
 
 def end_of_turn(model: Contestant) -> tuple[str, ...]:
     """What closes an answer beside EOS: of a model that codetune trained its family's own text."""
     from codetune.data.chat import stop_texts
 
-    mark = model.directory / TRAINED
-    if model.kind != "chat" or not mark.exists():
-        return ()
-    return stop_texts(json.loads(mark.read_text(encoding="utf-8"))["model.chat_format"])
+    return stop_texts(model.chat_format) if model.kind == "chat" and model.chat_format else ()
+
+
+def _training_of(directory: Path) -> Mapping[str, Any]:
+    """The settings that codetune trained a model with, by dotted key; empty where it did not."""
+    mark = directory.parent / RECIPE if _is_checkpoint(directory) else directory / TRAINED
+    if not mark.is_file():
+        return {}
+    settings: dict[str, Any] = json.loads(mark.read_text(encoding="utf-8"))
+    return settings
+
+
+def _is_checkpoint(directory: Path) -> bool:
+    return (directory.parent / RECIPE).is_file()

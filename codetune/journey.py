@@ -8,8 +8,7 @@ import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from codetune import benchmarking, pipeline
 from codetune.console import counts, percent
@@ -21,12 +20,14 @@ from codetune.stages import Desk, RowStage, State, dataset_is_here, standing
 from codetune.store import Seal, read_seal
 
 if TYPE_CHECKING:
+    from codetune.benchmark.compare import Comparison
     from codetune.benchmark.evaluate import Report
 
 Stage = Literal["score", "embed", "select", "train", "generate", "sanitize", "evaluate"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 ROW_STAGES: tuple[RowStage, ...] = get_args(RowStage)
 COMPARED = ("base", "tuned")
+COUNTED = ("tokens", "truncated", "changed", "not_parsing")  # of completions, and of the programs made of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,40 +68,24 @@ def evaluate_by_name(desk: Desk, said: str, names: Sequence[str]) -> list[Report
     _require_samples(desk)
     bench = benchmarking.open_bench(desk, said)
     models = [benchmarking.contestant(desk, name) for name in names]
-    reports = []
-    for model in models:
-        benchmarking.generate(desk, bench, model)
-        benchmarking.sanitize(desk, bench, model)
-        reports.append(benchmarking.evaluate(desk, bench, model))
-    return reports
+    return [_evaluated(desk, bench, model) for model in models]
 
 
-def compare(reports: Sequence[Report]) -> list[dict[str, Any]]:
-    """Exact McNemar between every two models that have one sample a task, on the tasks that both have."""
-    from codetune.benchmark.statistics import mcnemar
+def _evaluated(desk: Desk, bench: benchmarking.Bench, model: benchmarking.Contestant) -> Report:
+    made = [verb(desk, bench, model) for verb in (benchmarking.generate, benchmarking.sanitize)]
+    report = benchmarking.evaluate(desk, bench, model)
+    facts = {name: value for result in made for name, value in result.facts.items()}
+    report["completions"] = {name: facts[name] for name in COUNTED}
+    return report
 
-    compared: list[dict[str, Any]] = []
-    for first, second in combinations(reports, 2):
-        tasks = [task for task in first["verdicts"] if task in second["verdicts"]]
-        if first["benchmark"] != second["benchmark"] or not tasks:
-            continue
-        if any(len(report["verdicts"][task]) > 1 for report in (first, second) for task in tasks):
-            continue
-        entry: dict[str, Any] = {
-            "benchmark": first["benchmark"],
-            "models": [first["model"], second["model"]],
-            "tasks": len(tasks),
-        }
-        for suite in ("base", "plus"):
-            passes = [[report["verdicts"][task][0][suite] == "pass" for task in tasks] for report in (first, second)]
-            found = mcnemar(*passes)
-            entry[suite] = {
-                "only_first": found.only_first,
-                "only_second": found.only_second,
-                "p_value": found.p_value,
-            }
-        compared.append(entry)
-    return compared
+
+def compare(desk: Desk, reports: Sequence[Report]) -> list[Comparison]:
+    """Every two models on the same benchmark."""
+    if len(reports) < 2:
+        return []
+    from codetune.benchmark.compare import compare
+
+    return compare(reports, desk.project.seed)
 
 
 def needed(desk: Desk, stage: RowStage) -> bool:

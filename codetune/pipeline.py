@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 WHOLE: Shard = (0, 1)
 # Estimated tokens of a block where the project says `auto`; what does not fit into a GPU's memory is halved there.
 AUTO_TOKENS_PER_BATCH = 8192
+RECIPE = "recipe.json"  # in train/: what its checkpoints are made of
 TRAINED = "codetune.json"  # in a model directory: codetune trained it, so it is prompted in its chat format
 
 
@@ -413,7 +414,7 @@ def _clusters(desk: Desk, scored: Set[str]) -> dict[str, int]:
 def _claim_training(desk: Desk, recipe: Recipe) -> None:
     """Makes train/ the place of this training. Checkpoints of a finished one are cleared away; those of an unfinished
     one that was made otherwise are an error."""
-    record = desk.run.train / "recipe.json"
+    record = desk.run.train / RECIPE
     wanted = json.loads(json.dumps(recipe.identity()))
     if record.exists():
         found = json.loads(record.read_text(encoding="utf-8"))

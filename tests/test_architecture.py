@@ -52,7 +52,7 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "presentation": ("console", "journey", "pipeline"),
     "showcase": ("pipeline", "benchmarking", "journey", "presentation", *_BELOW_THE_VERBS),
     "cli": (
-        *("", "pipeline", "benchmarking", "journey", "presentation", "showcase"),
+        *("", "pipeline", "contestants", "benchmarking", "journey", "presentation", "showcase"),
         *("launch", "console", "project", "project_file", "errors"),
     ),
     "__main__": ("cli",),

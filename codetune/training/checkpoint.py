@@ -42,6 +42,11 @@ def last_checkpoint(directory: Path, facts: Facts) -> Checkpoint | None:
     return found
 
 
+def sealed_checkpoints(directory: Path) -> list[Checkpoint]:
+    """Those that are whole, in the order of their steps; removes nothing."""
+    return sorted(_sealed(directory), key=lambda checkpoint: checkpoint.step)
+
+
 def seal_checkpoint(path: Path, step: int, facts: Facts, meter: Mapping[str, Any]) -> None:
     """From here on the checkpoint counts, also after a loss of power."""
     files = sorted(file for file in path.rglob("*") if file.is_file())
