@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from codetune import console
 from codetune.contestants import Contestant as Contestant
-from codetune.contestants import Kind, end_of_turn, load_contestant_tokenizer, model_digest, prompt_kind
+from codetune.contestants import Kind, end_of_turn, model_digest, prompt_kind
 from codetune.contestants import contestant as contestant
 from codetune.errors import DataError, StaleError, UsageError
 from codetune.launch import thread_count, user_cache
@@ -159,9 +159,9 @@ def _generated(desk: Desk, model: Contestant, work: Sequence[Work]) -> Iterable[
         return ()
     from codetune.benchmark.generate import generate
     from codetune.model.complete import BatchGenerator
-    from codetune.model.load import choose_device, load_model
+    from codetune.model.load import choose_device, load_model, load_trained_tokenizer
 
-    tokenizer = load_contestant_tokenizer(model)
+    tokenizer = load_trained_tokenizer(model.directory, model.tokenizer, model.chat_format)
     network = load_model(model.directory, desk.project.model, choose_device())
     settings = desk.project.generate.model_copy(update={"prompt": model.kind})
     generator = BatchGenerator(network, tokenizer, end_of_turn(model), settings)

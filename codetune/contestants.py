@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from codetune.errors import UsageError
 from codetune.pipeline import RECIPE, TRAINED
@@ -16,9 +16,6 @@ from codetune.project import ChatFormat
 from codetune.stages import Desk, require
 from codetune.store import combined
 from codetune.training.checkpoint import sealed_checkpoints
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 Kind = Literal["completion", "chat"]
 
@@ -65,19 +62,6 @@ def checkpoint_names(desk: Desk) -> list[str]:
             "how many stay say train.save_steps and train.keep_checkpoints. Run: codetune train"
         )
     return found
-
-
-def load_contestant_tokenizer(model: Contestant) -> PreTrainedTokenizerBase:
-    """With the chat template that the model was trained with."""
-    from codetune.model.load import load_tokenizer
-
-    tokenizer = load_tokenizer(model.tokenizer)
-    if model.tokenizer != model.directory and model.chat_format and model.chat_format != "tokenizer":
-        from codetune.data.chat import template
-        from codetune.data.tokens import adds_bos
-
-        tokenizer.chat_template = template(model.chat_format, with_bos=adds_bos(tokenizer))
-    return tokenizer
 
 
 def model_digest(desk: Desk, directory: Path) -> str:

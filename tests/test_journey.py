@@ -12,6 +12,7 @@ import pytest
 from codetune import benchmarking, contestants, journey
 from codetune.data.chat import stop_texts
 from codetune.errors import UsageError
+from codetune.model.load import load_trained_tokenizer
 from codetune.pipeline import StageResult
 from tests.small_world import desk_of, make_small_world, rows, run_codetune, write_rows
 
@@ -123,7 +124,7 @@ def test_every_checkpoint_of_a_training_is_a_model_of_its_own(method: str, tmp_p
     assert len({model.digest for model in models}) == 4
     assert {(model.kind, contestants.end_of_turn(model)) for model in models} == {("chat", stop_texts("deepseek"))}
     # The last checkpoint is the finished model: the same tokenizer, template and weights.
-    tokenizers = [contestants.load_contestant_tokenizer(model) for model in models]
+    tokenizers = [load_trained_tokenizer(model.directory, model.tokenizer, model.chat_format) for model in models]
     turns = [{"role": "user", "content": "Add."}]
     assert len({tokenizer.apply_chat_template(turns, tokenize=False) for tokenizer in tokenizers}) == 1
     journey.evaluate_by_name(desk, "tasks.jsonl", [names[0], names[-1], "tuned"])

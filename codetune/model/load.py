@@ -24,10 +24,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from codetune.data.chat import template
 from codetune.data.hub import hub_snapshot, is_hub_id
+from codetune.data.tokens import adds_bos
 from codetune.errors import CodetuneError, ModelError
 from codetune.model.adapt import merge_adapters
-from codetune.project import Model
+from codetune.project import ChatFormat, Model
 
 HUB_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "model*.safetensors", "adapter_model.safetensors")
 ENCODER_FILES = ("*.json", "*.txt", "*.model", "*model.safetensors")
@@ -89,6 +91,16 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
             "a tokenizer.json. Load it once with transformers and save it: AutoTokenizer(...).save_pretrained(...)"
         )
     return tokenizer if _is_faithful(tokenizer, path) else _plain_tokenizer(path, asked)
+
+
+def load_trained_tokenizer(path: Path, source: Path, chat_format: ChatFormat | None) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model in `path`; a checkpoint has none, so it gets that of `source` with the chat template
+    of its training."""
+    if path == source or not chat_format or chat_format == "tokenizer":
+        return load_tokenizer(source)
+    tokenizer = load_tokenizer(source)
+    tokenizer.chat_template = template(chat_format, with_bos=adds_bos(tokenizer))
+    return tokenizer
 
 
 def _is_faithful(tokenizer: PreTrainedTokenizerBase, path: Path) -> bool:
