@@ -158,14 +158,13 @@ def _generated(desk: Desk, model: Contestant, work: Sequence[Work]) -> Iterable[
     if not work:
         return ()
     from codetune.benchmark.generate import generate
-    from codetune.model.complete import BatchGenerator
-    from codetune.model.load import choose_device, load_model, load_trained_tokenizer
+    from codetune.model.backend import load_decoder
+    from codetune.model.load import load_trained_tokenizer
 
     tokenizer = load_trained_tokenizer(model.directory, model.tokenizer, model.chat_format)
-    network = load_model(model.directory, desk.project.model, choose_device())
     settings = desk.project.generate.model_copy(update={"prompt": model.kind})
-    generator = BatchGenerator(network, tokenizer, end_of_turn(model), settings)
-    return generate(work, tokenizer, generator, settings, desk.project.seed)
+    decoder = load_decoder(model.directory, tokenizer, desk.project.model, end_of_turn(model), settings)
+    return generate(work, tokenizer, decoder, settings, desk.project.seed)
 
 
 def _generated_row(generated: Generated) -> dict[str, Any]:

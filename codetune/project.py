@@ -144,7 +144,9 @@ class Generation(Section):
     batch_size: Count | Literal["auto"] = Field(
         "auto", description="prompts decoded at once; auto: 32, or what fits on a GPU"
     )
-    backend: Literal["auto", "transformers", "vllm"] = Field("auto", description="what decodes")
+    backend: Literal["auto", "transformers", "vllm"] = Field(
+        "auto", description="what decodes: auto is vllm where it is installed and a GPU is there, else transformers"
+    )
 
 
 class Evaluation(Section):
@@ -224,7 +226,6 @@ NOT_IN_THIS_VERSION: Mapping[str, Sequence[object]] = {
     "train.pack_isolation": (False,),
     "train.sort_in_step": (True,),
     "train.merge": (True,),
-    "generate.backend": ("vllm",),
     "evaluate.sandbox": ("bubblewrap", "namespaces", "landlock"),
     "launch.strategy": ("ddp", "fsdp", "zero1", "zero2", "zero3"),
     "launch.offload": ("optimizer", "all"),

@@ -73,6 +73,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "transformers": ("model", "training", "data", "selection", "benchmark"),  # the last three know its tokenizers alone
     "tokenizers": ("model", "demo"),
     "psutil": ("benchmark",),
+    "vllm": ("model",),
     "subprocess": ("benchmark",),
     "pickle": ("benchmark",),  # expected outputs, written by codetune itself
     "fcntl": ("store",),
@@ -81,6 +82,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
 # Each says in its docstring, or beside the import, why it imports inside functions.
 IMPORT_LATE = (
     *("pipeline", "contestants", "benchmarking", "journey", "showcase", "cli"),
+    "model.vllm_engine",  # vllm itself, an extra
     "data.source",  # pyarrow and datasets, for the files that need them
 )
 WITHOUT_TORCH = (

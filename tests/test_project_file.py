@@ -40,7 +40,7 @@ def test_all_mistakes_are_told_at_once_each_in_a_line_of_its_own(tmp_path: Path)
         "score: {prompt: Question}\n"
         "launch: 4\n"
     )
-    told = mistakes(tmp_path, text, ["generate.backend=vllm", "ratio", "=3"], {"select.clusters": 0})
+    told = mistakes(tmp_path, text, ["generate.temperature=-1", "ratio", "=3"], {"select.clusters": 0})
     assert sorted(told) == sorted(
         [
             "codetune.yaml:4: duplicate key select.ratio; the first is at line 3. Keep one of them",
@@ -54,7 +54,7 @@ def test_all_mistakes_are_told_at_once_each_in_a_line_of_its_own(tmp_path: Path)
             "codetune.yaml:6: train.epochs is 'three'; expected a valid integer (passes over the selection)",
             "codetune.yaml:8: launch is 4; expected a section with keys of its own",
             "codetune.yaml:6: train.sort_in_step: true is not in this version. Leave it at false",
-            "--set generate.backend=vllm: generate.backend: 'vllm' is not in this version. Leave it at auto",
+            "--set generate.temperature=-1: generate.temperature is -1; expected greater than or equal to 0 (0 is greedy)",
             "codetune.yaml:7: score.prompt: holds no {instruction}; expected a text that contains it, "
             "such as 'Question:\\n{instruction}\\n'",
         ]

@@ -1,15 +1,15 @@
 """Tasks and sample numbers -> what a model writes for them: one work list, longest prompts first, so that batches are
 of about equal length and a machine too small for the work fails at once. Yields each as it is finished; leaving out
-what is done is for the caller. The network is behind `Generator` (`model/complete.py` and its siblings)."""
+what is done is for the caller. The network is behind `Decoder`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from codetune.benchmark.prompt import make_prompt
-from codetune.model.decoding import Request, Written
+from codetune.model.decoding import Decoder, Request
 from codetune.project import Generation
 from codetune.records import Completion, Problem, Solution
 
@@ -17,11 +17,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Work = tuple[Problem, int]  # a task and the number of a sample of it
-
-
-class Generator(Protocol):
-    def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Written]]:
-        """The number of a request and what came of it, each once, in any order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +31,7 @@ class Generated:
 def generate(
     work: Sequence[Work],
     tokenizer: PreTrainedTokenizerBase,
-    generator: Generator,
+    decoder: Decoder,
     settings: Generation,
     seed: int,
 ) -> Iterator[Generated]:
@@ -52,7 +47,7 @@ def generate(
         for problem, number in ordered
     ]
     record = Solution if kind == "chat" else Completion
-    for index, written in generator.complete(requests):
+    for index, written in decoder.complete(requests):
         problem, number = ordered[index]
         yield Generated(record(problem.task_id, written.text, number), written.tokens, written.truncated)
 

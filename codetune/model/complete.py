@@ -29,7 +29,7 @@ SHARE_FOR_CACHE = 0.4
 
 
 class BatchGenerator:
-    """Implements `benchmark.generate.Generator`."""
+    """Implements `decoding.Decoder`."""
 
     def __init__(
         self,

@@ -4,9 +4,9 @@ or tokenizer, at the chat family's end of turn, before a stop string, or where t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from codetune.errors import InputError
 
@@ -33,6 +33,13 @@ class Written:
     text: str
     tokens: int  # that the model has made for it
     truncated: bool
+
+
+class Decoder(Protocol):
+    """What writes: `complete.py`, `continuous.py`, `vllm_engine.py`."""
+
+    def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Written]]:
+        """The number of a request and what came of it, each once, in any order."""
 
 
 class Endings:
