@@ -54,7 +54,8 @@ def test_all_mistakes_are_told_at_once_each_in_a_line_of_its_own(tmp_path: Path)
             "codetune.yaml:6: train.epochs is 'three'; expected a valid integer (passes over the selection)",
             "codetune.yaml:8: launch is 4; expected a section with keys of its own",
             "codetune.yaml:6: train.sort_in_step: true is not in this version. Leave it at false",
-            "--set generate.temperature=-1: generate.temperature is -1; expected greater than or equal to 0 (0 is greedy)",
+            "--set generate.temperature=-1: generate.temperature is -1; expected greater than or equal to 0 "
+            "(0 is greedy)",
             "codetune.yaml:7: score.prompt: holds no {instruction}; expected a text that contains it, "
             "such as 'Question:\\n{instruction}\\n'",
         ]
