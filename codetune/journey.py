@@ -20,8 +20,8 @@ from codetune.stages import Desk, RowStage, State, dataset_is_here, standing
 from codetune.store import Seal, read_seal
 
 if TYPE_CHECKING:
-    from codetune.benchmark.compare import Comparison
     from codetune.benchmark.evaluate import Report
+    from codetune.benchmark.paired import Comparison
 
 Stage = Literal["score", "embed", "select", "train", "generate", "sanitize", "evaluate"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -83,7 +83,7 @@ def compare(desk: Desk, reports: Sequence[Report]) -> list[Comparison]:
     """Every two models on the same benchmark."""
     if len(reports) < 2:
         return []
-    from codetune.benchmark.compare import compare
+    from codetune.benchmark.paired import compare
 
     return compare(reports, desk.project.seed)
 

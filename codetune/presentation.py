@@ -10,8 +10,8 @@ from codetune.journey import Line
 from codetune.pipeline import StageResult
 
 if TYPE_CHECKING:
-    from codetune.benchmark.compare import Comparison, Difference
     from codetune.benchmark.evaluate import Report
+    from codetune.benchmark.paired import Comparison, Difference
 
 SHOWN_TASKS = 5  # by name, of those that two models differ on
 SHOWN_PAIRS = 3

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from scipy.stats import binomtest
 
-from codetune.benchmark.compare import compare
+from codetune.benchmark.paired import compare
 
 
 def report(model: str, verdicts: Mapping[str, str | Sequence[str]], benchmark: str = "b") -> Any:

@@ -1,0 +1,43 @@
+"""What every benchmark leaves behind: one JSON document in `results/`, with the machine and the versions it ran on."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "sentence-transformers")
+
+
+def write_record(name: str, settings: dict[str, Any], figures: Any) -> Path:
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    document = {"device": device(), "versions": versions(), "settings": settings, "figures": figures}
+    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def device() -> dict[str, Any]:
+    found: dict[str, Any] = {"cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads()}
+    found["processor"] = _processor()
+    if torch.cuda.is_available():
+        gpu = torch.cuda.get_device_properties(0)
+        found |= {"gpu": gpu.name, "gpu_bytes": gpu.total_memory}
+    return found
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {library: version(library) for library in LIBRARIES}
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
