@@ -6,16 +6,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codetune import console
+from codetune.completing import COUNTS, Order, completed_rows, order
 from codetune.contestants import Contestant as Contestant
-from codetune.contestants import Kind, end_of_turn, model_digest, prompt_kind
+from codetune.contestants import Kind, model_digest, prompt_kind
 from codetune.contestants import contestant as contestant
 from codetune.errors import DataError, StaleError, UsageError
+from codetune.jobs import Job, perform, process_count
 from codetune.launch import thread_count, user_cache
 from codetune.parts import LineLog, open_parts
 from codetune.pipeline import StageResult, Written, already, seal_artefact
@@ -26,7 +28,6 @@ from codetune.store import Seal, locked, read_seal, remove, write_lines, write_t
 
 if TYPE_CHECKING:
     from codetune.benchmark.evaluate import Report
-    from codetune.benchmark.generate import Generated, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +74,15 @@ def generate(desk: Desk, bench: Bench, model: Contestant) -> StageResult:
         parts = desk.run.parts(recipe.artefact)
         if open_parts(parts, recipe.identity(), refuse_others=False):
             console.note(f"generate: model or settings have changed since {parts} was begun; it starts anew")
-        with LineLog(parts / "completions.jsonl") as log:
-            rows = {(row["task_id"], row["sample"]): row for row in log.found}
-            reused = len(rows)
-            numbers = range(desk.project.generate.samples_per_task)
-            work = [(problem, number) for problem in bench.problems for number in numbers]
-            missing = [(problem, number) for problem, number in work if (problem.task_id, number) not in rows]
-            with console.progress(f"generate {bench.name} {model.label}", len(work), "sample", reused) as advance:
-                for generated in _generated(desk, model, missing):
-                    row = _generated_row(generated)
-                    log.append(row)
-                    rows[(row["task_id"], row["sample"])] = row
-                    advance(1, generated.tokens)
-        written = [rows[(problem.task_id, number)] for problem, number in work]
+        numbers = range(desk.project.generate.samples_per_task)
+        work = [(problem.task_id, number) for problem in bench.problems for number in numbers]
+        rows = completed_rows(parts)
+        reused = len(rows)
+        with console.progress(f"generate {bench.name} {model.label}", len(work), "sample", reused) as advance:
+            missing = [item for item in work if item not in rows]
+            _perform(desk, order(model, (bench.said, bench.file), missing, parts), advance)
+        rows = completed_rows(parts)
+        written = [rows[item] for item in work]
         write_lines(recipe.artefact, (json.dumps(_without_counts(row)) for row in written))
         facts = {name: sum(row[name] for row in written) for name in ("tokens", "truncated")}
         result = seal_artefact(desk, recipe, Written(len(written), {}, facts), reused, began)
@@ -154,28 +151,21 @@ def evaluate_file(desk: Desk, bench: Bench, path: Path) -> Report:
     return _evaluate(desk, bench, _file_label(desk, path), path)
 
 
-def _generated(desk: Desk, model: Contestant, work: Sequence[Work]) -> Iterable[Generated]:
-    if not work:
-        return ()
-    from codetune.benchmark.generate import generate
-    from codetune.model.backend import load_decoder
-    from codetune.model.load import load_trained_tokenizer
-
-    tokenizer = load_trained_tokenizer(model.directory, model.tokenizer, model.chat_format)
-    settings = desk.project.generate.model_copy(update={"prompt": model.kind})
-    decoder = load_decoder(model.directory, tokenizer, desk.project.model, end_of_turn(model), settings)
-    return generate(work, tokenizer, decoder, settings, desk.project.seed)
-
-
-def _generated_row(generated: Generated) -> dict[str, Any]:
-    """A line of the log: the sample with its number and what it took."""
-    counts = {"sample": generated.sample.sample, "tokens": generated.tokens, "truncated": generated.truncated}
-    return {**_sample_row(generated.sample), **counts}
+def _perform(desk: Desk, ordered: Order, advance: Callable[[int, int], None]) -> None:
+    """In one process for each GPU, or as many as the project says; in those of other machines only where a launcher has
+    started them. vLLM spreads over GPUs by itself."""
+    if not ordered.missing:
+        return
+    launch = desk.project.launch.model_copy(update={"nodes": 1})
+    project = desk.project.model_copy(update={"launch": launch})
+    processes = 1 if project.generate.backend == "vllm" else process_count(project)
+    job = Job("generate", project, asdict(ordered))
+    perform(job, processes, lambda rank, message: advance(1, message["tokens"]))
 
 
 def _without_counts(row: Mapping[str, Any]) -> dict[str, Any]:
     """As EvalPlus has it: a task's samples are counted in the order in which they stand."""
-    return {name: value for name, value in row.items() if name not in ("sample", "tokens", "truncated")}
+    return {name: value for name, value in row.items() if name not in COUNTS}
 
 
 def _sanitize(desk: Desk, bench: Bench, label: str, source: Path) -> StageResult:

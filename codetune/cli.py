@@ -4,8 +4,6 @@ imported before the project file is known to be right: `--help` and every mistak
 
 from __future__ import annotations
 
-import errno
-import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from codetune import __version__, console
-from codetune.errors import CodetuneError, InputError, UsageError
-from codetune.launch import parse_shard, prepare_process
+from codetune import __version__, console, jobs
+from codetune.errors import CodetuneError, InputError, UsageError, writing_failed
+from codetune.launch import Node, errand, node, parse_shard, place, prepare_process
 from codetune.project import PRESETS, PROJECT_FILE, Project
 from codetune.project_file import commented_yaml, read_project
 
@@ -59,13 +57,27 @@ STAGES_HELP = "score, embed, select, train, generate, sanitize or evaluate."
 
 
 def main() -> None:
-    """The console script."""
+    """The console script, and what its workers and the ranks of a launcher begin with."""
     prepare_process()
     try:
-        app()
+        if (told := errand()) is not None:
+            jobs.work(told)
+        elif place().rank > 0:
+            jobs.follow()
+        else:
+            _lead()
     except CodetuneError as error:
         console.show_error(error)
         sys.exit(error.exit_status)
+    except KeyboardInterrupt:  # a rank that follows; the first one says what it means
+        sys.exit(130)
+
+
+def _lead() -> None:
+    try:
+        app()
+    finally:
+        jobs.dismiss()
 
 
 @app.callback(invoke_without_command=True)
@@ -136,13 +148,17 @@ def select(
 def train(
     pad_mode: Annotated[str | None, typer.Option(help="max_length, dynamic_pad or dynamic_pack.")] = None,
     method: Annotated[str | None, typer.Option(help="full or lora.")] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Begin anew, not from the last checkpoint.")] = False,
     project: ProjectOption = None,
     set_: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Fine-tune on the selection -> model/. Continues from its last checkpoint by itself."""
-    flags = {"train.pad_mode": pad_mode, "train.method": method}
-    _stage(lambda verbs, desk: verbs.train(desk), _required(project, set_, flags), as_json)
+    loaded = _required(project, set_, {"train.pad_mode": pad_mode, "train.method": method})
+    if (here := node(loaded.launch.nodes)).rank > 0:
+        _perform(lambda: _follow(loaded, here), as_json)
+    else:
+        _stage(lambda verbs, desk: verbs.train(desk, restart), loaded, as_json)
 
 
 @app.command()
@@ -353,6 +369,12 @@ def _stage(verb: Callable[[Any, Desk], Any], project: Project, as_json: bool) ->
     _perform(work, as_json)
 
 
+def _follow(project: Project, here: Node) -> Shown:
+    """On every machine but the first: what the first one begins."""
+    jobs.follow_first_machine(project, here)
+    return console.Shown({"node": here.rank, "state": "done"}, f"done, as machine {here.rank} of {here.count}")
+
+
 def _perform(work: Callable[[], Shown], as_json: bool) -> None:
     """Does the work and shows what came of it; says what an interrupt and a full disk mean."""
     try:
@@ -362,15 +384,4 @@ def _perform(work: Callable[[], Shown], as_json: bool) -> None:
         console.note("interrupted; the same command continues where it was")
         raise typer.Exit(130) from None
     except OSError as why:
-        if why.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
-            raise
-        if why.filename and Path(why.filename).exists() and not os.access(why.filename, os.R_OK):
-            raise InputError(
-                f"{why.filename} cannot be read: {why.strerror}. Allow reading it, then run the same command again: "
-                f"chmod u+r {why.filename}"
-            ) from why
-        place = f" ({why.filename})" if why.filename else ""
-        raise CodetuneError(
-            f"writing failed: {why.strerror}{place}. Nothing that was finished is lost. Make room or allow writing, "
-            "then run the same command again"
-        ) from why
+        raise writing_failed(why) or why from why

@@ -90,6 +90,12 @@ def warn_once(message: str) -> None:
         warn(message)
 
 
+def relay(text: str) -> None:
+    """What another process printed on its standard error."""
+    sys.stderr.write(text)  # a progress bar that is shown meanwhile lets it pass above itself
+    sys.stderr.flush()
+
+
 def note(message: str) -> None:
     """Says what goes on; only on a terminal."""
     console = _stderr()

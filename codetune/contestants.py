@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from codetune.errors import UsageError
-from codetune.pipeline import RECIPE, TRAINED
 from codetune.project import ChatFormat
 from codetune.stages import Desk, require
 from codetune.store import combined
 from codetune.training.checkpoint import sealed_checkpoints
+from codetune.unfinished import RECIPE, TRAINED
 
 Kind = Literal["completion", "chat"]
 
@@ -55,7 +55,9 @@ def contestant(desk: Desk, name: str) -> Contestant:
 
 def checkpoint_names(desk: Desk) -> list[str]:
     """Every whole checkpoint of the run's training, as one would name it, in the order of its steps."""
-    found = [str(checkpoint.path) for checkpoint in sealed_checkpoints(desk.run.train)]
+    # The one that is not finished yet may lie beside the finished one.
+    places = (desk.run.train, desk.run.next_train)
+    found = [str(checkpoint.path) for place in places for checkpoint in sealed_checkpoints(place)]
     if not found:
         raise UsageError(
             f"{desk.run.train} holds no checkpoint to evaluate. Expected: one at least; how often they are written and "

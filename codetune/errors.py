@@ -2,6 +2,8 @@
 expected, and the command or edit that mends it. The exit status follows from the class: the user's input is 2, work
 that failed is 1, an interrupt is 130 (`cli.py` is the only place that catches them)."""
 
+import errno
+
 
 class CodetuneError(Exception):
     """Work that failed for a reason codetune can name: network, disk, memory, a second run on the same output."""
@@ -37,3 +39,18 @@ class StaleError(InputError):
 
 class BusyError(CodetuneError):
     """Another run holds the lock on the same output; the message names it."""
+
+
+class WorkerError(CodetuneError):
+    """A worker process that died without being able to say why; the message says which, and how."""
+
+
+def writing_failed(why: OSError) -> CodetuneError | None:
+    """The error of a disk that is full or must not be written; None of any other."""
+    if why.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+        return None
+    place = f" ({why.filename})" if why.filename else ""
+    return CodetuneError(
+        f"writing failed: {why.strerror}{place}. Nothing that was finished is lost. Make room or allow writing, then "
+        "run the same command again"
+    )

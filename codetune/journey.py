@@ -18,6 +18,7 @@ from codetune.pipeline import StageResult
 from codetune.selection.select import NEEDS
 from codetune.stages import Desk, RowStage, State, dataset_is_here, standing
 from codetune.store import Seal, read_seal
+from codetune.unfinished import training_place
 
 if TYPE_CHECKING:
     from codetune.benchmark.evaluate import Report
@@ -156,7 +157,7 @@ def _can_compare(desk: Desk, seal: Seal) -> bool:
 
 def _progress(desk: Desk, stage: RowStage) -> str:
     if stage == "train":
-        checkpoints = [int(path.name.rpartition("-")[2]) for path in desk.run.train.glob("checkpoint-*[0-9]")]
+        checkpoints = [int(path.name.rpartition("-")[2]) for path in training_place(desk.run).glob("checkpoint-*[0-9]")]
         return f"checkpoint of step {max(checkpoints)}" if checkpoints else "no checkpoint yet"
     return f"{len(read_logs(desk.run.parts(desk.artefact(stage)))):,} rows"
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from codetune import artefacts, console
 from codetune.data.source import read_examples
 from codetune.errors import DataError, StaleError
+from codetune.jobs import Job, perform, process_count
 from codetune.launch import Shard
 from codetune.parts import Rows, open_parts, read_logs
 from codetune.project import Project
@@ -33,7 +34,6 @@ from codetune.stages import (
     content_digest,
     dataset_digest,
     differing_settings,
-    identity,
     require,
     settings_of,
 )
@@ -51,6 +51,7 @@ from codetune.store import (
     write_seal,
     write_text,
 )
+from codetune.unfinished import TRAINED, claim_training, publish_training
 
 if TYPE_CHECKING:
     from codetune.selection.embed import Encoder
@@ -59,8 +60,6 @@ if TYPE_CHECKING:
 WHOLE: Shard = (0, 1)
 # Estimated tokens of a block where the project says `auto`; what does not fit into a GPU's memory is halved there.
 AUTO_TOKENS_PER_BATCH = 8192
-RECIPE = "recipe.json"  # in train/: what its checkpoints are made of
-TRAINED = "codetune.json"  # in a model directory: codetune trained it, so it is prompted in its chat format
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,34 +173,30 @@ def select(desk: Desk) -> StageResult:
         return seal_artefact(desk, recipe, Written(len(selected.picks), +refused, facts), 0, began)
 
 
-def train(desk: Desk) -> StageResult:
+def train(desk: Desk, restart: bool = False) -> StageResult:
     """The base model fine-tuned on the selection -> model/, with train/metrics.jsonl beside it."""
     project, run = desk.project, desk.run
     with locked(run, "train", None):
         began = time.monotonic()
         selection = require(desk, "select")
         from codetune.model.load import find_model
-        from codetune.training.train import train
 
         base = find_model(project.locate(project.model.path))
         inputs = {"select": selection.digest, "base": desk.digests.tree(base)}
         recipe = Recipe.of(desk, "train", run.model, inputs)
-        if done := already(desk, recipe, began):
+        if not restart and (done := already(desk, recipe, began)):
             return done
-        _claim_training(desk, recipe)
+        directory = claim_training(run, recipe, restart)
         with replacing(run.model) as saved, console.progress("training", None, "step") as advance:
-            summary = train(
-                artefacts.read_selection(run.selection),
-                project,
-                base,
-                run.train,
-                saved,
-                lambda at: advance.to(int(at["step"] or 0), int(at["steps"] or 0)),
+            details = {"model": str(base), "directory": str(directory), "saved": str(saved)}
+            told, *_ = perform(
+                Job("train", project, details),
+                process_count(project),
+                lambda rank, at: advance.to(int(at["step"]), int(at["steps"])) if rank == 0 else None,
             )
             write_text(saved / TRAINED, json.dumps(recipe.identity(), indent=2) + "\n")
-        refused = Counter(refusal.kind for refusal in summary.dropped)
-        facts = {name: value for name, value in asdict(summary).items() if name not in ("rows", "dropped")}
-        return seal_artefact(desk, recipe, Written(summary.rows, refused, facts), 0, began)
+        publish_training(run, directory)
+        return seal_artefact(desk, recipe, Written(told["rows"], told["refused"], told["facts"]), 0, began)
 
 
 def found_done(desk: Desk, stage: RowStage, seal: Seal) -> StageResult:
@@ -409,25 +404,3 @@ def _clusters(desk: Desk, scored: Set[str]) -> dict[str, int]:
     settings = desk.project.select
     labels = cluster_rows(embeddings.vectors[order], settings.clusters, desk.project.seed)
     return {embeddings.ids[place]: int(label) for place, label in zip(order, labels, strict=True)}
-
-
-def _claim_training(desk: Desk, recipe: Recipe) -> None:
-    """Makes train/ the place of this training. Checkpoints of a finished one are cleared away; those of an unfinished
-    one that was made otherwise are an error."""
-    record = desk.run.train / RECIPE
-    wanted = json.loads(json.dumps(recipe.identity()))
-    if record.exists():
-        found = json.loads(record.read_text(encoding="utf-8"))
-        seal = read_seal(recipe.artefact)
-        finished = seal is not None and found == json.loads(json.dumps(identity(seal.settings, seal.inputs)))
-        different = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
-        begun = any(desk.run.train.glob("checkpoint-*"))
-        if different and begun and not finished:
-            key = different[0]
-            raise StaleError(
-                f"{desk.run.train} holds an unfinished training with {key} {found.get(key)!r}, the project now has "
-                f"{wanted.get(key)!r}. Set it back to continue, or start anew: rm -r {desk.run.train}"
-            )
-        if finished or (different and not begun):
-            remove(desk.run.train)
-    write_text(record, json.dumps(wanted, indent=2) + "\n")

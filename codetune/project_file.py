@@ -154,8 +154,6 @@ def _not_in_this_version(project: Project) -> Iterator[tuple[str, str]]:
     for key in ONLY_THE_DEFAULT:
         if value_at(project, key) != fields[key].default:
             yield key, f"{_shown(value_at(project, key))} is not in this version. Leave it at {_default(fields[key])}"
-    if project.launch.processes not in ("auto", 1):
-        yield "launch.processes", f"{project.launch.processes} is not in this version. Leave it at 1 or auto"
 
 
 def _impossible(project: Project) -> Iterator[tuple[str, str]]:
@@ -176,11 +174,32 @@ def _impossible(project: Project) -> Iterator[tuple[str, str]]:
             f"{project.generate.samples_per_task} greedy samples of a task are all the same. Set generate.temperature "
             "above 0, or leave it at 1",
         )
+    if not project.train.pack_isolation and project.train.pad_mode not in ("dynamic_pack", "paper_pack"):
+        yield (
+            "train.pack_isolation",
+            f"false asks that packed samples see each other, and train.pad_mode {project.train.pad_mode} packs none. "
+            "Say dynamic_pack or paper_pack, or leave it at true",
+        )
+    if project.train.quantization.bits == 8 and project.train.quantization.type == "fp4":
+        yield "train.quantization.type", "fp4 is a format of 4 bits, and train.quantization.bits is 8. Say 4 bits"
+    if told := _impossible_sharing(project):
+        yield told
     if project.model.dtype == "float16" and project.train.method == "full":
         yield (
             "model.dtype",
             "float16 cannot train all weights (its gradients overflow). Say bfloat16 or float32, or train.method: lora",
         )
+
+
+def _impossible_sharing(project: Project) -> tuple[str, str] | None:
+    strategy, offload = project.launch.strategy, project.launch.offload
+    if strategy in ("fsdp", "zero3") and project.train.method == "qlora":
+        return "launch.strategy", f"{strategy} cuts weights apart, which quantised ones do not allow. Say ddp, or zero2"
+    offers = {"fsdp": ("none", "all"), "zero1": ("none", "optimizer"), "zero2": ("none", "optimizer")}
+    possible = offers.get(strategy, ("none", "optimizer", "all") if strategy == "zero3" else ("none",))
+    if offload not in possible:
+        return "launch.offload", f"{offload} does not go with launch.strategy {strategy}. Say {' or '.join(possible)}"
+    return None
 
 
 def _key_in(data: Any, location: Key) -> Key:

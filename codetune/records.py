@@ -21,6 +21,24 @@ Role = Literal["system", "user", "assistant"]
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Which of the processes that work together this one is. Ranks of one machine follow each other."""
+
+    rank: int
+    count: int
+    local_rank: int  # among those of its machine: its GPU
+    local_count: int
+
+    @property
+    def shard(self) -> tuple[int, int]:
+        """Its part of what is dealt in turn: rank, rank + count, ..."""
+        return self.rank, self.count
+
+
+ALONE = Place(0, 1, 0, 1)
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     role: Role
     content: str

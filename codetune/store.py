@@ -79,6 +79,11 @@ class Run:
     def train(self) -> Path:
         return self.directory / "train"
 
+    @property
+    def next_train(self) -> Path:
+        """The training that is to replace a finished one."""
+        return self.directory / "train.next"
+
     def completions(self, benchmark: str, label: str) -> Path:
         return self.directory / "completions" / benchmark / f"{label}.jsonl"
 
@@ -103,7 +108,7 @@ def open_run(project: Project) -> Run:
         raise InputError(
             f"{directory}: cannot be made ({why.strerror}). Set output_dir to a place you may write"
         ) from None
-    write_text(directory / "project.json", _as_json(project))
+    write_text(directory / "project.json", json.dumps(project_document(project), indent=2, ensure_ascii=False) + "\n")
     return run
 
 
@@ -124,6 +129,15 @@ def look_at_run(project: Project) -> Run:
             f"{directory} holds {foreign[0]} but no project.json: not a run of codetune. Set output_dir to a new place"
         )
     return Run(directory)
+
+
+def project_document(project: Project) -> dict[str, Any]:
+    """The resolved project as JSON has it: all that another process needs to work on it."""
+    return {"root": str(project.root), "overrides": dict(project.overrides), "settings": project.model_dump()}
+
+
+def project_of(document: Mapping[str, Any]) -> Project:
+    return Project.model_validate(document["settings"]).placed(Path(document["root"]), document["overrides"])
 
 
 @contextlib.contextmanager
@@ -272,11 +286,6 @@ def _owner(record: Path) -> str | None:
 def _foreign_files(directory: Path) -> list[str]:
     """What a run would not have left behind before its project.json; dot-files may be cut-off temporary ones."""
     return sorted(path.name for path in directory.iterdir() if path.name[0] != ".") if directory.is_dir() else []
-
-
-def _as_json(project: Project) -> str:
-    document = {"root": str(project.root), "overrides": dict(project.overrides), "settings": project.model_dump()}
-    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
 def _lock(held: contextlib.ExitStack, run: Run, name: str, kind: int) -> None:

@@ -23,6 +23,7 @@ _RECORDS = ("project", "records", "errors")
 _STAGE = ("data", "model", *_RECORDS)
 _BELOW_THE_VERBS = (
     *("artefacts", "rowwise", "stages", "parts", "store", "launch", "console", "project_file"),
+    *("jobs", "completing", "contestants", "unfinished"),
     *("selection", "training", "benchmark", "demo", *_STAGE),
 )
 MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
@@ -32,7 +33,8 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "project": ("errors",),
     "strict_yaml": ("errors",),
     "project_file": ("strict_yaml", "project", "errors"),
-    "launch": ("project", "errors"),
+    "launch": _RECORDS,
+    "workers": ("launch", "errors"),
     "console": ("records", "errors"),
     "store": ("", *_RECORDS),
     "parts": ("store", "errors"),
@@ -45,15 +47,18 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "training": _STAGE,
     "benchmark": _STAGE,
     "demo": ("store", "project_file", "data", *_RECORDS),
+    "unfinished": ("stages", "store", "console", "errors"),
+    "contestants": ("unfinished", "stages", "store", "training", *_STAGE),
+    "completing": ("contestants", "parts", "benchmark", *_STAGE),
+    "jobs": ("completing", "workers", "launch", "artefacts", "store", "console", "training", "selection", *_STAGE),
     "pipeline": _BELOW_THE_VERBS,
-    "contestants": ("pipeline", *_BELOW_THE_VERBS),
-    "benchmarking": ("pipeline", "contestants", *_BELOW_THE_VERBS),
-    "journey": ("pipeline", "contestants", "benchmarking", *_BELOW_THE_VERBS),
+    "benchmarking": ("pipeline", *_BELOW_THE_VERBS),
+    "journey": ("pipeline", "benchmarking", *_BELOW_THE_VERBS),
     "presentation": ("console", "journey", "pipeline"),
     "showcase": ("pipeline", "benchmarking", "journey", "presentation", *_BELOW_THE_VERBS),
     "cli": (
         *("", "pipeline", "contestants", "benchmarking", "journey", "presentation", "showcase"),
-        *("launch", "console", "project", "project_file", "errors"),
+        *("jobs", "launch", "console", "project", "project_file", "errors"),
     ),
     "__main__": ("cli",),
 }
@@ -74,21 +79,21 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "tokenizers": ("model", "demo"),
     "psutil": ("benchmark",),
     "vllm": ("model",),
-    "subprocess": ("benchmark",),
+    "subprocess": ("benchmark", "workers"),
     "pickle": ("benchmark",),  # expected outputs, written by codetune itself
     "fcntl": ("store",),
     "logging": ("launch",),  # to quieten libraries; nothing of ours logs
 }
 # Each says in its docstring, or beside the import, why it imports inside functions.
 IMPORT_LATE = (
-    *("pipeline", "contestants", "benchmarking", "journey", "showcase", "cli"),
+    *("pipeline", "contestants", "benchmarking", "journey", "showcase", "cli", "jobs", "completing"),
     "model.vllm_engine",  # vllm itself, an extra
     "data.source",  # pyarrow and datasets, for the files that need them
 )
 WITHOUT_TORCH = (
     *("cli", "project", "project_file", "strict_yaml", "records", "errors", "console", "launch"),
-    *("store", "parts", "rowwise", "artefacts", "stages"),
-    *("pipeline", "contestants", "benchmarking", "journey", "presentation", "showcase"),
+    *("store", "parts", "rowwise", "artefacts", "stages", "workers", "jobs", "unfinished"),
+    *("pipeline", "contestants", "completing", "benchmarking", "journey", "presentation", "showcase"),
     *("selection.ifd", "selection.select"),
     *("data.chat", "data.packing", "data.source", "data.files", "data.hub", "data.tables"),
     *("benchmark.problems", "benchmark.prompt", "benchmark.generate", "benchmark.statistics", "model.decoding"),

@@ -1,37 +1,141 @@
 """Attention for flat rows: samples laid end to end, each of which sees itself alone.
 
-    tokens     a a a b b        a's query sees a, b's sees b, both causally:     a .
-    segments   (3, 2)           one exact product per segment, no mask           a a
-                                                                                 a a a
-                                                                                       b
+    tokens      a a a b b       a's query sees a, b's sees b, both causally:     a .
+    positions   0 1 2 0 1       they start anew with each sample                 a a
+    segments    (3, 2)                                                           a a a
+    cumulative  0 3 5           longest 3                                              b
                                                                                        b b
-Axes: B rows (1 here), H heads, T tokens, D head dimension. Registered with transformers' AttentionInterface under
-`SEGMENTED`; `attention_for` says when it is used, `require_isolation` tries on the model itself that nothing leaks.
+`flat_row` makes the inputs of any backend; all work forward and backward. On a GPU in half precision `VARLEN` (torch's
+own variable-length flash attention) or `FLASH` (flash-attn, where it is installed) does a flat row in one kernel;
+`SEGMENTED` is one exact product per segment, anywhere. `attention_for` chooses, `require_isolation` tries on the model
+itself that nothing leaks. Axes: B rows (1 of flat ones), H heads, K heads of keys and values, T tokens, D head
+dimension, N segments.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from codetune.errors import ModelError
-from codetune.project import PadMode
 
 SEGMENTED = "codetune_segmented"
+VARLEN = "codetune_varlen"
+FLASH = "flash_attention_2"  # as transformers calls it
+KERNELS = {"varlen": VARLEN, "flash": FLASH}  # what a project asks for -> the implementation to set
+_VARLEN_TAKES = frozenset(inspect.signature(varlen_attn).parameters)
 
 
-def attention_for(asked: str, pad_mode: PadMode) -> str:
-    """The implementation to set: `auto` is segment by segment for flat rows, and torch's own for padded ones.
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a network computes, as far as flash attention asks for it."""
+
+    device: str  # cuda, cpu, ...
+    capability: tuple[int, int]  # of an NVIDIA GPU, (0, 0) elsewhere
+    precision: str  # of the arithmetic (under autocast not that of the weights): float32, bfloat16 or float16
+    head_dimension: int
+    plain: bool  # attention scores are neither capped nor dropped at random
+
+    @classmethod
+    def of(cls, network: PreTrainedModel, precision: str) -> Place:
+        config, device = network.config.get_text_config(), network.device
+        own = getattr(config, "head_dim", None)
+        return cls(
+            device.type,
+            torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0),
+            precision,
+            own or config.hidden_size // config.num_attention_heads,
+            not (getattr(config, "attn_logit_softcapping", None) or getattr(config, "attention_dropout", 0)),
+        )
+
+
+def attention_for(asked: str, flat: bool, place: Place) -> str:
+    """The implementation to set for flat or padded rows. `auto` is one kernel for a whole flat row where there is one,
+    else segment by segment; for padded rows it is torch's own. Raises ModelError where what is asked for cannot work.
 
     `sdpa` and `eager` isolate flat rows too, by a dense mask that transformers builds from restarted positions.
     """
+    if asked in KERNELS:
+        require_kernel(asked, place)
+        return KERNELS[asked]
     if asked != "auto":
         return asked
-    return SEGMENTED if pad_mode == "dynamic_pack" else "sdpa"
+    return (kernel_for(place) or SEGMENTED) if flat else "sdpa"
+
+
+def kernel_for(place: Place) -> str | None:
+    """The implementation that does a whole flat row in one kernel there, or None."""
+    return next((KERNELS[asked] for asked in KERNELS if not lacking(asked, place)), None)
+
+
+def require_kernel(asked: str, place: Place) -> None:
+    if lacks := lacking(asked, place):
+        raise ModelError(
+            f"model.attention is {asked}, which cannot work here: {lacks}. Expected: flash attention's needs. Set "
+            "model.attention: auto, which takes what does work."
+        )
+
+
+def lacking(asked: str, place: Place) -> str:
+    """What keeps a kernel from working in a place; "" where nothing does."""
+    if place.device != "cuda":
+        return f"it needs an NVIDIA GPU, the model is on {place.device}"
+    if place.capability < (8, 0):
+        return "it needs a GPU of compute capability 8.0 (Ampere) or newer"
+    if place.precision not in ("bfloat16", "float16"):
+        return f"it computes in bfloat16 or float16, model.dtype is {place.precision}"
+    if place.head_dimension % 8 or place.head_dimension > 256:
+        return f"it needs a head dimension that is a multiple of 8 up to 256, the model has {place.head_dimension}"
+    if asked == "flash":
+        return "" if is_flash_attn_2_available() else "flash-attn is not installed (pip install 'codetune[flash]')"
+    if not place.plain:
+        return "the model caps its attention scores or drops some, which torch's variable-length attention does not"
+    # Before torch 2.11 it had neither a scale nor a window.
+    return "" if {"scale", "window_size"} <= _VARLEN_TAKES else f"torch {torch.__version__} is too old for it"
+
+
+def varlen_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """A flat row by torch's own kernel, https://docs.pytorch.org/docs/2.12/nn.attention.varlen.html. Rows without
+    cumulative lengths are taken as they are: each sees itself alone, and nothing sees the padding at its right."""
+    rows, _, length, _ = query.shape
+    if cu_seq_lens_q is None or max_length_q is None:
+        cu_seq_lens_q = torch.arange(0, rows * length + 1, length, dtype=torch.int32, device=query.device)
+        max_length_q = length
+    _require_plain(module, (query, key), others | {"dropout": dropout or None}, cu_seq_lens_q)
+    precision = _half_precision(query)
+    q, k, v = (states.transpose(1, 2).flatten(0, 1).to(precision) for states in (query, key, value))  # [B * T, H, D]
+    more: dict[str, Any] = {}
+    if q.shape[1] != k.shape[1] and "enable_gqa" in _VARLEN_TAKES:
+        more = {"enable_gqa": True}
+    elif q.shape[1] != k.shape[1]:  # torch 2.11
+        k, v = (states.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for states in (k, v))
+    # A window of W tokens in transformers is the token itself and W - 1 before it.
+    more["window_size"] = (-1 if sliding_window is None else sliding_window - 1, 0)
+    cumulative = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
+    attended = varlen_attn(q, k, v, *cumulative, scale=scaling, **more)
+    assert isinstance(attended, torch.Tensor)
+    return attended.view(rows, length, *attended.shape[1:]).to(query.dtype), None  # [B, T, H, D]
 
 
 def segmented_attention(
@@ -47,8 +151,9 @@ def segmented_attention(
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention within each of `segments` (lengths that add up to T), for one flat row."""
-    _require_plain(module, segments, query, others)
-    assert segments is not None
+    if segments is None:
+        raise _not_plain(module, ["segments (the model does not hand them on)"])
+    _require_plain(module, (query, key), others, torch.tensor([0, sum(segments)]))
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)  # [B, H, T, D]
@@ -68,10 +173,11 @@ def require_isolation(model: PreTrainedModel) -> None:
     first, other, second = (torch.arange(7, device=device) * step % vocabulary for step in (3, 5, 7))
     was_training = model.training
     model.train(False)
-    with torch.no_grad():
-        seen = [
-            model(**flat_row([before, second]), use_cache=False).logits[:, len(before) :] for before in (first, other)
-        ]
+    # Not without gradients: on CPUs bitsandbytes would then rearrange 4-bit weights for good, and lose their gradients.
+    seen = [
+        model(**flat_row([before, second]), use_cache=False).logits[:, len(before) :].detach()
+        for before in (first, other)
+    ]
     model.train(was_training)
     # The shapes are alike, so an isolated sample gives the same bits; the tolerance is for atomics on a GPU.
     if not torch.allclose(seen[0], seen[1], rtol=0, atol=1e-4 * float(seen[0].abs().max())):
@@ -83,11 +189,19 @@ def require_isolation(model: PreTrainedModel) -> None:
 
 
 def flat_row(samples: Sequence[torch.Tensor]) -> dict[str, Any]:
-    """The model's inputs for samples laid end to end: positions start anew with each."""
+    """The model's inputs for samples laid end to end: positions start anew with each. `segments` is for `SEGMENTED`,
+    the cumulative lengths (by transformers' own names) for the kernels; other backends look at the positions."""
+    lengths = [len(sample) for sample in samples]
+    device = samples[0].device
+    cumulative = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)  # [N + 1]
     return {
         "input_ids": torch.cat(list(samples))[None],  # [1, T]
-        "position_ids": torch.cat([torch.arange(len(sample), device=sample.device) for sample in samples])[None],
-        "segments": tuple(len(sample) for sample in samples),
+        "position_ids": torch.cat([torch.arange(length, device=device) for length in lengths])[None],
+        "segments": tuple(lengths),
+        "cu_seq_lens_q": cumulative,
+        "cu_seq_lens_k": cumulative,
+        "max_length_q": max(lengths),
+        "max_length_k": max(lengths),
     }
 
 
@@ -99,22 +213,39 @@ def _causal(query: torch.Tensor, sliding_window: int | None) -> dict[str, Any]:
     return {"attn_mask": (ahead >= 0) & (ahead < sliding_window)}  # [T, T]
 
 
+def _half_precision(query: torch.Tensor) -> torch.dtype:
+    """Rotary embeddings give float32 under autocast, which no kernel takes on a GPU."""
+    device = query.device.type
+    if query.dtype == torch.float32 and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return query.dtype
+
+
 def _require_plain(
-    module: torch.nn.Module, segments: tuple[int, ...] | None, query: torch.Tensor, others: dict[str, Any]
+    module: torch.nn.Module,
+    states: tuple[torch.Tensor, torch.Tensor],
+    others: dict[str, Any],
+    cumulative: torch.Tensor,
 ) -> None:
-    """Refuses what this function would otherwise get wrong in silence."""
-    lacking = [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]
-    if segments is None:
-        lacking.append("segments (the model does not hand them on)")
-    elif query.shape[0] != 1 or sum(segments) != query.shape[2]:
-        lacking.append(f"rows of the shape {tuple(query.shape)}")
+    """Refuses what would otherwise be got wrong in silence."""
+    (rows, _, length, _), keys = states[0].shape, states[1].shape[2]
+    lacks = [name for name in ("softcap", "s_aux", "position_bias", "dropout") if others.get(name) is not None]
+    if keys != length:
+        lacks.append("keys of earlier calls (use_cache)")
+    if cumulative.device.type == "cpu" and int(cumulative[-1]) != rows * length:  # on a GPU the look would wait for it
+        lacks.append(f"rows of the shape {(rows, length)}")
     if not getattr(module, "is_causal", True) or others.get("is_causal") is False:
-        lacking.append("attention to later tokens")
-    if lacking:
-        raise ModelError(
-            f"{type(module).__name__} needs {', '.join(lacking)}, which attention by segments does not have. Expected: "
-            "plain causal attention. Set model.attention: eager, or train.pad_mode: dynamic_pad."
-        )
+        lacks.append("attention to later tokens")
+    if lacks:
+        raise _not_plain(module, lacks)
+
+
+def _not_plain(module: torch.nn.Module, lacks: Sequence[str]) -> ModelError:
+    return ModelError(
+        f"{type(module).__name__} needs {', '.join(lacks)}, which attention by segments does not have. Expected: "
+        "plain causal attention. Set model.attention: eager, or train.pad_mode: dynamic_pad."
+    )
 
 
 AttentionInterface.register(SEGMENTED, segmented_attention)
+AttentionInterface.register(VARLEN, varlen_attention)

@@ -49,7 +49,9 @@ def load_decoder(
     if settings.backend == "vllm":
         vllm_engine.require_installed()
     device = choose_device()
-    machine = Machine(device != "cpu", flash_attention(), vllm_engine.is_installed())
+    # Of several GPUs each has a process and a model of its own, which vLLM would not keep to.
+    lies_ready = vllm_engine.is_installed() and torch.cuda.device_count() == 1
+    machine = Machine(device != "cpu", flash_attention(), lies_ready)
     if wants_vllm(settings, machine):
         return vllm_engine.load_vllm(directory, tokenizer, model, end_of_turn, settings)
     network = load_model(directory, model, device)

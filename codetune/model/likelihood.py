@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from codetune.data.tokens import Span
 from codetune.errors import ModelError
+from codetune.model.memory import is_out_of_memory
 
 BUCKET_TOKENS = 32
 CHUNK_LOGITS = 1 << 25  # float32 logits at once: 128 MiB
@@ -52,7 +53,7 @@ class CausalScorer:
         try:
             return self._nll_of_batch(spans, length)
         except RuntimeError as why:
-            if not _is_out_of_memory(why):
+            if not is_out_of_memory(why):
                 raise
         # Outside the handler: there the traceback still holds the tensors that filled the memory.
         if self._model.device.type == "cuda":
@@ -101,8 +102,3 @@ def bucket(tokens: int) -> int:
     [32, 32, 64, 128]
     """
     return (tokens // BUCKET_TOKENS + 1) * BUCKET_TOKENS
-
-
-def _is_out_of_memory(why: RuntimeError) -> bool:
-    # torch's CPU allocator raises a plain RuntimeError (c10/core/impl/alloc_cpu.cpp).
-    return isinstance(why, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(why)

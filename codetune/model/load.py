@@ -16,20 +16,24 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from transformers import (
     CONFIG_MAPPING,
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.utils.import_utils import is_bitsandbytes_available
 
 from codetune.data.chat import template
 from codetune.data.hub import hub_snapshot, is_hub_id
 from codetune.data.tokens import adds_bos
 from codetune.errors import CodetuneError, ModelError
 from codetune.model.adapt import merge_adapters
-from codetune.project import ChatFormat, Model
+from codetune.model.attention import FLASH, KERNELS, Place, require_kernel
+from codetune.project import ChatFormat, Model, Quantization
 
 HUB_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "model*.safetensors", "adapter_model.safetensors")
 ENCODER_FILES = ("*.json", "*.txt", "*.model", "*model.safetensors")
@@ -37,8 +41,8 @@ PROBE = "Write `f(x)`.\n\ndef f(x):\n\treturn x + 1  # caf\u00e9\n"  # words, co
 ADAPTER = "adapter_config.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
-# None lets transformers choose: sdpa where the architecture has it.
-ATTENTION = {"auto": None, "sdpa": "sdpa", "eager": "eager"}
+# None lets transformers choose: sdpa where the architecture has it. What needs a kernel is set on the loaded network.
+ATTENTION = {"auto": None, "sdpa": "sdpa", "eager": "eager", "flash": None, "varlen": None}
 
 
 def find_model(name: str) -> Path:
@@ -127,6 +131,29 @@ def load_model(path: Path, model: Model, device: str) -> PreTrainedModel:
         if (path / "generation_config.json").is_file():  # where an answer ends was learned with the adapters
             merged.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
         return merged
+    on_device: PreTrainedModel = _read_network(path, model, {}).to(device)  # type: ignore[arg-type]
+    return _attending(on_device, model)
+
+
+def load_quantized_model(path: Path, model: Model, device: str, quantization: Quantization) -> PreTrainedModel:
+    """The network on `device` with the weights of its linear layers (but the output layer's) in 4 or 8 bits, which are
+    made as they are read; the others, and the arithmetic, are in `model.dtype`."""
+    if not is_bitsandbytes_available():
+        raise ModelError(
+            "The base model is to be quantised, and bitsandbytes is not installed. Expected: the package that does it. "
+            "Install it: pip install bitsandbytes. Or set train.method: lora"
+        )
+    settings = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=quantization.bits == 4,
+        load_in_8bit=quantization.bits == 8,
+        bnb_4bit_quant_type=quantization.type,
+        bnb_4bit_use_double_quant=quantization.double,
+        bnb_4bit_compute_dtype=DTYPES[model.dtype],
+    )
+    return _attending(_read_network(path, model, {"quantization_config": settings, "device_map": {"": device}}), model)
+
+
+def _read_network(path: Path, model: Model, more: Mapping[str, Any]) -> PreTrainedModel:
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
@@ -136,16 +163,40 @@ def load_model(path: Path, model: Model, device: str) -> PreTrainedModel:
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **more,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as why:
         raise ModelError(
             f"The model in {path} cannot be loaded ({type(why).__name__}: {_first_line(why)}). Expected: a config.json "
             "and whole safetensors files that fit it. Copy or download the model again."
         ) from why
-    network, report = loaded
-    _require_complete(report, path)
-    on_device: PreTrainedModel = network.to(device).eval()
-    return on_device
+    network: PreTrainedModel = loaded[0]
+    _require_complete(loaded[1], path)
+    return network
+
+
+def _attending(network: PreTrainedModel, model: Model) -> PreTrainedModel:
+    """In evaluation mode, with the attention asked for where that needs a kernel."""
+    network.train(False)
+    if model.attention in KERNELS:
+        require_kernel(model.attention, Place.of(network, str(network.dtype).removeprefix("torch.")))
+    # torch's variable-length attention is for flat rows, and set by whoever lays them; elsewhere it is sdpa.
+    if model.attention == "flash":
+        network.set_attn_implementation(FLASH)
+    return network
+
+
+def count_parameters(path: Path) -> int:
+    """Of the network that the configuration describes; no weights are read."""
+    with torch.device("meta"):
+        config = AutoConfig.from_pretrained(path, local_files_only=True)
+        network: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    return sum(weights.numel() for weights in network.parameters())
+
+
+def gpu_memory_bytes() -> int | None:
+    """Of the GPU that this process works on; None where there is none."""
+    return torch.cuda.get_device_properties(choose_device()).total_memory if torch.cuda.is_available() else None
 
 
 def base_of_adapters(directory: Path) -> str:
@@ -160,7 +211,18 @@ def base_of_adapters(directory: Path) -> str:
 
 
 def choose_device() -> str:
-    return "cuda:0" if torch.cuda.is_available() else "cpu"
+    """The GPU that this process was given (see `take_gpu`), or the CPU where there is none."""
+    return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
+
+
+def take_gpu(number: int) -> None:
+    """From here on the process works on the GPU of that number, counted over those that are visible."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(number % torch.cuda.device_count())
+
+
+def count_gpus() -> int:
+    return torch.cuda.device_count()
 
 
 def _require_loadable(directory: Path, name: str) -> None:

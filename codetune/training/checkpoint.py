@@ -18,6 +18,7 @@ from typing import Any
 from codetune.errors import StaleError
 
 SEAL = "codetune.json"
+STEP_SAMPLES, SHARING = "samples of a step", "launch.strategy"  # facts that follow from how it was launched
 Facts = Mapping[str, Any]
 
 
@@ -31,10 +32,7 @@ class Checkpoint:
 
 
 def last_checkpoint(directory: Path, facts: Facts) -> Checkpoint | None:
-    """The newest whole checkpoint, after a check that it belongs to this training; removes what a crash left."""
-    for leftover in directory.glob("checkpoint-*"):
-        if not (leftover / SEAL).exists():
-            shutil.rmtree(leftover)
+    """The newest whole checkpoint, after a check that it belongs to this training."""
     found = max(_sealed(directory), key=lambda checkpoint: checkpoint.step, default=None)
     if found is not None:
         _require_same(found, json.loads(json.dumps(facts)))
@@ -45,6 +43,13 @@ def last_checkpoint(directory: Path, facts: Facts) -> Checkpoint | None:
 def sealed_checkpoints(directory: Path) -> list[Checkpoint]:
     """Those that are whole, in the order of their steps; removes nothing."""
     return sorted(_sealed(directory), key=lambda checkpoint: checkpoint.step)
+
+
+def remove_torn(directory: Path) -> None:
+    """What a crash left: checkpoints without a seal."""
+    for leftover in directory.glob("checkpoint-*"):
+        if not (leftover / SEAL).exists():
+            shutil.rmtree(leftover)
 
 
 def seal_checkpoint(path: Path, step: int, facts: Facts, meter: Mapping[str, Any]) -> None:
@@ -88,8 +93,19 @@ def _require_same(checkpoint: Checkpoint, facts: Facts) -> None:
     if different:
         raise StaleError(
             f"{checkpoint.path} was made by another training: {'; '.join(different)}. Expected: the same settings and "
-            f"rows, so that it can be continued. Set them back, or begin anew: rm -r {checkpoint.path.parent}"
+            f"rows, so that it can be continued.{_way_back(checkpoint.facts, facts)} To throw it away and begin anew: "
+            "codetune train --restart"
         )
+
+
+def _way_back(then: Facts, now: Facts) -> str:
+    """What a difference that is not a setting of the project comes from."""
+    told = ""
+    if then.get(STEP_SAMPLES) != now.get(STEP_SAMPLES):
+        told += f" Without train.global_batch_size they follow the processes: set it to {then.get(STEP_SAMPLES)}."
+    if str(then.get(SHARING)).startswith("zero") and then.get(SHARING) != now.get(SHARING):
+        told += " DeepSpeed cuts its checkpoints for its strategy and so many processes: use as many again."
+    return told
 
 
 def _require_whole(checkpoint: Checkpoint) -> None:

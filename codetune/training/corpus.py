@@ -1,12 +1,13 @@
 """The tokenised rows, kept in a file and mapped into memory: 32 bytes a row are held, however long the rows are.
 
 A token that the model learns to write is stored as its bitwise complement, so it is negative. The file is scratch: each
-call of `train` writes it anew, because tokenising is quick beside training."""
+call of `train` writes it anew, because tokenising is quick beside training. Of several processes the first writes, and
+the others read (of several machines too: they share the run directory)."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """All samples in the order of the data set; a torch data set."""
+    """All samples in the order of the data set."""
 
     ids: NDArray[np.bytes_]
     starts: NDArray[np.int64]  # [rows + 1]
@@ -42,6 +43,14 @@ class Corpus:
         stored = np.asarray(self.stored[self.starts[row] : self.starts[row + 1]])
         tokens = np.where(stored < 0, ~stored, stored).astype(np.int64)
         return Sample(self.ids[row].decode(), tokens, stored < 0)
+
+    def lengths(self, rows: Sequence[int]) -> list[int]:
+        first = np.asarray(rows)
+        return list((self.starts[first + 1] - self.starts[first]).tolist())
+
+    @property
+    def tokens(self) -> int:
+        return int(self.starts[-1])
 
     @property
     def longest(self) -> int:
@@ -63,5 +72,22 @@ def write_corpus(rows: Iterable[tuple[str, TrainingTokens]], path: Path) -> Corp
             starts.append(starts[-1] + len(stored))
             digest.update(row_id.encode() + len(stored).to_bytes(8, "little") + stored.tobytes())
             file.write(stored.tobytes())
-    stored_tokens = np.memmap(path, dtype=np.int32, mode="r") if starts[-1] else np.zeros(0, np.int32)
-    return Corpus(np.frombuffer(bytes(ids), dtype="S16"), np.array(starts), stored_tokens, digest.hexdigest())
+    with _index(path).open("wb") as file:
+        np.savez(file, ids=np.frombuffer(bytes(ids), dtype="S16"), starts=starts, digest=digest.hexdigest())
+    return read_corpus(path)
+
+
+def read_corpus(path: Path) -> Corpus:
+    with np.load(_index(path), allow_pickle=False) as index:
+        ids, starts, digest = index["ids"], index["starts"], str(index["digest"])
+    stored = np.memmap(path, dtype=np.int32, mode="r") if starts[-1] else np.zeros(0, np.int32)
+    return Corpus(ids, starts, stored, digest)
+
+
+def remove_corpus(path: Path) -> None:
+    for file in (path, _index(path)):
+        file.unlink(missing_ok=True)
+
+
+def _index(path: Path) -> Path:
+    return path.with_suffix(".npz")

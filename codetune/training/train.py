@@ -2,11 +2,11 @@
 the finished model in `saved`.
 
 Called again after any end it continues from its last whole checkpoint, on CPU bit by bit as if never interrupted.
-One process so far; launching more is not its business."""
+Every process of the training calls it; what is written and told, the first of them writes and tells."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,24 +18,46 @@ from transformers.utils import logging as transformers_logging
 from codetune.data.tokens import TrainingTokens, training_tokens
 from codetune.errors import DataError, ModelError, ProjectError
 from codetune.model.adapt import adapt
-from codetune.model.attention import attention_for, require_isolation
-from codetune.model.load import choose_device, load_model, load_tokenizer
+from codetune.model.load import (
+    choose_device,
+    count_gpus,
+    count_parameters,
+    gpu_memory_bytes,
+    load_model,
+    load_quantized_model,
+    load_tokenizer,
+)
 from codetune.project import Project
 from codetune.records import Example, Refusal
 from codetune.training.arguments import Precision, training_arguments
-from codetune.training.checkpoint import Facts, last_checkpoint
-from codetune.training.collate import Collator
-from codetune.training.corpus import Corpus, write_corpus
+from codetune.training.checkpoint import SHARING, STEP_SAMPLES, Facts, last_checkpoint, remove_torn
+from codetune.training.corpus import Corpus, read_corpus, remove_corpus, write_corpus
 from codetune.training.course import Course, Report
 from codetune.training.exact import ExactTrainer
-from codetune.training.finish import save_trained
-from codetune.training.steps import StepPlan, samples_per_step, total_steps
+from codetune.training.finish import Finish, save_trained
+from codetune.training.ranks import SOLO, Team
+from codetune.training.ready import make_ready, material_for
+from codetune.training.steps import samples_per_step, total_steps
+from codetune.training.strategy import (
+    Choice,
+    InForce,
+    Size,
+    Strategy,
+    choose_strategy,
+    fact_of,
+    forget_sharing,
+    keep_float32,
+    sharing_arguments,
+    whole_weights,
+)
 
-PROCESSES = 1
+TOKENS = "tokens.i32"
+SHARE_OF_ADAPTERS = 0.01  # of a model's parameters, at most, for adapters of the usual rank
 # What changes where and how fast a step is computed, or what is written down, but not what is learned from.
 FREE_TO_CHANGE = {
     *("per_device_batch_size", "gradient_accumulation_steps", "global_batch_size"),  # their product is a fact
     *("gradient_checkpointing", "logging_steps", "save_minutes", "save_steps", "keep_checkpoints", "report_to"),
+    "merge",
 }
 
 
@@ -47,39 +69,90 @@ class TrainingSummary:
     dropped: tuple[Refusal, ...]
     truncated_rows: int
     lost_tokens: int
+    lost_share: float  # of all tokens of the rows that were kept
     steps: int
     tokens: int
     padding_rate: float
     seconds: float
     peak_memory_bytes: int | None
+    peak_share: float | None
     last_loss: float | None
+    processes: int
+    strategy: Strategy
+    strategy_because: str
 
 
 def train(
-    examples: Iterable[Example], project: Project, model_path: Path, directory: Path, saved: Path, report: Report
+    examples: Iterable[Example],
+    project: Project,
+    model_path: Path,
+    directory: Path,
+    saved: Path,
+    report: Report,
+    ranks: Team = SOLO,
 ) -> TrainingSummary:
     """`report` gets every step as `{"step", "steps", "epoch", "loss", "learning_rate", "grad_norm"}`. Ctrl-C and
     SIGTERM end it as KeyboardInterrupt, after the step at hand and a checkpoint; a second one at once."""
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    directory.mkdir(parents=True, exist_ok=True)
     tokenizer = load_tokenizer(model_path)
+    choice = _choose(project, model_path, ranks)
     rows = _Rows(examples, project, tokenizer)
-    corpus = write_corpus(rows, directory / "tokens.i32")
-    _require_rows(corpus, rows)
-    facts = _facts(project, model_path, corpus)
+    corpus = _corpus(rows, directory, ranks)
+    facts = _facts(project, model_path, corpus, ranks, choice.strategy)
     checkpoint = last_checkpoint(directory, facts)
-    model, precision = _load(project, model_path, corpus)
-    steps = total_steps(project.train, len(corpus), PROCESSES)
-    course = Course(project.train, directory, facts, steps, report)
+    model, precision = _load(project, model_path, corpus, choice.strategy)
+    steps = total_steps(project.train, len(corpus), ranks.count)
+    course = Course(project.train, directory, facts, steps, report, ranks)
+    course.saves_last = choice.strategy != "fsdp"
     course.begin(checkpoint)
-    trainer = _trainer(project, model, precision, tokenizer, corpus, course, directory)
+    trainer = _trainer(project, model, precision, corpus, course, directory, ranks, choice.strategy)
     with course.interruptible():
         trainer.run(checkpoint)
     if course.interrupted:
         raise KeyboardInterrupt
-    save_trained(model, tokenizer, project.model.chat_format, precision, rows.last_tokens, saved)
-    (directory / "tokens.i32").unlink()
-    return _summary(len(corpus), rows, course)
+    weights = whole_weights(choice.strategy, trainer)
+    if ranks.is_first:
+        if weights is not None:
+            model = _whole(project, model_path, precision, weights)
+        finish = Finish(project.model.chat_format, precision, project.train.merge, rows.last_tokens)
+        save_trained(model, tokenizer, finish, saved)
+        remove_corpus(directory / TOKENS)
+    return _summary(corpus, rows, course, choice, ranks)
+
+
+def _choose(project: Project, model_path: Path, ranks: Team) -> Choice:
+    if (gpus := count_gpus()) and ranks.place.local_count > gpus:
+        raise ProjectError(
+            f"{ranks.place.local_count} processes on a machine with {gpus} GPUs. Expected: a GPU for each process of "
+            "a training. Set launch.processes: auto"
+        )
+    parameters, method = count_parameters(model_path), project.train.method
+    trained = parameters if method == "full" else int(parameters * SHARE_OF_ADAPTERS)
+    size = Size(trained, parameters - trained, gpu_memory_bytes())
+    return choose_strategy(project.launch, method, ranks.count, size)
+
+
+def _whole(
+    project: Project, model_path: Path, precision: Precision, weights: Mapping[str, torch.Tensor]
+) -> PreTrainedModel | PeftModel:
+    """A model like the one that was trained, in one piece in the CPU's memory, with the weights that were gathered."""
+    forget_sharing()
+    settings = project.model.model_copy(update={"dtype": precision, "attention": "auto"})
+    network = load_model(model_path, settings, "cpu")
+    model = adapt(network, project.train.method, project.train.lora, project.seed)
+    found = model.load_state_dict(weights, strict=False)
+    assert not found.unexpected_keys, found.unexpected_keys
+    return model
+
+
+def _corpus(rows: _Rows, directory: Path, ranks: Team) -> Corpus:
+    """The rows as tokens; and the directory as the training needs it, before any process looks into it."""
+    if ranks.is_first:
+        directory.mkdir(parents=True, exist_ok=True)
+        remove_torn(directory)
+        _require_rows(write_corpus(rows, directory / TOKENS), rows)
+    ranks.wait()
+    return read_corpus(directory / TOKENS)
 
 
 class _Rows:
@@ -115,37 +188,40 @@ def _require_rows(corpus: Corpus, rows: _Rows) -> None:
         )
 
 
-def _facts(project: Project, model_path: Path, corpus: Corpus) -> Facts:
+def _facts(project: Project, model_path: Path, corpus: Corpus, ranks: Team, strategy: Strategy) -> Facts:
     """What a checkpoint must share with the training that continues it."""
     settings = project.train.model_dump(mode="json", exclude=FREE_TO_CHANGE)
-    for unused in {"lora", "quantization"} - {project.train.method}:
+    used = {"full": (), "lora": ("lora",), "qlora": ("lora", "quantization")}[project.train.method]
+    for unused in {"lora", "quantization"}.difference(used):
         settings.pop(unused)
     weights = sorted([*model_path.glob("config.json"), *model_path.glob("*.safetensors")])
     return {
         "seed": project.seed,
         "rows": len(corpus),
         "digest of the rows": corpus.digest,
-        "samples of a step": samples_per_step(project.train, PROCESSES),
+        STEP_SAMPLES: samples_per_step(project.train, ranks.count),
         "files of the base model": {file.name: file.stat().st_size for file in weights},
         "model.dtype": project.model.dtype,
+        SHARING: fact_of(strategy, ranks.count),
         **{f"train.{name}": value for name, value in settings.items()},
     }
 
 
-def _load(project: Project, model_path: Path, corpus: Corpus) -> tuple[PreTrainedModel | PeftModel, Precision]:
+def _load(
+    project: Project, model_path: Path, corpus: Corpus, strategy: Strategy
+) -> tuple[PreTrainedModel | PeftModel, Precision]:
     """The network to train and the precision of the arithmetic. Weights that are trained are float32: updates are
-    smaller than the steps of bfloat16. Frozen ones, below adapters, are in `model.dtype`."""
+    smaller than the steps of bfloat16. Frozen ones, below adapters, are in `model.dtype`; but FSDP wants all of them
+    alike (it shares them, and computes in 16 bits all the same)."""
     precision = _precision(project, model_path)
-    dtype = "float32" if project.train.method == "full" else precision
+    dtype = "float32" if project.train.method == "full" or strategy == "fsdp" else precision
     settings = project.model.model_copy(update={"dtype": dtype, "attention": "auto"})
-    network = load_model(model_path, settings, choose_device())
-    network.set_attn_implementation(attention_for(project.model.attention, project.train.pad_mode))
+    if project.train.method == "qlora":
+        network = load_quantized_model(model_path, settings, choose_device(), project.train.quantization)
+    else:
+        network = load_model(model_path, settings, choose_device())
     _require_fit(network, corpus)
-    if project.train.pad_mode == "dynamic_pack":
-        require_isolation(network)
-    if project.train.gradient_checkpointing:
-        _recompute_activations(network)
-    return adapt(network, project.train.method, project.train.lora, project.seed), precision
+    return make_ready(network, project, precision), precision
 
 
 def _precision(project: Project, model_path: Path) -> Precision:
@@ -177,48 +253,43 @@ def _require_fit(network: PreTrainedModel, corpus: Corpus) -> None:
         )
 
 
-def _recompute_activations(network: PreTrainedModel) -> None:
-    """Never the reentrant kind: it fails with adapters, and with several processes."""
-    options = {"use_reentrant": False}
-    if hasattr(network, "activation_checkpointing_enable"):  # transformers 5.23; 5.17 knows the older name only
-        network.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
-    else:
-        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)  # type: ignore[no-untyped-call]
-
-
 def _trainer(
     project: Project,
     model: PreTrainedModel | PeftModel,
     precision: Precision,
-    tokenizer: PreTrainedTokenizerBase,
     corpus: Corpus,
     course: Course,
     directory: Path,
+    ranks: Team,
+    strategy: Strategy,
 ) -> ExactTrainer:
-    settings = project.train
-    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return ExactTrainer(
-        model,
-        training_arguments(settings, precision, course.steps, project.seed, directory, choose_device()),
-        corpus,
-        StepPlan(len(corpus), samples_per_step(settings, PROCESSES), project.seed),
-        Collator(settings.pad_mode, settings.per_device_batch_size, settings.max_length, padding),
-        course.on_step,
-        course.on_saved,
+    material = material_for(model, project, precision, corpus, ranks)
+    sharing = sharing_arguments(strategy, project.launch.offload, precision)
+    arguments = training_arguments(
+        project.train, precision, course.steps, project.seed, directory, choose_device(), sharing
     )
+    trainer = ExactTrainer(model, arguments, material, course)
+    keep_float32(trainer, strategy)
+    trainer.add_callback(InForce(strategy, trainer))
+    return trainer
 
 
-def _summary(rows: int, counted: _Rows, course: Course) -> TrainingSummary:
+def _summary(corpus: Corpus, counted: _Rows, course: Course, choice: Choice, ranks: Team) -> TrainingSummary:
     total = course.meter.since_start
     return TrainingSummary(
-        rows=rows,
+        rows=len(corpus),
         dropped=tuple(counted.dropped),
         truncated_rows=counted.truncated_rows,
         lost_tokens=counted.lost_tokens,
+        lost_share=counted.lost_tokens / (corpus.tokens + counted.lost_tokens),
         steps=course.step,
         tokens=total.tokens,
         padding_rate=total.padding_rate,
         seconds=total.seconds,
         peak_memory_bytes=course.meter.peak_memory_bytes,
+        peak_share=total.peak_share,
         last_loss=course.meter.last_loss,
+        processes=ranks.count,
+        strategy=choice.strategy,
+        strategy_because=choice.why,
     )

@@ -2,17 +2,69 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
 import pytest
 import torch
 from transformers import AttentionInterface, AutoModelForCausalLM, Gemma2Config, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from codetune.errors import ModelError
-from codetune.model.attention import SEGMENTED, attention_for, flat_row, require_isolation
+from codetune.model import attention as attention_module
+from codetune.model.attention import (
+    FLASH,
+    SEGMENTED,
+    VARLEN,
+    Place,
+    attention_for,
+    flat_row,
+    kernel_for,
+    lacking,
+    require_isolation,
+)
 from tests.model.builders import ARCHITECTURES, tiny_model
 
 SAMPLES = [torch.arange(3, 14), torch.arange(20, 25), torch.tensor([7]), torch.arange(40, 60)]
-BACKENDS = [SEGMENTED, "sdpa", "eager"]
+BACKENDS = [SEGMENTED, VARLEN, "sdpa", "eager"]
+GPU = Place("cuda", (9, 0), "bfloat16", 128, plain=True)
+
+
+def documented_varlen_attn(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seq_q: torch.Tensor,
+    cu_seq_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """What torch documents of the kernel that runs on a GPU alone, as plain as can be."""
+    assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
+    assert max_q == max_k == int(cu_seq_q.diff().max())
+    assert query.shape[1] == key.shape[1] or enable_gqa
+    assert window_size[1] == 0
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    outputs = []
+    for first, last in pairwise(cu_seq_q.tolist()):
+        q, k, v = (states[first:last].transpose(0, 1) for states in (query, key, value))  # [H, T, D]
+        back = torch.arange(last - first)[:, None] - torch.arange(last - first)
+        seen = (back >= 0) & ((window_size[0] == -1) | (back <= window_size[0]))
+        scores = q @ k.transpose(1, 2) * (q.shape[-1] ** -0.5 if scale is None else scale)
+        outputs.append((scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v).transpose(0, 1))
+    return torch.cat(outputs)
+
+
+@pytest.fixture(autouse=True)
+def varlen_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_module, "varlen_attn", documented_varlen_attn)
 
 
 def model_with(architecture: str, attention: str) -> PreTrainedModel:
@@ -47,7 +99,48 @@ def test_changing_a_sample_changes_no_other(architecture: str, attention: str) -
     assert changed == [False, True, False, False]
 
 
-def test_a_sliding_window_is_kept_within_a_sample() -> None:
+@pytest.mark.parametrize("attention", BACKENDS)
+def test_gradients_through_a_flat_row_are_those_of_the_samples_alone(attention: str) -> None:
+    def gradient(model: PreTrainedModel, losses: Sequence[torch.Tensor]) -> torch.Tensor:
+        model.zero_grad()
+        torch.stack(list(losses)).sum().backward()
+        return torch.cat([weights.grad.flatten() for weights in model.parameters()])
+
+    model = model_with("llama", attention)
+    flat = model(**flat_row(SAMPLES), use_cache=False).logits[0].split([len(sample) for sample in SAMPLES])
+    packed = gradient(model, [part.logsumexp(-1).sum() for part in flat])
+    plain = tiny_model("llama", 100)
+    alone = gradient(plain, [plain(row[None], use_cache=False).logits[0].logsumexp(-1).sum() for row in SAMPLES])
+    assert (packed - alone).norm() <= 1e-5 * alone.norm()
+
+
+def test_grouped_heads_are_repeated_for_a_torch_that_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = logits(model_with("qwen2", VARLEN), SAMPLES)
+    monkeypatch.setattr(attention_module, "_VARLEN_TAKES", frozenset({"scale", "window_size"}))
+
+    def without_groups(*args: object, scale: float | None, window_size: tuple[int, int]) -> torch.Tensor:
+        return documented_varlen_attn(*args, scale=scale, window_size=window_size)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(attention_module, "varlen_attn", without_groups)
+    for one, other in zip(expected, logits(model_with("qwen2", VARLEN), SAMPLES), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_padded_rows_go_through_the_kernel_each_by_itself() -> None:
+    model, plain = model_with("llama", VARLEN), tiny_model("llama", 100)
+    ids = torch.arange(3, 33).view(2, 15)
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids, use_cache=False).logits, plain(ids, use_cache=False).logits)
+
+
+def test_the_keys_of_earlier_calls_are_not_forgotten_in_silence() -> None:
+    model = model_with("llama", VARLEN)
+    with torch.no_grad(), pytest.raises(ModelError, match="use_cache"):
+        model.generate(SAMPLES[0][None], max_new_tokens=2, do_sample=False)
+
+
+@pytest.mark.parametrize("attention", [SEGMENTED, VARLEN])
+def test_a_sliding_window_is_kept_within_a_sample(attention: str) -> None:
     model = tiny_model("starcoder2", 100)
     model.config.sliding_window = 4
     model.set_attn_implementation("eager")
@@ -56,7 +149,7 @@ def test_a_sliding_window_is_kept_within_a_sample() -> None:
         unlimited = tiny_model("starcoder2", 100)(SAMPLES[3][None], use_cache=False).logits[0]
     for layer in model.model.layers:
         layer.self_attn.sliding_window = 4
-    model.set_attn_implementation(SEGMENTED)
+    model.set_attn_implementation(attention)
     torch.testing.assert_close(logits(model, SAMPLES)[3], alone, rtol=1e-5, atol=2e-5)
     assert not torch.allclose(alone, unlimited, atol=1e-3)
 
@@ -93,7 +186,63 @@ def test_rows_without_segments_are_refused() -> None:
         model(SAMPLES[0][None], use_cache=False)
 
 
-def test_auto_is_segments_for_flat_rows_and_sdpa_for_padded_ones() -> None:
-    chosen = {mode: attention_for("auto", mode) for mode in ("dynamic_pack", "dynamic_pad", "max_length")}
-    assert chosen == {"dynamic_pack": SEGMENTED, "dynamic_pad": "sdpa", "max_length": "sdpa"}
-    assert attention_for("eager", "dynamic_pack") == "eager"
+def test_under_autocast_the_kernel_gets_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = set()
+
+    def note(query: torch.Tensor, *args: object, **more: object) -> torch.Tensor:
+        asked.add(query.dtype)
+        return documented_varlen_attn(query, *args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(attention_module, "varlen_attn", note)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits(model_with("llama", VARLEN), SAMPLES)
+    assert asked == {torch.bfloat16}
+
+
+def test_auto_is_one_kernel_where_there_is_one_and_segments_elsewhere() -> None:
+    cpu = replace(GPU, device="cpu", capability=(0, 0))
+    assert [attention_for("auto", flat, place) for flat in (True, False) for place in (GPU, cpu)] == [
+        VARLEN,
+        SEGMENTED,
+        "sdpa",
+        "sdpa",
+    ]
+    assert [kernel_for(place) for place in (GPU, cpu, replace(GPU, precision="float32"))] == [VARLEN, None, None]
+    assert attention_for("eager", True, GPU) == "eager"
+    assert attention_for("varlen", False, GPU) == VARLEN
+
+
+def test_flash_attn_is_taken_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for installed, lacks in ((True, ""), (False, "flash-attn is not installed")):
+        monkeypatch.setattr(attention_module, "is_flash_attn_2_available", lambda installed=installed: installed)
+        assert lacking("flash", GPU).startswith(lacks)
+    monkeypatch.setattr(attention_module, "is_flash_attn_2_available", lambda: True)
+    assert attention_for("flash", True, GPU) == FLASH
+    # It caps scores, which torch's kernel does not.
+    assert kernel_for(replace(GPU, plain=False)) == FLASH
+
+
+@pytest.mark.parametrize("asked", ["flash", "varlen"])
+@pytest.mark.parametrize(
+    ("change", "lack"),
+    [
+        ({"device": "cpu"}, "needs an NVIDIA GPU, the model is on cpu"),
+        ({"capability": (7, 5)}, "compute capability 8.0"),
+        ({"precision": "float32"}, "model.dtype is float32"),
+        ({"head_dimension": 12}, "the model has 12"),
+        ({"head_dimension": 512}, "the model has 512"),
+    ],
+)
+def test_a_kernel_that_cannot_work_is_refused_with_its_reason(asked: str, change: dict[str, Any], lack: str) -> None:
+    with pytest.raises(ModelError, match=rf"model.attention is {asked}.*{lack}.*Set model.attention: auto"):
+        attention_for(asked, True, replace(GPU, **change))
+
+
+def test_a_torch_without_windows_has_no_kernel_for_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert lacking("varlen", GPU) == ""
+    monkeypatch.setattr(attention_module, "_VARLEN_TAKES", frozenset({"is_causal"}))
+    assert "too old" in lacking("varlen", GPU)
+
+
+def test_the_place_of_a_network_is_read_from_it() -> None:
+    assert Place.of(tiny_model("gemma", 100), "float32") == Place("cpu", (0, 0), "float32", 16, plain=True)

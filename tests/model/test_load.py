@@ -243,3 +243,12 @@ def test_real_tokenizers_add_the_bos_that_their_configuration_asks_for(shared_da
 
 def test_the_device_is_one_that_torch_has() -> None:
     assert torch.device(choose_device()).type in ("cpu", "cuda")
+
+
+@pytest.mark.parametrize("attention", ["flash", "varlen"])
+def test_attention_that_needs_a_gpu_is_refused_without_one(attention: str, tmp_path: Path) -> None:
+    tiny_model("llama", 20).save_pretrained(tmp_path)
+    with pytest.raises(
+        ModelError, match=rf"model.attention is {attention}.*the model is on cpu.*Set model.attention: a"
+    ):
+        load_model(tmp_path, Model(attention=attention, dtype="float32"), "cpu")

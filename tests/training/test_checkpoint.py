@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from codetune.errors import StaleError
-from codetune.training.checkpoint import last_checkpoint, prune_checkpoints, seal_checkpoint
+from codetune.training.checkpoint import (
+    SHARING,
+    STEP_SAMPLES,
+    last_checkpoint,
+    prune_checkpoints,
+    remove_torn,
+    seal_checkpoint,
+)
 
 FACTS = {"seed": 1, "rows": 20}
 
@@ -25,6 +32,7 @@ def test_the_newest_sealed_one_is_found_and_what_a_crash_left_is_removed(tmp_pat
     for step in (2, 10, 9):
         checkpoint(tmp_path, step)
     torn = checkpoint(tmp_path, 11, sealed=False)
+    remove_torn(tmp_path)
     found = last_checkpoint(tmp_path, FACTS)
     assert found is not None
     assert (found.step, found.path, found.meter) == (10, tmp_path / "checkpoint-10", {"loss": 10})
@@ -38,9 +46,19 @@ def test_without_any_there_is_none(tmp_path: Path) -> None:
 def test_every_difference_is_named(tmp_path: Path) -> None:
     checkpoint(tmp_path, 3)
     with pytest.raises(
-        StaleError, match=r"checkpoint-3 was made .*: seed 1 then, 2 now; rows 20 then, 19 now\. .*rm -r"
+        StaleError, match=r"checkpoint-3 was made .*: seed 1 then, 2 now; rows 20 then, 19 now\. .*--restart"
     ):
         last_checkpoint(tmp_path, {"seed": 2, "rows": 19})
+
+
+def test_a_difference_that_comes_from_the_launch_is_told_with_its_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint-3"
+    path.mkdir()
+    seal_checkpoint(path, 3, {STEP_SAMPLES: 8, SHARING: "zero2 in 2 processes"}, {})
+    with pytest.raises(StaleError, match=r"samples of a step 8 then, 4 now.* train.global_batch_size .*set it to 8\."):
+        last_checkpoint(tmp_path, {STEP_SAMPLES: 4, SHARING: "zero2 in 2 processes"})
+    with pytest.raises(StaleError, match=r"'zero2 in 2 processes' then, 'zero2 in 1 processes' now.*as many again\."):
+        last_checkpoint(tmp_path, {STEP_SAMPLES: 8, SHARING: "zero2 in 1 processes"})
 
 
 @pytest.mark.parametrize("damage", ["missing", "short"])

@@ -1,0 +1,96 @@
+"""The processes of one training: how they meet, and the few things they tell each other beside gradients.
+
+All of it is torch.distributed's: gloo between CPUs and for what is said here, nccl between GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as distributed
+from torch._C._distributed_c10d import FileStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from codetune.errors import CodetuneError
+from codetune.records import ALONE, Place
+
+# Ranks wait for each other while one of them writes a large checkpoint, or scores more rows than another. One that has
+# died is noticed by its command, or its connection closes: no clock is needed for that.
+PATIENCE = timedelta(hours=6)
+PATIENCE_TO_MEET = timedelta(minutes=30)  # the first one reads its weights through before it comes
+
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    """The processes of a training as one of them sees them. Alone, everything said is heard by itself."""
+
+    place: Place
+
+    @property
+    def count(self) -> int:
+        return self.place.count
+
+    @property
+    def is_first(self) -> bool:
+        return self.place.rank == 0
+
+    def sums(self, amounts: Sequence[float]) -> list[float]:
+        """Of each amount over all processes, in double precision."""
+        return self._reduced(amounts, distributed.ReduceOp.SUM)
+
+    def most(self, amounts: Sequence[float]) -> list[float]:
+        """The largest of each amount; of something said, whether any process says so."""
+        return self._reduced(amounts, distributed.ReduceOp.MAX)
+
+    def wait(self) -> None:
+        """Until all have come here."""
+        self.most([0.0])
+
+    def _reduced(self, amounts: Sequence[float], how: distributed.ReduceOp.RedOpType) -> list[float]:
+        told = torch.tensor(list(amounts), dtype=torch.float64)  # on the CPU: it goes through gloo
+        if self.count > 1:
+            distributed.all_reduce(told, op=how)
+        return [float(amount) for amount in told]
+
+
+SOLO = Team(ALONE)
+
+
+@contextmanager
+def team(place: Place, meeting: Callable[[], Store] | None) -> Iterator[Team]:
+    """Joins the others that meet there, and leaves when the block ends well. (When it ends ill, the process ends: to
+    take leave of others who are not there would take for ever.)"""
+    if meeting is None:
+        yield SOLO
+        return
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    distributed.init_process_group(backend, store=meeting(), rank=place.rank, world_size=place.count, timeout=PATIENCE)
+    together = Team(place)
+    yield together
+    together.wait()
+    distributed.destroy_process_group()
+
+
+def meet() -> Store:
+    """Where a launcher has told all of them to meet (MASTER_ADDR and MASTER_PORT)."""
+    try:
+        store: Store = next(rendezvous("env://", timeout=PATIENCE_TO_MEET))[0]
+    except distributed.DistError as why:
+        raise CodetuneError(
+            f"The first process was not met in {PATIENCE_TO_MEET.seconds // 60} minutes "
+            f"({str(why).partition(chr(10))[0]}). Expected: the same command on every machine, begun at about the same "
+            "time. Look what the first one says, and at MASTER_ADDR and MASTER_PORT"
+        ) from why
+    store.set_timeout(PATIENCE)
+    return store
+
+
+def meet_in(file: Path, count: int) -> Store:
+    """Processes of one machine: in a file, so that no port is needed that somebody else may take meanwhile."""
+    store = FileStore(str(file), count)
+    store.set_timeout(PATIENCE)
+    return store

@@ -1,0 +1,298 @@
+"""Trainings in two processes, as the command runs them: the same as in one, continued after any end, never left
+hanging."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.small_world import make_small_world, run_codetune
+
+TRAINING = """
+train: {max_length: 256, epochs: 4, global_batch_size: 5, per_device_batch_size: 2, warmup_steps: 0,
+        learning_rate: 1e-3, gradient_checkpointing: false, logging_steps: 1,
+        save_steps: 1, save_minutes: null, keep_checkpoints: 99}
+"""
+# 12 rows make 3 steps of 5, 5 and 2 rows: in the last one, each of two processes has one row.
+STEPS = 12
+HAS_ZERO = importlib.util.find_spec("deepspeed") is not None and bool(shutil.which("g++") and shutil.which("ninja"))
+needs_zero = pytest.mark.skipif(not HAS_ZERO, reason="deepspeed, g++ or ninja is missing: ZeRO builds an op on CPUs")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("world")
+    project = make_small_world(directory, 30)
+    lines = project.read_text().splitlines(keepends=True)
+    begin = next(number for number, line in enumerate(lines) if line.startswith("train:"))
+    project.write_text("".join([*lines[:begin], *lines[begin + 2 :]]) + TRAINING)
+    selected = run_codetune("select", "--set", "select.strategy=random", cwd=directory)
+    assert selected.returncode == 0, selected.stderr
+    return directory
+
+
+@pytest.fixture(scope="module")
+def alone(world: Path) -> Path:
+    return trained(world, "alone", "launch.processes=1")
+
+
+@pytest.fixture(scope="module")
+def together(world: Path) -> Path:
+    return trained(world, "together", "launch.processes=2")
+
+
+def test_two_processes_learn_what_one_does(alone: Path, together: Path) -> None:
+    agree(together, alone)
+    found = [sum(line["samples_per_second"] * line["seconds"] for line in metrics(run)) for run in (alone, together)]
+    assert found == pytest.approx([48, 48])  # every row once an epoch, whoever had it
+    seal = json.loads((together / "model.seal").read_text())
+    assert (seal["facts"]["processes"], seal["facts"]["strategy"]) == (2, "ddp")
+    assert seal["facts"]["strategy_because"] == "there is no GPU"
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_checkpoint_of_two_processes_is_continued_by_as_many_or_by_one(
+    world: Path, together: Path, processes: int
+) -> None:
+    broken = stopped_at(4, together, world / f"runs/continued-{processes}")
+    train(world, broken.name, f"launch.processes={processes}")
+    agree(broken, together, exact=processes == 2)
+
+
+def test_a_killed_command_leaves_nobody_behind_and_is_continued(world: Path, together: Path) -> None:
+    run = fresh(world, "killed")
+    with running(world, run.name, "launch.processes=2") as command:
+        await_lines(run, 3)
+        workers = children(command.pid)
+        command.kill()
+        command.wait()
+    await_end(workers)
+    assert 0 < last_checkpoint(run) < STEPS
+    train(world, run.name, "launch.processes=2")
+    agree(run, together, exact=True)
+
+
+def test_a_signal_brings_a_checkpoint_of_all_and_the_end(world: Path, together: Path) -> None:
+    run = fresh(world, "signalled")
+    settings = ("launch.processes=2", "train.save_steps=99")
+    with running(world, run.name, *settings) as command:
+        await_lines(run, 2)
+        workers = children(command.pid)
+        command.send_signal(signal.SIGTERM)
+        _, told = command.communicate(timeout=60)
+    assert command.returncode == 130, told
+    assert "Traceback" not in told
+    await_end(workers)
+    assert last_checkpoint(run) == len(metrics(run)) < STEPS
+    train(world, run.name, *settings)
+    agree(run, together, exact=True)
+
+
+def test_a_worker_that_dies_ends_the_training_within_seconds_and_is_named(world: Path) -> None:
+    run = fresh(world, "dead")
+    with running(world, run.name, "launch.processes=2") as command:
+        await_lines(run, 2)
+        workers = children(command.pid)
+        os.kill(workers[-1], signal.SIGKILL)
+        began = time.monotonic()
+        _, told = command.communicate(timeout=60)
+    assert time.monotonic() - began < 10
+    assert command.returncode == 1
+    assert told.startswith("error: Process "), told
+    assert f"(pid {workers[-1]}) was killed by SIGKILL" in told
+    await_end(workers)
+
+
+def test_an_error_of_the_training_is_told_once_and_with_its_status(world: Path) -> None:
+    run = fresh(world, "refused")
+    done = run_train(world, run.name, "launch.processes=2", "train.max_length=9")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: No row is left to train on: 12 dropped")
+    assert done.stderr.count("error:") == 1
+
+
+def test_ranks_of_the_users_own_launcher_take_part(world: Path, alone: Path) -> None:
+    run = fresh(world, "torchrun")
+    arguments = ["--standalone", "--nproc-per-node", "2", "-m", "codetune", "train", *said(run.name), "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *arguments],
+        cwd=world,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["state"] == "done"  # of the first rank alone
+    agree(run, alone)
+
+
+def test_two_machines_train_as_one(world: Path, alone: Path) -> None:
+    run = fresh(world, "machines")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    settings = (run.name, "launch.processes=1", "launch.nodes=2")
+    commands = [
+        start(world, *settings, environment={"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": str(node)})
+        for node in range(2)
+    ]
+    told = [command.communicate(timeout=300) for command in commands]
+    assert [command.returncode for command in commands] == [0, 0], told
+    agree(run, alone)
+
+
+@needs_zero
+def test_zero_learns_the_same_is_continued_and_wants_as_many_processes(world: Path, alone: Path) -> None:
+    settings = ("launch.processes=2", "launch.strategy=zero2")
+    whole = trained(world, "zero2", *settings)
+    agree(whole, alone)
+    broken = stopped_at(5, whole, world / "runs/zero2-continued")
+    other = run_train(world, broken.name, "launch.processes=1", "launch.strategy=zero2")
+    assert other.returncode == 2
+    assert "launch.strategy 'zero2 in 2 processes' then, 'zero2 in 1 processes' now" in other.stderr
+    train(world, broken.name, *settings)
+    agree(broken, whole, exact=True)
+
+
+@needs_zero
+def test_weights_that_no_process_has_whole_are_saved_whole(world: Path, alone: Path) -> None:
+    agree(trained(world, "zero3", "launch.processes=2", "launch.strategy=zero3"), alone)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_fsdp_without_a_gpu_is_an_error_and_not_another_strategy(world: Path) -> None:
+    done = run_train(world, fresh(world, "fsdp").name, "launch.processes=2", "launch.strategy=fsdp")
+    assert done.returncode == 2
+    assert "launch.strategy is fsdp, and there is no GPU" in done.stderr
+
+
+def fresh(world: Path, name: str) -> Path:
+    """A run with the selection, and no training."""
+    run = world / "runs" / name
+    run.mkdir(parents=True)
+    for file in ("project.json", "selection.jsonl", "selection.jsonl.seal"):
+        shutil.copy(world / "runs/small" / file, run)
+    return run
+
+
+def trained(world: Path, name: str, *settings: str) -> Path:
+    run = fresh(world, name)
+    train(world, name, *settings)
+    return run
+
+
+def stopped_at(step: int, run: Path, broken: Path) -> Path:
+    """As if the training had been killed after the checkpoint of that step."""
+    fresh(broken.parents[1], broken.name)
+    (broken / "train").mkdir()
+    shutil.copytree(run / f"train/checkpoint-{step}", broken / f"train/checkpoint-{step}")
+    for file in ("metrics.jsonl", "recipe.json"):
+        shutil.copy(run / "train" / file, broken / "train")
+    return broken
+
+
+def said(name: str, *settings: str) -> list[str]:
+    flags = (f"output_dir=runs/{name}", "select.strategy=random", *settings)
+    return [word for setting in flags for word in ("--set", setting)]
+
+
+def run_train(world: Path, name: str, *settings: str) -> subprocess.CompletedProcess[str]:
+    return run_codetune("train", *said(name, *settings), cwd=world, timeout=600)
+
+
+def train(world: Path, name: str, *settings: str) -> None:
+    done = run_train(world, name, *settings)
+    assert done.returncode == 0, done.stderr
+
+
+def start(
+    world: Path, name: str, *settings: str, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "codetune", "train", *said(name, *settings)],
+        cwd=world,
+        env={**os.environ, **(environment or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+class running:  # noqa: N801 - reads as a block
+    """The command under way, and gone when the block ends, whatever happened."""
+
+    def __init__(self, world: Path, name: str, *settings: str) -> None:
+        self._command = start(world, name, *settings)
+
+    def __enter__(self) -> subprocess.Popen[str]:
+        return self._command
+
+    def __exit__(self, *_: object) -> None:
+        self._command.kill()
+        self._command.communicate()
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    text = (run / "train/metrics.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def await_lines(run: Path, count: int) -> None:
+    file, until = run / "train/metrics.jsonl", time.monotonic() + 300
+    while not file.exists() or len(file.read_text().splitlines()) < count:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def last_checkpoint(run: Path) -> int:
+    return max(int(seal.parent.name.rpartition("-")[2]) for seal in run.glob("train/checkpoint-*/codetune.json"))
+
+
+def children(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in text.split()]
+
+
+def await_end(pids: list[int]) -> None:
+    until = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < until, "a worker is left behind"
+        time.sleep(0.05)
+
+
+def weights(run: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    for file in sorted((run / "model").glob("*.safetensors")):
+        yield from sorted(load_file(file).items())
+
+
+def agree(one: Path, other: Path, *, exact: bool = False) -> None:
+    """Losses, gradients and weights: bit by bit, or but for the order of sums."""
+    pairs = list(zip(metrics(one), metrics(other), strict=True))
+    assert len(pairs) == STEPS
+    for found, expected in pairs:
+        assert found["step"] == expected["step"]
+        assert found["loss"] == pytest.approx(expected["loss"], rel=0 if exact else 1e-5)
+        assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=0 if exact else 1e-4)
+        assert found["learning_rate"] == pytest.approx(expected["learning_rate"])
+        assert found["padding_rate"] == expected["padding_rate"]
+    for (name, tensor), (same_name, same_tensor) in zip(weights(one), weights(other), strict=True):
+        assert name == same_name
+        if exact:
+            assert torch.equal(tensor, same_tensor), name
+        else:
+            assert torch.allclose(tensor, same_tensor, atol=2e-5), name
