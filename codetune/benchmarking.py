@@ -6,36 +6,28 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from codetune import console
+from codetune.completing import COUNTS, Order, completed_rows, order
+from codetune.contestants import Contestant as Contestant
+from codetune.contestants import Kind, model_digest, prompt_kind
+from codetune.contestants import contestant as contestant
 from codetune.errors import DataError, StaleError, UsageError
+from codetune.jobs import Job, perform, process_count
 from codetune.launch import thread_count, user_cache
 from codetune.parts import LineLog, open_parts
-from codetune.pipeline import TRAINED, StageResult, Written, already, seal_artefact
+from codetune.pipeline import StageResult, Written, already, seal_artefact
 from codetune.project import BENCHMARK_NAMES, EVALPLUS_NAMES
 from codetune.records import Completion, Problem, Solution, Verdict
-from codetune.stages import Desk, Recipe, differing_settings, require, settings_of
-from codetune.store import Seal, combined, locked, read_seal, remove, write_lines, write_text
+from codetune.stages import Desk, Recipe, differing_settings, settings_of
+from codetune.store import Seal, locked, read_seal, remove, write_lines, write_text
 
 if TYPE_CHECKING:
     from codetune.benchmark.evaluate import Report
-
-Kind = Literal["completion", "chat"]
-
-
-@dataclass(frozen=True, slots=True)
-class Contestant:
-    """A model as a benchmark sees it."""
-
-    name: str  # as the user says it: tuned, base, a path or a hub id
-    label: str
-    directory: Path
-    digest: str
-    kind: Kind | None  # how it is prompted; None where nothing tells, and only `generate` needs to know
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,31 +59,6 @@ def bench_name(desk: Desk, said: str) -> str:
     return f"{stem}-{desk.digests.file(file)[:8]}" if stem in BENCHMARK_NAMES and file is not None else stem
 
 
-def contestant(desk: Desk, name: str) -> Contestant:
-    """The model that `tuned`, `base`, a path or a hub id stands for, and how it is prompted."""
-    project = desk.project
-    if name == "tuned":
-        require(desk, "train")
-        directory = desk.run.model
-    else:
-        from codetune.model.load import find_model
-
-        directory = find_model(project.locate(project.model.path if name == "base" else name))
-    digest = model_digest(desk, directory)
-    label = name if name in ("tuned", "base") else f"{directory.resolve().name}-{digest[:8]}"
-    return Contestant(name, label, directory, digest, _kind(desk, name, directory))
-
-
-def model_digest(desk: Desk, directory: Path) -> str:
-    """Of all that decides what a model writes; of adapters together with the model below them."""
-    own = desk.digests.tree(directory)
-    adapter = directory / "adapter_config.json"
-    if not adapter.is_file():
-        return own
-    base = Path(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
-    return combined([own, desk.digests.tree(base) if base.is_dir() else str(base)])
-
-
 def generate(desk: Desk, bench: Bench, model: Contestant) -> StageResult:
     """What the model writes for every task -> completions/<benchmark>/<label>.jsonl."""
     if model.kind is None:
@@ -107,19 +74,18 @@ def generate(desk: Desk, bench: Bench, model: Contestant) -> StageResult:
         parts = desk.run.parts(recipe.artefact)
         if open_parts(parts, recipe.identity(), refuse_others=False):
             console.note(f"generate: model or settings have changed since {parts} was begun; it starts anew")
-        with LineLog(parts / "completions.jsonl") as log:
-            written = {row["task_id"]: row for row in log.found}
-            reused = len(written)
-            missing = [problem for problem in bench.problems if problem.task_id not in written]
-            label = f"generate {bench.name} {model.label}"
-            with console.progress(label, len(bench.problems), "task", reused) as advance:
-                for sample in _generated(desk, model, missing):
-                    row = _sample_row(sample)
-                    log.append(row)
-                    written[row["task_id"]] = row
-                    advance(1)
-        write_lines(recipe.artefact, (json.dumps(written[problem.task_id]) for problem in bench.problems))
-        result = seal_artefact(desk, recipe, Written(len(written), {}, {}), reused, began)
+        numbers = range(desk.project.generate.samples_per_task)
+        work = [(problem.task_id, number) for problem in bench.problems for number in numbers]
+        rows = completed_rows(parts)
+        reused = len(rows)
+        with console.progress(f"generate {bench.name} {model.label}", len(work), "sample", reused) as advance:
+            missing = [item for item in work if item not in rows]
+            _perform(desk, order(model, (bench.said, bench.file), missing, parts), advance)
+        rows = completed_rows(parts)
+        written = [rows[item] for item in work]
+        write_lines(recipe.artefact, (json.dumps(_without_counts(row)) for row in written))
+        facts = {name: sum(row[name] for row in written) for name in ("tokens", "truncated")}
+        result = seal_artefact(desk, recipe, Written(len(written), {}, facts), reused, began)
         remove(parts)
         return result
 
@@ -185,18 +151,21 @@ def evaluate_file(desk: Desk, bench: Bench, path: Path) -> Report:
     return _evaluate(desk, bench, _file_label(desk, path), path)
 
 
-def _generated(desk: Desk, model: Contestant, problems: Sequence[Problem]) -> Iterable[Completion | Solution]:
-    if not problems:
-        return ()
-    from codetune.benchmark.generate import generate
-    from codetune.model.complete import BatchGenerator
-    from codetune.model.load import choose_device, load_model, load_tokenizer
+def _perform(desk: Desk, ordered: Order, advance: Callable[[int, int], None]) -> None:
+    """In one process for each GPU, or as many as the project says; in those of other machines only where a launcher has
+    started them. vLLM spreads over GPUs by itself."""
+    if not ordered.missing:
+        return
+    launch = desk.project.launch.model_copy(update={"nodes": 1})
+    project = desk.project.model_copy(update={"launch": launch})
+    processes = 1 if project.generate.backend == "vllm" else process_count(project)
+    job = Job("generate", project, asdict(ordered))
+    perform(job, processes, lambda rank, message: advance(1, message["tokens"]))
 
-    tokenizer = load_tokenizer(model.directory)
-    network = load_model(model.directory, desk.project.model, choose_device())
-    generator = BatchGenerator(network, tokenizer, _end_of_turn(model))
-    settings = desk.project.generate.model_copy(update={"prompt": model.kind})
-    return generate(problems, tokenizer, generator, settings)
+
+def _without_counts(row: Mapping[str, Any]) -> dict[str, Any]:
+    """As EvalPlus has it: a task's samples are counted in the order in which they stand."""
+    return {name: value for name, value in row.items() if name not in COUNTS}
 
 
 def _sanitize(desk: Desk, bench: Bench, label: str, source: Path) -> StageResult:
@@ -288,7 +257,7 @@ def _completions(desk: Desk, bench: Bench, model: Contestant) -> Recipe:
 
 def _benchmark_settings(desk: Desk, stage: str, label: str) -> Mapping[str, Any]:
     settings = settings_of(desk.project, stage)
-    return _with_prompt(settings, _kind(desk, label, desk.run.model)) if stage == "generate" else settings
+    return _with_prompt(settings, prompt_kind(desk, label, desk.run.model)) if stage == "generate" else settings
 
 
 def _with_prompt(settings: Mapping[str, Any], kind: Kind | None) -> dict[str, Any]:
@@ -329,26 +298,6 @@ def _sample_row(sample: Completion | Solution) -> dict[str, Any]:
     from codetune.benchmark.sanitize import sample_row
 
     return sample_row(sample)
-
-
-def _kind(desk: Desk, name: str, directory: Path) -> Kind | None:
-    """Chat for what codetune trained, completion for `base`; of any other model the user must say it."""
-    said = desk.project.generate.prompt
-    if said != "auto":
-        return said
-    if name == "base":
-        return "completion"
-    return "chat" if (directory / TRAINED).exists() else None
-
-
-def _end_of_turn(model: Contestant) -> tuple[str, ...]:
-    """What closes an answer beside EOS: of a model that codetune trained its family's own text."""
-    from codetune.data.chat import stop_texts
-
-    mark = model.directory / TRAINED
-    if model.kind != "chat" or not mark.exists():
-        return ()
-    return stop_texts(json.loads(mark.read_text(encoding="utf-8"))["model.chat_format"])
 
 
 def _option(model: Contestant) -> str:

@@ -242,20 +242,24 @@ def evaluate(
 def eval_(
     benchmark: BenchmarkArgument,
     models: ModelsOption = None,
+    all_checkpoints: Annotated[
+        bool, typer.Option("--all-checkpoints", help="Also every checkpoint of the run's training.")
+    ] = False,
     instruct: InstructOption = None,
     project: ProjectOption = None,
     set_: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Generate, sanitize and evaluate in one go."""
+    """Generate, sanitize and evaluate in one go; several models are compared."""
     loaded = _optional(project, set_, _prompt_flag(instruct))
 
     def work() -> Shown:
-        from codetune import journey, presentation
+        from codetune import contestants, journey, presentation
 
         desk = _desk(loaded)
-        reports = journey.evaluate_by_name(desk, benchmark, list(dict.fromkeys(models or [_model(desk, None)])))
-        return presentation.evaluation(reports, journey.compare(reports))
+        names = [*(models or []), *(contestants.checkpoint_names(desk) if all_checkpoints else [])]
+        reports = journey.evaluate_by_name(desk, benchmark, list(dict.fromkeys(names or [_model(desk, None)])))
+        return presentation.evaluation(reports, journey.compare(desk, reports))
 
     _perform(work, as_json)
 
@@ -276,7 +280,7 @@ def run(
 
         desk = _desk(loaded)
         results = list(journey.run(desk, journey.stage_named(first), journey.stage_named(last)))
-        return presentation.journey(results, journey.compare(journey.reports_in(results)))
+        return presentation.journey(results, journey.compare(desk, journey.reports_in(results)))
 
     _perform(work, as_json)
 

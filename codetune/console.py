@@ -8,8 +8,9 @@ import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, Any, TypeVar
 
 from rich.console import Console
@@ -129,16 +130,23 @@ def progress(label: str, total: int | None, unit: str, done: int = 0) -> Iterato
         yield Advance(bar, task, unit)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Advance:
     _bar: Progress
     _task: Any
     _unit: str
+    _began: float = field(default_factory=time.monotonic)
+    _tokens: int = 0
 
-    def __call__(self, amount: int) -> None:
+    def __call__(self, amount: int, tokens: int = 0) -> None:
+        """Where units are made of tokens, their rate is told."""
+        self._tokens += tokens
         self._bar.advance(self._task, amount)
         speed = self._bar.tasks[0].speed
-        self._bar.update(self._task, rate=f"{speed:,.1f} {self._unit}/s" if speed else "")
+        rate = f"{speed:,.1f} {self._unit}/s" if speed else ""
+        if self._tokens:
+            rate = f"{self._tokens / max(time.monotonic() - self._began, 1e-9):,.0f} tokens/s"
+        self._bar.update(self._task, rate=rate)
 
     def to(self, completed: int, total: int | None = None) -> None:
         self._bar.update(self._task, completed=completed, total=total)

@@ -226,4 +226,14 @@ def _rows(project: Project, details: Mapping[str, Any], seat: Seat) -> Any:
     return do_part(project, details, seat.place, seat.tell)
 
 
-WORK: Mapping[str, Callable[[Project, Mapping[str, Any], Seat], Any]] = {"train": _train, "rows": _rows}
+def _generate(project: Project, details: Mapping[str, Any], seat: Seat) -> int:
+    from codetune.completing import Order, complete
+
+    return complete(project, Order(**details), seat.place, lambda tokens: seat.tell({"tokens": tokens}))
+
+
+WORK: Mapping[str, Callable[[Project, Mapping[str, Any], Seat], Any]] = {
+    "rows": _rows,
+    "train": _train,
+    "generate": _generate,
+}

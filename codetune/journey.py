@@ -8,8 +8,7 @@ import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from codetune import benchmarking, pipeline
 from codetune.console import counts, percent
@@ -23,11 +22,13 @@ from codetune.unfinished import training_place
 
 if TYPE_CHECKING:
     from codetune.benchmark.evaluate import Report
+    from codetune.benchmark.paired import Comparison
 
 Stage = Literal["score", "embed", "select", "train", "generate", "sanitize", "evaluate"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 ROW_STAGES: tuple[RowStage, ...] = get_args(RowStage)
 COMPARED = ("base", "tuned")
+COUNTED = ("tokens", "truncated", "changed", "not_parsing")  # of completions, and of the programs made of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ def run(desk: Desk, first: Stage, last: Stage) -> Iterator[StageResult | Report]
             yield _row_stage(desk, stage)
     if not {"generate", "sanitize", "evaluate"} & set(wanted):
         return
+    _require_samples(desk)
     benches = [benchmarking.open_bench(desk, said) for said in _distinct(desk)]
     models = [benchmarking.contestant(desk, name) for name in COMPARED]
     for bench in benches:
@@ -64,42 +66,27 @@ def run(desk: Desk, first: Stage, last: Stage) -> Iterator[StageResult | Report]
 
 def evaluate_by_name(desk: Desk, said: str, names: Sequence[str]) -> list[Report]:
     """Generate, sanitize and evaluate each model on one benchmark. All names are resolved before the first is run."""
+    _require_samples(desk)
     bench = benchmarking.open_bench(desk, said)
     models = [benchmarking.contestant(desk, name) for name in names]
-    reports = []
-    for model in models:
-        benchmarking.generate(desk, bench, model)
-        benchmarking.sanitize(desk, bench, model)
-        reports.append(benchmarking.evaluate(desk, bench, model))
-    return reports
+    return [_evaluated(desk, bench, model) for model in models]
 
 
-def compare(reports: Sequence[Report]) -> list[dict[str, Any]]:
-    """Exact McNemar between every two models that have one sample a task, on the tasks that both have."""
-    from codetune.benchmark.statistics import mcnemar
+def _evaluated(desk: Desk, bench: benchmarking.Bench, model: benchmarking.Contestant) -> Report:
+    made = [verb(desk, bench, model) for verb in (benchmarking.generate, benchmarking.sanitize)]
+    report = benchmarking.evaluate(desk, bench, model)
+    facts = {name: value for result in made for name, value in result.facts.items()}
+    report["completions"] = {name: facts[name] for name in COUNTED}
+    return report
 
-    compared: list[dict[str, Any]] = []
-    for first, second in combinations(reports, 2):
-        tasks = [task for task in first["verdicts"] if task in second["verdicts"]]
-        if first["benchmark"] != second["benchmark"] or not tasks:
-            continue
-        if any(len(report["verdicts"][task]) > 1 for report in (first, second) for task in tasks):
-            continue
-        entry: dict[str, Any] = {
-            "benchmark": first["benchmark"],
-            "models": [first["model"], second["model"]],
-            "tasks": len(tasks),
-        }
-        for suite in ("base", "plus"):
-            passes = [[report["verdicts"][task][0][suite] == "pass" for task in tasks] for report in (first, second)]
-            found = mcnemar(*passes)
-            entry[suite] = {
-                "only_first": found.only_first,
-                "only_second": found.only_second,
-                "p_value": found.p_value,
-            }
-        compared.append(entry)
-    return compared
+
+def compare(desk: Desk, reports: Sequence[Report]) -> list[Comparison]:
+    """Every two models on the same benchmark."""
+    if len(reports) < 2:
+        return []
+    from codetune.benchmark.paired import compare
+
+    return compare(reports, desk.project.seed)
 
 
 def needed(desk: Desk, stage: RowStage) -> bool:
@@ -114,6 +101,17 @@ def status(desk: Desk) -> list[Line]:
     trained = lines[-1].state == "done"
     benchmarks = desk.project.evaluate.benchmarks
     return lines + [_benchmark_line(desk, said, label, trained) for said in benchmarks for label in COMPARED]
+
+
+def _require_samples(desk: Desk) -> None:
+    """Said before hours of generation, not after."""
+    most, samples = max(desk.project.evaluate.k), desk.project.generate.samples_per_task
+    if most > samples:
+        raise UsageError(
+            f"evaluate.k asks for pass@{most}, and generate.samples_per_task makes {samples} of a task. Expected: as "
+            f"many samples as the largest k. Set generate.samples_per_task to {most} or more (and generate.temperature "
+            "above 0), or evaluate.k lower"
+        )
 
 
 def _distinct(desk: Desk) -> Sequence[str]:

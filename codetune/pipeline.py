@@ -49,9 +49,7 @@ from codetune.store import (
     write_seal,
     write_text,
 )
-from codetune.unfinished import claim_training, publish_training
-
-TRAINED = "codetune.json"  # in a model directory: codetune trained it, so it is prompted in its chat format
+from codetune.unfinished import TRAINED, claim_training, publish_training
 
 
 @dataclass(frozen=True, slots=True)

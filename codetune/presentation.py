@@ -11,6 +11,11 @@ from codetune.pipeline import StageResult
 
 if TYPE_CHECKING:
     from codetune.benchmark.evaluate import Report
+    from codetune.benchmark.paired import Comparison, Difference
+
+SHOWN_TASKS = 5  # by name, of those that two models differ on
+SHOWN_PAIRS = 3
+LOSSES = {"truncated": "{:,} were cut at generate.max_new_tokens", "not_parsing": "{:,} do not parse"}
 
 
 def stage_document(result: StageResult) -> dict[str, Any]:
@@ -41,17 +46,20 @@ def stage(result: StageResult) -> Shown:
     return Shown(stage_document(result), title, columns, rows, [*notes, *more])
 
 
-def evaluation(reports: Sequence[Report], compared: Sequence[Mapping[str, Any]]) -> Shown:
+def evaluation(reports: Sequence[Report], compared: Sequence[Comparison]) -> Shown:
     """One model's document is its own; several come as a list under "models" with the comparison beside it."""
     document: Any = reports[0]
     if len(reports) > 1:
         document = {"models": list(reports), "comparison": list(compared)}
     return Shown(
-        document, "pass@k (95 % interval)", *_figures(reports), [_caption(reports), *map(comparison_sentence, compared)]
+        document,
+        "pass@k (95 % interval)",
+        *_figures(reports),
+        [_caption(reports), *_losses(reports), *_compared_lines(compared)],
     )
 
 
-def journey(results: Sequence[StageResult | Report], compared: Sequence[Mapping[str, Any]]) -> Shown:
+def journey(results: Sequence[StageResult | Report], compared: Sequence[Comparison]) -> Shown:
     """Everything that a run of the pipeline came to."""
     stages = [result for result in results if isinstance(result, StageResult)]
     reports: list[Report] = [result for result in results if not isinstance(result, StageResult)]
@@ -61,7 +69,7 @@ def journey(results: Sequence[StageResult | Report], compared: Sequence[Mapping[
         "comparison": list(compared),
     }
     times = [f"{result.stage} {result.seconds:.1f} s" for result in stages]
-    notes = [f"time: {', '.join(times)}", *map(comparison_sentence, compared)]
+    notes = [f"time: {', '.join(times)}", *_compared_lines(compared)]
     if not reports:
         lines = [[result.stage, result.state, f"{result.rows:,}", counts(result.refused)] for result in stages]
         return Shown(document, "run: done", ("stage", "state", "rows", "refused"), lines, notes)
@@ -84,6 +92,8 @@ def _details(result: StageResult) -> tuple[Sequence[str], Sequence[Sequence[str]
     facts = result.facts
     if result.stage == "embed" and facts.get("cut"):
         return (), (), [f"{facts['cut']:,} instructions are longer than the encoder's window and were cut"]
+    if result.stage == "generate":
+        return (), (), _completions(facts, result.rows)
     if result.stage == "sanitize":
         return (), (), [f"{facts['changed']} changed, {facts['not_parsing']} do not parse"]
     if result.stage == "select" and len(facts.get("clusters", ())) > 1:
@@ -91,6 +101,11 @@ def _details(result: StageResult) -> tuple[Sequence[str], Sequence[Sequence[str]
     if result.stage == "train":
         return (), (), _training(facts)
     return (), (), ()
+
+
+def _completions(facts: Mapping[str, Any], rows: int) -> list[str]:
+    cut = f"{facts['truncated']:,} of {rows:,} completions reached generate.max_new_tokens and were cut there"
+    return [f"{facts['tokens']:,} tokens", *([cut] if facts["truncated"] else [])]
 
 
 def _clusters(clusters: Sequence[Mapping[str, Any]]) -> tuple[Sequence[str], Sequence[Sequence[str]], Sequence[str]]:
@@ -144,10 +159,46 @@ def _caption(reports: Sequence[Report]) -> str:
     return f"points that one task is worth: {worth}; sandbox: {reports[0]['sandbox']}"
 
 
-def comparison_sentence(compared: Mapping[str, Any]) -> str:
+def _losses(reports: Sequence[Report]) -> list[str]:
+    """What a model loses before it is judged: answers that were cut, programs that are none."""
+    lines = []
+    for report in reports:
+        found = report.get("completions", {})
+        losses = [text.format(found[name]) for name, text in LOSSES.items() if found.get(name)]
+        lines += [f"{report['model']}: of {report['samples']:,} completions {', '.join(losses)}"] if losses else []
+    return lines
+
+
+def comparison_lines(compared: Comparison) -> list[str]:
+    """A line for each suite: how far the second model is from the first, and which tasks make the difference."""
     first, second = compared["models"]
-    base = compared["base"]
+    return [
+        f"{compared['benchmark']}, {suite} tests, {second} against {first} ({compared['tasks']} tasks in common): "
+        + _difference(compared["base" if suite == "base" else "plus"])
+        for suite in ("base", "plus")
+    ]
+
+
+def _difference(found: Difference) -> str:
+    low, high = found["interval_95"]
     return (
-        f"{compared['benchmark']}, {first} against {second}, base tests: {base['only_first']} tasks solved by {first} "
-        f"alone, {base['only_second']} by {second} alone (exact McNemar p = {base['p_value']:.2g})"
+        f"{100 * found['difference']:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}; {found['test']} "
+        f"p = {found['p_value']:.2g}); won {_named(found['won'])}; lost {_named(found['lost'])}"
     )
+
+
+def _named(tasks: Sequence[str]) -> str:
+    """How many, and the first of them.
+
+    >>> _named(["HumanEval/3", "HumanEval/10"])
+    '2 (HumanEval/3, HumanEval/10)'
+    """
+    more = f" and {len(tasks) - SHOWN_TASKS} more" if len(tasks) > SHOWN_TASKS else ""
+    return f"{len(tasks)}" + (f" ({', '.join(tasks[:SHOWN_TASKS])}{more})" if tasks else "")
+
+
+def _compared_lines(compared: Sequence[Comparison]) -> list[str]:
+    """Of many models all against the first of their benchmark; the document has every pair."""
+    firsts = {entry["benchmark"]: entry["models"][0] for entry in reversed(compared)}
+    shown = [entry for entry in compared if entry["models"][0] == firsts[entry["benchmark"]]]
+    return [line for entry in (compared if len(compared) <= SHOWN_PAIRS else shown) for line in comparison_lines(entry)]

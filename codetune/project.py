@@ -152,8 +152,12 @@ class Generation(Section):
     samples_per_task: Count = Field(1, description="completions of a task")
     temperature: Annotated[float, Field(ge=0)] = Field(0.0, description="0 is greedy")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(0.95, description="nucleus; read when temperature is above 0")
-    batch_size: Count | Literal["auto"] = Field("auto", description="prompts decoded at once")
-    backend: Literal["auto", "transformers", "vllm"] = Field("auto", description="what decodes")
+    batch_size: Count | Literal["auto"] = Field(
+        "auto", description="prompts decoded at once; auto: 32, or what fits on a GPU"
+    )
+    backend: Literal["auto", "transformers", "vllm"] = Field(
+        "auto", description="what decodes: auto is vllm where it is installed and a GPU is there, else transformers"
+    )
 
 
 class Evaluation(Section):
@@ -227,15 +231,8 @@ class Project(Section):
 # A feature of the contract that this version lacks: its values are refused, never accepted and ignored.
 NOT_IN_THIS_VERSION: Mapping[str, Sequence[object]] = {
     "select.strategy": ("parametric", "ifd", "perplexity", "kcenter", "length"),
-    "generate.backend": ("vllm",),
     "evaluate.sandbox": ("bubblewrap", "namespaces", "landlock"),
 }
-# The same for keys that know one value only so far: anything but the default is refused.
-ONLY_THE_DEFAULT = (
-    "generate.samples_per_task",
-    "generate.temperature",
-    "generate.top_p",
-)
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "deepseek-oss": {"name": "deepseek-oss-40"},

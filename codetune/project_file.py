@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from codetune.errors import ProjectError
-from codetune.project import NOT_IN_THIS_VERSION, ONLY_THE_DEFAULT, Project, keys, value_at
+from codetune.project import NOT_IN_THIS_VERSION, Project, keys, value_at
 from codetune.strict_yaml import Key, Reading, read_file, read_value
 
 
@@ -151,9 +151,6 @@ def _not_in_this_version(project: Project) -> Iterator[tuple[str, str]]:
     for key, values in NOT_IN_THIS_VERSION.items():
         if value_at(project, key) in values:
             yield key, f"{_shown(value_at(project, key))} is not in this version. Leave it at {_default(fields[key])}"
-    for key in ONLY_THE_DEFAULT:
-        if value_at(project, key) != fields[key].default:
-            yield key, f"{_shown(value_at(project, key))} is not in this version. Leave it at {_default(fields[key])}"
 
 
 def _impossible(project: Project) -> Iterator[tuple[str, str]]:
@@ -170,6 +167,12 @@ def _impossible(project: Project) -> Iterator[tuple[str, str]]:
         )
     if told := _impossible_sharing(project):
         yield told
+    if project.generate.samples_per_task > 1 and project.generate.temperature == 0:
+        yield (
+            "generate.samples_per_task",
+            f"{project.generate.samples_per_task} greedy samples of a task are all the same. Set generate.temperature "
+            "above 0, or leave it at 1",
+        )
     if not project.train.pack_isolation and project.train.pad_mode not in ("dynamic_pack", "paper_pack"):
         yield (
             "train.pack_isolation",

@@ -101,7 +101,7 @@ def _dropped(desk: Desk, world: World) -> tuple[int, int]:
 def _shown(desk: Desk, world: World, stages: list[StageResult], ways: list[Way], seconds: Mapping[str, float]) -> Shown:
     mismatched, others = _dropped(desk, world)
     good = len(world.trivial) + len(world.composed)
-    compared = journey.compare([way.report for way in ways[:2]])
+    compared = journey.compare(desk, [way.report for way in ways[:2]])
     document = {
         "stages": [presentation.stage_document(result) for result in stages],
         "models": [{"name": way.name, "rows": way.rows, **way.report} for way in ways],
@@ -121,7 +121,7 @@ def _shown(desk: Desk, world: World, stages: list[StageResult], ways: list[Way],
     notes = [
         f"of {len(world.mismatched)} mismatched rows {mismatched} were dropped by their IFD "
         f"({percent(mismatched / len(world.mismatched))}), of {good:,} good rows {others}",
-        *(presentation.comparison_sentence(entry) for entry in compared),
+        *(line for entry in compared for line in presentation.comparison_lines(entry)),
         "seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items()),
         f"everything lies in {world.directory}; try: cd {world.directory} && codetune status",
     ]

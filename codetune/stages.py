@@ -59,6 +59,7 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {
         "generate.temperature",
         "generate.top_p",
         "model.dtype",
+        "seed",
     ),
     "sanitize": (),
     "evaluate": ("evaluate.sandbox", "evaluate.k"),
@@ -97,6 +98,8 @@ def settings_of(project: Project, stage: str) -> dict[str, Any]:
     settings = {key: value_at(project, key) for key in SETTINGS[stage]}
     if stage == "score":
         settings["score.model"] = project.score.model or project.model.path
+    if stage == "generate" and project.generate.temperature == 0:  # greedy: nothing is drawn
+        del settings["generate.top_p"], settings["seed"]
     return settings
 
 

@@ -16,7 +16,8 @@ from codetune.errors import StaleError
 from codetune.stages import Recipe, identity
 from codetune.store import Run, read_seal, remove, write_text
 
-_RECIPE = "recipe.json"
+RECIPE = "recipe.json"  # in train/: what its checkpoints are made of
+TRAINED = "codetune.json"  # in a model directory: codetune trained it, so it is prompted in its chat format
 
 
 def claim_training(run: Run, recipe: Recipe, restart: bool) -> Path:
@@ -33,7 +34,7 @@ def claim_training(run: Run, recipe: Recipe, restart: bool) -> Path:
     if restart or (different and not begun):
         remove(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    write_text(directory / _RECIPE, json.dumps(wanted, indent=2) + "\n")
+    write_text(directory / RECIPE, json.dumps(wanted, indent=2) + "\n")
     return directory
 
 
@@ -54,7 +55,7 @@ def training_place(run: Run) -> Path:
 
 def _recipe(directory: Path) -> dict[str, Any]:
     try:
-        recipe: dict[str, Any] = json.loads((directory / _RECIPE).read_text(encoding="utf-8"))
+        recipe: dict[str, Any] = json.loads((directory / RECIPE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     return recipe

@@ -23,7 +23,7 @@ _RECORDS = ("project", "records", "errors")
 _STAGE = ("data", "model", *_RECORDS)
 _BELOW_THE_VERBS = (
     *("artefacts", "rowwise", "stages", "parts", "ids", "store", "launch", "console", "project_file"),
-    *("jobs", "rowwork", "unfinished"),
+    *("jobs", "rowwork", "completing", "contestants", "unfinished"),
     *("selection", "training", "benchmark", "demo", *_STAGE),
 )
 MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
@@ -51,14 +51,19 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "candidates": ("artefacts", "ids", "selection", "stages", "records", "errors"),
     "unfinished": ("stages", "store", "console", "errors"),
     "rowwork": ("artefacts", "parts", "rowwise", "stages", "store", "launch", "selection", *_STAGE),
-    "jobs": ("rowwork", "workers", "launch", "artefacts", "store", "console", "training", "selection", *_STAGE),
+    "contestants": ("unfinished", "stages", "store", "training", *_STAGE),
+    "completing": ("contestants", "parts", "benchmark", *_STAGE),
+    "jobs": (
+        *("rowwork", "completing", "workers", "launch", "artefacts", "store", "console", "training", "selection"),
+        *_STAGE,
+    ),
     "pipeline": ("candidates", *_BELOW_THE_VERBS),
     "benchmarking": ("pipeline", *_BELOW_THE_VERBS),
     "journey": ("pipeline", "benchmarking", *_BELOW_THE_VERBS),
     "presentation": ("console", "journey", "pipeline"),
     "showcase": ("pipeline", "benchmarking", "journey", "presentation", *_BELOW_THE_VERBS),
     "cli": (
-        *("", "pipeline", "benchmarking", "journey", "presentation", "showcase"),
+        *("", "pipeline", "contestants", "benchmarking", "journey", "presentation", "showcase"),
         *("jobs", "workers", "launch", "console", "project", "project_file", "errors"),
     ),
     "__main__": ("cli",),
@@ -79,6 +84,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "transformers": ("model", "training", "data", "selection", "benchmark"),  # the last three know its tokenizers alone
     "tokenizers": ("model", "demo"),
     "psutil": ("benchmark",),
+    "vllm": ("model",),
     "subprocess": ("benchmark", "workers"),
     "pickle": ("benchmark",),  # expected outputs, written by codetune itself
     "fcntl": ("store",),
@@ -86,16 +92,17 @@ HOMES: Mapping[str, tuple[str, ...]] = {
 }
 # Each says in its docstring, or beside the import, why it imports inside functions.
 IMPORT_LATE = (
-    *("pipeline", "benchmarking", "journey", "showcase", "cli", "jobs", "rowwork"),
+    *("pipeline", "contestants", "benchmarking", "journey", "showcase", "cli", "jobs", "rowwork", "completing"),
+    "model.vllm_engine",  # vllm itself, an extra
     "data.source",  # pyarrow and datasets, for the files that need them
 )
 WITHOUT_TORCH = (
     *("cli", "project", "project_file", "strict_yaml", "records", "errors", "console", "launch"),
     *("store", "ids", "parts", "rowwise", "artefacts", "stages", "rowwork", "workers", "jobs", "unfinished"),
-    *("pipeline", "benchmarking", "journey", "presentation", "showcase"),
+    *("pipeline", "contestants", "completing", "benchmarking", "journey", "presentation", "showcase"),
     *("selection.ifd", "selection.select"),
     *("data.chat", "data.packing", "data.source", "data.files", "data.hub", "data.tables"),
-    *("benchmark.problems", "benchmark.prompt", "benchmark.statistics"),
+    *("benchmark.problems", "benchmark.prompt", "benchmark.generate", "benchmark.statistics", "model.decoding"),
 )
 LONGEST_FILE = 420  # lines
 TORCH_COMES_WITH = {"torch", "transformers", "accelerate", "peft", "sentence_transformers"}

@@ -84,14 +84,53 @@ def test_completions_are_taken_up_again_and_those_there_are_not_made_twice(desk:
     parts = desk.run.parts(recipe.artefact)
     benchmarking.open_parts(parts, recipe.identity(), refuse_others=False)
     with LineLog(parts / "completions.jsonl") as log:
-        log.append({"task_id": "Small/1", "completion": "    return x + 1\n"})
+        row = {"task_id": "Small/1", "completion": "    return x + 1\n"}
+        log.append({**row, "sample": 0, "tokens": 5, "truncated": False})
     result = benchmarking.generate(desk, bench, base)
     assert (result.rows, result.reused) == (3, 1)
     rows = [json.loads(line) for line in result.artefact.read_text().splitlines()]
     assert [row["task_id"] for row in rows] == ["Small/0", "Small/1", "Small/2"]
-    assert rows[1]["completion"] == "    return x + 1\n"
+    assert rows[1] == row
+    assert result.facts["truncated"] == 2  # the two that were made here have 8 tokens of a random network
     benchmarking.sanitize(desk, bench, base)
     assert benchmarking.evaluate(desk, bench, base)["verdicts"]["Small/1"][0]["plus"] == "pass"
+
+
+def test_samples_do_not_depend_on_where_they_were_taken_up_again(desk: Desk) -> None:
+    settings = {"generate__samples_per_task": 3, "generate__temperature": 0.9, "evaluate__k": [1, 2]}
+    sampled = desk_of(desk.project.root / "codetune.yaml", **settings)
+    bench, base = benchmarking.open_bench(sampled, "tasks.jsonl"), benchmarking.contestant(sampled, "base")
+    first = benchmarking.generate(sampled, bench, base)
+    whole = first.artefact.read_text()
+    rows = [json.loads(line) for line in whole.splitlines()]
+    assert [row["task_id"] for row in rows] == [f"Small/{number}" for number in (0, 0, 0, 1, 1, 1, 2, 2, 2)]
+    assert len({row["completion"] for row in rows}) == 9
+    first.artefact.unlink()
+    parts = sampled.run.parts(first.artefact)
+    recipe = benchmarking._completions(sampled, bench, base)
+    benchmarking.open_parts(parts, recipe.identity(), refuse_others=False)
+    with LineLog(parts / "completions.jsonl") as log:
+        for index in (7, 1, 3):
+            log.append({**rows[index], "sample": index % 3, "tokens": 8, "truncated": True})
+    again = benchmarking.generate(sampled, bench, base)
+    assert (again.reused, again.artefact.read_text()) == (3, whole)
+    benchmarking.sanitize(sampled, bench, base)
+    report = benchmarking.evaluate(sampled, bench, base)
+    assert (report["samples"], list(report["pass_at_k"]["base"])) == (9, ["pass@1", "pass@2"])
+
+
+def test_another_seed_draws_other_samples_and_means_nothing_to_greedy_ones(desk: Desk) -> None:
+    def made(**settings: Any) -> str:
+        other = desk_of(desk.project.root / "codetune.yaml", **settings)
+        bench = benchmarking.open_bench(other, "tasks.jsonl")
+        return benchmarking.generate(other, bench, benchmarking.contestant(other, "base")).artefact.read_text()
+
+    drawn = {made(generate__temperature=0.9, seed=seed) for seed in (1, 2)}
+    assert len(drawn) == 2
+    assert made(seed=1) not in drawn
+    stamp = desk.run.completions("tasks", "base").stat().st_mtime_ns
+    made(seed=2)
+    assert desk.run.completions("tasks", "base").stat().st_mtime_ns == stamp
 
 
 def test_a_model_replaced_at_the_same_path_is_another_model(desk: Desk) -> None:

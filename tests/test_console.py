@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 
 import pytest
@@ -114,6 +116,16 @@ def test_a_bar_stands_where_it_was_moved(move: Callable[[console.Advance], None]
         move(advance)
         (task,) = bar_of(advance).tasks
         assert (task.completed, task.total) == (completed, total)
+
+
+def test_where_units_are_made_of_tokens_their_rate_is_told() -> None:
+    with console.progress("generate", 9, "sample") as advance:
+        advance(1, tokens=50)
+        time.sleep(0.01)
+        advance(1, tokens=50)
+        (task,) = bar_of(advance).tasks
+        assert re.fullmatch(r"[\d,]+ tokens/s", task.fields["rate"])
+        assert 0 < int(task.fields["rate"].split()[0].replace(",", "")) <= 10_000  # 100 in a hundredth of a second
 
 
 @pytest.mark.parametrize(

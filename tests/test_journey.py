@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 
-from codetune import benchmarking, journey
+from codetune import benchmarking, contestants, journey
+from codetune.data.chat import stop_texts
 from codetune.errors import UsageError
+from codetune.model.load import load_trained_tokenizer
 from codetune.pipeline import StageResult
 from tests.small_world import desk_of, make_small_world, rows, run_codetune, write_rows
 
@@ -78,17 +82,54 @@ def test_stages_in_the_wrong_order_and_unknown_ones_are_usage_errors(tmp_path: P
         journey.stage_named("slect")
 
 
-def test_two_models_are_compared_on_the_tasks_that_both_have(tmp_path: Path) -> None:
-    def report(model: str, verdicts: dict[str, str]) -> dict[str, object]:
-        judged = {task: [{"base": verdict, "plus": verdict}] for task, verdict in verdicts.items()}
-        return {"benchmark": "b", "model": model, "verdicts": judged}
+def test_more_of_k_than_there_are_samples_is_said_before_anything_is_generated(tmp_path: Path) -> None:
+    desk = desk_of(make_small_world(tmp_path, 6), evaluate__k=[1, 10])
+    with pytest.raises(UsageError, match=r"pass@10, and generate\.samples_per_task makes 1"):
+        journey.evaluate_by_name(desk, "tasks.jsonl", ["base"])
+    assert not desk.run.completions("tasks", "base").parent.exists()
 
-    first = report("a", {"1": "pass", "2": "pass", "3": "fail", "4": "pass"})
-    second = report("b", {"1": "pass", "2": "fail", "3": "fail", "5": "pass"})
-    (compared,) = journey.compare([first, second])  # type: ignore[list-item]
-    # Of the three tasks that both have, one is solved by a alone: exact McNemar, one-sided 1/2, two-sided 1.
-    assert (compared["models"], compared["tasks"]) == (["a", "b"], 3)
-    assert compared["base"] == {"only_first": 1, "only_second": 0, "p_value": 1.0}
+
+def test_models_are_evaluated_in_one_go_compared_and_what_they_lost_is_counted(tmp_path: Path) -> None:
+    desk = desk_of(make_small_world(tmp_path, 6), generate__prompt="completion")
+    shutil.copytree(tmp_path / "base", tmp_path / "other")
+    reports = journey.evaluate_by_name(desk, "tasks.jsonl", ["base", "other"])
+    # Eight tokens of a random network.
+    assert all(report["completions"]["truncated"] == 3 for report in reports)
+    (compared,) = journey.compare(desk, reports)
+    assert (compared["models"], compared["tasks"]) == ([report["model"] for report in reports], 3)
+    assert (compared["base"]["won"], compared["base"]["p_value"]) == ([], 1.0)
+    kept = desk.run.evaluation("tasks", "base").read_bytes()
+    (again,) = journey.evaluate_by_name(desk, "tasks.jsonl", ["base"])
+    assert again == json.loads(json.dumps(reports[0]))
+    assert desk.run.evaluation("tasks", "base").read_bytes() == kept
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_every_checkpoint_of_a_training_is_a_model_of_its_own(method: str, tmp_path: Path) -> None:
+    project = make_small_world(tmp_path, 24)
+    settings = {
+        "select__strategy": "all",
+        "train__save_steps": 2,
+        "train__keep_checkpoints": 9,
+        "train__method": method,
+    }
+    desk = desk_of(project, **settings)
+    with pytest.raises(UsageError, match="holds no checkpoint"):
+        contestants.checkpoint_names(desk)
+    list(journey.run(desk, "select", "train"))
+    names = contestants.checkpoint_names(desk)
+    assert [Path(name).name for name in names] == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+    models = [contestants.contestant(desk, name) for name in [*names, "tuned"]]
+    assert [re.sub("-[0-9a-f]{8}$", "", model.label) for model in models] == [*(Path(n).name for n in names), "tuned"]
+    assert len({model.digest for model in models}) == 4
+    assert {(model.kind, contestants.end_of_turn(model)) for model in models} == {("chat", stop_texts("deepseek"))}
+    # The last checkpoint is the finished model: the same tokenizer, template and weights.
+    tokenizers = [load_trained_tokenizer(model.directory, model.tokenizer, model.chat_format) for model in models]
+    turns = [{"role": "user", "content": "Add."}]
+    assert len({tokenizer.apply_chat_template(turns, tokenize=False) for tokenizer in tokenizers}) == 1
+    journey.evaluate_by_name(desk, "tasks.jsonl", [names[0], names[-1], "tuned"])
+    written = [desk.run.completions("tasks", models[index].label).read_text() for index in (0, 2, 3)]
+    assert written[1] == written[2] != written[0]
 
 
 def test_run_as_a_command_prints_one_document(tmp_path: Path) -> None:

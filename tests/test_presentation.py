@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,15 @@ def test_facts_of_a_stage_are_no_part_of_its_document() -> None:
 
 def test_sanitize_tells_what_it_changed() -> None:
     assert "2 changed, 1 do not parse" in presentation.stage(a_result(stage="sanitize", facts=SANITIZED)).notes
+
+
+def test_generate_tells_its_tokens_and_what_the_limit_has_cut() -> None:
+    notes = presentation.stage(a_result(stage="generate", rows=164, facts={"tokens": 12345, "truncated": 2})).notes
+    assert notes[-2:] == [
+        "12,345 tokens",
+        "2 of 164 completions reached generate.max_new_tokens and were cut there",
+    ]
+    assert presentation.stage(a_result(stage="generate", facts={"tokens": 7, "truncated": 0})).notes[-1] == "7 tokens"
 
 
 def test_embed_tells_how_many_instructions_were_cut() -> None:
@@ -146,16 +156,41 @@ def test_what_one_task_is_worth_is_told_of_every_benchmark_once() -> None:
     ]
 
 
-def test_a_comparison_is_a_sentence() -> None:
-    notes = presentation.evaluation([a_report("base"), a_report("tuned")], [COMPARED]).notes
-    assert notes[-1].startswith("humaneval, base against tuned")
-    assert "3 tasks solved by base alone, 21 by tuned alone (exact McNemar p = 0.00028)" in notes[-1]
+def test_what_a_model_loses_before_it_is_judged_is_told() -> None:
+    report = a_report("base")
+    report["completions"] = {"tokens": 9000, "truncated": 3, "changed": 5, "not_parsing": 0}
+    shown = presentation.evaluation([report], [])
+    assert shown.notes[1:] == ["base: of 164 completions 3 were cut at generate.max_new_tokens"]
+    assert shown.document["completions"]["truncated"] == 3
+    report["completions"] = {"tokens": 9000, "truncated": 0, "changed": 5, "not_parsing": 0}
+    assert len(presentation.evaluation([report], []).notes) == 1
+
+
+def test_a_comparison_is_a_line_for_each_suite_with_the_first_tasks_by_name() -> None:
+    base, plus = presentation.evaluation([a_report("base"), a_report("tuned")], [COMPARED]).notes[1:]
+    assert base == (
+        "humaneval, base tests, tuned against base (164 tasks in common): +11.0 points (+5.5 to +16.5; exact McNemar "
+        "p = 0.00028); won 21 (HumanEval/0, HumanEval/1, HumanEval/2, HumanEval/3, HumanEval/4 and 16 more); lost 3 "
+        "(HumanEval/60, HumanEval/61, HumanEval/62)"
+    )
+    assert plus.startswith("humaneval, plus tests, tuned against base")
+    assert plus.endswith("won 1 (HumanEval/0); lost 0")
 
 
 def test_comparisons_on_two_benchmarks_can_be_told_apart() -> None:
     reports = [a_report(model, name) for name in ("humaneval", "mbpp") for model in ("base", "tuned")]
-    first, second = presentation.evaluation(reports, [COMPARED, {**COMPARED, "benchmark": "mbpp"}]).notes[1:]
-    assert first != second
+    notes = presentation.evaluation(reports, [COMPARED, {**COMPARED, "benchmark": "mbpp"}]).notes[1:]
+    assert [note.partition(",")[0] for note in notes] == ["humaneval", "humaneval", "mbpp", "mbpp"]
+
+
+def test_many_models_are_shown_against_the_first_and_every_pair_is_in_the_document() -> None:
+    models = ["base", "checkpoint-1", "checkpoint-2", "tuned"]
+    pairs: list[Any] = [{**COMPARED, "models": [first, second]} for first, second in combinations(models, 2)]
+    shown = presentation.evaluation([a_report(model) for model in models], pairs)
+    assert [note.partition(" (")[0].split(", ")[2] for note in shown.notes[1::2]] == [
+        f"{model} against base" for model in models[1:]
+    ]
+    assert len(shown.document["comparison"]) == 6
 
 
 def test_a_run_shows_its_stages_where_nothing_was_evaluated() -> None:
@@ -193,12 +228,23 @@ def test_status_says_when_everything_is_done() -> None:
 
 
 SANITIZED = {"changed": 2, "not_parsing": 1}
-COMPARED: dict[str, Any] = {
+DIFFERENCE = {
+    "test": "exact McNemar",
+    "p_value": 0.000277,
+    "difference": 18 / 164,
+    "interval_95": (0.055, 0.165),
+    "only_first": 3,
+    "only_second": 21,
+    "won": [f"HumanEval/{n}" for n in range(21)],
+    "lost": [f"HumanEval/{n}" for n in range(60, 63)],
+}
+COMPARED: Any = {
     "benchmark": "humaneval",
     "models": ["base", "tuned"],
     "tasks": 164,
-    "base": {"only_first": 3, "only_second": 21, "p_value": 0.000277},
-    "plus": {"only_first": 2, "only_second": 20, "p_value": 0.0001},
+    "one_task": 1 / 164,
+    "base": DIFFERENCE,
+    "plus": {**DIFFERENCE, "won": ["HumanEval/0"], "lost": []},
 }
 
 

@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from codetune.errors import InputError
-from codetune.project import NOT_IN_THIS_VERSION, ONLY_THE_DEFAULT, PRESETS, Project, keys, value_at
+from codetune.project import NOT_IN_THIS_VERSION, PRESETS, Project, keys, value_at
 from codetune.project_file import read_project
 from codetune.selection.select import NEEDS
 
@@ -62,10 +62,6 @@ def test_values_that_this_version_lacks_are_values_of_the_contract() -> None:
     for key, values in NOT_IN_THIS_VERSION.items():
         assert set(values) < set(_choices(key)), key
         assert KEYS[key].default not in values
-
-
-def test_keys_with_one_value_so_far_are_keys() -> None:
-    assert set(ONLY_THE_DEFAULT) <= set(KEYS)
 
 
 def test_the_strategies_that_are_not_refused_are_those_that_exist() -> None:
@@ -221,7 +217,7 @@ def _choices(key: str) -> tuple[object, ...]:
 
 def _knows_one_value(key: str) -> bool:
     """Whether all but one value of the key are refused so far."""
-    return key in ONLY_THE_DEFAULT or len(_choices(key)) - len(NOT_IN_THIS_VERSION.get(key, ())) == 1
+    return len(_choices(key)) - len(NOT_IN_THIS_VERSION.get(key, ())) == 1
 
 
 @cache

@@ -14,21 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codetune.errors import ProjectError
-from codetune.project import NOT_IN_THIS_VERSION, ONLY_THE_DEFAULT, PRESETS, Project, keys, value_at
+from codetune.project import NOT_IN_THIS_VERSION, PRESETS, Project, keys, value_at
 from codetune.project_file import commented_yaml, read_project
 
 KEYS = dict(keys())
-# Another value of the right type, for each key that knows only its default in this version.
-ANOTHER: Mapping[str, Any] = {
-    "train.report_to": ["wandb"],
-    "train.quantization.bits": 8,
-    "train.quantization.type": "fp4",
-    "train.quantization.double": False,
-    "generate.samples_per_task": 2,
-    "generate.temperature": 0.2,
-    "generate.top_p": 0.9,
-    "launch.nodes": 2,
-}
 REFUSED = [(key, value) for key, values in NOT_IN_THIS_VERSION.items() for value in values]
 
 
@@ -43,7 +32,7 @@ def test_all_mistakes_are_told_at_once_each_in_a_line_of_its_own(tmp_path: Path)
         "score: {prompt: Question}\n"
         "launch: 4\n"
     )
-    told = mistakes(tmp_path, text, ["generate.backend=vllm", "ratio", "=3"], {"select.clusters": 0})
+    told = mistakes(tmp_path, text, ["generate.temperature=-1", "ratio", "=3"], {"select.clusters": 0})
     assert sorted(told) == sorted(
         [
             "codetune.yaml:4: duplicate key select.ratio; the first is at line 3. Keep one of them",
@@ -56,7 +45,8 @@ def test_all_mistakes_are_told_at_once_each_in_a_line_of_its_own(tmp_path: Path)
             "codetune.yaml:5: select.strategi: unknown key; did you mean strategy?",
             "codetune.yaml:6: train.epochs is 'three'; expected a valid integer (passes over the selection)",
             "codetune.yaml:8: launch is 4; expected a section with keys of its own",
-            "--set generate.backend=vllm: generate.backend: 'vllm' is not in this version. Leave it at auto",
+            "--set generate.temperature=-1: generate.temperature is -1; expected greater than or equal to 0 "
+            "(0 is greedy)",
             "codetune.yaml:7: score.prompt: holds no {instruction}; expected a text that contains it, "
             "such as 'Question:\\n{instruction}\\n'",
         ]
@@ -155,18 +145,6 @@ def test_a_value_whose_feature_is_not_built_is_refused(key: str, value: Any, tmp
     assert "is not in this version. Leave it at " in told
 
 
-@pytest.mark.parametrize("key", ONLY_THE_DEFAULT)
-def test_of_a_key_that_knows_one_value_every_other_is_refused(key: str, tmp_path: Path) -> None:
-    (told,) = mistakes(tmp_path, nested(key, ANOTHER[key]))
-    assert told.startswith(f"codetune.yaml:{1 + key.count('.')}: {key}: ")
-    assert "is not in this version" in told
-
-
-@pytest.mark.parametrize("key", ONLY_THE_DEFAULT)
-def test_of_a_key_that_knows_one_value_the_default_may_be_said(key: str, tmp_path: Path) -> None:
-    assert value_at(read(tmp_path, nested(key, KEYS[key].default)), key) == KEYS[key].default
-
-
 @pytest.mark.parametrize("processes", [1, 8, "auto"])
 def test_processes_are_a_number_or_auto(processes: object, tmp_path: Path) -> None:
     assert read(tmp_path, f"launch: {{processes: {processes}}}").launch.processes == processes
@@ -178,6 +156,7 @@ def test_processes_are_a_number_or_auto(processes: object, tmp_path: Path) -> No
         ("score: {prompt: 'no place for it'}", "score.prompt"),
         ("train: {save_minutes: null}", "train.save_steps"),
         ("model: {dtype: float16}", "model.dtype"),
+        ("generate: {samples_per_task: 5}", "generate.samples_per_task"),
         ("train: {pad_mode: dynamic_pad, pack_isolation: false}", "train.pack_isolation"),
         ("train: {method: qlora, quantization: {bits: 8, type: fp4}}", "train.quantization.type"),
     ],
@@ -192,6 +171,7 @@ def test_what_cannot_go_together_is_refused(text: str, key: str, tmp_path: Path)
     [
         "train: {save_minutes: null, save_steps: 5}",
         "{model: {dtype: float16}, train: {method: lora}}",
+        "generate: {samples_per_task: 5, temperature: 0.2}",
         "train: {pad_mode: paper_pack, pack_isolation: false}",
         "train: {pad_mode: dynamic_pack, pack_isolation: false, sort_in_step: true}",
         "train: {method: qlora, quantization: {bits: 8, double: false}}",
@@ -248,7 +228,7 @@ def test_an_equals_sign_may_stand_in_a_value() -> None:
         ("seed.deeper=1", "seed is {'deeper': 1}; "),
         ("train=3", "train is 3; expected a section with keys of its own"),
         ("seed", "no `=`; expected --set section.key=value"),
-        ("generate.backend=vllm", "generate.backend: 'vllm' is not in this version. "),
+        ("select.strategy=kcenter", "select.strategy: 'kcenter' is not in this version. "),
         ("train={lora: {r: 0}}", "train.lora.r is 0; "),
     ],
 )

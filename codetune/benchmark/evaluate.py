@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from codetune.benchmark.problems import pair_with_problems
 from codetune.benchmark.statistics import bootstrap_interval, pass_at_k, wilson_interval
@@ -23,6 +23,7 @@ class Report(TypedDict):
     pass_at_k: dict[str, dict[str, float]]  # base or plus -> pass@k -> fraction
     interval_95: dict[str, dict[str, tuple[float, float]]]
     verdicts: dict[str, list[dict[str, str]]]
+    completions: NotRequired[dict[str, int]]  # tokens, truncated, changed, not_parsing: where codetune generated them
 
 
 def evaluate(

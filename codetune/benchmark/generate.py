@@ -1,53 +1,57 @@
-"""Problems -> what a model writes for them, greedily: batches of prompts of about equal length, longest first, so
-that a machine too small for the work fails at once. Yields as batches are finished; leaving out tasks that are done is
-for the caller. The network is behind `Generator` (`model/complete.py`)."""
+"""Tasks and sample numbers -> what a model writes for them: one work list, longest prompts first, so that batches are
+of about equal length and a machine too small for the work fails at once. Yields each as it is finished; leaving out
+what is done is for the caller. The network is behind `Decoder`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from codetune.benchmark.prompt import Prompt, make_prompt
+from codetune.benchmark.prompt import make_prompt
+from codetune.model.decoding import Decoder, Request
 from codetune.project import Generation
 from codetune.records import Completion, Problem, Solution
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Of a tiny model on two cores 32 to 64 is the fastest; 32 rows of a 7B model at 1,500 tokens take 25 GB of cache.
-AUTO_BATCH_SIZE = 32
+Work = tuple[Problem, int]  # a task and the number of a sample of it
 
 
-class Generator(Protocol):
-    def complete(
-        self, prompts: Sequence[Sequence[int]], stops: Sequence[Sequence[str]], max_new_tokens: int
-    ) -> list[str]:
-        """The text behind each prompt, up to an end token or before the first of that prompt's stops."""
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """A sample and what it took; `truncated` where the token limit has cut it."""
+
+    sample: Completion | Solution
+    tokens: int
+    truncated: bool
 
 
 def generate(
-    problems: Sequence[Problem],
+    work: Sequence[Work],
     tokenizer: PreTrainedTokenizerBase,
-    generator: Generator,
+    decoder: Decoder,
     settings: Generation,
-) -> Iterator[Completion | Solution]:
+    seed: int,
+) -> Iterator[Generated]:
     """A raw prompt's continuation is a `Completion`, a chat answer a `Solution` that still has to be sanitized: the
     two forms of EvalPlus. `settings.prompt` has been decided (not `auto`)."""
     kind = settings.prompt
     assert kind != "auto"
-    prompts = [(problem, make_prompt(problem, tokenizer, kind)) for problem in problems]
-    size = AUTO_BATCH_SIZE if settings.batch_size == "auto" else settings.batch_size
-    record = Solution if kind == "chat" else Completion
-    for batch in _batches(prompts, size):
-        texts = generator.complete(
-            [prompt.tokens for _, prompt in batch], [prompt.stops for _, prompt in batch], settings.max_new_tokens
-        )
-        for (problem, _), text in zip(batch, texts, strict=True):
-            yield record(problem.task_id, text)
-
-
-def _batches(prompts: Sequence[tuple[Problem, Prompt]], size: int) -> Iterator[Sequence[tuple[Problem, Prompt]]]:
+    prompts = {problem.task_id: make_prompt(problem, tokenizer, kind) for problem, _ in work}
     # Ties by id, so that the batches do not follow the order of the file.
-    ordered = sorted(prompts, key=lambda pair: (-len(pair[1].tokens), pair[0].task_id))
-    for start in range(0, len(ordered), size):
-        yield ordered[start : start + size]
+    ordered = sorted(work, key=lambda item: (-len(prompts[item[0].task_id].tokens), item[0].task_id, item[1]))
+    requests = [
+        Request(prompts[problem.task_id].tokens, prompts[problem.task_id].stops, stream_of(seed, problem, number))
+        for problem, number in ordered
+    ]
+    record = Solution if kind == "chat" else Completion
+    for index, written in decoder.complete(requests):
+        problem, number = ordered[index]
+        yield Generated(record(problem.task_id, written.text, number), written.tokens, written.truncated)
+
+
+def stream_of(seed: int, problem: Problem, number: int) -> str:
+    """The name of a sample's random numbers: of nothing but the seed, the task and which of its samples it is."""
+    return f"{seed}/{problem.task_id}/{number}"

@@ -1,15 +1,19 @@
 """Completions -> runnable programs, by `evalplus.sanitize`: the entry point and what it needs, cut out of prose,
 Markdown and left-overs along the syntax tree. Also the reader and the rows of EvalPlus' samples files.
 
-A sample is one of EvalPlus' two forms: `completion` continues the task's prompt (`Completion`), `solution` stands on
-its own (`Solution`), such as a chat answer. Nothing is run here.
+EvalPlus keeps the longest stretch of lines that parses. Where that does not hold the entry point at all (an answer's
+tests were longer than its function, or the function's body stands alone), each part between Markdown fences is tried by
+itself, then as the body of the task's prompt: the one deviation from `evalplus.sanitize`. Nothing is run here.
 """
 
 from __future__ import annotations
 
 import ast
+import re
+import textwrap
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +23,7 @@ from codetune.benchmark.rows import read_rows
 from codetune.errors import DataError
 from codetune.records import Completion, Problem, Solution
 
+FENCE_LINE = re.compile(r"^[ \t]*(?:```|~~~).*$", re.MULTILINE)
 EXPECTED = "a JSONL of samples in EvalPlus format: task_id, and completion or solution"
 
 
@@ -30,11 +35,20 @@ class Sanitized:
 
 
 def sanitize(problem: Problem, sample: Completion | Solution) -> Sanitized:
-    """Idempotent on its own solutions. A text without any code comes back as it is and is judged as it is."""
+    """Idempotent on its own solutions. A text without any code comes back as it is and is judged as it is.
+
+    A sample is one of EvalPlus' two forms: `completion` continues the task's prompt (`Completion`), `solution` stands
+    on its own (`Solution`), such as a chat answer."""
     # The line break is EvalPlus' (evalplus 0.3.1, sanitize.script): a prompt may end without one.
-    written = f"{problem.prompt}\n{sample.completion}" if isinstance(sample, Completion) else sample.solution
+    text = sample.completion if isinstance(sample, Completion) else sample.solution
+    written = f"{problem.prompt}\n{text}" if isinstance(sample, Completion) else text
     code = _extract(written, problem.entry_point)
-    return Sanitized(Solution(problem.task_id, code, sample.sample), changed=code != written, parses=_parses(code))
+    if not _defines(code, problem.entry_point):
+        others = (_extract(part, problem.entry_point) for part in _parts(problem, text, code))
+        code = next((other for other in others if _defines(other, problem.entry_point)), code)
+    return Sanitized(
+        Solution(problem.task_id, code, sample.sample), changed=code != written, parses=_parsed(code) is not None
+    )
 
 
 def as_it_is(problem: Problem, sample: Completion | Solution) -> Solution:
@@ -82,14 +96,44 @@ def _extract(written: str, entry_point: str) -> str:
     return code
 
 
-def _parses(code: str) -> bool:
+def _parts(problem: Problem, text: str, code: str) -> Iterator[str]:
+    """What may hold the entry point where `code`, the whole text's, does not. Fences are not told into opening and
+    closing ones: a text may begin inside of a block or end there, and prose between two blocks defines nothing."""
+    between = [textwrap.dedent(part) for part in FENCE_LINE.split(text)]
+    yield from between
+    for part in (*between, code):
+        yield f"{problem.prompt}\n{textwrap.indent(part.strip(), '    ')}"
+
+
+def _defines(code: str, entry_point: str) -> bool:
+    """Whether calling the entry point can come to anything: a function that never returns is a stub."""
+    tree = _parsed(code)
+    for node in tree.body if tree else ():
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == entry_point:
+            return any(isinstance(inner, ast.Return) for inner in _own_nodes(node))
+        names = [node.name] if isinstance(node, ast.ClassDef) else map(ast.unparse, getattr(node, "targets", ()))
+        if entry_point in names:
+            return True
+    return False
+
+
+def _own_nodes(function: ast.AST) -> Iterator[ast.AST]:
+    """Of its body, without those of functions and classes inside."""
+    waiting = [function]
+    while waiting:
+        for node in ast.iter_child_nodes(waiting.pop()):
+            yield node
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+                waiting.append(node)
+
+
+def _parsed(code: str) -> ast.Module | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            ast.parse(code)
+            return ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return True
+        return None
 
 
 def _missing(row: dict[str, object], form: str) -> str:

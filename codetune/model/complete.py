@@ -1,77 +1,90 @@
-"""Greedy completions of token prompts, a batch at a time, through one network with a key-value cache.
+"""Completions of token prompts, greedy or sampled, a batch at a time through one network with a key-value cache.
 
 Rows are padded on the left and count their positions from their own first token, so what a row becomes depends on
 neither its neighbours nor the batch (in float32; exact ties of two logits aside). Finished rows leave the batch. No
-sampling, no beams; `generate_batch` of transformers does the same on a GPU but is slower on a CPU.
+beams. On a GPU with flash attention `continuous.py` is the greedy way.
 
 Axes: B rows in the batch, P prompt tokens after padding, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from codetune.errors import CodetuneError, InputError
+from codetune.errors import CodetuneError
+from codetune.model.decoding import STOP_CHECK_TOKENS, Endings, Request, Written
+from codetune.model.sampling import sample, uniform
+from codetune.project import Generation
 
-# Looking for stop strings at every token would cost as much as a tiny model itself; up to 7 tokens are cut off again.
-STOP_CHECK_TOKENS = 8
+# Of a tiny model on two cores 32 to 64 is the fastest.
+ROWS_ON_CPU = 32
+MOST_ROWS_ON_GPU = 256  # more wait for the longest among them
+# The cache grows by copying, and the prompts' activations want room as well.
+SHARE_FOR_CACHE = 0.4
 
 
 class BatchGenerator:
-    """Implements `benchmark.generate.Generator`. Ends at the EOS of model or tokenizer and at `end_of_turn`, the chat
-    family's own closing texts."""
+    """Implements `decoding.Decoder`."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, end_of_turn: Sequence[str]) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        end_of_turn: Sequence[str],
+        settings: Generation,
+    ) -> None:
         self._model: Any = model
-        self._tokenizer = tokenizer
-        vocabulary = tokenizer.get_vocab()
-        self._end_tokens = _eos_tokens(model, tokenizer) | {
-            vocabulary[text] for text in end_of_turn if text in vocabulary
-        }
-        self._end_texts = tuple(text for text in end_of_turn if text not in vocabulary)
-        self._window: int | None = getattr(model.config, "max_position_embeddings", None)
+        self._endings = Endings(tokenizer, [model.config, model.generation_config], end_of_turn)
+        self._settings = settings
 
-    def complete(
-        self, prompts: Sequence[Sequence[int]], stops: Sequence[Sequence[str]], max_new_tokens: int
-    ) -> list[str]:
-        """The text behind each prompt; before the first of its stop strings, and without the token that ended it. A
-        batch too large for the memory is halved; a prompt that fills the model's window is an error."""
-        rows = [
-            _Row(list(prompt), (*stop, *self._end_texts), self._room(len(prompt), max_new_tokens))
-            for prompt, stop in zip(prompts, stops, strict=True)
-        ]
-        self._complete_rows(rows)
-        return [self._text(row) for row in rows]
+    def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Written]]:
+        """Number and completion of each request as it is finished, in batches in the given order. A batch too large
+        for the memory is halved, and those after it are no larger."""
+        most = self._settings.max_new_tokens
+        rows = [_Row(number, request, self._endings.room(request, most)) for number, request in enumerate(requests)]
+        size = self._batch_size(rows)
+        while waiting := [row for row in rows if not row.done]:
+            batch = waiting[:size]
+            try:
+                for row in self._decode(batch):
+                    yield row.number, self._endings.written(row.request, row.tokens)
+            except torch.OutOfMemoryError as why:
+                if len(batch) == 1:
+                    raise CodetuneError(
+                        f"Out of memory while completing one prompt of {len(batch[0].request.prompt)} tokens. "
+                        "Expected: room for it and generate.max_new_tokens. Lower that, use a smaller dtype, or a "
+                        "larger GPU."
+                    ) from why
+                size = len(batch) // 2
+            else:
+                continue
+            # Outside of the handler: its traceback would keep the tensors.
+            torch.cuda.empty_cache()
 
-    def _complete_rows(self, rows: list[_Row]) -> None:
-        try:
-            self._decode(rows)
-            return
-        except torch.OutOfMemoryError as why:
-            if len(rows) == 1:
-                raise CodetuneError(
-                    f"Out of memory while completing one prompt of {len(rows[0].prompt)} tokens. Expected: room for it "
-                    "and generate.max_new_tokens. Lower that, use a smaller dtype, or a larger GPU."
-                ) from why
-        # Outside of the handler: its traceback would keep the tensors.
-        torch.cuda.empty_cache()
-        for half in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
-            self._complete_rows(half)
+    def _batch_size(self, rows: Sequence[_Row]) -> int:
+        if self._settings.batch_size != "auto":
+            return self._settings.batch_size
+        if self._model.device.type != "cuda":
+            return ROWS_ON_CPU
+        longest = max((len(row.request.prompt) + row.room for row in rows), default=1)
+        free = torch.cuda.mem_get_info(self._model.device)[0]
+        return rows_that_fit(free, longest * cache_bytes_per_token(self._model.config, self._model.dtype))
 
     @torch.inference_mode()
-    def _decode(self, rows: list[_Row]) -> None:
+    def _decode(self, rows: list[_Row]) -> Iterator[_Row]:
+        """The rows as they are finished."""
         device = self._model.device
-        ids, mask = _pad_left([row.prompt for row in rows], device)  # [B, P] both
+        ids, mask = _pad_left([row.request.prompt for row in rows], device)  # [B, P] both
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         cache = DynamicCache(config=self._model.config)
         alive = rows
         for row in rows:  # a larger batch may have begun with them
-            row.tokens, row.done = [], False
+            row.tokens = []
         while alive:
             output = self._model(
                 input_ids=ids,
@@ -81,9 +94,11 @@ class BatchGenerator:
                 use_cache=True,
                 logits_to_keep=1,
             )
-            chosen = output.logits[:, -1].argmax(-1)  # [B, V] -> [B]
+            chosen = self._choose(output.logits[:, -1], alive)  # [B, V] -> [B]
             for row, token in zip(alive, chosen.tolist(), strict=True):
-                self._advance(row, token)
+                if not row.done and self._is_done(row, token):
+                    row.done = True
+                    yield row
             mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
             positions, ids = positions[:, -1:] + 1, chosen[:, None]
             # Rows that are done go along until they are half of the batch: moving the cache costs, too.
@@ -94,74 +109,42 @@ class BatchGenerator:
                 mask, positions, ids = mask[kept], positions[kept], ids[kept]
                 alive = [alive[index] for index in left]
 
-    def _advance(self, row: _Row, token: int) -> None:
-        if row.done:
-            return
-        if token in self._end_tokens:
-            row.done = True
-            return
+    def _choose(self, logits: torch.Tensor, rows: Sequence[_Row]) -> torch.Tensor:
+        if self._settings.temperature == 0:
+            return logits.argmax(-1)
+        numbers = [uniform(row.request.stream, len(row.tokens)) for row in rows]
+        return sample(logits, self._settings.temperature, self._settings.top_p, numbers)
+
+    def _is_done(self, row: _Row, token: int) -> bool:
+        """Takes the token up and says whether it was the last."""
         row.tokens.append(token)
-        row.done = len(row.tokens) >= row.room
-        if not row.done and len(row.tokens) % STOP_CHECK_TOKENS == 0:
-            row.done = self._has_stop(row)
-
-    def _has_stop(self, row: _Row) -> bool:
-        # A stop that has just appeared ends in the last few tokens, and a token is at least a byte.
-        recent = STOP_CHECK_TOKENS + max((len(stop.encode()) for stop in row.stops), default=0)
-        tail = self._plain(row.tokens[-recent:])
-        # Decoded from the middle a text can differ at its edge, so the whole has the last word.
-        return _first_stop(tail, row.stops) is not None and _first_stop(self._written(row), row.stops) is not None
-
-    def _text(self, row: _Row) -> str:
-        written = self._written(row)
-        return written[: _first_stop(written, row.stops)]
-
-    def _written(self, row: _Row) -> str:
-        """Decoded behind the prompt: alone, a SentencePiece tokenizer would drop the first token's leading space."""
-        before, whole = self._plain(row.prompt), self._plain(row.prompt + row.tokens)
-        return whole[len(before) :] if whole.startswith(before) else self._plain(row.tokens)
-
-    def _plain(self, tokens: list[int]) -> str:
-        # Without the clean-up that old configurations ask for: it takes spaces out of code.
-        text = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        assert isinstance(text, str)  # one sequence, one text
-        return text
-
-    def _room(self, prompt_tokens: int, max_new_tokens: int) -> int:
-        if self._window is None:
-            return max_new_tokens
-        if prompt_tokens >= self._window:
-            raise InputError(
-                f"A prompt of {prompt_tokens} tokens fills the model's window of {self._window}. Expected: room for an "
-                "answer. Use a model with a longer window, or a benchmark with shorter prompts."
-            )
-        return min(max_new_tokens, self._window - prompt_tokens)
+        if token in self._endings.tokens or len(row.tokens) >= row.room:
+            return True
+        return len(row.tokens) % STOP_CHECK_TOKENS == 0 and self._endings.has_stop(row.request, row.tokens)
 
 
 @dataclass(slots=True)
 class _Row:
-    prompt: list[int]
-    stops: tuple[str, ...]
+    number: int
+    request: Request
     room: int  # new tokens at most
     tokens: list[int] = field(default_factory=list)
     done: bool = False
 
 
-def _first_stop(text: str, stops: Sequence[str]) -> int | None:
-    """Where the earliest stop string begins."""
-    found = [place for stop in stops if (place := text.find(stop)) >= 0]
-    return min(found, default=None)
+def rows_that_fit(free_bytes: int, bytes_per_row: int) -> int:
+    """
+    >>> rows_that_fit(free_bytes=10 * 2**30, bytes_per_row=2**27)  # 4 GB of 128 MB each
+    32
+    """
+    return min(max(1, int(free_bytes * SHARE_FOR_CACHE / bytes_per_row)), MOST_ROWS_ON_GPU)
 
 
-def _eos_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    tokens: set[int] = set()
-    for named in (
-        getattr(model.generation_config, "eos_token_id", None),
-        getattr(model.config, "eos_token_id", None),
-        tokenizer.eos_token_id,
-    ):
-        tokens |= set() if named is None else set(named) if isinstance(named, list | tuple) else {int(named)}
-    return tokens
+def cache_bytes_per_token(config: Any, dtype: torch.dtype) -> int:
+    """Keys and values of every layer; a sliding window would need less."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * int(config.num_hidden_layers) * int(heads) * int(width) * dtype.itemsize
 
 
 def _pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,7 +2,7 @@
 
 Reads weights from safetensors only and runs no code that comes with a model. A checkpoint that leaves parameters
 unfilled is an error: transformers would draw them at random and only warn. Choosing and registering attention for
-training is `attention.py`; adapters are made in `adapt.py`."""
+training is `attention.py`; adapters are made, and merged into the model below them, in `adapt.py`."""
 
 from __future__ import annotations
 
@@ -20,20 +20,25 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 from transformers.utils.import_utils import is_bitsandbytes_available
 
+from codetune.data.chat import template
 from codetune.data.hub import hub_snapshot, is_hub_id
-from codetune.errors import ModelError
+from codetune.data.tokens import adds_bos
+from codetune.errors import CodetuneError, ModelError
+from codetune.model.adapt import merge_adapters
 from codetune.model.attention import FLASH, KERNELS, Site, require_kernel
-from codetune.project import Model, Quantization
+from codetune.project import ChatFormat, Model, Quantization
 
 HUB_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "model*.safetensors", "adapter_model.safetensors")
 ENCODER_FILES = ("*.json", "*.txt", "*.model", "*model.safetensors")
 PROBE = "Write `f(x)`.\n\ndef f(x):\n\treturn x + 1  # caf\u00e9\n"  # words, code, white space and beyond ASCII
+ADAPTER = "adapter_config.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
 # None lets transformers choose: sdpa where the architecture has it. What needs a kernel is set on the loaded network.
@@ -92,6 +97,16 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     return tokenizer if _is_faithful(tokenizer, path) else _plain_tokenizer(path, asked)
 
 
+def load_trained_tokenizer(path: Path, source: Path, chat_format: ChatFormat | None) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model in `path`; a checkpoint has none, so it gets that of `source` with the chat template
+    of its training."""
+    if path == source or not chat_format or chat_format == "tokenizer":
+        return load_tokenizer(source)
+    tokenizer = load_tokenizer(source)
+    tokenizer.chat_template = template(chat_format, with_bos=adds_bos(tokenizer))
+    return tokenizer
+
+
 def _is_faithful(tokenizer: PreTrainedTokenizerBase, path: Path) -> bool:
     """Whether it splits text as its tokenizer.json says. transformers 5.17 builds DeepSeek-Coder's (ByteLevel, by its
     configuration a LlamaTokenizerFast) as a SentencePiece one, with other tokens and without a word."""
@@ -108,7 +123,14 @@ def _plain_tokenizer(path: Path, asked: Mapping[str, Any]) -> PreTrainedTokenize
 
 
 def load_model(path: Path, model: Model, device: str) -> PreTrainedModel:
-    """The network on `device`, in evaluation mode, in `model.dtype`."""
+    """The network on `device`, in evaluation mode, in `model.dtype`; of adapters the model below them with the adapters
+    merged into its weights."""
+    if (path / ADAPTER).is_file():
+        below = load_model(find_model(base_of_adapters(path)), model, device)
+        merged = merge_adapters(below, path, device)
+        if (path / "generation_config.json").is_file():  # where an answer ends was learned with the adapters
+            merged.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
+        return merged
     on_device: PreTrainedModel = _read_network(path, model, {}).to(device)  # type: ignore[arg-type]
     return _attending(on_device, model)
 
@@ -177,6 +199,17 @@ def gpu_memory_bytes() -> int | None:
     return torch.cuda.get_device_properties(choose_device()).total_memory if torch.cuda.is_available() else None
 
 
+def base_of_adapters(directory: Path) -> str:
+    """The model that adapters belong to: a path or a hub id."""
+    said = _read_json(directory / ADAPTER).get("base_model_name_or_path")
+    if not said or not isinstance(said, str) or Path(said).expanduser().resolve() == directory.resolve():
+        raise ModelError(
+            f"{directory / ADAPTER} does not say to which model the adapters belong (base_model_name_or_path is "
+            f"{said!r}). Expected: its directory or hub id. Write it there."
+        )
+    return said
+
+
 def choose_device() -> str:
     """The GPU that this process was given (see `take_gpu`), or the CPU where there is none."""
     return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
@@ -193,7 +226,8 @@ def count_gpus() -> int:
 
 
 def _require_loadable(directory: Path, name: str) -> None:
-    if (directory / "adapter_config.json").is_file() and (directory / "adapter_model.safetensors").is_file():
+    if (directory / ADAPTER).is_file():
+        _require_adapters(directory, name)
         return
     if not (directory / "config.json").is_file():
         raise ModelError(
@@ -202,6 +236,19 @@ def _require_loadable(directory: Path, name: str) -> None:
         )
     _require_safetensors(directory, name)
     _require_no_remote_code(directory, name)
+
+
+def _require_adapters(directory: Path, name: str) -> None:
+    if not (directory / "adapter_model.safetensors").is_file():
+        raise ModelError(
+            f"{_shown(name, directory)} has an {ADAPTER} and no adapter_model.safetensors. Expected: both, as peft "
+            "saves them. Copy them there again; adapters in a pickle must be loaded with peft and saved once more."
+        )
+    base = base_of_adapters(directory)
+    try:
+        find_model(base)
+    except CodetuneError as why:
+        raise type(why)(f"{_shown(name, directory)} are adapters of {base}. {why}") from why
 
 
 def _require_safetensors(directory: Path, name: str) -> None:

@@ -40,6 +40,11 @@ def last_checkpoint(directory: Path, facts: Facts) -> Checkpoint | None:
     return found
 
 
+def sealed_checkpoints(directory: Path) -> list[Checkpoint]:
+    """Those that are whole, in the order of their steps; removes nothing."""
+    return sorted(_sealed(directory), key=lambda checkpoint: checkpoint.step)
+
+
 def remove_torn(directory: Path) -> None:
     """What a crash left: checkpoints without a seal."""
     for leftover in directory.glob("checkpoint-*"):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from evalplus.eval._special_oracle import MBPP_OUTPUT_NOT_NONE_TASKS, MBPP_OUTPUT_SET_EQ_TASKS
+from evalplus.sanitize import sanitize as extract
 
 from codetune.benchmark.evaluate import evaluate
 from codetune.benchmark.judge import judge
@@ -41,20 +42,34 @@ def passed(verdicts: Sequence[Verdict]) -> tuple[int, int]:
 def test_starcoder2_has_the_figures_of_the_evalplus_command(shared_data: Path, expected: Path) -> None:
     problems = read_benchmark(shared_data, "HumanEvalPlus-v0.1.10.jsonl.gz")
     samples = read_samples(shared_data / "samples/starcoder2-15b-instruct/humaneval.jsonl")
-    verdicts = list(judge(problems, sanitized(problems, samples), expected, usable_cores()))
+    programs = sanitized(problems, samples)
+    tasks = {problem.task_id: problem for problem in problems}
+    for sample, program in zip(samples, programs, strict=True):
+        assert isinstance(sample, Completion)
+        task = tasks[sample.task_id]
+        assert program.solution == extract(f"{task.prompt}\n{sample.completion}", task.entry_point)
+    verdicts = list(judge(problems, programs, expected, usable_cores()))
     report = evaluate("humaneval", "starcoder2", "process", problems, verdicts, [1], 42)
     assert passed(verdicts) == (119, 105)
     assert [round(100 * report["pass_at_k"][suite]["pass@1"], 1) for suite in ("base", "plus")] == [72.6, 64.0]
 
 
-def test_wizardcoders_raw_answers_have_the_figures_of_the_evalplus_command(shared_data: Path, expected: Path) -> None:
-    # 59.8 (98 of 164) is published for the authors' own extraction; sanitizing the raw answers gives 96.
+@pytest.mark.parametrize("form", ["answer", "prompt and answer", "answer as completion"])
+def test_wizardcoders_raw_answers_have_the_published_figure(form: str, shared_data: Path, expected: Path) -> None:
+    # 59.8 (98 of 164) is published for the authors' own extraction; evalplus.sanitize alone gives 96.
     problems = read_benchmark(shared_data, "HumanEvalPlus-v0.1.10.jsonl.gz")
     lines = (shared_data / "samples/wizardcoder-15b/humaneval-raw.jsonl").read_text(encoding="utf-8").split("\n")
     rows = [json.loads(line) for line in lines if line]
-    samples = [Solution(row["task_id"], row["all_code"].partition("### Response:")[2]) for row in rows]
+    samples = [
+        Solution(row["task_id"], row["all_code"])
+        if form == "prompt and answer"
+        else (Completion if "completion" in form else Solution)(
+            row["task_id"], row["all_code"].partition("### Response:")[2]
+        )
+        for row in rows
+    ]
     verdicts = list(judge(problems, sanitized(problems, samples), expected, usable_cores()))
-    assert passed(verdicts) == (96, 86)
+    assert passed(verdicts) == (98, 88)
 
 
 def test_mbpps_canonical_solutions_pass_where_inputs_or_rules_are_special(shared_data: Path, expected: Path) -> None:

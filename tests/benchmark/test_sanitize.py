@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
+from evalplus.sanitize import sanitize as extract
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -47,12 +49,65 @@ def test_a_completion_continues_its_prompt() -> None:
     assert found.solution.solution == f"{PROMPT}\n    return x + x"
 
 
+FUNCTION = "def double(x):\n    return x + x"
+TESTS = "\n".join(f"assert double({n}) == {2 * n}" for n in range(9))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        f"Sure!\n```python\n{FUNCTION}\n```\nTests:\n```python\n{TESTS}\n```\nAll pass.",
+        f"```python\n{TESTS}\n```\nThe function:\n```python\n{FUNCTION}",  # the last fence is never closed
+        f"{FUNCTION}\n```\nTests:\n```\n{TESTS}\n```\n",  # the prompt had opened the first one
+        f"1. Like this:\n   ~~~py\n{textwrap.indent(FUNCTION, '   ')}\n   ~~~\n2. Tests:\n   ~~~\n{TESTS}\n   ~~~",
+        f"{PROMPT}\n### Response:\n```python\n{FUNCTION}\n```\n```python\n{TESTS}\n```",  # the prompt again
+        f"```python\n{FUNCTION}\n```\nOr shorter:\n```python\ndef double(x): return 2 * x\n```\n```\n{TESTS}\n```",
+    ],
+    ids=["tests longer", "unclosed", "begun inside", "in a list", "prompt repeated", "two versions"],
+)
+def test_tests_longer_than_the_function_are_not_taken_for_it(answer: str) -> None:
+    for sample in (Solution("Own/0", answer), Completion("Own/0", answer)):
+        assert sanitize(problem(), sample).solution.solution == FUNCTION
+
+
+@pytest.mark.parametrize("body", ["    return x + x", "```python\n    return x + x\n```\nDone.", "return x + x\n```\n"])
+def test_a_body_alone_is_the_prompts_body(body: str) -> None:
+    expected = f"{PROMPT}\n    return x + x"
+    for sample in (Solution("Own/0", body), Completion("Own/0", body)):
+        assert sanitize(problem(), sample).solution.solution == expected
+
+
+def test_code_that_evalplus_can_call_is_what_evalplus_makes_of_it() -> None:
+    for text in (
+        ANSWER,
+        FUNCTION,
+        f"{FUNCTION}\n{TESTS}",
+        "double = lambda x: 2 * x\nprint(double(1))",
+        f"x = 1\n{ANSWER}",
+    ):
+        assert sanitize(problem(), Solution("Own/0", text)).solution.solution == extract(text, "double")
+
+
+def test_a_function_that_never_returns_stays_as_evalplus_leaves_it() -> None:
+    text = "def double(x):\n    print(2 * x)\n"
+    assert sanitize(problem(), Solution("Own/0", text)).solution.solution == extract(text, "double")
+
+
 def test_a_text_without_code_comes_back_and_does_not_parse() -> None:
     found = sanitize(problem(), Solution("Own/0", "I cannot do that\nSorry, no."))
     assert (found.solution.solution, found.parses) == ("I cannot do that", False)
 
 
-@pytest.mark.parametrize("text", ["def double(x):\n\0 return x", "return '\ud800'\n", "-" * 100_000 + "1\n2", ""])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def double(x):\n\0 return x",
+        "return '\ud800'\n",
+        "-" * 100_000 + "1\n2",
+        "",
+        "def double(x):\n    return " + "-" * 900 + "x",
+    ],
+)
 def test_no_text_can_break_it(text: str) -> None:
     assert sanitize(problem(), Solution("Own/0", text)).solution.solution is not None
 
@@ -67,6 +122,8 @@ lines = st.sampled_from(
         *ANSWER.split("\n"),
         "",
         "x = 1",
+        "~~~",
+        "assert double(2) == 4",
         "class A:",
         "    def double(self): return 1",
         "    return x",
@@ -77,10 +134,10 @@ lines = st.sampled_from(
 )
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.lists(lines, max_size=14))
-def test_sanitizing_twice_changes_nothing(text: list[str]) -> None:
-    once = sanitize(problem(), Solution("Own/0", "\n".join(text)))
+@settings(max_examples=300, deadline=None)
+@given(st.lists(lines, max_size=14), st.sampled_from([Solution, Completion]))
+def test_sanitizing_twice_changes_nothing(text: list[str], form: type[Solution | Completion]) -> None:
+    once = sanitize(problem(), form("Own/0", "\n".join(text)))
     again = sanitize(problem(), once.solution)
     assert (again.solution, again.changed) == (once.solution, False)
 

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 from itertools import combinations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ttest_rel
 
-from codetune.benchmark.statistics import bootstrap_interval, mcnemar, pass_at_k, wilson_interval
+from codetune.benchmark.statistics import bootstrap_interval, mcnemar, paired_bootstrap, pass_at_k, wilson_interval
 
 
 @given(st.data())
@@ -35,6 +36,22 @@ def test_the_bootstrap_is_seeded_and_near_the_normal_interval() -> None:
     assert (low, high) == bootstrap_interval(estimates, 42) != bootstrap_interval(estimates, 43)
     # mean 0.4375, standard deviation 0.3698, of 200 tasks: 0.4375 -+ 1.96 * 0.02615
     assert (low, high) == (pytest.approx(0.3862, abs=0.004), pytest.approx(0.4888, abs=0.004))
+
+
+def test_the_paired_bootstrap_is_near_the_paired_t_test() -> None:
+    generator = np.random.default_rng(5)
+    first = generator.integers(0, 5, 300) / 4
+    second = np.clip(first + generator.choice([-0.25, 0.0, 0.25], 300, p=[0.2, 0.4, 0.4]), 0, 1)
+    found, reference = paired_bootstrap(list(first), list(second), 42), ttest_rel(second, first)
+    assert found.difference == pytest.approx(float((second - first).mean()))
+    interval = reference.confidence_interval(0.95)
+    assert (found.low, found.high) == (pytest.approx(interval.low, abs=0.003), pytest.approx(interval.high, abs=0.003))
+    assert found.p_value == pytest.approx(reference.pvalue, abs=0.01)
+
+
+def test_equal_models_are_not_told_apart_by_the_paired_bootstrap() -> None:
+    found = paired_bootstrap([0.1, 0.2, 0.7] * 30, [0.1, 0.2, 0.7] * 30, 42)
+    assert (found.difference, found.low, found.high, found.p_value) == (0, 0, 0, 1)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=60))

@@ -1,4 +1,4 @@
-"""Greedy completions: what comes out must not depend on how prompts were put into batches."""
+"""Completions: what comes out must not depend on how prompts were put into batches."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from transformers import (
 )
 
 from codetune.errors import CodetuneError, InputError
-from codetune.model.complete import BatchGenerator
+from codetune.model.complete import BatchGenerator, cache_bytes_per_token, rows_that_fit
+from codetune.model.decoding import Request, Written
+from codetune.project import Generation
 
 EOS, END_OF_TURN = 256, 257
 VOCABULARY = 258
@@ -81,6 +83,25 @@ def prompts(count: int) -> list[list[int]]:
     return [torch.randint(0, 256, (length,), generator=drawn).tolist() for length in lengths]
 
 
+def completed(
+    model: Any,
+    tokenizer: PreTrainedTokenizerFast,
+    asked: Sequence[Sequence[int]],
+    most: int,
+    stops: Sequence[str] = (),
+    **settings: Any,
+) -> list[str]:
+    """The completions in the order of the prompts."""
+    generator = BatchGenerator(model, tokenizer, [], Generation(max_new_tokens=most, **settings))
+    return [written.text for written in in_order(generator, asked, stops)]
+
+
+def in_order(generator: BatchGenerator, asked: Sequence[Sequence[int]], stops: Sequence[str] = ()) -> list[Written]:
+    """The stream of a request is its prompt, so that it goes with it into any batch."""
+    found = dict(generator.complete([Request(tuple(prompt), tuple(stops), str(prompt)) for prompt in asked]))
+    return [found[number] for number in range(len(asked))]
+
+
 @torch.inference_mode()
 def alone_without_cache(model: Any, prompt: Sequence[int], most: int, ends: set[int]) -> list[int]:
     tokens = list(prompt)
@@ -97,7 +118,7 @@ def test_a_batch_writes_what_each_prompt_alone_writes_without_a_cache(
     architecture: str, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     model, asked = network(architecture), prompts(12)
-    found = BatchGenerator(model, tokenizer, []).complete(asked, [()] * 12, 24)
+    found = completed(model, tokenizer, asked, 24)
     expected = [alone_without_cache(model, prompt, 24, {EOS}) for prompt in asked]
     plain = [
         tokenizer.decode(prompt + new, skip_special_tokens=True)[len(tokenizer.decode(prompt)) :]
@@ -107,18 +128,26 @@ def test_a_batch_writes_what_each_prompt_alone_writes_without_a_cache(
     assert len(set(found)) > 6  # the prompts matter
 
 
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8, "top_p": 0.9}], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_neither_batch_size_nor_order_changes_a_completion(
-    architecture: str, tokenizer: PreTrainedTokenizerFast
+    architecture: str, sampling: dict[str, Any], tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    generator, asked = BatchGenerator(network(architecture), tokenizer, []), prompts(16)
-    stops = [("a", "bc")] * 16
-    together = generator.complete(asked, stops, 30)
-    assert together == [text for prompt in asked for text in generator.complete([prompt], stops[:1], 30)]
-    assert together == generator.complete(asked[::-1], stops, 30)[::-1]
-    assert together == [
-        text for at in range(0, 16, 5) for text in generator.complete(asked[at : at + 5], stops[at:][:5], 30)
-    ]
+    model, asked, stops = network(architecture), prompts(16), ("a", "bc")
+    together = completed(model, tokenizer, asked, 30, stops, **sampling)
+    for size in (1, 5):
+        assert completed(model, tokenizer, asked, 30, stops, batch_size=size, **sampling) == together
+    assert completed(model, tokenizer, asked[::-1], 30, stops, **sampling) == together[::-1]
+    assert completed(model, tokenizer, asked[7:9], 30, stops, **sampling) == together[7:9]  # taken up again
+
+
+def test_samples_of_one_prompt_differ_and_each_can_be_made_again(tokenizer: PreTrainedTokenizerFast) -> None:
+    settings = Generation(max_new_tokens=12, temperature=1.0, top_p=1.0)
+    generator = BatchGenerator(network("llama"), tokenizer, [], settings)
+    requests = [Request((5, 6, 7), (), f"42/Own/0/{number}") for number in range(6)]
+    first = dict(generator.complete(requests))
+    assert len({written.text for written in first.values()}) == 6
+    assert next(generator.complete(requests[3:4]))[1] == first[3]
 
 
 def test_it_agrees_with_the_greedy_search_of_transformers(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -127,8 +156,7 @@ def test_it_agrees_with_the_greedy_search_of_transformers(tokenizer: PreTrainedT
     theirs = model.generate(
         ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=20, pad_token_id=EOS
     )
-    generator = BatchGenerator(model, tokenizer, [])
-    ours = generator.complete(asked, [()] * len(asked), 20)
+    ours = completed(model, tokenizer, asked, 20)
     for prompt, row, text in zip(asked, theirs.tolist(), ours, strict=True):
         assert tokenizer.decode(row, skip_special_tokens=True)[len(tokenizer.decode(prompt)) :] == text
 
@@ -159,13 +187,12 @@ class Scripted(torch.nn.Module):
 
 def complete_script(
     tokenizer: PreTrainedTokenizerFast, script: list[int], stops: Sequence[str], most: int, rows_at_most: int = 4
-) -> tuple[str, int]:
+) -> tuple[Written, int]:
     model: Any = Scripted(script, 3, VOCABULARY, rows_at_most)
-    [text, *others] = BatchGenerator(model, tokenizer, ["<end>", "[/turn]"]).complete(
-        [[1, 2, 3]] * 4, [stops] * 4, most
-    )
-    assert all(other == text for other in others)
-    return text, model.calls
+    generator = BatchGenerator(model, tokenizer, ["<end>", "[/turn]"], Generation(max_new_tokens=most))
+    written, *others = in_order(generator, [[1, 2, 3]] * 4, stops)
+    assert all(other == written for other in others)
+    return written, model.calls
 
 
 def ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
@@ -174,41 +201,55 @@ def ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
 
 def test_a_completion_ends_before_the_earliest_stop_string(tokenizer: PreTrainedTokenizerFast) -> None:
     script = ids(tokenizer, "    return x\nclass A:\n    pass\ndef g():" + " " * 60)
-    text, steps = complete_script(tokenizer, script, ("\ndef ", "\nclass "), 90)
-    assert text == "    return x"
+    written, steps = complete_script(tokenizer, script, ("\ndef ", "\nclass "), 90)
     # The stop is whole with the 19th token; it is looked for after every 8th.
-    assert steps == 24
+    assert (written, steps) == (Written("    return x", 24, truncated=False), 24)
 
 
 def test_an_end_token_ends_it_and_is_not_part_of_it(tokenizer: PreTrainedTokenizerFast) -> None:
     for token in (EOS, END_OF_TURN):
         script = [*ids(tokenizer, "return 1"), token, *ids(tokenizer, "more")]
-        assert complete_script(tokenizer, script, (), 60) == ("return 1", 9)
+        assert complete_script(tokenizer, script, (), 60) == (Written("return 1", 9, truncated=False), 9)
 
 
 def test_an_end_of_turn_that_is_no_token_stops_as_text(tokenizer: PreTrainedTokenizerFast) -> None:
-    assert complete_script(tokenizer, ids(tokenizer, "ok[/turn]" + "x" * 50), (), 50)[0] == "ok"
+    assert complete_script(tokenizer, ids(tokenizer, "ok[/turn]" + "x" * 50), (), 50)[0].text == "ok"
 
 
 def test_a_stop_that_is_cut_by_the_token_limit_stays(tokenizer: PreTrainedTokenizerFast) -> None:
-    assert complete_script(tokenizer, ids(tokenizer, "a = 1\ndef g"), ("\ndef g",), 10)[0] == "a = 1\ndef "
+    assert complete_script(tokenizer, ids(tokenizer, "a = 1\ndef g"), ("\ndef g",), 10)[0].text == "a = 1\ndef "
 
 
-def test_a_batch_too_large_for_the_memory_is_halved(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_what_only_the_token_limit_has_ended_is_truncated(tokenizer: PreTrainedTokenizerFast) -> None:
+    script = [*ids(tokenizer, "return\n1"), EOS]
+    assert [complete_script(tokenizer, script, (), most)[0].truncated for most in (8, 9, 20)] == [True, False, False]
+    assert not complete_script(tokenizer, script, ("\n1",), 8)[0].truncated  # the limit and a stop at once
+
+
+def test_a_batch_too_large_for_the_memory_is_halved_and_so_are_those_after_it(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
     script = [*ids(tokenizer, "return 1"), EOS]
-    assert complete_script(tokenizer, script, (), 60, rows_at_most=1)[0] == "return 1"
+    written, steps = complete_script(tokenizer, script, (), 60, rows_at_most=1)
+    assert (written.text, steps) == ("return 1", 4 * 9)
     with pytest.raises(CodetuneError, match="one prompt of 3 tokens"):
         complete_script(tokenizer, script, (), 60, rows_at_most=0)
 
 
+def test_a_row_of_the_cache_costs_keys_and_values_of_every_layer() -> None:
+    # 2 (keys, values) x 2 layers x 2 heads x 8 numbers x 4 bytes
+    assert cache_bytes_per_token(ARCHITECTURES["llama"], torch.float32) == 256
+    assert cache_bytes_per_token(ARCHITECTURES["gpt2"], torch.bfloat16) == 2 * 2 * 4 * 8 * 2
+    assert rows_that_fit(10**6, 10**9) == 1
+
+
 def test_the_window_limits_every_row_by_its_own_length(tokenizer: PreTrainedTokenizerFast) -> None:
     model = network("llama")
-    generator = BatchGenerator(model, tokenizer, [])
     long, short = prompts(1)[0] + [5] * (126 - len(prompts(1)[0])), [9]
-    texts = generator.complete([long, short], [(), ()], 10)
-    assert texts == [*generator.complete([long], [()], 2), *generator.complete([short], [()], 10)]
+    texts = completed(model, tokenizer, [long, short], 10)
+    assert texts == [*completed(model, tokenizer, [long], 2), *completed(model, tokenizer, [short], 10)]
     with pytest.raises(InputError, match="128 tokens fills the model's window of 128"):
-        generator.complete([[1] * 128], [()], 10)
+        completed(model, tokenizer, [[1] * 128], 10)
 
 
 def test_a_leading_space_survives_a_sentencepiece_tokenizer(shared_data: Path) -> None:
@@ -216,7 +257,7 @@ def test_a_leading_space_survives_a_sentencepiece_tokenizer(shared_data: Path) -
     prompt = tokenizer("def f(x):")["input_ids"]
     after = tokenizer("def f(x): return x")["input_ids"][len(prompt) :]
     model: Any = Scripted([*after, tokenizer.eos_token_id], len(prompt), len(tokenizer), rows_at_most=1)
-    assert BatchGenerator(model, tokenizer, []).complete([prompt], [()], 20) == [" return x"]
+    assert completed(model, tokenizer, [prompt], 20) == [" return x"]
 
 
 def test_a_hundred_tasks_with_a_small_model_take_seconds(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -230,9 +271,6 @@ def test_a_hundred_tasks_with_a_small_model_take_seconds(tokenizer: PreTrainedTo
     }
     model: Any = AutoModelForCausalLM.from_config(LlamaConfig(**sizes)).eval()
     model.config.eos_token_id = model.generation_config.eos_token_id = 511
-    generator = BatchGenerator(model, tokenizer, [])
-    asked = [[7] * 60] * 50
     start = time.monotonic()
-    for _ in range(2):
-        generator.complete(asked, [("\ndef ", "\nclass ", "\nimport ")] * 50, 60)
+    completed(model, tokenizer, [[7] * 60] * 100, 60, ("\ndef ", "\nclass ", "\nimport "), batch_size=50)
     assert time.monotonic() - start < 30

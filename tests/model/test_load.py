@@ -8,16 +8,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from transformers import GenerationConfig
 
 from codetune.errors import ModelError
+from codetune.model.adapt import adapt
 from codetune.model.load import choose_device, conversion_command, find_model, load_model, load_tokenizer
-from codetune.project import Model
+from codetune.project import LoraSettings, Model
 from tests.model.builders import byte_tokenizer, tiny_model
 
 FLOAT32 = Model(dtype="float32")
@@ -56,16 +59,89 @@ def test_the_attention_is_the_one_asked_for(saved: Path, name: str, used: str) -
     assert load_model(saved, Model(dtype="float32", attention=name), "cpu").config._attn_implementation == used
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft 0.21 reads a name that transformers 5.23 has renamed
-def test_adapters_are_put_on_their_base(saved: Path, tmp_path: Path) -> None:
-    adapted = get_peft_model(load_model(saved, FLOAT32, "cpu"), LoraConfig(target_modules="all-linear", r=2))
+@pytest.fixture
+def adapter(saved: Path, tmp_path: Path) -> Path:
+    """Random adapters of the saved model, which change what it writes."""
+    path = tmp_path / "adapter"
+    adapted: Any = adapt(load_model(saved, FLOAT32, "cpu"), "lora", LoraSettings(r=2), seed=1)
     for name, weights in adapted.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(weights)
-    adapted.save_pretrained(tmp_path / "adapter")
-    loaded = load_model(find_model(str(tmp_path / "adapter")), FLOAT32, "cpu")
-    assert torch.allclose(logits(loaded), logits(adapted.eval()), atol=1e-6)
-    assert not torch.allclose(logits(loaded), logits(load_model(saved, FLOAT32, "cpu")), atol=1e-3)
+            torch.nn.init.normal_(weights, std=0.5, generator=torch.Generator().manual_seed(3))
+    adapted.save_pretrained(path)
+    return path
+
+
+def greedy(model: Any) -> list[int]:
+    tokens = model.generate(torch.arange(9)[None], do_sample=False, max_new_tokens=24, pad_token_id=2)
+    return list(tokens[0].tolist())
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft 0.21 reads a name that transformers 5.23 has renamed
+def test_adapters_are_merged_into_their_base_and_write_the_same(adapter: Path, saved: Path) -> None:
+    merged, base = load_model(find_model(str(adapter)), FLOAT32, "cpu"), load_model(saved, FLOAT32, "cpu")
+    unmerged = PeftModel.from_pretrained(load_model(saved, FLOAT32, "cpu"), str(adapter)).eval()
+    assert [name for name, _ in merged.named_parameters()] == [name for name, _ in base.named_parameters()]
+    assert not merged.training
+    assert torch.allclose(logits(merged), logits(unmerged), atol=1e-5)
+    assert greedy(merged) == greedy(unmerged) != greedy(base)
+
+
+def test_adapters_on_adapters_are_merged_in_their_order(adapter: Path, tmp_path: Path) -> None:
+    upper = tmp_path / "upper"
+    adapted: Any = adapt(load_model(adapter, FLOAT32, "cpu"), "lora", LoraSettings(r=2), seed=2)
+    adapted.save_pretrained(upper, save_embedding_layers=False)
+    assert json.loads((upper / "adapter_config.json").read_text())["base_model_name_or_path"] == str(adapter)
+    # Fresh adapters change nothing, so the upper ones write what the lower ones do.
+    assert greedy(load_model(find_model(str(upper)), FLOAT32, "cpu")) == greedy(load_model(adapter, FLOAT32, "cpu"))
+
+
+def test_where_an_answer_ends_comes_with_the_adapters(adapter: Path) -> None:
+    GenerationConfig(eos_token_id=[1, 77]).save_pretrained(adapter)
+    assert load_model(adapter, FLOAT32, "cpu").generation_config.eos_token_id == [1, 77]
+
+
+def test_adapters_that_do_not_fit_or_are_not_whole_are_refused(adapter: Path, saved: Path) -> None:
+    weights = load_file(adapter / "adapter_model.safetensors")
+    save_file(dict(list(weights.items())[1:]), adapter / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match="1 of their tensors are not there"):
+        load_model(adapter, FLOAT32, "cpu")
+    save_file(
+        {name: tensor[:, :1].contiguous() for name, tensor in weights.items()}, adapter / "adapter_model.safetensors"
+    )
+    with pytest.raises(ModelError, match="do not fit the model below them"):
+        load_model(adapter, FLOAT32, "cpu")
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"no adapter_model\.safetensors"):
+        find_model(str(adapter))
+
+
+def test_adapters_whose_base_is_gone_or_unsaid_name_it(adapter: Path, saved: Path) -> None:
+    saved.rename(saved.with_name("moved"))
+    with pytest.raises(ModelError, match=f"are adapters of {saved}. There is no directory {saved}"):
+        find_model(str(adapter))
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    for said, kind in ((str(saved.with_name("moved")), "IA3"), (str(adapter), "LORA"), (None, "LORA")):
+        changed = {**settings, "base_model_name_or_path": said, "peft_type": kind}
+        (adapter / "adapter_config.json").write_text(json.dumps(changed))
+        with pytest.raises(ModelError, match="of the kind IA3" if kind == "IA3" else "does not say to which model"):
+            load_model(adapter, FLOAT32, "cpu")
+
+
+def test_adapters_of_a_hub_id_are_put_on_the_snapshot_of_it(
+    adapter: Path, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = greedy(load_model(adapter, FLOAT32, "cpu"))
+    cache = tmp_path / "hub"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    repository = cache / "models--somebody--base"
+    shutil.copytree(saved, repository / "snapshots" / "0123456789abcdef0123456789abcdef01234567")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123456789abcdef0123456789abcdef01234567")
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    changed = {**settings, "base_model_name_or_path": "somebody/base"}
+    (adapter / "adapter_config.json").write_text(json.dumps(changed))
+    assert greedy(load_model(find_model(str(adapter)), FLOAT32, "cpu")) == expected
 
 
 def test_a_name_that_is_nothing_is_refused_within_five_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

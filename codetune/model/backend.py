@@ -1,0 +1,61 @@
+"""What decodes, on this machine and with these settings: `generate.backend`. Loads the model into it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from codetune.model import vllm_engine
+from codetune.model.complete import BatchGenerator
+from codetune.model.continuous import ContinuousGenerator, flash_attention, use_flash_attention
+from codetune.model.decoding import Decoder
+from codetune.model.load import choose_device, load_model
+from codetune.project import Generation, Model
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the choice depends on."""
+
+    gpu: bool
+    flash_attention: str | None
+    vllm: bool
+
+
+def wants_vllm(settings: Generation, machine: Machine) -> bool:
+    return settings.backend == "vllm" or (settings.backend == "auto" and machine.gpu and machine.vllm)
+
+
+def wants_continuous(settings: Generation, dtype: torch.dtype, machine: Machine) -> bool:
+    """Continuous batching needs a GPU, flash attention (so no float32) and greedy decoding: sampled tokens have random
+    numbers of their own in batches only. A `batch_size` that is said asks for batches."""
+    half = dtype in (torch.bfloat16, torch.float16)
+    greedy = settings.temperature == 0
+    return machine.gpu and machine.flash_attention is not None and half and greedy and settings.batch_size == "auto"
+
+
+def load_decoder(
+    directory: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    model: Model,
+    end_of_turn: Sequence[str],
+    settings: Generation,
+) -> Decoder:
+    """The model of a directory, ready to complete."""
+    if settings.backend == "vllm":
+        vllm_engine.require_installed()
+    device = choose_device()
+    # Of several GPUs each has a process and a model of its own, which vLLM would not keep to.
+    lies_ready = vllm_engine.is_installed() and torch.cuda.device_count() == 1
+    machine = Machine(device != "cpu", flash_attention(), lies_ready)
+    if wants_vllm(settings, machine):
+        return vllm_engine.load_vllm(directory, tokenizer, model, end_of_turn, settings)
+    network = load_model(directory, model, device)
+    if machine.flash_attention is None or not wants_continuous(settings, network.dtype, machine):
+        return BatchGenerator(network, tokenizer, end_of_turn, settings)
+    use_flash_attention(network, machine.flash_attention)
+    return ContinuousGenerator(network, tokenizer, end_of_turn, settings, limits={})

@@ -1,0 +1,64 @@
+"""Which backend decodes, for each machine and each setting."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from codetune.errors import ProjectError
+from codetune.model.backend import Machine, load_decoder, wants_continuous, wants_vllm
+from codetune.model.complete import BatchGenerator
+from codetune.model.vllm_engine import is_installed
+from codetune.project import Generation, Model
+from tests.model.builders import byte_tokenizer, tiny_model
+
+CPU, GPU = Machine(False, None, False), Machine(True, "flash_attention_2", False)
+BFLOAT16 = torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("settings", "dtype", "machine", "continuous"),
+    [
+        ({}, BFLOAT16, GPU, True),
+        ({}, BFLOAT16, CPU, False),
+        ({}, BFLOAT16, Machine(True, None, False), False),
+        ({}, torch.float32, GPU, False),
+        ({"temperature": 0.8}, BFLOAT16, GPU, False),
+        ({"batch_size": 8}, BFLOAT16, GPU, False),
+    ],
+    ids=["gpu", "cpu", "no flash attention", "float32", "sampled", "batches asked for"],
+)
+def test_continuous_batching_needs_all_that_makes_it_faster(
+    settings: dict[str, Any], dtype: torch.dtype, machine: Machine, continuous: bool
+) -> None:
+    assert wants_continuous(Generation(**settings), dtype, machine) == continuous
+
+
+@pytest.mark.parametrize(
+    ("backend", "machine", "vllm"),
+    [
+        ("auto", Machine(True, None, True), True),
+        ("auto", Machine(False, None, True), False),
+        ("auto", GPU, False),
+        ("transformers", Machine(True, None, True), False),
+        ("vllm", CPU, True),
+    ],
+)
+def test_vllm_is_taken_where_it_is_asked_for_or_lies_ready_on_a_gpu(backend: str, machine: Machine, vllm: bool) -> None:
+    assert wants_vllm(Generation(backend=backend), machine) == vllm
+
+
+@pytest.mark.skipif(is_installed(), reason="vllm is here")
+def test_vllm_that_is_not_installed_names_its_extra(tmp_path: Path) -> None:
+    with pytest.raises(ProjectError, match=r"pip install 'codetune\[vllm\]'"):
+        load_decoder(tmp_path, byte_tokenizer(bos=True), Model(), [], Generation(backend="vllm"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_on_a_cpu_batches_are_decoded(tmp_path: Path) -> None:
+    tiny_model("llama", 320).save_pretrained(tmp_path)
+    decoder = load_decoder(tmp_path, byte_tokenizer(bos=True), Model(dtype="float32"), [], Generation())
+    assert isinstance(decoder, BatchGenerator)

@@ -1,0 +1,66 @@
+"""Which token a random number stands for: by hand, by frequency, and against the nucleus filter of transformers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from transformers import TopPLogitsWarper
+
+from codetune.model.sampling import sample, stream_seed, uniform
+
+
+def chosen(shares: list[float], number: float, temperature: float = 1.0, top_p: float = 1.0) -> int:
+    logits = torch.tensor([[math.log(share) for share in shares]])
+    return int(sample(logits, temperature, top_p, [number]))
+
+
+def test_a_number_falls_into_the_share_of_its_token() -> None:
+    # Shares 0.2, 0.5, 0.3 reach 0.2, 0.7, 1.0 in the order of the ids.
+    assert [chosen([0.2, 0.5, 0.3], number) for number in (0.0, 0.19, 0.21, 0.69, 0.71, 0.999)] == [0, 0, 1, 1, 2, 2]
+
+
+def test_the_nucleus_leaves_the_unlikely_out_and_shares_what_is_left() -> None:
+    # 0.5 and 0.3 make up 0.75 together; of 0.8 the number 0.3 / 0.8 = 0.375 is the boundary.
+    assert [chosen([0.2, 0.3, 0.5], number, top_p=0.75) for number in (0.0, 0.374, 0.376, 0.999)] == [1, 1, 2, 2]
+    # The likeliest token is always there, and tokens of equal share come together.
+    assert {chosen([0.2, 0.3, 0.5], number / 10, top_p=0.01) for number in range(10)} == {2}
+    assert {chosen([0.25, 0.25, 0.5], number / 10, top_p=0.6) for number in range(10)} == {0, 1, 2}
+
+
+def test_temperature_sharpens() -> None:
+    # Squared and shared again: 0.2 and 0.8 become 1/17 and 16/17.
+    assert [chosen([0.2, 0.8], number, temperature=0.5) for number in (0.058, 0.06)] == [0, 1]
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 0.95])
+def test_the_nucleus_is_that_of_transformers(top_p: float) -> None:
+    logits = torch.randn(20, 50, generator=torch.Generator().manual_seed(1))
+    kept = TopPLogitsWarper(top_p)(torch.zeros(20, 1), logits).isfinite()
+    drawn = torch.stack([sample(logits, 1.0, top_p, [number / 500] * 20) for number in range(500)])  # [500, 20]
+    for row in range(20):
+        assert set(drawn[:, row].tolist()) <= set(kept[row].nonzero()[:, 0].tolist())
+    assert len(set(drawn[:, 0].tolist())) > 1
+
+
+def test_tokens_come_as_often_as_their_shares() -> None:
+    logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().repeat(20_000, 1)
+    tokens = sample(logits, 1.0, 1.0, [uniform("a stream", place) for place in range(20_000)])
+    for token, share in enumerate((0.1, 0.2, 0.3, 0.4)):
+        # Four standard deviations of a share of 20,000 draws.
+        assert abs((tokens == token).float().mean() - share) < 4 * math.sqrt(share * (1 - share) / 20_000)
+
+
+def test_rounding_of_the_logits_moves_no_more_than_the_boundaries() -> None:
+    """Two tokens of nearly equal share must not change places."""
+    numbers = [(2 * number + 1) / 2000 for number in range(1000)]
+    logits = torch.tensor([[0.0, 1e-7, 0.0]]).repeat(1000, 1)
+    assert torch.equal(sample(logits, 1.0, 0.99, numbers), sample(logits.flip(1), 1.0, 0.99, numbers))
+
+
+def test_numbers_of_a_stream_are_its_own() -> None:
+    drawn = {uniform(stream, place) for stream in ("42/a/0", "42/a/1", "43/a/0") for place in range(100)}
+    assert len(drawn) == 300
+    assert all(0 <= number < 1 for number in drawn)
+    assert stream_seed("42/a/0") != stream_seed("42/a/1")

@@ -1,0 +1,68 @@
+"""What vLLM is asked for and what is made of its answers, with an engine of three lines; vLLM itself needs a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from codetune.model import vllm_engine
+from codetune.model.decoding import Endings, Request, Written
+from codetune.model.vllm_engine import VllmGenerator
+from codetune.project import Generation
+from tests.model.builders import byte_tokenizer
+
+TOKENIZER = byte_tokenizer(bos=True)
+WINDOW = SimpleNamespace(eos_token_id=7, max_position_embeddings=30)
+
+
+class Scripted:
+    def __init__(self, text: str, reason: str, end: Sequence[int] = ()) -> None:
+        self.ids, self.reason = [*TOKENIZER(text)["input_ids"], *end], reason
+        self.asked: list[tuple[Sequence[int], dict[str, Any]]] = []
+
+    def generate(self, prompts: Sequence[Sequence[int]], settings: Sequence[dict[str, Any]]) -> list[Any]:
+        self.asked += zip(prompts, settings, strict=True)
+        return [SimpleNamespace(token_ids=self.ids, finish_reason=self.reason) for _ in prompts]
+
+
+def generator(engine: Scripted, **settings: Any) -> VllmGenerator:
+    endings = Endings(TOKENIZER, [WINDOW], ["[/turn]"])
+    return VllmGenerator(engine, endings, Generation(max_new_tokens=20, **settings))
+
+
+def test_greedy_requests_name_every_end_and_their_room() -> None:
+    engine = Scripted("return 1\ndef g", "stop")
+    ((number, written),) = generator(engine).complete([Request(tuple(range(3, 18)), ("\ndef ",), "s")])
+    assert (number, written.text, written.truncated) == (0, "return 1", False)
+    ((prompt, settings),) = engine.asked
+    assert tuple(prompt) == tuple(range(3, 18))
+    assert settings == {
+        "temperature": 0.0,
+        "max_tokens": 15,  # the window of 30
+        "stop": ["\ndef ", "[/turn]"],
+        "stop_token_ids": sorted({7, TOKENIZER.eos_token_id}),
+    }
+
+
+def test_samples_have_seeds_of_their_own() -> None:
+    engine = Scripted("x", "length")
+    list(generator(engine, temperature=0.8, top_p=0.9).complete([Request((3,), (), f"42/a/{n}") for n in range(2)]))
+    first, second = (settings for _, settings in engine.asked)
+    assert (first["temperature"], first["top_p"]) == (0.8, 0.9)
+    assert first["seed"] != second["seed"]
+
+
+def test_an_end_token_is_no_text_and_only_a_lack_of_room_truncates() -> None:
+    asked = [Request((3,), (), "")]
+    ended = Scripted("return 1", "stop", end=[7])
+    assert next(generator(ended).complete(asked))[1] == Written("return 1", len(ended.ids), truncated=False)
+    # Some engines leave the end token out.
+    assert not next(generator(Scripted("return 1", "stop")).complete(asked))[1].truncated
+    assert next(generator(Scripted("return 1", "length")).complete(asked))[1].truncated
+
+
+def test_a_long_work_list_goes_in_parts_and_keeps_its_numbers(monkeypatch: Any) -> None:
+    monkeypatch.setattr(vllm_engine, "REQUESTS_AT_ONCE", 2)
+    found = [number for number, _ in generator(Scripted("x", "stop")).complete([Request((3,), (), "")] * 5)]
+    assert found == [0, 1, 2, 3, 4]
