@@ -52,6 +52,9 @@ InstructOption = Annotated[
 BenchmarkArgument = Annotated[
     str, typer.Argument(metavar="BENCHMARK", help="humaneval, mbpp, demo, or the path of a JSONL in EvalPlus format.")
 ]
+LimitOption = Annotated[int | None, typer.Option(metavar="N", min=1, help="The first N tasks only.")]
+TasksOption = Annotated[list[str] | None, typer.Option("--task", metavar="ID", help="This task only. Repeatable.")]
+CompleteOption = Annotated[bool, typer.Option("--complete", help="Samples for a part of the tasks are an error.")]
 STAGES_HELP = "score, embed, select, train, generate, sanitize or evaluate."
 
 
@@ -196,6 +199,9 @@ def evaluate(
     samples: Annotated[Path | None, typer.Option(metavar="FILE", help="Judge this file in EvalPlus format.")] = None,
     model: ModelOption = None,
     instruct: InstructOption = None,
+    limit: LimitOption = None,
+    task: TasksOption = None,
+    complete: CompleteOption = False,
     project: ProjectOption = None,
     set_: SetOption = None,
     as_json: JsonOption = False,
@@ -210,10 +216,11 @@ def evaluate(
 
         desk = _desk(loaded)
         bench = benchmarking.open_bench(desk, benchmark)
+        part = benchmarking.part_of(bench, limit, task or [], complete)
         if samples is not None:
-            return presentation.evaluation([benchmarking.evaluate_file(desk, bench, samples)], [])
+            return presentation.evaluation([benchmarking.evaluate_file(desk, part, samples)], [])
         contestant = benchmarking.contestant(desk, _model(desk, model))
-        return presentation.evaluation([benchmarking.evaluate(desk, bench, contestant)], [])
+        return presentation.evaluation([benchmarking.evaluate(desk, bench, contestant, part)], [])
 
     _perform(work, as_json)
 
@@ -223,6 +230,8 @@ def eval_(
     benchmark: BenchmarkArgument,
     models: ModelsOption = None,
     instruct: InstructOption = None,
+    limit: LimitOption = None,
+    task: TasksOption = None,
     project: ProjectOption = None,
     set_: SetOption = None,
     as_json: JsonOption = False,
@@ -231,10 +240,11 @@ def eval_(
     loaded = _optional(project, set_, _prompt_flag(instruct))
 
     def work() -> Shown:
-        from codetune import journey, presentation
+        from codetune import benchmarking, journey, presentation
 
         desk = _desk(loaded)
-        reports = journey.evaluate_by_name(desk, benchmark, list(dict.fromkeys(models or [_model(desk, None)])))
+        bench = benchmarking.part_of(benchmarking.open_bench(desk, benchmark), limit, task or [], complete=False)
+        reports = journey.evaluate_by_name(desk, bench, list(dict.fromkeys(models or [_model(desk, None)])))
         return presentation.evaluation(reports, journey.compare(reports))
 
     _perform(work, as_json)

@@ -58,18 +58,17 @@ def run(desk: Desk, first: Stage, last: Stage) -> Iterator[StageResult | Report]
             if "sanitize" in wanted:
                 yield benchmarking.sanitize(desk, bench, model)
             if "evaluate" in wanted:
-                yield benchmarking.evaluate(desk, bench, model)
+                yield benchmarking.evaluate(desk, bench, model, bench)
 
 
-def evaluate_by_name(desk: Desk, said: str, names: Sequence[str]) -> list[Report]:
+def evaluate_by_name(desk: Desk, bench: benchmarking.Bench, names: Sequence[str]) -> list[Report]:
     """Generate, sanitize and evaluate each model on one benchmark. All names are resolved before the first is run."""
-    bench = benchmarking.open_bench(desk, said)
     models = [benchmarking.contestant(desk, name) for name in names]
     reports = []
     for model in models:
         benchmarking.generate(desk, bench, model)
         benchmarking.sanitize(desk, bench, model)
-        reports.append(benchmarking.evaluate(desk, bench, model))
+        reports.append(benchmarking.evaluate(desk, bench, model, bench))
     return reports
 
 

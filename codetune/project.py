@@ -148,7 +148,7 @@ class Evaluation(Section):
         ["humaneval", "mbpp"], description="humaneval, mbpp, demo, or paths of JSONL files in EvalPlus format"
     )
     sandbox: Literal["auto", "bubblewrap", "namespaces", "landlock", "none"] = Field(
-        "auto", description="how generated code is confined"
+        "auto", description="how generated code is confined: auto is the strongest way that works here, or an error"
     )
     k: Annotated[list[Count], Field(min_length=1)] = Field([1], description="the k of pass@k")
 
@@ -221,7 +221,6 @@ NOT_IN_THIS_VERSION: Mapping[str, Sequence[object]] = {
     "train.sort_in_step": (True,),
     "train.merge": (True,),
     "generate.backend": ("vllm",),
-    "evaluate.sandbox": ("bubblewrap", "namespaces", "landlock"),
     "launch.strategy": ("ddp", "fsdp", "zero1", "zero2", "zero3"),
     "launch.offload": ("optimizer", "all"),
 }

@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from codetune import benchmarking
+from codetune.benchmark.probe import choose_tier
 from codetune.errors import DataError, StaleError, UsageError
 from codetune.parts import LineLog
 from codetune.stages import Desk
@@ -38,7 +39,8 @@ def test_samples_of_anybody_are_judged_and_the_report_is_kept(desk: Desk) -> Non
     report = judged(desk, [GOOD[0], wrong, GOOD[2]])
     assert report["verdicts"]["Small/1"] == [{"base": "pass", "plus": "fail"}]
     assert report["pass_at_k"] == {"base": {"pass@1": 1.0}, "plus": {"pass@1": 2 / 3}}
-    assert (report["benchmark"], report["sandbox"], report["tasks_in_benchmark"]) == ("tasks", "process", 3)
+    assert (report["benchmark"], report["sandbox"], report["tasks_in_benchmark"]) == ("tasks", choose_tier("auto"), 3)
+    assert report["failures"] == {"Small/1": ["plus call 1, add_1(-1): wrong answer"]}
     kept = desk.run.evaluation("tasks", report["model"])
     assert json.loads(kept.read_text()) == json.loads(json.dumps(report))
     stamp = kept.stat().st_mtime_ns
@@ -91,7 +93,7 @@ def test_completions_are_taken_up_again_and_those_there_are_not_made_twice(desk:
     assert [row["task_id"] for row in rows] == ["Small/0", "Small/1", "Small/2"]
     assert rows[1]["completion"] == "    return x + 1\n"
     benchmarking.sanitize(desk, bench, base)
-    assert benchmarking.evaluate(desk, bench, base)["verdicts"]["Small/1"][0]["plus"] == "pass"
+    assert benchmarking.evaluate(desk, bench, base, bench)["verdicts"]["Small/1"][0]["plus"] == "pass"
 
 
 def test_a_model_replaced_at_the_same_path_is_another_model(desk: Desk) -> None:
@@ -138,7 +140,7 @@ def test_a_setting_by_flag_of_generate_makes_nothing_stale_and_an_edited_file_is
 def test_evaluating_before_generating_names_the_command(desk: Desk) -> None:
     bench, base = benchmarking.open_bench(desk, "tasks.jsonl"), benchmarking.contestant(desk, "base")
     with pytest.raises(StaleError, match=r"Run: codetune generate tasks\.jsonl --model base"):
-        benchmarking.evaluate(desk, bench, base)
+        benchmarking.evaluate(desk, bench, base, bench)
 
 
 def test_a_samples_file_is_sanitized_for_the_benchmark_that_its_tasks_tell(desk: Desk) -> None:

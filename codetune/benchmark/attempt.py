@@ -1,5 +1,5 @@
-"""One program on one suite of a task: it runs in the sandbox, its answers are read and compared here, in order, up to the
-first that is wrong.
+"""One program on one suite of a task: it runs in the sandbox, its answers are read and compared here, in order, up to
+the first that is wrong.
 
 What a program sends is read under a limit of memory and of time, since a few bytes can stand for gigabytes, or for a
 comparison without end. Limits of time are EvalPlus'. The limit of a single call is kept inside the sandbox, where a
@@ -49,7 +49,7 @@ class CanonicalError(Exception):
     """A canonical solution that does not return plain values for all inputs in time: the benchmark's fault."""
 
 
-class Wrong(Exception):
+class WrongError(Exception):
     """A call without the right answer; `limit_seconds` where it had no more time."""
 
     def __init__(self, why: str, limit_seconds: float | None = None) -> None:
@@ -70,7 +70,7 @@ def judge_suite(sandbox: Sandbox, problem: Problem, code: str, suite: tuple[str,
             try:
                 content = _content(next(frames), limits[number], total)
                 _require_agreement(comparison, call, content, expected.outputs[number])
-            except Wrong as why:
+            except WrongError as why:
                 at = f"{name} call {number + 1}, {shown_call(problem, call)}: {why}"
                 return Result("timeout" if why.limit_seconds == total else "fail", at, _is_starved(run, why))
     return Result("pass")
@@ -85,12 +85,14 @@ def canonical_calls(sandbox: Sandbox, problem: Problem, name: str) -> Calls:
     with sandbox.run(request, CANONICAL_SECONDS) as run:
         frames = run.frames()
         for number, call in enumerate(inputs):
-            frame = next(frames)
             try:
-                output, is_known = wire.decode_and_tell(_content(frame, CANONICAL_SECONDS, CANONICAL_SECONDS))
+                frame = next(frames)
+                content = _content(frame, CANONICAL_SECONDS, CANONICAL_SECONDS)
+                assert isinstance(frame, Frame)
+                output, is_known = wire.decode_and_tell(content)
                 if not is_known and not wants_presence_only(problem):
-                    raise Wrong("returned what is no plain value")
-            except Wrong as why:
+                    raise WrongError("returned what is no plain value")
+            except WrongError as why:
                 raise CanonicalError(f"{name} call {number + 1}, {shown_call(problem, call)}: {why}") from None
             outputs.append(output is not None if wants_presence_only(problem) else output)
             seconds.append(frame.seconds)
@@ -124,16 +126,16 @@ def _content(frame: Frame | Ended, limit: float, total: float) -> bytearray:
         case Frame(kind=program.VALUE, content=content):
             return content
         case Frame(kind=program.LATE):
-            raise Wrong(f"took over {limit:.3g} s", limit)
+            raise WrongError(f"took over {limit:.3g} s", limit)
         case Frame(kind=program.RAISED, content=name):
-            raise Wrong(f"raised {_error_name(name)}")
+            raise WrongError(f"raised {_error_name(name)}")
         case Frame(kind=program.NOT_LOADED, content=name):
-            raise Wrong(f"the program did not load ({_error_name(name)})")
+            raise WrongError(f"the program did not load ({_error_name(name)})")
         case Ended(how="late"):
-            raise Wrong(f"all calls took over {total:.3g} s", total)
+            raise WrongError(f"all calls took over {total:.3g} s", total)
         case Ended(how="died"):
-            raise Wrong("the process died")
-    raise Wrong("what came back was too much, or nothing that a program sends")
+            raise WrongError("the process died")
+    raise WrongError("what came back was too much, or nothing that a program sends")
 
 
 def _error_name(content: bytearray) -> str:
@@ -147,14 +149,14 @@ def _require_agreement(comparison: Comparison, call: Sequence[Any], content: byt
         try:
             agrees = comparison.agrees(call, wire.decode(content), expected)
         except INCOMPARABLE as why:
-            raise Wrong(f"returned what cannot be read ({type(why).__name__})") from None
+            raise WrongError(f"returned what cannot be read ({type(why).__name__})") from None
     if not agrees:
-        raise Wrong("wrong answer")
+        raise WrongError("wrong answer")
 
 
 @contextmanager
 def _bounded() -> Iterator[None]:
-    """Memory and time for one value. At the end of the time this process dies, which is its judge's to notice: code in C
+    """Memory and time for one value. At the end of the time this process dies, which its judge will notice: code in C
     hears no exception."""
     before, hard = resource.getrlimit(resource.RLIMIT_AS)
     most = _own_bytes() + READING_BYTES
@@ -173,5 +175,5 @@ def _own_bytes() -> int:
     return int(psutil.Process().memory_info().vms)
 
 
-def _is_starved(run: Run, why: Wrong) -> bool:
+def _is_starved(run: Run, why: WrongError) -> bool:
     return why.limit_seconds is not None and run.waited_seconds() > STARVED_SHARE * why.limit_seconds

@@ -65,9 +65,7 @@ class Comparison:
             self._tolerance = LEAST_FLOAT_TOLERANCE
         if exact or self._tolerance == 0:
             return bool(exact)
-        if type(output) is not type(expected) or (
-            isinstance(expected, list | tuple) and len(output) != len(expected)
-        ):
+        if type(output) is not type(expected) or (isinstance(expected, list | tuple) and len(output) != len(expected)):
             return False
         if _has_over(output, MOST_PARTS):
             return False

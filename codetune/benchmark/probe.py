@@ -26,7 +26,7 @@ PROBE_SECONDS = 20
 PROBE_BYTES = 2**32
 
 # Returns what succeeded that must not, in words. Through the C library where the guard has taken Python's own away.
-INTRUDER = '''
+INTRUDER = """
 import ctypes, os, socket
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -77,7 +77,7 @@ def intrude(port, abstract, secret, new, judge):
             pass
     import numpy
     return open_ways, float(numpy.arange(4).sum())
-'''
+"""
 
 
 def choose_tier(wanted: Literal["auto", "bubblewrap", "namespaces", "landlock", "none"]) -> Tier:
@@ -90,11 +90,11 @@ def choose_tier(wanted: Literal["auto", "bubblewrap", "namespaces", "landlock", 
         if trouble is None:
             return tier
         failures.append(trouble)
+    expected = f"one of {', '.join(LADDER)}" if wanted == "auto" else wanted
     raise CodetuneError(
-        f"No sandbox works here, and programs that nobody has read are not run without one. Tried: {'; '.join(failures)}. "
-        f"Expected: {'one of ' if wanted == 'auto' else ''}{', '.join(LADDER) if wanted == 'auto' else wanted}. Install "
-        "bubblewrap, or use Linux 5.13 or newer where containers allow Landlock and seccomp; evaluate.sandbox: none runs "
-        "programs with your rights"
+        f"No sandbox works here, and no program is run without one. Tried: {'; '.join(failures)}. "
+        f"Expected: {expected}. Install bubblewrap, or use Linux 5.13 or newer where containers allow Landlock and "
+        "seccomp. evaluate.sandbox: none runs programs with your rights"
     )
 
 

@@ -1,8 +1,8 @@
 """Inside the sandbox: one program, called with its inputs; what it returns goes out call by call.
 
 EvalPlus' own guard, time limit of a call and swallowed output hold around the program, so that honest ones find what
-they find there. Whatever happens here proves nothing: the program can change all of it, and gains only the right to send
-values of its own choice. Nothing that it could look for is here: no expected outputs, no files, no other process.
+they find there. Whatever happens here proves nothing: the program can change all of it, and gains only the right to
+send values of its own choice. Nothing that it could look for is here: no expected outputs, no files, no other process.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ def run(request: Request, channel: int) -> None:
         try:
             with time_limit(limit), swallow_io():
                 output = function(*call)
-        except BaseException as why:
+        except BaseException as why:  # noqa: BLE001 - a stranger's program
             late = isinstance(why, TimeoutException)
             send(channel, LATE if late else RAISED, clock() - began, type(why).__name__.encode())
             return
         seconds = clock() - began
         try:
             content = dump(_as_set(output) if request.returns == "set" else output)
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - a stranger's program
             content = opaque(output)  # too deep, or whatever its class does when it is looked at
         if len(content) > LARGEST_FRAME_BYTES:
             content = opaque(output)
@@ -84,7 +84,7 @@ def _load(request: Request, channel: int) -> Any:
             # Without our own `from __future__`, which exec would hand on.
             exec(compile(request.code, "<string>", "exec", dont_inherit=True), names)
             return names[request.entry_point]
-    except BaseException as why:
+    except BaseException as why:  # noqa: BLE001 - a stranger's program
         send(channel, NOT_LOADED, 0.0, type(why).__name__.encode())
         return None
 

@@ -1,5 +1,5 @@
-"""A place to run programs that nobody trusts, from the outside: starts the zygote in one of the tiers, hands it one program
-at a time, and reads what comes back. Which tier works on this machine is found in `probe.py`.
+"""A place to run programs that nobody trusts, from the outside: starts the zygote in one of the tiers, hands it one
+program at a time, and reads what comes back. Which tier works on this machine is found in `probe.py`.
 
 What holds in every tier but `none`, and by what:
 - no network, Unix or abstract sockets, no other programs, no processes beside threads, no signals: seccomp;
@@ -8,9 +8,9 @@ What holds in every tier but `none`, and by what:
 - memory, files, threads and descriptors by limits, time by a kill from here; each run is a process, which goes with it;
 - no environment of the user, no descriptor but its own channel.
 
-What cannot be stopped: faults of the kernel that the calls which stay allowed can reach; burning CPU up to the limit and
-memory up to its limit, times the workers; a program that knows the answers by heart; reading the interpreter and its
-packages. In the tier `landlock` programs can learn that a file exists and how large it is, not what is in it; under
+What cannot be stopped: faults of the kernel that the calls which stay allowed can reach; burning CPU up to the limit
+and memory up to its limit, times the workers; a program that knows the answers by heart; reading the interpreter and
+its packages. In the tier `landlock` programs can learn that a file exists and how large it is, not what is in it; under
 bubblewrap, or as root that cannot change its user, the threads of a program are bounded by its memory alone.
 """
 
@@ -40,9 +40,12 @@ from codetune.errors import CodetuneError
 
 Tier = Literal["bubblewrap", "namespaces", "landlock", "none"]
 
-ZYGOTE = "import sys; sys.path += sys.argv[1].split(':'); del sys.argv[1]; from codetune.benchmark.zygote import main; main()"
+ZYGOTE = "import sys; sys.path += sys.argv.pop(1).split(':'); from codetune.benchmark.zygote import main; main()"
 # What bubblewrap's root needs of this package; the other tiers load it before they leave.
-CODE = ("", *(f"benchmark/{name}" for name in ("", "kernel", "landlock", "namespaces", "program", "seccomp", "wire", "zygote")))
+CODE = (
+    "",
+    *(f"benchmark/{name}" for name in ("", "kernel", "landlock", "namespaces", "program", "seccomp", "wire", "zygote")),
+)
 CODE_PLACE = Path("/codetune/code")
 SYSTEM_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib")
 SYSTEM_FILES = ("/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo")
@@ -257,6 +260,10 @@ def _environment(tier: Tier, directory: Path) -> Mapping[str, str]:
     """Nothing of the user's. Hashes are seeded so that verdicts repeat; one thread, as a fork takes one along."""
     home = str(directory if tier in ("landlock", "none") else namespaces.SCRATCH)
     return {
-        **{"PATH": os.defpath, "LANG": "C.UTF-8", "HOME": home, "TMPDIR": home, "PYTHONHASHSEED": "0"},
+        "PATH": os.defpath,
+        "LANG": "C.UTF-8",
+        "HOME": home,
+        "TMPDIR": home,
+        "PYTHONHASHSEED": "0",
         **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
     }

@@ -22,50 +22,52 @@ from codetune.benchmark import kernel
 # linux/audit.h; a filter must know which machine's numbers it is asked about. The position in the tables follows.
 MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 
+# fmt: off
 # name: its number on x86-64 and on aarch64, where it has one
 ALLOWED: Mapping[str, tuple[int, int | None]] = {
     # files that are open
-    **{"read": (0, 63), "write": (1, 64), "readv": (19, 65), "writev": (20, 66), "pread64": (17, 67)},
-    **{"pwrite64": (18, 68), "close": (3, 57), "close_range": (436, 436), "lseek": (8, 62), "fstat": (5, 80)},
-    **{"ftruncate": (77, 46), "fsync": (74, 82), "fdatasync": (75, 83), "fallocate": (285, 47), "flock": (73, 32)},
-    **{"dup": (32, 23), "dup2": (33, None), "dup3": (292, 24), "pipe": (22, None), "pipe2": (293, 59)},
-    **{"eventfd2": (290, 19), "copy_file_range": (326, 285), "sendfile": (40, 71)},
+    "read": (0, 63), "write": (1, 64), "readv": (19, 65), "writev": (20, 66), "pread64": (17, 67),
+    "pwrite64": (18, 68), "close": (3, 57), "close_range": (436, 436), "lseek": (8, 62), "fstat": (5, 80),
+    "ftruncate": (77, 46), "fsync": (74, 82), "fdatasync": (75, 83), "fallocate": (285, 47), "flock": (73, 32),
+    "dup": (32, 23), "dup2": (33, None), "dup3": (292, 24), "pipe": (22, None), "pipe2": (293, 59),
+    "eventfd2": (290, 19), "copy_file_range": (326, 285), "sendfile": (40, 71),
     # files by name, as far as Landlock and the mounts allow
-    **{"open": (2, None), "openat": (257, 56), "creat": (85, None), "stat": (4, None), "lstat": (6, None)},
-    **{"newfstatat": (262, 79), "statx": (332, 291), "access": (21, None), "faccessat": (269, 48)},
-    **{"faccessat2": (439, 439), "readlink": (89, None), "readlinkat": (267, 78), "getcwd": (79, 17)},
-    **{"chdir": (80, 49), "fchdir": (81, 50), "getdents64": (217, 61), "mkdir": (83, None), "mkdirat": (258, 34)},
-    **{"rmdir": (84, None), "unlink": (87, None), "unlinkat": (263, 35), "rename": (82, None), "renameat": (264, 38)},
-    **{"renameat2": (316, 276), "symlink": (88, None), "symlinkat": (266, 36), "umask": (95, 166)},
-    **{"statfs": (137, 43), "fstatfs": (138, 44)},
+    "open": (2, None), "openat": (257, 56), "creat": (85, None), "stat": (4, None), "lstat": (6, None),
+    "newfstatat": (262, 79), "statx": (332, 291), "access": (21, None), "faccessat": (269, 48),
+    "faccessat2": (439, 439), "readlink": (89, None), "readlinkat": (267, 78), "getcwd": (79, 17),
+    "chdir": (80, 49), "fchdir": (81, 50), "getdents64": (217, 61), "mkdir": (83, None), "mkdirat": (258, 34),
+    "rmdir": (84, None), "unlink": (87, None), "unlinkat": (263, 35), "rename": (82, None), "renameat": (264, 38),
+    "renameat2": (316, 276), "symlink": (88, None), "symlinkat": (266, 36), "umask": (95, 166),
+    "statfs": (137, 43), "fstatfs": (138, 44),
     # memory
-    **{"brk": (12, 214), "mmap": (9, 222), "munmap": (11, 215), "mremap": (25, 216), "mprotect": (10, 226)},
-    **{"madvise": (28, 233), "msync": (26, 227), "mincore": (27, 232)},
+    "brk": (12, 214), "mmap": (9, 222), "munmap": (11, 215), "mremap": (25, 216), "mprotect": (10, 226),
+    "madvise": (28, 233), "msync": (26, 227), "mincore": (27, 232),
     # waiting
-    **{"select": (23, None), "pselect6": (270, 72), "poll": (7, None), "ppoll": (271, 73), "epoll_create1": (291, 20)},
-    **{"epoll_ctl": (233, 21), "epoll_wait": (232, None), "epoll_pwait": (281, 22), "nanosleep": (35, 101)},
-    **{"clock_nanosleep": (230, 115), "sched_yield": (24, 124), "pause": (34, None), "futex": (202, 98)},
+    "select": (23, None), "pselect6": (270, 72), "poll": (7, None), "ppoll": (271, 73), "epoll_create1": (291, 20),
+    "epoll_ctl": (233, 21), "epoll_wait": (232, None), "epoll_pwait": (281, 22), "nanosleep": (35, 101),
+    "clock_nanosleep": (230, 115), "sched_yield": (24, 124), "pause": (34, None), "futex": (202, 98),
     # time
-    **{"time": (201, None), "gettimeofday": (96, 169), "clock_gettime": (228, 113), "clock_getres": (229, 114)},
-    **{"times": (100, 153), "alarm": (37, None), "getitimer": (36, 102), "setitimer": (38, 103)},
+    "time": (201, None), "gettimeofday": (96, 169), "clock_gettime": (228, 113), "clock_getres": (229, 114),
+    "times": (100, 153), "alarm": (37, None), "getitimer": (36, 102), "setitimer": (38, 103),
     # its own signals
-    **{"rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139), "rt_sigpending": (127, 136)},
-    **{"rt_sigsuspend": (130, 133), "rt_sigtimedwait": (128, 137), "sigaltstack": (131, 132)},
-    **{"restart_syscall": (219, 128)},
+    "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139), "rt_sigpending": (127, 136),
+    "rt_sigsuspend": (130, 133), "rt_sigtimedwait": (128, 137), "sigaltstack": (131, 132),
+    "restart_syscall": (219, 128),
     # who and where it is
-    **{"getpid": (39, 172), "gettid": (186, 178), "getppid": (110, 173), "getpgrp": (111, None), "getpgid": (121, 155)},
-    **{"getsid": (124, 156), "getuid": (102, 174), "geteuid": (107, 175), "getgid": (104, 176), "getegid": (108, 177)},
-    **{"getgroups": (115, 158), "getresuid": (118, 148), "getresgid": (120, 150), "uname": (63, 160)},
-    **{"sysinfo": (99, 179), "getrusage": (98, 165), "getrlimit": (97, 163), "getcpu": (309, 168)},
-    **{"sched_getaffinity": (204, 123), "sched_getparam": (143, 121), "sched_getscheduler": (145, 120)},
+    "getpid": (39, 172), "gettid": (186, 178), "getppid": (110, 173), "getpgrp": (111, None), "getpgid": (121, 155),
+    "getsid": (124, 156), "getuid": (102, 174), "geteuid": (107, 175), "getgid": (104, 176), "getegid": (108, 177),
+    "getgroups": (115, 158), "getresuid": (118, 148), "getresgid": (120, 150), "uname": (63, 160),
+    "sysinfo": (99, 179), "getrusage": (98, 165), "getrlimit": (97, 163), "getcpu": (309, 168),
+    "sched_getaffinity": (204, 123), "sched_getparam": (143, 121), "sched_getscheduler": (145, 120),
     # threads and their end, chance
-    **{"set_robust_list": (273, 99), "get_robust_list": (274, 100), "rseq": (334, 293), "membarrier": (324, 283)},
-    **{"arch_prctl": (158, None), "set_tid_address": (218, 96), "exit": (60, 93), "exit_group": (231, 94)},
-    **{"getrandom": (318, 278)},
+    "set_robust_list": (273, 99), "get_robust_list": (274, 100), "rseq": (334, 293), "membarrier": (324, 283),
+    "arch_prctl": (158, None), "set_tid_address": (218, 96), "exit": (60, 93), "exit_group": (231, 94),
+    "getrandom": (318, 278),
     # the ends of a connected pair
-    **{"sendto": (44, 206), "recvfrom": (45, 207), "shutdown": (48, 210), "getsockname": (51, 204)},
-    **{"getpeername": (52, 205), "getsockopt": (55, 209), "setsockopt": (54, 208)},
+    "sendto": (44, 206), "recvfrom": (45, 207), "shutdown": (48, 210), "getsockname": (51, 204),
+    "getpeername": (52, 205), "getsockopt": (55, 209), "setsockopt": (54, 208),
 }
+# fmt: on
 CLONE3 = 435  # its flags lie in memory, where a filter cannot look; told that it is missing, the C library uses clone
 
 CLONE_THREAD = 0x10000

@@ -112,7 +112,15 @@ def decode_and_tell(content: bytes | bytearray) -> tuple[Any, bool]:
         value = reader.load()
         return (builder.build(value) if reader.has_tags else value), not builder.found_opaque
     # What unpickling and the constructors below raise for bytes that nobody wrote honestly.
-    except (pickle.UnpicklingError, EOFError, LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as why:
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        ArithmeticError,
+    ) as why:
         raise WireError(f"{type(why).__name__}: {why}") from None
 
 
@@ -157,9 +165,9 @@ def _taken_apart(value: Any) -> tuple[str, Any]:
         return kind.__name__, EXACT[kind][0](value)
     if isinstance(value, np.generic | np.ndarray) and not value.dtype.fields:
         return _array(value)
-    for foreign in FOREIGN:
-        if isinstance(value, foreign.__base__):
-            return foreign.__name__, FOREIGN[foreign](value)
+    for extended, (foreign, data) in FOREIGN.items():
+        if isinstance(value, extended):
+            return foreign.__name__, data(value)
     for abstract, (name, data) in ABSTRACT.items():
         if isinstance(value, abstract):
             return name, data(value)
@@ -218,17 +226,17 @@ EXACT: Mapping[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     datetime.datetime: (_each(*DAY, *TIME), _with(datetime.datetime)),
     datetime.timedelta: (_each("days", "seconds", "microseconds"), _with(datetime.timedelta)),
 }
-# By the methods of what is extended, which a subclass cannot override here.
-FOREIGN: Mapping[type, Callable[[Any], Any]] = {
-    ForeignInt: int.__int__,
-    ForeignFloat: float.__float__,
-    ForeignStr: str.__str__,
-    ForeignBytes: lambda value: bytes(memoryview(value)),
-    ForeignTuple: lambda value: tuple(tuple.__iter__(value)),
-    ForeignList: lambda value: list(list.__iter__(value)),
-    ForeignDict: lambda value: dict(dict.items(value)),
-    ForeignSet: lambda value: set(set.__iter__(value)),
-    ForeignFrozenset: lambda value: frozenset(frozenset.__iter__(value)),
+# What is extended -> what stands for it, and its data by methods that a subclass cannot override.
+FOREIGN: Mapping[type, tuple[type, Callable[[Any], Any]]] = {
+    int: (ForeignInt, int.__int__),
+    float: (ForeignFloat, float.__float__),
+    str: (ForeignStr, str.__str__),
+    bytes: (ForeignBytes, lambda value: bytes(memoryview(value))),
+    tuple: (ForeignTuple, lambda value: tuple(tuple.__iter__(value))),
+    list: (ForeignList, lambda value: list(list.__iter__(value))),
+    dict: (ForeignDict, lambda value: dict(dict.items(value))),
+    set: (ForeignSet, lambda value: set(set.__iter__(value))),
+    frozenset: (ForeignFrozenset, lambda value: frozenset(frozenset.__iter__(value))),
 }
 # Numbers of other libraries, and what dictionaries show of themselves, which equals a set.
 ABSTRACT: Mapping[type, tuple[str, Callable[[Any], Any]]] = {
@@ -239,7 +247,7 @@ ABSTRACT: Mapping[type, tuple[str, Callable[[Any], Any]]] = {
 }
 BUILT: Mapping[str, Callable[[Any], Any]] = {
     **{kind.__name__: build for kind, (_, build) in EXACT.items()},
-    **{kind.__name__: kind for kind in FOREIGN},
+    **{kind.__name__: kind for kind, _ in FOREIGN.values()},
     "opaque": lambda name: Opaque(str(name)[:100]),
     "scalar": lambda data: _build_array(data)[()],
     "array": _build_array,
@@ -276,5 +284,3 @@ class _Builder:
         if isinstance(value, dict):
             return {self.build(key): self.build(item) for key, item in value.items()}
         return type(value)(self.build(item) for item in value)
-
-

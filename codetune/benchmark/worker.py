@@ -1,9 +1,9 @@
 """The trusted process that has one program after the other run in its sandbox, and judges them; `pool.py` starts it and
 speaks to it over a socket. A job is a record, an answer is JSON.
 
-It is disposable, and that is its part in the defence: it holds one task at a time, and a value that brings it down costs
-the program that sent it its verdict, nothing else. Expected outputs and comparison are here, in no process that a program
-could reach.
+It is disposable, and that is its part in the defence: it holds one task at a time, and a value that brings it down
+costs the program that sent it its verdict, nothing else. Expected outputs and comparison are here, in no process that a
+program could reach.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Inside the sandbox: the process that programs are forked from, one at a time; `sandbox.py` starts it and speaks to it.
+"""Inside the sandbox: the process that programs are forked from, one at a time; `sandbox.py` starts it.
 
 Python, numpy and EvalPlus' guard are loaded once; a fork of that takes milliseconds, where a fresh interpreter takes a
 hundred. This process is trusted and never reads a byte of a program: it takes a socket, forks, waits, and says that the
@@ -76,7 +76,9 @@ def _enter(tier: str, readable: Sequence[Path]) -> Confinement:
     alone = _leave_root(unused_user, readable)
     kernel.drop_capabilities()
     kernel.gain_no_privileges()
+    # These two last: the kernel forgets them when the user changes.
     kernel.hide_from_own_user()
+    kernel.die_with_parent()
     scratch = None if tier == "landlock" else _go_to(namespaces.SCRATCH)
     return Confinement(
         _rules(tier, readable, scratch),
@@ -128,7 +130,6 @@ def _leave_root(user: int, readable: Sequence[Path]) -> bool:
         os.setresuid(user, user, user)
     except OSError:
         return False
-    kernel.die_with_parent()  # forgotten by the kernel when the user changes
     return True
 
 
@@ -181,4 +182,4 @@ def _empty(scratch: Path) -> None:
         if entry.is_dir(follow_symlinks=False):
             shutil.rmtree(entry.path)
         else:
-            os.unlink(entry.path)
+            Path(entry.path).unlink()
