@@ -1,9 +1,10 @@
 """Whether what a program returned is what was expected, by EvalPlus' rules. Pure; on the trusted side of the sandbox.
 
 EvalPlus 0.3.1 compares inside `unsafe_execute`, beside the program, so those lines are restated here; its constants and
-special oracles are its own. One difference is meant: an oracle that looks at the input (HumanEval/32, Mbpp/558 and 581)
-sees it as the task has it, where EvalPlus' sees what the program has left of it. A program that changes the polynomial
-it is given can be judged otherwise here, and rightly.
+special oracles are its own. Two things about HumanEval/32, find_zero, whose oracle puts the answer into the polynomial.
+EvalPlus looks at the polynomial that the program has left, here it is the task's. And EvalPlus forgets to count the
+calls of this task, so that by its command no solution ever passes, its own neither; as figures are to be compared with
+those of its command, the same holds here, and the report says why (`is_never_counted`).
 """
 
 from __future__ import annotations
@@ -39,6 +40,11 @@ def compares_sets(problem: Problem) -> bool:
 def wants_presence_only(problem: Problem) -> bool:
     """Whether something is returned is all that counts; what is expected is then a bool."""
     return rules_of(problem) == "mbpp" and problem.entry_point in MBPP_OUTPUT_NOT_NONE_TASKS
+
+
+def is_never_counted(problem: Problem) -> bool:
+    """Whether EvalPlus' loop leaves the right answers of this task out, by a `continue` before they are noted."""
+    return rules_of(problem) == "humaneval" and problem.entry_point == "find_zero" and bool(problem.base_input)
 
 
 class Comparison:

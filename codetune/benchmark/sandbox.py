@@ -133,7 +133,8 @@ class Sandbox:
                     cwd=directory,
                     env=_environment(tier, directory),
                 )
-            except OSError as why:
+            except (OSError, SandboxError) as why:
+                ours.close()
                 raise SandboxError(f"{tier}: {why}") from why
         sandbox = cls(tier, process, ours)
         ours.settimeout(START_SECONDS)
@@ -252,7 +253,7 @@ def _bubblewrap(package: Path, paths: list[str]) -> list[str]:
 def _find_bubblewrap() -> str:
     found = shutil.which("bwrap")
     if found is None:
-        raise SandboxError("bubblewrap: no bwrap on the path")
+        raise SandboxError("no bwrap on the path")
     return found
 
 

@@ -8,6 +8,7 @@ limits, seccomp; what fails there ends the child, unheard. There is no way back 
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import shutil
@@ -47,6 +48,7 @@ def main() -> None:
     except OSError as why:
         control.send(f"{tier}: {why}".encode())
         return
+    gc.freeze()  # else the first collection in every fork would copy all that is loaded
     control.send(READY)
     while True:
         _, descriptors, _, _ = socket.recv_fds(control, 1, 1)

@@ -37,6 +37,7 @@ CHANNEL = (
     "    except OSError: return False\nchannel = next(filter(is_socket, range(3, 99)))\n"
 )
 
+# ruff: noqa: E501 - programs on one line each
 # What passes only by deceiving the judge.
 FORGERIES = {
     "equals_everything": f"{ALWAYS}def double(x): return Always()",
