@@ -32,7 +32,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Self
 
-import codetune
 from codetune.benchmark import namespaces
 from codetune.benchmark.program import HEADER, HELLO, LARGEST_FRAME_BYTES, Request
 from codetune.benchmark.zygote import READY
@@ -228,7 +227,7 @@ def _packages() -> list[str]:
 
 def _command(tier: Tier, descriptor: int) -> list[str]:
     python = str(Path(sys.executable).resolve())
-    package = Path(codetune.__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     places = [*_packages(), str(CODE_PLACE if tier == "bubblewrap" else package.parent)]
     paths = [str(path) for path in readable_paths()]
     zygote = [python, "-P", "-S", "-c", ZYGOTE, ":".join(places), str(descriptor), tier, *paths]
