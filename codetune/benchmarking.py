@@ -28,17 +28,21 @@ from codetune.store import Seal, locked, read_seal, remove, write_lines, write_t
 
 if TYPE_CHECKING:
     from codetune.benchmark.evaluate import Report
+    from codetune.benchmark.sandbox import Tier
 
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """A benchmark and its tasks; `name` is the directory of its artefacts."""
+    """A benchmark, or a part of one, and its tasks; `name` is the directory of its artefacts."""
 
     name: str
     said: str  # as the user says it
     file: Path
     digest: str
     problems: Sequence[Problem]
+    whole: Sequence[Problem]  # all tasks, where `problems` is a part
+    title: str  # the name of the whole
+    complete: bool  # samples must be there for every task of it
 
 
 def open_bench(desk: Desk, said: str) -> Bench:
@@ -46,8 +50,19 @@ def open_bench(desk: Desk, said: str) -> Bench:
 
     location = _own_file(desk, said)
     file = find_benchmark(said, None if location is None else str(location))
-    problems = read_problems(said, str(file))
-    return Bench(bench_name(desk, said), said, file.resolve(), benchmark_digest(problems), problems)
+    problems, name = read_problems(said, str(file)), bench_name(desk, said)
+    return Bench(name, said, file.resolve(), benchmark_digest(problems), problems, problems, name, complete=False)
+
+
+def part_of(bench: Bench, limit: int | None, tasks: Sequence[str], complete: bool) -> Bench:
+    """The first `limit` of the tasks named, or of all; with artefacts of its own, so that those of the whole stay."""
+    from codetune.benchmark.problems import benchmark_digest, pick_problems
+
+    picked = pick_problems(bench.problems, tasks)[:limit]
+    if len(picked) == len(bench.problems):
+        return replace(bench, complete=complete)
+    digest = benchmark_digest(picked)
+    return replace(bench, name=f"{bench.name}-{digest[:8]}", digest=digest, problems=picked, complete=complete)
 
 
 def bench_name(desk: Desk, said: str) -> str:
@@ -113,13 +128,14 @@ def is_samples_file(desk: Desk, said: str) -> bool:
         return b'"prompt"' not in file.readline()
 
 
-def evaluate(desk: Desk, bench: Bench, model: Contestant) -> Report:
-    """Solutions -> verdicts and pass@k, in evaluation/<benchmark>/<label>.json."""
+def evaluate(desk: Desk, bench: Bench, model: Contestant, part: Bench) -> Report:
+    """Solutions -> verdicts and pass@k, in evaluation/<benchmark>/<label>.json. Made for all tasks of `bench`, they are
+    judged on those of `part`."""
     completions = _completions(desk, bench, model)
     _require_made(desk, completions, f"codetune generate {bench.said}{_option(model)}")
     solutions = _solutions(desk, bench, model.label, completions.artefact)
     _require_made(desk, solutions, f"codetune sanitize {bench.said}{_option(model)}")
-    return _evaluate(desk, bench, model.label, solutions.artefact)
+    return _evaluate(desk, part, model.label, solutions.artefact)
 
 
 def changed_since(desk: Desk, label: str, paths: Sequence[Path], seals: Sequence[Seal | None]) -> str:
@@ -191,32 +207,27 @@ def _sanitize(desk: Desk, bench: Bench, label: str, source: Path) -> StageResult
 
 
 def _evaluate(desk: Desk, bench: Bench, label: str, source: Path) -> Report:
-    from codetune.benchmark.evaluate import check_samples, evaluate
-    from codetune.benchmark.judge import confinement
-    from codetune.benchmark.sanitize import as_it_is, read_samples
+    from codetune.benchmark.evaluate import evaluate
+    from codetune.benchmark.probe import choose_tier
+    from codetune.benchmark.sanitize import as_it_is
 
     recipe, settings = _evaluation(desk, bench, label, source), desk.project.evaluate
     with locked(desk.run, f"evaluate-{bench.name}-{label}", None):
         began = time.monotonic()
+        samples = _samples(bench, source, settings.k)
         if _made(desk, recipe):
             report: Report = json.loads(recipe.artefact.read_text(encoding="utf-8"))
             return report
-        samples = read_samples(source)
-        check_samples(bench.problems, samples, settings.k)
-        tasks = {problem.task_id: problem for problem in bench.problems}
-        if len({sample.task_id for sample in samples}) < len(tasks):
-            console.warn(
-                f"{source} has samples for {len({sample.task_id for sample in samples})} of the {len(tasks)} tasks of "
-                f"{bench.name}: the figures are of that part only"
-            )
-        sandbox = confinement(settings.sandbox)
-        if sandbox == "process":
+        tier = choose_tier(settings.sandbox)
+        if tier == "none":
             console.warn_once(
-                "generated programs run with limits on time and memory, but they can read your files and reach the "
-                "network: this version has no sandbox yet"
+                "generated programs run without a sandbox, as evaluate.sandbox says: they can read and change your "
+                "files and reach the network"
             )
-        verdicts = _verdicts(desk, recipe, bench, [as_it_is(tasks[sample.task_id], sample) for sample in samples])
-        report = evaluate(bench.name, label, sandbox, bench.problems, verdicts, settings.k, desk.project.seed)
+        tasks = {problem.task_id: problem for problem in bench.problems}
+        solutions = [as_it_is(tasks[sample.task_id], sample) for sample in samples]
+        verdicts = _verdicts(desk, recipe, bench, solutions, tier)
+        report = evaluate(bench.title, label, tier, bench.whole, verdicts, settings.k, desk.project.seed)
         write_text(recipe.artefact, json.dumps(report, indent=2) + "\n")
         tasks_file = {"benchmark_file": str(bench.file), "benchmark_file_digest": desk.digests.file(bench.file)}
         seal_artefact(desk, recipe, Written(len(samples), {}, tasks_file), 0, began)
@@ -224,26 +235,46 @@ def _evaluate(desk: Desk, bench: Bench, label: str, source: Path) -> Report:
         return report
 
 
-def _verdicts(desk: Desk, recipe: Recipe, bench: Bench, solutions: Sequence[Solution]) -> list[Verdict]:
-    """Every verdict: those found from an interrupted run, and the others as they are judged."""
-    from codetune.benchmark.judge import judge
+def _samples(bench: Bench, source: Path, k: Sequence[int]) -> list[Completion | Solution]:
+    """Those for the benchmark's tasks; what makes figures impossible, or is missing, is said before anything runs."""
+    from codetune.benchmark.evaluate import check_samples
+    from codetune.benchmark.sanitize import read_samples
 
-    parts = desk.run.parts(recipe.artefact)
+    tasks = {problem.task_id for problem in bench.problems}
+    others = {problem.task_id for problem in bench.whole} - tasks
+    samples = [sample for sample in read_samples(source) if sample.task_id not in others]
+    check_samples(bench.problems, samples, k)
+    missing = sorted(tasks - {sample.task_id for sample in samples})
+    if missing:
+        found = f"{source} has samples for {len(tasks) - len(missing)} of the {len(tasks)} tasks of {bench.name}"
+        if bench.complete:
+            raise DataError(
+                f"{found}: {missing[0]} is the first without. Expected: one for every task, as --complete says. Make "
+                "the others, or leave --complete out"
+            )
+        console.warn(f"{found}: the figures are of that part only")
+    return samples
+
+
+def _verdicts(desk: Desk, recipe: Recipe, bench: Bench, solutions: Sequence[Solution], tier: Tier) -> list[Verdict]:
+    """Every verdict: those found from an interrupted run, and the others as they are judged."""
+    from codetune.benchmark.judge import count_missing, judge, prepare
+
+    parts, expected, workers = desk.run.parts(recipe.artefact), user_cache() / "expected", thread_count()
     open_parts(parts, recipe.identity(), refuse_others=False)
     with LineLog(parts / "verdicts.jsonl") as log:
         verdicts = {(row["task_id"], row["sample"]): Verdict(**row) for row in log.found}
         missing = [solution for solution in solutions if (solution.task_id, solution.sample) not in verdicts]
+        wanted = {solution.task_id for solution in missing}
+        problems = [problem for problem in bench.problems if problem.task_id in wanted]
+        if unknown := count_missing(problems, expected):
+            with console.progress(f"expected outputs of {bench.name}", unknown, "task", 0) as advance:
+                for _ in prepare(problems, expected, workers, tier):
+                    advance(1)
         label = f"evaluate {bench.name} {recipe.artefact.stem}"
         with console.progress(label, len(solutions), "sample", len(verdicts)) as advance:
-            for verdict in judge(bench.problems, missing, user_cache() / "expected", thread_count()):
-                log.append(
-                    {
-                        "task_id": verdict.task_id,
-                        "base": verdict.base,
-                        "plus": verdict.plus,
-                        "sample": verdict.sample,
-                    }
-                )
+            for verdict in judge(problems, missing, expected, workers, tier):
+                log.append(asdict(verdict))
                 verdicts[(verdict.task_id, verdict.sample)] = verdict
                 advance(1)
     return list(verdicts.values())

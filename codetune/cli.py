@@ -54,6 +54,9 @@ BenchmarkArgument = Annotated[
 ]
 # Commands of the contract that this version lacks; values of the project file: project.NOT_IN_THIS_VERSION.
 NOT_IN_THIS_VERSION = ("plan", "sweep", "report", "doctor")
+LimitOption = Annotated[int | None, typer.Option(metavar="N", min=1, help="The first N tasks only.")]
+TasksOption = Annotated[list[str] | None, typer.Option("--task", metavar="ID", help="This task only. Repeatable.")]
+CompleteOption = Annotated[bool, typer.Option("--complete", help="Samples for a part of the tasks are an error.")]
 STAGES_HELP = "score, embed, select, train, generate, sanitize or evaluate."
 
 
@@ -216,6 +219,9 @@ def evaluate(
     samples: Annotated[Path | None, typer.Option(metavar="FILE", help="Judge this file in EvalPlus format.")] = None,
     model: ModelOption = None,
     instruct: InstructOption = None,
+    limit: LimitOption = None,
+    task: TasksOption = None,
+    complete: CompleteOption = False,
     project: ProjectOption = None,
     set_: SetOption = None,
     as_json: JsonOption = False,
@@ -230,10 +236,11 @@ def evaluate(
 
         desk = _desk(loaded)
         bench = benchmarking.open_bench(desk, benchmark)
+        part = benchmarking.part_of(bench, limit, task or [], complete)
         if samples is not None:
-            return presentation.evaluation([benchmarking.evaluate_file(desk, bench, samples)], [])
+            return presentation.evaluation([benchmarking.evaluate_file(desk, part, samples)], [])
         contestant = benchmarking.contestant(desk, _model(desk, model))
-        return presentation.evaluation([benchmarking.evaluate(desk, bench, contestant)], [])
+        return presentation.evaluation([benchmarking.evaluate(desk, bench, contestant, part)], [])
 
     _perform(work, as_json)
 
@@ -246,6 +253,8 @@ def eval_(
         bool, typer.Option("--all-checkpoints", help="Also every checkpoint of the run's training.")
     ] = False,
     instruct: InstructOption = None,
+    limit: LimitOption = None,
+    task: TasksOption = None,
     project: ProjectOption = None,
     set_: SetOption = None,
     as_json: JsonOption = False,
@@ -254,11 +263,12 @@ def eval_(
     loaded = _optional(project, set_, _prompt_flag(instruct))
 
     def work() -> Shown:
-        from codetune import contestants, journey, presentation
+        from codetune import benchmarking, contestants, journey, presentation
 
         desk = _desk(loaded)
+        bench = benchmarking.part_of(benchmarking.open_bench(desk, benchmark), limit, task or [], complete=False)
         names = [*(models or []), *(contestants.checkpoint_names(desk) if all_checkpoints else [])]
-        reports = journey.evaluate_by_name(desk, benchmark, list(dict.fromkeys(names or [_model(desk, None)])))
+        reports = journey.evaluate_by_name(desk, bench, list(dict.fromkeys(names or [_model(desk, None)])))
         return presentation.evaluation(reports, journey.compare(desk, reports))
 
     _perform(work, as_json)

@@ -61,20 +61,19 @@ def run(desk: Desk, first: Stage, last: Stage) -> Iterator[StageResult | Report]
             if "sanitize" in wanted:
                 yield benchmarking.sanitize(desk, bench, model)
             if "evaluate" in wanted:
-                yield benchmarking.evaluate(desk, bench, model)
+                yield benchmarking.evaluate(desk, bench, model, bench)
 
 
-def evaluate_by_name(desk: Desk, said: str, names: Sequence[str]) -> list[Report]:
+def evaluate_by_name(desk: Desk, bench: benchmarking.Bench, names: Sequence[str]) -> list[Report]:
     """Generate, sanitize and evaluate each model on one benchmark. All names are resolved before the first is run."""
     _require_samples(desk)
-    bench = benchmarking.open_bench(desk, said)
     models = [benchmarking.contestant(desk, name) for name in names]
     return [_evaluated(desk, bench, model) for model in models]
 
 
 def _evaluated(desk: Desk, bench: benchmarking.Bench, model: benchmarking.Contestant) -> Report:
     made = [verb(desk, bench, model) for verb in (benchmarking.generate, benchmarking.sanitize)]
-    report = benchmarking.evaluate(desk, bench, model)
+    report = benchmarking.evaluate(desk, bench, model, bench)
     facts = {name: value for result in made for name, value in result.facts.items()}
     report["completions"] = {name: facts[name] for name in COUNTED}
     return report

@@ -165,7 +165,7 @@ class Evaluation(Section):
         ["humaneval", "mbpp"], description="humaneval, mbpp, demo, or paths of JSONL files in EvalPlus format"
     )
     sandbox: Literal["auto", "bubblewrap", "namespaces", "landlock", "none"] = Field(
-        "auto", description="how generated code is confined"
+        "auto", description="how generated code is confined: auto is the strongest way that works here, or an error"
     )
     k: Annotated[list[Count], Field(min_length=1)] = Field([1], description="the k of pass@k")
 
@@ -231,7 +231,6 @@ class Project(Section):
 # A feature of the contract that this version lacks: its values are refused, never accepted and ignored.
 NOT_IN_THIS_VERSION: Mapping[str, Sequence[object]] = {
     "select.strategy": ("parametric", "ifd", "perplexity", "kcenter", "length"),
-    "evaluate.sandbox": ("bubblewrap", "namespaces", "landlock"),
 }
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {

@@ -148,12 +148,14 @@ Outcome = Literal["pass", "fail", "timeout"]
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How one solution did; `plus` is `pass` only where the base tests and the plus tests pass."""
+    """How one solution did; `plus` is `pass` only where the base tests and the plus tests pass. `failure` is the first
+    call that went wrong, shortened, and how."""
 
     task_id: str
     base: Outcome
     plus: Outcome
     sample: int = 0
+    failure: str = ""
 
 
 def content_id(messages: Sequence[Message]) -> str:

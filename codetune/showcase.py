@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from codetune import artefacts, journey, presentation
+from codetune import artefacts, benchmarking, journey, presentation
 from codetune.console import Shown, percent
 from codetune.errors import InputError
 from codetune.pipeline import StageResult, open_desk
@@ -73,7 +73,7 @@ def _control(world: World, strategy: str, flags: Mapping[str, Any]) -> Way:
     desk = open_desk(read_project(world.project_file, [], settings))
     results = list(journey.run(desk, "select", "train"))
     rows = next(result.rows for result in results if isinstance(result, StageResult) and result.stage == "select")
-    (report,) = journey.evaluate_by_name(desk, "demo", ["tuned"])
+    (report,) = journey.evaluate_by_name(desk, benchmarking.open_bench(desk, "demo"), ["tuned"])
     return Way(f"tuned on {'a random draw' if strategy == 'random' else 'all rows'}", rows, report)
 
 

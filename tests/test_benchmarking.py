@@ -11,7 +11,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from codetune import benchmarking
-from codetune.errors import DataError, StaleError, UsageError
+from codetune.benchmark.probe import choose_tier
+from codetune.errors import CodetuneError, DataError, StaleError, UsageError
 from codetune.parts import LineLog
 from codetune.stages import Desk
 from tests.small_world import desk_of, make_small_world, write_rows
@@ -38,7 +39,8 @@ def test_samples_of_anybody_are_judged_and_the_report_is_kept(desk: Desk) -> Non
     report = judged(desk, [GOOD[0], wrong, GOOD[2]])
     assert report["verdicts"]["Small/1"] == [{"base": "pass", "plus": "fail"}]
     assert report["pass_at_k"] == {"base": {"pass@1": 1.0}, "plus": {"pass@1": 2 / 3}}
-    assert (report["benchmark"], report["sandbox"], report["tasks_in_benchmark"]) == ("tasks", "process", 3)
+    assert (report["benchmark"], report["sandbox"], report["tasks_in_benchmark"]) == ("tasks", choose_tier("auto"), 3)
+    assert report["failures"] == {"Small/1": ["plus call 1, add_1(-1): wrong answer"]}
     kept = desk.run.evaluation("tasks", report["model"])
     assert json.loads(kept.read_text()) == json.loads(json.dumps(report))
     stamp = kept.stat().st_mtime_ns
@@ -93,7 +95,7 @@ def test_completions_are_taken_up_again_and_those_there_are_not_made_twice(desk:
     assert rows[1] == row
     assert result.facts["truncated"] == 2  # the two that were made here have 8 tokens of a random network
     benchmarking.sanitize(desk, bench, base)
-    assert benchmarking.evaluate(desk, bench, base)["verdicts"]["Small/1"][0]["plus"] == "pass"
+    assert benchmarking.evaluate(desk, bench, base, bench)["verdicts"]["Small/1"][0]["plus"] == "pass"
 
 
 def test_samples_do_not_depend_on_where_they_were_taken_up_again(desk: Desk) -> None:
@@ -115,7 +117,7 @@ def test_samples_do_not_depend_on_where_they_were_taken_up_again(desk: Desk) -> 
     again = benchmarking.generate(sampled, bench, base)
     assert (again.reused, again.artefact.read_text()) == (3, whole)
     benchmarking.sanitize(sampled, bench, base)
-    report = benchmarking.evaluate(sampled, bench, base)
+    report = benchmarking.evaluate(sampled, bench, base, bench)
     assert (report["samples"], list(report["pass_at_k"]["base"])) == (9, ["pass@1", "pass@2"])
 
 
@@ -177,7 +179,7 @@ def test_a_setting_by_flag_of_generate_makes_nothing_stale_and_an_edited_file_is
 def test_evaluating_before_generating_names_the_command(desk: Desk) -> None:
     bench, base = benchmarking.open_bench(desk, "tasks.jsonl"), benchmarking.contestant(desk, "base")
     with pytest.raises(StaleError, match=r"Run: codetune generate tasks\.jsonl --model base"):
-        benchmarking.evaluate(desk, bench, base)
+        benchmarking.evaluate(desk, bench, base, bench)
 
 
 def test_a_samples_file_is_sanitized_for_the_benchmark_that_its_tasks_tell(desk: Desk) -> None:
@@ -193,3 +195,52 @@ def test_a_samples_file_is_sanitized_for_the_benchmark_that_its_tasks_tell(desk:
 def test_a_samples_file_that_is_not_there_is_told(desk: Desk) -> None:
     with pytest.raises(DataError, match=r"no file .*nowhere\.jsonl"):
         benchmarking.evaluate_file(desk, benchmarking.open_bench(desk, "tasks.jsonl"), Path("nowhere.jsonl"))
+
+
+def test_a_part_of_the_tasks_has_artefacts_of_its_own(desk: Desk) -> None:
+    bench = benchmarking.open_bench(desk, "tasks.jsonl")
+    path = samples(desk, GOOD)
+    whole = benchmarking.evaluate_file(desk, bench, path)
+    first = benchmarking.evaluate_file(desk, benchmarking.part_of(bench, 1, [], complete=True), path)
+    named = benchmarking.evaluate_file(desk, benchmarking.part_of(bench, None, ["Small/2"], complete=True), path)
+    assert [list(report["verdicts"]) for report in (first, named)] == [["Small/0"], ["Small/2"]]
+    assert [(report["benchmark"], report["tasks_in_benchmark"]) for report in (first, named)] == [("tasks", 3)] * 2
+    assert benchmarking.evaluate_file(desk, bench, path) == json.loads(json.dumps(whole))
+    assert benchmarking.part_of(bench, 3, [], complete=False) == bench
+
+
+def test_a_part_is_judged_by_the_solutions_of_the_whole(desk: Desk) -> None:
+    bench, base = benchmarking.open_bench(desk, "tasks.jsonl"), benchmarking.contestant(desk, "base")
+    benchmarking.generate(desk, bench, base)
+    benchmarking.sanitize(desk, bench, base)
+    part = benchmarking.part_of(bench, None, ["Small/1"], complete=False)
+    assert list(benchmarking.evaluate(desk, bench, base, part)["verdicts"]) == ["Small/1"]
+
+
+def test_a_task_that_the_benchmark_has_not_is_told_with_the_nearest(desk: Desk) -> None:
+    bench = benchmarking.open_bench(desk, "tasks.jsonl")
+    with pytest.raises(UsageError, match=r"--task Small/7: .*did you mean Small/"):
+        benchmarking.part_of(bench, None, ["Small/7"], complete=False)
+
+
+def test_where_samples_must_be_complete_a_missing_one_is_an_error(desk: Desk) -> None:
+    bench = benchmarking.part_of(benchmarking.open_bench(desk, "tasks.jsonl"), None, [], complete=True)
+    with pytest.raises(DataError, match=r"2 of the 3 tasks of tasks: Small/1 is the first without"):
+        benchmarking.evaluate_file(desk, bench, samples(desk, [GOOD[0], GOOD[2]]))
+
+
+def test_without_a_sandbox_the_user_is_warned_and_the_result_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    desk = desk_of(make_small_world(tmp_path, 6), evaluate__sandbox="none")
+    assert judged(desk, GOOD)["sandbox"] == "none"
+    assert "without a sandbox" in capsys.readouterr().err
+
+
+def test_a_sandbox_that_does_not_work_stops_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = desk_of(make_small_world(tmp_path, 6), evaluate__sandbox="bubblewrap")
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(CodetuneError, match="No sandbox works here"):
+        judged(desk, GOOD)

@@ -39,7 +39,9 @@ def _test_what_is_taken_away_changes_nothing(project: Path) -> None:
     lines = {line.stage: line for line in journey.status(desk_of(project))}
     assert {line.state for line in lines.values()} == {"done"}
     assert lines["score"].detail.endswith("data.jsonl is not here to compare with")
-    (report,) = journey.evaluate_by_name(desk_of(project), "tasks.jsonl", ["tuned"])
+    (report,) = journey.evaluate_by_name(
+        desk_of(project), benchmarking.open_bench(desk_of(project), "tasks.jsonl"), ["tuned"]
+    )
     assert report["model"] == "tuned"
     data.with_suffix(".away").rename(data)
 
@@ -85,21 +87,21 @@ def test_stages_in_the_wrong_order_and_unknown_ones_are_usage_errors(tmp_path: P
 def test_more_of_k_than_there_are_samples_is_said_before_anything_is_generated(tmp_path: Path) -> None:
     desk = desk_of(make_small_world(tmp_path, 6), evaluate__k=[1, 10])
     with pytest.raises(UsageError, match=r"pass@10, and generate\.samples_per_task makes 1"):
-        journey.evaluate_by_name(desk, "tasks.jsonl", ["base"])
+        journey.evaluate_by_name(desk, benchmarking.open_bench(desk, "tasks.jsonl"), ["base"])
     assert not desk.run.completions("tasks", "base").parent.exists()
 
 
 def test_models_are_evaluated_in_one_go_compared_and_what_they_lost_is_counted(tmp_path: Path) -> None:
     desk = desk_of(make_small_world(tmp_path, 6), generate__prompt="completion")
     shutil.copytree(tmp_path / "base", tmp_path / "other")
-    reports = journey.evaluate_by_name(desk, "tasks.jsonl", ["base", "other"])
+    reports = journey.evaluate_by_name(desk, benchmarking.open_bench(desk, "tasks.jsonl"), ["base", "other"])
     # Eight tokens of a random network.
     assert all(report["completions"]["truncated"] == 3 for report in reports)
     (compared,) = journey.compare(desk, reports)
     assert (compared["models"], compared["tasks"]) == ([report["model"] for report in reports], 3)
     assert (compared["base"]["won"], compared["base"]["p_value"]) == ([], 1.0)
     kept = desk.run.evaluation("tasks", "base").read_bytes()
-    (again,) = journey.evaluate_by_name(desk, "tasks.jsonl", ["base"])
+    (again,) = journey.evaluate_by_name(desk, benchmarking.open_bench(desk, "tasks.jsonl"), ["base"])
     assert again == json.loads(json.dumps(reports[0]))
     assert desk.run.evaluation("tasks", "base").read_bytes() == kept
 
@@ -127,7 +129,7 @@ def test_every_checkpoint_of_a_training_is_a_model_of_its_own(method: str, tmp_p
     tokenizers = [load_trained_tokenizer(model.directory, model.tokenizer, model.chat_format) for model in models]
     turns = [{"role": "user", "content": "Add."}]
     assert len({tokenizer.apply_chat_template(turns, tokenize=False) for tokenizer in tokenizers}) == 1
-    journey.evaluate_by_name(desk, "tasks.jsonl", [names[0], names[-1], "tuned"])
+    journey.evaluate_by_name(desk, benchmarking.open_bench(desk, "tasks.jsonl"), [names[0], names[-1], "tuned"])
     written = [desk.run.completions("tasks", models[index].label).read_text() for index in (0, 2, 3)]
     assert written[1] == written[2] != written[0]
 

@@ -23,6 +23,7 @@ class Report(TypedDict):
     pass_at_k: dict[str, dict[str, float]]  # base or plus -> pass@k -> fraction
     interval_95: dict[str, dict[str, tuple[float, float]]]
     verdicts: dict[str, list[dict[str, str]]]
+    failures: dict[str, list[str]]  # of tasks with one: the first call that went wrong, and how; "" where none did
     completions: NotRequired[dict[str, int]]  # tokens, truncated, changed, not_parsing: where codetune generated them
 
 
@@ -58,6 +59,11 @@ def evaluate(
         verdicts={
             task_id: [{"base": verdict.base, "plus": verdict.plus} for verdict in of_task]
             for task_id, of_task in judged.items()
+        },
+        failures={
+            task_id: [verdict.failure for verdict in of_task]
+            for task_id, of_task in judged.items()
+            if any(verdict.failure for verdict in of_task)
         },
     )
 

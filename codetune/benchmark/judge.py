@@ -1,9 +1,9 @@
-"""Solutions -> verdicts by EvalPlus' problems, expected outputs, rules and limits, in processes of their own with
-scratch directories, over all cores.
+"""Solutions -> verdicts by EvalPlus' problems, rules and limits, over all cores. Each program runs in a sandbox
+(`sandbox.py`), what it returns is compared outside of it (`attempt.py`), and the processes that do both are kept by
+`pool.py`. Canonical solutions, which give the expected outputs, run in the same sandbox.
 
-This version is the sandbox "process": a program has no terminal, a small environment, limits of time, memory and file
-size, and nothing that it starts outlives it, but it could read the user's files and forge its own verdict. Everything
-that a stronger sandbox will change lies behind `confinement` and `worker.py`.
+A verdict cannot be forged from inside: a program is told its inputs and nothing else, and sends values back; whether
+these are right is decided where it cannot reach. What it can do is in `sandbox.py`.
 """
 
 from __future__ import annotations
@@ -11,67 +11,88 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from codetune.benchmark.expected import expected_path
 from codetune.benchmark.pool import Died, Overdue, run_jobs
 from codetune.benchmark.problems import pair_with_problems
+from codetune.benchmark.sandbox import Tier
+from codetune.benchmark.worker import Check, Prepare
 from codetune.errors import CodetuneError, DataError
-from codetune.records import Outcome, Problem, Solution, Verdict
+from codetune.records import Problem, Solution, Verdict
 
-# EvalPlus' longest run is 62 s, base and plus are two; the rest is for reading what is expected on a busy machine.
-CHECK_SECONDS = 2 * 62 + 56
-EXPECT_SECONDS = 600
+# The longest run is 62 s, base and plus are two; the rest is for starting and reading on a busy machine.
+CHECK_SECONDS = 2 * 62 + 76
+PREPARE_SECONDS = 2 * 60 + 60
 
 
 def judge(
-    problems: Sequence[Problem], solutions: Sequence[Solution], expected: Path, workers: int
+    problems: Sequence[Problem], solutions: Sequence[Solution], expected: Path, workers: int, tier: Tier
 ) -> Iterator[Verdict]:
     """A verdict for every solution, as they are found. `expected` is where expected outputs are kept; those that are
-    not there are computed first. A program that brings its judge down twice has failed."""
+    not there are computed first. A program that brings its judge down twice has failed. One that had no time because
+    it had no CPU is judged again when all others are done, alone."""
     pairs = pair_with_problems(problems, solutions)
-    for _ in prepare([problem for problem, _ in pairs], expected, workers):
+    for _ in prepare([problem for problem, _ in pairs], expected, workers, tier):
         pass
     jobs = [
-        (solution, (problem, expected_path(expected, problem), solution.solution))
+        (solution, Check(problem, expected_path(expected, problem), tier, solution.solution))
         for problem, solution in sorted(pairs, key=lambda pair: (pair[0].task_id, pair[1].sample))
     ]
-    for solution, answer in run_jobs(jobs, workers, CHECK_SECONDS):
-        base, plus = _outcomes(solution, answer)
-        yield Verdict(solution.task_id, base, plus, solution.sample)
+    starved = []
+    for (solution, job), answer in run_jobs([((solution, job), job) for solution, job in jobs], workers, CHECK_SECONDS):
+        found = _found(solution, answer)
+        if found["starved"]:
+            starved.append((solution, job))
+        else:
+            yield _verdict(solution, found)
+    for solution, answer in run_jobs(starved, 1, CHECK_SECONDS):
+        yield _verdict(solution, _found(solution, answer))
 
 
-def prepare(problems: Sequence[Problem], expected: Path, workers: int) -> Iterator[Problem]:
+def prepare(problems: Sequence[Problem], expected: Path, workers: int, tier: Tier) -> Iterator[Problem]:
     """Computes the expected outputs that are not there yet, by running canonical solutions; yields the tasks done."""
-    missing = {path: problem for problem in problems if not (path := expected_path(expected, problem)).is_file()}
-    jobs = [(problem, (problem, path)) for path, problem in missing.items()]
-    for problem, answer in run_jobs(jobs, workers, EXPECT_SECONDS):
-        if not isinstance(answer, bytes):
+    jobs = [(problem, Prepare(problem, path, tier)) for path, problem in _missing(problems, expected).items()]
+    for problem, answer in run_jobs(jobs, workers, PREPARE_SECONDS):
+        trouble = json.loads(answer).get("trouble") if isinstance(answer, bytes) else _trouble(answer, PREPARE_SECONDS)
+        if trouble:
             raise DataError(
-                f"The canonical solution of {problem.task_id} {_trouble(answer, EXPECT_SECONDS)}. Expected: "
+                f"The canonical solution of {problem.task_id} gives no expected output: {trouble}. Expected: "
                 f"{problem.entry_point} returns plain values for all inputs of the task. Mend the benchmark."
             )
         yield problem
 
 
-def confinement(sandbox: Literal["auto", "bubblewrap", "namespaces", "landlock", "none"]) -> str:
-    """What the result says about how programs were confined: all that this version has, or that nothing was wanted."""
-    return "none" if sandbox == "none" else "process"
+def count_missing(problems: Sequence[Problem], expected: Path) -> int:
+    """How many tasks `prepare` would run."""
+    return len(_missing(problems, expected))
 
 
-def _outcomes(solution: Solution, answer: bytes | Died | Overdue) -> tuple[Outcome, Outcome]:
+def _missing(problems: Sequence[Problem], expected: Path) -> dict[Path, Problem]:
+    return {path: problem for problem in problems if not (path := expected_path(expected, problem)).is_file()}
+
+
+def _verdict(solution: Solution, found: dict[str, Any]) -> Verdict:
+    return Verdict(solution.task_id, found["base"], found["plus"], solution.sample, found["failure"])
+
+
+def _found(solution: Solution, answer: bytes | Died | Overdue) -> dict[str, Any]:
     match answer:
         case bytes():
-            found = json.loads(answer)
-            return found["base"], found["plus"]
+            found: dict[str, Any] = json.loads(answer)
+            return found
         case Overdue():
-            return "timeout", "timeout"
+            return _both("timeout", "judging it took too long")
         case Died(signal=int()):
-            return "fail", "fail"
+            return _both("fail", "judging it came to no end: what it returned was too much")
     raise CodetuneError(
         f"Judging a solution of {solution.task_id} {_trouble(answer, CHECK_SECONDS)}. Expected: a verdict. Run the "
         "command again; if it stays, delete the directory of expected outputs."
     )
+
+
+def _both(outcome: str, failure: str) -> dict[str, Any]:
+    return {"base": outcome, "plus": outcome, "failure": failure, "starved": False}
 
 
 def _trouble(answer: Died | Overdue, limit_seconds: int) -> str:

@@ -24,7 +24,7 @@ from typing import Any, Self, TypeVar
 import psutil
 
 Key = TypeVar("Key")
-Job = tuple[Any, ...]  # worker.Job, which this process need not import
+Job = Any  # worker.Job, of which nothing is known here
 
 # Places of import are appended: in front of the standard library, a user's own types.py would take its place.
 WORKER = "import sys; sys.path += sys.argv[2:]; from codetune.benchmark.worker import main; main()"

@@ -77,6 +77,19 @@ def find_benchmark(benchmark: str, location: str | None) -> Path:
     )
 
 
+def pick_problems(problems: Sequence[Problem], tasks: Sequence[str]) -> list[Problem]:
+    """The tasks of these ids, in the benchmark's order; all where none is named."""
+    known = {problem.task_id for problem in problems}
+    for task_id in tasks:
+        if task_id not in known:
+            near = difflib.get_close_matches(task_id, known, n=1)
+            raise UsageError(
+                f"--task {task_id}: the benchmark has no such task{f' (did you mean {near[0]}?)' if near else ''}. "
+                f"Expected: an id such as {problems[0].task_id}. Correct it."
+            )
+    return [problem for problem in problems if not tasks or problem.task_id in tasks]
+
+
 def benchmark_digest(problems: Sequence[Problem]) -> str:
     """What results are keyed by: equal for equal tasks in equal order, whatever file they came from."""
     return hashlib.sha256("\n".join(problem_digest(problem) for problem in problems).encode()).hexdigest()

@@ -1,40 +1,56 @@
-"""The process that runs solutions, one at a time; `pool.py` starts it and speaks to it over a socket. A job is a tuple,
-an answer is JSON.
+"""The trusted process that has one program after the other run in its sandbox, and judges them; `pool.py` starts it and
+speaks to it over a socket. A job is a record, an answer is JSON.
 
-EvalPlus' own check forks a child for every run, compares inside it, and limits its time and memory; around that, this
-process sees to it that the child has neither the socket nor a terminal, and that nothing it started outlives the run.
-It does not keep a program from files, the network or forging its verdict: that takes the sandbox.
+It is disposable, and that is its part in the defence: it holds one task at a time, and a value that brings it down
+costs the program that sent it its verdict, nothing else. Expected outputs and comparison are here, in no process that a
+program could reach.
 """
 
 from __future__ import annotations
 
-import ctypes
+import gc
 import json
-import multiprocessing
 import os
-import resource
-import shutil
 import signal
 import sys
-import tempfile
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psutil
-from evalplus.config import DEFAULT_GT_TIME_LIMIT_FACTOR, DEFAULT_MIN_TIME_LIMIT
-from evalplus.eval import PASS, untrusted_check
 
+from codetune.benchmark import kernel
+from codetune.benchmark.attempt import CanonicalError, Result, canonical_calls, judge_suite
 from codetune.benchmark.expected import Expected, read_expected, write_expected
-from codetune.benchmark.problems import rules_of
+from codetune.benchmark.sandbox import Sandbox, Tier
 from codetune.records import Problem
 
-Job = tuple[Problem, Path] | tuple[Problem, Path, str]  # compute the expected outputs; judge a program by them
-
-LARGEST_FILE_BYTES = 64 * 2**20  # of what a program writes in its scratch directory
 KILL_SECONDS = 10
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Compute a task's expected outputs, and keep them at the path."""
+
+    problem: Problem
+    path: Path
+    tier: Tier
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Judge a program by the expected outputs at the path."""
+
+    problem: Problem
+    path: Path
+    tier: Tier
+    code: str
+
+
+Job = Prepare | Check
 
 
 def main() -> None:
@@ -42,89 +58,72 @@ def main() -> None:
     descriptor = int(sys.argv[1])
     os.set_inheritable(descriptor, False)
     connection: Connection[bytes, Job] = Connection(descriptor)
-    # Single-threaded and small, so forking is safe; EvalPlus takes the default way to start its child.
-    multiprocessing.set_start_method("fork")
-    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    _prctl(PR_SET_CHILD_SUBREAPER, 1)
-    os.register_at_fork(after_in_child=lambda: _let_go(descriptor))
+    kernel.die_with_parent()
+    kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
+    sandboxes: dict[Tier, Sandbox] = {}
     while True:
         try:
             job = connection.recv()
         except EOFError:  # the judge is done
             return
-        connection.send_bytes(json.dumps(_do(job)).encode())
+        answer = _check(job, sandboxes) if isinstance(job, Check) else _prepare(job, sandboxes)
+        connection.send_bytes(json.dumps(answer).encode())
 
 
-def _do(job: Job) -> dict[str, str]:
-    if len(job) == 2:
-        write_expected(*job)
-        return {}
-    problem, path, program = job
-    expected = _read_expected(path)
-    base = _outcome(problem, program, problem.base_input, expected.base, expected.base_seconds)
+def _check(job: Check, sandboxes: dict[Tier, Sandbox]) -> Mapping[str, object]:
+    expected = _read_expected(job.path)
+    base = _judge(job, sandboxes, "base", expected)
     # `plus` passes only where both do, so a program that failed already is not run again.
-    plus = (
-        _outcome(problem, program, problem.plus_input, expected.plus, expected.plus_seconds) if base == PASS else base
-    )
-    return {"base": base, "plus": plus}
+    plus = _judge(job, sandboxes, "plus", expected) if base.outcome == "pass" else base
+    return {"base": base.outcome, "plus": plus.outcome, "failure": plus.failure, "starved": plus.starved}
+
+
+def _judge(job: Check, sandboxes: dict[Tier, Sandbox], name: str, expected: Expected) -> Result:
+    sandbox = _sandbox(job.tier, sandboxes)
+    try:
+        return judge_suite(sandbox, job.problem, job.code, (name, expected.suite(name)))
+    finally:
+        _clear_up(sandbox)
+
+
+def _prepare(job: Prepare, sandboxes: dict[Tier, Sandbox]) -> Mapping[str, object]:
+    try:
+        suites = [canonical_calls(_sandbox(job.tier, sandboxes), job.problem, name) for name in ("base", "plus")]
+    except CanonicalError as why:
+        return {"trouble": str(why)}
+    write_expected(Expected(*suites), job.path)
+    return {}
+
+
+def _sandbox(tier: Tier, sandboxes: dict[Tier, Sandbox]) -> Sandbox:
+    if tier not in sandboxes or sandboxes[tier].broken:
+        sandboxes[tier] = Sandbox.start(tier, Path.cwd())
+    return sandboxes[tier]
 
 
 @lru_cache(maxsize=1)  # samples of a task come one after the other; all tasks together take gigabytes
 def _read_expected(path: Path) -> Expected:
-    return read_expected(path)
-
-
-def _outcome(
-    problem: Problem, program: str, calls: list[list[object]], expected: list[object], seconds: list[float]
-) -> str:
+    gc.disable()  # millions of new values, none of them garbage
     try:
-        outcome: str = untrusted_check(
-            rules_of(problem),
-            program,
-            calls,
-            problem.entry_point,
-            expected=expected,
-            atol=problem.atol,
-            ref_time=seconds,
-            fast_check=True,  # up to the first wrong answer
-            min_time_limit=DEFAULT_MIN_TIME_LIMIT,
-            gt_time_limit_factor=DEFAULT_GT_TIME_LIMIT_FACTOR,
-        )[0]
+        return read_expected(path)
     finally:
-        _clear_up()
-    return outcome
+        gc.enable()
 
 
-def _clear_up() -> None:
-    """Whatever the program started is a descendant of this process, adopted where its parent is gone; whatever it
-    wrote lies in a temporary directory that only its own end in peace removes."""
-    multiprocessing.active_children()  # takes leave of EvalPlus' child
+def _clear_up(sandbox: Sandbox) -> None:
+    """In the tier `none` a program can start others. They are descendants of this process, adopted where their parent
+    is gone; only the zygote stays. In all other tiers there is nobody to be found."""
+    if sandbox.tier != "none":
+        return
     deadline = time.monotonic() + KILL_SECONDS
-    while (left := psutil.Process().children(recursive=True)) and time.monotonic() < deadline:
+    while (left := _strangers(sandbox)) and time.monotonic() < deadline:
         for process in left:
             try:
                 os.kill(process.pid, signal.SIGKILL)
                 os.waitpid(process.pid, os.WNOHANG)
             except (ProcessLookupError, ChildProcessError):  # gone, or a grandchild that is about to be ours
                 continue
-    for directory in Path(tempfile.gettempdir()).glob("tmp*"):
-        shutil.rmtree(directory, ignore_errors=True)
 
 
-def _let_go(descriptor: int) -> None:
-    """In EvalPlus' child, before the program."""
-    os.close(descriptor)
-    null = os.open(os.devnull, os.O_RDWR)
-    for standard in range(3):
-        os.dup2(null, standard)
-    os.close(null)
-    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    for limit, most in ((resource.RLIMIT_FSIZE, LARGEST_FILE_BYTES), (resource.RLIMIT_CORE, 0)):
-        hard = resource.getrlimit(limit)[1]
-        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(limit, (most, most))
-
-
-def _prctl(option: int, value: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+def _strangers(sandbox: Sandbox) -> list[psutil.Process]:
+    return [child for child in psutil.Process().children(recursive=True) if child.pid != sandbox.process.pid]

@@ -10,27 +10,35 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from codetune.benchmark.expected import expected_path, read_expected, write_expected
+from codetune.benchmark.expected import Calls, Expected, expected_path, read_expected, write_expected
+from codetune.benchmark.judge import prepare
+from codetune.benchmark.wire import WireError
+from codetune.records import Problem
 from tests.benchmark.tasks import problem
 
 
+def computed(task: Problem, directory: Path) -> Expected:
+    list(prepare([task], directory, 1, "none"))
+    return read_expected(expected_path(directory, task))
+
+
 def test_what_the_canonical_solution_returns_is_kept_with_its_time(tmp_path: Path) -> None:
-    path = expected_path(tmp_path / "new", problem())
-    write_expected(problem(), path)
-    found = read_expected(path)
-    assert (found.base, found.plus) == ([2, 4], [-2, 2 * 10**30, "abab"])
-    assert len(found.base_seconds) == 2
-    assert all(seconds >= 0 for seconds in found.plus_seconds)
-    assert list(path.parent.iterdir()) == [path]
+    found = computed(problem(), tmp_path / "new")
+    assert (found.base.outputs, found.plus.outputs) == ([2, 4], [-2, 2 * 10**30, "abab"])
+    assert len(found.base.seconds) == 2
+    assert all(seconds >= 0 for seconds in found.plus.seconds)
+    assert len(list((tmp_path / "new").iterdir())) == 1
 
 
 def test_tuples_sets_and_numbers_of_all_kinds_stay_what_they_are(tmp_path: Path) -> None:
-    program = "    return eval(x, __import__('tests.benchmark.test_expected', fromlist=['x']).__dict__)\n"
+    names = (
+        "import numpy as np\nfrom collections import *\nfrom decimal import Decimal\nfrom fractions import Fraction\n"
+    )
     texts = ["(1, [2])", "{3}", "1j", "Counter('aab')", "deque([1])", "Fraction(1, 3)", "Decimal('1.5')", "b'x'"]
     arrays = ["np.float64(0.1)", "np.array([[1.5, 2.5]])", "np.array(['a'])"]
-    task = problem(canonical_solution=program, base_input=[[text] for text in texts + arrays], plus_input=[])
-    write_expected(task, tmp_path / "expected.pickle")
-    found = read_expected(tmp_path / "expected.pickle").base
+    program = f"{names}def double(x): return eval(x)"
+    inputs = {"base_input": [[text] for text in texts + arrays], "plus_input": []}
+    found = computed(problem(prompt="", canonical_solution=program, **inputs), tmp_path).base.outputs
     expected = [(1, [2]), {3}, 1j, Counter("aab"), deque([1]), Fraction(1, 3), Decimal("1.5"), b"x"]
     assert found[:8] == expected
     assert [type(value) for value in found[:8]] == [type(value) for value in expected]
@@ -41,9 +49,7 @@ def test_tuples_sets_and_numbers_of_all_kinds_stay_what_they_are(tmp_path: Path)
 def test_mbpp_tasks_whose_output_only_has_to_be_there_keep_only_that(tmp_path: Path) -> None:
     program = "import re\ndef check_str(x): return re.match('a', x)"
     parts = {"prompt": "", "canonical_solution": program, "base_input": [["a"], ["b"]], "plus_input": []}
-    task = problem(task_id="Mbpp/1", entry_point="check_str", **parts)
-    write_expected(task, tmp_path / "expected.pickle")
-    assert read_expected(tmp_path / "expected.pickle").base == [True, False]
+    assert computed(problem(task_id="Mbpp/1", entry_point="check_str", **parts), tmp_path).base.outputs == [True, False]
 
 
 class Trap:
@@ -54,14 +60,19 @@ class Trap:
 @pytest.mark.parametrize("content", [Trap(), [os.getcwd], [getattr], [np.load]])
 def test_a_planted_pickle_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: object) -> None:
     monkeypatch.chdir(tmp_path)
-    path = tmp_path / "expected.pickle"
+    path = tmp_path / "expected.values"
     path.write_bytes(pickle.dumps(content))
-    with pytest.raises(pickle.UnpicklingError, match="is not a plain value"):
+    with pytest.raises(WireError, match="is not admitted"):
         read_expected(path)
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_another_task_is_another_file(tmp_path: Path) -> None:
-    assert expected_path(tmp_path, problem()) != expected_path(
-        tmp_path, problem(canonical_solution="    return x + x\n")
-    )
+    other = problem(canonical_solution="    return x + x\n")
+    assert expected_path(tmp_path, problem()) != expected_path(tmp_path, other)
+
+
+def test_a_file_is_written_whole(tmp_path: Path) -> None:
+    write_expected(Expected(Calls([1], [0.0]), Calls([], [])), tmp_path / "a.values")
+    assert read_expected(tmp_path / "a.values") == Expected(Calls([1], [0.0]), Calls([], []))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.values"]

@@ -8,9 +8,10 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from codetune.benchmark.expected import expected_path, write_expected
+from codetune.benchmark.expected import expected_path
+from codetune.benchmark.judge import prepare
 from codetune.benchmark.pool import Overdue, run_jobs
-from codetune.records import Problem
+from codetune.benchmark.worker import Check
 from tests.benchmark.tasks import PROMPT, problem
 
 SLOW = f"import time\ntime.sleep(1.5)\n{PROMPT}    return 2 * x"
@@ -18,10 +19,9 @@ TASK = problem(plus_input=[[5]] * 3)
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> tuple[Problem, Path, str]:
-    path = expected_path(tmp_path, TASK)
-    write_expected(TASK, path)
-    return TASK, path, SLOW
+def job(tmp_path: Path) -> Check:
+    list(prepare([TASK], tmp_path, 1, "none"))
+    return Check(TASK, expected_path(tmp_path, TASK), "none", SLOW)
 
 
 def kill_workers(times: int) -> None:
@@ -30,16 +30,14 @@ def kill_workers(times: int) -> None:
     patience = time.monotonic() + 30
     while len(killed) < times and time.monotonic() < patience:
         for worker in psutil.Process().children():
-            if worker.pid not in killed and worker.children():
+            if worker.pid not in killed and len(worker.children(recursive=True)) > 1:  # its zygote, and a program
                 killed.add(worker.pid)
                 worker.kill()
         time.sleep(0.01)
 
 
 @pytest.mark.parametrize(("times", "answered"), [(1, True), (2, False)])
-def test_a_job_whose_worker_is_killed_is_tried_once_more(
-    job: tuple[Problem, Path, str], times: int, answered: bool
-) -> None:
+def test_a_job_whose_worker_is_killed_is_tried_once_more(job: Check, times: int, answered: bool) -> None:
     killer = threading.Thread(target=kill_workers, args=(times,))
     killer.start()
     [(key, answer)] = run_jobs([("key", job)], 1, 60)
@@ -47,13 +45,13 @@ def test_a_job_whose_worker_is_killed_is_tried_once_more(
     assert key == "key"
     if answered:
         assert isinstance(answer, bytes)
-        assert json.loads(answer) == {"base": "pass", "plus": "pass"}
+        assert json.loads(answer) == {"base": "pass", "plus": "pass", "failure": "", "starved": False}
     else:
         assert not isinstance(answer, bytes | Overdue)
         assert answer.signal == 9
 
 
-def test_a_job_over_its_limit_is_given_up(job: tuple[Problem, Path, str]) -> None:
+def test_a_job_over_its_limit_is_given_up(job: Check) -> None:
     start = time.monotonic()
     assert list(run_jobs([("key", job)], 1, 1.0)) == [("key", Overdue())]
     assert time.monotonic() - start < 5

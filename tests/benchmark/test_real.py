@@ -13,10 +13,13 @@ from evalplus.sanitize import sanitize as extract
 from codetune.benchmark.evaluate import evaluate
 from codetune.benchmark.judge import judge
 from codetune.benchmark.pool import usable_cores
+from codetune.benchmark.probe import choose_tier
 from codetune.benchmark.problems import read_problems
 from codetune.benchmark.rows import read_rows
 from codetune.benchmark.sanitize import read_samples, sanitize
 from codetune.records import Completion, Problem, Solution, Verdict
+
+TIER = choose_tier("auto")
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +51,8 @@ def test_starcoder2_has_the_figures_of_the_evalplus_command(shared_data: Path, e
         assert isinstance(sample, Completion)
         task = tasks[sample.task_id]
         assert program.solution == extract(f"{task.prompt}\n{sample.completion}", task.entry_point)
-    verdicts = list(judge(problems, programs, expected, usable_cores()))
-    report = evaluate("humaneval", "starcoder2", "process", problems, verdicts, [1], 42)
+    verdicts = list(judge(problems, programs, expected, usable_cores(), TIER))
+    report = evaluate("humaneval", "starcoder2", TIER, problems, verdicts, [1], 42)
     assert passed(verdicts) == (119, 105)
     assert [round(100 * report["pass_at_k"][suite]["pass@1"], 1) for suite in ("base", "plus")] == [72.6, 64.0]
 
@@ -68,7 +71,7 @@ def test_wizardcoders_raw_answers_have_the_published_figure(form: str, shared_da
         )
         for row in rows
     ]
-    verdicts = list(judge(problems, sanitized(problems, samples), expected, usable_cores()))
+    verdicts = list(judge(problems, sanitized(problems, samples), expected, usable_cores(), TIER))
     assert passed(verdicts) == (98, 88)
 
 
@@ -84,6 +87,6 @@ def test_mbpps_canonical_solutions_pass_where_inputs_or_rules_are_special(shared
         if task.base_input != written[task.task_id] or task.entry_point in special
     ]
     solutions = [Solution(task.task_id, task.prompt + task.canonical_solution) for task in problems]
-    verdicts = list(judge(problems, solutions, expected, usable_cores()))
+    verdicts = list(judge(problems, solutions, expected, usable_cores(), TIER))
     assert [verdict for verdict in verdicts if verdict.plus != "pass"] == []
     assert len(verdicts) == 61

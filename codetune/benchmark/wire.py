@@ -1,0 +1,287 @@
+"""Values out of the sandbox, as plain data: what an honest solution returns arrives as it was, and no code comes along.
+
+The bytes are a pickle, as nothing else keeps tuples, sets, huge integers and speed; but of a restricted kind, which is
+ours: the reader admits one constructor, `tagged`, that makes an inert pair, and only a whole value that was read is
+built up, by the tables below. Any other name in a pickle is refused. What has no place in the tables becomes `Opaque`,
+which equals nothing. Instances of subclasses arrive as what they extend, without the subclass' own idea of equality.
+
+Reading can still take memory and time without end; whoever reads bounds both (`worker.py`).
+"""
+
+from __future__ import annotations
+
+import datetime
+import io
+import math
+import numbers
+import pickle
+import re
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+CONSTRUCTOR = ("codetune.benchmark.wire", "tagged")
+NUMPY_TYPE = re.compile(r"[<>|=][biufcSUmM][0-9]{1,9}(\[[0-9]{0,6}[a-zA-Z]{1,2}\])?")
+
+
+class WireError(ValueError):
+    """Bytes that no value of ours was written as."""
+
+
+class Opaque:
+    """Something that is there, and equals nothing: an instance of a class that the wire does not know."""
+
+    __slots__ = ("type_name",)
+
+    def __init__(self, type_name: str) -> None:
+        self.type_name = type_name
+
+    def __eq__(self, _: object) -> bool:
+        return False
+
+    def __hash__(self) -> int:
+        return 0
+
+
+# Of a subclass what it extends: equal to the same data, and of another type where EvalPlus compares types.
+class ForeignInt(int):
+    __slots__ = ()
+
+
+class ForeignFloat(float):
+    __slots__ = ()
+
+
+class ForeignStr(str):
+    __slots__ = ()
+
+
+class ForeignBytes(bytes):
+    __slots__ = ()
+
+
+class ForeignTuple(tuple[Any, ...]):
+    __slots__ = ()
+
+
+class ForeignList(list[Any]):
+    __slots__ = ()
+
+
+class ForeignDict(dict[Any, Any]):
+    __slots__ = ()
+
+
+class ForeignSet(set[Any]):
+    __slots__ = ()
+
+
+class ForeignFrozenset(frozenset[Any]):
+    __slots__ = ()
+
+
+def tagged(tag: str, data: Any) -> Any:
+    """Named in pickles; never called by that name."""
+    raise WireError(f"{tag} with {type(data).__name__} was read as a common pickle")
+
+
+def encode(value: Any) -> bytes:
+    """Runs beside untrusted code, so nothing is proved by what it writes."""
+    stream = io.BytesIO()
+    _Writer(stream, protocol=5).dump(value)
+    return stream.getvalue()
+
+
+def encode_opaque(value: object) -> bytes:
+    return encode(Opaque(type(value).__name__))
+
+
+def decode(content: bytes | bytearray) -> Any:
+    """The value; WireError where there is none, and MemoryError or RecursionError where it is too large."""
+    return decode_and_tell(content)[0]
+
+
+def decode_and_tell(content: bytes | bytearray) -> tuple[Any, bool]:
+    """The value, and whether all of it is known, nothing opaque."""
+    reader, builder = _Reader(io.BytesIO(content)), _Builder()
+    try:
+        value = reader.load()
+        return (builder.build(value) if reader.has_tags else value), not builder.found_opaque
+    # What unpickling and the constructors below raise for bytes that nobody wrote honestly.
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        ArithmeticError,
+    ) as why:
+        raise WireError(f"{type(why).__name__}: {why}") from None
+
+
+class _Inert(tuple[str, Any]):
+    """A tag and its data. Without attributes, so that a pickle cannot give it any."""
+
+    __slots__ = ()
+
+
+class _Constructor:
+    """What the one admitted name stands for: an object that can be called and cannot be changed."""
+
+    __slots__ = ()
+
+    def __call__(self, tag: str, data: Any) -> _Inert:
+        return _Inert((tag, data))
+
+
+class _Reader(pickle.Unpickler):
+    def __init__(self, stream: io.BytesIO) -> None:
+        super().__init__(stream)
+        self.has_tags = False
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) != CONSTRUCTOR:
+            raise pickle.UnpicklingError(f"{module}.{name} is not admitted")
+        self.has_tags = True
+        return _Constructor()
+
+
+class _Writer(pickle.Pickler):
+    def reducer_override(self, value: Any) -> Any:
+        """Asked for everything that is no builtin value of exactly that type."""
+        return NotImplemented if value is tagged else (tagged, _taken_apart(value))
+
+
+def _taken_apart(value: Any) -> tuple[str, Any]:
+    kind = type(value)
+    if kind is Opaque:
+        return "opaque", value.type_name
+    if kind in EXACT and not getattr(value, "tzinfo", None):  # a time zone may be of any class
+        return kind.__name__, EXACT[kind][0](value)
+    if isinstance(value, np.generic | np.ndarray) and not value.dtype.fields:
+        return _array(value)
+    for extended, (foreign, data) in FOREIGN.items():
+        if isinstance(value, extended):
+            return foreign.__name__, data(value)
+    for abstract, (name, data) in ABSTRACT.items():
+        if isinstance(value, abstract):
+            return name, data(value)
+    return "opaque", kind.__name__
+
+
+def _array(value: Any) -> tuple[str, Any]:
+    if value.dtype.hasobject:
+        return "objects", (value.shape, tuple(value.ravel().tolist()))
+    name = "scalar" if isinstance(value, np.generic) else "array"
+    return name, (value.dtype.str, value.shape, np.ascontiguousarray(value).tobytes())
+
+
+def _build_array(data: Any) -> Any:
+    name, shape, content = data
+    if not NUMPY_TYPE.fullmatch(name):
+        raise WireError(f"{name!r} is no plain type of numpy")
+    kind = np.dtype(name)
+    kind = kind if kind.itemsize else np.dtype(f"{name[:2]}1")  # numpy's empty texts have room for a character
+    if math.prod(shape) * kind.itemsize != len(content):
+        raise WireError("an array whose content is not of its size")
+    return np.ndarray(shape, kind, buffer=bytearray(content) or bytearray(1)).copy()
+
+
+def _build_objects(data: Any) -> Any:
+    shape, items = data
+    if math.prod(shape) != len(items):
+        raise WireError("an array whose content is not of its size")
+    filled = np.empty(len(items), dtype=object)
+    for index, item in enumerate(items):
+        filled[index] = item
+    return filled.reshape(shape)
+
+
+def _each(*names: str) -> Callable[[Any], Any]:
+    return lambda value: tuple(getattr(value, name) for name in names)
+
+
+def _with(kind: Callable[..., Any]) -> Callable[[Any], Any]:
+    return lambda data: kind(*data)
+
+
+DAY, TIME = ("year", "month", "day"), ("hour", "minute", "second", "microsecond")
+# Type -> what it is taken apart into, and how that is put together.
+EXACT: Mapping[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    complex: (_each("real", "imag"), _with(complex)),
+    range: (_each("start", "stop", "step"), _with(range)),
+    slice: (_each("start", "stop", "step"), _with(slice)),
+    Counter: (dict, Counter),
+    OrderedDict: (lambda value: list(value.items()), OrderedDict),
+    defaultdict: (dict, lambda data: defaultdict(None, data)),
+    deque: (lambda value: (list(value), value.maxlen), _with(deque)),
+    Fraction: (_each("numerator", "denominator"), _with(Fraction)),
+    Decimal: (str, Decimal),
+    datetime.date: (_each(*DAY), _with(datetime.date)),
+    datetime.time: (_each(*TIME), _with(datetime.time)),
+    datetime.datetime: (_each(*DAY, *TIME), _with(datetime.datetime)),
+    datetime.timedelta: (_each("days", "seconds", "microseconds"), _with(datetime.timedelta)),
+}
+# What is extended -> what stands for it, and its data by methods that a subclass cannot override.
+FOREIGN: Mapping[type, tuple[type, Callable[[Any], Any]]] = {
+    int: (ForeignInt, int.__int__),
+    float: (ForeignFloat, float.__float__),
+    str: (ForeignStr, str.__str__),
+    bytes: (ForeignBytes, lambda value: bytes(memoryview(value))),
+    tuple: (ForeignTuple, lambda value: tuple(tuple.__iter__(value))),
+    list: (ForeignList, lambda value: list(list.__iter__(value))),
+    dict: (ForeignDict, lambda value: dict(dict.items(value))),
+    set: (ForeignSet, lambda value: set(set.__iter__(value))),
+    frozenset: (ForeignFrozenset, lambda value: frozenset(frozenset.__iter__(value))),
+}
+# Numbers of other libraries, and what dictionaries show of themselves, which equals a set.
+ABSTRACT: Mapping[type, tuple[str, Callable[[Any], Any]]] = {
+    type({}.keys()): ("ForeignSet", set),
+    type({}.items()): ("ForeignSet", set),
+    numbers.Integral: ("ForeignInt", int),
+    numbers.Real: ("ForeignFloat", float),
+}
+BUILT: Mapping[str, Callable[[Any], Any]] = {
+    **{kind.__name__: build for kind, (_, build) in EXACT.items()},
+    **{kind.__name__: kind for kind, _ in FOREIGN.values()},
+    "opaque": lambda name: Opaque(str(name)[:100]),
+    "scalar": lambda data: _build_array(data)[()],
+    "array": _build_array,
+    "objects": _build_objects,
+}
+
+
+class _Builder:
+    """Puts tagged data together, whatever it lies in. What is shared stays shared; what contains itself is refused."""
+
+    def __init__(self) -> None:
+        self._done: dict[int, Any] = {}
+        self._open: set[int] = set()
+        self.found_opaque = False
+
+    def build(self, value: Any) -> Any:
+        if not isinstance(value, list | tuple | dict | set | frozenset):
+            return value
+        place = id(value)
+        if place in self._done:
+            return self._done[place]
+        if place in self._open:
+            raise WireError("a value that contains itself")
+        self._open.add(place)
+        self._done[place] = self._new(value)
+        self._open.discard(place)
+        return self._done[place]
+
+    def _new(self, value: Any) -> Any:
+        if isinstance(value, _Inert):
+            tag, data = value
+            self.found_opaque |= tag == "opaque"
+            return BUILT[tag](self.build(data))
+        if isinstance(value, dict):
+            return {self.build(key): self.build(item) for key, item in value.items()}
+        return type(value)(self.build(item) for item in value)
