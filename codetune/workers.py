@@ -253,13 +253,16 @@ def _is_hopeless(crew: Sequence[_Worker], asked: Sequence[int]) -> bool:
 
 def _culprit(crew: Sequence[_Worker]) -> _Worker | None:
     """Whose end is the cause. What was killed from outside, and what can say why it failed, comes before those that
-    only lost their connection to it; among equals the first."""
+    only lost their connection to it; among equals the first. Who loses it to one that was interrupted has not failed.
+    """
+    interrupted = any(worker.interrupted for worker in crew)
 
     def blame(worker: _Worker) -> tuple[bool, float]:
         named = worker.error is not None or worker.process.returncode == -signal.SIGKILL
         return not named, worker.failed_at or 0.0
 
-    return min((worker for worker in crew if worker.failed_at is not None), key=blame, default=None)
+    failed = [worker for worker in crew if worker.failed_at is not None and (worker.error or not interrupted)]
+    return min(failed, key=blame, default=None)
 
 
 @contextlib.contextmanager
