@@ -210,4 +210,8 @@ def _rows(project: Project, details: Mapping[str, Any], seat: Seat) -> Any:
     return do_part(project, details, seat.place, seat.tell)
 
 
-WORK: Mapping[str, Callable[[Project, Mapping[str, Any], Seat], Any]] = {"train": _train, "rows": _rows}
+WORK: Mapping[str, Callable[[Project, Mapping[str, Any], Seat], Any]] = {
+    "score": _rows,
+    "embed": _rows,
+    "train": _train,
+}
