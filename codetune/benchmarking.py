@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,9 +16,10 @@ from codetune.errors import DataError, StaleError, UsageError
 from codetune.launch import thread_count, user_cache
 from codetune.parts import LineLog, open_parts
 from codetune.pipeline import TRAINED, StageResult, Written, already, seal_artefact
+from codetune.project import BENCHMARK_NAMES, EVALPLUS_NAMES
 from codetune.records import Completion, Problem, Solution, Verdict
-from codetune.stages import Desk, Recipe, differing_settings, require
-from codetune.store import combined, locked, read_seal, remove, write_lines, write_text
+from codetune.stages import Desk, Recipe, differing_settings, require, settings_of
+from codetune.store import Seal, combined, locked, read_seal, remove, write_lines, write_text
 
 if TYPE_CHECKING:
     from codetune.benchmark.evaluate import Report
@@ -43,21 +44,27 @@ class Bench:
 
     name: str
     said: str  # as the user says it
+    file: Path
     digest: str
     problems: Sequence[Problem]
 
 
 def open_bench(desk: Desk, said: str) -> Bench:
-    from codetune.benchmark.problems import OFFICIAL, benchmark_digest, read_problems
+    from codetune.benchmark.problems import benchmark_digest, find_benchmark, read_problems
 
-    location = None if said in OFFICIAL else _demo_file(desk) if said == "demo" else desk.project.locate(said)
-    problems = read_problems(said, str(location) if location and Path(location).is_file() else None)
-    return Bench(bench_name(said), said, benchmark_digest(problems), problems)
+    location = _own_file(desk, said)
+    file = find_benchmark(said, None if location is None else str(location))
+    problems = read_problems(said, str(file))
+    return Bench(bench_name(desk, said), said, file.resolve(), benchmark_digest(problems), problems)
 
 
-def bench_name(said: str) -> str:
-    """The directory name of a benchmark: of a file its name without endings."""
-    return Path(said).name.partition(".")[0]
+def bench_name(desk: Desk, said: str) -> str:
+    """The directory name of a benchmark: of a file its name without endings; where that is the name of one of ours,
+    with 8 digits of the file's digest, so that nobody's own tasks are taken for HumanEval's."""
+    if said in BENCHMARK_NAMES:
+        return said
+    stem, file = Path(said).name.partition(".")[0], _own_file(desk, said)
+    return f"{stem}-{desk.digests.file(file)[:8]}" if stem in BENCHMARK_NAMES and file is not None else stem
 
 
 def contestant(desk: Desk, name: str) -> Contestant:
@@ -134,9 +141,7 @@ def sanitize_file(desk: Desk, path: Path) -> StageResult:
 
 def is_samples_file(desk: Desk, said: str) -> bool:
     """Whether a word names a file of samples, not a benchmark: a file whose first row holds no task's prompt."""
-    from codetune.benchmark.problems import NAMES
-
-    if said in NAMES or not Path(said).is_file() or said in desk.project.evaluate.benchmarks:
+    if said in BENCHMARK_NAMES or not Path(said).is_file() or said in desk.project.evaluate.benchmarks:
         return False
     with Path(said).open("rb") as file:
         return b'"prompt"' not in file.readline()
@@ -149,6 +154,28 @@ def evaluate(desk: Desk, bench: Bench, model: Contestant) -> Report:
     solutions = _solutions(desk, bench, model.label, completions.artefact)
     _require_made(desk, solutions, f"codetune sanitize {bench.said}{_option(model)}")
     return _evaluate(desk, bench, model.label, solutions.artefact)
+
+
+def changed_since(desk: Desk, label: str, paths: Sequence[Path], seals: Sequence[Seal | None]) -> str:
+    """What has changed since `base` or `tuned` was evaluated, as a sentence; "" where nothing has, as far as files on
+    this machine tell. `paths` and `seals` are of the completions, the solutions and the evaluation."""
+    directory = desk.run.model if label == "tuned" else Path(desk.project.locate(desk.project.model.path)).expanduser()
+    for path, seal, stage in zip(paths, seals, ("generate", "sanitize", "evaluate"), strict=True):
+        if seal is None:
+            return f"{path} is not there any more"
+        if desk.digests.file(path) != seal.digest:
+            return f"{path} was changed after codetune wrote it"
+        if changed := differing_settings(path, seal, _benchmark_settings(desk, stage, label)):
+            return changed
+    completions, solutions, evaluation = (seal for seal in seals if seal is not None)
+    if directory.is_dir() and completions.inputs["model"] != model_digest(desk, directory):
+        return f"the {label} model has changed since"
+    if (solutions.inputs["completions"], evaluation.inputs["solutions"]) != (completions.digest, solutions.digest):
+        return "its completions have changed since"
+    tasks = Path(evaluation.facts.get("benchmark_file", ""))
+    if tasks.is_file() and desk.digests.file(tasks) != evaluation.facts["benchmark_file_digest"]:
+        return f"the tasks in {tasks} have changed since"
+    return ""
 
 
 def evaluate_file(desk: Desk, bench: Bench, path: Path) -> Report:
@@ -222,7 +249,8 @@ def _evaluate(desk: Desk, bench: Bench, label: str, source: Path) -> Report:
         verdicts = _verdicts(desk, recipe, bench, [as_it_is(tasks[sample.task_id], sample) for sample in samples])
         report = evaluate(bench.name, label, sandbox, bench.problems, verdicts, settings.k, desk.project.seed)
         write_text(recipe.artefact, json.dumps(report, indent=2) + "\n")
-        seal_artefact(desk, recipe, Written(len(samples), {}, {}), 0, began)
+        tasks_file = {"benchmark_file": str(bench.file), "benchmark_file_digest": desk.digests.file(bench.file)}
+        seal_artefact(desk, recipe, Written(len(samples), {}, tasks_file), 0, began)
         remove(desk.run.parts(recipe.artefact))
         return report
 
@@ -255,9 +283,18 @@ def _verdicts(desk: Desk, recipe: Recipe, bench: Bench, solutions: Sequence[Solu
 def _completions(desk: Desk, bench: Bench, model: Contestant) -> Recipe:
     inputs = {"benchmark": bench.digest, "model": model.digest}
     recipe = Recipe.of(desk, "generate", desk.run.completions(bench.name, model.label), inputs)
-    prompt = {"generate.prompt": model.kind} if model.kind else {}
-    settings = {key: value for key, value in recipe.settings.items() if key != "generate.prompt"}
-    return replace(recipe, settings={**settings, **prompt})
+    return replace(recipe, settings=_with_prompt(recipe.settings, model.kind))
+
+
+def _benchmark_settings(desk: Desk, stage: str, label: str) -> Mapping[str, Any]:
+    settings = settings_of(desk.project, stage)
+    return _with_prompt(settings, _kind(desk, label, desk.run.model)) if stage == "generate" else settings
+
+
+def _with_prompt(settings: Mapping[str, Any], kind: Kind | None) -> dict[str, Any]:
+    """The settings with the kind of prompt in the place of `auto`."""
+    others = {key: value for key, value in settings.items() if key != "generate.prompt"}
+    return {**others, "generate.prompt": kind} if kind else others
 
 
 def _solutions(desk: Desk, bench: Bench, label: str, source: Path) -> Recipe:
@@ -329,13 +366,19 @@ def _benchmark_of(desk: Desk, path: Path, samples: Sequence[Completion | Solutio
         if first.startswith(prefix):
             return name
     for said in desk.project.evaluate.benchmarks:
-        if said not in ("humaneval", "mbpp") and any(
-            problem.task_id == first for problem in open_bench(desk, said).problems
-        ):
+        if said not in EVALPLUS_NAMES and any(problem.task_id == first for problem in open_bench(desk, said).problems):
             return said
     raise UsageError(
         f"{path}: the task {first!r} is of no benchmark that the project names. Add it to evaluate.benchmarks"
     )
+
+
+def _own_file(desk: Desk, said: str) -> Path | None:
+    """The file of a benchmark that is not EvalPlus', where there is one."""
+    if said in EVALPLUS_NAMES:
+        return None
+    file = _demo_file(desk) if said == "demo" else Path(desk.project.locate(said)).expanduser()
+    return file if file.is_file() else None
 
 
 def _demo_file(desk: Desk) -> Path:

@@ -52,6 +52,8 @@ InstructOption = Annotated[
 BenchmarkArgument = Annotated[
     str, typer.Argument(metavar="BENCHMARK", help="humaneval, mbpp, demo, or the path of a JSONL in EvalPlus format.")
 ]
+# Commands of the contract that this version lacks; values of the project file: project.NOT_IN_THIS_VERSION.
+NOT_IN_THIS_VERSION = ("plan", "sweep", "report", "doctor")
 STAGES_HELP = "score, embed, select, train, generate, sanitize or evaluate."
 
 
@@ -307,6 +309,18 @@ def demo(
         return showcase.demo(directory, full, seed)
 
     _perform(work, as_json)
+
+
+def _lacking(name: str) -> Callable[[], None]:
+    def refuse() -> None:
+        raise UsageError(f"codetune {name} is not in this version. What there is: codetune --help")
+
+    return refuse
+
+
+for _name in NOT_IN_THIS_VERSION:
+    _anything = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+    app.command(_name, hidden=True, context_settings=_anything)(_lacking(_name))
 
 
 def _required(path: Path | None, assignments: list[str] | None, flags: Mapping[str, Any]) -> Project:

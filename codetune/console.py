@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from codetune.errors import CodetuneError
+from codetune.errors import CodetuneError, UsageError
 
 T = TypeVar("T")
 _warned: set[str] = set()
@@ -39,7 +39,11 @@ class Shown:
 @contextlib.contextmanager
 def own_stdout() -> Iterator[IO[str]]:
     """The real standard output, while descriptor 1 leads to standard error: a library that prints cannot spoil the
-    JSON document."""
+    JSON document. Raises UsageError where standard output is closed."""
+    if sys.stdout is None:
+        raise UsageError(
+            "Standard output is closed, so there is nowhere to put the result. Open it, or use: >/dev/null"
+        )
     sys.stdout.flush()
     real = os.dup(1)
     os.dup2(2, 1)

@@ -220,4 +220,14 @@ def _train(project: Project, details: Mapping[str, Any], seat: Seat) -> Any:
     return {"rows": summary.rows, "refused": refused, "facts": facts}
 
 
-WORK: Mapping[str, Callable[[Project, Mapping[str, Any], Seat], Any]] = {"train": _train}
+def _rows(project: Project, details: Mapping[str, Any], seat: Seat) -> Any:
+    from codetune.rowwork import do_part
+
+    return do_part(project, details, seat.place, seat.tell)
+
+
+WORK: Mapping[str, Callable[[Project, Mapping[str, Any], Seat], Any]] = {
+    "score": _rows,
+    "embed": _rows,
+    "train": _train,
+}

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from codetune import benchmarking, pipeline
 from codetune.console import counts, percent
-from codetune.errors import UsageError
+from codetune.errors import StaleError, UsageError
 from codetune.parts import read_logs
 from codetune.pipeline import StageResult
 from codetune.selection.select import NEEDS
-from codetune.stages import Desk, RowStage, State, standing
+from codetune.stages import Desk, RowStage, State, dataset_is_here, standing
 from codetune.store import Seal, read_seal
 from codetune.unfinished import training_place
 
@@ -50,7 +50,7 @@ def run(desk: Desk, first: Stage, last: Stage) -> Iterator[StageResult | Report]
             yield _row_stage(desk, stage)
     if not {"generate", "sanitize", "evaluate"} & set(wanted):
         return
-    benches = [benchmarking.open_bench(desk, said) for said in _distinct(desk.project.evaluate.benchmarks)]
+    benches = [benchmarking.open_bench(desk, said) for said in _distinct(desk)]
     models = [benchmarking.contestant(desk, name) for name in COMPARED]
     for bench in benches:
         for model in models:
@@ -116,9 +116,10 @@ def status(desk: Desk) -> list[Line]:
     return lines + [_benchmark_line(desk, said, label, trained) for said in benchmarks for label in COMPARED]
 
 
-def _distinct(benchmarks: Sequence[str]) -> Sequence[str]:
-    """The benchmarks, where no two of them would write the same artefacts."""
-    names = [benchmarking.bench_name(said) for said in benchmarks]
+def _distinct(desk: Desk) -> Sequence[str]:
+    """The project's benchmarks, where no two of them would write the same artefacts."""
+    benchmarks = desk.project.evaluate.benchmarks
+    names = [benchmarking.bench_name(desk, said) for said in benchmarks]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UsageError(
@@ -145,10 +146,15 @@ def _row_line(desk: Desk, stage: RowStage) -> Line:
     found = standing(desk, stage)
     command = f"codetune {stage}"
     if found.seal is not None and found.state == "done":
-        return Line(stage, "done", _counted(found.seal.rows, found.seal.refused), command)
+        unseen = "" if _can_compare(desk, found.seal) else f"; {desk.project.dataset.path} is not here to compare with"
+        return Line(stage, "done", _counted(found.seal.rows, found.seal.refused) + unseen, command)
     if found.state == "partial":
         return Line(stage, "partial", _progress(desk, stage), command)
     return Line(stage, found.state, found.why, command)
+
+
+def _can_compare(desk: Desk, seal: Seal) -> bool:
+    return "dataset" not in seal.inputs or dataset_is_here(desk)
 
 
 def _progress(desk: Desk, stage: RowStage) -> str:
@@ -159,25 +165,20 @@ def _progress(desk: Desk, stage: RowStage) -> str:
 
 
 def _benchmark_line(desk: Desk, said: str, label: str, trained: bool) -> Line:
-    """By the seals alone: the benchmark's tasks and the base model's weights are looked at when they are used."""
-    name = benchmarking.bench_name(said)
+    """By the seals alone: nobody's tasks are read, and no network or hub is asked."""
+    name = benchmarking.bench_name(desk, said)
     stage, command = f"{name} {label}", f"codetune eval {said} --model {label}"
     paths = [place(name, label) for place in (desk.run.completions, desk.run.solutions, desk.run.evaluation)]
-    seals = [read_seal(path) for path in paths]
+    try:
+        seals = [read_seal(path) for path in paths]
+    except StaleError as why:
+        return Line(stage, "stale", str(why), command)
     if seals[2] is None:
         done = "generated" if seals[0] else "begun" if desk.run.parts(paths[0]).exists() else ""
         return Line(stage, "partial" if done else "missing", done, command)
-    if label == "tuned" and not (trained and seals[0] and _is_of_model(desk, seals[0])):
-        return Line(stage, "stale", "the tuned model has changed since", command)
-    for index, source in ((1, "completions"), (2, "solutions")):
-        seal = seals[index]
-        if seal is None or not paths[index - 1].exists() or seal.inputs[source] != desk.digests.file(paths[index - 1]):
-            return Line(stage, "stale", f"its {source} have changed since", command)
-    return Line(stage, "done", _figures(desk, name, label), command)
-
-
-def _is_of_model(desk: Desk, completions: Seal) -> bool:
-    return completions.inputs["model"] == benchmarking.model_digest(desk, desk.run.model)
+    changed = "" if trained or label != "tuned" else "the tuned model has changed since"
+    changed = changed or benchmarking.changed_since(desk, label, paths, seals)
+    return Line(stage, "stale" if changed else "done", changed or _figures(desk, name, label), command)
 
 
 def _figures(desk: Desk, name: str, label: str) -> str:

@@ -26,7 +26,7 @@ QUIET = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TQDM_DISABLE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
+    "TOKENIZERS_PARALLELISM": "true",  # said aloud, so that they do not warn of processes that are forked
 }
 
 # bitsandbytes warns on every CPU about a kernel that nobody asked for; DeepSpeed, that there is no GPU. The latter sets

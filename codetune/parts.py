@@ -2,7 +2,7 @@
 
 Each process appends to a log of its own in `<artefact>.parts/`; a block is one header line (ids, lengths, checksum) and
 its rows as bytes, so that a block cut off by a crash is seen and left out. All logs together with the last sealed
-artefact answer "is this row done, and what are its bytes?" at 22 bytes of memory a row.
+artefact answer "is this row done, and what are its bytes?" at 34 bytes of memory a row.
 """
 
 from __future__ import annotations
@@ -13,35 +13,30 @@ import os
 import zlib
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from codetune.errors import StaleError
+from codetune.ids import IdIndex
 from codetune.store import remove, write_text
 
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where the bytes of a row are."""
-
-    file: int
-    offset: int
-    length: int
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class Rows:
-    """The finished rows of several files, found by id."""
+    """The finished rows of several files, found by id. Of a row done twice (by shards of different counts) the first
+    stands."""
 
     def __init__(self) -> None:
         self._files: list[Path] = []
         self._maps: dict[int, mmap.mmap] = {}
         self._ids, self._offsets = array("Q"), array("Q")
         self._lengths, self._numbers = array("I"), array("H")
-        self._order: np.ndarray[Any, Any] | None = None
+        self._made: IdIndex | None = None
 
     def add_file(self, path: Path, rows: Iterator[tuple[str, int, int]]) -> None:
         """Takes in the rows of a file as (id, offset, length)."""
@@ -51,38 +46,35 @@ class Rows:
             self._lengths.append(length)
             self._numbers.append(len(self._files))
         self._files.append(path)
-        self._order = None
+        self._made = None
 
     def __contains__(self, row_id: str) -> bool:
-        return self._find(row_id) is not None
+        return self._index.find(row_id) is not None
 
     def __len__(self) -> int:
-        return len(np.unique(np.frombuffer(self._ids, dtype=np.uint64))) if self._ids else 0
+        return len(self._index)
+
+    def holds(self, ids: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """For each of `ids`, whether its row is done."""
+        return self._index.holds(ids)
 
     def read(self, row_id: str) -> bytes:
         """The row's bytes; KeyError where it is not done."""
-        place = self._find(row_id)
-        if place is None:
+        index = self._index.find(row_id)
+        if index is None:
             raise KeyError(row_id)
-        if place.file not in self._maps:
-            with self._files[place.file].open("rb") as file:
-                self._maps[place.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return self._maps[place.file][place.offset : place.offset + place.length]
+        number = self._numbers[index]
+        if number not in self._maps:
+            with self._files[number].open("rb") as file:
+                self._maps[number] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        offset = self._offsets[index]
+        return self._maps[number][offset : offset + self._lengths[index]]
 
-    def _find(self, row_id: str) -> Place | None:
-        if not self._ids:
-            return None
-        ids = np.frombuffer(self._ids, dtype=np.uint64)
-        if self._order is None:
-            # Stable: of a row done twice (by shards of different counts) the first stands.
-            self._order = np.argsort(ids, kind="stable").astype(np.uint32)
-            self._sorted = ids[self._order]
-        wanted = np.uint64(int(row_id, 16))
-        at = int(np.searchsorted(self._sorted, wanted))
-        if at == len(self._sorted) or self._sorted[at] != wanted:
-            return None
-        index = int(self._order[at])
-        return Place(self._numbers[index], self._offsets[index], self._lengths[index])
+    @property
+    def _index(self) -> IdIndex:
+        if self._made is None:
+            self._made = IdIndex(np.frombuffer(self._ids, dtype=np.uint64))
+        return self._made
 
 
 class BlockLog:
@@ -121,7 +113,7 @@ def open_parts(directory: Path, settings: Mapping[str, Any], refuse_others: bool
     record = directory / "settings.json"
     started_anew = False
     if record.exists():
-        found = json.loads(record.read_text(encoding="utf-8"))
+        found = _read_settings(record)
         different = [
             key for key in {**found, **settings} if found.get(key) != json.loads(json.dumps(settings.get(key)))
         ]
@@ -136,6 +128,20 @@ def open_parts(directory: Path, settings: Mapping[str, Any], refuse_others: bool
         remove(directory)
         write_text(record, json.dumps(dict(settings), indent=2) + "\n")
     return started_anew
+
+
+def _read_settings(record: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))
+    except ValueError as why:  # no JSON, or no text
+        found = why
+    if not isinstance(found, dict):
+        reason = found if isinstance(found, ValueError) else "not an object"
+        raise StaleError(
+            f"{record} is damaged ({reason}). Expected: the settings that made the rows beside it, which cannot be "
+            f"trusted without. Start anew: rm -r {record.parent}"
+        )
+    return found
 
 
 def log_path(directory: Path, shard: tuple[int, int]) -> Path:

@@ -13,20 +13,20 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from codetune import artefacts, console
-from codetune.data.source import read_examples
-from codetune.errors import DataError, StaleError
+from codetune.errors import DataError
+from codetune.ids import IdIndex, pack_ids
 from codetune.jobs import Job, perform, process_count
-from codetune.launch import Shard
-from codetune.parts import Rows, open_parts, read_logs
+from codetune.launch import Shard, node
+from codetune.parts import Rows, open_parts
 from codetune.project import Project
-from codetune.records import Example, Refusal
-from codetune.rowwise import Block, BlockWork, Survey, count_missing, do_missing, survey
+from codetune.rowwise import Survey, count_missing, survey
+from codetune.rowwork import find_encoder, finished_rows, rows_of, usable_rows
 from codetune.stages import (
     Desk,
     Recipe,
@@ -35,12 +35,10 @@ from codetune.stages import (
     dataset_digest,
     differing_settings,
     require,
-    settings_of,
 )
 from codetune.store import (
     Digests,
     Seal,
-    combined,
     locked,
     look_at_run,
     open_run,
@@ -53,13 +51,6 @@ from codetune.store import (
 )
 from codetune.unfinished import claim_training, publish_training
 
-if TYPE_CHECKING:
-    from codetune.selection.embed import Encoder
-    from codetune.selection.select import Candidate
-
-WHOLE: Shard = (0, 1)
-# Estimated tokens of a block where the project says `auto`; what does not fit into a GPU's memory is halved there.
-AUTO_TOKENS_PER_BATCH = 8192
 TRAINED = "codetune.json"  # in a model directory: codetune trained it, so it is prompted in its chat format
 
 
@@ -100,56 +91,35 @@ def look_at_desk(project: Project) -> Desk:
 
 def score(desk: Desk, shard: Shard | None) -> StageResult:
     """IFD of every row -> scores.jsonl."""
-    project, settings = desk.project, desk.project.score
+    project = desk.project
+    shard = shard or _of_this_machine(project)
     with locked(desk.run, "score", shard):
         began, rows = time.monotonic(), _survey(desk)
-        from codetune.model.likelihood import CausalScorer
-        from codetune.model.load import choose_device, find_model, load_model, load_tokenizer
-        from codetune.selection.score import plan_blocks, score_block
+        from codetune.model.load import find_model
 
-        directory = find_model(project.locate(settings.model or project.model.path))
+        directory = find_model(project.locate(project.score.model or project.model.path))
         inputs = {"dataset": dataset_digest(desk), "model": desk.digests.tree(directory)}
-
-        def load() -> BlockWork:
-            tokenizer = load_tokenizer(directory)
-            scorer = CausalScorer(load_model(directory, project.model, choose_device()))
-            return lambda examples: [
-                artefacts.score_line(row) for row in score_block(examples, tokenizer, scorer, settings)
-            ]
-
-        budget = AUTO_TOKENS_PER_BATCH if settings.tokens_per_batch == "auto" else settings.tokens_per_batch
-        work = _RowWork("score", desk.run.scores, inputs, load, plan_blocks(_usable(desk), budget))
-        return _make_rows(desk, work, rows, shard, began, lambda finished: _write_scores(desk, rows, finished))
+        recipe = Recipe.of(desk, "score", desk.run.scores, inputs)
+        work = _RowWork(recipe, str(directory), shard)
+        return _make_rows(desk, work, rows, began, lambda finished: _write_scores(desk, rows, finished))
 
 
 def embed(desk: Desk, shard: Shard | None) -> StageResult:
     """Unit vectors of the instructions -> embeddings.npy and embeddings.ids."""
-    settings = desk.project.embed
+    shard = shard or _of_this_machine(desk.project)
     with locked(desk.run, "embed", shard):
         began, rows = time.monotonic(), _survey(desk)
-        from codetune.selection.embed import embed_block, plan_embedding_blocks
-
-        model, load_encoder = _encoder(desk)
-        inputs = {"dataset": dataset_digest(desk), "model": model}
-
-        def load() -> BlockWork:
-            encoder = load_encoder()
-
-            def embed_rows(examples: Sequence[Example]) -> list[bytes]:
-                _, vectors = embed_block(examples, encoder)
-                cut = [encoder.count_cut([example.instruction]) > 0 for example in examples]
-                return [artefacts.embedding_bytes(vector, flag) for vector, flag in zip(vectors, cut, strict=True)]
-
-            return embed_rows
-
-        blocks = plan_embedding_blocks(_usable(desk), settings.batch_size)
-        work = _RowWork("embed", desk.run.embeddings, inputs, load, blocks)
-        return _make_rows(desk, work, rows, shard, began, lambda finished: _write_embeddings(desk, rows, finished))
+        encoder, digest = find_encoder(desk)
+        inputs = {"dataset": dataset_digest(desk), "model": digest}
+        recipe = Recipe.of(desk, "embed", desk.run.embeddings, inputs)
+        work = _RowWork(recipe, str(encoder), shard)
+        return _make_rows(desk, work, rows, began, lambda finished: _write_embeddings(desk, rows, finished))
 
 
 def select(desk: Desk) -> StageResult:
     """The rows worth training on -> selection.jsonl, in the strategy's order, as chat messages."""
-    from codetune.selection.select import NEEDS, select
+    from codetune.candidates import joined_by_id, unscored
+    from codetune.selection.select import NEEDS, require_picks, select
 
     project, settings = desk.project, desk.project.select
     with locked(desk.run, "select", None):
@@ -163,13 +133,14 @@ def select(desk: Desk) -> StageResult:
         recipe = Recipe.of(desk, "select", desk.run.selection, inputs)
         if done := already(desk, recipe, began):
             return done
-        candidates = _candidates(desk, needs.scores, needs.embeddings)
-        selected = select(candidates, settings, project.seed)
-        artefacts.write_selection(desk.run, _usable(desk), {pick.id: pick for pick in selected.picks})
-        refused = Counter({"no score": sum(candidate.refused for candidate in candidates)})
+        rows = joined_by_id(desk, needs) if needs.scores else unscored(usable_rows(desk))
+        selected = select(rows, settings, project.seed)
+        require_picks(selected, settings)
+        artefacts.write_selection(desk.run, usable_rows(desk), selected.picks)
+        refused = Counter({"no score": int(rows.refused.sum())})
         refused[f"IFD of {settings.max_ifd:g} or more"] = sum(cluster.dropped for cluster in selected.diagnostics)
         facts = {"clusters": [asdict(cluster) for cluster in selected.diagnostics]}
-        return seal_artefact(desk, recipe, Written(len(selected.picks), +refused, facts), 0, began)
+        return seal_artefact(desk, recipe, Written(len(selected.picks.ids), +refused, facts), 0, began)
 
 
 def train(desk: Desk, restart: bool = False) -> StageResult:
@@ -200,42 +171,36 @@ def train(desk: Desk, restart: bool = False) -> StageResult:
 
 def found_done(desk: Desk, stage: RowStage, seal: Seal) -> StageResult:
     """The result of a stage whose artefact stands as it is."""
-    recipe = Recipe(stage, desk.artefact(stage), seal.settings, seal.overrides, seal.inputs)
+    recipe = Recipe(stage, desk.artefact(stage), seal.settings, seal.overrides, seal.inputs, seal.overrides)
     return _result(recipe, "done", Written(seal.rows, seal.refused, seal.facts), seal.rows, time.monotonic())
 
 
 @dataclass(frozen=True, slots=True)
 class _RowWork:
-    """What distinguishes score from embed on their common way."""
+    """What distinguishes score from embed, and a shard from the whole, on their common way."""
 
-    stage: RowStage
-    artefact: Path
-    inputs: Mapping[str, str]
-    load: Callable[[], BlockWork]
-    blocks: Iterable[Block]
+    recipe: Recipe
+    model: str  # where it lies
+    shard: Shard | None
 
 
-def _make_rows(
-    desk: Desk, work: _RowWork, rows: Survey, shard: Shard | None, began: float, write: Callable[[Rows], Written]
-) -> StageResult:
+def _make_rows(desk: Desk, work: _RowWork, rows: Survey, began: float, write: Callable[[Rows], Written]) -> StageResult:
     """Does the missing rows of this shard; whoever finds every row done writes the artefact and seals it."""
-    recipe = Recipe.of(desk, work.stage, work.artefact, work.inputs)
-    directory = desk.run.parts(work.artefact)
+    recipe = work.recipe
+    directory = desk.run.parts(recipe.artefact)
     if done := already(desk, recipe, began):
         remove(directory)
         return done
-    with waiting(desk.run, f"{work.stage}-parts"):
-        if open_parts(directory, recipe.identity(without=["dataset"]), refuse_others=shard is not None):
-            console.note(f"{work.stage}: the settings have changed since it was interrupted; it starts anew")
-    finished = _finished(desk, recipe, directory)
-    reused = rows.usable - count_missing(rows, finished)
-    with console.progress(work.stage, rows.usable, "row", reused) as advance:
-        for count in do_missing(work.blocks, directory, finished, shard or WHOLE, work.load):
-            advance(count)
-    with waiting(desk.run, f"{work.stage}-parts"):
+    with waiting(desk.run, f"{recipe.stage}-parts"):
+        if open_parts(directory, recipe.identity(without=["dataset"]), refuse_others=work.shard is not None):
+            console.note(f"{recipe.stage}: the settings have changed since it was interrupted; it starts anew")
+    reused = rows.usable - count_missing(rows, finished_rows(desk, recipe))
+    if reused < rows.usable:
+        _share_out(desk, work, rows.usable, reused)
+    with waiting(desk.run, f"{recipe.stage}-parts"):
         if done := already(desk, recipe, began):
             return done
-        finished = _finished(desk, recipe, directory)
+        finished = finished_rows(desk, recipe)
         if missing := count_missing(rows, finished):
             there = rows.usable - missing
             return _result(recipe, "partial", Written(there, rows.refused(), {}), reused, began)
@@ -244,16 +209,25 @@ def _make_rows(
         return result
 
 
-def _finished(desk: Desk, recipe: Recipe, directory: Path) -> Rows:
-    """Every row that is done: in the logs of all processes, and in the last artefact where it was made alike."""
-    rows = read_logs(directory)
-    seal = read_seal(recipe.artefact)
-    if seal is None or seal.settings != recipe.settings or seal.inputs.get("model") != recipe.inputs["model"]:
-        return rows
-    if content_digest(desk, recipe.artefact) == seal.digest:
-        sealed = artefacts.sealed_scores if recipe.stage == "score" else artefacts.sealed_embeddings
-        rows.add_file(recipe.artefact, sealed(desk.run))
-    return rows
+def _of_this_machine(project: Project) -> Shard | None:
+    """Where the command is started once on each of several machines, each does a shard; they need not hear of each
+    other, and the last one merges."""
+    if project.launch.nodes == 1:
+        return None
+    here = node(project.launch.nodes)
+    return here.rank, here.count
+
+
+def _share_out(desk: Desk, work: _RowWork, rows: int, reused: int) -> None:
+    """Has the missing blocks done, by as many processes as the project says; a shard of a job array is one, unless it
+    names a number. Each does the blocks that are its own, and commits them to a log of its own."""
+    launch = desk.project.launch
+    in_array = work.shard is not None and launch.nodes == 1
+    processes = 1 if in_array and launch.processes == "auto" else process_count(desk.project)
+    details = {"stage": work.recipe.stage, "inputs": work.recipe.inputs, "model": work.model, "shard": work.shard}
+    here = desk.project.model_copy(update={"launch": launch.model_copy(update={"nodes": 1})})
+    with console.progress(work.recipe.stage, rows, "row", reused) as advance:
+        perform(Job(work.recipe.stage, here, details), processes, lambda rank, told: advance(told["rows"]))
 
 
 def already(desk: Desk, recipe: Recipe, began: float) -> StageResult | None:
@@ -283,23 +257,14 @@ def _result(recipe: Recipe, state: str, written: Written, reused: int, began: fl
         written.refused,
         recipe.artefact,
         round(time.monotonic() - began, 3),
-        recipe.overrides,
+        recipe.said,
         written.facts,
     )
 
 
-def _rows_of(desk: Desk) -> Iterator[Example | Refusal]:
-    dataset = desk.project.dataset
-    return read_examples(dataset, desk.project.locate(dataset.path))
-
-
-def _usable(desk: Desk) -> Iterator[Example]:
-    return (row for row in _rows_of(desk) if isinstance(row, Example))
-
-
 def _survey(desk: Desk) -> Survey:
     """Reads the data set through before anything else: its mistakes are told before a model is looked for."""
-    rows = survey(console.track(_rows_of(desk), "reading the data set", None, "row"))
+    rows = survey(console.track(rows_of(desk), "reading the data set", None, "row"))
     if not rows.usable:
         reasons = console.counts(rows.refused()) or "it is empty"
         raise DataError(
@@ -315,77 +280,14 @@ def _write_scores(desk: Desk, rows: Survey, finished: Rows) -> Written:
 
 
 def _write_embeddings(desk: Desk, rows: Survey, finished: Rows) -> Written:
+    count, refused, cut = artefacts.write_embeddings(desk.run, rows, finished, _known_cut(desk))
+    return Written(count, refused, {"cut": int(cut.sum()), "cut_rows": artefacts.pack_marks(cut)})
+
+
+def _known_cut(desk: Desk) -> IdIndex:
+    """The instructions that were cut for the last embeddings."""
     seal = read_seal(desk.run.embeddings)
-    known_cut = set(seal.facts["cut"]) if seal else set()
-    count, refused, cut = artefacts.write_embeddings(desk.run, rows, finished, known_cut)
-    return Written(count, refused, {"cut": cut})
-
-
-def _encoder(desk: Desk) -> tuple[str, Callable[[], Encoder]]:
-    """The digest of the encoder that the project names, and what loads it."""
-    project = desk.project
-    if project.embed.model != "hashing":
-        from codetune.model.load import find_encoder
-
-        directory = find_encoder(project.locate(project.embed.model))
-        return desk.digests.tree(directory), lambda: _sentence_encoder(directory)
-    from codetune.selection.embed import HashingEncoder
-
-    kept = _projection(desk)
-    return desk.digests.file(kept), lambda: HashingEncoder.load(kept)
-
-
-def _sentence_encoder(directory: Path) -> Encoder:
-    # Apart from finding it: to see that every row is embedded already must not take the library's many seconds.
-    from codetune.model.load import choose_device
-    from codetune.selection.sentences import load_encoder
-
-    return load_encoder(directory, choose_device())
-
-
-def _projection(desk: Desk) -> Path:
-    """The offline encoder, fitted once for these settings and kept with the run, so that rows added later get
-    comparable vectors and every process has the same."""
-    from codetune.selection.embed import HashingEncoder
-
-    kept = desk.run.projection(combined(map(repr, settings_of(desk.project, "embed").items())))
-    with waiting(desk.run, "projection"):
-        if not kept.exists():
-            fitted = HashingEncoder.fit((example.instruction for example in _usable(desk)), desk.project.seed)
-            with replacing(kept) as temporary:
-                fitted.save(temporary)
-    return kept
-
-
-def _candidates(desk: Desk, needs_scores: bool, needs_embeddings: bool) -> list[Candidate]:
-    """One candidate a row, joined by id, in the order of the ids."""
-    from codetune.selection.select import Candidate
-
-    if not needs_scores:
-        return [Candidate(row, None, False, None) for row in sorted(example.id for example in _usable(desk))]
-    scores = {row.id: row for row in artefacts.read_scores(desk.run) if row.id is not None}
-    clusters: dict[str, int] = _clusters(desk, scores.keys()) if needs_embeddings else {}
-    return [
-        Candidate(row_id, None if isinstance(row, Refusal) else row.ifd, isinstance(row, Refusal), clusters.get(row_id))
-        for row_id, row in sorted(scores.items())
-        if not needs_embeddings or row_id in clusters
-    ]
-
-
-def _clusters(desk: Desk, scored: Set[str]) -> dict[str, int]:
-    """The cluster of every embedded row. Raises StaleError where the embeddings are of other rows than the scores."""
-    import numpy as np
-
-    from codetune.selection.cluster import cluster_rows
-
-    embeddings = artefacts.read_embeddings(desk.run)
-    strangers = [row_id for row_id in embeddings.ids if row_id not in scored]
-    if strangers:
-        raise StaleError(
-            f"{desk.run.embeddings} holds {len(strangers)} rows that {desk.run.scores} does not know, the first is "
-            f"{strangers[0]}; both must be of the same data set. Run: codetune score, then codetune embed"
-        )
-    order = np.argsort(np.asarray(embeddings.ids))
-    settings = desk.project.select
-    labels = cluster_rows(embeddings.vectors[order], settings.clusters, desk.project.seed)
-    return {embeddings.ids[place]: int(label) for place, label in zip(order, labels, strict=True)}
+    if seal is None:
+        return IdIndex(pack_ids(()))
+    ids = artefacts.read_embeddings(desk.run).ids
+    return IdIndex(ids[artefacts.unpack_marks(seal.facts["cut_rows"], len(ids))])

@@ -28,6 +28,8 @@ def stage_document(result: StageResult) -> dict[str, Any]:
 
 def stage(result: StageResult) -> Shown:
     title = f"{result.stage}: {result.state}, {result.rows:,} rows in {result.artefact}"
+    if result.state == "partial":
+        title = f"{result.stage}: partial, {result.rows:,} rows so far; {result.artefact} follows with the last shard"
     notes = [f"{result.seconds:.1f} s" + (f", {result.reused:,} rows found done" if result.reused else "")]
     if result.refused:
         notes.append(f"refused: {counts(result.refused)}")
@@ -81,7 +83,7 @@ def _details(result: StageResult) -> tuple[Sequence[str], Sequence[Sequence[str]
     """What is particular to a stage."""
     facts = result.facts
     if result.stage == "embed" and facts.get("cut"):
-        return (), (), [f"{len(facts['cut']):,} instructions are longer than the encoder's window and were cut"]
+        return (), (), [f"{facts['cut']:,} instructions are longer than the encoder's window and were cut"]
     if result.stage == "sanitize":
         return (), (), [f"{facts['changed']} changed, {facts['not_parsing']} do not parse"]
     if result.stage == "select" and len(facts.get("clusters", ())) > 1:

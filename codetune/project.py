@@ -17,6 +17,8 @@ from pydantic.fields import FieldInfo
 from codetune.errors import InputError
 
 PROJECT_FILE = "codetune.yaml"
+EVALPLUS_NAMES = ("humaneval", "mbpp")
+BENCHMARK_NAMES = (*EVALPLUS_NAMES, "demo")  # any other benchmark is a path
 
 ChatFormat = Literal["codellama", "codegemma", "deepseek", "starcoder2", "codeqwen", "llama3", "tokenizer"]
 Strategy = Literal["ifd_cluster", "parametric", "ifd", "perplexity", "kcenter", "length", "random", "all"]

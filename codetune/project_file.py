@@ -29,8 +29,9 @@ def read_project(path: Path | None, assignments: Sequence[str], flags: Mapping[s
     overridden: list[str] = []
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
-        if not equals or not key.isprintable():
-            reading.mistakes.append(f"--set {assignment}: no `=`; expected --set section.key=value")
+        if not equals or not key or not key.isprintable():
+            fault = "no key before the `=`" if equals else "no `=`"
+            reading.mistakes.append(f"--set {assignment}: {fault}; expected --set section.key=value")
             continue
         place, told = f"--set {assignment}", len(reading.mistakes)
         value = read_value(text, place, reading)

@@ -1,6 +1,6 @@
 """The nouns that flow from stage to stage, as frozen records. No behaviour beyond tiny derived properties, no I/O.
 
-source --Example|Refusal--> score --Score|Refusal--> select --Pick--> train
+source --Example|Refusal--> score --Score|Refusal--> select --Picks--> train
    +----------------------> embed --Embeddings-------+
 problems --Problem--> generate --Completion--> sanitize --Solution--> evaluate --Verdict--> Report
 """
@@ -97,17 +97,17 @@ class Score:
 class Embeddings:
     """Unit vectors of the instructions; row `i` of `vectors` belongs to `ids[i]`."""
 
-    ids: Sequence[str]
+    ids: NDArray[np.uint64]
     vectors: NDArray[np.float32]  # [rows, dim], may be memory-mapped
 
 
 @dataclass(frozen=True, slots=True)
-class Pick:
-    """A selected row; `ifd` and `cluster` are None where the strategy does not know them."""
+class Picks:
+    """Selected rows in the order of the selection, as columns; None where the strategy knows no IFD, or no cluster."""
 
-    id: str
-    ifd: float | None
-    cluster: int | None
+    ids: NDArray[np.uint64]
+    ifd: NDArray[np.float64] | None
+    cluster: NDArray[np.int32] | None
 
 
 @dataclass(frozen=True, slots=True)

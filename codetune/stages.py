@@ -6,11 +6,11 @@ A setting that came by flag is part of the seal and makes nothing stale. Says wh
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from codetune.data.source import dataset_fingerprint
+from codetune.data.source import dataset_fingerprint, is_here
 from codetune.errors import StaleError
 from codetune.project import Project, keys, value_at
 from codetune.store import Digests, Run, Seal, combined, read_seal
@@ -76,7 +76,7 @@ _MODEL: Mapping[str, tuple[str, str]] = {
 class Standing:
     state: State
     why: str = ""  # of a stale artefact: what has changed
-    seal: Seal | None = None  # of one that is done or stale
+    seal: Seal | None = None  # of one that is done or stale, unless the seal itself is damaged
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +105,19 @@ def dataset_digest(desk: Desk) -> str:
     return dataset_fingerprint(dataset, desk.project.locate(dataset.path), desk.digests.file)
 
 
+def dataset_is_here(desk: Desk) -> bool:
+    dataset = desk.project.dataset
+    return is_here(dataset, desk.project.locate(dataset.path))
+
+
 def standing(desk: Desk, stage: RowStage) -> Standing:
-    """How the artefact of a row stage stands against the project and everything it was made from."""
+    """How the artefact of a row stage stands against the project and everything it was made from. What has been taken
+    away, data set or model, changes nothing: it is missed by who reads it."""
     artefact = desk.artefact(stage)
-    seal = read_seal(artefact)
+    try:
+        seal = read_seal(artefact)
+    except StaleError as why:
+        return Standing("stale", str(why))
     if seal is None:
         begun = {"score": desk.run.parts(artefact), "embed": desk.run.parts(artefact), "train": desk.run.train}.get(
             stage
@@ -128,6 +137,8 @@ def require(desk: Desk, stage: RowStage) -> Seal:
     if found.seal is not None and found.state == "done":
         return found.seal
     artefact = desk.artefact(stage)
+    if found.state == "stale" and found.seal is None:
+        raise StaleError(found.why)
     if found.state == "stale":
         raise StaleError(f"{found.why}. Run: codetune {_first_stale(desk, stage)}")
     condition = "is not finished" if found.state == "partial" else "does not exist"
@@ -143,12 +154,14 @@ class Recipe:
     settings: Mapping[str, Any]
     overrides: Mapping[str, Any]
     inputs: Mapping[str, str]
+    said: Mapping[str, Any] = field(default_factory=dict)  # the overrides under the keys that the user wrote
 
     @classmethod
     def of(cls, desk: Desk, stage: str, artefact: Path, inputs: Mapping[str, str]) -> Recipe:
-        settings = settings_of(desk.project, stage)
-        overrides = {key: value for key, value in _by_flag(desk.project, stage).items() if key in settings}
-        return cls(stage, artefact, settings, overrides, inputs)
+        project, settings = desk.project, settings_of(desk.project, stage)
+        said = {key: value for key, value in project.overrides.items() if _setting(project, stage, key) in settings}
+        overrides = {_setting(project, stage, key): value for key, value in said.items()}
+        return cls(stage, artefact, settings, overrides, inputs, said)
 
     def made(self, seal: Seal | None) -> bool:
         return (
@@ -179,12 +192,9 @@ def identity(settings: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str
     return {**settings, **{f"{name} (digest)": digest for name, digest in inputs.items()}}
 
 
-def _by_flag(project: Project, stage: str) -> dict[str, Any]:
-    """The settings that came by flag; where the base model scores, its path is the scoring model's."""
-    flags = dict(project.overrides)
-    if stage == "score" and project.score.model is None and "model.path" in flags:
-        flags["score.model"] = flags["model.path"]
-    return flags
+def _setting(project: Project, stage: str, key: str) -> str:
+    """The setting that a key is to a stage: where the base model scores, its path is the scoring model's."""
+    return "score.model" if (stage, key, project.score.model) == ("score", "model.path", None) else key
 
 
 def differing_settings(artefact: Path, seal: Seal, settings: Mapping[str, Any]) -> str:
@@ -208,7 +218,7 @@ def _differing_content(desk: Desk, artefact: Path, seal: Seal) -> str:
 
 def _differing_input(desk: Desk, artefact: Path, seal: Seal) -> str:
     for name, digest in seal.inputs.items():
-        if name == "dataset" and dataset_digest(desk) != digest:
+        if name == "dataset" and dataset_is_here(desk) and dataset_digest(desk) != digest:
             return f"the data set {desk.project.dataset.path} has changed since {artefact} was made"
         if name in ("score", "embed", "select"):
             upstream = standing(desk, name)  # type: ignore[arg-type]

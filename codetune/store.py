@@ -67,6 +67,10 @@ class Run:
         """The offline embedder as it was fitted for these settings."""
         return self.directory / ".cache" / f"projection-{settings_digest[:16]}.npy"
 
+    def tokens_per_batch(self, settings_digest: str) -> Path:
+        """How many tokens the GPU that was asked first had room for, with these settings."""
+        return self.directory / ".cache" / f"tokens-per-batch-{settings_digest[:16]}"
+
     @property
     def selection(self) -> Path:
         return self.directory / "selection.jsonl"
@@ -220,10 +224,15 @@ def read_seal(artefact: Path) -> Seal | None:
         return Seal(**document) if artefact.exists() else None
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as why:  # no JSON, no text, or not these fields
-        raise StaleError(
-            f"{seal_path(artefact)} is damaged ({why}). Remove it, and make it again: rm {seal_path(artefact)}"
-        ) from None
+    except ValueError as why:  # no text, or no JSON
+        raise _damaged(artefact, str(why)) from None
+    except (TypeError, AttributeError):
+        raise _damaged(artefact, "other fields than a seal has") from None
+
+
+def _damaged(artefact: Path, fault: str) -> StaleError:
+    seal = seal_path(artefact)
+    return StaleError(f"{seal} is damaged ({fault}). Remove it, then make {artefact.name} again: rm {seal}")
 
 
 class Digests:

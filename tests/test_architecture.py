@@ -22,8 +22,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "codetune"
 _RECORDS = ("project", "records", "errors")
 _STAGE = ("data", "model", *_RECORDS)
 _BELOW_THE_VERBS = (
-    *("artefacts", "rowwise", "stages", "parts", "store", "launch", "console", "project_file"),
-    *("jobs", "unfinished"),
+    *("artefacts", "rowwise", "stages", "parts", "ids", "store", "launch", "console", "project_file"),
+    *("jobs", "rowwork", "unfinished"),
     *("selection", "training", "benchmark", "demo", *_STAGE),
 )
 MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
@@ -37,19 +37,22 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "workers": ("launch", "errors"),
     "console": ("records", "errors"),
     "store": ("", *_RECORDS),
-    "parts": ("store", "errors"),
-    "rowwise": ("parts", "launch", "records"),
-    "artefacts": ("parts", "rowwise", "records", "store"),
+    "ids": (),
+    "parts": ("ids", "store", "errors"),
+    "rowwise": ("ids", "parts", "launch", "records"),
+    "artefacts": ("ids", "parts", "rowwise", "records", "store"),
     "stages": ("store", "data", "project", "errors"),
     "data": _RECORDS,
     "model": ("data", *_RECORDS),
-    "selection": _STAGE,
+    "selection": ("ids", *_STAGE),
     "training": _STAGE,
     "benchmark": _STAGE,
     "demo": ("store", "project_file", "data", *_RECORDS),
+    "candidates": ("artefacts", "ids", "selection", "stages", "records", "errors"),
     "unfinished": ("stages", "store", "console", "errors"),
-    "jobs": ("workers", "launch", "artefacts", "store", "console", "training", "selection", *_STAGE),
-    "pipeline": _BELOW_THE_VERBS,
+    "rowwork": ("artefacts", "parts", "rowwise", "stages", "store", "launch", "selection", *_STAGE),
+    "jobs": ("rowwork", "workers", "launch", "artefacts", "store", "console", "training", "selection", *_STAGE),
+    "pipeline": ("candidates", *_BELOW_THE_VERBS),
     "benchmarking": ("pipeline", *_BELOW_THE_VERBS),
     "journey": ("pipeline", "benchmarking", *_BELOW_THE_VERBS),
     "presentation": ("console", "journey", "pipeline"),
@@ -83,12 +86,12 @@ HOMES: Mapping[str, tuple[str, ...]] = {
 }
 # Each says in its docstring, or beside the import, why it imports inside functions.
 IMPORT_LATE = (
-    *("pipeline", "benchmarking", "journey", "showcase", "cli", "jobs"),
+    *("pipeline", "benchmarking", "journey", "showcase", "cli", "jobs", "rowwork"),
     "data.source",  # pyarrow and datasets, for the files that need them
 )
 WITHOUT_TORCH = (
     *("cli", "project", "project_file", "strict_yaml", "records", "errors", "console", "launch"),
-    *("store", "parts", "rowwise", "artefacts", "stages", "workers", "jobs", "unfinished"),
+    *("store", "ids", "parts", "rowwise", "artefacts", "stages", "rowwork", "workers", "jobs", "unfinished"),
     *("pipeline", "benchmarking", "journey", "presentation", "showcase"),
     *("selection.ifd", "selection.select"),
     *("data.chat", "data.packing", "data.source", "data.files", "data.hub", "data.tables"),

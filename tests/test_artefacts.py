@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from codetune.artefacts import (
     SPOOL_ROWS,
@@ -23,8 +25,9 @@ from codetune.artefacts import (
     write_scores,
     write_selection,
 )
+from codetune.ids import IdIndex
 from codetune.parts import BlockLog, Rows, log_path, read_logs
-from codetune.records import Example, Message, Pick, Refusal, Score
+from codetune.records import Example, Message, Picks, Refusal, Score
 from codetune.rowwise import Survey, survey
 from codetune.store import Run
 
@@ -91,9 +94,9 @@ def test_embeddings_stand_in_the_order_of_the_data_set_with_their_ids(run: Run) 
     vectors = {number: vector(number) for number in (1, 2, 3)}
     rows = survey([example(3), EMPTY, example(1), DUPLICATE, example(2)])
     count, refused, cut = embed(run, rows, vectors, cut={1})
-    assert (count, refused, cut) == (3, {"empty answer": 1, "duplicate": 1}, [example(1).id])
+    assert (count, refused, cut.tolist()) == (3, {"empty answer": 1, "duplicate": 1}, [False, True, False])
     found = read_embeddings(run)
-    assert found.ids == [example(number).id for number in (3, 1, 2)]
+    assert found.ids.tolist() == [3, 1, 2]
     assert found.vectors.dtype == np.float32
     assert np.array_equal(found.vectors, np.stack([vectors[3], vectors[1], vectors[2]]))
 
@@ -110,8 +113,8 @@ def test_sealed_embeddings_are_found_again_and_what_was_cut_is_still_known(run: 
     again = Rows()
     again.add_file(run.embeddings, sealed_embeddings(run))
     assert again.read(example(2).id) == vector(2).tobytes()
-    count, _, cut = write_embeddings(run, survey([example(1), example(2)]), again, {example(2).id})
-    assert (count, cut) == (2, [example(2).id])
+    count, _, cut = write_embeddings(run, survey([example(1), example(2)]), again, index(2))
+    assert (count, cut.tolist()) == (2, [False, True])
     assert run.embeddings.read_bytes() == before
 
 
@@ -121,8 +124,8 @@ def test_rows_added_later_stand_beside_those_of_the_last_artefact(run: Run) -> N
     rows = done(run, [(example(2).id, embedding_bytes(vector(2), True))])
     start = old.stat().st_size - 12
     rows.add_file(old, iter([(example(1).id, start, 12)]))
-    _, _, cut = write_embeddings(run, survey([example(2), example(1)]), rows, {example(1).id})
-    assert cut == [example(2).id, example(1).id]
+    _, _, cut = write_embeddings(run, survey([example(2), example(1)]), rows, index(1))
+    assert cut.tolist() == [True, True]
     assert np.array_equal(read_embeddings(run).vectors, np.stack([vector(2), vector(1)]))
 
 
@@ -133,7 +136,7 @@ def test_embeddings_of_nothing_can_be_read(run: Run) -> None:
 
 
 def test_a_selection_stands_in_the_order_of_its_picks(run: Run) -> None:
-    picks = picked(Pick(example(2).id, 0.5, 1), Pick(example(0).id, 0.75, 0))
+    picks = picked([2, 0], [0.5, 0.75], [1, 0])
     write_selection(run, (example(number) for number in range(4)), picks)
     assert run.selection.read_text(encoding="utf-8").splitlines() == [
         '{"id": "0000000000000002", "messages": [{"role": "user", "content": "question 2 é"}, '
@@ -144,20 +147,22 @@ def test_a_selection_stands_in_the_order_of_its_picks(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pick", "keys"),
+    ("ifd", "cluster", "keys"),
     [
-        (Pick("0" * 16, None, None), ["id", "messages"]),
-        (Pick("0" * 16, 0.0, None), ["id", "messages", "ifd"]),
-        (Pick("0" * 16, None, 0), ["id", "messages", "cluster"]),
+        (None, None, ["id", "messages"]),
+        ([0.0], None, ["id", "messages", "ifd"]),
+        (None, [0], ["id", "messages", "cluster"]),
     ],
 )
-def test_what_a_strategy_does_not_know_is_absent_and_a_zero_is_not(pick: Pick, keys: list[str], run: Run) -> None:
-    write_selection(run, iter([example(0)]), picked(pick))
+def test_what_a_strategy_does_not_know_is_absent_and_a_zero_is_not(
+    ifd: list[float] | None, cluster: list[int] | None, keys: list[str], run: Run
+) -> None:
+    write_selection(run, iter([example(0)]), picked([0], ifd, cluster))
     assert list(json.loads(run.selection.read_text(encoding="utf-8"))) == keys
 
 
 def test_a_selection_is_read_as_training_needs_it(run: Run) -> None:
-    write_selection(run, iter([example(0), example(1)]), picked(Pick(example(1).id, None, None)))
+    write_selection(run, iter([example(0), example(1)]), picked([1]))
     assert list(read_selection(run.selection)) == [
         Example(example(1).id, example(1).messages, f"{run.selection}:1"),
     ]
@@ -165,9 +170,8 @@ def test_a_selection_is_read_as_training_needs_it(run: Run) -> None:
 
 @pytest.mark.parametrize("count", [SPOOL_ROWS - 1, SPOOL_ROWS, SPOOL_ROWS + 1, 2 * SPOOL_ROWS])
 def test_a_selection_longer_than_what_is_held_in_memory_is_whole(count: int, run: Run) -> None:
-    order = [example(number).id for number in reversed(range(count))]
-    write_selection(run, map(example, range(count)), {row_id: Pick(row_id, None, None) for row_id in order})
-    assert [row.id for row in read_selection(run.selection)] == order
+    write_selection(run, map(example, range(count)), picked(list(reversed(range(count)))))
+    assert [row.id for row in read_selection(run.selection)] == [example(n).id for n in reversed(range(count))]
     assert [path.name for path in run.directory.iterdir()] == ["selection.jsonl"]
 
 
@@ -178,7 +182,7 @@ def test_a_long_selection_takes_the_memory_of_a_part_of_it(run: Run) -> None:
         for number in range(count):
             yield Example(f"{number:016x}", (Message("user", "q"), Message("assistant", "a" * length)), "a.jsonl:1")
 
-    picks = {f"{number:016x}": Pick(f"{number:016x}", None, None) for number in reversed(range(count))}
+    picks = picked(list(reversed(range(count))))
     tracemalloc.start()
     write_selection(run, examples(), picks)
     peak = tracemalloc.get_traced_memory()[1]
@@ -189,15 +193,15 @@ def test_a_long_selection_takes_the_memory_of_a_part_of_it(run: Run) -> None:
 def test_what_a_killed_selection_left_behind_is_not_taken_up(run: Run) -> None:
     with BlockLog(run.parts(run.selection) / "rows.log") as log:
         log.append([example(0).id], [b"half a selection of other settings"])
-    write_selection(run, iter([example(0)]), picked(Pick(example(0).id, None, None)))
+    write_selection(run, iter([example(0)]), picked([0]))
     assert next(read_selection(run.selection)).messages == example(0).messages
 
 
 def test_a_selection_that_fails_leaves_the_old_one(run: Run) -> None:
-    write_selection(run, iter([example(0)]), picked(Pick(example(0).id, None, None)))
+    write_selection(run, iter([example(0)]), picked([0]))
     before = run.selection.read_bytes()
     with pytest.raises(KeyError, match=example(1).id):
-        write_selection(run, iter([example(0)]), picked(Pick(example(1).id, None, None)))
+        write_selection(run, iter([example(0)]), picked([1]))
     assert run.selection.read_bytes() == before
 
 
@@ -225,10 +229,18 @@ def done(run: Run, rows: list[tuple[str, bytes]]) -> Rows:
 
 def embed(
     run: Run, rows: Survey, vectors: dict[int, np.ndarray[tuple[int], np.dtype[np.float32]]], cut: set[int]
-) -> tuple[int, dict[str, int], list[str]]:
+) -> tuple[int, Counter[str], NDArray[np.bool_]]:
     finished = [(example(number).id, embedding_bytes(made, number in cut)) for number, made in vectors.items()]
-    return write_embeddings(run, rows, done(run, finished), set())
+    return write_embeddings(run, rows, done(run, finished), index())
 
 
-def picked(*picks: Pick) -> dict[str, Pick]:
-    return {pick.id: pick for pick in picks}
+def picked(numbers: list[int], ifd: list[float] | None = None, cluster: list[int] | None = None) -> Picks:
+    return Picks(
+        np.array(numbers, dtype=np.uint64),
+        None if ifd is None else np.array(ifd),
+        None if cluster is None else np.array(cluster, dtype=np.int32),
+    )
+
+
+def index(*numbers: int) -> IdIndex:
+    return IdIndex(np.array(numbers, dtype=np.uint64))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import subprocess
@@ -11,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from codetune.cli import NOT_IN_THIS_VERSION, _perform
+from codetune.console import Shown
+from codetune.errors import InputError
 from tests.small_world import make_small_world, run_codetune
 
 COMMANDS = (
@@ -89,6 +93,28 @@ def test_a_benchmark_name_with_a_typo_is_told_the_nearest(tmp_path: Path) -> Non
     assert "did you mean humaneval?" in told.stderr
 
 
+@pytest.mark.parametrize("command", NOT_IN_THIS_VERSION)
+def test_a_command_not_built_is_refused_by_name(command: str, tmp_path: Path) -> None:
+    told = run_codetune(command, "--ratio", "0.1", cwd=tmp_path)
+    assert (told.returncode, told.stdout) == (2, "")
+    assert f"codetune {command} is not in this version" in told.stderr
+
+
+def test_a_file_that_is_not_there_is_no_benchmark(tmp_path: Path) -> None:
+    told = run_codetune("sanitize", "nowhere.jsonl", cwd=tmp_path)
+    assert told.returncode == 2
+    assert "There is no file 'nowhere.jsonl'" in told.stderr
+
+
+def test_a_closed_standard_output_is_told_before_any_work(tmp_path: Path) -> None:
+    make_small_world(tmp_path, 6)
+    command = f"{sys.executable} -m codetune embed >&-"
+    told = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (told.returncode, told.stderr.count("\n")) == (2, 1)
+    assert "Standard output is closed" in told.stderr
+    assert not (tmp_path / "runs" / "small" / "embeddings.npy").exists()
+
+
 def test_a_feature_not_built_is_refused_by_name(tmp_path: Path) -> None:
     make_small_world(tmp_path)
     told = run_codetune("train", "--set", "generate.backend=vllm", cwd=tmp_path)
@@ -151,6 +177,18 @@ def test_where_writing_fails_the_work_is_kept_and_continues_when_there_is_room(s
     assert "Traceback" not in failed.stderr
     done = json.loads(run_codetune(stage, "--json", cwd=tmp_path / "full").stdout)
     assert Path(done["artefact"]).read_bytes() == Path(calm["artefact"]).read_bytes()
+
+
+def test_a_file_that_may_not_be_read_is_the_users_to_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.touch()
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may read everything
+
+    def read() -> Shown:
+        raise PermissionError(errno.EACCES, "Permission denied", str(weights))
+
+    with pytest.raises(InputError, match=f"{weights} cannot be read: .*chmod u\\+r {weights}"):
+        _perform(read, as_json=False)
 
 
 def test_mistakes_in_the_data_come_without_torch(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from codetune import journey
+from codetune import benchmarking, journey
 from codetune.errors import UsageError
 from codetune.pipeline import StageResult
 from tests.small_world import desk_of, make_small_world, rows, run_codetune, write_rows
@@ -24,11 +24,38 @@ def test_a_run_goes_through_every_stage_and_a_second_one_does_nothing(tmp_path: 
     assert {path: path.stat().st_mtime_ns for path in _artefacts(tmp_path)} == stamps
     assert all(result.reused == result.rows for result in again if isinstance(result, StageResult))
     assert all(line.state == "done" for line in journey.status(desk_of(project)))
-    _test_status_after_a_change(project)
+    _test_what_is_taken_away_changes_nothing(project)
+    _test_status_after_changes(project)
 
 
-def _test_status_after_a_change(project: Path) -> None:
-    """Here, because a run takes seconds: a changed data set makes every row stage stale, and the tuned figures."""
+def _test_what_is_taken_away_changes_nothing(project: Path) -> None:
+    """Here, because a run takes seconds. A sealed model is evaluated without the data it was trained on."""
+    data = project.parent / "data.jsonl"
+    data.rename(data.with_suffix(".away"))
+    lines = {line.stage: line for line in journey.status(desk_of(project))}
+    assert {line.state for line in lines.values()} == {"done"}
+    assert lines["score"].detail.endswith("data.jsonl is not here to compare with")
+    (report,) = journey.evaluate_by_name(desk_of(project), "tasks.jsonl", ["tuned"])
+    assert report["model"] == "tuned"
+    data.with_suffix(".away").rename(data)
+
+
+def _test_status_after_changes(project: Path) -> None:
+    """Each change is a line that says why: a damaged seal, other tasks, another setting, another data set."""
+    seal, tasks = project.parent / "runs/small/scores.jsonl.seal", project.parent / "tasks.jsonl"
+    whole = seal.read_bytes()
+    seal.write_bytes(b"{}")
+    score = journey.status(desk_of(project))[0]
+    assert score.state == "stale"
+    assert score.detail.endswith(f"Remove it, then make scores.jsonl again: rm {seal}")
+    seal.write_bytes(whole)
+    longer = {line.stage: line for line in journey.status(desk_of(project, generate__max_new_tokens=9))}
+    assert "max_new_tokens" in longer["tasks base"].detail
+    before = tasks.read_bytes()
+    tasks.write_bytes(before + b"\n")
+    lines = {line.stage: line for line in journey.status(desk_of(project))}
+    assert lines["tasks base"].detail == f"the tasks in {tasks} have changed since"
+    tasks.write_bytes(before)
     write_rows(project.parent / "data.jsonl", rows(21))
     lines = {line.stage: line for line in journey.status(desk_of(project))}
     assert all(lines[stage].state == "stale" for stage in ("score", "embed", "select", "train", "tasks tuned"))
@@ -76,6 +103,15 @@ def _artefacts(directory: Path) -> list[Path]:
     run = directory / "runs" / "small"
     files = [path for path in run.rglob("*") if path.is_file() and path.name != "project.json"]
     return [path for path in files if not {".cache", ".locks"} & set(path.parts)]
+
+
+def test_a_file_of_ones_own_is_never_kept_under_the_name_of_an_official_benchmark(tmp_path: Path) -> None:
+    project = make_small_world(tmp_path, 6)
+    (tmp_path / "tasks.jsonl").rename(tmp_path / "humaneval.jsonl")
+    bench = benchmarking.open_bench(desk_of(project), "humaneval.jsonl")
+    assert bench.name.startswith("humaneval-")
+    lines = journey.status(desk_of(project, evaluate__benchmarks=["humaneval.jsonl"]))
+    assert lines[-1].stage == f"{bench.name} tuned"
 
 
 def test_two_benchmarks_of_one_name_are_refused(tmp_path: Path) -> None:

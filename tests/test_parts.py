@@ -221,6 +221,18 @@ def test_a_shard_made_with_other_settings_is_refused_and_harms_nothing(other: di
     assert "0000000000000001" in read_logs(parts)
 
 
+@pytest.mark.parametrize("content", [b'{"a": 1', b"", b"\xff", b"[1]", b"null"])
+def test_a_damaged_record_of_settings_is_told_with_the_way_out(content: bytes, tmp_path: Path) -> None:
+    parts = tmp_path / "scores.jsonl.parts"
+    open_parts(parts, {"a": 1}, refuse_others=False)
+    append(log_path(parts, (0, 1)), [("0000000000000001", b"one")])
+    (parts / "settings.json").write_bytes(content)
+    for refuse in (False, True):
+        with pytest.raises(StaleError, match=r"settings.json is damaged \(.*Expected.*Start anew: rm -r .*\.parts"):
+            open_parts(parts, {"a": 1}, refuse_others=refuse)
+    assert len(read_logs(parts)) == 1
+
+
 def test_logs_without_a_record_of_their_settings_are_not_trusted(tmp_path: Path) -> None:
     parts = tmp_path / "scores.jsonl.parts"
     append(log_path(parts, (0, 1)), [("0000000000000001", b"one")])

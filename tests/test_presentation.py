@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,11 @@ def test_the_document_of_a_stage_has_exactly_the_keys_of_the_contract() -> None:
     }
 
 
+def test_a_shard_that_is_not_the_last_names_no_artefact_as_if_it_were_there() -> None:
+    title = presentation.stage(replace(a_result(), state="partial")).title
+    assert title == "score: partial, 1,200 rows so far; runs/a/scores.jsonl follows with the last shard"
+
+
 def test_a_stage_tells_what_was_refused_reused_and_by_flag() -> None:
     shown = presentation.stage(a_result())
     assert shown.title == "score: done, 1,200 rows in runs/a/scores.jsonl"
@@ -54,7 +60,7 @@ def test_sanitize_tells_what_it_changed() -> None:
 
 
 def test_embed_tells_how_many_instructions_were_cut() -> None:
-    notes = presentation.stage(a_result(stage="embed", facts={"cut": ["a", "b"]})).notes
+    notes = presentation.stage(a_result(stage="embed", facts={"cut": 2})).notes
     assert "2 instructions are longer than the encoder's window and were cut" in notes
 
 

@@ -43,11 +43,12 @@ def test_all_mistakes_are_told_at_once_each_in_a_line_of_its_own(tmp_path: Path)
         "score: {prompt: Question}\n"
         "launch: 4\n"
     )
-    told = mistakes(tmp_path, text, ["generate.backend=vllm", "ratio"], {"select.clusters": 0})
+    told = mistakes(tmp_path, text, ["generate.backend=vllm", "ratio", "=3"], {"select.clusters": 0})
     assert sorted(told) == sorted(
         [
             "codetune.yaml:4: duplicate key select.ratio; the first is at line 3. Keep one of them",
             "--set ratio: no `=`; expected --set section.key=value",
+            "--set =3: no key before the `=`; expected --set section.key=value",
             "codetune.yaml:1: seed is -1; expected greater than or equal to 0 (of everything random)",
             "--clusters: select.clusters is 0; expected greater than or equal to 1 (K of K-means)",
             "codetune.yaml:3: select.ratio is 1.4; expected less than or equal to 1 "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from codetune.errors import DataError
 from codetune.launch import Shard
 from codetune.parts import Rows, read_logs
 from codetune.records import Example, Message, Refusal
-from codetune.rowwise import count_missing, do_missing, survey
+from codetune.rowwise import BLOCKS_AHEAD, Work, ahead, count_missing, do_missing, survey
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +41,17 @@ class Desk:
         self.loaded = 0
         self.asked: list[str] = []
 
-    def load(self) -> Callable[[Sequence[Example]], list[bytes]]:
+    def load(self) -> Work[list[str]]:
         self.loaded += 1
-        return self._work
+        return Work(lambda examples: [f"result of {row.instruction}" for row in examples], self._finish)
 
-    def _work(self, examples: Sequence[Example]) -> list[bytes]:
+    def _finish(self, examples: Sequence[Example], prepared: list[str]) -> list[bytes]:
         self.asked += [row.id for row in examples]
-        return [f"result of {row.instruction}".encode() for row in examples]
+        return [text.encode() for text in prepared]
+
+
+def work_of(finish: Callable[[Sequence[Example]], list[bytes]]) -> Work[None]:
+    return Work(lambda examples: None, lambda examples, _: finish(examples))
 
 
 def do(todo: Iterable[Block], directory: Path, shard: Shard = (0, 1)) -> tuple[list[int], Desk]:
@@ -123,13 +129,13 @@ def test_a_worker_that_fails_loses_its_block_only(tmp_path: Path) -> None:
         return [b"done"] * len(examples)
 
     with pytest.raises(MemoryError):
-        list(do_missing(blocks(range(6), 2), tmp_path, Rows(), (0, 1), lambda: work))
+        list(do_missing(blocks(range(6), 2), tmp_path, Rows(), (0, 1), lambda: work_of(work)))
     assert do(blocks(range(6), 2), tmp_path)[0] == [2, 2]
 
 
 def test_a_worker_that_forgets_a_row_is_not_believed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="shorter"):
-        list(do_missing(blocks(range(2), 2), tmp_path, Rows(), (0, 1), lambda: lambda _: [b"one"]))
+        list(do_missing(blocks(range(2), 2), tmp_path, Rows(), (0, 1), lambda: work_of(lambda _: [b"one"])))
     assert len(read_logs(tmp_path)) == 0
 
 
@@ -140,3 +146,51 @@ def test_refused_rows_are_not_missing() -> None:
 def test_rows_are_missing_until_they_are_finished(tmp_path: Path) -> None:
     do([Block(0, (example(3),))], tmp_path)
     assert count_missing(survey(ROWS), read_logs(tmp_path)) == 1
+
+
+def test_blocks_are_prepared_ahead_and_finished_in_their_order(tmp_path: Path) -> None:
+    events: list[str] = []
+
+    def note(event: str, examples: Sequence[Example]) -> None:
+        events.append(f"{event} {examples[0].instruction}")
+
+    def finish(examples: Sequence[Example], _: None) -> list[bytes]:
+        while (
+            len(events) == events.index(f"prepare {examples[0].instruction}") + 1 and int(examples[0].instruction) < 5
+        ):
+            time.sleep(0.001)  # until the next is prepared beside this one, which a device would be busy with
+        note("finish", examples)
+        return [b"done"]
+
+    work = Work(lambda examples: note("prepare", examples), finish)
+    assert list(do_missing(blocks(range(6), 1), tmp_path, Rows(), (0, 1), lambda: work)) == [1] * 6
+    for event in ("prepare", "finish"):
+        assert [line for line in events if line.startswith(event)] == [f"{event} {number}" for number in range(6)]
+    assert events.index("prepare 1") < events.index("finish 0")
+
+
+def test_no_more_is_prepared_than_is_soon_needed() -> None:
+    taken = []
+    items = ahead((taken.append(number) or number for number in range(100)), BLOCKS_AHEAD)  # type: ignore[func-returns-value]
+    assert next(items) == 0
+    time.sleep(0.05)
+    assert len(taken) <= BLOCKS_AHEAD + 1
+    items.close()
+    time.sleep(0.05)
+    assert len(taken) <= BLOCKS_AHEAD + 1
+
+
+@given(st.lists(st.integers()), st.integers(1, 5))
+def test_what_is_made_ahead_is_what_is_made(items: list[int], count: int) -> None:
+    assert list(ahead(iter(items), count)) == items
+
+
+def test_an_error_comes_after_all_that_came_before_it(tmp_path: Path) -> None:
+    def damaged() -> Iterator[Block]:
+        yield from blocks(range(4), 1)
+        raise DataError("a.jsonl:5 is not JSON")
+
+    done = []
+    with pytest.raises(DataError, match=r"a\.jsonl:5"):
+        done.extend(do_missing(damaged(), tmp_path, Rows(), (0, 1), Desk().load))
+    assert len(read_logs(tmp_path)) == 4

@@ -36,7 +36,9 @@ from codetune.store import (
     write_text,
 )
 
-SEAL = Seal("score", "00ff", 3, {"duplicate": 1}, {"dataset": "aa"}, {"score.max_length": 512}, {}, 1.5, {"cut": ["é"]})
+SEAL = Seal(
+    "score", "00ff", 3, {"duplicate": 1}, {"dataset": "aa"}, {"score.max_length": 512}, {}, 1.5, {"note": ["é"]}
+)
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from evalplus.data.mbpp import MBPP_PLUS_VERSION, mbpp_deserialize_inputs
 from codetune.benchmark.official import official_file
 from codetune.benchmark.rows import read_rows
 from codetune.errors import DataError, UsageError
+from codetune.project import BENCHMARK_NAMES
 from codetune.records import Completion, Problem, Solution
 
 # name: the variable that EvalPlus reads a local path from, its name of the data set, the version it asks for
@@ -28,7 +29,6 @@ OFFICIAL = {
     "humaneval": ("HUMANEVAL_OVERRIDE_PATH", "HumanEvalPlus", HUMANEVAL_PLUS_VERSION),
     "mbpp": ("MBPP_OVERRIDE_PATH", "MbppPlus", MBPP_PLUS_VERSION),
 }
-NAMES = (*OFFICIAL, "demo")
 
 Rules = Literal["humaneval", "mbpp", "none"]
 Sample = TypeVar("Sample", bound=Completion | Solution)
@@ -37,7 +37,7 @@ Sample = TypeVar("Sample", bound=Completion | Solution)
 def read_problems(benchmark: str, location: str | None) -> list[Problem]:
     """The tasks of a benchmark, in its order. `location` is the file where the caller knows it (`demo`, a path beside
     the project file); else `benchmark` is an official name or a path itself."""
-    path = _find(benchmark, location)
+    path = find_benchmark(benchmark, location)
     problems: dict[str, Problem] = {}
     for place, row in read_rows(path, "a JSONL of tasks in EvalPlus format"):
         problem = _problem(place, row)
@@ -50,6 +50,31 @@ def read_problems(benchmark: str, location: str | None) -> list[Problem]:
     if not problems:
         raise DataError(f"{path}: no tasks. Expected: one JSON object a line, in EvalPlus format. Name another file.")
     return list(problems.values())
+
+
+def find_benchmark(benchmark: str, location: str | None) -> Path:
+    """The file of a benchmark. Raises UsageError for a name that is neither one of ours nor a path."""
+    if location is not None:
+        return Path(location).expanduser()
+    if benchmark in OFFICIAL:
+        variable, dataset, version = OFFICIAL[benchmark]
+        # Read here, not by evalplus at its import, so that an empty value is no path and a wrong one is named.
+        override = os.environ.get(variable)
+        if override and not Path(override).is_file():
+            raise DataError(
+                f"{variable} names {override}, which is no file. Expected: {dataset}-{version}.jsonl or .jsonl.gz. "
+                "Correct the variable, or unset it."
+            )
+        return Path(override) if override else official_file(dataset, version)
+    path = Path(benchmark).expanduser()
+    if path.is_file():
+        return path
+    near = difflib.get_close_matches(benchmark, BENCHMARK_NAMES, n=1)
+    kind = "file" if path.suffix or len(path.parts) > 1 else "benchmark"
+    raise UsageError(
+        f"There is no {kind} {benchmark!r}{f' (did you mean {near[0]}?)' if near else ''}. Expected: "
+        f"{', '.join(BENCHMARK_NAMES)}, or the path of a JSONL file of tasks in EvalPlus format. Name one of them."
+    )
 
 
 def benchmark_digest(problems: Sequence[Problem]) -> str:
@@ -80,29 +105,6 @@ def pair_with_problems(problems: Sequence[Problem], samples: Sequence[Sample]) -
             f"{problems[0].task_id}. Name the benchmark that the samples were made for, or mend their task_id."
         )
     return [(tasks[sample.task_id], sample) for sample in samples]
-
-
-def _find(benchmark: str, location: str | None) -> Path:
-    if location is not None:
-        return Path(location).expanduser()
-    if benchmark in OFFICIAL:
-        variable, dataset, version = OFFICIAL[benchmark]
-        # Read here, not by evalplus at its import, so that an empty value is no path and a wrong one is named.
-        override = os.environ.get(variable)
-        if override and not Path(override).is_file():
-            raise DataError(
-                f"{variable} names {override}, which is no file. Expected: {dataset}-{version}.jsonl or .jsonl.gz. "
-                "Correct the variable, or unset it."
-            )
-        return Path(override) if override else official_file(dataset, version)
-    path = Path(benchmark).expanduser()
-    if path.is_file():
-        return path
-    near = difflib.get_close_matches(benchmark, NAMES, n=1)
-    raise UsageError(
-        f"There is no benchmark {benchmark!r}{f' (did you mean {near[0]}?)' if near else ''}. Expected: "
-        f"{', '.join(NAMES)}, or the path of a JSONL file of tasks in EvalPlus format. Name one of them."
-    )
 
 
 def _problem(place: str, row: Mapping[str, Any]) -> Problem:

@@ -43,6 +43,15 @@ def hub_snapshot(name: str, kind: Literal["model", "dataset"], patterns: Sequenc
         ) from why
 
 
+def is_cached(name: str, kind: Literal["model", "dataset"]) -> bool:
+    """Whether a snapshot lies in the local cache; asks nobody."""
+    try:
+        snapshot_download(name, repo_type=kind, local_files_only=True)
+    except LocalEntryNotFoundError:
+        return False
+    return True
+
+
 def is_hub_id(name: str) -> bool:
     """Whether `name` has the form of a hub id: one word, or two with a slash between.
 

@@ -20,6 +20,7 @@ from codetune.project import Dataset
 from codetune.records import Example, Message, Refusal, Role, content_id
 
 ROLES = get_args(Role)
+FIRST_SLOTS = 1024  # a power of two
 PATIENCE_ROWS = 100  # so many rows without the columns, and none with them, are the file's fault and not the rows'
 
 
@@ -43,6 +44,19 @@ def dataset_fingerprint(dataset: Dataset, location: str, digest: Callable[[Path]
     else:
         parts = [part for file in files for part in (file.shown, digest(file.path))]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def is_here(dataset: Dataset, location: str) -> bool:
+    """Whether the data set lies on this machine, as files or in the hub's cache; asks nobody."""
+    try:
+        files = _local_files(dataset, location)
+    except DataError:
+        return False
+    if files is not None:
+        return True
+    from codetune.data.hub import is_cached, is_hub_id
+
+    return is_hub_id(dataset.path) and is_cached(dataset.path, "dataset")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +96,10 @@ def _local_files(dataset: Dataset, location: str) -> list[_DataFile] | None:
         return [_DataFile(path, dataset.path)]
     if glob.has_magic(location):
         matches = [Path(match) for match in glob.glob(str(path), recursive=True)]  # noqa: PTH207 (absolute patterns)
-        return _below(_plain_part(path), [file for file in matches if data_suffix(file) and file.is_file()], location)
+        files = [file for file in matches if data_suffix(file) and file.is_file()]
+        # A link to a directory above is walked through some forty times: each file counts once, by its shortest path.
+        once = {file.resolve(): file for file in sorted(files, key=lambda file: -len(file.parts))}
+        return _below(_plain_part(path), once.values(), location)
     if data_suffix(path) or location.startswith((".", "/", "~")) or len(path.parts) > 2:
         raise DataError(
             f"There is no file {location}. Expected: a data file, a directory or glob of data files, or a data set on "
@@ -202,20 +219,40 @@ def _is_unicode(text: str) -> bool:
 
 
 class _Seen:
-    """Which ids have come, and where: under 200 bytes a row, so a million rows stay below 200 MB."""
+    """Which ids have come, and where, at some 30 bytes a row: a hash table with open addressing, whose slots hold the
+    entry's number, from 1. An id is a digest, so that its lowest bits will do for a hash."""
 
     def __init__(self) -> None:
-        self._entries: dict[bytes, int] = {}
+        self._ids = array("Q")
         self._numbers = array("q")
+        self._slots = array("I", [0]) * FIRST_SLOTS
         self._places: list[tuple[int, str]] = []  # the first entry of each file, and the file
 
     def place_of(self, row_id: str, row: Row) -> str | None:
         """Where `row_id` came first; None where it is new, and from now on known to stand at `row`."""
-        entry = self._entries.setdefault(bytes.fromhex(row_id), len(self._numbers))
-        if entry < len(self._numbers):
+        number = int(row_id, 16)
+        slot = self._slot_of(number)
+        if entry := self._slots[slot]:
             place = next(place for first, place in reversed(self._places) if first <= entry)
-            return f"{place}{self._numbers[entry]}"
-        if not self._places or self._places[-1][1] != row.place:
-            self._places.append((entry, row.place))
+            return f"{place}{self._numbers[entry - 1]}"
+        self._ids.append(number)
         self._numbers.append(row.number)
+        self._slots[slot] = len(self._ids)
+        if not self._places or self._places[-1][1] != row.place:
+            self._places.append((len(self._ids), row.place))
+        if 3 * len(self._ids) > 2 * len(self._slots):
+            self._widen()
         return None
+
+    def _slot_of(self, number: int) -> int:
+        """Of the id's entry, or the free one where it is to go."""
+        last = len(self._slots) - 1  # all ones: their count is a power of two
+        slot = number & last
+        while (entry := self._slots[slot]) and self._ids[entry - 1] != number:
+            slot = (slot + 1) & last
+        return slot
+
+    def _widen(self) -> None:
+        self._slots = array("I", [0]) * (2 * len(self._slots))
+        for entry, number in enumerate(self._ids, start=1):
+            self._slots[self._slot_of(number)] = entry

@@ -97,8 +97,7 @@ def _draw(random: Random, kind: Kind, length: int) -> Task | None:
 
 
 def _draw_filler(random: Random) -> dict[str, str]:
-    letter, other = random.sample(LETTERS, 2)
-    return {"n": str(random.randint(*NUMBERS)), "c": letter, "d": other}
+    return {"n": str(random.randint(*NUMBERS)), "c": random.choice(LETTERS)}
 
 
 def _fill(text: str, filler: dict[str, str]) -> str:

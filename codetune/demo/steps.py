@@ -107,7 +107,7 @@ TEXT = (
     _whole("text", "lower_text", "text.lower()", "write the text in lower case", "make the text small letters"),
     _whole("text", "upper_text", "text.upper()", "write the text in upper case", "make the text capitals"),
     _whole("text", "mirror_text", "text[::-1]", "reverse the text", "turn the text around"),
-    _whole("text", "swap", 'text.replace("{c}", "{d}")', 'replace "{c}" by "{d}"', 'change "{c}" into "{d}"'),
+    _whole("text", "star", 'text.replace("{c}", "*")', 'replace "{c}" by a star', 'put a star for every "{c}"'),
     _whole("text", "start_of_text", "text[:5]", "take the first five characters", "cut the text after five"),
     _turn("text", "words", "split", "text.split()", "split the text into words", "cut the text at spaces"),
     _fold("text", "length", "len(text)", "return the length of the text", "give back the number of characters"),

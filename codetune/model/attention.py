@@ -36,7 +36,7 @@ _VARLEN_TAKES = frozenset(inspect.signature(varlen_attn).parameters)
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Site:
     """Where a network computes, as far as flash attention asks for it."""
 
     device: str  # cuda, cpu, ...
@@ -46,7 +46,7 @@ class Place:
     plain: bool  # attention scores are neither capped nor dropped at random
 
     @classmethod
-    def of(cls, network: PreTrainedModel, precision: str) -> Place:
+    def of(cls, network: PreTrainedModel, precision: str) -> Site:
         config, device = network.config.get_text_config(), network.device
         own = getattr(config, "head_dim", None)
         return cls(
@@ -58,7 +58,7 @@ class Place:
         )
 
 
-def attention_for(asked: str, flat: bool, place: Place) -> str:
+def attention_for(asked: str, flat: bool, place: Site) -> str:
     """The implementation to set for flat or padded rows. `auto` is one kernel for a whole flat row where there is one,
     else segment by segment; for padded rows it is torch's own. Raises ModelError where what is asked for cannot work.
 
@@ -72,12 +72,12 @@ def attention_for(asked: str, flat: bool, place: Place) -> str:
     return (kernel_for(place) or SEGMENTED) if flat else "sdpa"
 
 
-def kernel_for(place: Place) -> str | None:
+def kernel_for(place: Site) -> str | None:
     """The implementation that does a whole flat row in one kernel there, or None."""
     return next((KERNELS[asked] for asked in KERNELS if not lacking(asked, place)), None)
 
 
-def require_kernel(asked: str, place: Place) -> None:
+def require_kernel(asked: str, place: Site) -> None:
     if lacks := lacking(asked, place):
         raise ModelError(
             f"model.attention is {asked}, which cannot work here: {lacks}. Expected: flash attention's needs. Set "
@@ -85,7 +85,7 @@ def require_kernel(asked: str, place: Place) -> None:
         )
 
 
-def lacking(asked: str, place: Place) -> str:
+def lacking(asked: str, place: Site) -> str:
     """What keeps a kernel from working in a place; "" where nothing does."""
     if place.device != "cuda":
         return f"it needs an NVIDIA GPU, the model is on {place.device}"

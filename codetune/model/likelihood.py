@@ -1,32 +1,44 @@
 """Spans of tokens -> the mean negative log-likelihood of their predicted tokens, in nats, under a causal model.
 
-Every span is padded to a length that follows from its own (`bucket`), and meets only spans of the same padded length:
-on a CPU its result then has the same bits alone, in any batch, and in any order (what decides is the padded length, not
-the neighbours). Logits are made only where a token is predicted, some positions at a time, and summed up as float32
-log-probabilities in double precision. Shapes: B spans, T padded length, P predicted positions of one span, H width,
-V vocabulary. Knows nothing of instructions and answers: that is `selection/score.py`."""
+On a GPU with a kernel for it spans are laid end to end, and nothing is padded. Elsewhere every span is padded to a
+length that follows from its own (`bucket`), and meets only spans of the same padded length: on a CPU its result then
+has the same bits alone, in any batch, and in any order (what decides is the padded length, not the neighbours). Logits
+are made only where a token is predicted, some positions at a time, and summed up as float32 log-probabilities in double
+precision. Shapes: M tokens of a pass with padding, P predicted positions at once, H width, V vocabulary. Knows nothing
+of instructions and answers: that is `selection/score.py`."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from codetune.data.tokens import Span
 from codetune.errors import ModelError
+from codetune.model.attention import KERNELS, Site, flat_row, kernel_for, require_isolation, require_kernel
 from codetune.model.memory import is_out_of_memory
 
 BUCKET_TOKENS = 32
 CHUNK_LOGITS = 1 << 25  # float32 logits at once: 128 MiB
+MOST_TOKENS = 1 << 16  # of a pass: more fill no GPU better, and make a block last long
+SPARED = 0.8  # of the memory that is free when it is looked at; the rest is for fragments and for others
 
 
 class CausalScorer:
-    """Likelihoods by one model. How many spans come at once is the caller's choice; what does not fit is halved."""
+    """Likelihoods by one model, at most `tokens_per_pass` tokens at once, or one longer span. What does not fit into
+    memory is halved."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, tokens_per_pass: int) -> None:
         self._model = model
+        self._budget = tokens_per_pass
+        self._flat = model.config._attn_implementation in KERNELS.values()
+        # On a CPU the shape of the product with the head decides about last bits: it must be the span's own affair.
+        self._span_by_span = model.device.type == "cpu" and not self._flat
         self._head: torch.nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         self._chunk = max(1, CHUNK_LOGITS // model.config.get_text_config().vocab_size)
         self._require_plain_head()
@@ -39,19 +51,17 @@ class CausalScorer:
 
     def nll(self, spans: Sequence[Span]) -> list[float | None]:
         """One value a span, NaN where the model gives one; None where memory does not suffice for the span alone."""
-        buckets: dict[int, list[int]] = defaultdict(list)
-        for index, span in enumerate(spans):
-            buckets[bucket(len(span.tokens))].append(index)
         results: list[float | None] = [None] * len(spans)
-        for length, members in buckets.items():
-            values = self._nll_or_halves([spans[index] for index in members], length)
+        lengths = [len(span.tokens) for span in spans]
+        for members in (flat_passes if self._flat else padded_passes)(lengths, self._budget):
+            values = self._nll_or_halves([spans[index] for index in members])
             for index, value in zip(members, values, strict=True):
                 results[index] = value
         return results
 
-    def _nll_or_halves(self, spans: Sequence[Span], length: int) -> list[float | None]:
+    def _nll_or_halves(self, spans: Sequence[Span]) -> list[float | None]:
         try:
-            return self._nll_of_batch(spans, length)
+            return self._nll_of_pass(spans)
         except RuntimeError as why:
             if not is_out_of_memory(why):
                 raise
@@ -61,38 +71,138 @@ class CausalScorer:
         if len(spans) == 1:
             return [None]
         middle = len(spans) // 2
-        return self._nll_or_halves(spans[:middle], length) + self._nll_or_halves(spans[middle:], length)
+        return self._nll_or_halves(spans[:middle]) + self._nll_or_halves(spans[middle:])
 
     @torch.inference_mode()
-    def _nll_of_batch(self, spans: Sequence[Span], length: int) -> list[float | None]:
-        rows = [[*span.tokens, *[0] * (length - len(span.tokens))] for span in spans]
-        ids = torch.tensor(rows, device=self._model.device)  # [B, T]
-        # No mask: what is padded comes after everything that is predicted, and attention looks back only.
-        hidden = self._model.base_model(input_ids=ids, use_cache=False).last_hidden_state  # [B, T, H]
-        sums = torch.stack([self._sum_of_span(hidden[row], ids[row], span) for row, span in enumerate(spans)]).tolist()
-        return [total / (len(span.tokens) - span.start) for total, span in zip(sums, spans, strict=True)]
+    def _nll_of_pass(self, spans: Sequence[Span]) -> list[float | None]:
+        inputs, starts = self._lay_flat(spans) if self._flat else self._pad(spans)
+        hidden = self._model.base_model(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)  # [M, H]
+        places = [
+            np.arange(start + span.start, start + len(span.tokens)) for span, start in zip(spans, starts, strict=True)
+        ]
+        targets = inputs["input_ids"].flatten()  # [M]
+        if self._span_by_span:
+            losses = [self._losses(hidden, targets, own) for own in places]
+        else:
+            together = self._losses(hidden, targets, np.concatenate(places))
+            losses = list(torch.split(together, [len(own) for own in places]))
+        return [float(own.sum(dtype=torch.float64)) / len(own) for own in losses]
 
-    def _sum_of_span(self, hidden: torch.Tensor, ids: torch.Tensor, span: Span) -> torch.Tensor:
-        # Span by span, so that the shape of the product with the head depends on this span alone.
-        total = torch.zeros((), dtype=torch.float64, device=ids.device)
-        for first in range(span.start, len(span.tokens), self._chunk):
-            last = min(first + self._chunk, len(span.tokens))
-            logits = self._head(hidden[first - 1 : last - 1]).float()  # [P, V]
-            targets = ids[first:last]
-            total -= torch.log_softmax(logits, dim=-1).gather(1, targets[:, None]).sum(dtype=torch.float64)
-        return total
+    def _losses(self, hidden: torch.Tensor, targets: torch.Tensor, places: np.ndarray[Any, Any]) -> torch.Tensor:
+        """Nats of the tokens at `places`, each predicted from the place before it; on the CPU, where sums have one
+        order."""
+        losses = []
+        for chunk in torch.split(torch.from_numpy(places).to(hidden.device), self._chunk):
+            logits = self._head(hidden[chunk - 1]).float()  # [P, V]
+            losses.append(-torch.log_softmax(logits, dim=-1).gather(1, targets[chunk, None])[:, 0])
+        return torch.cat(losses).cpu()
+
+    def _lay_flat(self, spans: Sequence[Span]) -> tuple[dict[str, Any], Sequence[int]]:
+        """The inputs of the model, and where each span begins in them."""
+        row = flat_row([torch.tensor(span.tokens) for span in spans])
+        inputs = {name: _to(value, self._model.device) for name, value in row.items()}
+        return inputs, list(accumulate((len(span.tokens) for span in spans[:-1]), initial=0))
+
+    def _pad(self, spans: Sequence[Span]) -> tuple[dict[str, Any], Sequence[int]]:
+        length = bucket(max(len(span.tokens) for span in spans))
+        rows = [[*span.tokens, *[0] * (length - len(span.tokens))] for span in spans]
+        # No mask: what is padded comes after everything that is predicted, and attention looks back only.
+        return {"input_ids": torch.tensor(rows, device=self._model.device)}, range(0, len(rows) * length, length)
 
     @torch.inference_mode()
     def _require_plain_head(self) -> None:
         """An error for architectures that scale or cap their logits after the head, which `_head` would leave out."""
-        ids = torch.arange(8, device=self._model.device)[None]  # [1, T]
-        whole = self._model(input_ids=ids, use_cache=False).logits[0]
-        own = self._head(self._model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0])
+        inputs = flat_row([torch.arange(8, device=self._model.device)])
+        whole = self._model(**inputs, use_cache=False).logits[0]
+        own = self._head(self._model.base_model(**inputs, use_cache=False).last_hidden_state[0])
         if not torch.allclose(whole.float(), own.float(), rtol=1e-2, atol=1e-2, equal_nan=True):
             raise ModelError(
                 f"The architecture {self._model.config.model_type} changes its logits after the output layer. "
                 "Expected: logits that are the output layer's. Set score.model to a model of another architecture."
             )
+
+
+def set_attention(model: PreTrainedModel, asked: str) -> None:
+    """For scoring: one kernel for whole flat rows where one was asked for, or works; elsewhere what the model has."""
+    place = Site.of(model, str(model.dtype).removeprefix("torch."))
+    if asked in KERNELS:
+        require_kernel(asked, place)
+    kernel = KERNELS.get(asked) or (kernel_for(place) if asked == "auto" else None)
+    if kernel is None:
+        return
+    before = model.config._attn_implementation
+    model.set_attn_implementation(kernel)
+    try:
+        require_isolation(model)
+    except (ModelError, TypeError, RuntimeError):  # of models that take no more than they know, or heads of odd shapes
+        if asked != "auto":
+            raise
+        model.set_attn_implementation(before)
+
+
+def padded_passes(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """The places of spans of the same padded length, as many at once as the budget has room for.
+
+    >>> padded_passes([3, 40, 5, 6], 64)
+    [[0, 2], [3], [1]]
+    """
+    buckets: dict[int, list[int]] = defaultdict(list)
+    for index, length in enumerate(lengths):
+        buckets[bucket(length)].append(index)
+    passes = []
+    for length, members in buckets.items():
+        size = max(1, budget // length)
+        passes += [members[first : first + size] for first in range(0, len(members), size)]
+    return passes
+
+
+def flat_passes(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """The places of spans in their order, as many at once as the budget has room for.
+
+    >>> flat_passes([3, 4, 9, 1], 8)
+    [[0, 1], [2], [3]]
+    """
+    passes: list[list[int]] = []
+    room = 0
+    for index, length in enumerate(lengths):
+        if length > room:
+            passes.append([])
+            room = budget
+        passes[-1].append(index)
+        room -= length
+    return passes
+
+
+def find_tokens_per_pass(peak_of: Callable[[int], int], free_bytes: int, longest: int) -> int:
+    """How many tokens fit into `free_bytes`, from the peaks of two passes: memory grows with tokens along a line.
+    `peak_of` gives the bytes that a pass of so many tokens takes, and may run out of memory."""
+    first = peak_of(longest)
+    try:
+        more = peak_of(4 * longest)
+    except torch.OutOfMemoryError:
+        return longest
+    bytes_per_token = max(1, (more - first) // (3 * longest))
+    fixed = max(0, first - bytes_per_token * longest)
+    fitting = int(SPARED * free_bytes - fixed) // bytes_per_token
+    return max(longest, min(MOST_TOKENS, fitting // 1024 * 1024))
+
+
+def measured_tokens_per_pass(model: PreTrainedModel, max_length: int) -> int:
+    """What fits into the memory of the model's GPU at this moment."""
+    scorer = CausalScorer(model, MOST_TOKENS)
+    longest = min(max_length, scorer.window)
+    span = Span(tuple(index % model.config.get_text_config().vocab_size for index in range(longest)), longest // 2)
+
+    def peak_of(tokens: int) -> int:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(model.device)
+        before = torch.cuda.memory_allocated(model.device)
+        scorer._nll_of_pass([span] * (tokens // longest))
+        return torch.cuda.max_memory_allocated(model.device) - before
+
+    peak_of(longest)  # the first pass of a process takes more: libraries set themselves up
+    torch.cuda.empty_cache()
+    return find_tokens_per_pass(peak_of, torch.cuda.mem_get_info(model.device)[0], longest)
 
 
 def bucket(tokens: int) -> int:
@@ -102,3 +212,7 @@ def bucket(tokens: int) -> int:
     [32, 32, 64, 128]
     """
     return (tokens // BUCKET_TOKENS + 1) * BUCKET_TOKENS
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    return value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value

@@ -28,7 +28,7 @@ from transformers.utils.import_utils import is_bitsandbytes_available
 
 from codetune.data.hub import hub_snapshot, is_hub_id
 from codetune.errors import ModelError
-from codetune.model.attention import FLASH, KERNELS, Place, require_kernel
+from codetune.model.attention import FLASH, KERNELS, Site, require_kernel
 from codetune.project import Model, Quantization
 
 HUB_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "model*.safetensors", "adapter_model.safetensors")
@@ -157,7 +157,7 @@ def _attending(network: PreTrainedModel, model: Model) -> PreTrainedModel:
     """In evaluation mode, with the attention asked for where that needs a kernel."""
     network.train(False)
     if model.attention in KERNELS:
-        require_kernel(model.attention, Place.of(network, str(network.dtype).removeprefix("torch.")))
+        require_kernel(model.attention, Site.of(network, str(network.dtype).removeprefix("torch.")))
     # torch's variable-length attention is for flat rows, and set by whoever lays them; elsewhere it is sdpa.
     if model.attention == "flash":
         network.set_attn_implementation(FLASH)
@@ -197,8 +197,8 @@ def _require_loadable(directory: Path, name: str) -> None:
         return
     if not (directory / "config.json").is_file():
         raise ModelError(
-            f"{name} holds no config.json ({directory}). Expected: the directory of a model as transformers saves it. "
-            "Mend model.path or --model."
+            f"{_shown(name, directory)} holds no config.json. Expected: the directory of a model as transformers saves "
+            "it. Mend model.path or --model."
         )
     _require_safetensors(directory, name)
     _require_no_remote_code(directory, name)
@@ -213,18 +213,25 @@ def _require_safetensors(directory: Path, name: str) -> None:
         return
     if shards:
         raise ModelError(
-            f"{name} lacks {len(absent)} of its {len(shards)} weight files ({directory}: {', '.join(absent[:3])}). "
-            f"Expected: all that its index names. Copy or download them again: hf download {name}"
+            f"{_shown(name, directory)} lacks {len(absent)} of its {len(shards)} weight files: "
+            f"{', '.join(absent[:3])}. Expected: all that its index names. Copy them there, or "
+            "download the model again."
         )
     if any(found for pattern in PICKLES for found in directory.glob(pattern)):
         raise ModelError(
-            f"{name} has pickle weights only ({directory}). Expected: safetensors, because reading a pickle can run "
-            f"code. Convert it, if you trust its source: {conversion_command(directory)}"
+            f"{_shown(name, directory)} has pickle weights only. Expected: safetensors, because reading a pickle "
+            f"can run code. Convert it, if you trust its source: {conversion_command(directory)}"
         )
     raise ModelError(
-        f"{name} holds no weights ({directory}). Expected: model.safetensors, or its parts and their index. Copy them "
-        "there; a model that the hub has as pickle files only must be downloaded whole and converted to safetensors."
+        f"{_shown(name, directory)} holds no weights. Expected: model.safetensors, or its parts and their index. "
+        "Copy them there; a model that the hub has as pickle files only must be downloaded whole and converted to "
+        "safetensors."
     )
+
+
+def _shown(name: str, directory: Path) -> str:
+    """A hub id together with the directory of its snapshot; a directory once."""
+    return name if Path(name).expanduser() == directory else f"{name} ({directory})"
 
 
 def conversion_command(directory: Path) -> str:
@@ -254,9 +261,9 @@ def _require_no_remote_code(directory: Path, name: str) -> None:
     # Where transformers knows the architecture itself, it leaves the code in the directory alone.
     if settings.get("auto_map") and settings.get("model_type") not in CONFIG_MAPPING:
         raise ModelError(
-            f"{name} is of the type {settings.get('model_type')!r}, which needs Python code that comes with the model "
-            f"({directory}/config.json: auto_map). Expected: an architecture that transformers knows; this version "
-            "runs no remote code. Choose another model."
+            f"{_shown(name, directory)} is of the type {settings.get('model_type')!r}, which needs Python code that "
+            "comes with the model (config.json: auto_map). Expected: an architecture that transformers knows; this "
+            "version runs no remote code. Choose another model."
         )
 
 

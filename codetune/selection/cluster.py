@@ -1,7 +1,8 @@
 """Unit vectors -> which cluster each row is in: K-means (k-means++ start, Lloyd's iterations, ten starts).
 
 The rows are to come sorted by id, so that the order of the data set changes nothing. One thread: scikit-learn adds the
-partial sums of several in the order in which they finish. Says nothing about how many clusters are right."""
+partial sums of several in the order in which they finish. Says nothing about how many clusters are right. The vectors
+are given away: their last bits may change."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ def cluster_rows(vectors: NDArray[np.float32], clusters: int, seed: int) -> NDAr
             f"select.clusters is {clusters}, the embeddings have {len(vectors)} rows. Expected: at most as many "
             f"clusters as rows. Set select.clusters to {max(1, len(vectors) // 10)}, or add rows to the data set."
         )
-    kmeans = KMeans(n_clusters=clusters, n_init=STARTS, random_state=seed)
+    # Copied only where it must be: for the variance that its tolerance is a part of, it holds one copy anyway.
+    copied = not vectors.flags.writeable
+    kmeans = KMeans(n_clusters=clusters, n_init=STARTS, random_state=seed, copy_x=copied)
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # that labels stay unused is no fault here
         labels: NDArray[np.int32] = kmeans.fit_predict(vectors).astype(np.int32)

@@ -32,8 +32,8 @@ class Encoder(Protocol):
         """A unit vector for each text: [texts, dim]."""
         ...
 
-    def count_cut(self, texts: Sequence[str]) -> int:
-        """How many of the texts are longer than the encoder reads."""
+    def cut(self, texts: Sequence[str]) -> Sequence[bool]:
+        """Of each text, whether it is longer than the encoder reads."""
         ...
 
 
@@ -92,8 +92,8 @@ class HashingEncoder:
         unit: NDArray[np.float32] = (vectors / lengths).astype(np.float32)
         return unit
 
-    def count_cut(self, texts: Sequence[str]) -> int:
-        return 0
+    def cut(self, texts: Sequence[str]) -> Sequence[bool]:
+        return [False] * len(texts)
 
 
 def _hashed(texts: Sequence[str]) -> Any:

@@ -40,10 +40,10 @@ class Block:
     examples: tuple[Example, ...]
 
 
-def plan_blocks(examples: Iterable[Example], tokens_per_batch: int) -> Iterator[Block]:
+def plan_blocks(examples: Iterable[Example], tokens_per_batch: int, max_length: int) -> Iterator[Block]:
     """Blocks of at most `tokens_per_batch` estimated tokens, or of one longer row; each row in exactly one."""
     return number_blocks(
-        _cut_by_budget(window, tokens_per_batch) for window in sorted_windows(examples, characters_of_pair)
+        _cut_by_budget(window, tokens_per_batch, max_length) for window in sorted_windows(examples, characters_of_pair)
     )
 
 
@@ -51,11 +51,21 @@ def score_block(
     examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, scorer: Scorer, settings: Scoring
 ) -> list[Score | Refusal]:
     """One result for each example, in their order."""
-    longest = min(settings.max_length, scorer.window)
-    tokenised = [
-        scoring_tokens(tokenizer, fill_prompt(settings.prompt, example.instruction), example, longest)
-        for example in examples
-    ]
+    return score_tokens(examples, tokenise(examples, tokenizer, scorer.window, settings), scorer)
+
+
+def tokenise(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, window: int, settings: Scoring
+) -> list[ScoringTokens | Refusal]:
+    """What the network has to read of each example. Needs no network, so it can be done ahead of it."""
+    prompts = [fill_prompt(settings.prompt, example.instruction) for example in examples]
+    return scoring_tokens(tokenizer, prompts, examples, min(settings.max_length, window))
+
+
+def score_tokens(
+    examples: Sequence[Example], tokenised: Sequence[ScoringTokens | Refusal], scorer: Scorer
+) -> list[Score | Refusal]:
+    """Both likelihoods of every row in the same call, and from them its score."""
     scorable = [tokens for tokens in tokenised if isinstance(tokens, ScoringTokens)]
     likelihoods = scorer.nll([span for tokens in scorable for span in (tokens.conditional, tokens.unconditional)])
     pairs = zip(likelihoods[0::2], likelihoods[1::2], strict=True)
@@ -90,10 +100,23 @@ def characters_of_pair(example: Example) -> int:
     return sum(len(message.content) for message in example.messages)
 
 
-def _cut_by_budget(window: Sequence[Example], tokens_per_batch: int) -> Iterator[Sequence[Example]]:
+def estimated_tokens(example: Example, max_length: int) -> int:
+    """Of both passes, from characters: planning is to need no tokenizer.
+
+    >>> from codetune.records import Message
+    >>> row = Example("", (Message("user", "x" * 30), Message("assistant", "y" * 60)), "")
+    >>> estimated_tokens(row, 2048), estimated_tokens(row, 25)
+    (52, 46)
+    """
+    answer = len(example.answer) // CHARACTERS_PER_TOKEN + 1
+    whole = characters_of_pair(example) // CHARACTERS_PER_TOKEN + 1
+    return min(whole, max_length) + min(answer, max_length)
+
+
+def _cut_by_budget(window: Sequence[Example], tokens_per_batch: int, max_length: int) -> Iterator[Sequence[Example]]:
     first, tokens = 0, 0
     for index, example in enumerate(window):
-        estimate = characters_of_pair(example) // CHARACTERS_PER_TOKEN + 1
+        estimate = estimated_tokens(example, max_length)
         if index > first and tokens + estimate > tokens_per_batch:
             yield window[first:index]
             first, tokens = index, 0

@@ -2,32 +2,39 @@
 
 `ifd_cluster`: in each cluster drop the rows whose instruction does not help (IFD of `max_ifd` and above), and of the
 rest take the hardest `floor(n * ratio)`, so that the selection is harder and still covers what the whole set covers.
-`random` and `all` are the controls. A strategy is a function in a table. Ties go by id, and the order of rows changes
-nothing."""
+`random` and `all` are the controls. A strategy is a function in a table. Rows are columns in the order of their ids, 20
+bytes a row; ties go by id, and the order of the data set changes nothing."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from codetune.errors import StaleError
+import numpy as np
+from numpy.typing import NDArray
+
+from codetune.errors import DataError
+from codetune.ids import unpack_id
 from codetune.project import Selection
-from codetune.records import Pick
+from codetune.records import Picks
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
+Rows = NDArray[np.int64]  # places in the columns of the candidates
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """What is known of a row; `refused` when scoring gave a reason instead of a number."""
+class Candidates:
+    """What is known of the rows. A column that the strategy does not need is None."""
 
-    id: str
-    ifd: float | None
-    refused: bool
-    cluster: int | None
+    ids: NDArray[np.uint64]  # ascending
+    ifd: NDArray[np.float64] | None  # NaN where scoring gave a reason instead of a number
+    cluster: NDArray[np.int32] | None
+
+    @property
+    def refused(self) -> NDArray[np.bool_]:
+        return np.zeros(len(self.ids), dtype=np.bool_) if self.ifd is None else np.isnan(self.ifd)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +52,7 @@ class ClusterDiagnostics:
 
 @dataclass(frozen=True, slots=True)
 class Selected:
-    picks: tuple[Pick, ...]
+    picks: Picks
     diagnostics: tuple[ClusterDiagnostics, ...]
 
 
@@ -61,38 +68,66 @@ NEEDS: Mapping[str, Needs] = {
 }
 
 
-def select(candidates: Sequence[Candidate], settings: Selection, seed: int) -> Selected:
+def select(candidates: Candidates, settings: Selection, seed: int) -> Selected:
     """The picks by cluster, then by IFD from the hardest down, then by id."""
-    _require_known(candidates, NEEDS[settings.strategy])
-    taken = set(STRATEGIES[settings.strategy](candidates, settings, seed))
-    picks = sorted(
-        (Pick(row.id, row.ifd, row.cluster) for row in candidates if row.id in taken),
-        key=lambda pick: (-1 if pick.cluster is None else pick.cluster, -(pick.ifd or 0.0), pick.id),
+    needs = NEEDS[settings.strategy]
+    assert not (needs.scores and candidates.ifd is None)
+    assert not (needs.embeddings and candidates.cluster is None)
+    is_taken = np.zeros(len(candidates.ids), dtype=np.bool_)
+    is_taken[STRATEGIES[settings.strategy](candidates, settings, seed)] = True
+    taken = np.flatnonzero(is_taken)
+    keys = [column[taken] for column in (_hardness(candidates), candidates.cluster) if column is not None]
+    ordered = taken[np.lexsort(keys)] if keys else taken  # stable: what ties stays in the order of ids
+    picks = Picks(
+        candidates.ids[ordered],
+        None if candidates.ifd is None else candidates.ifd[ordered],
+        None if candidates.cluster is None else candidates.cluster[ordered],
     )
-    clusters = _by_cluster(candidates)
-    diagnostics = [_diagnose(clusters[cluster], settings, taken) for cluster in sorted(clusters, key=_none_first)]
-    return Selected(tuple(picks), tuple(diagnostics))
+    parts = _by_cluster(candidates)
+    return Selected(picks, tuple(_diagnose(candidates, *part, settings, is_taken) for part in parts))
 
 
-def _take_hardest_of_each_cluster(candidates: Sequence[Candidate], settings: Selection, seed: int) -> Iterable[str]:
-    for rows in _by_cluster(candidates).values():
-        eligible = sorted((row for row in rows if _is_eligible(row, settings)), key=_hardest_first)
+def require_picks(selected: Selected, settings: Selection) -> None:
+    """Raises DataError where nothing is taken, and says where the rows went."""
+    if len(selected.picks.ids):
+        return
+    clusters = selected.diagnostics
+    rows, refused, dropped, eligible = (
+        sum(getattr(cluster, name) for cluster in clusters) for name in ("rows", "refused", "dropped", "eligible")
+    )
+    where = f" in {len(clusters)} clusters" if len(clusters) > 1 else ""
+    raise DataError(
+        f"No row is selected of {rows:,}: {refused:,} have no score, {dropped:,} an IFD of {settings.max_ifd:g} or "
+        f"more, and of the other {eligible:,}{where} the ratio {settings.ratio:g} takes none. Expected: at least one. "
+        "Raise select.ratio or select.max_ifd, lower select.clusters, or see the reasons in scores.jsonl"
+    )
+
+
+def _take_hardest_of_each_cluster(candidates: Candidates, settings: Selection, seed: int) -> Rows:
+    taken, hardness = [np.empty(0, dtype=np.int64)], _hardness(candidates)
+    assert hardness is not None
+    for _, rows in _by_cluster(candidates):
+        eligible = rows[_is_eligible(candidates, rows, settings)]
+        hardest_first = eligible[np.argsort(hardness[eligible], kind="stable")]
         quota = _share(len(eligible) if settings.ratio_of == "eligible" else len(rows), settings.ratio)
-        yield from (row.id for row in eligible[:quota])
+        taken.append(hardest_first[:quota])
+    return np.concatenate(taken)
 
 
-def _take_at_random(candidates: Sequence[Candidate], settings: Selection, seed: int) -> Iterable[str]:
+def _take_at_random(candidates: Candidates, settings: Selection, seed: int) -> Rows:
     # By a digest and not by position: a larger ratio holds the smaller, and added rows move none of the others.
-    drawn = sorted(row.id for row in candidates)
-    drawn.sort(key=lambda row_id: hashlib.sha256(f"{seed}:{row_id}".encode()).digest())
-    return drawn[: _share(len(drawn), settings.ratio)]
+    digests = (
+        hashlib.sha256(f"{seed}:{unpack_id(number)}".encode()).digest()[:8] for number in map(int, candidates.ids)
+    )
+    draws = np.fromiter((int.from_bytes(digest) for digest in digests), dtype=np.uint64)
+    return np.argsort(draws, kind="stable")[: _share(len(draws), settings.ratio)]
 
 
-def _take_all(candidates: Sequence[Candidate], settings: Selection, seed: int) -> Iterable[str]:
-    return (row.id for row in candidates)
+def _take_all(candidates: Candidates, settings: Selection, seed: int) -> Rows:
+    return np.arange(len(candidates.ids))
 
 
-STRATEGIES: Mapping[str, Callable[[Sequence[Candidate], Selection, int], Iterable[str]]] = {
+STRATEGIES: Mapping[str, Callable[[Candidates, Selection, int], Rows]] = {
     "ifd_cluster": _take_hardest_of_each_cluster,
     "random": _take_at_random,
     "all": _take_all,
@@ -104,61 +139,42 @@ def _share(rows: int, ratio: float) -> int:
     return int(rows * ratio)
 
 
-def _is_eligible(row: Candidate, settings: Selection) -> bool:
-    return not row.refused and (row.ifd is None or row.ifd < settings.max_ifd)
+def _hardness(candidates: Candidates) -> NDArray[np.float64] | None:
+    """Ascending from the hardest row; rows without an IFD come last."""
+    return None if candidates.ifd is None else -candidates.ifd
 
 
-def _hardest_first(row: Candidate) -> tuple[float, str]:
-    return -(row.ifd or 0.0), row.id
+def _is_eligible(candidates: Candidates, rows: Rows, settings: Selection) -> NDArray[np.bool_]:
+    """Only a strategy that reads scores drops by them."""
+    if candidates.ifd is None or not NEEDS[settings.strategy].scores:
+        return ~candidates.refused[rows]
+    below: NDArray[np.bool_] = candidates.ifd[rows] < settings.max_ifd  # False for NaN
+    return below
 
 
-def _none_first(cluster: int | None) -> int:
-    return -1 if cluster is None else cluster
+def _by_cluster(candidates: Candidates) -> Iterator[tuple[int | None, Rows]]:
+    """Each cluster with its rows, in the order of their ids; the whole set where there are no clusters."""
+    if candidates.cluster is None:
+        if len(candidates.ids):
+            yield None, np.arange(len(candidates.ids))
+        return
+    for cluster in np.unique(candidates.cluster).tolist():
+        yield cluster, np.flatnonzero(candidates.cluster == cluster)
 
 
-def _by_cluster(candidates: Iterable[Candidate]) -> dict[int | None, list[Candidate]]:
-    clusters: dict[int | None, list[Candidate]] = defaultdict(list)
-    for row in candidates:
-        clusters[row.cluster].append(row)
-    return clusters
-
-
-def _require_known(candidates: Iterable[Candidate], needs: Needs) -> None:
-    for row in candidates:
-        lacks_score = needs.scores and row.ifd is None and not row.refused
-        lacks_cluster = needs.embeddings and row.cluster is None
-        if lacks_score or lacks_cluster:
-            command = "score" if lacks_score else "embed"
-            raise StaleError(
-                f"Row {row.id} of the data set has no result of `{command}`. Expected: every row in it. "
-                f"Run: codetune {command}"
-            )
-
-
-def _diagnose(rows: Sequence[Candidate], settings: Selection, taken: set[str]) -> ClusterDiagnostics:
-    scores = sorted(row.ifd for row in rows if row.ifd is not None)
-    refused = sum(row.refused for row in rows)
-    # Only a strategy that reads scores drops by them.
-    drops = NEEDS[settings.strategy].scores
-    eligible = sum(_is_eligible(row, settings) for row in rows) if drops else len(rows) - refused
+def _diagnose(
+    candidates: Candidates, cluster: int | None, rows: Rows, settings: Selection, is_taken: NDArray[np.bool_]
+) -> ClusterDiagnostics:
+    scores = np.empty(0) if candidates.ifd is None else candidates.ifd[rows]
+    scores = scores[~np.isnan(scores)]
+    refused = int(candidates.refused[rows].sum())
+    eligible = int(_is_eligible(candidates, rows, settings).sum())
     return ClusterDiagnostics(
-        cluster=rows[0].cluster,
+        cluster=cluster,
         rows=len(rows),
         refused=refused,
         dropped=len(rows) - refused - eligible,
         eligible=eligible,
-        taken=sum(row.id in taken for row in rows),
-        ifd_quantiles=tuple(_quantile(scores, share) for share in QUANTILES) if scores else None,
+        taken=int(is_taken[rows].sum()),
+        ifd_quantiles=tuple(np.quantile(scores, QUANTILES).tolist()) if len(scores) else None,
     )
-
-
-def _quantile(ordered: Sequence[float], share: float) -> float:
-    """Linear between the two nearest, as numpy's default.
-
-    >>> _quantile([1.0, 2.0, 4.0], 0.75)
-    3.0
-    """
-    place = share * (len(ordered) - 1)
-    below = int(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)

@@ -5,6 +5,7 @@ Reads safetensors only and runs no code that comes with a model."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,13 +42,18 @@ def load_encoder(directory: Path, device: str) -> Encoder:
 class SentenceEncoder:
     def __init__(self, model: SentenceTransformer) -> None:
         self._model = model
+        # A copy: which texts are cut is asked from another thread than the one that encodes, and a tokenizer whose
+        # truncation is switched on and off cannot serve two.
+        self._uncut = copy.deepcopy(model.tokenizer)
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         batch = CPU_BATCH if self._model.device.type == "cpu" else max(1, len(texts))
         vectors = self._model.encode(list(texts), batch_size=batch, normalize_embeddings=True, show_progress_bar=False)
         return np.asarray(vectors, dtype=np.float32)
 
-    def count_cut(self, texts: Sequence[str]) -> int:
-        ids = self._model.tokenizer(list(texts), truncation=False, padding=False, verbose=False)["input_ids"]
+    def cut(self, texts: Sequence[str]) -> Sequence[bool]:
         longest = self._model.max_seq_length
-        return 0 if longest is None else sum(len(tokens) > longest for tokens in ids)
+        if longest is None:
+            return [False] * len(texts)
+        ids = self._uncut(list(texts), truncation=False, padding=False, verbose=False)["input_ids"]
+        return [len(tokens) > longest for tokens in ids]

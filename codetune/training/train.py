@@ -182,9 +182,9 @@ class _Rows:
 
 def _require_rows(corpus: Corpus, rows: _Rows) -> None:
     if not len(corpus):
-        reasons = sorted({refusal.reason for refusal in rows.dropped})
+        reasons = "; ".join(sorted({refusal.reason for refusal in rows.dropped})) or "the selection is empty"
         raise DataError(
-            f"No row is left to train on: {len(rows.dropped)} dropped ({'; '.join(reasons) or 'none given'}). "
+            f"No row is left to train on: {len(rows.dropped)} dropped ({reasons}). "
             "Expected: at least one. Raise train.max_length, or select other rows."
         )
 

@@ -144,6 +144,13 @@ def test_a_glob_and_a_directory_are_read_in_the_order_of_their_names(tmp_path: P
     assert [row.at for row in rows_of(tmp_path / "**" / "*.jsonl")] == ["a.jsonl:1", "deep/b.jsonl:1"]
 
 
+def test_a_link_to_a_directory_above_doubles_nothing(tmp_path: Path) -> None:
+    write_lines(tmp_path / "a.jsonl", [PAIR])
+    (tmp_path / "loop").symlink_to(tmp_path)
+    for location in (tmp_path, tmp_path / "**" / "*.jsonl"):
+        assert [row.at for row in rows_of(location)] == ["a.jsonl:1"]
+
+
 def test_a_missing_column_is_an_error_that_lists_those_that_exist(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", [{"instruction": "x", "output": "y"}])
     with pytest.raises(DataError, match=r"a.jsonl:1 has no column problem and no column solution; it has instruction"):

@@ -24,8 +24,13 @@ def example(answer: str) -> Example:
     return Example("0" * 16, (Message("user", "x"), Message("assistant", answer)), "a:1")
 
 
+def tokens_of(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, max_length: int) -> ScoringTokens | Refusal:
+    (tokens,) = scoring_tokens(tokenizer, [prompt], [example(answer)], max_length)
+    return tokens
+
+
 def split(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, max_length: int = 2048) -> ScoringTokens:
-    tokens = scoring_tokens(tokenizer, prompt, example(answer), max_length)
+    tokens = tokens_of(tokenizer, prompt, answer, max_length)
     assert isinstance(tokens, ScoringTokens)
     return tokens
 
@@ -83,7 +88,7 @@ def test_where_a_token_spans_the_boundary_both_sides_are_tokenised_apart(shared_
 @given(prompt=st.text("ab \n:é日😀", max_size=8), answer=st.text("ab \n:é日😀", min_size=1, max_size=8))
 def test_trimmed_offsets_change_no_boundary(prompt: str, answer: str) -> None:
     plain, trimmed = (_trained(trim) for trim in (False, True))
-    assert scoring_tokens(plain, prompt, example(answer), 99) == scoring_tokens(trimmed, prompt, example(answer), 99)
+    assert tokens_of(plain, prompt, answer, 99) == tokens_of(trimmed, prompt, answer, 99)
     tokens = split(plain, prompt, answer, 99)
     assert plain.decode(tokens.answer) == answer
     assert plain.decode(tokens.context[1:]) == prompt
@@ -116,12 +121,19 @@ def test_a_prompt_that_fills_the_window_is_refused(bos: bool, room: int) -> None
     tokenizer = byte_tokenizer(bos=bos)
     length = len(split(tokenizer, "Answer:\n", "def add(a, b):").context)
     for window in range(2, length + room):
-        refusal = scoring_tokens(tokenizer, "Answer:\n", example("def add(a, b):"), window)
+        refusal = tokens_of(tokenizer, "Answer:\n", "def add(a, b):", window)
         assert refusal == Refusal("0" * 16, f"prompt leaves no room for the answer in {window} tokens", "a:1")
     assert split(tokenizer, "Answer:\n", "def add(a, b):", length + room).scored == 1
 
 
 def test_an_answer_of_one_token_is_refused_where_there_is_no_bos() -> None:
-    refusal = scoring_tokens(byte_tokenizer(bos=False), "Answer:\n", example("x"), 99)
+    refusal = tokens_of(byte_tokenizer(bos=False), "Answer:\n", "x", 99)
     assert refusal == Refusal("0" * 16, "answer has no token that follows another", "a:1")
     assert split(byte_tokenizer(bos=True), "Answer:\n", "x").scored == 1
+
+
+def test_rows_tokenised_together_are_as_they_are_alone() -> None:
+    tokenizer = byte_tokenizer(bos=True)
+    rows = [("Answer:\n", "def add(a, b):"), ("Add ", " two"), ("x" * 300, "y"), ("", "  z")]
+    together = scoring_tokens(tokenizer, [prompt for prompt, _ in rows], [example(answer) for _, answer in rows], 100)
+    assert together == [tokens_of(tokenizer, prompt, answer, 100) for prompt, answer in rows]

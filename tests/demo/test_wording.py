@@ -23,9 +23,7 @@ def test_an_instruction_leaves_nothing_of_the_task_unsaid(seed: int, length: int
     assert task.argument in text
     assert "{" not in text
     for step, filler in zip(task.steps, task.fillers, strict=True):
-        wordings = [
-            w.replace("{n}", filler["n"]).replace("{c}", filler["c"]).replace("{d}", filler["d"]) for w in step.wordings
-        ]
+        wordings = [w.replace("{n}", filler["n"]).replace("{c}", filler["c"]) for w in step.wordings]
         assert any(wording.lower() in text.lower() for wording in wordings)
 
 

@@ -143,9 +143,7 @@ def _results(source: str, task: dict[str, Any], calls: list[list[Any]]) -> list[
 def _steps(argument: str, body: str) -> list[str]:
     kind, names = argument, []
     for line in body.splitlines():
-        matching = (
-            s for s in STEPS if s.takes == kind and _skeleton(s.code).replace("{d}", "{c}") == _skeleton(line.strip())
-        )
+        matching = (s for s in STEPS if s.takes == kind and _skeleton(s.code) == _skeleton(line.strip()))
         step = next(matching)
         names.append(step.name)
         kind = step.gives

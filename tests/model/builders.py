@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -38,11 +39,14 @@ def byte_tokenizer(*, bos: bool, trim_offsets: bool = False, texts: Sequence[str
 
 
 def tiny_model(
-    architecture: str, vocabulary: int, *, seed: int = 0, hidden: int = 64, layers: int = 2
+    architecture: str, vocabulary: int, *, seed: int = 0, hidden: int = 64, layers: int = 2, tied: bool | None = None
 ) -> PreTrainedModel:
-    """A random float32 network of the architecture, with weights large enough that its guesses differ."""
+    """A random float32 network of the architecture, with weights large enough that its guesses differ. Whether its head
+    is its embeddings is the architecture's choice where nothing is said."""
     torch.manual_seed(seed)
     config = _config(architecture, vocabulary, hidden, layers)
+    if tied is not None:
+        config.tie_word_embeddings = tied
     network = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         for weights in network.parameters():
@@ -66,3 +70,33 @@ def _config(architecture: str, vocabulary: int, hidden: int, layers: int) -> Pre
         eos_token_id=1,
         pad_token_id=2,
     )
+
+
+def documented_varlen_attn(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seq_q: torch.Tensor,
+    cu_seq_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """What torch documents of the kernel that runs on a GPU alone, as plain as can be."""
+    assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
+    assert max_q == max_k == int(cu_seq_q.diff().max())
+    assert query.shape[1] == key.shape[1] or enable_gqa
+    assert window_size[1] == 0
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    outputs = []
+    for first, last in pairwise(cu_seq_q.tolist()):
+        q, k, v = (states[first:last].transpose(0, 1) for states in (query, key, value))  # [H, T, D]
+        back = torch.arange(last - first)[:, None] - torch.arange(last - first)
+        seen = (back >= 0) & ((window_size[0] == -1) | (back <= window_size[0]))
+        scores = q @ k.transpose(1, 2) * (q.shape[-1] ** -0.5 if scale is None else scale)
+        outputs.append((scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v).transpose(0, 1))
+    return torch.cat(outputs)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -19,48 +18,18 @@ from codetune.model.attention import (
     FLASH,
     SEGMENTED,
     VARLEN,
-    Place,
+    Site,
     attention_for,
     flat_row,
     kernel_for,
     lacking,
     require_isolation,
 )
-from tests.model.builders import ARCHITECTURES, tiny_model
+from tests.model.builders import ARCHITECTURES, documented_varlen_attn, tiny_model
 
 SAMPLES = [torch.arange(3, 14), torch.arange(20, 25), torch.tensor([7]), torch.arange(40, 60)]
 BACKENDS = [SEGMENTED, VARLEN, "sdpa", "eager"]
-GPU = Place("cuda", (9, 0), "bfloat16", 128, plain=True)
-
-
-def documented_varlen_attn(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    cu_seq_q: torch.Tensor,
-    cu_seq_k: torch.Tensor,
-    max_q: int,
-    max_k: int,
-    *,
-    scale: float | None = None,
-    window_size: tuple[int, int] = (-1, -1),
-    enable_gqa: bool = False,
-) -> torch.Tensor:
-    """What torch documents of the kernel that runs on a GPU alone, as plain as can be."""
-    assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
-    assert max_q == max_k == int(cu_seq_q.diff().max())
-    assert query.shape[1] == key.shape[1] or enable_gqa
-    assert window_size[1] == 0
-    groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    outputs = []
-    for first, last in pairwise(cu_seq_q.tolist()):
-        q, k, v = (states[first:last].transpose(0, 1) for states in (query, key, value))  # [H, T, D]
-        back = torch.arange(last - first)[:, None] - torch.arange(last - first)
-        seen = (back >= 0) & ((window_size[0] == -1) | (back <= window_size[0]))
-        scores = q @ k.transpose(1, 2) * (q.shape[-1] ** -0.5 if scale is None else scale)
-        outputs.append((scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v).transpose(0, 1))
-    return torch.cat(outputs)
+GPU = Site("cuda", (9, 0), "bfloat16", 128, plain=True)
 
 
 @pytest.fixture(autouse=True)
@@ -260,4 +229,4 @@ def test_a_torch_without_windows_has_no_kernel_for_us(monkeypatch: pytest.Monkey
 
 
 def test_the_place_of_a_network_is_read_from_it() -> None:
-    assert Place.of(tiny_model("gemma", 100), "float32") == Place("cpu", (0, 0), "float32", 16, plain=True)
+    assert Site.of(tiny_model("gemma", 100), "float32") == Site("cpu", (0, 0), "float32", 16, plain=True)

@@ -5,18 +5,33 @@ from __future__ import annotations
 import copy
 import math
 import random
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
 from transformers import Gemma2Config, PreTrainedModel
 from transformers.models.gemma2 import Gemma2ForCausalLM
 
 from codetune.data.tokens import Span
 from codetune.errors import ModelError
-from codetune.model.likelihood import CausalScorer, bucket
-from tests.model.builders import ARCHITECTURES, tiny_model
+from codetune.model.attention import SEGMENTED, VARLEN, Site
+from codetune.model.likelihood import (
+    MOST_TOKENS,
+    CausalScorer,
+    bucket,
+    find_tokens_per_pass,
+    flat_passes,
+    padded_passes,
+    set_attention,
+)
+from tests.model.builders import ARCHITECTURES, documented_varlen_attn, tiny_model
 
 VOCABULARY = 320
+BUDGET = 4096
+LAYOUTS = ("padded", "together", SEGMENTED, VARLEN)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -44,12 +59,97 @@ def oracle(model: PreTrainedModel, span: Span) -> float:
     )
 
 
+def scorer_with(layout: str, model: PreTrainedModel, budget: int = BUDGET) -> CausalScorer:
+    """A scorer that lays its spans as on a CPU, as on a GPU without kernels (padded, the head on all at once), or end
+    to end through an attention for flat rows."""
+    if layout not in ("padded", "together"):
+        model.set_attn_implementation(layout)
+    scorer = CausalScorer(model, budget)
+    scorer._flat = layout not in ("padded", "together")
+    scorer._span_by_span = layout == "padded"
+    return scorer
+
+
+@pytest.fixture(autouse=True)
+def varlen_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("codetune.model.attention.varlen_attn", documented_varlen_attn)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_batch_agrees_with_float64_arithmetic(architecture: str) -> None:
-    model = tiny_model(architecture, VOCABULARY)
-    spans = random_spans(24, 150, seed=1)
-    for span, value in zip(spans, CausalScorer(model).nll(spans), strict=True):
-        assert value == pytest.approx(oracle(model, span), rel=1e-6)
+def test_a_batch_agrees_with_float64_arithmetic(architecture: str, layout: str, tied: bool) -> None:
+    model = tiny_model(architecture, VOCABULARY, tied=tied)
+    spans = random_spans(12, 150, seed=1)
+    exact = [oracle(model, span) for span in spans]
+    for value, expected in zip(scorer_with(layout, model, 700).nll(spans), exact, strict=True):
+        assert value == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_in_bfloat16_rows_keep_their_rank(layout: str) -> None:
+    model = tiny_model("llama", VOCABULARY)
+    spans = random_spans(200, 150, seed=7)
+    exact = [oracle(model, span) for span in spans]
+    rounded = scorer_with(layout, model.to(torch.bfloat16)).nll(spans)
+    assert rounded != pytest.approx(exact, rel=1e-5)
+    assert spearmanr(exact, rounded).statistic > 0.99
+
+
+@given(st.lists(st.integers(1, 300), max_size=40), st.integers(1, 700))
+def test_every_span_is_in_one_pass_and_a_pass_keeps_to_the_budget(lengths: list[int], budget: int) -> None:
+    for plan, room in ((flat_passes, lambda length: length), (padded_passes, bucket)):
+        passes = plan(lengths, budget)
+        assert sorted(index for members in passes for index in members) == list(range(len(lengths)))
+        for members in passes:
+            assert sum(room(lengths[index]) for index in members) <= budget or len(members) == 1
+    assert [index for members in flat_passes(lengths, budget) for index in members] == list(range(len(lengths)))
+    for members in padded_passes(lengths, budget):
+        assert len({bucket(lengths[index]) for index in members}) == 1
+
+
+def test_what_fits_is_found_from_two_passes() -> None:
+    # A pass takes 1,000 bytes and 10 for every token: of 8,000,000 * 0.8 free bytes 639,900 tokens fit.
+    assert find_tokens_per_pass(lambda tokens: 1000 + 10 * tokens, 8_000_000, 2048) == MOST_TOKENS
+    assert find_tokens_per_pass(lambda tokens: 1000 + 10 * tokens, 500_000, 2048) == 39_900 // 1024 * 1024
+    assert find_tokens_per_pass(lambda tokens: 1000 + 10 * tokens, 15_000, 2048) == 2048
+
+
+def test_what_fits_is_one_row_where_four_do_not() -> None:
+    def peak_of(tokens: int) -> int:
+        if tokens > 2048:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return tokens
+
+    assert find_tokens_per_pass(peak_of, 10**9, 2048) == 2048
+
+
+def test_on_a_cpu_the_attention_for_scoring_is_the_models_own() -> None:
+    model = tiny_model("llama", VOCABULARY)
+    before = model.config._attn_implementation
+    set_attention(model, "auto")
+    assert model.config._attn_implementation == before
+    with pytest.raises(ModelError, match="the model is on cpu"):
+        set_attention(model, "varlen")
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_kernel_is_kept_only_where_rows_do_not_see_each_other(works: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leaks(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: object, **more: Any) -> torch.Tensor:
+        whole = torch.tensor([0, len(query)], dtype=torch.int32)
+        return documented_varlen_attn(query, key, value, whole, whole, len(query), len(query), **more)
+
+    if not works:
+        monkeypatch.setattr("codetune.model.attention.varlen_attn", leaks)
+    gpu = Site("cuda", (9, 0), "bfloat16", 128, plain=True)
+    monkeypatch.setattr(Site, "of", lambda *_: gpu)
+    model = tiny_model("llama", VOCABULARY)
+    before = model.config._attn_implementation
+    set_attention(model, "auto")
+    assert model.config._attn_implementation == (VARLEN if works else before)
+    if not works:
+        with pytest.raises(ModelError, match="see each other"):
+            set_attention(model, "varlen")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -57,7 +157,7 @@ def test_a_batch_agrees_with_float64_arithmetic(architecture: str) -> None:
 def test_a_spans_bits_do_not_depend_on_its_batch(architecture: str, dtype: torch.dtype) -> None:
     model = tiny_model(architecture, VOCABULARY).to(dtype)
     spans = random_spans(80, 300, seed=2)
-    scorer = CausalScorer(model)
+    scorer = CausalScorer(model, BUDGET)
     alone = {span: scorer.nll([span])[0] for span in spans}
     for size, seed in ((3, 0), (17, 1), (80, 2)):
         random.Random(seed).shuffle(spans)
@@ -67,7 +167,7 @@ def test_a_spans_bits_do_not_depend_on_its_batch(architecture: str, dtype: torch
 
 def test_only_the_predicted_tokens_count() -> None:
     model = tiny_model("llama", VOCABULARY)
-    (tail,) = CausalScorer(model).nll([Span((5, 6, 7, 8), 3)])
+    (tail,) = CausalScorer(model, BUDGET).nll([Span((5, 6, 7, 8), 3)])
     with torch.inference_mode():
         shares = torch.log_softmax(model(torch.tensor([[5, 6, 7, 8]])).logits[0, 2], dim=-1)
     assert tail == pytest.approx(-float(shares[8]), rel=1e-6)
@@ -76,33 +176,39 @@ def test_only_the_predicted_tokens_count() -> None:
 def test_logits_come_in_chunks_without_changing_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama", VOCABULARY)
     spans = random_spans(6, 200, seed=3)
-    whole = CausalScorer(model).nll(spans)
+    whole = CausalScorer(model, BUDGET).nll(spans)
     monkeypatch.setattr("codetune.model.likelihood.CHUNK_LOGITS", 7 * VOCABULARY)
-    assert CausalScorer(model).nll(spans) == pytest.approx(whole, rel=1e-6)
+    assert CausalScorer(model, BUDGET).nll(spans) == pytest.approx(whole, rel=1e-6)
 
 
 def test_a_span_is_padded_by_its_own_length_alone() -> None:
     assert [bucket(length) for length in (1, 31, 32, 63, 64)] == [32, 32, 64, 64, 96]
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_a_span_that_never_fits_has_no_value() -> None:
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_batch_that_does_not_fit_is_halved_and_a_span_that_never_fits_has_no_value(layout: str) -> None:
     model = tiny_model("llama", VOCABULARY)
     spans = [*random_spans(5, 30, seed=4), *random_spans(3, 30, seed=5)]
-    whole = CausalScorer(model).nll(spans)
+    scorer = scorer_with(layout, model)
+    whole = scorer.nll(spans)
     hopeless = spans[2].tokens
 
     def refuse(module: torch.nn.Module, args: tuple[object, ...], kwargs: dict[str, torch.Tensor]) -> None:
         ids = kwargs["input_ids"]
-        if len(ids) > 2 or any(row[: len(hopeless)] == list(hopeless) for row in ids.tolist()):
+        text = " ".join(map(str, ids.flatten().tolist()))
+        if len(ids) > 2 or len(kwargs.get("segments", ())) > 2 or " ".join(map(str, hopeless)) in text:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    scorer = CausalScorer(model)
     model.base_model.register_forward_pre_hook(refuse, with_kwargs=True)
-    assert scorer.nll(spans) == [*whole[:2], None, *whole[3:]]
+    found = scorer.nll(spans)
+    assert found[2] is None
+    assert [*found[:2], *found[3:]] == pytest.approx([*whole[:2], *whole[3:]], rel=1e-6)
+    if layout == "padded":
+        assert found == [*whole[:2], None, *whole[3:]]
 
 
 def test_other_failures_of_the_network_are_not_taken_for_a_full_memory() -> None:
-    scorer = CausalScorer(tiny_model("llama", VOCABULARY))
+    scorer = CausalScorer(tiny_model("llama", VOCABULARY), BUDGET)
     with pytest.raises(IndexError):
         scorer.nll([Span((1, VOCABULARY + 1), 1)])
 
@@ -111,7 +217,7 @@ def test_broken_weights_give_nan_and_no_number() -> None:
     model = tiny_model("llama", VOCABULARY)
     with torch.no_grad():
         model.get_output_embeddings().weight[3] = float("nan")
-    (value,) = CausalScorer(model).nll([Span((1, 2, 3), 1)])
+    (value,) = CausalScorer(model, BUDGET).nll([Span((1, 2, 3), 1)])
     assert value is not None
     assert math.isnan(value)
 
@@ -130,8 +236,8 @@ def test_an_architecture_that_caps_its_logits_is_refused() -> None:
         attn_implementation="eager",
     )
     with pytest.raises(ModelError, match="gemma2 changes its logits"):
-        CausalScorer(Gemma2ForCausalLM(config).eval())
+        CausalScorer(Gemma2ForCausalLM(config).eval(), BUDGET)
 
 
 def test_the_window_is_the_models() -> None:
-    assert CausalScorer(tiny_model("llama", VOCABULARY)).window == 4096
+    assert CausalScorer(tiny_model("llama", VOCABULARY), BUDGET).window == 4096

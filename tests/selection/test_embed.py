@@ -54,8 +54,8 @@ class LengthEncoder:
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         return np.array([[len(text)] for text in texts], dtype=np.float32)
 
-    def count_cut(self, texts: Sequence[str]) -> int:
-        return 0
+    def cut(self, texts: Sequence[str]) -> Sequence[bool]:
+        return [False] * len(texts)
 
 
 def test_blocks_hold_every_row_once_sorted_by_length_and_vectors_keep_their_ids() -> None:
@@ -141,7 +141,11 @@ def test_a_real_model_puts_like_tasks_together_and_counts_what_it_cuts(minilm: P
     assert_unit(vectors, 8)
     assert vectors.shape[1] == 384
     assert_like_tasks_are_close(vectors)
-    assert encoder.count_cut(["short", "word " * 253, "word " * 255]) == 1  # 256 pieces, two of them special
+    assert encoder.cut(["short", "word " * 253, "word " * 255]) == [
+        False,
+        False,
+        True,
+    ]  # 256 pieces, two of them special
     path = str(shared_data / "instruct" / "evol-round1.json")
     rows = read_examples(Dataset(path=path, instruction="instruction", response="output"), path)
     examples = [row for row in islice(rows, 40) if isinstance(row, Example)]

@@ -25,6 +25,8 @@ from codetune.selection import score
 from codetune.selection.score import Block, plan_blocks, score_block
 from tests.model.builders import byte_tokenizer, tiny_model
 
+LONGEST = 50  # tokens
+
 
 class FakeScorer:
     """So many nats a token for the long contexts, one for the short."""
@@ -56,25 +58,34 @@ def evol(shared_data: Path, count: int) -> list[Example]:
 @given(st.lists(st.integers(0, 200), max_size=60), st.integers(1, 300))
 def test_every_row_is_in_one_block_whatever_the_budget(lengths: list[int], budget: int) -> None:
     rows = examples(lengths)
-    blocks = list(plan_blocks(rows, budget))
+    blocks = list(plan_blocks(rows, budget, LONGEST))
     assert [block.index for block in blocks] == list(range(len(blocks)))
     assert sorted(row.id for block in blocks for row in block.examples) == sorted(row.id for row in rows)
     for block in blocks:
-        estimates = [score.characters_of_pair(row) // 3 + 1 for row in block.examples]
+        estimates = [score.estimated_tokens(row, LONGEST) for row in block.examples]
         assert sum(estimates) <= budget or len(estimates) == 1
         assert estimates == sorted(estimates)
 
 
+def test_the_estimate_of_real_rows_is_on_the_side_of_too_many(shared_data: Path) -> None:
+    rows = evol(shared_data, 300)
+    for name in ("deepseek-coder-6.7b-instruct", "codellama"):
+        tokenizer = load_tokenizer(shared_data / "tokenizers" / name)
+        tokenised = [row for row in score.tokenise(rows, tokenizer, 10**6, Scoring()) if not isinstance(row, Refusal)]
+        tokens = sum(len(row.conditional.tokens) + len(row.unconditional.tokens) for row in tokenised)
+        assert tokens < sum(score.estimated_tokens(row, 2048) for row in rows) < 1.5 * tokens
+
+
 def test_blocks_do_not_depend_on_the_order_of_rows_within_a_window() -> None:
     rows = examples([5, 5, 9, 1, 30, 5])
-    assert list(plan_blocks(rows, 12)) == list(plan_blocks(rows[::-1], 12))
+    assert list(plan_blocks(rows, 12, LONGEST)) == list(plan_blocks(rows[::-1], 12, LONGEST))
 
 
 def test_a_window_is_all_that_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(score, "WINDOW_ROWS", 3)
     rows = examples([9, 8, 7, 3, 2, 1])
     taken = []
-    blocks = plan_blocks((taken.append(row) or row for row in rows), 10**6)
+    blocks = plan_blocks((taken.append(row) or row for row in rows), 10**6, LONGEST)
     assert next(blocks) == Block(0, (rows[2], rows[1], rows[0]))
     assert len(taken) == 3
     assert next(blocks) == Block(1, (rows[5], rows[4], rows[3]))
@@ -127,8 +138,8 @@ def test_real_rows_agree_with_float64_arithmetic_whatever_their_batch(shared_dat
     model = tiny_model("llama", len(tokenizer), hidden=32)
     rows = sorted(evol(shared_data, 36), key=score.characters_of_pair)[:30]
     settings = Scoring(max_length=300)
-    results = score_block(rows, tokenizer, CausalScorer(model), settings)
-    alone = [score_block([row], tokenizer, CausalScorer(model), settings)[0] for row in rows]
+    results = score_block(rows, tokenizer, CausalScorer(model, 4096), settings)
+    alone = [score_block([row], tokenizer, CausalScorer(model, 4096), settings)[0] for row in rows]
     assert alone == results
     exact, reference = copy.deepcopy(model).double(), Tokenizer.from_file(str(path / "tokenizer.json"))
     for row, result in zip(rows, results, strict=True):
@@ -155,6 +166,6 @@ def oracle(exact: torch.nn.Module, reference: Tokenizer, bos: int, row: Example)
 
 def test_every_row_of_a_real_file_is_planned_once(shared_data: Path) -> None:
     text = json.loads((shared_data / "instruct" / "evol-round1.json").read_text(encoding="utf-8"))
-    blocks = list(plan_blocks(evol(shared_data, 10**6), 8192))
+    blocks = list(plan_blocks(evol(shared_data, 10**6), 8192, 2048))
     assert sum(len(block.examples) for block in blocks) <= len(text)
     assert max(len(block.examples) for block in blocks) > 8
