@@ -16,6 +16,7 @@ from codetune.errors import CodetuneError, InputError, UsageError, writing_faile
 from codetune.launch import Node, errand, node, parse_shard, place, prepare_process
 from codetune.project import PRESETS, PROJECT_FILE, Project
 from codetune.project_file import commented_yaml, read_project
+from codetune.workers import leave
 
 if TYPE_CHECKING:
     from codetune.console import Shown
@@ -70,7 +71,7 @@ def main() -> None:
         console.show_error(error)
         sys.exit(error.exit_status)
     except KeyboardInterrupt:  # a rank that follows; the first one says what it means
-        sys.exit(130)
+        leave(130)
 
 
 def _lead() -> None:
@@ -380,4 +381,6 @@ def _perform(work: Callable[[], Shown], as_json: bool) -> None:
         console.note("interrupted; the same command continues where it was")
         raise typer.Exit(130) from None
     except OSError as why:
-        raise writing_failed(why) or why from why
+        if (failed := writing_failed(why)) is None:
+            raise
+        raise failed from why

@@ -26,7 +26,7 @@ from codetune.launch import Errand, Node, node, only_rank, place
 from codetune.project import Project
 from codetune.records import ALONE, Place
 from codetune.store import project_document, project_of
-from codetune.workers import Crew, Listen, Tell, run_workers, speaking
+from codetune.workers import Crew, Listen, Tell, leave, run_workers, speaking
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -70,6 +70,11 @@ def perform(job: Job, processes: int, listen: Listen) -> list[Any]:
     if here.count > 1:
         return _lead(job, here, processes, listen)
     where = node(job.project.launch.nodes)
+    if where.rank > 0:
+        raise UsageError(
+            f"This is machine {where.rank} of {where.count}, which follows the first one. Expected: a stage "
+            "by itself, begun on all machines. Run the earlier stages on one machine, then: codetune " + job.work
+        )
     if processes * where.count == 1:
         return [_do(job, Seat(ALONE, None, lambda message: listen(0, message)))]
     return _start(job.text(), processes, where, listen)
@@ -94,7 +99,7 @@ def work(errand: Errand) -> None:
         if here.count > here.local_count:
             meeting = _store
             if text == _LAST:
-                text = _store().get("job-1").decode()
+                text = _awaited("job-1")
             elif here.rank == 0:
                 _store().set("job-1", text)
         tell({"result": _do(Job.read(text), Seat(here, meeting, tell))})
@@ -104,10 +109,11 @@ def follow() -> None:
     """In every rank but the first that the user's launcher started: does the jobs of the first one, until it ends."""
     here, number = place(), 1
     with console.own_stdout():
-        while (text := _store().get(f"job-{number}").decode()) != _LAST:
+        while (text := _awaited(f"job-{number}")) != _LAST:
             result = _do(Job.read(text), Seat(here, _store, lambda message: None))
             _store().set(f"result-{number}-{here.rank}", json.dumps(result))
             number += 1
+    leave(0)
 
 
 def follow_first_machine(project: Project, here: Node) -> None:
@@ -137,7 +143,7 @@ def _lead(job: Job, here: Place, processes: int, listen: Listen) -> list[Any]:
     number = _store().add("jobs", 1)
     _store().set(f"job-{number}", job.text())
     result = _do(job, Seat(here, _store, lambda message: listen(0, message)))
-    others = [json.loads(_store().get(f"result-{number}-{rank}")) for rank in range(1, here.count)]
+    others = [json.loads(_awaited(f"result-{number}-{rank}")) for rank in range(1, here.count)]
     return [result, *others]
 
 
@@ -155,7 +161,17 @@ def _disk() -> Iterator[None]:
     try:
         yield
     except OSError as why:
-        raise writing_failed(why) or why from why
+        if (failed := writing_failed(why)) is None:
+            raise
+        raise failed from why
+
+
+def _awaited(name: str) -> str:
+    """What another process says under that name, when it does."""
+    from codetune.training.ranks import listening
+
+    store = _store()
+    return listening(lambda: store.get(name).decode())
 
 
 @cache

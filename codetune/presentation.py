@@ -106,10 +106,15 @@ def _training(facts: Mapping[str, Any]) -> list[str]:
     ]
     if facts.get("strategy", "alone") != "alone":
         lines.append(f"{facts['processes']} processes, {facts['strategy']}: {facts['strategy_because']}")
+    speed = [f"{facts['seconds']:,.1f} s in its steps"]
     if facts["peak_memory_bytes"]:
-        lines.append(f"peak GPU memory {facts['peak_memory_bytes'] / 1e9:.2f} GB")
+        speed.append(f"peak GPU memory {facts['peak_memory_bytes'] / 1e9:.2f} GB")
+    if facts["peak_share"]:
+        speed.append(f"{percent(facts['peak_share'])} of the cards' peak arithmetic")
+    lines.append(", ".join(speed))
     if facts["truncated_rows"]:
-        lines.append(f"{facts['truncated_rows']:,} rows were truncated, {facts['lost_tokens']:,} tokens lost")
+        lost = f"{facts['lost_tokens']:,} tokens lost ({percent(facts['lost_share'])} of all)"
+        lines.append(f"{facts['truncated_rows']:,} rows were truncated, {lost}")
     return lines
 
 

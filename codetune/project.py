@@ -101,7 +101,10 @@ class Quantization(Section):
 
 class Training(Section):
     method: Method = Field("full", description="what is trained: all weights, or adapters")
-    pad_mode: PadMode = Field("dynamic_pack", description="max_length, dynamic_pad, or dynamic_pack (no padding)")
+    pad_mode: PadMode = Field(
+        "dynamic_pack",
+        description="max_length, dynamic_pad, dynamic_pack (no padding), or paper_pack (the paper's own, padded)",
+    )
     max_length: Annotated[int, Field(ge=2)] = Field(2048, description="tokens of a sample")
     too_long: Literal["truncate", "drop"] = Field("truncate", description="what becomes of longer samples; counted")
     epochs: Count = Field(3, description="passes over the selection")
@@ -123,14 +126,20 @@ class Training(Section):
     )
     tf32: bool = Field(True, description="TF32 for float32 products on GPUs that have it")
     gradient_checkpointing: bool = Field(True, description="recompute activations: less memory, more time")
-    pack_isolation: bool = Field(True, description="packed samples never see each other")
-    sort_in_step: bool = Field(False, description="sort a step's samples by length before cutting micro-batches")
+    pack_isolation: bool = Field(
+        True, description="packed samples never see each other; false: each sees those before it, as published"
+    )
+    sort_in_step: bool = Field(
+        False, description="cut micro-batches from the step's samples by length; dynamic_pack always deals them so"
+    )
     logging_steps: Count = Field(10, description="a line of train/metrics.jsonl every so many steps")
     save_minutes: Annotated[float, Field(gt=0)] | None = Field(15, description="minutes between checkpoints, or null")
     save_steps: Count | None = Field(None, description="optimizer steps between checkpoints, or null")
     keep_checkpoints: Count = Field(2, description="older ones are deleted")
-    merge: bool = Field(False, description="merge the adapters into the saved model")
-    report_to: list[Literal["tensorboard", "wandb"]] = Field([], description="metrics go there as well")
+    merge: bool = Field(False, description="save the adapters merged into a whole model (and beside it as they are)")
+    report_to: list[Literal["tensorboard", "wandb"]] = Field(
+        [], description="metrics go there as well: [tensorboard], [wandb] or both"
+    )
     lora: LoraSettings = LoraSettings()
     quantization: Quantization = Quantization()
 
@@ -218,20 +227,11 @@ class Project(Section):
 # A feature of the contract that this version lacks: its values are refused, never accepted and ignored.
 NOT_IN_THIS_VERSION: Mapping[str, Sequence[object]] = {
     "select.strategy": ("parametric", "ifd", "perplexity", "kcenter", "length"),
-    "train.method": ("qlora",),
-    "train.pad_mode": ("paper_pack",),
-    "train.pack_isolation": (False,),
-    "train.sort_in_step": (True,),
-    "train.merge": (True,),
     "generate.backend": ("vllm",),
     "evaluate.sandbox": ("bubblewrap", "namespaces", "landlock"),
 }
 # The same for keys that know one value only so far: anything but the default is refused.
 ONLY_THE_DEFAULT = (
-    "train.report_to",
-    "train.quantization.bits",
-    "train.quantization.type",
-    "train.quantization.double",
     "generate.samples_per_task",
     "generate.temperature",
     "generate.top_p",

@@ -170,6 +170,14 @@ def _impossible(project: Project) -> Iterator[tuple[str, str]]:
         )
     if told := _impossible_sharing(project):
         yield told
+    if not project.train.pack_isolation and project.train.pad_mode not in ("dynamic_pack", "paper_pack"):
+        yield (
+            "train.pack_isolation",
+            f"false asks that packed samples see each other, and train.pad_mode {project.train.pad_mode} packs none. "
+            "Say dynamic_pack or paper_pack, or leave it at true",
+        )
+    if project.train.quantization.bits == 8 and project.train.quantization.type == "fp4":
+        yield "train.quantization.type", "fp4 is a format of 4 bits, and train.quantization.bits is 8. Say 4 bits"
     if project.model.dtype == "float16" and project.train.method == "full":
         yield (
             "model.dtype",

@@ -10,6 +10,7 @@ and a command that torchrun has started takes part in the same way (`jobs.py`)."
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -88,14 +89,25 @@ def speaking(descriptor: int) -> Iterator[Tell]:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     threading.Thread(target=_die_with_command, daemon=True).start()
+    status = 0
     try:
         yield tell
     except CodetuneError as error:
         tell({ERROR: {"kind": type(error).__name__, "message": str(error)}})
-        sys.exit(error.exit_status)
+        status = error.exit_status
     except KeyboardInterrupt:
         tell({INTERRUPTED: True})
-        sys.exit(130)
+        status = 130
+    leave(status)
+
+
+def leave(status: int) -> None:
+    """Ends the process as if it had run out, but without taking Python apart: threads of torch that are still there
+    then can abort it ("terminate called without an active exception", seen once in some dozen trainings)."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _die_with_command() -> None:
@@ -241,13 +253,16 @@ def _is_hopeless(crew: Sequence[_Worker], asked: Sequence[int]) -> bool:
 
 def _culprit(crew: Sequence[_Worker]) -> _Worker | None:
     """Whose end is the cause. What was killed from outside, and what can say why it failed, comes before those that
-    only lost their connection to it; among equals the first."""
+    only lost their connection to it; among equals the first. Who loses it to one that was interrupted has not failed.
+    """
+    interrupted = any(worker.interrupted for worker in crew)
 
     def blame(worker: _Worker) -> tuple[bool, float]:
         named = worker.error is not None or worker.process.returncode == -signal.SIGKILL
         return not named, worker.failed_at or 0.0
 
-    return min((worker for worker in crew if worker.failed_at is not None), key=blame, default=None)
+    failed = [worker for worker in crew if worker.failed_at is not None and (worker.error or not interrupted)]
+    return min(failed, key=blame, default=None)
 
 
 @contextlib.contextmanager

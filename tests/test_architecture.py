@@ -59,7 +59,7 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "showcase": ("pipeline", "benchmarking", "journey", "presentation", *_BELOW_THE_VERBS),
     "cli": (
         *("", "pipeline", "benchmarking", "journey", "presentation", "showcase"),
-        *("jobs", "launch", "console", "project", "project_file", "errors"),
+        *("jobs", "workers", "launch", "console", "project", "project_file", "errors"),
     ),
     "__main__": ("cli",),
 }

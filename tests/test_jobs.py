@@ -56,5 +56,16 @@ def test_another_number_than_the_users_launcher_has_started_is_an_error(
         perform(Job("train", project, {}), process_count(project), lambda rank, message: None)
 
 
+def test_another_machine_than_the_first_begins_nothing_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NODE_RANK", "1")
+    monkeypatch.setenv("MASTER_ADDR", "first")
+    file = tmp_path / "codetune.yaml"
+    file.write_text("launch: {nodes: 2}\n")
+    with pytest.raises(UsageError, match=r"machine 1 of 2, which follows .* codetune train$"):
+        perform(Job("train", read_project(file, [], {}), {}), 1, lambda rank, message: None)
+
+
 def test_every_work_is_named_like_its_command() -> None:
     assert set(WORK) <= {"score", "embed", "train", "generate"}

@@ -75,20 +75,33 @@ def test_select_shows_a_row_per_cluster() -> None:
 
 
 @pytest.mark.parametrize(("loss", "told"), [(0.51234, ", last loss 0.5123"), (None, "")])
-def test_train_tells_steps_tokens_padding_and_what_was_lost(loss: float | None, told: str) -> None:
+@pytest.mark.parametrize(
+    ("memory", "share", "told_of_gpu"),
+    [
+        (None, None, ""),
+        (2_500_000_000, None, ", peak GPU memory 2.50 GB"),
+        (2_500_000_000, 0.456, ", peak GPU memory 2.50 GB, 45.6 % of the cards' peak arithmetic"),
+    ],
+)
+def test_train_tells_steps_tokens_padding_time_memory_and_what_was_lost(
+    loss: float | None, told: str, memory: int | None, share: float | None, told_of_gpu: str
+) -> None:
     facts = {
         "steps": 7,
         "tokens": 12345,
         "padding_rate": 0.25,
         "last_loss": loss,
-        "peak_memory_bytes": 2_500_000_000,
+        "seconds": 1234.56,
+        "peak_memory_bytes": memory,
+        "peak_share": share,
         "truncated_rows": 3,
         "lost_tokens": 4000,
+        "lost_share": 0.125,
     }
     assert presentation.stage(a_result(stage="train", facts=facts)).notes[3:] == [
         f"7 steps, 12,345 tokens, padding 25.0 %{told}",
-        "peak GPU memory 2.50 GB",
-        "3 rows were truncated, 4,000 tokens lost",
+        f"1,234.6 s in its steps{told_of_gpu}",
+        "3 rows were truncated, 4,000 tokens lost (12.5 % of all)",
     ]
 
 

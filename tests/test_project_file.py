@@ -39,7 +39,7 @@ def test_all_mistakes_are_told_at_once_each_in_a_line_of_its_own(tmp_path: Path)
         "  ratio: 1.4\n"
         "  ratio: 0.4\n"
         "  strategi: all\n"
-        "train: {epochs: three, sort_in_step: true}\n"
+        "train: {epochs: three}\n"
         "score: {prompt: Question}\n"
         "launch: 4\n"
     )
@@ -56,7 +56,6 @@ def test_all_mistakes_are_told_at_once_each_in_a_line_of_its_own(tmp_path: Path)
             "codetune.yaml:5: select.strategi: unknown key; did you mean strategy?",
             "codetune.yaml:6: train.epochs is 'three'; expected a valid integer (passes over the selection)",
             "codetune.yaml:8: launch is 4; expected a section with keys of its own",
-            "codetune.yaml:6: train.sort_in_step: true is not in this version. Leave it at false",
             "--set generate.backend=vllm: generate.backend: 'vllm' is not in this version. Leave it at auto",
             "codetune.yaml:7: score.prompt: holds no {instruction}; expected a text that contains it, "
             "such as 'Question:\\n{instruction}\\n'",
@@ -179,6 +178,8 @@ def test_processes_are_a_number_or_auto(processes: object, tmp_path: Path) -> No
         ("score: {prompt: 'no place for it'}", "score.prompt"),
         ("train: {save_minutes: null}", "train.save_steps"),
         ("model: {dtype: float16}", "model.dtype"),
+        ("train: {pad_mode: dynamic_pad, pack_isolation: false}", "train.pack_isolation"),
+        ("train: {method: qlora, quantization: {bits: 8, type: fp4}}", "train.quantization.type"),
     ],
 )
 def test_what_cannot_go_together_is_refused(text: str, key: str, tmp_path: Path) -> None:
@@ -187,7 +188,14 @@ def test_what_cannot_go_together_is_refused(text: str, key: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "text", ["train: {save_minutes: null, save_steps: 5}", "{model: {dtype: float16}, train: {method: lora}}"]
+    "text",
+    [
+        "train: {save_minutes: null, save_steps: 5}",
+        "{model: {dtype: float16}, train: {method: lora}}",
+        "train: {pad_mode: paper_pack, pack_isolation: false}",
+        "train: {pad_mode: dynamic_pack, pack_isolation: false, sort_in_step: true}",
+        "train: {method: qlora, quantization: {bits: 8, double: false}}",
+    ],
 )
 def test_what_goes_together_is_not(text: str, tmp_path: Path) -> None:
     read(tmp_path, text)
@@ -240,7 +248,7 @@ def test_an_equals_sign_may_stand_in_a_value() -> None:
         ("seed.deeper=1", "seed is {'deeper': 1}; "),
         ("train=3", "train is 3; expected a section with keys of its own"),
         ("seed", "no `=`; expected --set section.key=value"),
-        ("train.method=qlora", "train.method: 'qlora' is not in this version. "),
+        ("generate.backend=vllm", "generate.backend: 'vllm' is not in this version. "),
         ("train={lora: {r: 0}}", "train.lora.r is 0; "),
     ],
 )
@@ -265,7 +273,7 @@ def test_a_value_of_the_file_that_cannot_be_read_is_told_once(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("key", "value", "flag"),
-    [("select.ratio", 1.4, "--ratio"), ("train.pad_mode", "none", "--pad-mode"), ("train.method", "qlora", "--method")],
+    [("select.ratio", 1.4, "--ratio"), ("train.pad_mode", "none", "--pad-mode"), ("train.method", "dora", "--method")],
 )
 def test_a_mistake_in_a_flag_has_the_flag_for_its_place(key: str, value: Any, flag: str, tmp_path: Path) -> None:
     assert mistakes(tmp_path, "seed: 1\n", [], {key: value})[0].startswith(f"{flag}: {key}")

@@ -177,6 +177,20 @@ def test_a_second_signal_ends_them_at_once(tmp_path: Path, shown: list[str]) -> 
     assert time.monotonic() - began < 15
 
 
+def test_who_loses_the_connection_to_an_interrupted_one_has_not_failed(tmp_path: Path, shown: list[str]) -> None:
+    program = """
+        open(f"{sys.argv[0]}.{here.rank}", "w").close()
+        if here.rank == 0:
+            time.sleep(60)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # waits for the other one, inside of torch
+        time.sleep(2)
+        raise RuntimeError("Connection closed by peer")
+    """
+    when_up(tmp_path, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, program, 2, shown)
+
+
 def test_those_who_were_done_before_they_heard_of_it_are_done(tmp_path: Path, shown: list[str]) -> None:
     program = """
         open(f"{sys.argv[0]}.{here.rank}", "w").close()

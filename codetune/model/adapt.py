@@ -1,4 +1,5 @@
-"""A loaded network -> the network that is trained: itself, or itself frozen with LoRA adapters (through peft)."""
+"""A loaded network -> the network that is trained: itself, or itself frozen with LoRA adapters (through peft), over
+whole weights or quantised ones; and back again: the adapters merged into one whole network."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ import warnings
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.utils.integrations import dequantize_module_weight
 from transformers import PreTrainedModel
 
 from codetune.errors import ProjectError
@@ -13,16 +16,48 @@ from codetune.project import LoraSettings, Method
 
 
 def adapt(model: PreTrainedModel, method: Method, lora: LoraSettings, seed: int) -> PreTrainedModel | PeftModel:
-    """The adapters' first weights follow from the seed alone."""
+    """The adapters' first weights follow from the seed alone. For `qlora` the network comes quantised."""
     match method:
         case "full":
             return model
-        case "lora":
+        case "lora" | "qlora":
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
                 return _with_adapters(model, lora)
-        case "qlora":
-            raise AssertionError("qlora is refused when the project is read")
+
+
+def whole_network(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """The network itself, with the adapters in its layers where it has some."""
+    network: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model  # type: ignore[assignment]
+    return network
+
+
+def merge(model: PeftModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The network with its adapters added to the weights, as it was trained: quantised weights as the numbers that they
+    stand for, not those that they were made from. The sums are made in float32 and rounded once. `model` is used up."""
+    network = whole_network(model)
+    adapted = {name: layer for name, layer in network.named_modules() if isinstance(layer, LoraLayer)}
+    for name, layer in adapted.items():
+        network.set_submodule(name, _merged_layer(layer, dtype))
+    quantised = {name: layer for name, layer in network.named_modules() if _is_quantised(layer)}
+    for name, layer in quantised.items():
+        network.set_submodule(name, _linear(layer, _numbers(layer), dtype))
+    if hasattr(network.config, "quantization_config"):
+        del network.config.quantization_config
+        # Else transformers would save it as quantised, and refuse another number format.
+        for name in ("hf_quantizer", "quantization_method", "is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit"):
+            network.__dict__.pop(name, None)
+    ends: list[torch.nn.Module] = [network.get_input_embeddings(), network.get_output_embeddings()]  # type: ignore[no-untyped-call]
+    if ends[0].weight is not ends[1].weight:  # an adapter on one of them has parted them
+        network.config.tie_word_embeddings = False
+    round_weights(network, dtype)
+    return network
+
+
+def round_weights(network: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Weights only: what else a network holds, such as the angles of its positions, keeps its precision."""
+    for weights in network.parameters():
+        weights.data = weights.data.to(dtype)
 
 
 def _with_adapters(model: PreTrainedModel, lora: LoraSettings) -> PeftModel:
@@ -43,3 +78,37 @@ def _with_adapters(model: PreTrainedModel, lora: LoraSettings) -> PeftModel:
             f"train.lora.target_modules: {lora.target_modules} fits no module of {type(model).__name__} ({why}). "
             "Expected: `all-linear`, or names such as [q_proj, v_proj]. Mend the project file."
         ) from why
+
+
+def _merged_layer(layer: LoraLayer, dtype: torch.dtype) -> torch.nn.Module:
+    base: torch.nn.Module = layer.get_base_layer()
+    if isinstance(base, torch.nn.Linear):
+        (adapter,) = layer.active_adapters
+        weights = _numbers(base) + layer.get_delta_weight(adapter).float()  # type: ignore[attr-defined]
+        return _linear(base, weights, dtype)
+    # Embeddings and other kinds, which are never quantised. A weight of their own first: the output layer may share it.
+    base.weight = torch.nn.Parameter(base.weight.detach().clone(), requires_grad=False)  # type: ignore[operator]
+    layer.merge()
+    return base
+
+
+def _numbers(layer: torch.nn.Linear) -> torch.Tensor:
+    """The weights in float32, of quantised ones the numbers that they stand for."""
+    state = getattr(layer.weight, "quant_state", None)
+    # bitsandbytes lays the weights out anew, and rounds, when a CPU uses them in evaluation mode: codetune never does.
+    assert not getattr(state, "packing_format_for_cpu", False)
+    weights: torch.Tensor = dequantize_module_weight(layer)
+    return weights.float()
+
+
+def _linear(like: torch.nn.Linear, weights: torch.Tensor, dtype: torch.dtype) -> torch.nn.Linear:
+    plain = torch.nn.Linear(like.in_features, like.out_features, bias=like.bias is not None, device="meta")
+    plain.weight = torch.nn.Parameter(weights.detach().to(dtype), requires_grad=False)
+    if like.bias is not None:
+        plain.bias = torch.nn.Parameter(like.bias.detach().to(dtype), requires_grad=False)
+    return plain
+
+
+def _is_quantised(layer: torch.nn.Module) -> bool:
+    # By name, so that bitsandbytes is not loaded where nothing is quantised.
+    return type(getattr(layer, "weight", None)).__name__ in ("Params4bit", "Int8Params")

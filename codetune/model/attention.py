@@ -173,10 +173,11 @@ def require_isolation(model: PreTrainedModel) -> None:
     first, other, second = (torch.arange(7, device=device) * step % vocabulary for step in (3, 5, 7))
     was_training = model.training
     model.train(False)
-    with torch.no_grad():
-        seen = [
-            model(**flat_row([before, second]), use_cache=False).logits[:, len(before) :] for before in (first, other)
-        ]
+    # Not without gradients: on CPUs bitsandbytes would then rearrange 4-bit weights for good, and lose their gradients.
+    seen = [
+        model(**flat_row([before, second]), use_cache=False).logits[:, len(before) :].detach()
+        for before in (first, other)
+    ]
     model.train(was_training)
     # The shapes are alike, so an isolated sample gives the same bits; the tolerance is for atomics on a GPU.
     if not torch.allclose(seen[0], seen[1], rtol=0, atol=1e-4 * float(seen[0].abs().max())):

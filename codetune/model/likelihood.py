@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from codetune.data.tokens import Span
 from codetune.errors import ModelError
 from codetune.model.attention import KERNELS, Site, flat_row, kernel_for, require_isolation, require_kernel
+from codetune.model.memory import is_out_of_memory
 
 BUCKET_TOKENS = 16
 CHUNK_LOGITS = 1 << 25  # float32 logits at once: 128 MiB
@@ -62,7 +63,7 @@ class CausalScorer:
         try:
             return self._nll_of_pass(spans)
         except RuntimeError as why:
-            if not _is_out_of_memory(why):
+            if not is_out_of_memory(why):
                 raise
         # Outside the handler: there the traceback still holds the tensors that filled the memory.
         if self._model.device.type == "cuda":
@@ -211,11 +212,6 @@ def bucket(tokens: int) -> int:
     [16, 32, 48, 112]
     """
     return (tokens // BUCKET_TOKENS + 1) * BUCKET_TOKENS
-
-
-def _is_out_of_memory(why: RuntimeError) -> bool:
-    # torch's CPU allocator raises a plain RuntimeError (c10/core/impl/alloc_cpu.cpp).
-    return isinstance(why, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(why)
 
 
 def _to(value: Any, device: torch.device) -> Any:

@@ -19,15 +19,17 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.utils.import_utils import is_bitsandbytes_available
 
 from codetune.data.hub import hub_snapshot, is_hub_id
 from codetune.errors import ModelError
 from codetune.model.attention import FLASH, KERNELS, Site, require_kernel
-from codetune.project import Model
+from codetune.project import Model, Quantization
 
 HUB_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "model*.safetensors", "adapter_model.safetensors")
 ENCODER_FILES = ("*.json", "*.txt", "*.model", "*model.safetensors")
@@ -107,6 +109,29 @@ def _plain_tokenizer(path: Path, asked: Mapping[str, Any]) -> PreTrainedTokenize
 
 def load_model(path: Path, model: Model, device: str) -> PreTrainedModel:
     """The network on `device`, in evaluation mode, in `model.dtype`."""
+    on_device: PreTrainedModel = _read_network(path, model, {}).to(device)  # type: ignore[arg-type]
+    return _attending(on_device, model)
+
+
+def load_quantized_model(path: Path, model: Model, device: str, quantization: Quantization) -> PreTrainedModel:
+    """The network on `device` with the weights of its linear layers (but the output layer's) in 4 or 8 bits, which are
+    made as they are read; the others, and the arithmetic, are in `model.dtype`."""
+    if not is_bitsandbytes_available():
+        raise ModelError(
+            "The base model is to be quantised, and bitsandbytes is not installed. Expected: the package that does it. "
+            "Install it: pip install bitsandbytes. Or set train.method: lora"
+        )
+    settings = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=quantization.bits == 4,
+        load_in_8bit=quantization.bits == 8,
+        bnb_4bit_quant_type=quantization.type,
+        bnb_4bit_use_double_quant=quantization.double,
+        bnb_4bit_compute_dtype=DTYPES[model.dtype],
+    )
+    return _attending(_read_network(path, model, {"quantization_config": settings, "device_map": {"": device}}), model)
+
+
+def _read_network(path: Path, model: Model, more: Mapping[str, Any]) -> PreTrainedModel:
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
@@ -116,21 +141,27 @@ def load_model(path: Path, model: Model, device: str) -> PreTrainedModel:
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **more,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as why:
         raise ModelError(
             f"The model in {path} cannot be loaded ({type(why).__name__}: {_first_line(why)}). Expected: a config.json "
             "and whole safetensors files that fit it. Copy or download the model again."
         ) from why
-    network, report = loaded
-    _require_complete(report, path)
-    on_device: PreTrainedModel = network.to(device).eval()
+    network: PreTrainedModel = loaded[0]
+    _require_complete(loaded[1], path)
+    return network
+
+
+def _attending(network: PreTrainedModel, model: Model) -> PreTrainedModel:
+    """In evaluation mode, with the attention asked for where that needs a kernel."""
+    network.train(False)
     if model.attention in KERNELS:
-        require_kernel(model.attention, Site.of(on_device, str(on_device.dtype).removeprefix("torch.")))
+        require_kernel(model.attention, Site.of(network, str(network.dtype).removeprefix("torch.")))
     # torch's variable-length attention is for flat rows, and set by whoever lays them; elsewhere it is sdpa.
     if model.attention == "flash":
-        on_device.set_attn_implementation(FLASH)
-    return on_device
+        network.set_attn_implementation(FLASH)
+    return network
 
 
 def count_parameters(path: Path) -> int:

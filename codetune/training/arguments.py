@@ -1,16 +1,18 @@
 """`project.Training` -> `TrainingArguments`: what the Trainer of transformers is asked to do, and what it is kept from.
 
-Its own logging, saving, progress bars and reports are off (meter.py and checkpoint.py do these), and one step of its
-loop is one optimizer step, whatever the accumulation (see exact.py)."""
+Its own logging, saving and progress bars are off (meter.py and checkpoint.py do these; it hands our lines of metrics to
+whom `report_to` names), and one step of its loop is one optimizer step, whatever the accumulation (see exact.py)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import is_tensorboard_available, is_wandb_available
 
 from codetune.errors import ProjectError
 from codetune.project import Training
@@ -35,6 +37,7 @@ def training_arguments(
             "model.dtype is float16, and there is no GPU. Expected: a number format that this machine can train in. "
             "Set model.dtype: bfloat16 or float32."
         )
+    _require_reporters(training)
     arguments = TrainingArguments(
         output_dir=str(directory),
         seed=seed,
@@ -55,7 +58,7 @@ def training_arguments(
         dataloader_pin_memory=False,
         logging_strategy="no",
         save_strategy="no",
-        report_to="none",
+        report_to=list(training.report_to) or "none",
         disable_tqdm=True,
         log_level="error",
         **sharing,
@@ -64,6 +67,22 @@ def training_arguments(
     _ = arguments.device  # finds the devices, and would count them later again
     arguments._n_gpu = min(1, arguments._n_gpu)
     return arguments
+
+
+def _require_reporters(training: Training) -> None:
+    is_there: dict[str, Any] = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
+    if absent := [name for name in training.report_to if not is_there[name]()]:
+        raise ProjectError(
+            f"train.report_to names {' and '.join(absent)}, and this Python has no such package. Expected: one that is "
+            f"installed. Install it: pip install {' '.join(absent)}. Or take it out of train.report_to"
+        )
+
+
+def arithmetic_in(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
+    """What the Trainer puts around the model, for the looks that are taken at it before."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, getattr(torch, precision))
 
 
 def _has_tf32(device: str) -> bool:

@@ -7,7 +7,7 @@ the others read (of several machines too: they share the run directory)."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """All samples in the order of the data set; a torch data set."""
+    """All samples in the order of the data set."""
 
     ids: NDArray[np.bytes_]
     starts: NDArray[np.int64]  # [rows + 1]
@@ -43,6 +43,14 @@ class Corpus:
         stored = np.asarray(self.stored[self.starts[row] : self.starts[row + 1]])
         tokens = np.where(stored < 0, ~stored, stored).astype(np.int64)
         return Sample(self.ids[row].decode(), tokens, stored < 0)
+
+    def lengths(self, rows: Sequence[int]) -> list[int]:
+        first = np.asarray(rows)
+        return list((self.starts[first + 1] - self.starts[first]).tolist())
+
+    @property
+    def tokens(self) -> int:
+        return int(self.starts[-1])
 
     @property
     def longest(self) -> int:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,19 @@ import torch
 
 from codetune.project import Training
 from codetune.training.checkpoint import Checkpoint, Facts, prune_checkpoints, seal_checkpoint
-from codetune.training.meter import Meter, StepFacts, append_line, cut
+from codetune.training.meter import Line, Meter, StepFacts, append_line, cut
 from codetune.training.ranks import Team
 
 Report = Callable[[Mapping[str, float | None]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What is to be done at the end of a step."""
+
+    save: bool
+    stop: bool
+    line: Line | None  # of metrics, written already; for whoever else wants to hear of it
 
 
 class Course:
@@ -43,8 +52,8 @@ class Course:
         if self._ranks.is_first:
             cut(self._metrics, self.step)
 
-    def on_step(self, step: int, epoch: float, facts: StepFacts) -> tuple[bool, bool]:
-        """Whether to write a checkpoint, and whether to stop: the same in every process."""
+    def on_step(self, step: int, epoch: float, facts: StepFacts) -> Due:
+        """The same in every process, but for the line, which the first one writes."""
         self.step = step
         facts = self._of_all(facts)
         # By the clock of the first process, for those of two machines differ. One interrupted process stops all.
@@ -53,14 +62,16 @@ class Course:
         # In the last step there is nothing left to stop: what remains is to save the model.
         self.interrupted = bool(interrupted) and step < self.steps
         self.meter = self.meter.plus(facts, int(peak) or None)
+        line = None
         if step % self._settings.logging_steps == 0 or step == self.steps:
-            if self._ranks.is_first:
-                append_line(self._metrics, self.meter.line(step, epoch))
+            line = self.meter.line(step, epoch)
             self.meter = self.meter.after_line()
-        shown = {"loss": facts.loss, "learning_rate": facts.learning_rate, "grad_norm": facts.grad_norm}
         if self._ranks.is_first:
+            shown = {"loss": facts.loss, "learning_rate": facts.learning_rate, "grad_norm": facts.grad_norm}
             self._report({"step": step, "steps": self.steps, "epoch": epoch, **shown})
-        return self.interrupted or bool(due), self.interrupted
+            if line is not None:
+                append_line(self._metrics, line)
+        return Due(self.interrupted or bool(due), self.interrupted, line)
 
     def on_saved(self, path: Path, step: int) -> None:
         """The checkpoint counts when every process has written its part; none goes on before it does."""
@@ -72,10 +83,11 @@ class Course:
         self._last_saved = time.monotonic()
 
     def _of_all(self, facts: StepFacts) -> StepFacts:
-        """A process knows its own part of the step's loss, tokens and samples."""
-        loss, *counts = self._ranks.sums([facts.loss, facts.tokens, facts.tokens_seen, facts.samples])
-        tokens, tokens_seen, samples = map(int, counts)
-        return replace(facts, loss=loss, tokens=tokens, tokens_seen=tokens_seen, samples=samples)
+        """A process knows its own part of the step's loss, tokens and operations."""
+        shared = ("loss", "tokens", "tokens_seen", "samples", "operations", "possible_operations")
+        own = [getattr(facts, name) for name in shared]
+        sums = [type(amount)(total) for amount, total in zip(own, self._ranks.sums(own), strict=True)]
+        return replace(facts, **dict(zip(shared, sums, strict=True)))
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:

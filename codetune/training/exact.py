@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,43 +21,52 @@ from safetensors import SafetensorError
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from codetune.errors import CodetuneError
+from codetune.model.memory import is_out_of_memory
+from codetune.project import Training
+from codetune.training.arithmetic import Arithmetic
 from codetune.training.checkpoint import Checkpoint
-from codetune.training.collate import Collator, token_losses
-from codetune.training.corpus import Corpus
+from codetune.training.collate import Collator
+from codetune.training.course import Course, Due
+from codetune.training.loss import Losses
 from codetune.training.meter import StepFacts
-from codetune.training.steps import StepPlan
+from codetune.training.steps import Share, StepPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What is learned from, and how: the rows of each step, those of this process, as tensors, and their losses."""
+
+    plan: StepPlan
+    share: Share
+    collator: Collator
+    losses: Losses
+    settings: Training
+    arithmetic: Arithmetic | None
+    peak_operations: float | None  # of this process's device, a second
 
 
 class ExactTrainer(Trainer):
-    """`on_step(step, epoch, facts)` says whether to write a checkpoint and whether to stop; `on_saved(path, step)`
-    comes when one is written."""
+    """Asks `course` at the end of each step what is due, and tells it of every checkpoint written."""
 
     def __init__(
-        self,
-        model: torch.nn.Module,
-        arguments: TrainingArguments,
-        corpus: Corpus,
-        plan: StepPlan,
-        collator: Collator,
-        on_step: Callable[[int, float, StepFacts], tuple[bool, bool]],
-        on_saved: Callable[[Path, int], None],
+        self, model: torch.nn.Module, arguments: TrainingArguments, material: Material, course: Course
     ) -> None:
-        super().__init__(model=model, args=arguments, train_dataset=corpus, data_collator=collator)
+        share: Any = material.share  # the Trainer asks for its length alone
+        super().__init__(model=model, args=arguments, train_dataset=share, data_collator=material.collator)
         self.remove_callback(PrinterCallback)
         self.add_callback(_StepEnd(self._end_step))
         self.model_accepts_loss_kwargs = True  # so that the step's tokens are counted for every architecture
-        self._plan, self._on_step, self._on_saved = plan, on_step, on_saved
+        self._material, self._course = material, course
         self._clock = time.perf_counter()
-        self._loss = self._learning_rate = self._grad_norm = 0.0
+        self._loss = self._learning_rate = self._grad_norm = self._operations = 0.0
         self._counts = {"tokens": 0, "tokens_seen": 0, "samples": 0}
         self._rows: list[str] = []
 
     def run(self, checkpoint: Checkpoint | None) -> None:
         """Trains to the last step, from the checkpoint where there is one."""
-        if checkpoint is None:
-            self.train()
-        elif checkpoint.step < self.args.max_steps:
-            self.train(resume_from_checkpoint=str(checkpoint.path))
+        if checkpoint is None or checkpoint.step < self.args.max_steps:
+            with telling_of_full_memory("the weights are updated"):
+                self.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint is not None else None)
         else:  # the loop looks whether it is done only after a step
             self._load_from_checkpoint(str(checkpoint.path))
 
@@ -65,7 +75,7 @@ class ExactTrainer(Trainer):
         return DataLoaderShard(
             self.train_dataset,
             device=self.args.device,
-            batch_sampler=self._plan,
+            batch_sampler=self._material.plan,
             collate_fn=self.data_collator,
         )
 
@@ -82,6 +92,9 @@ class ExactTrainer(Trainer):
         self._loss, self._learning_rate = total.item(), float(self._get_learning_rate())
         self._counts = {name: inputs[name] for name in self._counts}
         self._rows = [row for batch in batches for row in batch["rows"]]
+        if self._material.arithmetic is not None:
+            amounts = inputs["tokens"], inputs["token_pairs"], len(inputs["labels"])
+            self._operations = self._material.arithmetic.operations(*amounts)
         return total
 
     @contextlib.contextmanager
@@ -95,18 +108,16 @@ class ExactTrainer(Trainer):
         """Forward and backward of one micro-batch; its share of the step's loss."""
         try:
             with self.compute_loss_context_manager():
-                losses = token_losses(model, batch)
-                loss = losses.sum() * batch.get("weight", 1.0) / step_tokens
+                losses = self._material.losses(model, batch)
+                loss = losses.sum() / step_tokens
             if not torch.isfinite(loss):
                 raise CodetuneError(self._not_finite("loss", _rows_not_finite(losses, batch)))
             # Gradients are averaged over the processes, the loss is a sum over them.
             self.accelerator.backward(loss * self.args.world_size)
-        except torch.OutOfMemoryError as why:
-            raise CodetuneError(
-                f"The GPU's memory is full in step {self.state.global_step + 1}, with {len(batch['rows'])} samples in "
-                "a micro-batch. Expected: room for its activations. Lower train.per_device_batch_size or "
-                "train.max_length, or set train.gradient_checkpointing: true, or train.method: lora."
-            ) from why
+        except RuntimeError as why:
+            if not is_out_of_memory(why):
+                raise
+            raise CodetuneError(self._out_of_memory(batch)) from why
         detached: torch.Tensor = loss.detach()
         return detached
 
@@ -121,11 +132,23 @@ class ExactTrainer(Trainer):
             raise CodetuneError(self._not_finite("gradient", self._rows))
         return norm
 
-    def _end_step(self, step: int, epoch: float) -> tuple[bool, bool]:
+    def _end_step(self, step: int, epoch: float) -> Due:
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
-        facts = StepFacts(self._loss, self._learning_rate, self._grad_norm, seconds=seconds, **self._counts)
-        return self._on_step(step, epoch, facts)
+        possible = seconds * (self._material.peak_operations or 0.0) if self._operations else 0.0
+        facts = StepFacts(
+            loss=self._loss,
+            learning_rate=self._learning_rate,
+            grad_norm=self._grad_norm,
+            seconds=seconds,
+            operations=self._operations,
+            possible_operations=possible,
+            **self._counts,
+        )
+        due = self._course.on_step(step, epoch, facts)
+        if due.line is not None:  # to whom train.report_to names
+            self.log({name: value for name, value in due.line.items() if value is not None})
+        return due
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         step = self.state.global_step
@@ -137,8 +160,23 @@ class ExactTrainer(Trainer):
                 f"{path} cannot be written ({str(why).partition(chr(10))[0]}). Expected: room for the weights and the "
                 "optimizer's state. Make room, then run again: codetune train (it continues from the last checkpoint)"
             ) from why
-        self._on_saved(path, step)
+        self._course.on_saved(path, step)
         self._clock = time.perf_counter()  # the time that saving took is no training time
+
+    def _out_of_memory(self, batch: dict[str, Any]) -> str:
+        ids, settings, samples = batch["inputs"]["input_ids"], self._material.settings, len(batch["rows"])
+        where = "The GPU's memory" if ids.device.type == "cuda" else "The memory"
+        remedies = ["lower train.max_length"] if samples == 1 else [
+            "lower train.per_device_batch_size and raise train.gradient_accumulation_steps as much (their product is "
+            "what a step learns from: the training goes on from its last checkpoint)"
+        ]  # fmt: skip
+        remedies += [] if settings.gradient_checkpointing else ["set train.gradient_checkpointing: true"]
+        remedies += [] if settings.method == "qlora" else ["train anew with train.method: lora or qlora"]
+        return (
+            f"{where} is full in step {self.state.global_step + 1}, with {ids.numel():,} tokens of {samples} samples "
+            "in a micro-batch. Expected: room for what is kept of them until the gradients are made. Either "
+            f"{'; or '.join(remedies)}."
+        )
 
     def _not_finite(self, what: str, rows: list[str]) -> str:
         named = ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
@@ -149,14 +187,30 @@ class ExactTrainer(Trainer):
         )
 
 
+@contextlib.contextmanager
+def telling_of_full_memory(what: str) -> Iterator[None]:
+    """For what is as large whatever the micro-batches: weights, their gradients and the optimizer's state."""
+    try:
+        yield
+    except RuntimeError as why:
+        if not is_out_of_memory(why):
+            raise
+        raise CodetuneError(
+            f"The memory is full while {what}. Expected: room for the weights, their gradients and the optimizer's "
+            "state (16 bytes a weight that is trained). Set train.method: lora or qlora, or train.optimizer: "
+            "adafactor, or share them over more GPUs with launch.strategy: fsdp or zero3 (launch.offload puts them in "
+            "the CPU's)."
+        ) from why
+
+
 class _StepEnd(TrainerCallback):
-    def __init__(self, end_step: Callable[[int, float], tuple[bool, bool]]) -> None:
+    def __init__(self, end_step: Callable[[int, float], Due]) -> None:
         self._end_step = end_step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        save, stop = self._end_step(state.global_step, state.epoch)
-        control.should_save = control.should_save or save
-        control.should_training_stop = control.should_training_stop or stop
+        due = self._end_step(state.global_step, state.epoch)
+        control.should_save = control.should_save or due.save
+        control.should_training_stop = control.should_training_stop or due.stop
 
 
 def _rows_not_finite(losses: torch.Tensor, batch: dict[str, Any]) -> list[str]:

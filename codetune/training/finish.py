@@ -3,6 +3,7 @@ template that it was trained with, and a generation configuration that knows whe
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,40 +14,59 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from codetune.data.chat import stop_texts, template
 from codetune.data.tokens import adds_bos
 from codetune.errors import CodetuneError
+from codetune.model.adapt import merge, round_weights, whole_network
 from codetune.project import ChatFormat
 from codetune.training.arguments import Precision
 
+ADAPTER = "adapter"
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """How a model is saved. `last_tokens` are those that closed an answer in training."""
+
+    chat_format: ChatFormat
+    precision: Precision
+    merge: bool
+    last_tokens: frozenset[int]
+
 
 def save_trained(
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    chat_format: ChatFormat,
-    precision: Precision,
-    last_tokens: frozenset[int],
-    saved: Path,
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, finish: Finish, saved: Path
 ) -> None:
-    """`last_tokens` are those that closed an answer in training. The model is of no use for training afterwards: its
-    weights are rounded to `precision` in place."""
-    network: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model  # type: ignore[assignment]
+    """The model is of no use for training afterwards: its weights are rounded in place. Merged adapters are kept beside
+    the whole model, in `adapter/`, where nobody who loads it stumbles over them."""
+    network = whole_network(model)
     network.set_attn_implementation("sdpa")
     network.config.use_cache = True
-    network.generation_config = _generation_config(tokenizer, chat_format, last_tokens)
-    model.to(getattr(torch, precision))
+    network.generation_config = _generation_config(tokenizer, finish.chat_format, finish.last_tokens)
+    dtype = getattr(torch, finish.precision)
     try:
         if isinstance(model, PeftModel):
-            # "auto" would ask the hub whether the vocabulary grew; adapters never change the embeddings here.
-            model.save_pretrained(str(saved), save_embedding_layers=False)
-            network.generation_config.save_pretrained(saved)
-        else:
+            _save_adapters(model, saved / ADAPTER if finish.merge else saved, dtype)
+        if not isinstance(model, PeftModel):
+            round_weights(model, dtype)
             model.save_pretrained(saved)
+        elif finish.merge:
+            merge(model, dtype).save_pretrained(saved)
+        else:
+            network.generation_config.save_pretrained(saved)
     except SafetensorError as why:  # how it reports a full disk
         raise CodetuneError(
             f"{saved} cannot be written ({str(why).partition(chr(10))[0]}). Expected: room for the weights. Make room, "
             "then run again: codetune train (it continues from the last checkpoint)"
         ) from why
-    if chat_format != "tokenizer":
-        tokenizer.chat_template = template(chat_format, with_bos=adds_bos(tokenizer))
+    if finish.chat_format != "tokenizer":
+        tokenizer.chat_template = template(finish.chat_format, with_bos=adds_bos(tokenizer))
     tokenizer.save_pretrained(saved)
+
+
+def _save_adapters(model: PeftModel, directory: Path, dtype: torch.dtype) -> None:
+    for weights in model.parameters():
+        if weights.requires_grad:  # the others may be quantised
+            weights.data = weights.data.to(dtype)
+    # "auto" would ask the hub whether the vocabulary grew; adapters never change the embeddings here.
+    model.save_pretrained(str(directory), save_embedding_layers=False)
 
 
 def _generation_config(

@@ -25,6 +25,8 @@ class StepFacts:
     tokens_seen: int  # padding included
     samples: int
     seconds: float
+    operations: float  # floating-point ones, without padding and without what is recomputed
+    possible_operations: float  # of the card in that time; 0 where neither is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,8 @@ class Sums:
     tokens_seen: int = 0
     samples: int = 0
     seconds: float = 0.0
+    operations: float = 0.0
+    possible_operations: float = 0.0
 
     def plus(self, step: StepFacts) -> Self:
         return replace(
@@ -46,6 +50,10 @@ class Sums:
     @property
     def padding_rate(self) -> float:
         return 1 - self.tokens / self.tokens_seen if self.tokens_seen else 0.0
+
+    @property
+    def peak_share(self) -> float | None:
+        return self.operations / self.possible_operations if self.possible_operations else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +87,7 @@ class Meter:
             "samples_per_second": sums.samples / sums.seconds,
             "padding_rate": sums.padding_rate,
             "peak_memory_bytes": self.peak_memory_bytes,
+            "peak_share": sums.peak_share,
             "seconds": sums.seconds,
         }
 

@@ -4,22 +4,28 @@ All of it is torch.distributed's: gloo between CPUs and for what is said here, n
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.distributed as distributed
 from torch._C._distributed_c10d import FileStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from codetune.errors import CodetuneError
 from codetune.records import ALONE, Place
 
+T = TypeVar("T")
 # Ranks wait for each other while one of them writes a large checkpoint, or scores more rows than another. One that has
 # died is noticed by its command, or its connection closes: no clock is needed for that.
 PATIENCE = timedelta(hours=6)
+PATIENCE_TO_MEET = timedelta(minutes=30)  # the first one reads its weights through before it comes
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +81,25 @@ def team(place: Place, meeting: Callable[[], Store] | None) -> Iterator[Team]:
 
 def meet() -> Store:
     """Where a launcher has told all of them to meet (MASTER_ADDR and MASTER_PORT)."""
-    store: Store = next(rendezvous("env://", timeout=PATIENCE))[0]
+    try:
+        store: Store = listening(lambda: next(rendezvous("env://", timeout=PATIENCE_TO_MEET))[0])
+    except distributed.DistError as why:
+        raise CodetuneError(
+            f"The first process was not met in {PATIENCE_TO_MEET.seconds // 60} minutes "
+            f"({str(why).partition(chr(10))[0]}). Expected: the same command on every machine, begun at about the same "
+            "time. Look what the first one says, and at MASTER_ADDR and MASTER_PORT"
+        ) from why
+    store.set_timeout(PATIENCE)
     return store
+
+
+def listening(wait: Callable[[], T]) -> T:
+    """What `wait` gives. Torch waits for others without a look at signals: so it waits in a thread, and this one hears
+    them."""
+    waiting = ThreadPoolExecutor(1).submit(wait)
+    while not waiting.done():
+        time.sleep(0.05)
+    return waiting.result()
 
 
 def meet_in(file: Path, count: int) -> Store:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate.utils import DistributedType
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainerCallback
@@ -163,19 +164,13 @@ def _in_force(trainer: Trainer, wrapped: torch.nn.Module) -> str:
     return "ddp" if isinstance(wrapped, DistributedDataParallel) else "alone"
 
 
-def reduce_in_float32(trainer: Trainer, strategy: Strategy) -> None:
-    """Gradients of FSDP are summed over processes in float32, as those of DDP are; accelerate's default is 16 bits."""
-    if strategy != "fsdp":
-        return
-    plugin = trainer.accelerator.state.fsdp_plugin
-    policy = plugin.mixed_precision_policy
-    if policy is not None:
-        changed = {
-            "reduce_dtype": torch.float32,
-            "param_dtype": policy.param_dtype,
-            "output_dtype": policy.output_dtype,
-        }
-        plugin.mixed_precision_policy = type(policy)(**changed)
+def keep_float32(trainer: Trainer, strategy: Strategy) -> None:
+    """FSDP sums gradients over processes in float32, as DDP does, and hands losses on as they are. Accelerate's default
+    is 16 bits for both."""
+    plugin = trainer.accelerator.state.fsdp_plugin if strategy == "fsdp" else None
+    if plugin is not None and plugin.mixed_precision_policy is not None:
+        computed_in = plugin.mixed_precision_policy.param_dtype
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=computed_in, reduce_dtype=torch.float32)
 
 
 def whole_weights(strategy: Strategy, trainer: Trainer) -> Mapping[str, torch.Tensor] | None:

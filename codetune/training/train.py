@@ -18,26 +18,26 @@ from transformers.utils import logging as transformers_logging
 from codetune.data.tokens import TrainingTokens, training_tokens
 from codetune.errors import DataError, ModelError, ProjectError
 from codetune.model.adapt import adapt
-from codetune.model.attention import Site, attention_for, require_isolation
 from codetune.model.load import (
     choose_device,
     count_gpus,
     count_parameters,
     gpu_memory_bytes,
     load_model,
+    load_quantized_model,
     load_tokenizer,
 )
 from codetune.project import Project
 from codetune.records import Example, Refusal
 from codetune.training.arguments import Precision, training_arguments
 from codetune.training.checkpoint import SHARING, STEP_SAMPLES, Facts, last_checkpoint, remove_torn
-from codetune.training.collate import Collator
 from codetune.training.corpus import Corpus, read_corpus, remove_corpus, write_corpus
 from codetune.training.course import Course, Report
-from codetune.training.exact import ExactTrainer
-from codetune.training.finish import save_trained
+from codetune.training.exact import ExactTrainer, telling_of_full_memory
+from codetune.training.finish import Finish, save_trained
 from codetune.training.ranks import SOLO, Team
-from codetune.training.steps import StepPlan, samples_per_step, total_steps
+from codetune.training.ready import make_ready, material_for
+from codetune.training.steps import samples_per_step, total_steps
 from codetune.training.strategy import (
     Choice,
     InForce,
@@ -46,7 +46,7 @@ from codetune.training.strategy import (
     choose_strategy,
     fact_of,
     forget_sharing,
-    reduce_in_float32,
+    keep_float32,
     sharing_arguments,
     whole_weights,
 )
@@ -57,6 +57,7 @@ SHARE_OF_ADAPTERS = 0.01  # of a model's parameters, at most, for adapters of th
 FREE_TO_CHANGE = {
     *("per_device_batch_size", "gradient_accumulation_steps", "global_batch_size"),  # their product is a fact
     *("gradient_checkpointing", "logging_steps", "save_minutes", "save_steps", "keep_checkpoints", "report_to"),
+    "merge",
 }
 
 
@@ -68,11 +69,13 @@ class TrainingSummary:
     dropped: tuple[Refusal, ...]
     truncated_rows: int
     lost_tokens: int
+    lost_share: float  # of all tokens of the rows that were kept
     steps: int
     tokens: int
     padding_rate: float
     seconds: float
     peak_memory_bytes: int | None
+    peak_share: float | None
     last_loss: float | None
     processes: int
     strategy: Strategy
@@ -97,12 +100,13 @@ def train(
     corpus = _corpus(rows, directory, ranks)
     facts = _facts(project, model_path, corpus, ranks, choice.strategy)
     checkpoint = last_checkpoint(directory, facts)
-    model, precision = _load(project, model_path, corpus, choice.strategy)
+    with telling_of_full_memory("the model is loaded"):
+        model, precision = _load(project, model_path, corpus, choice.strategy)
     steps = total_steps(project.train, len(corpus), ranks.count)
     course = Course(project.train, directory, facts, steps, report, ranks)
     course.saves_last = choice.strategy != "fsdp"
     course.begin(checkpoint)
-    trainer = _trainer(project, model, precision, tokenizer, corpus, course, directory, ranks, choice.strategy)
+    trainer = _trainer(project, model, precision, corpus, course, directory, ranks, choice.strategy)
     with course.interruptible():
         trainer.run(checkpoint)
     if course.interrupted:
@@ -110,10 +114,11 @@ def train(
     weights = whole_weights(choice.strategy, trainer)
     if ranks.is_first:
         if weights is not None:
-            model = _whole(project, model_path, corpus, weights)
-        save_trained(model, tokenizer, project.model.chat_format, precision, rows.last_tokens, saved)
+            model = _whole(project, model_path, precision, weights)
+        finish = Finish(project.model.chat_format, precision, project.train.merge, rows.last_tokens)
+        save_trained(model, tokenizer, finish, saved)
         remove_corpus(directory / TOKENS)
-    return _summary(len(corpus), rows, course, choice, ranks)
+    return _summary(corpus, rows, course, choice, ranks)
 
 
 def _choose(project: Project, model_path: Path, ranks: Team) -> Choice:
@@ -129,12 +134,14 @@ def _choose(project: Project, model_path: Path, ranks: Team) -> Choice:
 
 
 def _whole(
-    project: Project, model_path: Path, corpus: Corpus, weights: Mapping[str, torch.Tensor]
+    project: Project, model_path: Path, precision: Precision, weights: Mapping[str, torch.Tensor]
 ) -> PreTrainedModel | PeftModel:
-    """A model like the one that was trained, on the CPU and in one piece, with the weights that were gathered."""
+    """A model like the one that was trained, in one piece in the CPU's memory, with the weights that were gathered."""
     forget_sharing()
-    model, _ = _load(project, model_path, corpus, "alone")
-    found = model.cpu().load_state_dict(weights, strict=False)
+    settings = project.model.model_copy(update={"dtype": precision, "attention": "auto"})
+    network = load_model(model_path, settings, "cpu")
+    model = adapt(network, project.train.method, project.train.lora, project.seed)
+    found = model.load_state_dict(weights, strict=False)
     assert not found.unexpected_keys, found.unexpected_keys
     return model
 
@@ -185,7 +192,8 @@ def _require_rows(corpus: Corpus, rows: _Rows) -> None:
 def _facts(project: Project, model_path: Path, corpus: Corpus, ranks: Team, strategy: Strategy) -> Facts:
     """What a checkpoint must share with the training that continues it."""
     settings = project.train.model_dump(mode="json", exclude=FREE_TO_CHANGE)
-    for unused in {"lora", "quantization"} - {project.train.method}:
+    used = {"full": (), "lora": ("lora",), "qlora": ("lora", "quantization")}[project.train.method]
+    for unused in {"lora", "quantization"}.difference(used):
         settings.pop(unused)
     weights = sorted([*model_path.glob("config.json"), *model_path.glob("*.safetensors")])
     return {
@@ -209,15 +217,12 @@ def _load(
     precision = _precision(project, model_path)
     dtype = "float32" if project.train.method == "full" or strategy == "fsdp" else precision
     settings = project.model.model_copy(update={"dtype": dtype, "attention": "auto"})
-    network = load_model(model_path, settings, choose_device())
-    flat = project.train.pad_mode == "dynamic_pack"
-    network.set_attn_implementation(attention_for(project.model.attention, flat, Site.of(network, precision)))
+    if project.train.method == "qlora":
+        network = load_quantized_model(model_path, settings, choose_device(), project.train.quantization)
+    else:
+        network = load_model(model_path, settings, choose_device())
     _require_fit(network, corpus)
-    if project.train.pad_mode == "dynamic_pack":
-        require_isolation(network)
-    if project.train.gradient_checkpointing:
-        _recompute_activations(network)
-    return adapt(network, project.train.method, project.train.lora, project.seed), precision
+    return make_ready(network, project, precision), precision
 
 
 def _precision(project: Project, model_path: Path) -> Precision:
@@ -249,55 +254,41 @@ def _require_fit(network: PreTrainedModel, corpus: Corpus) -> None:
         )
 
 
-def _recompute_activations(network: PreTrainedModel) -> None:
-    """Never the reentrant kind: it fails with adapters, and with several processes."""
-    options = {"use_reentrant": False}
-    if hasattr(network, "activation_checkpointing_enable"):  # transformers 5.23; 5.17 knows the older name only
-        network.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
-    else:
-        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)  # type: ignore[no-untyped-call]
-
-
 def _trainer(
     project: Project,
     model: PreTrainedModel | PeftModel,
     precision: Precision,
-    tokenizer: PreTrainedTokenizerBase,
     corpus: Corpus,
     course: Course,
     directory: Path,
     ranks: Team,
     strategy: Strategy,
 ) -> ExactTrainer:
-    settings = project.train
+    material = material_for(model, project, precision, corpus, ranks)
     sharing = sharing_arguments(strategy, project.launch.offload, precision)
-    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    trainer = ExactTrainer(
-        model,
-        training_arguments(settings, precision, course.steps, project.seed, directory, choose_device(), sharing),
-        corpus,
-        StepPlan(len(corpus), samples_per_step(settings, ranks.count), project.seed, ranks.place.rank, ranks.count),
-        Collator(settings.pad_mode, settings.per_device_batch_size, settings.max_length, padding),
-        course.on_step,
-        course.on_saved,
+    arguments = training_arguments(
+        project.train, precision, course.steps, project.seed, directory, choose_device(), sharing
     )
-    reduce_in_float32(trainer, strategy)
+    trainer = ExactTrainer(model, arguments, material, course)
+    keep_float32(trainer, strategy)
     trainer.add_callback(InForce(strategy, trainer))
     return trainer
 
 
-def _summary(rows: int, counted: _Rows, course: Course, choice: Choice, ranks: Team) -> TrainingSummary:
+def _summary(corpus: Corpus, counted: _Rows, course: Course, choice: Choice, ranks: Team) -> TrainingSummary:
     total = course.meter.since_start
     return TrainingSummary(
-        rows=rows,
+        rows=len(corpus),
         dropped=tuple(counted.dropped),
         truncated_rows=counted.truncated_rows,
         lost_tokens=counted.lost_tokens,
+        lost_share=counted.lost_tokens / (corpus.tokens + counted.lost_tokens),
         steps=course.step,
         tokens=total.tokens,
         padding_rate=total.padding_rate,
         seconds=total.seconds,
         peak_memory_bytes=course.meter.peak_memory_bytes,
+        peak_share=total.peak_share,
         last_loss=course.meter.last_loss,
         processes=ranks.count,
         strategy=choice.strategy,

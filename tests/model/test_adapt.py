@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from peft import PeftModel
+from transformers import PreTrainedModel
 
 from codetune.errors import ProjectError
-from codetune.model.adapt import adapt
-from codetune.project import LoraSettings
-from tests.model.builders import tiny_model
+from codetune.model.adapt import adapt, merge, whole_network
+from codetune.model.load import load_model, load_quantized_model
+from codetune.project import LoraSettings, Method, Model, Quantization
+from tests.model.builders import ARCHITECTURES, tiny_model
 
 IDS = torch.arange(3, 20)[None]
 
@@ -53,3 +58,90 @@ def test_adapters_follow_from_the_seed_and_leave_the_callers_randomness_alone() 
 def test_modules_that_the_model_lacks_are_named() -> None:
     with pytest.raises(ProjectError, match=r"train.lora.target_modules: \['wq'\] fits no module of LlamaForCausalLM"):
         adapt(tiny_model("llama", 100), "lora", LoraSettings(target_modules=["wq"]), 1)
+
+
+def with_trained_adapters(network: PreTrainedModel, method: Method, **settings: Any) -> PeftModel:
+    """Adapters that change the model, as after a training."""
+    model = adapt(network, method, LoraSettings(r=4, dropout=0.0, **settings), 1)
+    assert isinstance(model, PeftModel)
+    drawn = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for weights in model.parameters():
+            if weights.requires_grad:
+                weights.normal_(0, 0.2, generator=drawn)
+    return model.train()  # in evaluation mode bitsandbytes would rearrange 4-bit weights
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model(IDS, use_cache=False).logits.float()
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def saved(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    tiny_model(request.param, 100).save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "lm_head"], ["embed_tokens"]], ids=str)
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")
+def test_merged_adapters_are_the_model_with_its_adapters(saved: Path, targets: Any, tmp_path: Path) -> None:
+    network = load_model(saved, Model(dtype="float32"), "cpu")
+    before = logits(network)
+    model = with_trained_adapters(network, "lora", target_modules=targets)
+    adapted = logits(model)
+    assert not torch.allclose(adapted, before, atol=1e-2)
+    merged = merge(model, torch.float32)
+    assert not [name for name, _ in merged.named_parameters() if "lora" in name]
+    torch.testing.assert_close(logits(merged), adapted, rtol=1e-4, atol=1e-4)
+    merged.save_pretrained(tmp_path / "merged")
+    again = load_model(tmp_path / "merged", Model(dtype="float32"), "cpu")
+    assert torch.equal(logits(again), logits(merged))
+
+
+@pytest.mark.parametrize(
+    "quantization", [Quantization(), Quantization(type="fp4"), Quantization(double=False)], ids=str
+)
+def test_adapters_over_four_bits_merge_into_the_numbers_that_they_stand_for(
+    saved: Path, quantization: Quantization
+) -> None:
+    network = load_quantized_model(saved, Model(dtype="float32"), "cpu", quantization)
+    quantised = logits(network.train())
+    assert not torch.allclose(quantised, logits(load_model(saved, Model(dtype="float32"), "cpu")), atol=1e-2)
+    model = with_trained_adapters(network, "qlora")
+    adapted = logits(model)
+    assert not torch.allclose(adapted, quantised, atol=1e-2)
+    torch.testing.assert_close(logits(merge(model, torch.float32)), adapted, rtol=1e-4, atol=1e-4)
+
+
+def test_adapters_over_eight_bits_merge_but_for_the_rounding_of_activations(saved: Path) -> None:
+    network = load_quantized_model(saved, Model(dtype="float32"), "cpu", Quantization(bits=8))
+    model = with_trained_adapters(network, "qlora")
+    adapted = logits(model)
+    merged = logits(merge(model, torch.float32))
+    assert (merged - adapted).norm() < 0.05 * adapted.norm()
+
+
+def test_linear_layers_are_quantised_and_the_rest_is_as_it_was(saved: Path) -> None:
+    whole = load_model(saved, Model(dtype="bfloat16"), "cpu")
+    small = load_quantized_model(saved, Model(dtype="bfloat16"), "cpu", Quantization())
+    kinds = {name: weights.dtype for name, weights in small.named_parameters()}
+    for name, weights in whole.named_parameters():
+        quantised = name.endswith("proj.weight") or (".mlp.c_" in name and name.endswith("weight"))
+        assert kinds[name] == (torch.uint8 if quantised else weights.dtype), name
+    assert small.get_memory_footprint() < whole.get_memory_footprint()
+
+
+def test_a_merged_model_is_saved_as_a_whole_one(saved: Path, tmp_path: Path) -> None:
+    model = with_trained_adapters(load_quantized_model(saved, Model(dtype="bfloat16"), "cpu", Quantization()), "qlora")
+    merged = merge(model, torch.bfloat16)
+    merged.save_pretrained(tmp_path / "merged")
+    again = load_model(tmp_path / "merged", Model(dtype="auto"), "cpu")
+    assert {weights.dtype for weights in again.parameters()} == {torch.bfloat16}
+    assert torch.equal(logits(again), logits(merged))
+
+
+def test_the_network_below_the_adapters_is_found() -> None:
+    network = tiny_model("llama", 100)
+    assert whole_network(network) is network
+    assert whole_network(adapt(network, "lora", LoraSettings(), 1)) is network

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from codetune.training.meter import Meter, StepFacts, append_line, cut
 
-STEP = StepFacts(loss=1.0, learning_rate=0.1, grad_norm=4.0, tokens=60, tokens_seen=80, samples=3, seconds=2.0)
-OTHER = StepFacts(loss=2.0, learning_rate=0.3, grad_norm=2.0, tokens=40, tokens_seen=120, samples=5, seconds=3.0)
+STEP = StepFacts(
+    loss=1.0, learning_rate=0.1, grad_norm=4.0, tokens=60, tokens_seen=80, samples=3, seconds=2.0, operations=30.0,
+    possible_operations=40.0,
+)  # fmt: skip
+OTHER = StepFacts(
+    loss=2.0, learning_rate=0.3, grad_norm=2.0, tokens=40, tokens_seen=120, samples=5, seconds=3.0, operations=20.0,
+    possible_operations=60.0,
+)  # fmt: skip
 
 
 def test_a_line_holds_means_since_the_last_one() -> None:
@@ -26,10 +33,16 @@ def test_a_line_holds_means_since_the_last_one() -> None:
         "samples_per_second": 1.6,
         "padding_rate": 0.5,
         "peak_memory_bytes": 700,
+        "peak_share": 0.5,  # 50 of 100
         "seconds": 5.0,
     }
     assert meter.since_start.steps == 3
     assert meter.last_loss == 2.0
+
+
+def test_without_a_known_peak_there_is_no_share_of_it() -> None:
+    unknown = replace(STEP, possible_operations=0.0)
+    assert Meter().plus(unknown, None).line(1, 0.1)["peak_share"] is None
 
 
 def test_sums_survive_a_checkpoint() -> None:

@@ -29,8 +29,8 @@ train: {max_length: 256, epochs: 4, global_batch_size: 5, per_device_batch_size:
 """
 # 12 rows make 3 steps of 5, 5 and 2 rows: in the last one, each of two processes has one row.
 STEPS = 12
-HAS_ZERO = importlib.util.find_spec("deepspeed") is not None and bool(shutil.which("g++") and shutil.which("ninja"))
-needs_zero = pytest.mark.skipif(not HAS_ZERO, reason="deepspeed, g++ or ninja is missing: ZeRO builds an op on CPUs")
+HAS_ZERO = importlib.util.find_spec("deepspeed") is not None and shutil.which("g++") is not None
+needs_zero = pytest.mark.skipif(not HAS_ZERO, reason="deepspeed or g++ is missing: ZeRO builds an op on CPUs")
 
 
 @pytest.fixture(scope="module")
@@ -86,14 +86,13 @@ def test_a_killed_command_leaves_nobody_behind_and_is_continued(world: Path, tog
     agree(run, together, exact=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_brings_a_checkpoint_of_all_and_the_end(world: Path, together: Path, number: signal.Signals) -> None:
-    run = fresh(world, f"signalled-{number}")
+def test_a_signal_brings_a_checkpoint_of_all_and_the_end(world: Path, together: Path) -> None:
+    run = fresh(world, "signalled")
     settings = ("launch.processes=2", "train.save_steps=99")
     with running(world, run.name, *settings) as command:
         await_lines(run, 2)
         workers = children(command.pid)
-        command.send_signal(number)
+        command.send_signal(signal.SIGTERM)
         _, told = command.communicate(timeout=60)
     assert command.returncode == 130, told
     assert "Traceback" not in told
@@ -103,7 +102,7 @@ def test_a_signal_brings_a_checkpoint_of_all_and_the_end(world: Path, together: 
     agree(run, together, exact=True)
 
 
-def test_a_worker_that_dies_ends_the_training_within_seconds_and_is_named(world: Path, together: Path) -> None:
+def test_a_worker_that_dies_ends_the_training_within_seconds_and_is_named(world: Path) -> None:
     run = fresh(world, "dead")
     with running(world, run.name, "launch.processes=2") as command:
         await_lines(run, 2)
@@ -116,8 +115,6 @@ def test_a_worker_that_dies_ends_the_training_within_seconds_and_is_named(world:
     assert told.startswith("error: Process "), told
     assert f"(pid {workers[-1]}) was killed by SIGKILL" in told
     await_end(workers)
-    train(world, run.name, "launch.processes=2")
-    agree(run, together, exact=True)
 
 
 def test_an_error_of_the_training_is_told_once_and_with_its_status(world: Path) -> None:
