@@ -233,7 +233,8 @@ def _generate(project: Project, details: Mapping[str, Any], seat: Seat) -> int:
 
 
 WORK: Mapping[str, Callable[[Project, Mapping[str, Any], Seat], Any]] = {
-    "rows": _rows,
+    "score": _rows,
+    "embed": _rows,
     "train": _train,
     "generate": _generate,
 }

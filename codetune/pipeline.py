@@ -225,7 +225,7 @@ def _share_out(desk: Desk, work: _RowWork, rows: int, reused: int) -> None:
     details = {"stage": work.recipe.stage, "inputs": work.recipe.inputs, "model": work.model, "shard": work.shard}
     here = desk.project.model_copy(update={"launch": launch.model_copy(update={"nodes": 1})})
     with console.progress(work.recipe.stage, rows, "row", reused) as advance:
-        perform(Job("rows", here, details), processes, lambda rank, told: advance(told["rows"]))
+        perform(Job(work.recipe.stage, here, details), processes, lambda rank, told: advance(told["rows"]))
 
 
 def already(desk: Desk, recipe: Recipe, began: float) -> StageResult | None:

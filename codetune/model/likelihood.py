@@ -23,7 +23,7 @@ from codetune.errors import ModelError
 from codetune.model.attention import KERNELS, Site, flat_row, kernel_for, require_isolation, require_kernel
 from codetune.model.memory import is_out_of_memory
 
-BUCKET_TOKENS = 32
+BUCKET_TOKENS = 16
 CHUNK_LOGITS = 1 << 25  # float32 logits at once: 128 MiB
 MOST_TOKENS = 1 << 16  # of a pass: more fill no GPU better, and make a block last long
 SPARED = 0.8  # of the memory that is free when it is looked at; the rest is for fragments and for others
@@ -143,7 +143,7 @@ def set_attention(model: PreTrainedModel, asked: str) -> None:
 def padded_passes(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """The places of spans of the same padded length, as many at once as the budget has room for.
 
-    >>> padded_passes([3, 40, 5, 6], 64)
+    >>> padded_passes([3, 40, 5, 6], 32)
     [[0, 2], [3], [1]]
     """
     buckets: dict[int, list[int]] = defaultdict(list)
@@ -209,7 +209,7 @@ def bucket(tokens: int) -> int:
     """The length that a span of so many tokens is padded to.
 
     >>> [bucket(tokens) for tokens in (1, 31, 32, 100)]
-    [32, 32, 64, 128]
+    [16, 32, 48, 112]
     """
     return (tokens // BUCKET_TOKENS + 1) * BUCKET_TOKENS
 

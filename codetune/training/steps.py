@@ -58,9 +58,6 @@ class Share:
     def __len__(self) -> int:
         return len(self._corpus)
 
-    def __getitem__(self, row: int) -> Sample:
-        return self._corpus[row]
-
     def __getitems__(self, rows: Sequence[int]) -> list[list[Sample]]:
         """What torch's loader calls with everything that the plan yielded at once."""
         batches = deal(self._corpus.lengths(rows), self._dealing)[self._rank]

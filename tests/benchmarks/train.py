@@ -102,6 +102,7 @@ def main() -> None:
         "seed": 42,
         **SIZES[given.size].settings,
     }
+    settings["load_average"] = os.getloadavg()[1]  # on a busy machine CPU seconds say more than seconds
     path = write_record(record, settings | SIZES[given.size].shape, figures)
     _print_table(figures, names)
     print(path)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AutoModelForCausalLM, Gemma2Config, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -135,6 +136,20 @@ def test_attention_that_leaks_is_an_error_that_names_one_that_does_not() -> None
     model = model_with("llama", "leaks")
     with pytest.raises(ModelError, match=r"see each other in LlamaForCausalLM.*'leaks'.*model.attention: auto"):
         require_isolation(model)
+
+
+def test_attention_that_looks_ahead_into_the_next_sample_is_an_error_too() -> None:
+    def sees_all(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> Any:
+        groups = query.shape[1] // key.shape[1]
+        key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
+        length = query.shape[2]
+        # Only what is behind oneself.
+        mask = torch.triu(torch.ones(length, length, dtype=torch.bool))
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2), None
+
+    AttentionInterface.register("looks_ahead", sees_all)
+    with pytest.raises(ModelError, match="see each other"):
+        require_isolation(model_with("llama", "looks_ahead"))
 
 
 def test_a_model_whose_attention_needs_more_is_refused() -> None:

@@ -182,7 +182,7 @@ def test_logits_come_in_chunks_without_changing_the_sum(monkeypatch: pytest.Monk
 
 
 def test_a_span_is_padded_by_its_own_length_alone() -> None:
-    assert [bucket(length) for length in (1, 31, 32, 63, 64)] == [32, 32, 64, 64, 96]
+    assert [bucket(length) for length in (1, 15, 16, 31, 32)] == [16, 16, 32, 32, 48]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

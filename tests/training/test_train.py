@@ -218,6 +218,21 @@ def test_a_loss_that_is_not_a_number_names_its_row(tmp_path: Path, pad_mode: str
         train(rows, project(pad_mode=pad_mode), base, tmp_path, tmp_path / "saved", lambda _: None)
 
 
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+@pytest.mark.parametrize("pad_mode", ["dynamic_pack", "dynamic_pad"])
+def test_weights_that_are_no_numbers_are_told_by_the_loss_of_the_first_step(
+    tmp_path: Path, pad_mode: str, method: str
+) -> None:
+    base = base_model(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.model.norm.weight.data[:] = float("nan")
+    model.save_pretrained(base)
+    told = r"loss is not a finite number in step 1 of 6, on the rows [0-9a-f]{16}"
+    with pytest.raises(CodetuneError, match=told) as failure:
+        run(project(pad_mode=pad_mode, method=method), base, tmp_path)
+    assert failure.value.exit_status == 1
+
+
 def test_rows_that_are_cut_or_dropped_are_counted(base: Path, tmp_path: Path) -> None:
     cut = run(project(max_length=60, max_steps=1), base, tmp_path / "cut")
     assert (cut.rows, len(cut.dropped)) == (20, 0)
