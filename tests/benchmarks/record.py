@@ -26,6 +26,7 @@ def write_record(name: str, settings: dict[str, Any], figures: Any) -> Path:
 def device() -> dict[str, Any]:
     found: dict[str, Any] = {"cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads()}
     found["processor"] = _processor()
+    found["load_average"] = os.getloadavg()[0]  # above the cores: others were at work, and processor time says more
     if torch.cuda.is_available():
         gpu = torch.cuda.get_device_properties(0)
         found |= {"gpu": gpu.name, "gpu_bytes": gpu.total_memory}
