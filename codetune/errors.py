@@ -3,6 +3,8 @@ expected, and the command or edit that mends it. The exit status follows from th
 that failed is 1, an interrupt is 130 (`cli.py` is the only place that catches them)."""
 
 import errno
+import os
+from pathlib import Path
 
 
 class CodetuneError(Exception):
@@ -46,9 +48,14 @@ class WorkerError(CodetuneError):
 
 
 def writing_failed(why: OSError) -> CodetuneError | None:
-    """The error of a disk that is full or must not be written; None of any other."""
+    """The error of a disk that is full or not to be written, or of a file that is not to be read; None of any other."""
     if why.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
         return None
+    if why.filename and Path(why.filename).exists() and not os.access(why.filename, os.R_OK):
+        return InputError(
+            f"{why.filename} cannot be read: {why.strerror}. Allow reading it, then run the same command again: "
+            f"chmod u+r {why.filename}"
+        )
     place = f" ({why.filename})" if why.filename else ""
     return CodetuneError(
         f"writing failed: {why.strerror}{place}. Nothing that was finished is lost. Make room or allow writing, then "

@@ -248,7 +248,7 @@ def test_an_equals_sign_may_stand_in_a_value() -> None:
         ("seed.deeper=1", "seed is {'deeper': 1}; "),
         ("train=3", "train is 3; expected a section with keys of its own"),
         ("seed", "no `=`; expected --set section.key=value"),
-        ("generate.backend=vllm", "generate.backend: 'vllm' is not in this version. "),
+        ("select.strategy=kcenter", "select.strategy: 'kcenter' is not in this version. "),
         ("train={lora: {r: 0}}", "train.lora.r is 0; "),
     ],
 )
