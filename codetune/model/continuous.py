@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.continuous_batching.utils import WorkloadHints
 from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from codetune.errors import CodetuneError
@@ -56,6 +57,7 @@ class ContinuousGenerator:
             generation_config=self._generation_config(),
             continuous_batching_config=ContinuousBatchingConfig(**{**self._limits, **_without_switching()}),
             warmup=self._model.device.type == "cuda",
+            workload_hints=WorkloadHints(max(len(request.prompt) for request in requests), most, len(requests)),
         )
         with session as manager:
             for number, request in enumerate(requests):
