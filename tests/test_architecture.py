@@ -112,6 +112,7 @@ READS_ENVIRONMENT = (
     "launch",
     "benchmark.problems",
     "benchmark.pool",
+    "benchmark.sandbox",
 )  # an override of EvalPlus; what a child gets of it
 
 

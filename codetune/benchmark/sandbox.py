@@ -46,6 +46,7 @@ CODE = (
     *(f"benchmark/{name}" for name in ("", "kernel", "landlock", "namespaces", "program", "seccomp", "wire", "zygote")),
 )
 CODE_PLACE = Path("/codetune/code")
+LIBRARIES = "LD_LIBRARY_PATH"  # without it some interpreters do not start
 SYSTEM_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib")
 SYSTEM_FILES = ("/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo")
 SCRATCH_BYTES = 64 * 2**20
@@ -214,8 +215,9 @@ def readable_paths() -> list[Path]:
     """What a Python program needs to run: the standard library, installed packages, the system's libraries. None of
     them lies in another."""
     base = Path(sys.base_prefix)
-    places = [sysconfig.get_path("stdlib"), str(base / "lib"), *_packages(), *SYSTEM_LIBRARIES, *SYSTEM_FILES]
-    found = dict.fromkeys(Path(place) for place in places if place and Path(place).exists())
+    own = [sysconfig.get_path("stdlib"), str(base / "lib"), str(base / sys.platlibdir), *_packages()]
+    places = [*own, *os.environ.get(LIBRARIES, "").split(":"), *SYSTEM_LIBRARIES, *SYSTEM_FILES]
+    found = dict.fromkeys(Path(place) for place in places if Path(place).is_absolute() and Path(place).exists())
     return [path for path in found if not any(other in path.parents for other in found)]
 
 
@@ -257,7 +259,8 @@ def _find_bubblewrap() -> str:
 
 
 def _environment(tier: Tier, directory: Path) -> Mapping[str, str]:
-    """Nothing of the user's. Hashes are seeded so that verdicts repeat; one thread, as a fork takes one along."""
+    """Nothing of the user's but where libraries lie. Hashes are seeded so that verdicts repeat; one thread, as a fork
+    takes one along."""
     home = str(directory if tier in ("landlock", "none") else namespaces.SCRATCH)
     return {
         "PATH": os.defpath,
@@ -265,5 +268,6 @@ def _environment(tier: Tier, directory: Path) -> Mapping[str, str]:
         "HOME": home,
         "TMPDIR": home,
         "PYTHONHASHSEED": "0",
+        **({LIBRARIES: os.environ[LIBRARIES]} if LIBRARIES in os.environ else {}),
         **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
     }
