@@ -4,6 +4,7 @@ imported before the project file is known to be right: `--help` and every mistak
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from codetune.errors import CodetuneError, InputError, UsageError, writing_faile
 from codetune.launch import Node, errand, node, parse_shard, place, prepare_process
 from codetune.project import PRESETS, PROJECT_FILE, Project
 from codetune.project_file import commented_yaml, read_project
+from codetune.store import naming
 from codetune.workers import leave
 
 if TYPE_CHECKING:
@@ -63,6 +65,8 @@ STAGES_HELP = "score, embed, select, train, generate, sanitize or evaluate."
 def main() -> None:
     """The console script, and what its workers and the ranks of a launcher begin with."""
     prepare_process()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as __main__ left it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         if (told := errand()) is not None:
             jobs.work(told)
@@ -390,9 +394,12 @@ def _perform(work: Callable[[], Shown], as_json: bool) -> None:
     """Does the work and shows what came of it; says what an interrupt and a full disk mean."""
     try:
         with console.own_stdout() as output:
-            console.show(work(), as_json, output)
+            result = work()
+            with naming(Path("standard output")):
+                console.show(result, as_json, output)
+                output.flush()
     except KeyboardInterrupt:
-        console.note("interrupted; the same command continues where it was")
+        console.say("interrupted; what was finished is kept, and the same command goes on from there")
         raise typer.Exit(130) from None
     except OSError as why:
         if (failed := writing_failed(why)) is None:

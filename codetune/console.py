@@ -96,11 +96,14 @@ def relay(text: str) -> None:
     sys.stderr.flush()
 
 
+def say(message: str) -> None:
+    _stderr().print(Text(message, style="dim"), soft_wrap=True)
+
+
 def note(message: str) -> None:
     """Says what goes on; only on a terminal."""
-    console = _stderr()
-    if console.is_terminal:
-        console.print(Text(message, style="dim"), soft_wrap=True)
+    if _stderr().is_terminal:
+        say(message)
 
 
 def track(items: Iterable[T], label: str, total: int | None, unit: str, done: int = 0) -> Iterator[T]:

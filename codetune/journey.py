@@ -16,9 +16,9 @@ from codetune.errors import StaleError, UsageError
 from codetune.parts import read_logs
 from codetune.pipeline import StageResult
 from codetune.selection.select import NEEDS
-from codetune.stages import Desk, RowStage, State, dataset_is_here, standing
-from codetune.store import Seal, read_seal
-from codetune.unfinished import training_place
+from codetune.stages import Desk, RowStage, State, dataset_is_here, settings_of, standing
+from codetune.store import Seal, read_seal, seal_path
+from codetune.unfinished import begun_otherwise, training_place
 
 if TYPE_CHECKING:
     from codetune.benchmark.evaluate import Report
@@ -46,13 +46,15 @@ def run(desk: Desk, first: Stage, last: Stage) -> Iterator[StageResult | Report]
     wanted = STAGES[STAGES.index(first) : STAGES.index(last) + 1]
     if not wanted:
         raise UsageError(f"--from {first} --to {last}: {last} comes before {first}. The order is: {' '.join(STAGES)}")
+    benches: list[benchmarking.Bench] = []
+    if {"generate", "sanitize", "evaluate"} & set(wanted):  # a typo there is told before hours of training
+        _require_samples(desk)
+        benches = [benchmarking.open_bench(desk, said) for said in _distinct(desk)]
     for stage in ROW_STAGES:
         if stage in wanted and needed(desk, stage):
             yield _row_stage(desk, stage)
-    if not {"generate", "sanitize", "evaluate"} & set(wanted):
+    if not benches:
         return
-    _require_samples(desk)
-    benches = [benchmarking.open_bench(desk, said) for said in _distinct(desk)]
     models = [benchmarking.contestant(desk, name) for name in COMPARED]
     for bench in benches:
         for model in models:
@@ -144,9 +146,17 @@ def _row_line(desk: Desk, stage: RowStage) -> Line:
     command = f"codetune {stage}"
     if found.seal is not None and found.state == "done":
         unseen = "" if _can_compare(desk, found.seal) else f"; {desk.project.dataset.path} is not here to compare with"
-        return Line(stage, "done", _counted(found.seal.rows, found.seal.refused) + unseen, command)
+        beside = (
+            f"; begun beside it: {_progress(desk, stage)}" if stage == "train" and desk.run.next_train.exists() else ""
+        )
+        return Line(stage, "done", _counted(found.seal.rows, found.seal.refused) + unseen + beside, command)
     if found.state == "partial":
-        return Line(stage, "partial", _progress(desk, stage), command)
+        settings = settings_of(desk.project, stage)
+        differing, going_on = begun_otherwise(desk.run, settings) if stage == "train" else ("", "")
+        progress = _progress(desk, stage) + (f", made otherwise: {differing}" if differing else "")
+        return Line(stage, "partial", progress, going_on or command)
+    if found.seal is None and found.why:  # a damaged seal
+        command = f"rm {seal_path(desk.artefact(stage))}"
     return Line(stage, found.state, found.why, command)
 
 

@@ -13,6 +13,7 @@ import os
 import zlib
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -21,7 +22,7 @@ import numpy as np
 
 from codetune.errors import StaleError
 from codetune.ids import IdIndex
-from codetune.store import remove, write_text
+from codetune.store import naming, remove, write_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -95,10 +96,7 @@ class BlockLog:
         payload = b"".join(rows)
         lengths = [len(row) for _, row in zip(ids, rows, strict=True)]
         header = {"ids": list(ids), "lengths": lengths, "crc": zlib.crc32(payload)}
-        block = memoryview(json.dumps(header).encode() + b"\n" + payload + b"\n")
-        while block:  # an unbuffered write may take a part only, on a disk that fills up
-            block = block[self._file.write(block) :]
-        os.fsync(self._file.fileno())
+        _append(self._file, json.dumps(header).encode() + b"\n" + payload + b"\n")
 
     def __enter__(self) -> Self:
         return self
@@ -195,13 +193,18 @@ class LineLog:
         self._file = path.open("ab", buffering=0)
 
     def append(self, document: Mapping[str, Any]) -> None:
-        line = memoryview(json.dumps(document).encode() + b"\n")
-        while line:
-            line = line[self._file.write(line) :]
-        os.fsync(self._file.fileno())
+        _append(self._file, json.dumps(document).encode() + b"\n")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self._file.close()
+
+
+def _append(file: FileIO, content: bytes) -> None:
+    rest = memoryview(content)
+    with naming(Path(str(file.name))):
+        while rest:  # an unbuffered write may take a part only, on a disk that fills up
+            rest = rest[file.write(rest) :]
+        os.fsync(file.fileno())

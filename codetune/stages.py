@@ -140,10 +140,10 @@ def require(desk: Desk, stage: RowStage) -> Seal:
     if found.seal is not None and found.state == "done":
         return found.seal
     artefact = desk.artefact(stage)
-    if found.state == "stale" and found.seal is None:
-        raise StaleError(found.why)
     if found.state == "stale":
-        raise StaleError(f"{found.why}. Run: codetune {_first_stale(desk, stage)}")
+        first = _first_stale(desk, stage)
+        is_damaged = standing(desk, first).seal is None and standing(desk, first).state == "stale"
+        raise StaleError(found.why if is_damaged else f"{found.why}. Run: codetune {first}")
     condition = "is not finished" if found.state == "partial" else "does not exist"
     raise StaleError(f"{artefact} {condition}; it is made by another command. Run: codetune {stage}")
 
@@ -245,8 +245,8 @@ def _differing_model(desk: Desk, artefact: Path, seal: Seal) -> str:
 
 def _first_stale(desk: Desk, stage: RowStage) -> RowStage:
     """The earliest stage in the chain that has to be done again."""
+    seal = standing(desk, stage).seal
     for upstream in NEEDS.get(stage, ()):
-        seal = read_seal(desk.artefact(stage))
         if seal is not None and upstream in seal.inputs and standing(desk, upstream).state != "done":
             return _first_stale(desk, upstream)
     return stage

@@ -45,6 +45,14 @@ class Seal:
     version: str = __version__
 
 
+_SEAL_KINDS: Mapping[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("stage", "digest", "version"), str),
+    **dict.fromkeys(("refused", "inputs", "settings", "overrides", "facts"), dict),
+    "rows": int,
+    "seconds": (int, float),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """The paths of one run. Benchmark artefacts are named by benchmark and model label."""
@@ -108,7 +116,7 @@ def open_run(project: Project) -> Run:
     directory = run.directory
     try:
         directory.mkdir(parents=True, exist_ok=True)
-    except (PermissionError, FileExistsError, NotADirectoryError) as why:
+    except (PermissionError, FileExistsError, NotADirectoryError, FileNotFoundError) as why:
         raise InputError(
             f"{directory}: cannot be made ({why.strerror}). Set output_dir to a place you may write"
         ) from None
@@ -119,8 +127,9 @@ def open_run(project: Project) -> Run:
 def look_at_run(project: Project) -> Run:
     """The same without writing anything: for those who only look."""
     directory = project.run_dir
-    if directory.exists() and not directory.is_dir():
-        raise InputError(f"{directory} is a file; expected a directory. Set output_dir to another place")
+    file = next((place for place in (directory, *directory.parents) if place.exists() and not place.is_dir()), None)
+    if file is not None:
+        raise InputError(f"{file} is a file; expected a directory. Set output_dir to another place")
     owner = _owner(directory / "project.json")
     if owner is not None and owner != project.name:
         raise InputError(
@@ -190,7 +199,8 @@ def _replacing(target: Path, temporary: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     remove(temporary)
     try:
-        yield temporary
+        with naming(target):
+            yield temporary
         for path in [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]:
             if path.is_file():
                 _flush(path)
@@ -200,6 +210,16 @@ def _replacing(target: Path, temporary: Path) -> Iterator[Path]:
         _flush(target.parent)
     finally:
         remove(temporary)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of writing, which know no file, are of this one."""
+    try:
+        yield
+    except OSError as why:
+        why.filename = why.filename or str(path)
+        raise
 
 
 def remove(path: Path) -> None:
@@ -221,12 +241,14 @@ def read_seal(artefact: Path) -> Seal | None:
     """The seal, or None where there is none; one without its artefact is none."""
     try:
         document = json.loads(seal_path(artefact).read_text(encoding="utf-8"))
+        if any(not isinstance(document[name], kind) for name, kind in _SEAL_KINDS.items()):
+            raise _damaged(artefact, "a field of another kind than a seal has")
         return Seal(**document) if artefact.exists() else None
     except FileNotFoundError:
         return None
     except ValueError as why:  # no text, or no JSON
         raise _damaged(artefact, str(why)) from None
-    except (TypeError, AttributeError):
+    except (TypeError, LookupError):
         raise _damaged(artefact, "other fields than a seal has") from None
 
 
@@ -242,7 +264,7 @@ class Digests:
         self._memory = run.directory / ".cache" / "digests.json"
         try:
             self._known: dict[str, list[Any]] = json.loads(self._memory.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):  # a damaged memory is none
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # a damaged memory is none
             self._known = {}
 
     def file(self, path: Path) -> str:

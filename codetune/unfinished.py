@@ -7,7 +7,7 @@ until then."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,17 @@ def training_place(run: Run) -> Path:
     return run.next_train if finished or run.next_train.exists() else run.train
 
 
+def begun_otherwise(run: Run, settings: Mapping[str, Any]) -> tuple[str, str]:
+    """How the settings of an unfinished training differ from those of the project, and the command that goes on with
+    them; two empty texts where they do not, or where there is no checkpoint to go on from."""
+    directory, wanted = training_place(run), json.loads(json.dumps(dict(settings)))
+    found = _recipe(directory)
+    different = [key for key in wanted if key in found and found[key] != wanted[key]]
+    if not different or not any(directory.glob("checkpoint-*")):
+        return "", ""
+    return _differences(different, found, wanted), f"codetune train {_said(different, found)}"
+
+
 def _recipe(directory: Path) -> dict[str, Any]:
     try:
         recipe: dict[str, Any] = json.loads((directory / RECIPE).read_text(encoding="utf-8"))
@@ -61,12 +72,21 @@ def _recipe(directory: Path) -> dict[str, Any]:
     return recipe
 
 
-def _other_settings(directory: Path, different: list[str], found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    told = "; ".join(f"{key} {found.get(key)!r} then, {wanted.get(key)!r} now" for key in different)
-    settings = {key: found[key] for key in different if key in found and not key.endswith("(digest)")}
-    said = " ".join(f"--set '{key}={json.dumps(value)}'" for key, value in settings.items())
-    back = f"To continue it: codetune train {said}" if len(settings) == len(different) else "It cannot be continued"
+def _other_settings(
+    directory: Path, different: Sequence[str], found: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> str:
+    settings = [key for key in different if key in found and not key.endswith("(digest)")]
+    can_go_on = len(settings) == len(different)
+    back = f"To continue it: codetune train {_said(settings, found)}" if can_go_on else "It cannot be continued"
     return (
-        f"{directory} holds an unfinished training that was made otherwise: {told}. {back}. To throw it away and begin "
-        "anew: codetune train --restart"
+        f"{directory} holds an unfinished training that was made otherwise: {_differences(different, found, wanted)}. "
+        f"{back}. To throw it away and begin anew, add --restart to your command: codetune train --restart"
     )
+
+
+def _differences(different: Sequence[str], found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    return "; ".join(f"{key} {json.dumps(found.get(key))} then, {json.dumps(wanted.get(key))} now" for key in different)
+
+
+def _said(keys: Sequence[str], found: Mapping[str, Any]) -> str:
+    return " ".join(f"--set '{key}={json.dumps(found[key])}'" for key in keys)

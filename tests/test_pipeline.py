@@ -3,12 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -172,40 +166,6 @@ def test_the_model_that_train_leaves_is_sealed_and_not_made_twice(project: Path)
     assert pipeline.train(desk_of(project, **flags)).reused == 12
     other = pipeline.train(desk_of(project, **flags, train__learning_rate=2e-3))
     assert (other.reused, other.overrides) == (0, {"train.learning_rate": 2e-3})
-
-
-@pytest.mark.parametrize("stage", ["score", "embed"])
-def test_killed_at_random_moments_a_stage_ends_with_the_bytes_of_an_undisturbed_run(stage: str, tmp_path: Path) -> None:
-    small = {"score__tokens_per_batch": 64, "embed__batch_size": 2}
-    verb = {"score": pipeline.score, "embed": pipeline.embed}[stage]
-    undisturbed = verb(desk_of(make_small_world(tmp_path / "calm", 200), **small), None).artefact.read_bytes()
-    make_small_world(tmp_path / "killed", 200)
-    log = tmp_path / "killed/runs/small" / {"score": "scores.jsonl", "embed": "embeddings.npy"}[stage]
-    log = log.with_name(f"{log.name}.parts") / "0-of-1.log"
-    command = [
-        sys.executable,
-        "-m",
-        "codetune",
-        stage,
-        "--set",
-        "score.tokens_per_batch=64",
-        "--set",
-        "embed.batch_size=2",
-    ]
-    chance, sizes = random.Random(1), []
-    for _ in range(3):
-        process = subprocess.Popen(command, cwd=tmp_path / "killed", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        size = log.stat().st_size if log.exists() else 0
-        while process.poll() is None and (not log.exists() or log.stat().st_size <= size):
-            time.sleep(0.005)
-        time.sleep(chance.random() * 0.05)
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
-        sizes.append(log.stat().st_size if log.exists() else 0)
-    assert sizes[0] > 0
-    done = verb(desk_of(tmp_path / "killed/codetune.yaml", **small), None)
-    assert done.artefact.read_bytes() == undisturbed
-    assert not log.parent.exists()
 
 
 def test_a_damaged_data_set_is_told_before_a_model_is_looked_for(project: Path) -> None:

@@ -20,6 +20,7 @@ from codetune.project import Dataset
 from codetune.records import Example, Message, Refusal, Role, content_id
 
 ROLES = get_args(Role)
+WHOLE_SPLIT = "train"  # the default; what files are
 FIRST_SLOTS = 1024  # a power of two
 PATIENCE_ROWS = 100  # so many rows without the columns, and none with them, are the file's fault and not the rows'
 
@@ -72,6 +73,11 @@ def _open_sources(dataset: Dataset, location: str) -> Iterator[Iterator[Row]]:
 
         yield read_hub_rows(find_hub_dataset(dataset.path), dataset.path, dataset.split)
         return
+    if dataset.split != WHOLE_SPLIT:
+        raise DataError(
+            f"dataset.split is {dataset.split}, and {location} is no data set of the hub: files have no splits. "
+            f"Expected: {WHOLE_SPLIT}, which is all of them. Name the files of that split in dataset.path."
+        )
     for file in files:
         if data_suffix(file.path) == ".parquet":
             from codetune.data.tables import read_parquet_rows

@@ -31,6 +31,9 @@ from codetune.training.loss import Losses
 from codetune.training.meter import StepFacts
 from codetune.training.steps import Share, StepPlan
 
+# torch reports a full disk as a RuntimeError of its archive writer (caffe2/serialize/inline_container.cc).
+TORCH_WRITER = ("PytorchStreamWriter", "inline_container")
+
 
 @dataclass(frozen=True, slots=True)
 class Material:
@@ -155,7 +158,9 @@ class ExactTrainer(Trainer):
         path = Path(str(self.args.output_dir)) / f"checkpoint-{step}"
         try:
             super()._save_checkpoint(model, trial)
-        except (OSError, RuntimeError, SafetensorError) as why:  # torch reports a full disk as a RuntimeError
+        except (OSError, RuntimeError, SafetensorError) as why:
+            if isinstance(why, RuntimeError) and not any(name in str(why) for name in TORCH_WRITER):
+                raise  # such as a lost connection to a process that has died
             raise CodetuneError(
                 f"{path} cannot be written ({str(why).partition(chr(10))[0]}). Expected: room for the weights and the "
                 "optimizer's state. Make room, then run again: codetune train (it continues from the last checkpoint)"

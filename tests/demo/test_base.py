@@ -23,7 +23,7 @@ def ifd() -> dict[str, list[float]]:
     rows = list(_some_of_each(draw_rows(Random("a world for this test"))))
     examples = [Example(row.id, (Message("user", row.problem), Message("assistant", row.solution)), "") for row in rows]
     model = load_model(SHIPPED_BASE, Model(dtype="float32"), "cpu")
-    scores = score_block(examples, load_tokenizer(SHIPPED_BASE), CausalScorer(model), Scoring(max_length=512))
+    scores = score_block(examples, load_tokenizer(SHIPPED_BASE), CausalScorer(model, 4096), Scoring(max_length=512))
     kinds: dict[str, list[float]] = {}
     for row, score in zip(rows, scores, strict=True):
         assert isinstance(score, Score)

@@ -22,6 +22,8 @@ from safetensors.torch import load_file
 
 from tests.small_world import make_small_world, run_codetune
 
+pytestmark = pytest.mark.xdist_group("ranks")  # what the module makes once takes long
+
 TRAINING = """
 train: {max_length: 256, epochs: 4, global_batch_size: 5, per_device_batch_size: 2, warmup_steps: 0,
         learning_rate: 1e-3, gradient_checkpointing: false, logging_steps: 1,
@@ -175,12 +177,6 @@ def test_weights_that_no_process_has_whole_are_saved_whole(world: Path, alone: P
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_fsdp_without_a_gpu_is_an_error_and_not_another_strategy(world: Path) -> None:
-    done = run_train(world, fresh(world, "fsdp").name, "launch.processes=2", "launch.strategy=fsdp")
-    assert done.returncode == 2
-    assert "launch.strategy is fsdp, and there is no GPU" in done.stderr
-
-
 def fresh(world: Path, name: str) -> Path:
     """A run with the selection, and no training."""
     run = world / "runs" / name
