@@ -7,6 +7,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +18,6 @@ from codetune.errors import CodetuneError, InputError, UsageError, writing_faile
 from codetune.launch import Node, errand, node, parse_shard, place, prepare_process
 from codetune.project import PRESETS, PROJECT_FILE, Project
 from codetune.project_file import commented_yaml, read_project
-from codetune.store import naming
 from codetune.workers import leave
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def main() -> None:
         else:
             _lead()
     except CodetuneError as error:
-        console.show_error(error)
+        console.show_error(type(error)(console.for_project(str(error))))
         sys.exit(error.exit_status)
     except KeyboardInterrupt:  # a rank that follows; the first one says what it means
         leave(130)
@@ -101,18 +101,20 @@ def top(
 def init(
     directory: Annotated[Path, typer.Argument(metavar="[DIR]")] = Path(),
     preset: Annotated[str, typer.Option(help=f"One of: {', '.join(PRESETS)}.")] = "deepseek-oss",
+    set_: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write a commented project file."""
     if preset not in PRESETS:
         raise UsageError(f"--preset {preset}: no such preset; expected one of: {', '.join(PRESETS)}")
+    values = {**PRESETS[preset], **read_project(None, set_ or [], {}).overrides}
     path = directory / PROJECT_FILE
     if path.exists():
         raise InputError(f"{path} exists already; it was left as it is. Name another directory: codetune init DIR")
 
     def write() -> Shown:
         directory.mkdir(parents=True, exist_ok=True)
-        path.write_text(commented_yaml(PRESETS[preset]), encoding="utf-8")
+        path.write_text(commented_yaml(values), encoding="utf-8")
         return console.Shown(
             {"artefact": str(path), "preset": preset}, f"wrote {path}", notes=["edit it, then: codetune run"]
         )
@@ -307,7 +309,8 @@ def status(project: ProjectOption = None, set_: SetOption = None, as_json: JsonO
     def work() -> Shown:
         from codetune import journey, pipeline, presentation
 
-        return presentation.status(journey.status(pipeline.look_at_desk(loaded)))
+        lines = journey.status(pipeline.look_at_desk(loaded))
+        return presentation.status([replace(line, command=console.for_project(line.command)) for line in lines])
 
     _perform(work, as_json)
 
@@ -317,14 +320,16 @@ def demo(
     directory: Annotated[Path, typer.Argument(metavar="[DIR]")] = Path("codetune-demo"),
     full: Annotated[bool, typer.Option("--full", help="Also the controls: a random draw, and all rows.")] = False,
     seed: Annotated[int, typer.Option(help="Of the tasks, the data set and the training.")] = 42,
+    set_: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """A complete little world without any download, run through every stage."""
+    read_project(None, set_ or [], {})  # mistakes in them are told before the world is made
 
     def work() -> Shown:
         from codetune import showcase
 
-        return showcase.demo(directory, full, seed)
+        return showcase.demo(directory, full, seed, set_ or [])
 
     _perform(work, as_json)
 
@@ -394,10 +399,7 @@ def _perform(work: Callable[[], Shown], as_json: bool) -> None:
     """Does the work and shows what came of it; says what an interrupt and a full disk mean."""
     try:
         with console.own_stdout() as output:
-            result = work()
-            with naming(Path("standard output")):
-                console.show(result, as_json, output)
-                output.flush()
+            console.show(work(), as_json, output)
     except KeyboardInterrupt:
         console.say("interrupted; what was finished is kept, and the same command goes on from there")
         raise typer.Exit(130) from None

@@ -7,10 +7,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from rich.console import Console
@@ -21,6 +25,7 @@ from rich.text import Text
 
 from codetune.errors import CodetuneError, UsageError
 
+NAMED_COMMAND = r"\bcodetune (?:score|embed|select|train|generate|sanitize|evaluate|eval|run|status)\b"
 T = TypeVar("T")
 _warned: set[str] = set()
 _STDERR_WIDTH_WITHOUT_TERMINAL = 10_000  # a message in a log file is one line
@@ -58,6 +63,18 @@ def own_stdout() -> Iterator[IO[str]]:
 
 
 def show(result: Shown, as_json: bool, output: IO[str]) -> None:
+    """Raises OSError, of the file `standard output`, where the result does not fit there."""
+    try:
+        _write(result, as_json, output)
+        output.flush()
+    except OSError as why:
+        why.filename = "standard output"
+        with Path(os.devnull).open("wb") as nowhere:  # for what is left in the buffer when it is closed
+            os.dup2(nowhere.fileno(), output.fileno())
+        raise
+
+
+def _write(result: Shown, as_json: bool, output: IO[str]) -> None:
     if as_json:
         output.write(json.dumps(result.document, ensure_ascii=False, allow_nan=False) + "\n")
         return
@@ -94,6 +111,14 @@ def relay(text: str) -> None:
     """What another process printed on its standard error."""
     sys.stderr.write(text)  # a progress bar that is shown meanwhile lets it pass above itself
     sys.stderr.flush()
+
+
+def for_project(text: str) -> str:
+    """Commands in a text, with the project file that the user has named: without it they would be of another one."""
+    words = sys.argv[1:]
+    named = [word.partition("=")[2] for word in words if word.startswith("--project=")]
+    named += [after for word, after in pairwise(words) if word in ("-p", "--project")]
+    return re.sub(NAMED_COMMAND, rf"\g<0> -p {shlex.quote(named[-1])}", text) if named else text
 
 
 def say(message: str) -> None:

@@ -5,7 +5,7 @@ Every number is measured in the run, whichever way the comparison goes.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,7 @@ class Way:
     report: Report
 
 
-def demo(directory: Path, full: bool, seed: int) -> Shown:
+def demo(directory: Path, full: bool, seed: int, assignments: Sequence[str]) -> Shown:
     """Runs the whole pipeline in `directory`; with `full` also tuned on a random draw of the same size, and on all."""
     from codetune.demo.world import make_world
 
@@ -43,7 +43,7 @@ def demo(directory: Path, full: bool, seed: int) -> Shown:
     began = time.monotonic()
     world = make_world(directory, seed)
     made_seconds = time.monotonic() - began
-    desk = open_desk(read_project(world.project_file, [], {}))
+    desk = open_desk(read_project(world.project_file, assignments, {}))
     results, seconds = _timed(journey.run(desk, "score", "evaluate"))
     stages = [result for result in results if isinstance(result, StageResult)]
     base, tuned = journey.reports_in(results)
@@ -51,8 +51,8 @@ def demo(directory: Path, full: bool, seed: int) -> Shown:
     ways = [Way("base", 0, base), Way(SELECTED, chosen, tuned)]
     if full:
         usable = sum(result.rows for result in stages if result.stage == "embed")
-        ways.append(_control(world, "random", {"select.ratio": min(1.0, (chosen + 0.5) / usable)}))
-        ways.append(_control(world, "all", {}))
+        ways.append(_control(world, assignments, "random", {"select.ratio": min(1.0, (chosen + 0.5) / usable)}))
+        ways.append(_control(world, assignments, "all", {}))
     seconds = {"make the world": made_seconds, **seconds, "total": time.monotonic() - began}
     return _shown(desk, world, stages, ways, seconds)
 
@@ -68,9 +68,9 @@ def _require_own(directory: Path) -> None:
         )
 
 
-def _control(world: World, strategy: str, flags: Mapping[str, Any]) -> Way:
+def _control(world: World, assignments: Sequence[str], strategy: str, flags: Mapping[str, Any]) -> Way:
     settings = {**flags, "name": f"demo-{strategy}", "select.strategy": strategy}
-    desk = open_desk(read_project(world.project_file, [], settings))
+    desk = open_desk(read_project(world.project_file, assignments, settings))
     results = list(journey.run(desk, "select", "train"))
     rows = next(result.rows for result in results if isinstance(result, StageResult) and result.stage == "select")
     (report,) = journey.evaluate_by_name(desk, benchmarking.open_bench(desk, "demo"), ["tuned"])

@@ -15,6 +15,7 @@ import pytest
 from codetune.cli import NOT_IN_THIS_VERSION, _perform
 from codetune.console import Shown
 from codetune.errors import InputError
+from codetune.project_file import read_project
 from tests.small_world import make_small_world, run_codetune
 
 COMMANDS = (
@@ -142,8 +143,49 @@ def test_an_interrupt_ends_with_130_and_the_command_continues(tmp_path: Path) ->
     _, complaint = process.communicate(timeout=60)
     assert process.returncode == 130, complaint
     assert "Traceback" not in complaint
+    assert "interrupted; what was finished is kept" in complaint
     told = run_codetune("score", "--set", "score.tokens_per_batch=64", "--json", cwd=tmp_path)
     assert json.loads(told.stdout)["reused"] > 0
+
+
+def test_an_interrupt_before_anything_is_read_ends_without_a_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "codetune", "status"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    while " typer" not in process.stderr.readline():
+        continue
+    process.send_signal(signal.SIGINT)
+    _, complaint = process.communicate(timeout=60)
+    assert process.returncode in (-signal.SIGINT, 130)
+    assert "Traceback" not in complaint
+
+
+def test_commands_that_are_suggested_name_the_project_that_was_named(tmp_path: Path) -> None:
+    make_small_world(tmp_path, 6).rename(tmp_path / "other.yaml")
+    told = run_codetune("train", "-p", "other.yaml", cwd=tmp_path)
+    assert told.stderr.endswith("Run: codetune select -p other.yaml\n")
+    status = json.loads(run_codetune("status", "--project=other.yaml", "--json", cwd=tmp_path).stdout)
+    assert status["next"] == "codetune score -p other.yaml"
+
+
+def test_init_takes_any_key_and_tells_a_wrong_one(tmp_path: Path) -> None:
+    assert (
+        run_codetune("init", "--preset", "cpu", "--set", "seed=7", "--set", "select.ratio=0.3", cwd=tmp_path).returncode
+        == 0
+    )
+    project = read_project(tmp_path / "codetune.yaml", [], {})
+    assert (project.seed, project.select.ratio, project.overrides) == (7, 0.3, {})
+    assert run_codetune("init", "elsewhere", "--set", "select.ratio=3", cwd=tmp_path).returncode == 2
+    assert run_codetune("demo", "world", "--set", "sed=3", cwd=tmp_path).returncode == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["codetune.yaml"]
+
+
+def test_a_full_standard_output_is_named(tmp_path: Path) -> None:
+    make_small_world(tmp_path, 6)
+    command = f"{sys.executable} -m codetune status --json >/dev/full"
+    told = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert told.returncode == 1
+    assert "No space left on device (standard output)" in told.stderr
 
 
 def test_a_second_run_on_the_same_output_names_the_first(tmp_path: Path) -> None:

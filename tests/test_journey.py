@@ -11,9 +11,10 @@ import pytest
 
 from codetune import benchmarking, contestants, journey
 from codetune.data.chat import stop_texts
-from codetune.errors import UsageError
+from codetune.errors import StaleError, UsageError
 from codetune.model.load import load_trained_tokenizer
 from codetune.pipeline import StageResult
+from codetune.stages import require
 from tests.small_world import desk_of, make_small_world, rows, run_codetune, write_rows
 
 
@@ -54,6 +55,9 @@ def _test_status_after_changes(project: Path) -> None:
     score = journey.status(desk_of(project))[0]
     assert score.state == "stale"
     assert score.detail.endswith(f"Remove it, then make scores.jsonl again: rm {seal}")
+    assert score.command == f"rm {seal}"
+    with pytest.raises(StaleError, match=f"rm {seal}$"):
+        require(desk_of(project), "select")
     seal.write_bytes(whole)
     longer = {line.stage: line for line in journey.status(desk_of(project, generate__max_new_tokens=9))}
     assert "max_new_tokens" in longer["tasks base"].detail
@@ -155,6 +159,13 @@ def test_a_file_of_ones_own_is_never_kept_under_the_name_of_an_official_benchmar
     assert bench.name.startswith("humaneval-")
     lines = journey.status(desk_of(project, evaluate__benchmarks=["humaneval.jsonl"]))
     assert lines[-1].stage == f"{bench.name} tuned"
+
+
+def test_a_benchmark_that_is_not_there_is_told_before_any_work(tmp_path: Path) -> None:
+    desk = desk_of(make_small_world(tmp_path, 6), evaluate__benchmarks=["humanevl"])
+    with pytest.raises(UsageError, match="did you mean humaneval"):
+        next(journey.run(desk, "score", "evaluate"))
+    assert not desk.run.scores.exists()
 
 
 def test_two_benchmarks_of_one_name_are_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -25,6 +26,7 @@ from codetune.store import (
     combined,
     locked,
     look_at_run,
+    naming,
     open_run,
     read_seal,
     remove,
@@ -324,6 +326,23 @@ def test_a_damaged_seal_is_told_with_the_command_that_removes_it(content: bytes,
     seal_path(tmp_path / "scores.jsonl").write_bytes(content)
     with pytest.raises(StaleError, match=r"scores\.jsonl\.seal is damaged .*rm .*scores\.jsonl\.seal"):
         read_seal(tmp_path / "scores.jsonl")
+
+
+@pytest.mark.parametrize("field", ["stage", "digest", "rows", "refused", "inputs", "settings", "overrides", "facts"])
+def test_a_seal_whose_field_is_of_another_kind_is_damaged(field: str, tmp_path: Path) -> None:
+    artefact = tmp_path / "scores.jsonl"
+    artefact.touch()
+    write_seal(artefact, SEAL)
+    document = json.loads(seal_path(artefact).read_text())
+    seal_path(artefact).write_text(json.dumps({**document, field: [1]}))
+    with pytest.raises(StaleError, match="a field of another kind"):
+        read_seal(artefact)
+
+
+def test_an_error_of_writing_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left on device") as why, naming(tmp_path / "a"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert why.value.filename == str(tmp_path / "a")
 
 
 def test_seals_of_other_contents_differ() -> None:

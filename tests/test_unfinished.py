@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from codetune import pipeline
+from codetune import journey, pipeline
 from codetune.errors import StaleError
 from codetune.stages import standing
 from codetune.store import read_seal
@@ -42,9 +42,15 @@ def test_what_differs_is_named_with_the_commands_that_continue_or_begin_anew(pro
         pipeline.train(desk)
     assert "train.epochs 7 then, 1 now; train.learning_rate 0.5 then, 0.001 now" in str(told.value)
     assert "codetune train --set 'train.epochs=7' --set 'train.learning_rate=0.5'. " in str(told.value)
-    assert str(told.value).endswith("To throw it away and begin anew: codetune train --restart")
+    assert str(told.value).endswith("begin anew, add --restart to your command: codetune train --restart")
+    line = next(line for line in journey.status(desk) if line.stage == "train")
+    assert (line.state, line.detail) == (
+        "partial",
+        "checkpoint of step 1, made otherwise: train.epochs 7 then, 1 now; train.learning_rate 0.5 then, 0.001 now",
+    )
+    assert line.command == "codetune train --set 'train.epochs=7' --set 'train.learning_rate=0.5'"
     (desk.run.train / "recipe.json").write_text(json.dumps({**recipe, "select (digest)": "another"}))
-    with pytest.raises(StaleError, match=r"select \(digest\) 'another' then.* now\. It cannot be continued"):
+    with pytest.raises(StaleError, match=r"select \(digest\) \"another\" then.* now\. It cannot be continued"):
         pipeline.train(desk)
 
 

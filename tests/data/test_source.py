@@ -144,6 +144,12 @@ def test_a_glob_and_a_directory_are_read_in_the_order_of_their_names(tmp_path: P
     assert [row.at for row in rows_of(tmp_path / "**" / "*.jsonl")] == ["a.jsonl:1", "deep/b.jsonl:1"]
 
 
+def test_a_split_of_a_file_is_an_error(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [PAIR])
+    with pytest.raises(DataError, match=r"dataset\.split is test, and .*a\.jsonl is no data set of the hub"):
+        list(read_examples(Dataset(path=str(path), split="test"), str(path)))
+
+
 def test_a_link_to_a_directory_above_doubles_nothing(tmp_path: Path) -> None:
     write_lines(tmp_path / "a.jsonl", [PAIR])
     (tmp_path / "loop").symlink_to(tmp_path)
