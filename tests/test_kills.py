@@ -12,7 +12,7 @@ import pytest
 from tests.small_world import make_small_world
 
 
-@pytest.mark.parametrize(("stage", "accidents"), [("score", 24), ("embed", 4)])
+@pytest.mark.parametrize(("stage", "accidents"), [("score", 20), ("embed", 4)])
 def test_after_dozens_of_accidents_the_bytes_are_those_of_a_calm_run(
     stage: str, accidents: int, tmp_path: Path
 ) -> None:

@@ -20,8 +20,6 @@ from codetune.stages import Recipe
 from codetune.store import locked
 from tests.small_world import desk_of, make_small_world, run_codetune
 
-pytestmark = pytest.mark.xdist_group("rowwork")  # what the module makes once takes long
-
 SMALL = ("--set", "score.tokens_per_batch=128", "--set", "embed.batch_size=4")
 FLAGS = {"score__tokens_per_batch": 128, "embed__batch_size": 4}
 ARTEFACTS = {"score": "scores.jsonl", "embed": "embeddings.npy"}

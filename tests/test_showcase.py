@@ -10,8 +10,6 @@ import pytest
 
 from tests.small_world import run_codetune
 
-pytestmark = pytest.mark.xdist_group("demo")  # what the module makes once takes long
-
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:

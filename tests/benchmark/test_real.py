@@ -19,8 +19,6 @@ from codetune.benchmark.rows import read_rows
 from codetune.benchmark.sanitize import read_samples, sanitize
 from codetune.records import Completion, Problem, Solution, Verdict
 
-pytestmark = pytest.mark.xdist_group("real")  # what the module makes once takes long
-
 TIER = choose_tier("auto")
 
 

@@ -22,8 +22,6 @@ from safetensors.torch import load_file
 
 from tests.small_world import make_small_world, run_codetune
 
-pytestmark = pytest.mark.xdist_group("ranks")  # what the module makes once takes long
-
 TRAINING = """
 train: {max_length: 256, epochs: 4, global_batch_size: 5, per_device_batch_size: 2, warmup_steps: 0,
         learning_rate: 1e-3, gradient_checkpointing: false, logging_steps: 1,
