@@ -23,7 +23,7 @@ def test_rows_come_with_their_places_and_blank_lines_count(tmp_path: Path) -> No
         (b'{"a": 1}\n[1]\n', "rows.jsonl:2: list where a JSON object belongs"),
         (b'{"a": ' + b"9" * 5000 + b"}", "rows.jsonl:1: not JSON .Exceeds the limit"),
         (b'{"a": "\xff"}', "cannot be read .*utf-8"),
-        (gzip.compress(b'{"a": 1}' * 1000)[:40], "cannot be read .*ended"),
+        (gzip.compress(b'{"a": 1}' * 1000, mtime=0)[:40], "cannot be read .*ended"),
         (b"\x1f\x8bnot gzip", "cannot be read"),
     ],
 )
