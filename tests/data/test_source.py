@@ -179,7 +179,11 @@ def test_a_missing_column_is_an_error_that_lists_those_that_exist(tmp_path: Path
         ),
         ("a.json", b'[\n{"problem": "x", "solution": "y"},\n\n"\xff"]', r"a.json:4: not UTF-8"),
         ("a.json", b'[{"problem": "x", "solution": "y"}]\n\n x', r"a.json:3: something follows the array"),
-        ("a.jsonl.gz", gzip.compress(b'{"problem": "x", "solution": "y"}\n' * 50, mtime=0)[:40], r"cannot be read to its end"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"problem": "x", "solution": "y"}\n' * 50, mtime=0)[:40],
+            r"cannot be read to its end",
+        ),
         ("a.json.gz", b"plain", r"cannot be read to its end"),
         ("a.parquet", b"PAR1 is not enough", r"cannot be read after row 0"),
     ],
