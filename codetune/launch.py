@@ -8,7 +8,6 @@ import contextlib
 import logging
 import os
 import re
-import sys
 from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +110,6 @@ def only_rank() -> Iterator[Place]:
         LOCAL_WORLD: "1",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": "29500",
-        **_programs(),
     }
     before = {name: os.environ.get(name) for name in told}
     os.environ.update(told)
@@ -152,12 +150,7 @@ def worker_environment(local_rank: int, local_count: int, where: Node, errand: E
     }
     meeting = {"MASTER_ADDR": "127.0.0.1"} if where.count == 1 else {}
     port = {"MASTER_PORT": os.environ.get("MASTER_PORT", "29500")}
-    return {**os.environ, **_programs(), **meeting, **port, **{name: str(value) for name, value in told.items()}}
-
-
-def _programs() -> Mapping[str, str]:
-    """Where programs are looked for: also beside Python, where pip puts the ninja that DeepSpeed builds with."""
-    return {"PATH": os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)])}
+    return {**os.environ, **meeting, **port, **{name: str(value) for name, value in told.items()}}
 
 
 def errand() -> Errand | None:

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,7 +36,8 @@ Listen = Callable[[int, Message], None]  # rank, what it told
 Show = Callable[[str], None]  # text for standard error
 Tell = Callable[[Message], None]
 
-ERROR, RESULT, INTERRUPTED = "error", "result", "interrupted"  # what the lines that are not progress are about
+# What the lines that are not progress are about.
+RESULT, ERROR, TRACEBACK, INTERRUPTED = "result", "error", "traceback", "interrupted"
 # After the first worker has failed, the others have this long to tell what they know, and end: most die of its death.
 SECONDS_TO_TELL = 1.0
 # Workers that were asked to stop write their checkpoint together; one that is still there so long after another has
@@ -69,7 +71,7 @@ def run_workers(planned: Crew, listen: Listen, show: Show) -> list[Any]:
     failed = _culprit(crew)
     if failed is not None:
         if failed.error is None:
-            show("".join(failed.last_lines))
+            show("".join(failed.last_lines) + failed.traceback)
         raise failed.failure()
     if any(worker.process.returncode for worker in crew):  # not where they were done before they heard of it
         raise KeyboardInterrupt
@@ -95,6 +97,9 @@ def speaking(descriptor: int) -> Iterator[Tell]:
     except CodetuneError as error:
         tell({ERROR: {"kind": type(error).__name__, "message": str(error)}})
         status = error.exit_status
+    except Exception:  # noqa: BLE001 - the command decides whether it is the cause, or only follows from it
+        tell({TRACEBACK: traceback.format_exc()})
+        status = 1
     except KeyboardInterrupt:
         tell({INTERRUPTED: True})
         status = 130
@@ -148,6 +153,7 @@ class _Worker:
     printed: _Pipe
     result: Any = None
     error: CodetuneError | None = None
+    traceback: str = ""  # of an error that codetune cannot name
     interrupted: bool = False
     failed_at: float | None = None
     ended_at: float | None = None
@@ -187,6 +193,8 @@ class _Worker:
             self.result = message[RESULT]
         elif ERROR in message:
             self.error, self.failed_at = _as_error(**message[ERROR]), time.monotonic()
+        elif TRACEBACK in message:
+            self.traceback, self.failed_at = message[TRACEBACK], time.monotonic()
         elif INTERRUPTED in message:
             self.interrupted = True
         else:

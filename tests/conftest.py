@@ -16,6 +16,13 @@ import pytest
 import torch
 
 PROJECT = Path(__file__).resolve().parents[1]
+# Files that take longest are begun first, so that no process works on one when all others have nothing left to do.
+LONGEST = ("training/test_ranks.py", "test_kills.py", "test_showcase.py", "test_cli.py", "test_rowwork.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {PROJECT / "tests" / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 @pytest.fixture(autouse=True)

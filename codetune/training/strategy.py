@@ -7,7 +7,6 @@ at what it has made of that, because accelerate trains with plain DDP without a 
 from __future__ import annotations
 
 import importlib.util
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -58,7 +57,7 @@ def choose_strategy(launch: Launch, method: Method, processes: int, size: Size) 
             "works here. Set launch.strategy: ddp, or zero2"
         )
     if launch.strategy.startswith("zero"):
-        _require_deepspeed(launch.strategy, on_cpu=size.gpu_bytes is None)
+        _require_deepspeed(launch.strategy)
     if launch.strategy == "ddp" and processes == 1:
         return Choice("alone", "there is one process")
     return Choice(launch.strategy, "the project says so")
@@ -78,16 +77,11 @@ def _automatic(method: Method, processes: int, size: Size) -> Choice:
     return Choice("fsdp", f"{told}: {processes} processes share them")
 
 
-def _require_deepspeed(strategy: str, on_cpu: bool) -> None:
+def _require_deepspeed(strategy: str) -> None:
     if importlib.util.find_spec("deepspeed") is None:
         raise ProjectError(
             f"launch.strategy is {strategy}, and DeepSpeed is not installed. Expected: the package deepspeed. Install "
             "it (pip install deepspeed), or set launch.strategy: auto"
-        )
-    if on_cpu and not (shutil.which("g++") and shutil.which("ninja")):
-        raise ProjectError(
-            f"launch.strategy is {strategy}, and there is neither a GPU nor g++ and ninja, with which DeepSpeed builds "
-            "what it needs on CPUs. Expected: one of them. Install them, or set launch.strategy: ddp"
         )
 
 
@@ -106,6 +100,7 @@ def sharing_arguments(strategy: Strategy, offload: Offload, precision: str) -> d
         settings = {"version": 2, "cpu_offload": offload == "all", "state_dict_type": "SHARDED_STATE_DICT"}
         return {"fsdp": True, "fsdp_config": settings}
     if strategy in ("zero1", "zero2", "zero3"):
+        _keep_from_compiling()
         return {"deepspeed": _deepspeed_settings(int(strategy[-1]), offload, precision)}
     return {}
 
@@ -132,6 +127,14 @@ def _deepspeed_settings(stage: int, offload: Offload, precision: str) -> dict[st
         "data_types": {"grad_accum_dtype": "fp32"},
         "steps_per_print": 1_000_000_000,
     }
+
+
+def _keep_from_compiling() -> None:
+    """On CPUs DeepSpeed compiles sums over shared memory when it begins, which only its inference uses: that takes a
+    minute, asks for g++ and ninja, and waits for ever for the lock of a build that was killed."""
+    from deepspeed import ops
+
+    ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 class InForce(TrainerCallback):

@@ -29,8 +29,8 @@ train: {max_length: 256, epochs: 4, global_batch_size: 5, per_device_batch_size:
 """
 # 12 rows make 3 steps of 5, 5 and 2 rows: in the last one, each of two processes has one row.
 STEPS = 12
-HAS_ZERO = importlib.util.find_spec("deepspeed") is not None and shutil.which("g++") is not None
-needs_zero = pytest.mark.skipif(not HAS_ZERO, reason="deepspeed or g++ is missing: ZeRO builds an op on CPUs")
+HAS_ZERO = importlib.util.find_spec("deepspeed") is not None
+needs_zero = pytest.mark.skipif(not HAS_ZERO, reason="deepspeed is missing")
 
 
 @pytest.fixture(scope="module")

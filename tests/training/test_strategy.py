@@ -51,14 +51,6 @@ def test_fsdp_without_a_gpu_is_an_error() -> None:
         choose_strategy(Launch(strategy="fsdp"), "full", 2, WITHOUT_GPU)
 
 
-def test_zero_without_what_builds_its_operation_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("deepspeed")
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(ProjectError, match=r"neither a GPU nor g\+\+ and ninja"):
-        choose_strategy(Launch(strategy="zero2"), "full", 2, WITHOUT_GPU)
-    assert choose_strategy(Launch(strategy="zero2"), "full", 2, LARGE).strategy == "zero2"
-
-
 def test_only_checkpoints_of_zero_belong_to_a_number_of_processes() -> None:
     assert fact_of("alone", 1) == fact_of("ddp", 2) == fact_of("ddp", 8)
     assert fact_of("fsdp", 2) == fact_of("fsdp", 8) != fact_of("ddp", 2)
