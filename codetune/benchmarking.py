@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codetune import console
-from codetune.completing import COUNTS, Order, completed_rows, order
-from codetune.contestants import Contestant as Contestant
-from codetune.contestants import Kind, model_digest, prompt_kind
-from codetune.contestants import contestant as contestant
 from codetune.errors import DataError, StaleError, UsageError
-from codetune.jobs import Job, perform, process_count
 from codetune.launch import thread_count, user_cache
-from codetune.parts import LineLog, open_parts
 from codetune.pipeline import StageResult, Written, already, seal_artefact
 from codetune.project import BENCHMARK_NAMES, EVALPLUS_NAMES
 from codetune.records import Completion, Problem, Solution, Verdict
-from codetune.stages import Desk, Recipe, differing_settings, settings_of
-from codetune.store import Seal, locked, read_seal, remove, write_lines, write_text
+from codetune.store.parts import LineLog, open_parts
+from codetune.store.run import Seal, locked, read_seal, remove, write_lines, write_text
+from codetune.store.stages import Desk, Recipe, differing_settings, settings_of
+from codetune.work.completing import COUNTS, Order, completed_rows, order
+from codetune.work.contestants import Contestant as Contestant
+from codetune.work.contestants import Kind, model_digest, prompt_kind
+from codetune.work.contestants import contestant as contestant
+from codetune.work.jobs import Job, perform, process_count
 
 if TYPE_CHECKING:
     from codetune.benchmark.evaluate import Report

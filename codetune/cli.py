@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from codetune import __version__, console, jobs
+from codetune import __version__, console
 from codetune.errors import CodetuneError, InputError, UsageError, writing_failed
 from codetune.launch import Node, errand, node, parse_shard, place, prepare_process
 from codetune.project import PRESETS, PROJECT_FILE, Project
 from codetune.project_file import commented_yaml, read_project
-from codetune.workers import leave
+from codetune.work import jobs
+from codetune.work.workers import leave
 
 if TYPE_CHECKING:
     from codetune.console import Shown
-    from codetune.stages import Desk
+    from codetune.store.stages import Desk
 
 app = typer.Typer(
     help="Fine-tune a code LLM on the part of an instruction set that is worth training on; measure what that bought.",
@@ -269,7 +270,8 @@ def eval_(
     loaded = _optional(project, set_, _prompt_flag(instruct))
 
     def work() -> Shown:
-        from codetune import benchmarking, contestants, journey, presentation
+        from codetune import benchmarking, journey, presentation
+        from codetune.work import contestants
 
         desk = _desk(loaded)
         bench = benchmarking.part_of(benchmarking.open_bench(desk, benchmark), limit, task or [], complete=False)

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Literal, get_args
 from codetune import benchmarking, pipeline
 from codetune.console import counts, percent
 from codetune.errors import StaleError, UsageError
-from codetune.parts import read_logs
 from codetune.pipeline import StageResult
 from codetune.selection.select import NEEDS
-from codetune.stages import Desk, RowStage, State, dataset_is_here, settings_of, standing
-from codetune.store import Seal, read_seal, seal_path
-from codetune.unfinished import begun_otherwise, training_place
+from codetune.store.parts import read_logs
+from codetune.store.run import Seal, read_seal, seal_path
+from codetune.store.stages import Desk, RowStage, State, dataset_is_here, settings_of, standing
+from codetune.work.unfinished import begun_otherwise, training_place
 
 if TYPE_CHECKING:
     from codetune.benchmark.evaluate import Report

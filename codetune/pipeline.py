@@ -18,25 +18,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from codetune import artefacts, console
+from codetune import console
+from codetune.data.ids import IdIndex, pack_ids
 from codetune.errors import DataError
-from codetune.ids import IdIndex, pack_ids
-from codetune.jobs import Job, perform, process_count
 from codetune.launch import Shard, node
-from codetune.parts import Rows, open_parts
 from codetune.project import Project
-from codetune.rowwise import Survey, count_missing, survey
-from codetune.rowwork import find_encoder, finished_rows, rows_of, usable_rows
-from codetune.stages import (
-    Desk,
-    Recipe,
-    RowStage,
-    content_digest,
-    dataset_digest,
-    differing_settings,
-    require,
-)
-from codetune.store import (
+from codetune.store import artefacts
+from codetune.store.parts import Rows, open_parts
+from codetune.store.rowwise import Survey, count_missing, survey
+from codetune.store.run import (
     Digests,
     Seal,
     locked,
@@ -49,7 +39,18 @@ from codetune.store import (
     write_seal,
     write_text,
 )
-from codetune.unfinished import TRAINED, claim_training, publish_training
+from codetune.store.stages import (
+    Desk,
+    Recipe,
+    RowStage,
+    content_digest,
+    dataset_digest,
+    differing_settings,
+    require,
+)
+from codetune.work.jobs import Job, perform, process_count
+from codetune.work.rowwork import find_encoder, finished_rows, rows_of, usable_rows
+from codetune.work.unfinished import TRAINED, claim_training, publish_training
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +117,8 @@ def embed(desk: Desk, shard: Shard | None) -> StageResult:
 
 def select(desk: Desk) -> StageResult:
     """The rows worth training on -> selection.jsonl, in the strategy's order, as chat messages."""
-    from codetune.candidates import joined_by_id, unscored
     from codetune.selection.select import NEEDS, require_picks, select
+    from codetune.work.candidates import joined_by_id, unscored
 
     project, settings = desk.project, desk.project.select
     with locked(desk.run, "select", None):

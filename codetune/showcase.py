@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from codetune import artefacts, benchmarking, journey, presentation
+from codetune import benchmarking, journey, presentation
 from codetune.console import Shown, percent
 from codetune.errors import InputError
 from codetune.pipeline import StageResult, open_desk
 from codetune.project import PROJECT_FILE
 from codetune.project_file import read_project
 from codetune.records import Score
-from codetune.stages import Desk
+from codetune.store import artefacts
+from codetune.store.stages import Desk
 
 if TYPE_CHECKING:
     from codetune.benchmark.evaluate import Report

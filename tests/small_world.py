@@ -12,7 +12,7 @@ from typing import Any
 
 from codetune.pipeline import open_desk
 from codetune.project_file import read_project
-from codetune.stages import Desk
+from codetune.store.stages import Desk
 from tests.model.builders import byte_tokenizer, tiny_model
 
 PROJECT = """\

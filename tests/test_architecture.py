@@ -22,8 +22,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "codetune"
 _RECORDS = ("project", "records", "errors")
 _STAGE = ("data", "model", *_RECORDS)
 _BELOW_THE_VERBS = (
-    *("artefacts", "rowwise", "stages", "parts", "ids", "store", "launch", "console", "project_file"),
-    *("jobs", "rowwork", "completing", "contestants", "unfinished"),
+    *("work", "store", "launch", "console", "project_file"),
     *("selection", "training", "benchmark", "demo", *_STAGE),
 )
 MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
@@ -34,37 +33,23 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "strict_yaml": ("errors",),
     "project_file": ("strict_yaml", "project", "errors"),
     "launch": _RECORDS,
-    "workers": ("launch", "errors"),
     "console": ("records", "errors"),
-    "store": ("", *_RECORDS),
-    "ids": (),
-    "parts": ("ids", "store", "errors"),
-    "rowwise": ("ids", "parts", "launch", "records"),
-    "artefacts": ("ids", "parts", "rowwise", "records", "store"),
-    "stages": ("store", "data", "project", "errors"),
     "data": _RECORDS,
+    "store": ("", "launch", "data", *_RECORDS),
     "model": ("data", *_RECORDS),
-    "selection": ("ids", *_STAGE),
+    "selection": _STAGE,
     "training": _STAGE,
     "benchmark": _STAGE,
     "demo": ("store", "project_file", "data", *_RECORDS),
-    "candidates": ("artefacts", "ids", "selection", "stages", "records", "errors"),
-    "unfinished": ("stages", "store", "console", "errors"),
-    "rowwork": ("artefacts", "parts", "rowwise", "stages", "store", "launch", "selection", *_STAGE),
-    "contestants": ("unfinished", "stages", "store", "training", *_STAGE),
-    "completing": ("contestants", "parts", "benchmark", *_STAGE),
-    "jobs": (
-        *("rowwork", "completing", "workers", "launch", "artefacts", "store", "console", "training", "selection"),
-        *_STAGE,
-    ),
-    "pipeline": ("candidates", *_BELOW_THE_VERBS),
+    "work": ("store", "launch", "console", "selection", "training", "benchmark", *_STAGE),
+    "pipeline": _BELOW_THE_VERBS,
     "benchmarking": ("pipeline", *_BELOW_THE_VERBS),
     "journey": ("pipeline", "benchmarking", *_BELOW_THE_VERBS),
     "presentation": ("console", "journey", "pipeline"),
     "showcase": ("pipeline", "benchmarking", "journey", "presentation", *_BELOW_THE_VERBS),
     "cli": (
-        *("", "pipeline", "contestants", "benchmarking", "journey", "presentation", "showcase"),
-        *("jobs", "workers", "launch", "console", "project", "project_file", "errors"),
+        *("", "pipeline", "benchmarking", "journey", "presentation", "showcase"),
+        *("work", "launch", "console", "project", "project_file", "errors"),
     ),
     "__main__": ("cli",),
 }
@@ -85,27 +70,32 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "tokenizers": ("model", "demo"),
     "psutil": ("benchmark",),
     "vllm": ("model",),
-    "subprocess": ("benchmark", "workers"),
+    "deepspeed": ("training",),
+    "subprocess": ("benchmark", "work"),
     "pickle": ("benchmark",),  # expected outputs, written by codetune itself
     "fcntl": ("store",),
     "logging": ("launch",),  # to quieten libraries; nothing of ours logs
 }
 # Each says in its docstring, or beside the import, why it imports inside functions.
 IMPORT_LATE = (
-    *("pipeline", "contestants", "benchmarking", "journey", "showcase", "cli", "jobs", "rowwork", "completing"),
+    *("pipeline", "benchmarking", "journey", "showcase", "cli"),
+    *("work.contestants", "work.jobs", "work.rowwork", "work.completing"),
     "model.vllm_engine",  # vllm itself, an extra
+    "training.strategy",  # deepspeed itself, an extra
     "data.source",  # pyarrow and datasets, for the files that need them
 )
 WITHOUT_TORCH = (
     *("cli", "project", "project_file", "strict_yaml", "records", "errors", "console", "launch"),
-    *("store", "ids", "parts", "rowwise", "artefacts", "stages", "rowwork", "workers", "jobs", "unfinished"),
-    *("pipeline", "contestants", "completing", "benchmarking", "journey", "presentation", "showcase"),
+    *("store.run", "store.parts", "store.rowwise", "store.artefacts", "store.stages"),
+    *("work.workers", "work.jobs", "work.rowwork", "work.completing", "work.contestants", "work.unfinished"),
+    *("pipeline", "benchmarking", "journey", "presentation", "showcase"),
     *("selection.ifd", "selection.select"),
-    *("data.chat", "data.packing", "data.source", "data.files", "data.hub", "data.tables"),
+    *("data.chat", "data.ids", "data.packing", "data.source", "data.files", "data.hub", "data.tables"),
     *("benchmark.problems", "benchmark.prompt", "benchmark.generate", "benchmark.statistics", "model.decoding"),
 )
-# What a program under judgement raises can be anything, and is its own affair; in the sandbox nothing else runs.
-CATCHES_EVERYTHING = ("benchmark.program",)
+# What a program under judgement raises can be anything, and is its own affair; in the sandbox nothing else runs. What a
+# worker dies of is told to its command, which knows whether it is the cause.
+CATCHES_EVERYTHING = ("benchmark.program", "work.workers")
 LONGEST_FILE = 420  # lines
 TORCH_COMES_WITH = {"torch", "transformers", "accelerate", "peft", "sentence_transformers"}
 READS_ENVIRONMENT = (
@@ -152,8 +142,9 @@ def test_the_stages_never_import_each_other() -> None:
     assert all(not stages & set(MAY_IMPORT[stage]) for stage in stages)
 
 
-def test_stages_know_of_the_data_room_only_how_a_data_set_is_read() -> None:
-    assert {found.name for found in _imports("stages") if ".data" in found.name} == {"codetune.data.source"}
+def test_the_store_knows_of_the_data_room_only_ids_and_how_a_data_set_is_read() -> None:
+    known = {found.name for module in _modules() if _room(module) == "store" for found in _imports(module)}
+    assert {name for name in known if ".data" in name} == {"codetune.data.ids", "codetune.data.source"}
 
 
 def test_no_module_imports_itself_in_a_circle() -> None:

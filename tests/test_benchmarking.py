@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from codetune import benchmarking
 from codetune.benchmark.probe import choose_tier
 from codetune.errors import CodetuneError, DataError, StaleError, UsageError
-from codetune.parts import LineLog
-from codetune.stages import Desk
+from codetune.store.parts import LineLog
+from codetune.store.stages import Desk
 from tests.small_world import desk_of, make_small_world, write_rows
 
 GOOD = [{"task_id": f"Small/{n}", "solution": f"def add_{n}(x):\n    return x + {n}\n"} for n in range(3)]

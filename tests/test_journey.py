@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from codetune import benchmarking, contestants, journey
+from codetune import benchmarking, journey
 from codetune.data.chat import stop_texts
 from codetune.errors import StaleError, UsageError
 from codetune.model.load import load_trained_tokenizer
 from codetune.pipeline import StageResult
-from codetune.stages import require
+from codetune.store.stages import require
+from codetune.work import contestants
 from tests.small_world import desk_of, make_small_world, rows, run_codetune, write_rows
 
 

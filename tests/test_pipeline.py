@@ -11,8 +11,8 @@ import pytest
 
 from codetune import pipeline
 from codetune.errors import DataError, InputError, ModelError, StaleError
-from codetune.stages import standing
-from codetune.store import read_seal
+from codetune.store.run import read_seal
+from codetune.store.stages import standing
 from tests.small_world import desk_of, make_small_world, rows, write_rows
 
 

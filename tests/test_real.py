@@ -13,7 +13,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from codetune import pipeline
-from codetune.stages import Desk
+from codetune.store.stages import Desk
 from tests.model.builders import tiny_model
 from tests.small_world import desk_of
 

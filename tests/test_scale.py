@@ -13,7 +13,7 @@ import pytest
 
 from codetune import journey, pipeline
 from codetune.data.tokens import Span
-from codetune.stages import Desk
+from codetune.store.stages import Desk
 from tests.small_world import desk_of, make_small_world
 
 BYTES_A_ROW = 200  # product.md, Scale

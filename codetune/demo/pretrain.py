@@ -22,7 +22,7 @@ from codetune.demo.world import SHIPPED_BASE
 from codetune.errors import InputError
 from codetune.project import PROJECT_FILE
 from codetune.project_file import commented_yaml
-from codetune.store import write_lines, write_text
+from codetune.store.run import write_lines, write_text
 
 SEED = 42
 BATCH, STEPS = 32, 2400

@@ -19,7 +19,7 @@ from codetune.errors import InputError
 from codetune.project import PROJECT_FILE
 from codetune.project_file import commented_yaml
 from codetune.records import Message, content_id
-from codetune.store import write_lines, write_text
+from codetune.store.run import write_lines, write_text
 
 DATA_FILE, BENCHMARK_FILE, BASE_DIRECTORY = "data.jsonl", "benchmark.jsonl", "base"
 SHIPPED_BASE = Path(__file__).parent / "base"

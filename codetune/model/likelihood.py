@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from codetune.data.tokens import Span
 from codetune.errors import ModelError
 from codetune.model.attention import KERNELS, Site, flat_row, kernel_for, require_isolation, require_kernel
+from codetune.model.head import logits_of
 from codetune.model.memory import is_out_of_memory
 
 BUCKET_TOKENS = 16
@@ -39,9 +40,8 @@ class CausalScorer:
         self._flat = model.config._attn_implementation in KERNELS.values()
         # On a CPU the shape of the product with the head decides about last bits: it must be the span's own affair.
         self._span_by_span = model.device.type == "cpu" and not self._flat
-        self._head: torch.nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        self._logits = logits_of(model)
         self._chunk = max(1, CHUNK_LOGITS // model.config.get_text_config().vocab_size)
-        self._require_plain_head()
 
     @property
     def window(self) -> int:
@@ -93,7 +93,7 @@ class CausalScorer:
         order."""
         losses = []
         for chunk in torch.split(torch.from_numpy(places).to(hidden.device), self._chunk):
-            logits = self._head(hidden[chunk - 1]).float()  # [P, V]
+            logits = self._logits(hidden[chunk - 1]).float()  # [P, V]
             losses.append(-torch.log_softmax(logits, dim=-1).gather(1, targets[chunk, None])[:, 0])
         return torch.cat(losses).cpu()
 
@@ -108,18 +108,6 @@ class CausalScorer:
         rows = [[*span.tokens, *[0] * (length - len(span.tokens))] for span in spans]
         # No mask: what is padded comes after everything that is predicted, and attention looks back only.
         return {"input_ids": torch.tensor(rows, device=self._model.device)}, range(0, len(rows) * length, length)
-
-    @torch.inference_mode()
-    def _require_plain_head(self) -> None:
-        """An error for architectures that scale or cap their logits after the head, which `_head` would leave out."""
-        inputs = flat_row([torch.arange(8, device=self._model.device)])
-        whole = self._model(**inputs, use_cache=False).logits[0]
-        own = self._head(self._model.base_model(**inputs, use_cache=False).last_hidden_state[0])
-        if not torch.allclose(whole.float(), own.float(), rtol=1e-2, atol=1e-2, equal_nan=True):
-            raise ModelError(
-                f"The architecture {self._model.config.model_type} changes its logits after the output layer. "
-                "Expected: logits that are the output layer's. Set score.model to a model of another architecture."
-            )
 
 
 def set_attention(model: PreTrainedModel, asked: str) -> None:

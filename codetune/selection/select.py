@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from codetune.data.ids import unpack_id
 from codetune.errors import DataError
-from codetune.ids import unpack_id
 from codetune.project import Selection
 from codetune.records import Picks
 

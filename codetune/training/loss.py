@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from codetune.model.attention import flat_row
+from codetune.model.head import ends_with_its_head, output_layer
 
 CHUNK_LOGITS = 1 << 25  # float32 logits at once: 128 MiB, and as much for their gradient
 Losses = Callable[[torch.nn.Module, dict[str, Any]], torch.Tensor]  # model and micro-batch -> [N]
@@ -37,7 +37,7 @@ class AnswerLoss:
     """Takes over the output layer of `network`: while a micro-batch is learned it gives losses, else logits."""
 
     def __init__(self, network: PreTrainedModel, chunk_logits: int) -> None:
-        self._head = _head(network)
+        self._head = output_layer(network)
         self._logits = self._head.forward
         self._chunk = max(1, chunk_logits // network.config.get_text_config().vocab_size)
         # Only adapters on the head itself draw random numbers there; looking after them makes a GPU wait.
@@ -68,33 +68,6 @@ class AnswerLoss:
 
     def _losses_of_chunk(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return _losses(self._logits(states), targets)  # from [C, V]
-
-
-def ends_with_its_head(network: PreTrainedModel) -> bool:
-    """Whether logits leave the model as its output layer gives them. Some architectures scale or cap them, which would
-    hardly show in numbers of a usual size."""
-    head, marked = _head(network), torch.tensor(0.0)
-    logits = head.forward
-
-    def mark(hidden: torch.Tensor) -> torch.Tensor:
-        nonlocal marked
-        marked = torch.full_like(logits(hidden), 1000.0)
-        return marked
-
-    head.forward = mark
-    was_training = network.training
-    network.train()  # in evaluation mode bitsandbytes would rearrange 4-bit weights for good, and lose their gradients
-    try:
-        with torch.no_grad():
-            given = network(**flat_row([torch.arange(4, device=network.device)]), use_cache=False).logits
-    finally:
-        head.forward = logits
-        network.train(was_training)
-    return torch.equal(given.float(), marked.float())
-
-
-def _head(network: PreTrainedModel) -> Any:
-    return network.get_output_embeddings()  # type: ignore[no-untyped-call]
 
 
 def _losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

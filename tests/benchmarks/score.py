@@ -28,17 +28,17 @@ prepare_process()
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from codetune.artefacts import score_line
 from codetune.data.source import read_examples
 from codetune.data.tokens import ScoringTokens
 from codetune.model.likelihood import CausalScorer, measured_tokens_per_pass, set_attention
 from codetune.model.load import load_tokenizer
-from codetune.parts import Rows
 from codetune.project import Dataset, Scoring
 from codetune.records import Example
-from codetune.rowwise import Work, do_missing
-from codetune.rowwork import AUTO_TOKENS_PER_BATCH
 from codetune.selection.score import fill_prompt, plan_blocks, score_tokens, tokenise
+from codetune.store.artefacts import score_line
+from codetune.store.parts import Rows
+from codetune.store.rowwise import Work, do_missing
+from codetune.work.rowwork import AUTO_TOKENS_PER_BATCH
 from tests.benchmarks.record import write_record
 
 SETTINGS = Scoring()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
     GemmaConfig,
+    GraniteConfig,
     LlamaConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -20,6 +24,7 @@ from transformers import (
 
 TEXT = ["def add(a, b):\n    return a + b\n", "Question:\nAdd two numbers.\n\nAnswer:\n", "print('hello, world')"]
 ARCHITECTURES = ("llama", "qwen2", "starcoder2", "gemma")
+CHANGED_LOGITS = ("gemma2", "cohere", "granite")  # capped or scaled after the output layer
 
 
 def byte_tokenizer(*, bos: bool, trim_offsets: bool = False, texts: Sequence[str] = TEXT) -> PreTrainedTokenizerFast:
@@ -56,7 +61,15 @@ def tiny_model(
 
 
 def _config(architecture: str, vocabulary: int, hidden: int, layers: int) -> PretrainedConfig:
-    kinds = {"llama": LlamaConfig, "qwen2": Qwen2Config, "starcoder2": Starcoder2Config, "gemma": GemmaConfig}
+    kinds = {
+        "llama": LlamaConfig,
+        "qwen2": Qwen2Config,
+        "starcoder2": Starcoder2Config,
+        "gemma": GemmaConfig,
+        "gemma2": Gemma2Config,  # at most 30
+        "cohere": CohereConfig,  # a sixteenth
+        "granite": partial(GraniteConfig, logits_scaling=4.0),
+    }
     return kinds[architecture](
         vocab_size=vocabulary,
         hidden_size=hidden,

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from codetune.artefacts import (
+from codetune.data.ids import IdIndex
+from codetune.records import Example, Message, Picks, Refusal, Score
+from codetune.store.artefacts import (
     SPOOL_ROWS,
     embedding_bytes,
     read_embeddings,
@@ -25,11 +27,9 @@ from codetune.artefacts import (
     write_scores,
     write_selection,
 )
-from codetune.ids import IdIndex
-from codetune.parts import BlockLog, Rows, log_path, read_logs
-from codetune.records import Example, Message, Picks, Refusal, Score
-from codetune.rowwise import Survey, survey
-from codetune.store import Run
+from codetune.store.parts import BlockLog, Rows, log_path, read_logs
+from codetune.store.rowwise import Survey, survey
+from codetune.store.run import Run
 
 DUPLICATE = Refusal(None, "duplicate of a.jsonl:1", "a.jsonl:2")
 EMPTY = Refusal("00000000000000ee", "empty answer", "a.jsonl:3")

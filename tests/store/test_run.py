@@ -19,7 +19,7 @@ import pytest
 
 from codetune.errors import BusyError, InputError, StaleError
 from codetune.project import Project
-from codetune.store import (
+from codetune.store.run import (
     Digests,
     Run,
     Seal,
@@ -209,7 +209,7 @@ def test_an_output_whose_name_holds_a_slash_is_locked_below_the_run(run: Run) ->
 def test_whoever_waits_goes_on_when_the_other_has_ended(run: Run) -> None:
     with held_elsewhere(run, "score-parts", None) as holder:
         program = (
-            "from pathlib import Path; from codetune.store import Run, waiting\n"
+            "from pathlib import Path; from codetune.store.run import Run, waiting\n"
             "print('waits', flush=True)\n"
             f"with waiting(Run(Path({str(run.directory)!r})), 'score-parts'): print('holds')"
         )
@@ -276,7 +276,7 @@ def test_a_directory_replaces_a_directory_whole(tmp_path: Path) -> None:
 def test_a_reader_never_sees_a_part_of_what_several_processes_write(tmp_path: Path) -> None:
     target = tmp_path / "project.json"
     program = (
-        "import sys; from pathlib import Path; from codetune.store import write_text\n"
+        "import sys; from pathlib import Path; from codetune.store.run import write_text\n"
         f"for _ in range(60): write_text(Path({str(target)!r}), sys.argv[1] * 50_000)"
     )
     writers = [subprocess.Popen([sys.executable, "-c", program, letter]) for letter in "ab"]
@@ -459,7 +459,7 @@ def enter(run: Run, output: str, shard: tuple[int, int] | None) -> None:
 def held_elsewhere(run: Run, output: str, shard: tuple[int, int] | None) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds the lock until the block ends."""
     program = (
-        "import time; from pathlib import Path; from codetune.store import Run, locked\n"
+        "import time; from pathlib import Path; from codetune.store.run import Run, locked\n"
         f"with locked(Run(Path({str(run.directory)!r})), {output!r}, {shard!r}):\n"
         "    print('holds', flush=True)\n"
         "    time.sleep(60)"

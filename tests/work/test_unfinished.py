@@ -9,8 +9,8 @@ import pytest
 
 from codetune import journey, pipeline
 from codetune.errors import StaleError
-from codetune.stages import standing
-from codetune.store import read_seal
+from codetune.store.run import read_seal
+from codetune.store.stages import standing
 from tests.small_world import desk_of, make_small_world, run_codetune
 
 RANDOM = {"select__strategy": "random"}

@@ -14,10 +14,11 @@ from typing import Any
 import psutil
 import pytest
 
-from codetune import pipeline, rowwork
+from codetune import pipeline
 from codetune.errors import BusyError
-from codetune.stages import Recipe
-from codetune.store import locked
+from codetune.store.run import locked
+from codetune.store.stages import Recipe
+from codetune.work import rowwork
 from tests.small_world import desk_of, make_small_world, run_codetune
 
 SMALL = ("--set", "score.tokens_per_batch=128", "--set", "embed.batch_size=4")

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codetune.errors import StaleError
-from codetune.parts import BlockLog, LineLog, Rows, log_path, open_parts, read_logs
+from codetune.store.parts import BlockLog, LineLog, Rows, log_path, open_parts, read_logs
 
 Block = list[tuple[str, bytes]]
 
@@ -97,7 +97,7 @@ def test_a_process_killed_at_any_moment_loses_at_most_what_it_had_not_committed(
     program = f"""
 import sys
 from pathlib import Path
-from codetune.parts import BlockLog, LineLog
+from codetune.store.parts import BlockLog, LineLog
 start, path = int(sys.argv[1]), Path(sys.argv[2])
 with {kind}(path) as log:
     for number in range(start, 10**6):

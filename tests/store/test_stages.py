@@ -11,7 +11,8 @@ import pytest
 from codetune.errors import StaleError
 from codetune.project import Project, keys
 from codetune.project_file import read_project
-from codetune.stages import (
+from codetune.store.run import Digests, Seal, open_run, seal_path, write_seal, write_text
+from codetune.store.stages import (
     SETTINGS,
     Desk,
     Recipe,
@@ -22,7 +23,6 @@ from codetune.stages import (
     settings_of,
     standing,
 )
-from codetune.store import Digests, Seal, open_run, seal_path, write_seal, write_text
 
 ROW = '{{"instruction": "Add {0}.", "output": "x + {0}"}}\n'
 PROJECT = """\

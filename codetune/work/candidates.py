@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from codetune import artefacts
+from codetune.data.ids import IdIndex, pack_ids, unpack_id
 from codetune.errors import StaleError
-from codetune.ids import IdIndex, pack_ids, unpack_id
 from codetune.records import Example
 from codetune.selection.cluster import cluster_rows
 from codetune.selection.select import Candidates, Needs
-from codetune.stages import Desk
+from codetune.store import artefacts
+from codetune.store.stages import Desk
 
 CHUNK_ROWS = 4096
 

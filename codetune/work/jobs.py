@@ -25,8 +25,8 @@ from codetune.errors import UsageError, writing_failed
 from codetune.launch import Errand, Node, node, only_rank, place
 from codetune.project import Project
 from codetune.records import ALONE, Place
-from codetune.store import project_document, project_of
-from codetune.workers import Crew, Listen, Tell, leave, run_workers, speaking
+from codetune.store.run import project_document, project_of
+from codetune.work.workers import Crew, Listen, Tell, leave, run_workers, speaking
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -199,8 +199,8 @@ def _shared(project: Project, seat: Seat) -> Iterator[tuple[Place, Meeting | Non
 
 
 def _train(project: Project, details: Mapping[str, Any], seat: Seat) -> Any:
-    from codetune.artefacts import read_selection
-    from codetune.store import Run
+    from codetune.store.artefacts import read_selection
+    from codetune.store.run import Run
     from codetune.training.ranks import team
     from codetune.training.train import train
 
@@ -221,13 +221,13 @@ def _train(project: Project, details: Mapping[str, Any], seat: Seat) -> Any:
 
 
 def _rows(project: Project, details: Mapping[str, Any], seat: Seat) -> Any:
-    from codetune.rowwork import do_part
+    from codetune.work.rowwork import do_part
 
     return do_part(project, details, seat.place, seat.tell)
 
 
 def _generate(project: Project, details: Mapping[str, Any], seat: Seat) -> int:
-    from codetune.completing import Order, complete
+    from codetune.work.completing import Order, complete
 
     return complete(project, Order(**details), seat.place, lambda tokens: seat.tell({"tokens": tokens}))
 

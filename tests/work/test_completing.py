@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 from codetune import benchmarking
-from codetune.completing import complete, completed_rows, order
-from codetune.contestants import contestant
 from codetune.records import ALONE, Place
+from codetune.work.completing import complete, completed_rows, order
+from codetune.work.contestants import contestant
 from tests.small_world import desk_of, make_small_world
 
 SAMPLED = {"generate__samples_per_task": 3, "generate__temperature": 0.9}

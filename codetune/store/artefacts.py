@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from codetune.ids import IdIndex, pack_ids, unpack_id
-from codetune.parts import BlockLog, Rows, read_logs
+from codetune.data.ids import IdIndex, pack_ids, unpack_id
 from codetune.records import Embeddings, Example, Message, Picks, Refusal, Score
-from codetune.rowwise import Survey
-from codetune.store import Run, remove, replacing
+from codetune.store.parts import BlockLog, Rows, read_logs
+from codetune.store.rowwise import Survey
+from codetune.store.run import Run, remove, replacing
 
 SPOOL_ROWS = 1000  # rows of a selection held in memory while they are put in order
 

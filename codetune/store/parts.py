@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from codetune.data.ids import IdIndex
 from codetune.errors import StaleError
-from codetune.ids import IdIndex
-from codetune.store import naming, remove, write_text
+from codetune.store.run import naming, remove, write_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

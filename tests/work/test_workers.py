@@ -17,12 +17,12 @@ import pytest
 
 from codetune.errors import CodetuneError, DataError, WorkerError
 from codetune.launch import Node
-from codetune.workers import Crew, run_workers
+from codetune.work.workers import Crew, run_workers
 
 BEGIN = """
 import os, signal, sys, time
 from codetune.launch import errand, place
-from codetune.workers import speaking
+from codetune.work.workers import speaking
 told, here = errand(), place()
 print(f"printed by {here.rank}", flush=True)
 with speaking(told.descriptor) as tell:

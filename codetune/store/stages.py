@@ -13,7 +13,7 @@ from typing import Any, Literal
 from codetune.data.source import dataset_fingerprint, is_here
 from codetune.errors import StaleError
 from codetune.project import Project, keys, value_at
-from codetune.store import Digests, Run, Seal, combined, read_seal
+from codetune.store.run import Digests, Run, Seal, combined, read_seal
 
 RowStage = Literal["score", "embed", "select", "train"]
 State = Literal["done", "stale", "partial", "missing"]

@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 from codetune.errors import UsageError
 from codetune.project import ChatFormat
-from codetune.stages import Desk, require
-from codetune.store import combined
+from codetune.store.run import combined
+from codetune.store.stages import Desk, require
 from codetune.training.checkpoint import sealed_checkpoints
-from codetune.unfinished import RECIPE, TRAINED
+from codetune.work.unfinished import RECIPE, TRAINED
 
 Kind = Literal["completion", "chat"]
 

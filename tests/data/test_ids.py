@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codetune.ids import IdIndex, pack_ids, unpack_id
+from codetune.data.ids import IdIndex, pack_ids, unpack_id
 
 NUMBERS = st.integers(0, 2**64 - 1) | st.integers(0, 20)
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from codetune import console
 from codetune.errors import StaleError
-from codetune.stages import Recipe, identity
-from codetune.store import Run, read_seal, remove, write_text
+from codetune.store.run import Run, read_seal, remove, write_text
+from codetune.store.stages import Recipe, identity
 
 RECIPE = "recipe.json"  # in train/: what its checkpoints are made of
 TRAINED = "codetune.json"  # in a model directory: codetune trained it, so it is prompted in its chat format

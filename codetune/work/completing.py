@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from codetune.contestants import Contestant, end_of_turn
-from codetune.parts import LineLog
 from codetune.project import Project
 from codetune.records import Place
+from codetune.store.parts import LineLog
+from codetune.work.contestants import Contestant, end_of_turn
 
 COUNTS = ("sample", "tokens", "truncated")  # of a logged row, beside what EvalPlus' format has
 

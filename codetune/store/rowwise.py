@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from codetune.ids import unpack_id
+from codetune.data.ids import unpack_id
 from codetune.launch import Shard
-from codetune.parts import BlockLog, Rows, log_path
 from codetune.records import Example, Refusal
+from codetune.store.parts import BlockLog, Rows, log_path
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from codetune.errors import DataError
 from codetune.launch import Shard
-from codetune.parts import Rows, read_logs
 from codetune.records import Example, Message, Refusal
-from codetune.rowwise import BLOCKS_AHEAD, Work, ahead, count_missing, do_missing, survey
+from codetune.store.parts import Rows, read_logs
+from codetune.store.rowwise import BLOCKS_AHEAD, Work, ahead, count_missing, do_missing, survey
 
 
 @dataclass(frozen=True, slots=True)

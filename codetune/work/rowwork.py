@@ -12,15 +12,15 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from codetune import artefacts
 from codetune.data.source import read_examples
 from codetune.launch import Shard
-from codetune.parts import Rows, read_logs
 from codetune.project import Project
 from codetune.records import Example, Place, Refusal
-from codetune.rowwise import Block, Work, do_missing
-from codetune.stages import Desk, Recipe, content_digest, settings_of
-from codetune.store import Digests, Run, combined, locked, read_seal, replacing, waiting, write_text
+from codetune.store import artefacts
+from codetune.store.parts import Rows, read_logs
+from codetune.store.rowwise import Block, Work, do_missing
+from codetune.store.run import Digests, Run, combined, locked, read_seal, replacing, waiting, write_text
+from codetune.store.stages import Desk, Recipe, content_digest, settings_of
 
 if TYPE_CHECKING:
     from codetune.data.tokens import ScoringTokens

@@ -9,8 +9,8 @@ import pytest
 
 from codetune import pipeline
 from codetune.errors import UsageError
-from codetune.jobs import WORK, Job, perform, process_count
 from codetune.project_file import read_project
+from codetune.work.jobs import WORK, Job, perform, process_count
 from tests.small_world import desk_of, make_small_world
 
 
