@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
+
+# Commands that the tests interrupt inherit what this process does with the signal: a shell that runs the tests in the
+# background has it ignored.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before torch is imported anywhere: the same surroundings as in production, and no network.
 os.environ["HF_HUB_OFFLINE"] = "1"
