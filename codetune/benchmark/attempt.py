@@ -39,12 +39,12 @@ GRACE_SECONDS = 2  # and what its two joins add to it
 CANONICAL_SECONDS = 60  # for all calls of a suite
 READING_BYTES = 2 * 2**30  # of memory, for one value
 READING_SECONDS = 30  # for one value, decoded and compared
-STARVED_SHARE = 0.5  # of a limit: ready to run, and no CPU was free
+STARVED_SHARE = 0.25  # of a limit: ready to run, and no CPU was free
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """`starved`: its time ran out while it waited for a CPU, so that it deserves another try alone."""
+    """`starved`: much of the time that ran out it waited for a CPU, so that it deserves another try alone."""
 
     outcome: Outcome
     failure: str = ""
@@ -63,14 +63,15 @@ class WrongError(Exception):
         self.limit_seconds = limit_seconds
 
 
-def judge_suite(sandbox: Sandbox, problem: Problem, code: str, suite: tuple[str, Calls]) -> Result:
-    """`suite`: its name, `base` or `plus`, and what the canonical solution returned for its inputs, and when."""
+def judge_suite(sandbox: Sandbox, problem: Problem, code: str, suite: tuple[str, Calls], patience: int) -> Result:
+    """`suite`: its name, `base` or `plus`, and what the canonical solution returned for its inputs, and when. With a
+    `patience` above 1 limits are seconds of CPU, and that many times as long by the clock."""
     name, expected = suite
     inputs = inputs_of(problem, name)
     limits = [max(DEFAULT_MIN_TIME_LIMIT, DEFAULT_GT_TIME_LIMIT_FACTOR * seconds) for seconds in expected.seconds]
-    total = min(LONGEST_RUN_SECONDS, sum(limits)) + GRACE_SECONDS
+    total = patience * (min(LONGEST_RUN_SECONDS, sum(limits)) + GRACE_SECONDS)
     comparison = Comparison(problem)
-    with sandbox.run(_request(problem, code, name, limits), total) as run:
+    with sandbox.run(_request(problem, code, name, limits, patience), total) as run:
         frames = run.frames()
         for number, call in enumerate(inputs):
             try:
@@ -89,7 +90,7 @@ def canonical_calls(sandbox: Sandbox, problem: Problem, name: str) -> Calls:
     inputs = inputs_of(problem, name)
     code = problem.prompt + problem.canonical_solution
     outputs, seconds = [], []
-    request = _request(problem, code, name, [float(CANONICAL_SECONDS)] * len(inputs))
+    request = _request(problem, code, name, [float(CANONICAL_SECONDS)] * len(inputs), 1)
     with sandbox.run(request, CANONICAL_SECONDS) as run:
         frames = run.frames()
         for number, call in enumerate(inputs):
@@ -117,12 +118,13 @@ def shown_call(problem: Problem, call: Sequence[Any]) -> str:
     return f"{problem.entry_point}({arguments})"[:200]
 
 
-def _request(problem: Problem, code: str, name: str, limits: Sequence[float]) -> program.Request:
+def _request(problem: Problem, code: str, name: str, limits: Sequence[float], patience: int) -> program.Request:
     return program.Request(
         code,
         problem.entry_point,
         pickle.dumps(inputs_of(problem, name), protocol=5),
         tuple(limits),
+        patience,
         query_maximum_memory_bytes() or psutil.virtual_memory().total,
         "set" if compares_sets(problem) else "value",
     )

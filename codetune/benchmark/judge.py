@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from codetune.records import Problem, Solution, Verdict
 
 # The longest run is 62 s, base and plus are two; the rest is for starting and reading on a busy machine.
 CHECK_SECONDS = 2 * 62 + 76
+# Judged again, a program has its limits in seconds of CPU, and by the clock this many times as long: also where others
+# take most of the machine all the time.
+PATIENCE = 5
 PREPARE_SECONDS = 2 * 60 + 60
 
 
@@ -36,7 +40,7 @@ def judge(
     for _ in prepare([problem for problem, _ in pairs], expected, workers, tier):
         pass
     jobs = [
-        (solution, Check(problem, expected_path(expected, problem), tier, solution.solution))
+        (solution, Check(problem, expected_path(expected, problem), tier, solution.solution, 1))
         for problem, solution in sorted(pairs, key=lambda pair: (pair[0].task_id, pair[1].sample))
     ]
     starved = []
@@ -46,7 +50,8 @@ def judge(
             starved.append((solution, job))
         else:
             yield _verdict(solution, found)
-    for solution, answer in run_jobs(starved, 1, CHECK_SECONDS):
+    patient = [(solution, replace(job, patience=PATIENCE)) for solution, job in starved]
+    for solution, answer in run_jobs(patient, 1, PATIENCE * CHECK_SECONDS):
         yield _verdict(solution, _found(solution, answer))
 
 

@@ -115,7 +115,7 @@ def find_trouble(tier: Tier) -> str | None:
 
 def _result(tier: Tier, sandbox: Sandbox, call: tuple[object, ...]) -> str | None:
     calls = pickle.dumps([call])
-    request = program.Request(INTRUDER, "intrude", calls, (float(PROBE_SECONDS),), PROBE_BYTES, "value")
+    request = program.Request(INTRUDER, "intrude", calls, (float(PROBE_SECONDS),), 1, PROBE_BYTES, "value")
     with sandbox.run(request, PROBE_SECONDS) as run:
         frame = next(run.frames())
         if not isinstance(frame, Frame) or frame.kind != program.VALUE:

@@ -42,12 +42,13 @@ class Prepare:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Judge a program by the expected outputs at the path."""
+    """Judge a program by the expected outputs at the path; with how much patience, see `judge_suite`."""
 
     problem: Problem
     path: Path
     tier: Tier
     code: str
+    patience: int
 
 
 Job = Prepare | Check
@@ -81,7 +82,7 @@ def _check(job: Check, sandboxes: dict[Tier, Sandbox]) -> Mapping[str, object]:
 def _judge(job: Check, sandboxes: dict[Tier, Sandbox], name: str, expected: Expected) -> Result:
     sandbox = _sandbox(job.tier, sandboxes)
     try:
-        return judge_suite(sandbox, job.problem, job.code, (name, expected.suite(name)))
+        return judge_suite(sandbox, job.problem, job.code, (name, expected.suite(name)), job.patience)
     finally:
         _clear_up(sandbox)
 

@@ -5,16 +5,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import pytest
 
 from codetune.benchmark import attempt
 from codetune.benchmark.judge import count_missing, judge, prepare
+from codetune.benchmark.pool import run_jobs
 from codetune.benchmark.probe import find_trouble
 from codetune.benchmark.sandbox import Sandbox
+from codetune.benchmark.worker import Check
 from codetune.errors import CodetuneError, DataError
 from codetune.records import Problem, Solution, Verdict
 from tests.benchmark.tasks import PROMPT, problem
@@ -125,27 +129,40 @@ def test_a_failure_names_the_first_call_that_went_wrong_shortened(expected: Path
     assert len(found.failure) < 300
 
 
-def test_a_time_out_without_a_cpu_is_tried_again_alone(tmp_path: Path) -> None:
-    """Two programs share the one core that this test leaves itself with busy processes beside them."""
+def test_a_time_out_without_a_cpu_is_tried_again_alone_and_with_patience(tmp_path: Path) -> None:
+    """Two programs at once, and two strangers all the time, share the one core that this test leaves them."""
     task = problem(base_input=[[1]], plus_input=[])
     spin = "import time\ndef double(x):\n    until = time.process_time() + 0.6\n"
     spin += "    while time.process_time() < until: pass\n    return 2 * x"
-    solutions = [Solution("Own/0", spin, sample) for sample in range(4)]
+    endless = "def double(x):\n    while True: pass"
+    solutions = [Solution("Own/0", code, sample) for sample, code in enumerate([spin, endless, spin])]
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})
+    strangers = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
     try:
-        found = list(judge([task], solutions, tmp_path, 4, TIER))
+        found = {verdict.sample: verdict for verdict in judge([task], solutions, tmp_path, 2, TIER)}
     finally:
         os.sched_setaffinity(0, cores)
-    assert [verdict.base for verdict in found] == ["pass"] * 4
+        for stranger in strangers:
+            stranger.kill()
+            stranger.wait()
+    assert [found[sample].base for sample in range(3)] == ["pass", "fail", "pass"]
+    assert found[1].failure.endswith("took over 1 s")
 
 
-def test_a_sleeper_is_not_starved(tmp_path: Path) -> None:
+def test_a_sleeper_is_not_starved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def watched(jobs: Sequence[tuple[Any, Any]], workers: int, limit_seconds: float) -> Iterator[tuple[Any, Any]]:
+        seen.extend(job for _, job in jobs)
+        return run_jobs(jobs, workers, limit_seconds)
+
+    monkeypatch.setattr("codetune.benchmark.judge.run_jobs", watched)
     task = problem(base_input=[[1]], plus_input=[])
-    began = time.monotonic()
-    [found] = judge([task], [Solution("Own/0", "import time\ndef double(x): time.sleep(9)")], tmp_path, 1, TIER)
+    prepared = list(prepare([task], tmp_path, 1, TIER))
+    [found] = judge(prepared, [Solution("Own/0", "import time\ndef double(x): time.sleep(9)")], tmp_path, 1, TIER)
     assert found.failure.endswith("took over 1 s")
-    assert time.monotonic() - began < 5
+    assert [job.patience for job in seen if isinstance(job, Check)] == [1]
 
 
 def test_how_many_expected_outputs_are_missing_is_known_beforehand(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ TASK = problem(plus_input=[[5]] * 3)
 @pytest.fixture
 def job(tmp_path: Path) -> Check:
     list(prepare([TASK], tmp_path, 1, "none"))
-    return Check(TASK, expected_path(tmp_path, TASK), "none", SLOW)
+    return Check(TASK, expected_path(tmp_path, TASK), "none", SLOW, 1)
 
 
 def kill_workers(times: int) -> None:

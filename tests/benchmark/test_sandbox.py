@@ -13,7 +13,7 @@ from tests.benchmark.tiers import each_tier
 
 
 def request(code: str, calls: list[list[object]], limit: float = 1.0) -> Request:
-    return Request(code, "f", pickle.dumps(calls), (limit,) * len(calls), 2**32, "value")
+    return Request(code, "f", pickle.dumps(calls), (limit,) * len(calls), 1, 2**32, "value")
 
 
 @each_tier("none")
