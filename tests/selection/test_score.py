@@ -15,6 +15,7 @@ from hypothesis import example as example_of
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase
 
 from codetune.data.source import read_examples
 from codetune.data.tokens import Span
@@ -165,6 +166,43 @@ def oracle(exact: torch.nn.Module, reference: Tokenizer, bos: int, row: Example)
             logits = exact(torch.tensor([context + answer])).logits[0, len(context) - 1 : -1]
         means.append(float(torch.nn.functional.cross_entropy(logits, torch.tensor(answer))))
     return means[0], means[1], len(answer)
+
+
+@pytest.mark.parametrize(("name", "is_sentencepiece"), [("deepseek-coder-6.7b-instruct", False), ("codellama", True)])
+def test_the_published_way_gives_the_same_where_it_means_the_same_tokens(
+    shared_data: Path, name: str, is_sentencepiece: bool
+) -> None:
+    """The published scripts tokenise prompt and answer together for the one pass, the answer by itself for the other.
+    Where an answer has the same tokens both times, and nothing is cut, their IFD is ours. SentencePiece never has: an
+    answer by itself begins with a white space that it does not have after its prompt."""
+    torch.set_num_threads(1)
+    tokenizer = load_tokenizer(shared_data / "tokenizers" / name)
+    model = tiny_model("llama", len(tokenizer), hidden=32)
+    rows = sorted(evol(shared_data, 36), key=score.characters_of_pair)[:30]
+    results = score_block(rows, tokenizer, CausalScorer(model, 4096), Scoring(max_length=300))
+    for row, result in zip(rows, results, strict=True):
+        assert isinstance(result, Score)
+        published, same_tokens = published_ifd(model, tokenizer, row, 300)
+        assert same_tokens != is_sentencepiece
+        means_the_same = same_tokens and not result.truncated
+        assert (result.ifd == pytest.approx(published, rel=1e-5)) == means_the_same
+
+
+def published_ifd(
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, row: Example, longest: int
+) -> tuple[float, bool]:
+    """One row at a time: the mean loss after the prompt, and of the answer alone; and whether both were of the same
+    tokens. What is too long is cut at the end of each."""
+    bos, prompt = [tokenizer.bos_token_id], f"Question:\n{row.instruction}\n\nAnswer:\n"
+    ids = [tokenizer(text, add_special_tokens=False).input_ids for text in (prompt, prompt + row.answer, row.answer)]
+    before = len(ids[0]) + 1
+    perplexities = []
+    for tokens, first in ((bos + ids[1], before), (bos + ids[2], 1)):
+        kept = torch.tensor([tokens[:longest]])
+        with torch.inference_mode():
+            logits = model(kept).logits[0, first - 1 : -1]
+        perplexities.append(math.exp(torch.nn.functional.cross_entropy(logits, kept[0, first:])))
+    return perplexities[0] / perplexities[1], (bos + ids[1])[before:] == ids[2]
 
 
 def test_every_row_of_a_real_file_is_planned_once(shared_data: Path) -> None:
