@@ -82,6 +82,7 @@ IMPORT_LATE = (
     *("work.contestants", "work.jobs", "work.rowwork", "work.completing"),
     "model.vllm_engine",  # vllm itself, an extra
     "training.strategy",  # deepspeed itself, an extra
+    "model.load",  # peft, for the models that have adapters
     "data.source",  # pyarrow and datasets, for the files that need them
 )
 WITHOUT_TORCH = (

@@ -31,7 +31,6 @@ from codetune.data.chat import template
 from codetune.data.hub import hub_snapshot, is_hub_id
 from codetune.data.tokens import adds_bos
 from codetune.errors import CodetuneError, ModelError
-from codetune.model.adapt import merge_adapters
 from codetune.model.attention import FLASH, KERNELS, Site, require_kernel
 from codetune.project import ChatFormat, Model, Quantization
 
@@ -126,6 +125,8 @@ def load_model(path: Path, model: Model, device: str) -> PreTrainedModel:
     """The network on `device`, in evaluation mode, in `model.dtype`; of adapters the model below them with the adapters
     merged into its weights."""
     if (path / ADAPTER).is_file():
+        from codetune.model.adapt import merge_adapters  # peft takes seconds to load, and few models have adapters
+
         below = load_model(find_model(base_of_adapters(path)), model, device)
         merged = merge_adapters(below, path, device)
         if (path / "generation_config.json").is_file():  # where an answer ends was learned with the adapters

@@ -210,7 +210,8 @@ def test_workers_die_with_their_command(tmp_path: Path) -> None:
         [
             sys.executable,
             "-c",
-            "import sys; from pathlib import Path\nfrom codetune.workers import *\nfrom codetune.launch import Node\n"
+            "import sys; from pathlib import Path\n"
+            "from codetune.work.workers import *\nfrom codetune.launch import Node\n"
             "run_workers(Crew((sys.executable, sys.argv[1]), 2, Node(0, 1), Path('x')), print, print)",
             planned.command[1],
         ],
