@@ -4,19 +4,21 @@ imported before the project file is known to be right: `--help` and every mistak
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from codetune import __version__, console
 from codetune.errors import CodetuneError, InputError, UsageError, writing_failed
 from codetune.launch import Node, errand, node, parse_shard, place, prepare_process
-from codetune.project import PRESETS, PROJECT_FILE, Project
+from codetune.project import PRESETS, PROJECT_FILE, Method, PadMode, Project
 from codetune.project_file import commented_yaml, read_project
 from codetune.work import jobs
 from codetune.work.workers import leave
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from codetune.console import Shown
     from codetune.store.stages import Desk
 
+_WrongUsage: Any = typer.BadParameter.__base__  # click's UsageError, which typer 0.29 has a copy of
 app = typer.Typer(
     help="Fine-tune a code LLM on the part of an instruction set that is worth training on; measure what that bought.",
     no_args_is_help=True,
@@ -60,6 +63,7 @@ NOT_IN_THIS_VERSION = ("plan", "sweep", "report", "doctor")
 LimitOption = Annotated[int | None, typer.Option(metavar="N", min=1, help="The first N tasks only.")]
 TasksOption = Annotated[list[str] | None, typer.Option("--task", metavar="ID", help="This task only. Repeatable.")]
 CompleteOption = Annotated[bool, typer.Option("--complete", help="Samples for a part of the tasks are an error.")]
+PAD_MODES, METHODS = (f"One of: {', '.join(get_args(choices))}." for choices in (PadMode, Method))
 STAGES_HELP = "score, embed, select, train, generate, sanitize or evaluate."
 
 
@@ -84,9 +88,29 @@ def main() -> None:
 
 def _lead() -> None:
     try:
-        app()
+        sys.exit(_answer())
     finally:
         jobs.dismiss()
+
+
+def _answer() -> int:
+    """The exit status of the command. What typer says of a wrong command line is told as every other error is."""
+    try:
+        status = app(prog_name="codetune", standalone_mode=False)
+        sys.stdout.flush()
+    except _WrongUsage as why:
+        if type(why).__name__ == "NoArgsIsHelpError":  # its message is the help
+            why.show()
+            return int(why.exit_code)
+        command = why.ctx.command_path if why.ctx else "codetune"
+        message = why.format_message()
+        raise UsageError(f"{message}{'' if message[-1] in '.?' else '.'} See: {command} --help") from None
+    except OSError as why:  # of standard output, while help was written to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is left in the buffer
+        if why.errno == errno.EPIPE:
+            return 1
+        raise CodetuneError(f"writing failed: {why.strerror} (standard output). Send it somewhere else") from None
+    return status if isinstance(status, int) else 0
 
 
 @app.callback(invoke_without_command=True)
@@ -100,7 +124,7 @@ def top(
 
 @app.command()
 def init(
-    directory: Annotated[Path, typer.Argument(metavar="[DIR]")] = Path(),
+    directory: Annotated[Path, typer.Argument(metavar="DIR")] = Path(),
     preset: Annotated[str, typer.Option(help=f"One of: {', '.join(PRESETS)}.")] = "deepseek-oss",
     set_: SetOption = None,
     as_json: JsonOption = False,
@@ -157,8 +181,8 @@ def select(
 
 @app.command()
 def train(
-    pad_mode: Annotated[str | None, typer.Option(help="max_length, dynamic_pad or dynamic_pack.")] = None,
-    method: Annotated[str | None, typer.Option(help="full or lora.")] = None,
+    pad_mode: Annotated[str | None, typer.Option(help=PAD_MODES)] = None,
+    method: Annotated[str | None, typer.Option(help=METHODS)] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Begin anew, not from the last checkpoint.")] = False,
     project: ProjectOption = None,
     set_: SetOption = None,
@@ -319,7 +343,7 @@ def status(project: ProjectOption = None, set_: SetOption = None, as_json: JsonO
 
 @app.command()
 def demo(
-    directory: Annotated[Path, typer.Argument(metavar="[DIR]")] = Path("codetune-demo"),
+    directory: Annotated[Path, typer.Argument(metavar="DIR")] = Path("codetune-demo"),
     full: Annotated[bool, typer.Option("--full", help="Also the controls: a random draw, and all rows.")] = False,
     seed: Annotated[int, typer.Option(help="Of the tasks, the data set and the training.")] = 42,
     set_: SetOption = None,

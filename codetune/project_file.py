@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from codetune.errors import ProjectError
 from codetune.project import NOT_IN_THIS_VERSION, Project, keys, value_at
@@ -110,7 +111,7 @@ def _note_errors(why: ValidationError, reading: Reading) -> list[Key]:
         if error["type"] == "extra_forbidden":
             refused.setdefault(key, []).append(f"unknown key{_nearest(key)}")
         else:
-            refused.setdefault(key, []).append(_expectation(error["msg"]))
+            refused.setdefault(key, []).append(_expectation(_without_lacking(key, error)))
     for key, reasons in refused.items():
         place = f"{_place(key, reading)}: {_dotted(key)}"
         if reasons[0].startswith("unknown key"):
@@ -144,6 +145,15 @@ def _expectation(message: str) -> str:
     for pydantic_says, we_say in _EXPECTATIONS.items():
         message = message.replace(pydantic_says, we_say)
     return message.partition(" after validation")[0]
+
+
+def _without_lacking(key: Key, error: ErrorDetails) -> str:
+    """Pydantic's message; of a choice, without the values that this version would refuse as well."""
+    lacking = NOT_IN_THIS_VERSION.get(_dotted(key), ())
+    if error["type"] != "literal_error" or not lacking:
+        return error["msg"]
+    *others, last = [f"'{value}'" for value in re.findall("'(.*?)'", error["ctx"]["expected"]) if value not in lacking]
+    return f"Input should be {', '.join(others)} or {last}"
 
 
 def _not_in_this_version(project: Project) -> Iterator[tuple[str, str]]:

@@ -180,6 +180,32 @@ def test_init_takes_any_key_and_tells_a_wrong_one(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["codetune.yaml"]
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("select --ratio abc", "error: Invalid value for '--ratio': Input should be a valid number"),
+        ("selec", "error: No such command 'selec'. Did you mean 'select'"),
+        ("score --shar 0/2", "error: No such option: --shar (Possible options: --shard). See: codetune score --help"),
+        ("evaluate", "error: Missing argument 'BENCHMARK'. See: codetune evaluate --help"),
+        ("run extra", "error: Got unexpected extra argument"),
+    ],
+)
+def test_a_wrong_command_line_is_told_as_every_other_error(line: str, told: str, tmp_path: Path) -> None:
+    done = run_codetune(*line.split(), cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(told)
+    assert done.stderr.count("\n") == 1
+
+
+def test_help_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "codetune", "--help"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr == ("error: writing failed: No space left on device (standard output). Send it somewhere else\n")
+
+
 def test_a_full_standard_output_is_named(tmp_path: Path) -> None:
     make_small_world(tmp_path, 6)
     command = f"{sys.executable} -m codetune status --json >/dev/full"

@@ -385,3 +385,8 @@ def nested(key: str, value: Any) -> str:
     return "\n".join(
         [*lines, f"{'  ' * len(parents)}{name}: {yaml.safe_dump(value, default_flow_style=True).split(chr(10))[0]}"]
     )
+
+
+def test_values_of_other_versions_are_not_among_those_expected() -> None:
+    with pytest.raises(ProjectError, match=r"is 'ifd_clusters'; expected `ifd_cluster`, `random` or `all` \("):
+        read_project(None, ["select.strategy=ifd_clusters"], {})
