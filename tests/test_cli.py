@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from codetune import pipeline
 from codetune.cli import NOT_IN_THIS_VERSION, _perform
 from codetune.console import Shown
 from codetune.errors import InputError
 from codetune.project_file import read_project
-from tests.small_world import make_small_world, run_codetune
+from tests.small_world import desk_of, make_small_world, run_codetune
 
 COMMANDS = (
     *("init", "score", "embed", "select", "train", "generate"),
@@ -133,7 +134,7 @@ def test_a_stage_prints_one_json_document_and_nothing_else_on_standard_output(tm
 
 
 def test_an_interrupt_ends_with_130_and_the_command_continues(tmp_path: Path) -> None:
-    make_small_world(tmp_path, 400)
+    project = make_small_world(tmp_path, 400)
     command = [sys.executable, "-m", "codetune", "score", "--set", "score.tokens_per_batch=64"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     log = tmp_path / "runs" / "small" / "scores.jsonl.parts" / "0-of-1.log"
@@ -144,8 +145,7 @@ def test_an_interrupt_ends_with_130_and_the_command_continues(tmp_path: Path) ->
     assert process.returncode == 130, complaint
     assert "Traceback" not in complaint
     assert "interrupted; what was finished is kept" in complaint
-    told = run_codetune("score", "--set", "score.tokens_per_batch=64", "--json", cwd=tmp_path)
-    assert json.loads(told.stdout)["reused"] > 0
+    assert pipeline.score(desk_of(project, score__tokens_per_batch=64), None).reused > 0
 
 
 def test_an_interrupt_before_anything_is_read_ends_without_a_traceback(tmp_path: Path) -> None:
@@ -230,9 +230,8 @@ def test_a_second_run_on_the_same_output_names_the_first(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("stage", ["score", "embed"])
 def test_where_writing_fails_the_work_is_kept_and_continues_when_there_is_room(stage: str, tmp_path: Path) -> None:
-    make_small_world(tmp_path / "calm", 100)
-    make_small_world(tmp_path / "full", 100)
-    calm = json.loads(run_codetune(stage, "--json", cwd=tmp_path / "calm").stdout)
+    calm, full = (make_small_world(tmp_path / name, 100) for name in ("calm", "full"))
+    verb = {"score": pipeline.score, "embed": pipeline.embed}[stage]
     # A limit on file sizes stands for a full disk: the write in the middle of a file fails.
     limit = {"score": 8_000, "embed": 30_000}[stage]
     program = f"import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}));"
@@ -243,8 +242,7 @@ def test_where_writing_fails_the_work_is_kept_and_continues_when_there_is_room(s
     assert failed.returncode == 1
     assert "writing failed" in failed.stderr
     assert "Traceback" not in failed.stderr
-    done = json.loads(run_codetune(stage, "--json", cwd=tmp_path / "full").stdout)
-    assert Path(done["artefact"]).read_bytes() == Path(calm["artefact"]).read_bytes()
+    assert verb(desk_of(full), None).artefact.read_bytes() == verb(desk_of(calm), None).artefact.read_bytes()
 
 
 def test_a_file_that_may_not_be_read_is_the_users_to_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

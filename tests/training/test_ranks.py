@@ -20,7 +20,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.small_world import make_small_world, run_codetune
+from codetune import pipeline
+from tests.small_world import desk_of, make_small_world, run_codetune
 
 TRAINING = """
 train: {max_length: 256, epochs: 8, global_batch_size: 5, per_device_batch_size: 2, warmup_steps: 0,
@@ -47,7 +48,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(world: Path) -> Path:
-    return trained(world, "alone", "launch.processes=1")
+    run = fresh(world, "alone")
+    train_here(world, run.name)
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +72,10 @@ def test_a_checkpoint_of_two_processes_is_continued_by_as_many_or_by_one(
     world: Path, together: Path, processes: int
 ) -> None:
     broken = stopped_at(4, together, world / f"runs/continued-{processes}")
-    train(world, broken.name, f"launch.processes={processes}")
+    if processes == 1:
+        train_here(world, broken.name)
+    else:
+        train(world, broken.name, "launch.processes=2")
     agree(broken, together, exact=processes == 2)
 
 
@@ -196,6 +202,12 @@ def run_train(world: Path, name: str, *settings: str) -> subprocess.CompletedPro
 def train(world: Path, name: str, *settings: str) -> None:
     done = run_train(world, name, *settings)
     assert done.returncode == 0, done.stderr
+
+
+def train_here(world: Path, name: str) -> None:
+    """In this one process."""
+    flags = {"output_dir": f"runs/{name}", "select__strategy": "random", "launch__processes": 1}
+    pipeline.train(desk_of(world / "codetune.yaml", **flags))
 
 
 def start(
