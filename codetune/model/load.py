@@ -32,6 +32,7 @@ from codetune.data.hub import hub_snapshot, is_hub_id
 from codetune.data.tokens import adds_bos
 from codetune.errors import CodetuneError, ModelError
 from codetune.model.attention import FLASH, KERNELS, Site, require_kernel
+from codetune.model.memory import keep_freed_memory
 from codetune.project import ChatFormat, Model, Quantization
 
 HUB_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "model*.safetensors", "adapter_model.safetensors")
@@ -132,6 +133,8 @@ def load_model(path: Path, model: Model, device: str) -> PreTrainedModel:
         if (path / "generation_config.json").is_file():  # where an answer ends was learned with the adapters
             merged.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
         return merged
+    if device == "cpu":
+        keep_freed_memory()
     on_device: PreTrainedModel = _read_network(path, model, {}).to(device)  # type: ignore[arg-type]
     return _attending(on_device, model)
 
