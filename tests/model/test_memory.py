@@ -16,7 +16,7 @@ if sys.argv[1] == "kept":
     keep_freed_memory()
 torch.ones(1)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(20):
+for _ in range(60):
     torch.ones(2**24)  # 64 MiB
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
@@ -27,5 +27,5 @@ def test_tensors_that_come_and_go_take_their_pages_once() -> None:
     def faults(how: str) -> int:
         return int(subprocess.run([sys.executable, "-c", PROGRAM, how], capture_output=True, check=True).stdout)
 
-    assert faults("given back") > 5 * faults("kept") > 0
+    assert faults("given back") > 3 * faults("kept") > 0
     keep_freed_memory()  # more than once does no harm
