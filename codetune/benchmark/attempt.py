@@ -15,7 +15,6 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import psutil
@@ -37,7 +36,7 @@ from codetune.records import Outcome, Problem
 LONGEST_RUN_SECONDS = 60  # EvalPlus' bound on the sum of a task's limits
 GRACE_SECONDS = 2  # and what its two joins add to it
 CANONICAL_SECONDS = 60  # for all calls of a suite
-READING_BYTES = 2 * 2**30  # of memory, for one value
+READING_BYTES = 4 * 2**30  # of memory, for one value: as much as EvalPlus lets the program have that made it
 READING_SECONDS = 30  # for one value, decoded and compared
 STARVED_SHARE = 0.25  # of a limit: ready to run, and no CPU was free
 
@@ -70,13 +69,13 @@ def judge_suite(sandbox: Sandbox, problem: Problem, code: str, suite: tuple[str,
     inputs = inputs_of(problem, name)
     limits = [max(DEFAULT_MIN_TIME_LIMIT, DEFAULT_GT_TIME_LIMIT_FACTOR * seconds) for seconds in expected.seconds]
     total = patience * (min(LONGEST_RUN_SECONDS, sum(limits)) + GRACE_SECONDS)
-    comparison = Comparison(problem)
+    comparison, most_bytes = Comparison(problem), _own_bytes() + READING_BYTES
     with sandbox.run(_request(problem, code, name, limits, patience), total) as run:
         frames = run.frames()
         for number, call in enumerate(inputs):
             try:
                 content = _content(next(frames), limits[number], total)
-                _require_agreement(comparison, call, content, expected.outputs[number])
+                _require_agreement(comparison, call, content, expected.outputs[number], most_bytes)
             except WrongError as why:
                 at = f"{name} call {number + 1}, {shown_call(problem, call)}: {why}"
                 return Result("timeout" if why.limit_seconds == total else "fail", at, _is_starved(run, why))
@@ -154,8 +153,10 @@ def _error_name(content: bytearray) -> str:
     return text if text.isidentifier() else "an error"
 
 
-def _require_agreement(comparison: Comparison, call: Sequence[Any], content: bytearray, expected: Any) -> None:
-    with _bounded():
+def _require_agreement(
+    comparison: Comparison, call: Sequence[Any], content: bytearray, expected: Any, most_bytes: int
+) -> None:
+    with _bounded(most_bytes):
         try:
             agrees = comparison.agrees(call, wire.decode(content), expected)
         except INCOMPARABLE as why:
@@ -165,11 +166,10 @@ def _require_agreement(comparison: Comparison, call: Sequence[Any], content: byt
 
 
 @contextmanager
-def _bounded() -> Iterator[None]:
-    """Memory and time for one value. At the end of the time this process dies, which its judge will notice: code in C
-    hears no exception."""
+def _bounded(most: int) -> Iterator[None]:
+    """Memory of this process, in bytes, and time for one value. At the end of the time this process dies, which its
+    judge will notice: code in C hears no exception."""
     before, hard = resource.getrlimit(resource.RLIMIT_AS)
-    most = _own_bytes() + READING_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
     signal.setitimer(signal.ITIMER_REAL, READING_SECONDS)
     try:
@@ -179,9 +179,8 @@ def _bounded() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (before, hard))
 
 
-@cache
 def _own_bytes() -> int:
-    """Before the first program; a task's expected outputs are small beside the bound."""
+    """The expected outputs of a task are part of it: those of Mbpp/255 are more than a gigabyte."""
     return int(psutil.Process().memory_info().vms)
 
 

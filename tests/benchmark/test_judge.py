@@ -14,6 +14,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 from codetune.benchmark import attempt
+from codetune.benchmark.expected import Calls
 from codetune.benchmark.judge import count_missing, judge, prepare
 from codetune.benchmark.pool import run_jobs
 from codetune.benchmark.probe import find_trouble
@@ -127,6 +128,19 @@ def test_a_failure_names_the_first_call_that_went_wrong_shortened(expected: Path
     assert found.failure.startswith("base call 2, double('ababab")
     assert found.failure.endswith("): wrong answer")
     assert len(found.failure) < 300
+
+
+def test_expected_outputs_leave_a_value_its_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Those of Mbpp/255 are more than a gigabyte, and lie where a value of that size is read.
+    monkeypatch.setattr(attempt, "READING_BYTES", 2**27)
+    sandbox = Sandbox.start(TIER, tmp_path)
+    task, code = problem(base_input=[[1]], plus_input=[]), "def double(x): return 2 * x"
+    for mebibytes in (0, 512):
+        large = bytearray(mebibytes << 20)
+        found = attempt.judge_suite(sandbox, task, code, ("base", Calls([2], [0.0])), 1)
+        assert found.outcome == "pass", found.failure
+        del large
+    sandbox.close()
 
 
 def test_a_time_out_without_a_cpu_is_tried_again_alone_and_with_patience(tmp_path: Path) -> None:
