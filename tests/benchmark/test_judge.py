@@ -134,12 +134,13 @@ def test_expected_outputs_leave_a_value_its_memory(tmp_path: Path, monkeypatch: 
     # Those of Mbpp/255 are more than a gigabyte, and lie where a value of that size is read.
     monkeypatch.setattr(attempt, "READING_BYTES", 2**27)
     sandbox = Sandbox.start(TIER, tmp_path)
-    task, code = problem(base_input=[[1]], plus_input=[]), "def double(x): return 2 * x"
+    task, code = problem(base_input=[[1]], plus_input=[]), "def double(x): return [*range(10**6)]"
+    answer = [*range(10**6)]
     for mebibytes in (0, 512):
-        large = bytearray(mebibytes << 20)
-        found = attempt.judge_suite(sandbox, task, code, ("base", Calls([2], [0.0])), 1)
+        expected_outputs = bytearray(mebibytes << 20)
+        found = attempt.judge_suite(sandbox, task, code, ("base", Calls([answer], [0.0])), 1)
         assert found.outcome == "pass", found.failure
-        del large
+        del expected_outputs
     sandbox.close()
 
 
