@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codetune import console
+from codetune.benchmark.rows import read_rows
 from codetune.errors import DataError, StaleError, UsageError
 from codetune.launch import thread_count, user_cache
 from codetune.pipeline import StageResult, Written, already, seal_artefact
@@ -121,11 +122,11 @@ def sanitize_file(desk: Desk, path: Path) -> StageResult:
 
 
 def is_samples_file(desk: Desk, said: str) -> bool:
-    """Whether a word names a file of samples, not a benchmark: a file whose first row holds no task's prompt."""
+    """Whether a word names a file of samples, not a benchmark: by its first row, for both may hold prompts."""
     if said in BENCHMARK_NAMES or not Path(said).is_file() or said in desk.project.evaluate.benchmarks:
         return False
-    with Path(said).open("rb") as file:
-        return b'"prompt"' not in file.readline()
+    _, first = next(read_rows(Path(said), "a benchmark, or samples"), ("", {}))
+    return not {"prompt", "entry_point"} & first.keys() or bool({"completion", "solution"} & first.keys())
 
 
 def evaluate(desk: Desk, bench: Bench, model: Contestant, part: Bench) -> Report:

@@ -8,17 +8,36 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from codetune import __version__, console
-from codetune.errors import CodetuneError, InputError, UsageError, writing_failed
+from codetune.errors import BusyError, CodetuneError, InputError, UsageError, writing_failed
 from codetune.launch import Node, errand, node, parse_shard, place, prepare_process
-from codetune.project import PRESETS, PROJECT_FILE, Method, PadMode, Project
+from codetune.options import (
+    METHODS,
+    PAD_MODES,
+    STAGES_HELP,
+    BenchmarkArgument,
+    CompleteOption,
+    InstructOption,
+    JsonOption,
+    LimitOption,
+    ModelOption,
+    ModelsOption,
+    ProjectOption,
+    SetOption,
+    ShardOption,
+    TasksOption,
+    optional_project,
+    prompt_flag,
+    required_project,
+)
+from codetune.project import PRESETS, PROJECT_FILE, Project
 from codetune.project_file import commented_yaml, read_project
 from codetune.work import jobs
 from codetune.work.workers import leave
@@ -35,36 +54,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-ProjectOption = Annotated[
-    Path | None, typer.Option("--project", "-p", metavar="PATH", help=f"The project file; default ./{PROJECT_FILE}.")
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any key of the project file. Repeatable."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
-ShardOption = Annotated[
-    str | None, typer.Option(metavar="I/N", help="Do the blocks I, I+N, ... only; the last shard to finish merges.")
-]
-ModelOption = Annotated[
-    str | None, typer.Option("--model", "-m", help="tuned (default where there is one), base, a path or a hub id.")
-]
-ModelsOption = Annotated[
-    list[str] | None, typer.Option("--model", "-m", help="tuned, base, a path or a hub id. Repeatable: compared.")
-]
-InstructOption = Annotated[
-    bool | None, typer.Option("--instruct/--base", help="Prompt it as a chat, or with the raw task as a base model.")
-]
-BenchmarkArgument = Annotated[
-    str, typer.Argument(metavar="BENCHMARK", help="humaneval, mbpp, demo, or the path of a JSONL in EvalPlus format.")
-]
 # Commands of the contract that this version lacks; values of the project file: project.NOT_IN_THIS_VERSION.
 NOT_IN_THIS_VERSION = ("plan", "sweep", "report", "doctor")
-LimitOption = Annotated[int | None, typer.Option(metavar="N", min=1, help="The first N tasks only.")]
-TasksOption = Annotated[list[str] | None, typer.Option("--task", metavar="ID", help="This task only. Repeatable.")]
-CompleteOption = Annotated[bool, typer.Option("--complete", help="Samples for a part of the tasks are an error.")]
-PAD_MODES, METHODS = (f"One of: {', '.join(get_args(choices))}." for choices in (PadMode, Method))
-STAGES_HELP = "score, embed, select, train, generate, sanitize or evaluate."
 
 
 def main() -> None:
@@ -80,7 +71,9 @@ def main() -> None:
         else:
             _lead()
     except CodetuneError as error:
-        console.show_error(type(error)(console.for_project(str(error))))
+        # What holds a lock is another command, told as it was given.
+        message = str(error) if isinstance(error, BusyError) else console.for_project(str(error))
+        console.show_error(type(error)(message))
         sys.exit(error.exit_status)
     except KeyboardInterrupt:  # a rank that follows; the first one says what it means
         leave(130)
@@ -153,7 +146,7 @@ def score(
 ) -> None:
     """IFD of every row -> scores.jsonl."""
     part = parse_shard(shard) if shard is not None else None
-    _stage(lambda verbs, desk: verbs.score(desk, part), _required(project, set_, {}), as_json)
+    _stage(lambda verbs, desk: verbs.score(desk, part), required_project(project, set_, {}), as_json)
 
 
 @app.command()
@@ -162,7 +155,7 @@ def embed(
 ) -> None:
     """Embeddings of the instructions -> embeddings.npy."""
     part = parse_shard(shard) if shard is not None else None
-    _stage(lambda verbs, desk: verbs.embed(desk, part), _required(project, set_, {}), as_json)
+    _stage(lambda verbs, desk: verbs.embed(desk, part), required_project(project, set_, {}), as_json)
 
 
 @app.command()
@@ -176,7 +169,7 @@ def select(
 ) -> None:
     """The rows worth training on -> selection.jsonl, chat format."""
     flags = {"select.ratio": ratio, "select.clusters": clusters, "select.strategy": strategy}
-    _stage(lambda verbs, desk: verbs.select(desk), _required(project, set_, flags), as_json)
+    _stage(lambda verbs, desk: verbs.select(desk), required_project(project, set_, flags), as_json)
 
 
 @app.command()
@@ -189,7 +182,7 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Fine-tune on the selection -> model/. Continues from its last checkpoint by itself."""
-    loaded = _required(project, set_, {"train.pad_mode": pad_mode, "train.method": method})
+    loaded = required_project(project, set_, {"train.pad_mode": pad_mode, "train.method": method})
     if (here := node(loaded.launch.nodes)).rank > 0:
         _perform(lambda: _follow(loaded, here), as_json)
     else:
@@ -206,7 +199,7 @@ def generate(
     as_json: JsonOption = False,
 ) -> None:
     """Completions of a benchmark's tasks. Continues where it stopped."""
-    loaded = _optional(project, set_, _prompt_flag(instruct))
+    loaded = optional_project(project, set_, prompt_flag(instruct))
 
     def work() -> Shown:
         from codetune import benchmarking, presentation
@@ -229,7 +222,7 @@ def sanitize(
     as_json: JsonOption = False,
 ) -> None:
     """Completions -> programs that can be run."""
-    loaded = _optional(project, set_, _prompt_flag(instruct))
+    loaded = optional_project(project, set_, prompt_flag(instruct))
 
     def work() -> Shown:
         from codetune import benchmarking, presentation
@@ -260,7 +253,7 @@ def evaluate(
     """Programs -> pass@k."""
     if samples is not None and model is not None:
         raise UsageError("--samples and --model exclude each other: the samples are somebody's already. Leave one out")
-    loaded = _optional(project, set_, _prompt_flag(instruct))
+    loaded = optional_project(project, set_, prompt_flag(instruct))
 
     def work() -> Shown:
         from codetune import benchmarking, presentation
@@ -291,7 +284,7 @@ def eval_(
     as_json: JsonOption = False,
 ) -> None:
     """Generate, sanitize and evaluate in one go; several models are compared."""
-    loaded = _optional(project, set_, _prompt_flag(instruct))
+    loaded = optional_project(project, set_, prompt_flag(instruct))
 
     def work() -> Shown:
         from codetune import benchmarking, journey, presentation
@@ -315,13 +308,16 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """The whole pipeline; what is done and still true is not done again."""
-    loaded = _required(project, set_, {})
+    from codetune import journey
+
+    stages = journey.stages_between(first, last)
+    loaded = required_project(project, set_, {})
 
     def work() -> Shown:
-        from codetune import journey, presentation
+        from codetune import presentation
 
         desk = _desk(loaded)
-        results = list(journey.run(desk, journey.stage_named(first), journey.stage_named(last)))
+        results = list(journey.run(desk, stages))
         return presentation.journey(results, journey.compare(desk, journey.reports_in(results)))
 
     _perform(work, as_json)
@@ -330,7 +326,7 @@ def run(
 @app.command()
 def status(project: ProjectOption = None, set_: SetOption = None, as_json: JsonOption = False) -> None:
     """A line per stage: done, stale (and why), partial (how far), missing; and the next command."""
-    loaded = _required(project, set_, {})
+    loaded = required_project(project, set_, {})
 
     def work() -> Shown:
         from codetune import journey, pipeline, presentation
@@ -370,22 +366,6 @@ def _lacking(name: str) -> Callable[[], None]:
 for _name in NOT_IN_THIS_VERSION:
     _anything = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
     app.command(_name, hidden=True, context_settings=_anything)(_lacking(_name))
-
-
-def _required(path: Path | None, assignments: list[str] | None, flags: Mapping[str, Any]) -> Project:
-    """The project that a command of the pipeline cannot do without."""
-    given = {key: value for key, value in flags.items() if value is not None}
-    return read_project(path or Path(PROJECT_FILE), assignments or [], given)
-
-
-def _optional(path: Path | None, assignments: list[str] | None, flags: Mapping[str, Any]) -> Project:
-    """The project, or the defaults where none is named and none lies here."""
-    here = Path(PROJECT_FILE)
-    return read_project(path or (here if here.exists() else None), assignments or [], flags)
-
-
-def _prompt_flag(instruct: bool | None) -> dict[str, str]:
-    return {} if instruct is None else {"generate.prompt": "chat" if instruct else "completion"}
 
 
 def _desk(project: Project) -> Desk:

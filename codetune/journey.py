@@ -41,11 +41,8 @@ class Line:
     command: str
 
 
-def run(desk: Desk, first: Stage, last: Stage) -> Iterator[StageResult | Report]:
-    """Every stage from `first` to `last`, each yielded when it is done."""
-    wanted = STAGES[STAGES.index(first) : STAGES.index(last) + 1]
-    if not wanted:
-        raise UsageError(f"--from {first} --to {last}: {last} comes before {first}. The order is: {' '.join(STAGES)}")
+def run(desk: Desk, wanted: Sequence[Stage]) -> Iterator[StageResult | Report]:
+    """Each of the stages (see `stages_between`), yielded when it is done."""
     benches: list[benchmarking.Bench] = []
     if {"generate", "sanitize", "evaluate"} & set(wanted):  # a typo there is told before hours of training
         _require_samples(desk)
@@ -200,7 +197,15 @@ def _counted(rows: int, refused: Mapping[str, int]) -> str:
     return f"{rows:,} rows" + (f"; refused: {counts(refused)}" if refused else "")
 
 
-def stage_named(name: str) -> Stage:
+def stages_between(first: str, last: str) -> Sequence[Stage]:
+    """From `first` to `last`, both among them."""
+    begin, end = STAGES.index(_stage_named(first)), STAGES.index(_stage_named(last))
+    if begin > end:
+        raise UsageError(f"--from {first} --to {last}: {last} comes before {first}. The order is: {' '.join(STAGES)}")
+    return STAGES[begin : end + 1]
+
+
+def _stage_named(name: str) -> Stage:
     for stage in STAGES:
         if stage == name:
             return stage

@@ -45,7 +45,7 @@ def demo(directory: Path, full: bool, seed: int, assignments: Sequence[str]) -> 
     world = make_world(directory, seed)
     made_seconds = time.monotonic() - began
     desk = open_desk(read_project(world.project_file, assignments, {}))
-    results, seconds = _timed(journey.run(desk, "score", "evaluate"))
+    results, seconds = _timed(journey.run(desk, journey.stages_between("score", "evaluate")))
     stages = [result for result in results if isinstance(result, StageResult)]
     base, tuned = journey.reports_in(results)
     chosen = next(result.rows for result in stages if result.stage == "select")
@@ -72,7 +72,7 @@ def _require_own(directory: Path) -> None:
 def _control(world: World, assignments: Sequence[str], strategy: str, flags: Mapping[str, Any]) -> Way:
     settings = {**flags, "name": f"demo-{strategy}", "select.strategy": strategy}
     desk = open_desk(read_project(world.project_file, assignments, settings))
-    results = list(journey.run(desk, "select", "train"))
+    results = list(journey.run(desk, journey.stages_between("select", "train")))
     rows = next(result.rows for result in results if isinstance(result, StageResult) and result.stage == "select")
     (report,) = journey.evaluate_by_name(desk, benchmarking.open_bench(desk, "demo"), ["tuned"])
     return Way(f"tuned on {'a random draw' if strategy == 'random' else 'all rows'}", rows, report)

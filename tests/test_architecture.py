@@ -47,15 +47,16 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "journey": ("pipeline", "benchmarking", *_BELOW_THE_VERBS),
     "presentation": ("console", "journey", "pipeline"),
     "showcase": ("pipeline", "benchmarking", "journey", "presentation", *_BELOW_THE_VERBS),
+    "options": ("project", "project_file"),
     "cli": (
-        *("", "pipeline", "benchmarking", "journey", "presentation", "showcase"),
+        *("", "options", "pipeline", "benchmarking", "journey", "presentation", "showcase"),
         *("work", "launch", "console", "project", "project_file", "errors"),
     ),
     "__main__": ("cli",),
 }
 HOMES: Mapping[str, tuple[str, ...]] = {
     "yaml": ("strict_yaml",),
-    "typer": ("cli",),
+    "typer": ("cli", "options"),
     "rich": ("console",),
     "pydantic": ("project", "project_file"),
     "evalplus": ("benchmark",),
@@ -86,7 +87,7 @@ IMPORT_LATE = (
     "data.source",  # pyarrow and datasets, for the files that need them
 )
 WITHOUT_TORCH = (
-    *("cli", "project", "project_file", "strict_yaml", "records", "errors", "console", "launch"),
+    *("cli", "options", "project", "project_file", "strict_yaml", "records", "errors", "console", "launch"),
     *("store.run", "store.parts", "store.rowwise", "store.artefacts", "store.stages"),
     *("work.workers", "work.jobs", "work.rowwork", "work.completing", "work.contestants", "work.unfinished"),
     *("pipeline", "benchmarking", "journey", "presentation", "showcase"),

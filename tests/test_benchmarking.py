@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -189,7 +190,13 @@ def test_a_samples_file_is_sanitized_for_the_benchmark_that_its_tasks_tell(desk:
     result = benchmarking.sanitize_file(desk, path)
     assert (result.facts["changed"], result.facts["not_parsing"]) == (3, 0)
     assert result.artefact.parent.name == "tasks"
-    assert not benchmarking.is_samples_file(desk, str(desk.project.root / "tasks.jsonl"))
+    tasks = desk.project.root / "tasks.jsonl"
+    assert not benchmarking.is_samples_file(desk, str(tasks))
+    packed = tasks.with_name("packed.jsonl.gz")
+    packed.write_bytes(gzip.compress(tasks.read_bytes()))
+    assert not benchmarking.is_samples_file(desk, str(packed))
+    with_prompts = samples(desk, [{**row, "prompt": "Write it."} for row in GOOD], "prompts.jsonl")
+    assert benchmarking.is_samples_file(desk, str(with_prompts))
 
 
 def test_a_samples_file_that_is_not_there_is_told(desk: Desk) -> None:

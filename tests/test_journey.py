@@ -21,12 +21,12 @@ from tests.small_world import desk_of, make_small_world, rows, run_codetune, wri
 
 def test_a_run_goes_through_every_stage_and_a_second_one_does_nothing(tmp_path: Path) -> None:
     project = make_small_world(tmp_path, 20)
-    first = list(journey.run(desk_of(project), "score", "evaluate"))
+    first = list(journey.run(desk_of(project), journey.stages_between("score", "evaluate")))
     stages = [result.stage for result in first if isinstance(result, StageResult)]
     assert stages == ["score", "embed", "select", "train", "generate", "sanitize", "generate", "sanitize"]
     assert [report["model"] for report in journey.reports_in(first)] == ["base", "tuned"]
     stamps = {path: path.stat().st_mtime_ns for path in _artefacts(tmp_path)}
-    again = list(journey.run(desk_of(project), "score", "evaluate"))
+    again = list(journey.run(desk_of(project), journey.stages_between("score", "evaluate")))
     assert {path: path.stat().st_mtime_ns for path in _artefacts(tmp_path)} == stamps
     assert all(result.reused == result.rows for result in again if isinstance(result, StageResult))
     assert all(line.state == "done" for line in journey.status(desk_of(project)))
@@ -76,17 +76,19 @@ def _test_status_after_changes(project: Path) -> None:
 
 def test_stages_that_the_strategy_does_not_need_are_left_out(tmp_path: Path) -> None:
     project = make_small_world(tmp_path, 20)
-    results = list(journey.run(desk_of(project, select__strategy="all"), "score", "select"))
+    results = list(journey.run(desk_of(project, select__strategy="all"), journey.stages_between("score", "select")))
     assert [result.stage for result in results if isinstance(result, StageResult)] == ["select"]
     assert journey.status(desk_of(project, select__strategy="all"))[0].state == "not needed"
 
 
 def test_stages_in_the_wrong_order_and_unknown_ones_are_usage_errors(tmp_path: Path) -> None:
-    desk = desk_of(make_small_world(tmp_path, 6))
     with pytest.raises(UsageError, match="score comes before train"):
-        list(journey.run(desk, "train", "score"))
+        journey.stages_between("train", "score")
     with pytest.raises(UsageError, match="did you mean select"):
-        journey.stage_named("slect")
+        journey.stages_between("slect", "train")
+    told = run_codetune("run", "--from", "slect", cwd=tmp_path)  # before it is asked for a project file
+    assert (told.returncode, told.stderr.count("\n")) == (2, 1)
+    assert "slect is no stage; did you mean select?" in told.stderr
 
 
 def test_more_of_k_than_there_are_samples_is_said_before_anything_is_generated(tmp_path: Path) -> None:
@@ -123,7 +125,7 @@ def test_every_checkpoint_of_a_training_is_a_model_of_its_own(method: str, tmp_p
     desk = desk_of(project, **settings)
     with pytest.raises(UsageError, match="holds no checkpoint"):
         contestants.checkpoint_names(desk)
-    list(journey.run(desk, "select", "train"))
+    list(journey.run(desk, journey.stages_between("select", "train")))
     names = contestants.checkpoint_names(desk)
     assert [Path(name).name for name in names] == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
     models = [contestants.contestant(desk, name) for name in [*names, "tuned"]]
@@ -165,7 +167,7 @@ def test_a_file_of_ones_own_is_never_kept_under_the_name_of_an_official_benchmar
 def test_a_benchmark_that_is_not_there_is_told_before_any_work(tmp_path: Path) -> None:
     desk = desk_of(make_small_world(tmp_path, 6), evaluate__benchmarks=["humanevl"])
     with pytest.raises(UsageError, match="did you mean humaneval"):
-        next(journey.run(desk, "score", "evaluate"))
+        next(journey.run(desk, journey.stages_between("score", "evaluate")))
     assert not desk.run.scores.exists()
 
 
@@ -173,4 +175,4 @@ def test_two_benchmarks_of_one_name_are_refused(tmp_path: Path) -> None:
     project = make_small_world(tmp_path, 6)
     desk = desk_of(project, evaluate__benchmarks=["tasks.jsonl", "other/tasks.jsonl"])
     with pytest.raises(UsageError, match="'tasks' twice"):
-        list(journey.run(desk, "generate", "evaluate"))
+        list(journey.run(desk, journey.stages_between("generate", "evaluate")))

@@ -93,6 +93,11 @@ def converse(
         return _converse_by_template(messages, tokenizer)
     if not _alternates(messages):
         return "turns do not alternate between user and assistant"
+    if tokenizer.eos_token is None:
+        raise ModelError(
+            "The model's tokenizer has no EOS token (eos_token), so nothing would teach the model where answers end. "
+            'Expected: one that it knows. Name it in tokenizer_config.json, such as "eos_token": "</s>".'
+        )
     return _converse_by_family(FAMILIES[chat_format], messages, bos, tokenizer.eos_token)
 
 
@@ -173,7 +178,9 @@ def _converse_by_template(messages: Sequence[Message], tokenizer: ChatTokenizer)
             "The model's tokenizer has no chat template, and model.chat_format says `tokenizer`. Expected: an instruct "
             "model's tokenizer. Set model.chat_format to one of the families, such as deepseek"
         ) from why
-    closers = {token: 1 for token in tokenizer.all_special_tokens if token} | {tokenizer.eos_token: 0}
+    closers = {token: 1 for token in tokenizer.all_special_tokens if token}
+    if tokenizer.eos_token is not None:
+        closers[tokenizer.eos_token] = 0
     answers = []
     for number, prompt in prompts.items():
         written = text.find(messages[number].content.strip(), len(prompt))

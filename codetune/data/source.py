@@ -9,8 +9,9 @@ from __future__ import annotations
 import glob
 import hashlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import get_args
 
@@ -133,15 +134,14 @@ def _plain_part(pattern: Path) -> Path:
 
 
 def _require_columns(rows: Iterable[Row], dataset: Dataset) -> Iterator[Row]:
-    """The rows unchanged; an error where the first hundred, or all, have not the columns that the project names."""
-    held: list[Row] = []
+    """The rows unchanged; an error where of the first hundred, or all, none has the columns that the project names,
+    and fewer are chats than are neither."""
     incoming = iter(rows)
-    for row in incoming:
+    held: list[Row] = []
+    for row in islice(incoming, PATIENCE_ROWS):
         held.append(row)
         if _has_columns(row.value, dataset):
             break
-        if len(held) == PATIENCE_ROWS:
-            _refuse_columns(held, dataset)
     else:
         _refuse_columns(held, dataset)
     yield from held
@@ -149,17 +149,19 @@ def _require_columns(rows: Iterable[Row], dataset: Dataset) -> Iterator[Row]:
 
 
 def _has_columns(value: object, dataset: Dataset) -> bool:
-    return isinstance(value, dict) and ({dataset.instruction, dataset.response} <= value.keys() or "messages" in value)
+    return isinstance(value, dict) and {dataset.instruction, dataset.response} <= value.keys()
 
 
-def _refuse_columns(held: Iterable[Row], dataset: Dataset) -> None:
-    for row in held:
-        if isinstance(row.value, dict):
-            absent = [name for name in (dataset.instruction, dataset.response) if name not in row.value]
-            raise DataError(
-                f"{row.at} has no column {' and no column '.join(absent)}; it has {', '.join(row.value) or 'none'}. "
-                "Expected: an instruction and a response, or messages. Set dataset.instruction and dataset.response."
-            )
+def _refuse_columns(held: Sequence[Row], dataset: Dataset) -> None:
+    objects = [(row.at, row.value) for row in held if isinstance(row.value, dict)]
+    neither = [(at, value) for at, value in objects if "messages" not in value]
+    if len(objects) < 2 * len(neither):
+        at, value = neither[0]
+        absent = [name for name in (dataset.instruction, dataset.response) if name not in value]
+        raise DataError(
+            f"{at} has no column {' and no column '.join(absent)}; it has {', '.join(value) or 'none'}. "
+            "Expected: an instruction and a response, or messages. Set dataset.instruction and dataset.response."
+        )
 
 
 def _read_row(row: Row, dataset: Dataset) -> Example | Refusal:

@@ -278,7 +278,8 @@ class Digests:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if time.time() - status.st_mtime > 2:
             self._known[str(path.resolve())] = [mark, digest]
-            write_text(self._memory, json.dumps(self._known))
+            with contextlib.suppress(OSError):  # a full disk, or one that may only be read: it is read again next time
+                write_text(self._memory, json.dumps(self._known))
         return digest
 
     def tree(self, path: Path) -> str:

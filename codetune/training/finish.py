@@ -78,6 +78,6 @@ def _generation_config(
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return GenerationConfig(  # type: ignore[no-untyped-call]
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=sorted({tokenizer.eos_token_id, *stops, *last_tokens}),
+        eos_token_id=sorted({tokenizer.eos_token_id, *stops, *last_tokens} - {None}),
         pad_token_id=padding,
     )

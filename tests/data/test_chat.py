@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from codetune.data.chat import FAMILIES, Conversation, converse, stop_texts
+from codetune.errors import ModelError
 from codetune.records import Message, Role
 
 # before the answer "yo" to "hi"; between that answer and the next user turn "ho"
@@ -31,7 +32,7 @@ WRITTEN = {
 class FakeTokenizer:
     """Writes turns as `role:content|`, closed by EOS after an answer."""
 
-    eos_token = "</s>"
+    eos_token: str | None = "</s>"
     all_special_tokens = ("</s>", "<end>")
 
     def __init__(self, closer: str = "</s>") -> None:
@@ -49,6 +50,13 @@ class FakeTokenizer:
 
 def messages(*turns: tuple[Role, str]) -> list[Message]:
     return [Message(role, content) for role, content in turns]
+
+
+def test_a_tokenizer_without_an_eos_is_an_error() -> None:
+    tokenizer = FakeTokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(ModelError, match=r"no EOS token \(eos_token\).*tokenizer_config.json"):
+        converse("deepseek", messages(("user", "hi"), ("assistant", "yo")), tokenizer, "")
 
 
 TWO_ANSWERS = messages(("user", "hi"), ("assistant", "yo"), ("user", "ho"), ("assistant", "ya"))

@@ -163,6 +163,15 @@ def test_a_missing_column_is_an_error_that_lists_those_that_exist(tmp_path: Path
         rows_of(path)
 
 
+def test_a_chat_among_rows_without_the_columns_does_not_hide_that_they_are_missing(tmp_path: Path) -> None:
+    chat = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}
+    path = write_lines(tmp_path / "a.jsonl", [chat, {"instruction": "x"}, {"instruction": "z"}])
+    with pytest.raises(DataError, match=r"a.jsonl:2 has no column problem and no column solution; it has instruction"):
+        rows_of(path)
+    write_lines(path, [{"instruction": "x"}, chat, chat])
+    assert [isinstance(row, Refusal) for row in rows_of(path)] == [True, False, True]  # the last is a duplicate
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

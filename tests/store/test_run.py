@@ -391,6 +391,12 @@ def test_an_old_file_is_read_once(run: Run) -> None:
     assert Digests(run).file(path) == "remembered"
 
 
+def test_a_digest_that_cannot_be_remembered_is_given_all_the_same(run: Run) -> None:
+    path = aged(run.directory / "data.jsonl", "one")
+    (run.directory / ".cache").touch()  # where the directory of the memory would be
+    assert Digests(run).file(path) == hashlib.sha256(b"one").hexdigest()
+
+
 @pytest.mark.parametrize("memory", [b"{", b"", b"\xff\xfe"])
 def test_a_damaged_memory_of_digests_is_forgotten(memory: bytes, run: Run) -> None:
     path = aged(run.directory / "data.jsonl", "one")

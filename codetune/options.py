@@ -1,0 +1,57 @@
+"""The flags and arguments that several commands have, each with its line of help; and the project that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+
+from codetune.project import PROJECT_FILE, Method, PadMode, Project
+from codetune.project_file import read_project
+
+ProjectOption = Annotated[
+    Path | None, typer.Option("--project", "-p", metavar="PATH", help=f"The project file; default ./{PROJECT_FILE}.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any key of the project file. Repeatable."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+ShardOption = Annotated[
+    str | None, typer.Option(metavar="I/N", help="Do the blocks I, I+N, ... only; the last shard to finish merges.")
+]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", "-m", help="tuned (default where there is one), base, a path or a hub id.")
+]
+ModelsOption = Annotated[
+    list[str] | None, typer.Option("--model", "-m", help="tuned, base, a path or a hub id. Repeatable: compared.")
+]
+InstructOption = Annotated[
+    bool | None, typer.Option("--instruct/--base", help="Prompt it as a chat, or with the raw task as a base model.")
+]
+BenchmarkArgument = Annotated[
+    str, typer.Argument(metavar="BENCHMARK", help="humaneval, mbpp, demo, or the path of a JSONL in EvalPlus format.")
+]
+LimitOption = Annotated[int | None, typer.Option(metavar="N", min=1, help="The first N tasks only.")]
+TasksOption = Annotated[list[str] | None, typer.Option("--task", metavar="ID", help="This task only. Repeatable.")]
+CompleteOption = Annotated[bool, typer.Option("--complete", help="Samples for a part of the tasks are an error.")]
+PAD_MODES, METHODS = (f"One of: {', '.join(get_args(choices))}." for choices in (PadMode, Method))
+STAGES_HELP = "score, embed, select, train, generate, sanitize or evaluate."
+
+
+def required_project(path: Path | None, assignments: list[str] | None, flags: Mapping[str, Any]) -> Project:
+    """The project that a command of the pipeline cannot do without."""
+    given = {key: value for key, value in flags.items() if value is not None}
+    return read_project(path or Path(PROJECT_FILE), assignments or [], given)
+
+
+def optional_project(path: Path | None, assignments: list[str] | None, flags: Mapping[str, Any]) -> Project:
+    """The project, or the defaults where none is named and none lies here."""
+    here = Path(PROJECT_FILE)
+    return read_project(path or (here if here.exists() else None), assignments or [], flags)
+
+
+def prompt_flag(instruct: bool | None) -> dict[str, str]:
+    return {} if instruct is None else {"generate.prompt": "chat" if instruct else "completion"}
