@@ -12,14 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from codetune.project import Generation, Project
+from codetune.project import Project
 from codetune.records import Place
 from codetune.store.parts import LineLog
 from codetune.work.contestants import Contestant, end_of_turn
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from codetune.model.decoding import Decoder
     from codetune.model.ranks import Team
 
@@ -83,31 +81,25 @@ def _rows(
     from codetune.benchmark.generate import generate
     from codetune.benchmark.problems import read_problems
     from codetune.benchmark.sanitize import sample_row
+    from codetune.model.backend import load_decoder
+    from codetune.model.complete import BatchGenerator
     from codetune.model.load import load_trained_tokenizer
+    from codetune.model.sharing import load_shared
 
     tasks = {problem.task_id: problem for problem in read_problems(ordered.benchmark, ordered.file)}
     model = _contestant(ordered.model)
     tokenizer = load_trained_tokenizer(model.directory, model.tokenizer, model.chat_format)
     settings = project.generate.model_copy(update={"prompt": model.kind})
-    decoder = _decoder(project, ordered, settings, tokenizer, team)
+    decoder: Decoder
+    if team is None:
+        decoder = load_decoder(model.directory, tokenizer, project.model, end_of_turn(model), settings)
+    else:
+        network = load_shared(model.directory, project.model, team, Path(ordered.parts))
+        decoder = BatchGenerator(network, tokenizer, end_of_turn(model), settings, team)
     work = [(tasks[task_id], number) for task_id, number in mine]
     for made in generate(work, tokenizer, decoder, settings, project.seed):
         counts = (made.sample.sample, made.tokens, made.truncated)
         yield {**sample_row(made.sample), **dict(zip(COUNTS, counts, strict=True))}
-
-
-def _decoder(
-    project: Project, ordered: Order, settings: Generation, tokenizer: PreTrainedTokenizerBase, team: Team | None
-) -> Decoder:
-    from codetune.model.backend import load_decoder
-    from codetune.model.complete import BatchGenerator
-    from codetune.model.sharing import load_shared
-
-    model = _contestant(ordered.model)
-    if team is None:
-        return load_decoder(model.directory, tokenizer, project.model, end_of_turn(model), settings)
-    network = load_shared(model.directory, project.model, team, Path(ordered.parts))
-    return BatchGenerator(network, tokenizer, end_of_turn(model), settings, team)
 
 
 def _contestant(fields: Mapping[str, Any]) -> Contestant:
