@@ -13,9 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from codetune import benchmarking
+from codetune.errors import ModelError
+from codetune.model import sharing
 from codetune.model.adapt import adapt
 from codetune.model.load import load_model
+from codetune.model.sharing import Gpus
 from codetune.project import LoraSettings, Model
 from codetune.records import ALONE, Place
 from codetune.work.completing import complete, completed_rows, order
@@ -83,6 +88,14 @@ def test_processes_that_hold_one_model_together_write_what_one_does(tmp_path: Pa
         parts = tmp_path / "shared" / Path(model).name
         assert completed_rows(parts) == expected[model]
         assert [path.name for path in parts.iterdir()] == ["completions-0.jsonl"]
+
+
+def test_generating_asks_first_whether_the_gpus_hold_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = desk_of(make_small_world(tmp_path, 6), launch__processes=1)
+    bench, base = benchmarking.open_bench(desk, "tasks.jsonl"), contestant(desk, "base")
+    monkeypatch.setattr(sharing, "find_gpus", lambda: Gpus(1, 1000))  # the machine, as it is not
+    with pytest.raises(ModelError, match="there is one process. Set launch.processes: auto"):
+        benchmarking.generate(desk, bench, base)
 
 
 def test_a_model_held_together_is_taken_up_after_every_kind_of_end(tmp_path: Path) -> None:
