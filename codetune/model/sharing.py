@@ -91,15 +91,13 @@ def must_share(directory: Path, dtype: str, crowd: Crowd, gpus: Gpus | None) -> 
 def load_shared(directory: Path, model: Model, team: Team, scratch: Path) -> PreTrainedModel:
     """This process's part of the network. Adapters are merged by the first one, in the CPU's memory, into a copy in
     `scratch` that is gone when all have read it."""
-    if not (directory / ADAPTER).is_file():
-        return load_model_part(directory, model, team.count)
-    merged = scratch / "merged"
-    if team.is_first:
+    adapted, merged = (directory / ADAPTER).is_file(), scratch / "merged"
+    if adapted and team.is_first:
         save_merged(directory, model, merged)
     team.wait()
-    part = load_model_part(merged, model, team.count)
-    team.wait()
-    if team.is_first:
+    part = load_model_part(merged if adapted else directory, model, team.count)
+    team.wait()  # with more patience than NCCL has for who reads slowly
+    if adapted and team.is_first:
         shutil.rmtree(merged)
     return part
 

@@ -94,7 +94,7 @@ def test_generating_asks_first_whether_the_gpus_hold_the_model(tmp_path: Path, m
     desk = desk_of(make_small_world(tmp_path, 6), launch__processes=1)
     bench, base = benchmarking.open_bench(desk, "tasks.jsonl"), contestant(desk, "base")
     monkeypatch.setattr(sharing, "find_gpus", lambda: Gpus(1, 1000))  # the machine, as it is not
-    with pytest.raises(ModelError, match="there is one process. Set launch.processes: auto"):
+    with pytest.raises(ModelError, match=r"there is one process. Set launch.processes: auto"):
         benchmarking.generate(desk, bench, base)
 
 
