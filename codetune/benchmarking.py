@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from codetune import console
 from codetune.benchmark.rows import read_rows
 from codetune.errors import DataError, StaleError, UsageError
-from codetune.launch import thread_count, user_cache
+from codetune.launch import place, thread_count, user_cache
 from codetune.pipeline import StageResult, Written, already, seal_artefact
-from codetune.project import BENCHMARK_NAMES, EVALPLUS_NAMES
+from codetune.project import BENCHMARK_NAMES, EVALPLUS_NAMES, Project
 from codetune.records import Completion, Problem, Solution, Verdict
 from codetune.store.parts import LineLog, open_parts
 from codetune.store.run import Seal, locked, read_seal, remove, write_lines, write_text
@@ -170,14 +170,25 @@ def evaluate_file(desk: Desk, bench: Bench, path: Path) -> Report:
 
 def _perform(desk: Desk, ordered: Order, advance: Callable[[int, int], None]) -> None:
     """In one process for each GPU, or as many as the project says; in those of other machines only where a launcher has
-    started them. vLLM spreads over GPUs by itself."""
+    started them. They hold one model together where a GPU does not hold it. vLLM spreads over GPUs by itself."""
     if not ordered.missing:
         return
     launch = desk.project.launch.model_copy(update={"nodes": 1})
     project = desk.project.model_copy(update={"launch": launch})
-    processes = 1 if project.generate.backend == "vllm" else process_count(project)
+    vllm = project.generate.backend == "vllm"
+    processes = 1 if vllm else process_count(project)
+    if not vllm and _must_share(project, Path(ordered.model["directory"]), processes):
+        ordered = replace(ordered, together=True)
     job = Job("generate", project, asdict(ordered))
     perform(job, processes, lambda rank, message: advance(1, message["tokens"]))
+
+
+def _must_share(project: Project, model: Path, processes: int) -> bool:
+    from codetune.model.sharing import Crowd, find_gpus, must_share
+
+    here = place()
+    crowd = Crowd(here.count if here.count > 1 else processes, here.local_count if here.count > 1 else processes)
+    return must_share(model, project.model.dtype, crowd, find_gpus())
 
 
 def _without_counts(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,8 @@ Rows are padded on the left and count their positions from their own first token
 neither its neighbours nor the batch (in float32; exact ties of two logits aside). Finished rows leave the batch. No
 beams. On a GPU with flash attention `continuous.py` is the greedy way.
 
+Processes that hold one network together go through the same batches in step: tokens are as the first one chooses them.
+
 Axes: B rows in the batch, P prompt tokens after padding, V vocabulary.
 """
 
@@ -18,7 +20,9 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from codetune.errors import CodetuneError
 from codetune.model.decoding import STOP_CHECK_TOKENS, Endings, Request, Written
+from codetune.model.ranks import SOLO, Team
 from codetune.model.sampling import sample, uniform
+from codetune.model.sharing import heads_shared_by
 from codetune.project import Generation
 
 # Of a tiny model on two cores 32 to 64 is the fastest.
@@ -37,8 +41,10 @@ class BatchGenerator:
         tokenizer: PreTrainedTokenizerBase,
         end_of_turn: Sequence[str],
         settings: Generation,
+        team: Team = SOLO,
     ) -> None:
         self._model: Any = model
+        self._team = team
         self._endings = Endings(tokenizer, [model.config, model.generation_config], end_of_turn)
         self._settings = settings
 
@@ -54,6 +60,12 @@ class BatchGenerator:
                 for row in self._decode(batch):
                     yield row.number, self._endings.written(row.request, row.tokens)
             except torch.OutOfMemoryError as why:
+                if self._team.count > 1:  # the others wait in the middle of the network, and cannot begin again
+                    raise CodetuneError(
+                        f"Out of memory while completing {len(batch)} prompts over {self._team.count} GPUs. Expected: "
+                        "room for as many. Nothing that was finished is lost: set generate.batch_size to a smaller "
+                        "number, and run the command again"
+                    ) from why
                 if len(batch) == 1:
                     raise CodetuneError(
                         f"Out of memory while completing one prompt of {len(batch[0].request.prompt)} tokens. "
@@ -72,8 +84,9 @@ class BatchGenerator:
         if self._model.device.type != "cuda":
             return ROWS_ON_CPU
         longest = max((len(row.request.prompt) + row.room for row in rows), default=1)
-        free = torch.cuda.mem_get_info(self._model.device)[0]
-        return rows_that_fit(free, longest * cache_bytes_per_token(self._model.config, self._model.dtype))
+        free = int(self._team.least(torch.cuda.mem_get_info(self._model.device)[0]))
+        per_token = cache_bytes_per_token(self._model.config, self._model.dtype)
+        return rows_that_fit(free, longest * per_token // heads_shared_by(self._model.config, self._team.count))
 
     @torch.inference_mode()
     def _decode(self, rows: list[_Row]) -> Iterator[_Row]:
@@ -94,7 +107,7 @@ class BatchGenerator:
                 use_cache=True,
                 logits_to_keep=1,
             )
-            chosen = self._choose(output.logits[:, -1], alive)  # [B, V] -> [B]
+            chosen = self._team.as_first(self._choose(output.logits[:, -1], alive))  # [B, V] -> [B]
             for row, token in zip(alive, chosen.tolist(), strict=True):
                 if not row.done and self._is_done(row, token):
                     row.done = True

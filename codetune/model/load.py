@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.utils.import_utils import is_bitsandbytes_available
 
 from codetune.data.chat import template
@@ -137,6 +138,20 @@ def load_model(path: Path, model: Model, device: str) -> PreTrainedModel:
         keep_freed_memory()
     on_device: PreTrainedModel = _read_network(path, model, {}).to(device)  # type: ignore[arg-type]
     return _attending(on_device, model)
+
+
+def load_model_part(path: Path, model: Model, count: int) -> PreTrainedModel:
+    """What each of `count` processes, which have met, holds of one network, on its GPU or in the CPU's memory."""
+    try:
+        return _attending(_read_network(path, model, {"distributed_config": DistributedConfig(tp_size=count)}), model)
+    except ModelError as why:
+        if not isinstance(why.__cause__, ValueError):
+            raise
+        raise ModelError(  # transformers 5.17 divides no output layer with a remainder, 5.23 does
+            f"transformers does not divide the model in {path} over {count} processes ({_first_line(why.__cause__)}). "
+            "Expected: sizes that their number divides. Set launch.processes to another number, or install the extra "
+            "vllm and set generate.backend: vllm"
+        ) from why
 
 
 def load_quantized_model(path: Path, model: Model, device: str, quantization: Quantization) -> PreTrainedModel:

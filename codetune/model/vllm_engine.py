@@ -17,13 +17,13 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
 from codetune.errors import ProjectError
 from codetune.model.decoding import Endings, Request, Written
-from codetune.model.load import ADAPTER, load_model
+from codetune.model.load import ADAPTER
 from codetune.model.sampling import stream_seed
+from codetune.model.sharing import gpus_for, save_merged, weight_bytes
 from codetune.project import Generation, Model
 
 # vLLM hands a list over when all of it is done; what is lost to a kill is one of these.
 REQUESTS_AT_ONCE = 512
-SHARE_FOR_WEIGHTS = 0.7  # of a GPU's memory; the cache needs the rest
 
 
 class Engine(Protocol):
@@ -86,7 +86,7 @@ def load_vllm(
     with tempfile.TemporaryDirectory() as scratch:
         whole = directory
         if (directory / ADAPTER).is_file():
-            load_model(directory, model, "cpu").save_pretrained(scratch)
+            save_merged(directory, model, Path(scratch))
             whole = Path(scratch)
         named = [AutoConfig.from_pretrained(whole, local_files_only=True)]
         if (whole / "generation_config.json").is_file():
@@ -94,18 +94,6 @@ def load_vllm(
         tokenizer.save_pretrained(Path(scratch) / "tokenizer")
         engine = _Vllm(whole, Path(scratch) / "tokenizer", model.dtype)
     return VllmGenerator(engine, Endings(tokenizer, named, end_of_turn), settings)
-
-
-def gpus_for(weight_bytes: int, gpu_bytes: int, gpus: int) -> int:
-    """Over how many GPUs a model must be spread; their number divides the attention heads where it is a power of two.
-
-    >>> [gpus_for(gigabytes * 10**9, gpu_bytes=80 * 10**9, gpus=8) for gigabytes in (13, 67, 140, 9000)]
-    [1, 2, 4, 8]
-    """
-    needed = 1
-    while needed * 2 <= gpus and weight_bytes > needed * gpu_bytes * SHARE_FOR_WEIGHTS:
-        needed *= 2
-    return needed
 
 
 class _Vllm:
@@ -116,12 +104,11 @@ class _Vllm:
         from vllm import LLM
 
         memory = torch.cuda.get_device_properties(0).total_memory
-        weights = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
         self._engine = LLM(
             model=str(directory),
             tokenizer=str(tokenizer),
             dtype=dtype,
-            tensor_parallel_size=gpus_for(weights, memory, torch.cuda.device_count()),
+            tensor_parallel_size=gpus_for(weight_bytes(directory, dtype), memory, torch.cuda.device_count()),
             load_format="safetensors",
             generation_config="vllm",  # nothing of the model's own: it may repeat less, or sample
             disable_log_stats=True,

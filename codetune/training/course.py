@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
+from codetune.model.ranks import Team
 from codetune.project import Training
 from codetune.training.checkpoint import Checkpoint, Facts, prune_checkpoints, seal_checkpoint
 from codetune.training.meter import Line, Meter, StepFacts, append_line, cut
-from codetune.training.ranks import Team
 
 Report = Callable[[Mapping[str, float | None]], None]
 

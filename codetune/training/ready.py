@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from codetune.data.packing import PACKED, Dealing
 from codetune.model.adapt import adapt, whole_network
 from codetune.model.attention import Site, attention_for, require_isolation
+from codetune.model.ranks import Team
 from codetune.project import Project, Training
 from codetune.training.arguments import Precision, arithmetic_in
 from codetune.training.arithmetic import Arithmetic, peak_operations
@@ -17,7 +18,6 @@ from codetune.training.collate import Collator
 from codetune.training.corpus import Corpus
 from codetune.training.exact import Material
 from codetune.training.loss import losses_of
-from codetune.training.ranks import Team
 from codetune.training.steps import Share, StepPlan, samples_per_step
 
 

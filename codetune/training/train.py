@@ -27,6 +27,7 @@ from codetune.model.load import (
     load_quantized_model,
     load_tokenizer,
 )
+from codetune.model.ranks import SOLO, Team
 from codetune.project import Project
 from codetune.records import Example, Refusal
 from codetune.training.arguments import Precision, training_arguments
@@ -35,7 +36,6 @@ from codetune.training.corpus import Corpus, read_corpus, remove_corpus, write_c
 from codetune.training.course import Course, Report
 from codetune.training.exact import ExactTrainer, telling_of_full_memory
 from codetune.training.finish import Finish, save_trained
-from codetune.training.ranks import SOLO, Team
 from codetune.training.ready import make_ready, material_for
 from codetune.training.steps import samples_per_step, total_steps
 from codetune.training.strategy import (

@@ -110,7 +110,7 @@ def follow() -> None:
     here, number = place(), 1
     with console.own_stdout():
         while (text := _awaited(f"job-{number}")) != _LAST:
-            result = _do(Job.read(text), Seat(here, _store, lambda message: None))
+            result = _do(Job.read(text), Seat(here, _meeting_for(number), lambda message: None))
             _store().set(f"result-{number}-{here.rank}", json.dumps(result))
             number += 1
     leave(0)
@@ -142,7 +142,7 @@ def _lead(job: Job, here: Place, processes: int, listen: Listen) -> list[Any]:
         )
     number = _store().add("jobs", 1)
     _store().set(f"job-{number}", job.text())
-    result = _do(job, Seat(here, _store, lambda message: listen(0, message)))
+    result = _do(job, Seat(here, _meeting_for(number), lambda message: listen(0, message)))
     others = [json.loads(_awaited(f"result-{number}-{rank}")) for rank in range(1, here.count)]
     return [result, *others]
 
@@ -168,7 +168,7 @@ def _disk() -> Iterator[None]:
 
 def _awaited(name: str) -> str:
     """What another process says under that name, when it does."""
-    from codetune.training.ranks import listening
+    from codetune.model.ranks import listening
 
     store = _store()
     return listening(lambda: store.get(name).decode())
@@ -177,13 +177,20 @@ def _awaited(name: str) -> str:
 @cache
 def _store() -> Store:
     """Where processes that a launcher, or a command on each machine, has started leave word for each other."""
-    from codetune.training.ranks import meet
+    from codetune.model.ranks import meet
 
     return meet()
 
 
+def _meeting_for(number: int) -> Meeting:
+    """Of the ranks of a launcher, for the job of that number."""
+    from codetune.model.ranks import apart
+
+    return lambda: apart(_store(), f"meeting-{number}")
+
+
 def _meeting_in(directory: Path, here: Place) -> Store:
-    from codetune.training.ranks import meet_in
+    from codetune.model.ranks import meet_in
 
     return meet_in(directory / "meeting", here.count)
 
@@ -199,9 +206,9 @@ def _shared(project: Project, seat: Seat) -> Iterator[tuple[Place, Meeting | Non
 
 
 def _train(project: Project, details: Mapping[str, Any], seat: Seat) -> Any:
+    from codetune.model.ranks import team
     from codetune.store.artefacts import read_selection
     from codetune.store.run import Run
-    from codetune.training.ranks import team
     from codetune.training.train import train
 
     run = Run(project.run_dir)
@@ -227,9 +234,14 @@ def _rows(project: Project, details: Mapping[str, Any], seat: Seat) -> Any:
 
 
 def _generate(project: Project, details: Mapping[str, Any], seat: Seat) -> int:
-    from codetune.work.completing import Order, complete
+    from codetune.model.ranks import team
+    from codetune.work.completing import Order, complete, complete_together
 
-    return complete(project, Order(**details), seat.place, lambda tokens: seat.tell({"tokens": tokens}))
+    ordered, advance = Order(**details), lambda tokens: seat.tell({"tokens": tokens})
+    if not ordered.together:
+        return complete(project, ordered, seat.place, advance)
+    with team(seat.place, seat.meeting) as ranks:
+        return complete_together(project, ordered, ranks, advance)
 
 
 WORK: Mapping[str, Callable[[Project, Mapping[str, Any], Seat], Any]] = {

@@ -116,12 +116,12 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from codetune.model.load import choose_device
+    from codetune.model.ranks import SOLO
     from codetune.project import Model, Project, Training
     from codetune.training.arguments import training_arguments
     from codetune.training.corpus import write_corpus
     from codetune.training.course import Course
     from codetune.training.exact import ExactTrainer
-    from codetune.training.ranks import SOLO
     from codetune.training.ready import make_ready, material_for
     from codetune.training.steps import samples_per_step
 

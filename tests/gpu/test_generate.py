@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from codetune import benchmarking
 from codetune.model.backend import load_decoder
 from codetune.model.complete import BatchGenerator
 from codetune.model.continuous import ContinuousGenerator, flash_attention
 from codetune.model.decoding import Request, Written
 from codetune.model.vllm_engine import is_installed
 from codetune.project import Generation, Model
+from codetune.records import ALONE
+from codetune.work.completing import complete, completed_rows, order
 from tests.model.builders import byte_tokenizer, tiny_model
+from tests.small_world import desk_of, make_small_world
 
 pytestmark = [
     pytest.mark.gpu,
@@ -63,6 +69,25 @@ def test_a_full_gpu_halves_the_batch(saved: Path) -> None:
         assert len(written(saved, "float32", batch_size=60)) == 60
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
+def test_two_gpus_that_hold_a_model_together_write_what_one_does(tmp_path: Path) -> None:
+    project = make_small_world(tmp_path, 6)
+    settings = ["generate.max_new_tokens=40", "launch.processes=2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.work.together", project, "2", tmp_path / "shared", *settings, "--", "base"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    desk = desk_of(project, generate__max_new_tokens=40)
+    bench = benchmarking.open_bench(desk, "tasks.jsonl")
+    missing = [(problem.task_id, 0) for problem in bench.problems]
+    alone = order(benchmarking.contestant(desk, "base"), ("tasks.jsonl", bench.file), missing, tmp_path / "alone")
+    complete(desk.project, alone, ALONE, lambda tokens: None)
+    assert completed_rows(tmp_path / "shared" / "base") == completed_rows(tmp_path / "alone")
 
 
 @pytest.mark.skipif(flash_attention() is None, reason="no flash attention")

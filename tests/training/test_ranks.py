@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file
 
 from codetune import pipeline
-from tests.small_world import desk_of, make_small_world, run_codetune
+from tests.small_world import await_end, children, desk_of, make_small_world, run_codetune
 
 TRAINING = """
 train: {max_length: 256, epochs: 8, global_batch_size: 5, per_device_batch_size: 2, warmup_steps: 0,
@@ -251,18 +251,6 @@ def await_lines(run: Path, count: int) -> None:
 
 def last_checkpoint(run: Path) -> int:
     return max(int(seal.parent.name.rpartition("-")[2]) for seal in run.glob("train/checkpoint-*/codetune.json"))
-
-
-def children(pid: int) -> list[int]:
-    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(child) for child in text.split()]
-
-
-def await_end(pids: list[int]) -> None:
-    until = time.monotonic() + 10
-    while any(Path(f"/proc/{pid}").exists() for pid in pids):
-        assert time.monotonic() < until, "a worker is left behind"
-        time.sleep(0.05)
 
 
 def weights(run: Path) -> Iterator[tuple[str, torch.Tensor]]:

@@ -1,4 +1,5 @@
-"""The processes of one training: how they meet, and the few things they tell each other beside gradients.
+"""The processes that share one network, in a training or where no GPU holds it whole: how they meet, and the few things
+they tell each other beside gradients and activations.
 
 All of it is torch.distributed's: gloo between CPUs and for what is said here, nccl between GPUs."""
 
@@ -15,7 +16,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as distributed
-from torch._C._distributed_c10d import FileStore, Store
+from torch._C._distributed_c10d import FileStore, PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from codetune.errors import CodetuneError
@@ -30,7 +31,7 @@ PATIENCE_TO_MEET = timedelta(minutes=30)  # the first one reads its weights thro
 
 @dataclass(frozen=True, slots=True)
 class Team:
-    """The processes of a training as one of them sees them. Alone, everything said is heard by itself."""
+    """The processes as one of them sees them. Alone, everything said is heard by itself."""
 
     place: Place
 
@@ -49,6 +50,16 @@ class Team:
     def most(self, amounts: Sequence[float]) -> list[float]:
         """The largest of each amount; of something said, whether any process says so."""
         return self._reduced(amounts, distributed.ReduceOp.MAX)
+
+    def least(self, amount: float) -> float:
+        """The smallest over all processes."""
+        return -self.most([-amount])[0]
+
+    def as_first(self, told: torch.Tensor) -> torch.Tensor:
+        """The first one's tensor, also in the others: what they do next follows from it."""
+        if self.count > 1:
+            distributed.broadcast(told, 0)
+        return told
 
     def wait(self) -> None:
         """Until all have come here."""
@@ -100,6 +111,11 @@ def listening(wait: Callable[[], T]) -> T:
     while not waiting.done():
         time.sleep(0.05)
     return waiting.result()
+
+
+def apart(store: Store, name: str) -> Store:
+    """The same store for a team of its own: what an earlier one has left there would mislead it."""
+    return PrefixStore(name, store)
 
 
 def meet_in(file: Path, count: int) -> Store:
