@@ -22,6 +22,7 @@ from codetune import console
 from codetune.data.ids import IdIndex, pack_ids
 from codetune.errors import DataError
 from codetune.launch import Shard, node
+from codetune.model.find import find_model
 from codetune.project import Project
 from codetune.store import artefacts
 from codetune.store.parts import Rows, open_parts
@@ -94,7 +95,6 @@ def score(desk: Desk, shard: Shard | None) -> StageResult:
     shard = shard or _of_this_machine(project)
     with locked(desk.run, "score", shard):
         began, rows = time.monotonic(), _survey(desk)
-        from codetune.model.load import find_model
 
         directory = find_model(project.locate(project.score.model or project.model.path))
         inputs = {"dataset": dataset_digest(desk), "model": desk.digests.tree(directory)}
@@ -148,7 +148,6 @@ def train(desk: Desk, restart: bool = False) -> StageResult:
     with locked(run, "train", None):
         began = time.monotonic()
         selection = require(desk, "select")
-        from codetune.model.load import find_model
 
         base = find_model(project.locate(project.model.path))
         inputs = {"select": selection.digest, "base": desk.digests.tree(base)}

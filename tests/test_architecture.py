@@ -83,6 +83,7 @@ IMPORT_LATE = (
     *("work.contestants", "work.jobs", "work.rowwork", "work.completing"),
     "model.vllm_engine",  # vllm itself, an extra
     "training.strategy",  # deepspeed itself, an extra
+    "model.find",  # transformers, for a model that comes with code
     "model.load",  # peft, for the models that have adapters
     "data.source",  # pyarrow and datasets, for the files that need them
 )
@@ -93,7 +94,14 @@ WITHOUT_TORCH = (
     *("pipeline", "benchmarking", "journey", "presentation", "showcase"),
     *("selection.ifd", "selection.select"),
     *("data.chat", "data.ids", "data.packing", "data.source", "data.files", "data.hub", "data.tables"),
-    *("benchmark.problems", "benchmark.prompt", "benchmark.generate", "benchmark.statistics", "model.decoding"),
+    *(
+        "benchmark.problems",
+        "benchmark.prompt",
+        "benchmark.generate",
+        "benchmark.statistics",
+        "model.decoding",
+        "model.find",
+    ),
 )
 # What a program under judgement raises can be anything, and is its own affair; in the sandbox nothing else runs. What a
 # worker dies of is told to its command, which knows whether it is the cause.

@@ -13,14 +13,8 @@ import torch
 from transformers import AutoConfig, PreTrainedModel
 
 from codetune.errors import ModelError
-from codetune.model.load import (
-    ADAPTER,
-    base_of_adapters,
-    count_parameters,
-    find_model,
-    load_model,
-    load_model_part,
-)
+from codetune.model.find import ADAPTER, base_of_adapters, find_model
+from codetune.model.load import count_parameters, load_model, load_model_part
 from codetune.model.ranks import Team
 from codetune.project import Model
 

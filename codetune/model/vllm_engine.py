@@ -17,7 +17,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
 from codetune.errors import ProjectError
 from codetune.model.decoding import Endings, Request, Written
-from codetune.model.load import ADAPTER
+from codetune.model.find import ADAPTER
 from codetune.model.sampling import stream_seed
 from codetune.model.sharing import gpus_for, save_merged, weight_bytes
 from codetune.project import Generation, Model

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from codetune.errors import UsageError
+from codetune.model.find import find_model
 from codetune.project import ChatFormat
 from codetune.store.run import combined
 from codetune.store.stages import Desk, require
@@ -40,8 +41,6 @@ def contestant(desk: Desk, name: str) -> Contestant:
         require(desk, "train")
         directory = desk.run.model
     else:
-        from codetune.model.load import find_model
-
         directory = find_model(project.locate(project.model.path if name == "base" else name))
     training = _training_of(directory)
     chat_format = training.get("model.chat_format")

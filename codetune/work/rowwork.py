@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from codetune.data.source import read_examples
 from codetune.launch import Shard
+from codetune.model import find
 from codetune.project import Project
 from codetune.records import Example, Place, Refusal
 from codetune.store import artefacts
@@ -150,9 +151,7 @@ def find_encoder(desk: Desk) -> tuple[Path, str]:
     """Where the encoder lies that the project names, and its digest."""
     model = desk.project.embed.model
     if model != "hashing":
-        from codetune.model.load import find_encoder
-
-        directory = find_encoder(desk.project.locate(model))
+        directory = find.find_encoder(desk.project.locate(model))
         return directory, desk.digests.tree(directory)
     kept = _projection(desk)
     return kept, desk.digests.file(kept)

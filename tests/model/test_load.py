@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ from transformers import GenerationConfig
 
 from codetune.errors import ModelError
 from codetune.model.adapt import adapt
-from codetune.model.load import choose_device, conversion_command, find_model, load_model, load_tokenizer
+from codetune.model.find import conversion_command, find_model
+from codetune.model.load import choose_device, load_model, load_tokenizer
 from codetune.project import LoraSettings, Model
 from tests.model.builders import byte_tokenizer, tiny_model
 
@@ -144,51 +144,6 @@ def test_adapters_of_a_hub_id_are_put_on_the_snapshot_of_it(
     assert greedy(load_model(find_model(str(adapter)), FLOAT32, "cpu")) == expected
 
 
-def test_a_name_that_is_nothing_is_refused_within_five_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    (tmp_path / "file").touch()
-    started = time.monotonic()
-    for name, message in (
-        (str(tmp_path / "none"), "There is no directory"),
-        (str(tmp_path / "file"), "is a file"),
-        ("some/none", "the hub cannot be asked"),
-    ):
-        with pytest.raises(ModelError, match=message):
-            find_model(name)
-    assert time.monotonic() - started < 5
-
-
-def test_a_model_in_the_hubs_cache_is_found_without_a_network(
-    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    repository = tmp_path / "models--some--model"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text("0" * 40)
-    shutil.copytree(saved, repository / "snapshots" / ("0" * 40))
-    assert find_model("some/model") == repository / "snapshots" / ("0" * 40)
-
-
-def test_a_directory_without_weights_or_configuration_is_refused(saved: Path) -> None:
-    (saved / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match="holds no weights"):
-        find_model(str(saved))
-    (saved / "config.json").unlink()
-    with pytest.raises(ModelError, match=r"holds no config\.json"):
-        find_model(str(saved))
-
-
-def test_a_missing_part_of_the_weights_is_named(saved: Path) -> None:
-    (saved / "model.safetensors").unlink()
-    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
-    (saved / "model.safetensors.index.json").write_text(json.dumps(index))
-    (saved / "model-1.safetensors").touch()
-    with pytest.raises(ModelError, match=r"lacks 1 of its 2 weight files: model-2\.safetensors"):
-        find_model(str(saved))
-
-
 def test_pickle_weights_are_refused_with_a_command_that_converts_them(saved: Path) -> None:
     weights = load_file(saved / "model.safetensors")
     torch.save(weights, saved / "pytorch_model.bin")
@@ -201,16 +156,6 @@ def test_pickle_weights_are_refused_with_a_command_that_converts_them(saved: Pat
     converted = find_model(f"{saved}-safetensors")
     load_tokenizer(converted)
     assert torch.equal(logits(load_model(converted, FLOAT32, "cpu")), logits(tiny_model("llama", 320)))
-
-
-def test_remote_code_is_refused_unless_transformers_needs_none(saved: Path) -> None:
-    config = json.loads((saved / "config.json").read_text())
-    config["auto_map"] = {"AutoModelForCausalLM": "modeling.Own"}
-    (saved / "config.json").write_text(json.dumps(config))
-    assert find_model(str(saved)) == saved
-    (saved / "config.json").write_text(json.dumps({**config, "model_type": "unheard_of"}))
-    with pytest.raises(ModelError, match="'unheard_of', which needs Python code"):
-        find_model(str(saved))
 
 
 def test_weights_that_leave_a_parameter_to_chance_are_refused(saved: Path) -> None:
