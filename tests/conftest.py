@@ -23,7 +23,10 @@ import torch
 
 PROJECT = Path(__file__).resolve().parents[1]
 # Files that take longest are begun first, so that no process works on one when all others have nothing left to do.
-LONGEST = ("training/test_ranks.py", "test_kills.py", "test_showcase.py", "test_cli.py", "test_rowwork.py")
+LONGEST = (
+    *("training/test_ranks.py", "test_kills.py", "test_showcase.py", "work/test_completing.py"),
+    *("test_cli.py", "work/test_rowwork.py"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

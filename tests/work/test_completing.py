@@ -28,6 +28,7 @@ from codetune.work.contestants import contestant
 from tests.model.builders import byte_tokenizer
 from tests.small_world import await_end, children, desk_of, make_small_world
 
+ROOT = Path(__file__).resolve().parents[2]
 SAMPLED = {"generate__samples_per_task": 3, "generate__temperature": 0.9}
 GREEDY = {"generate__prompt": "completion", "generate__max_new_tokens": 40, "generate__batch_size": 2}
 
@@ -76,6 +77,7 @@ def test_processes_that_hold_one_model_together_write_what_one_does(tmp_path: Pa
     settings = [f"{name.replace('__', '.')}={value}" for name, value in GREEDY.items()]
     done = subprocess.run(
         [*torchrun, "tests.work.together", project, "2", tmp_path / "shared", *settings, "--", *models],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=300,
@@ -151,6 +153,7 @@ def together(project: Path, parts: Path, settings: Mapping[str, Any]) -> Iterato
     said = [f"{name.replace('__', '.')}={value}" for name, value in settings.items()]
     command = subprocess.Popen(
         [sys.executable, "-m", "tests.work.together", project, "2", parts, *said, "--", "base"],
+        cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
