@@ -99,6 +99,8 @@ def _answer() -> int:
         message = why.format_message()
         raise UsageError(f"{message}{'' if message[-1] in '.?' else '.'} See: {command} --help") from None
     except OSError as why:  # of standard output, while help was written to it
+        if why.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is left in the buffer
         if why.errno == errno.EPIPE:
             return 1

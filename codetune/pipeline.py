@@ -28,6 +28,7 @@ from codetune.store import artefacts
 from codetune.store.parts import Rows, open_parts
 from codetune.store.rowwise import Survey, count_missing, survey
 from codetune.store.run import (
+    SHARED,
     Digests,
     Seal,
     locked,
@@ -50,7 +51,7 @@ from codetune.store.stages import (
     require,
 )
 from codetune.work.jobs import Job, perform, process_count
-from codetune.work.rowwork import find_encoder, finished_rows, rows_of, usable_rows
+from codetune.work.rowwork import find_encoder, finished_rows, keep_before, rows_of, sealed_alike, usable_rows
 from codetune.work.unfinished import TRAINED, claim_training, publish_training
 
 
@@ -112,7 +113,7 @@ def embed(desk: Desk, shard: Shard | None) -> StageResult:
         inputs = {"dataset": dataset_digest(desk), "model": digest}
         recipe = Recipe.of(desk, "embed", desk.run.embeddings, inputs)
         work = _RowWork(recipe, str(encoder), shard)
-        return _make_rows(desk, work, rows, began, lambda finished: _write_embeddings(desk, rows, finished))
+        return _make_rows(desk, work, rows, began, lambda finished: _write_embeddings(desk, recipe, rows, finished))
 
 
 def select(desk: Desk) -> StageResult:
@@ -186,13 +187,14 @@ def _make_rows(desk: Desk, work: _RowWork, rows: Survey, began: float, write: Ca
     """Does the missing rows of this shard; whoever finds every row done writes the artefact and seals it."""
     recipe = work.recipe
     directory = desk.run.parts(recipe.artefact)
-    if done := already(desk, recipe, began):
-        remove(directory)
-        return done
     with waiting(desk.run, f"{recipe.stage}-parts"):
+        if done := already(desk, recipe, began):
+            remove(directory)
+            return done
         if open_parts(directory, recipe.identity(without=["dataset"]), refuse_others=work.shard is not None):
             console.note(f"{recipe.stage}: the settings have changed since it was interrupted; it starts anew")
-    reused = rows.usable - count_missing(rows, finished_rows(desk, recipe))
+    with waiting(desk.run, f"{recipe.stage}-parts", SHARED):
+        reused = rows.usable - count_missing(rows, finished_rows(desk, recipe))
     if reused < rows.usable:
         _share_out(desk, work, rows.usable, reused)
     with waiting(desk.run, f"{recipe.stage}-parts"):
@@ -202,7 +204,9 @@ def _make_rows(desk: Desk, work: _RowWork, rows: Survey, began: float, write: Ca
         if missing := count_missing(rows, finished):
             there = rows.usable - missing
             return _result(recipe, "partial", Written(there, rows.refused(), {}), reused, began)
+        keep_before(desk, recipe)
         result = seal_artefact(desk, recipe, write(finished), reused, began)
+        remove(desk.run.before(recipe.stage).directory)
         remove(directory)
         return result
 
@@ -273,19 +277,20 @@ def _survey(desk: Desk) -> Survey:
 
 
 def _write_scores(desk: Desk, rows: Survey, finished: Rows) -> Written:
-    scored, refused = artefacts.write_scores(desk.run, rows, finished)
-    return Written(scored, refused, {})
+    scored, refused, truncated = artefacts.write_scores(desk.run, rows, finished)
+    return Written(scored, refused, {"truncated": truncated})
 
 
-def _write_embeddings(desk: Desk, rows: Survey, finished: Rows) -> Written:
-    count, refused, cut = artefacts.write_embeddings(desk.run, rows, finished, _known_cut(desk))
+def _write_embeddings(desk: Desk, recipe: Recipe, rows: Survey, finished: Rows) -> Written:
+    count, refused, cut = artefacts.write_embeddings(desk.run, rows, finished, _known_cut(desk, recipe))
     return Written(count, refused, {"cut": int(cut.sum()), "cut_rows": artefacts.pack_marks(cut)})
 
 
-def _known_cut(desk: Desk) -> IdIndex:
+def _known_cut(desk: Desk, recipe: Recipe) -> IdIndex:
     """The instructions that were cut for the last embeddings."""
-    seal = read_seal(desk.run.embeddings)
-    if seal is None:
+    run = sealed_alike(desk, recipe)
+    seal = read_seal(run.embeddings) if run else None
+    if run is None or seal is None:
         return IdIndex(pack_ids(()))
-    ids = artefacts.read_embeddings(desk.run).ids
+    ids = artefacts.read_embeddings(run).ids
     return IdIndex(ids[artefacts.unpack_marks(seal.facts["cut_rows"], len(ids))])

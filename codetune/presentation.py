@@ -90,6 +90,8 @@ def status(lines: Sequence[Line]) -> Shown:
 def _details(result: StageResult) -> tuple[Sequence[str], Sequence[Sequence[str]], Sequence[str]]:
     """What is particular to a stage."""
     facts = result.facts
+    if result.stage == "score" and facts.get("truncated"):
+        return (), (), [f"{facts['truncated']:,} answers were cut to fit score.max_length"]
     if result.stage == "embed" and facts.get("cut"):
         return (), (), [f"{facts['cut']:,} instructions are longer than the encoder's window and were cut"]
     if result.stage == "generate":

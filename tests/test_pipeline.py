@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from codetune import pipeline
 from codetune.errors import DataError, InputError, ModelError, StaleError
 from codetune.store.run import read_seal
-from codetune.store.stages import standing
+from codetune.store.stages import Desk, standing
 from tests.small_world import desk_of, make_small_world, rows, write_rows
 
 
@@ -60,6 +61,39 @@ def test_only_added_rows_are_scored_and_the_order_follows_the_data(project: Path
     after = lines(result.artefact)
     assert all(row == before[row["id"]] for row in after if row["id"] in before)
     assert score(make_small_world(project.parent / "fresh", 30)).rows == 30
+
+
+@pytest.mark.parametrize("verb", [pipeline.score, pipeline.embed])
+def test_killed_between_the_artefact_and_its_seal_no_row_is_done_again(
+    verb: Callable[[Desk, None], pipeline.StageResult], project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verb(desk_of(project), None)
+    write_rows(project.parent / "data.jsonl", rows(33))
+    with monkeypatch.context() as killed:
+        killed.setattr("codetune.pipeline.write_seal", lambda *_: _raise(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            verb(desk_of(project), None)
+    again = verb(desk_of(project), None)
+    assert (again.rows, again.reused) == (33, 33)
+    assert not (again.artefact.parent / ".before" / again.stage).exists()
+
+
+def _raise(error: type[BaseException]) -> NoReturn:
+    raise error
+
+
+def test_cut_answers_are_counted(project: Path) -> None:
+    result = score(project, score__max_length=64)
+    assert 0 < result.facts["truncated"] == sum(row["truncated"] for row in lines(result.artefact) if "ifd" in row)
+
+
+def test_every_process_has_the_threads_of_the_first(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("codetune.model.load.use_threads", asked.append)
+    for count in (3, 7):
+        monkeypatch.setattr("codetune.work.rowwork.thread_count", lambda count=count: count)
+        assert pipeline.score(desk_of(project), ((count - 3) // 4, 2)).rows > 0
+    assert asked == [3, 3]
 
 
 def test_shards_give_the_bytes_of_one_process_whoever_finishes_last(tmp_path: Path) -> None:

@@ -74,6 +74,11 @@ def test_embed_tells_how_many_instructions_were_cut() -> None:
     assert "2 instructions are longer than the encoder's window and were cut" in notes
 
 
+def test_score_tells_how_many_answers_were_cut() -> None:
+    notes = presentation.stage(a_result(stage="score", facts={"truncated": 1200})).notes
+    assert "1,200 answers were cut to fit score.max_length" in notes
+
+
 def test_select_shows_a_row_per_cluster() -> None:
     clusters = [
         {"cluster": n, "rows": 10, "refused": 1, "dropped": 2, "eligible": 7, "taken": n, "ifd_quantiles": None}

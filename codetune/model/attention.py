@@ -42,18 +42,18 @@ class Site:
     device: str  # cuda, cpu, ...
     capability: tuple[int, int]  # of an NVIDIA GPU, (0, 0) elsewhere
     precision: str  # of the arithmetic (under autocast not that of the weights): float32, bfloat16 or float16
-    head_dimension: int
+    head_dimension: int  # 0 of a network without attention
     plain: bool  # attention scores are neither capped nor dropped at random
 
     @classmethod
     def of(cls, network: PreTrainedModel, precision: str) -> Site:
         config, device = network.config.get_text_config(), network.device
-        own = getattr(config, "head_dim", None)
+        own, heads = getattr(config, "head_dim", None), getattr(config, "num_attention_heads", None)
         return cls(
             device.type,
             torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0),
             precision,
-            own or config.hidden_size // config.num_attention_heads,
+            own or (config.hidden_size // heads if heads else 0),
             not (getattr(config, "attn_logit_softcapping", None) or getattr(config, "attention_dropout", 0)),
         )
 
@@ -93,7 +93,7 @@ def lacking(asked: str, place: Site) -> str:
         return "it needs a GPU of compute capability 8.0 (Ampere) or newer"
     if place.precision not in ("bfloat16", "float16"):
         return f"it computes in bfloat16 or float16, model.dtype is {place.precision}"
-    if place.head_dimension % 8 or place.head_dimension > 256:
+    if not place.head_dimension or place.head_dimension % 8 or place.head_dimension > 256:
         return f"it needs a head dimension that is a multiple of 8 up to 256, the model has {place.head_dimension}"
     if asked == "flash":
         return "" if is_flash_attn_2_available() else "flash-attn is not installed (pip install 'codetune[flash]')"

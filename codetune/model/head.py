@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from codetune.errors import ModelError
-from codetune.model.attention import flat_row
+from codetune.model.attention import KERNELS, SEGMENTED, flat_row
 
+FLAT = (SEGMENTED, *KERNELS.values())  # attentions that want to be told where samples begin
 Logits = Callable[[torch.Tensor], torch.Tensor]  # [P, H] -> [P, V]
 
 
@@ -79,4 +80,7 @@ def _require_own_logits(network: PreTrainedModel, logits: Logits) -> None:
 
 
 def _few_tokens(network: PreTrainedModel) -> dict[str, Any]:
-    return flat_row([torch.arange(8, device=network.device)])
+    tokens = torch.arange(8, device=network.device)
+    if network.config._attn_implementation in FLAT:
+        return flat_row([tokens])
+    return {"input_ids": tokens[None]}

@@ -25,6 +25,9 @@ from codetune.model.head import logits_of
 from codetune.model.memory import is_out_of_memory
 
 BUCKET_TOKENS = 16
+WINDOWS = ("max_position_embeddings", "max_seq_len", "n_positions", "n_ctx")  # what configurations call it
+# Positions that are counted otherwise in a longer pass: a span is then read at its own length, by itself.
+LENGTH_DEPENDENT = ("dynamic", "longrope")
 CHUNK_LOGITS = 1 << 25  # float32 logits at once: 128 MiB
 MOST_TOKENS = 1 << 16  # of a pass: more fill no GPU better, and make a block last long
 SPARED = 0.8  # of the memory that is free when it is looked at; the rest is for fragments and for others
@@ -38,6 +41,7 @@ class CausalScorer:
         self._model = model
         self._budget = tokens_per_pass
         self._flat = model.config._attn_implementation in KERNELS.values()
+        self._by_length = [part for part in model.modules() if getattr(part, "rope_type", None) in LENGTH_DEPENDENT]
         # On a CPU the shape of the product with the head decides about last bits: it must be the span's own affair.
         self._span_by_span = model.device.type == "cpu" and not self._flat
         self._logits = logits_of(model)
@@ -46,14 +50,16 @@ class CausalScorer:
     @property
     def window(self) -> int:
         """Tokens that the model's configuration allows; no bound where it names none."""
-        longest = getattr(self._model.config, "max_position_embeddings", None)
-        return longest if isinstance(longest, int) else 2**31
+        config = self._model.config.get_text_config()
+        named = (getattr(config, name, None) for name in WINDOWS)
+        return next((longest for longest in named if isinstance(longest, int)), 2**31)
 
     def nll(self, spans: Sequence[Span]) -> list[float | None]:
         """One value a span, NaN where the model gives one; None where memory does not suffice for the span alone."""
         results: list[float | None] = [None] * len(spans)
         lengths = [len(span.tokens) for span in spans]
-        for members in (flat_passes if self._flat else padded_passes)(lengths, self._budget):
+        budget = self._budget
+        for members in flat_passes(lengths, budget) if self._flat else padded_passes(lengths, budget, self._padded):
             values = self._nll_or_halves([spans[index] for index in members])
             for index, value in zip(members, values, strict=True):
                 results[index] = value
@@ -73,8 +79,14 @@ class CausalScorer:
         middle = len(spans) // 2
         return self._nll_or_halves(spans[:middle]) + self._nll_or_halves(spans[middle:])
 
+    def _padded(self, tokens: int) -> int:
+        """The length that a span of so many tokens is padded to; never beyond the window, where positions end."""
+        return tokens if self._by_length else min(bucket(tokens), max(tokens, self.window))
+
     @torch.inference_mode()
     def _nll_of_pass(self, spans: Sequence[Span]) -> list[float | None]:
+        for rotary in self._by_length:
+            _forget_lengths(rotary)
         inputs, starts = self._lay_flat(spans) if self._flat else self._pad(spans)
         hidden = self._model.base_model(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)  # [M, H]
         places = [
@@ -104,7 +116,7 @@ class CausalScorer:
         return inputs, list(accumulate((len(span.tokens) for span in spans[:-1]), initial=0))
 
     def _pad(self, spans: Sequence[Span]) -> tuple[dict[str, Any], Sequence[int]]:
-        length = bucket(max(len(span.tokens) for span in spans))
+        length = self._padded(max(len(span.tokens) for span in spans))
         rows = [[*span.tokens, *[0] * (length - len(span.tokens))] for span in spans]
         # No mask: what is padded comes after everything that is predicted, and attention looks back only.
         return {"input_ids": torch.tensor(rows, device=self._model.device)}, range(0, len(rows) * length, length)
@@ -116,27 +128,33 @@ def set_attention(model: PreTrainedModel, asked: str) -> None:
     if asked in KERNELS:
         require_kernel(asked, place)
     kernel = KERNELS.get(asked) or (kernel_for(place) if asked == "auto" else None)
-    if kernel is None:
+    by_length = any(getattr(part, "rope_type", None) in LENGTH_DEPENDENT for part in model.modules())
+    if kernel is None or (asked == "auto" and by_length):
         return
     before = model.config._attn_implementation
     model.set_attn_implementation(kernel)
     try:
         require_isolation(model)
-    except (ModelError, TypeError, RuntimeError):  # of models that take no more than they know, or heads of odd shapes
+    except (
+        ModelError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+    ):  # of models that take no more than they know, or heads of odd shapes
         if asked != "auto":
             raise
         model.set_attn_implementation(before)
 
 
-def padded_passes(lengths: Sequence[int], budget: int) -> list[list[int]]:
+def padded_passes(lengths: Sequence[int], budget: int, padded: Callable[[int], int]) -> list[list[int]]:
     """The places of spans of the same padded length, as many at once as the budget has room for.
 
-    >>> padded_passes([3, 40, 5, 6], 32)
+    >>> padded_passes([3, 40, 5, 6], 32, bucket)
     [[0, 2], [3], [1]]
     """
     buckets: dict[int, list[int]] = defaultdict(list)
     for index, length in enumerate(lengths):
-        buckets[bucket(length)].append(index)
+        buckets[padded(length)].append(index)
     passes = []
     for length, members in buckets.items():
         size = max(1, budget // length)
@@ -188,9 +206,20 @@ def measured_tokens_per_pass(model: PreTrainedModel, max_length: int) -> int:
         scorer._nll_of_pass([span] * (tokens // longest))
         return torch.cuda.max_memory_allocated(model.device) - before
 
-    peak_of(longest)  # the first pass of a process takes more: libraries set themselves up
+    longest = _fitting(peak_of, longest)  # the first pass of a process takes more: libraries set themselves up
     torch.cuda.empty_cache()
     return find_tokens_per_pass(peak_of, torch.cuda.mem_get_info(model.device)[0], longest)
+
+
+def _fitting(peak_of: Callable[[int], int], longest: int) -> int:
+    """What fits of `longest`, a half of it, a quarter, ...; a row that does not is refused when it comes."""
+    while longest > BUCKET_TOKENS:
+        try:
+            peak_of(longest)
+            break
+        except torch.OutOfMemoryError:
+            longest //= 2
+    return longest
 
 
 def bucket(tokens: int) -> int:
@@ -200,6 +229,13 @@ def bucket(tokens: int) -> int:
     [16, 32, 48, 112]
     """
     return (tokens // BUCKET_TOKENS + 1) * BUCKET_TOKENS
+
+
+def _forget_lengths(rotary: Any) -> None:
+    """What transformers has kept of the longest row so far: the next ones would be read as if they were as long."""
+    if hasattr(rotary, "max_seq_len_cached"):
+        rotary.max_seq_len_cached = rotary.original_max_seq_len
+        rotary.register_buffer("inv_freq", rotary.original_inv_freq.clone(), persistent=False)
 
 
 def _to(value: Any, device: torch.device) -> Any:

@@ -185,6 +185,11 @@ def choose_device() -> str:
     return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
 
 
+def use_threads(count: int) -> None:
+    """Of the CPU, for what is computed from here on."""
+    torch.set_num_threads(count)
+
+
 def take_gpu(number: int) -> None:
     """From here on the process works on the GPU of that number, counted over those that are visible."""
     if torch.cuda.is_available():

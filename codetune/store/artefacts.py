@@ -30,18 +30,20 @@ def score_line(row: Score | Refusal) -> bytes:
     return json.dumps(_refusal_document(row) if isinstance(row, Refusal) else asdict(row)).encode()
 
 
-def write_scores(run: Run, rows: Survey, finished: Rows) -> tuple[int, Counter[str]]:
-    """Writes scores.jsonl; returns how many rows have a score, and the others by reason."""
-    scored, refused = 0, rows.refused()
+def write_scores(run: Run, rows: Survey, finished: Rows) -> tuple[int, Counter[str], int]:
+    """Writes scores.jsonl; returns how many rows have a score, the others by reason, and how many answers were cut."""
+    scored, refused, truncated = 0, rows.refused(), 0
     with replacing(run.scores) as temporary, temporary.open("wb") as file:
         for row in rows.rows():
             line = score_line(row) if isinstance(row, Refusal) else finished.read(row)
             if not isinstance(row, Refusal):
-                reason = json.loads(line).get("refused")
+                document = json.loads(line)
+                reason = document.get("refused")
                 scored += reason is None
+                truncated += document.get("truncated", False)
                 refused.update([reason] if reason else [])
             file.write(line + b"\n")
-    return scored, refused
+    return scored, refused, truncated
 
 
 def sealed_scores(run: Run) -> Iterator[tuple[str, int, int]]:

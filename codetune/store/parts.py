@@ -2,7 +2,7 @@
 
 Each process appends to a log of its own in `<artefact>.parts/`; a block is one header line (ids, lengths, checksum) and
 its rows as bytes, so that a block cut off by a crash is seen and left out. All logs together with the last sealed
-artefact answer "is this row done, and what are its bytes?" at 34 bytes of memory a row.
+artefact answer "is this row done, and what are its bytes?" at 36 bytes of memory a row.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import re
 import zlib
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+MOST_OPEN = 128
+ID = re.compile("[0-9a-f]{16}")
+
+
 class Rows:
     """The finished rows of several files, found by id. Of a row done twice (by shards of different counts) the first
     stands."""
@@ -36,7 +41,7 @@ class Rows:
         self._files: list[Path] = []
         self._maps: dict[int, mmap.mmap] = {}
         self._ids, self._offsets = array("Q"), array("Q")
-        self._lengths, self._numbers = array("I"), array("H")
+        self._lengths, self._numbers = array("I"), array("I")
         self._made: IdIndex | None = None
 
     def add_file(self, path: Path, rows: Iterator[tuple[str, int, int]]) -> None:
@@ -66,6 +71,8 @@ class Rows:
             raise KeyError(row_id)
         number = self._numbers[index]
         if number not in self._maps:
+            if len(self._maps) == MOST_OPEN:  # each takes a file descriptor
+                self._maps.pop(next(iter(self._maps))).close()
             with self._files[number].open("rb") as file:
                 self._maps[number] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         offset = self._offsets[index]
@@ -157,7 +164,7 @@ def read_logs(directory: Path) -> Rows:
 def _read_log(path: Path) -> Iterator[tuple[str, int, int]]:
     """(id, offset, length) of the rows of every whole block; ends at the first that is not whole."""
     with path.open("rb") as file:
-        while header := _read_header(file.readline()):
+        while (header := _read_header(file.readline())) and _is_of_a_block(header):
             offset = file.tell()
             payload = file.read(sum(header["lengths"]))
             if zlib.crc32(payload) != header["crc"] or file.read(1) != b"\n":
@@ -165,6 +172,15 @@ def _read_log(path: Path) -> Iterator[tuple[str, int, int]]:
             for row_id, length in zip(header["ids"], header["lengths"], strict=True):
                 yield row_id, offset, length
                 offset += length
+
+
+def _is_of_a_block(header: Mapping[str, Any]) -> bool:
+    ids, lengths = header.get("ids"), header.get("lengths")
+    if not (isinstance(ids, list) and isinstance(lengths, list) and len(ids) == len(lengths) and "crc" in header):
+        return False
+    return all(isinstance(row_id, str) and ID.fullmatch(row_id) for row_id in ids) and all(
+        isinstance(length, int) and length >= 0 for length in lengths
+    )
 
 
 def _read_header(line: bytes) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ import glob
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import sys
 import time
@@ -27,6 +28,8 @@ from codetune.project import Project
 
 # What belongs to a model besides its weights: any of these changes what it writes or how a prompt becomes tokens.
 MODEL_FILES = (".safetensors", ".json", ".model", ".txt", ".jinja", ".py")
+
+SHARED = fcntl.LOCK_SH
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,10 @@ class Run:
     def tokens_per_batch(self, settings_digest: str) -> Path:
         """How many tokens the GPU that was asked first had room for, with these settings."""
         return self.directory / ".cache" / f"tokens-per-batch-{settings_digest[:16]}"
+
+    def before(self, stage: str) -> Run:
+        """Where a stage's artefact stays until the one that replaces it is sealed."""
+        return Run(self.directory / ".before" / stage)
 
     @property
     def selection(self) -> Path:
@@ -154,12 +161,12 @@ def project_of(document: Mapping[str, Any]) -> Project:
 
 
 @contextlib.contextmanager
-def waiting(run: Run, output: str) -> Iterator[None]:
-    """Holds `output` for a moment, after waiting for whoever holds it now."""
+def waiting(run: Run, output: str, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """Holds `output` for a moment, after waiting for whoever holds it now; those who only read (`SHARED`) together."""
     path = run.directory / ".locks" / output
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, kind)
         yield
 
 
@@ -185,8 +192,10 @@ def replacing(target: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces a small file; safe where several processes write it at once (the last one stands)."""
-    with contextlib.contextmanager(_replacing)(path, path.with_name(f".{path.name}.{os.getpid()}.tmp")) as temporary:
+    """Replaces a small file; safe where several processes write it at once (the last one stands), also on machines
+    that share the directory, whose processes may have the same number."""
+    own = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    with contextlib.contextmanager(_replacing)(path, own) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -6,6 +6,7 @@ nothing is missing must not take their libraries' many seconds."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -13,14 +14,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codetune.data.source import read_examples
-from codetune.launch import Shard
+from codetune.launch import Shard, thread_count
 from codetune.model import find
 from codetune.project import Project
 from codetune.records import Example, Place, Refusal
 from codetune.store import artefacts
 from codetune.store.parts import Rows, read_logs
 from codetune.store.rowwise import Block, Work, do_missing
-from codetune.store.run import Digests, Run, combined, locked, read_seal, replacing, waiting, write_text
+from codetune.store.run import (
+    SHARED,
+    Digests,
+    Run,
+    combined,
+    locked,
+    read_seal,
+    remove,
+    replacing,
+    seal_path,
+    waiting,
+    write_text,
+)
 from codetune.store.stages import Desk, Recipe, content_digest, settings_of
 
 if TYPE_CHECKING:
@@ -71,7 +84,9 @@ def dealt(shard: Shard, here: Place) -> Shard:
 def _do(desk: Desk, recipe: Recipe, model: Path, shard: Shard, tell: Tell) -> int:
     plan = (_scoring if recipe.stage == "score" else _embedding)(desk, recipe, model)
     directory, done = desk.run.parts(recipe.artefact), 0
-    for count in do_missing(plan.blocks, directory, finished_rows(desk, recipe), shard, plan.load):
+    with waiting(desk.run, f"{recipe.stage}-parts", SHARED):
+        finished = finished_rows(desk, recipe)
+    for count in do_missing(plan.blocks, directory, finished, shard, plan.load):
         tell({"rows": count})
         done += count
     return done
@@ -79,7 +94,7 @@ def _do(desk: Desk, recipe: Recipe, model: Path, shard: Shard, tell: Tell) -> in
 
 def _scoring(desk: Desk, recipe: Recipe, directory: Path) -> Plan:
     from codetune.model.likelihood import CausalScorer, measured_tokens_per_pass, set_attention
-    from codetune.model.load import choose_device, load_model, load_tokenizer
+    from codetune.model.load import choose_device, load_model, load_tokenizer, use_threads
     from codetune.selection.score import plan_blocks, score_tokens, tokenise
 
     model, settings = desk.project.model, desk.project.score
@@ -96,6 +111,7 @@ def _scoring(desk: Desk, recipe: Recipe, directory: Path) -> Plan:
     budget = tokens_per_pass(desk, recipe, choose_device(), measure)
 
     def load() -> Work[list[ScoringTokens | Refusal]]:
+        use_threads(threads_of(desk, recipe))
         tokenizer, scorer = load_tokenizer(directory), CausalScorer(network(), budget)
         return Work(
             lambda examples: tokenise(examples, tokenizer, scorer.window, settings),
@@ -109,7 +125,7 @@ def _embedding(desk: Desk, recipe: Recipe, place: Path) -> Plan:
     from codetune.selection.embed import embed_block, plan_embedding_blocks
 
     def load() -> Work[Sequence[bool]]:
-        encoder = _load_encoder(desk, place)
+        encoder = _load_encoder(desk, place, threads_of(desk, recipe))
 
         def finish(examples: Sequence[Example], cut: Sequence[bool]) -> list[bytes]:
             _, vectors = embed_block(examples, encoder)
@@ -118,6 +134,16 @@ def _embedding(desk: Desk, recipe: Recipe, place: Path) -> Plan:
         return Work(lambda examples: encoder.cut([example.instruction for example in examples]), finish)
 
     return Plan(plan_embedding_blocks(usable_rows(desk), desk.project.embed.batch_size), load)
+
+
+def threads_of(desk: Desk, recipe: Recipe) -> int:
+    """Of every process that makes these rows, as many as the first one had: sums in another number of parts have other
+    bits. Kept beside the parts, and as long."""
+    kept = desk.run.parts(recipe.artefact) / "threads"
+    with waiting(desk.run, f"{recipe.stage}-threads"):
+        if not kept.exists():
+            write_text(kept, f"{thread_count()}\n")
+        return int(kept.read_text(encoding="ascii"))
 
 
 def tokens_per_pass(desk: Desk, recipe: Recipe, device: str, measure: Callable[[], int]) -> int:
@@ -136,15 +162,39 @@ def tokens_per_pass(desk: Desk, recipe: Recipe, device: str, measure: Callable[[
 
 
 def finished_rows(desk: Desk, recipe: Recipe) -> Rows:
-    """Every row that is done: in the logs of all processes, and in the last artefact where it was made alike."""
+    """Every row that is done: in the logs of all processes, and in the last artefact where it was made alike. For
+    whoever holds the lock of the parts: others merge and remove them."""
     rows = read_logs(desk.run.parts(recipe.artefact))
-    seal = read_seal(recipe.artefact)
-    if seal is None or seal.settings != recipe.settings or seal.inputs.get("model") != recipe.inputs["model"]:
-        return rows
-    if content_digest(desk, recipe.artefact) == seal.digest:
+    if run := sealed_alike(desk, recipe):
         sealed = artefacts.sealed_scores if recipe.stage == "score" else artefacts.sealed_embeddings
-        rows.add_file(recipe.artefact, sealed(desk.run))
+        rows.add_file(run.directory / recipe.artefact.name, sealed(run))
     return rows
+
+
+def sealed_alike(desk: Desk, recipe: Recipe) -> Run | None:
+    """Where the last artefact lies that was made with these settings and is as it was sealed."""
+    for run in (desk.run, desk.run.before(recipe.stage)):
+        artefact = run.directory / recipe.artefact.name
+        seal = read_seal(artefact)
+        if seal is None or seal.settings != recipe.settings or seal.inputs.get("model") != recipe.inputs["model"]:
+            continue
+        if content_digest(Desk(desk.project, run, desk.digests), artefact) == seal.digest:
+            return run
+    return None
+
+
+def keep_before(desk: Desk, recipe: Recipe) -> None:
+    """Links to the artefact and its seal: killed after it is replaced and before the next one is sealed, no row of it
+    is lost."""
+    if sealed_alike(desk, recipe) != desk.run:
+        return
+    kept = desk.run.before(recipe.stage).directory
+    remove(kept)
+    kept.mkdir(parents=True)
+    companions = [desk.run.embedding_ids] if recipe.stage == "embed" else []
+    for path in (*companions, recipe.artefact, seal_path(recipe.artefact)):
+        with contextlib.suppress(OSError):  # a file system without links: then they are made once more
+            (kept / path.name).hardlink_to(path)
 
 
 def find_encoder(desk: Desk) -> tuple[Path, str]:
@@ -157,14 +207,15 @@ def find_encoder(desk: Desk) -> tuple[Path, str]:
     return kept, desk.digests.file(kept)
 
 
-def _load_encoder(desk: Desk, place: Path) -> Encoder:
+def _load_encoder(desk: Desk, place: Path, threads: int) -> Encoder:
     if desk.project.embed.model == "hashing":
         from codetune.selection.embed import HashingEncoder
 
         return HashingEncoder.load(place)
-    from codetune.model.load import choose_device
+    from codetune.model.load import choose_device, use_threads
     from codetune.selection.sentences import load_encoder
 
+    use_threads(threads)
     return load_encoder(place, choose_device())
 
 

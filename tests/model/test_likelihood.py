@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MambaConfig, PreTrainedModel
 
 from codetune.data.tokens import Span
 from codetune.errors import ModelError
@@ -96,6 +96,43 @@ def test_logits_that_are_changed_after_the_output_layer_are_changed_here_too(arc
     assert CausalScorer(model, 700).nll(spans) == pytest.approx(exact, rel=1e-6)
 
 
+def test_a_span_that_fills_the_window_is_not_padded_beyond_it() -> None:
+    config = GPT2Config(vocab_size=VOCABULARY, n_positions=40, n_embd=32, n_layer=1, n_head=2)  # learned positions
+    model = AutoModelForCausalLM.from_config(config).eval()
+    scorer = CausalScorer(model, BUDGET)
+    assert scorer.window == 40
+    spans = [Span(tuple(range(1, length + 1)), length // 2) for length in (40, 33, 39)]
+    assert scorer.nll(spans) == pytest.approx([oracle(model, span) for span in spans], rel=1e-6)
+
+
+@pytest.mark.parametrize("rope", ["dynamic", "longrope"])
+def test_positions_that_follow_the_length_of_a_pass_are_those_of_each_span(rope: str) -> None:
+    scaling: dict[str, Any] = {"rope_type": rope, "rope_theta": 10000.0, "factor": 4.0}
+    if rope == "longrope":
+        scaling |= {"short_factor": [1.0] * 8, "long_factor": [3.0] * 8, "original_max_position_embeddings": 64}
+    kinds = {"num_attention_heads": 2, "num_key_value_heads": 2, "hidden_size": 32, "intermediate_size": 32}
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, num_hidden_layers=1, max_position_embeddings=64, rope_parameters=scaling, **kinds
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.normal_(0, 0.3)
+    scorer = CausalScorer(model, BUDGET)
+    spans = [Span(tuple(n % 300 for n in range(length)), 1) for length in (60, 64, 128, 70, 64)]
+    exact = [oracle(copy.deepcopy(model), span) for span in spans]
+    assert scorer.nll(spans) == pytest.approx(exact, rel=1e-5)
+    assert [scorer.nll([span])[0] for span in reversed(spans)] == pytest.approx(exact[::-1], rel=1e-5)
+
+
+def test_a_network_without_attention_or_with_an_odd_configuration_is_scored() -> None:
+    config = MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=1, state_size=4)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    set_attention(model, "auto")
+    spans = random_spans(4, 60, seed=3)
+    assert CausalScorer(model, 700).nll(spans) == pytest.approx([oracle(model, span) for span in spans], rel=1e-5)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_in_bfloat16_rows_keep_their_rank(layout: str) -> None:
     model = tiny_model("llama", VOCABULARY)
@@ -108,13 +145,16 @@ def test_in_bfloat16_rows_keep_their_rank(layout: str) -> None:
 
 @given(st.lists(st.integers(1, 300), max_size=40), st.integers(1, 700))
 def test_every_span_is_in_one_pass_and_a_pass_keeps_to_the_budget(lengths: list[int], budget: int) -> None:
-    for plan, room in ((flat_passes, lambda length: length), (padded_passes, bucket)):
+    def padded(lengths: list[int], budget: int) -> list[list[int]]:
+        return padded_passes(lengths, budget, bucket)
+
+    for plan, room in ((flat_passes, lambda length: length), (padded, bucket)):
         passes = plan(lengths, budget)
         assert sorted(index for members in passes for index in members) == list(range(len(lengths)))
         for members in passes:
             assert sum(room(lengths[index]) for index in members) <= budget or len(members) == 1
     assert [index for members in flat_passes(lengths, budget) for index in members] == list(range(len(lengths)))
-    for members in padded_passes(lengths, budget):
+    for members in padded(lengths, budget):
         assert len({bucket(lengths[index]) for index in members}) == 1
 
 

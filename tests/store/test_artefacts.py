@@ -53,7 +53,7 @@ def test_scores_stand_in_the_order_of_the_data_set_whatever_the_order_they_were_
         | {"answer_tokens": 4, "truncated": False},
         {"id": "0000000000000002", "refused": "non-finite likelihood"},
     ]
-    assert counts == (2, {"duplicate": 1, "empty answer": 1, "non-finite likelihood": 1})
+    assert counts == (2, {"duplicate": 1, "empty answer": 1, "non-finite likelihood": 1}, 0)
 
 
 def test_scores_are_read_as_they_were_made(run: Run) -> None:

@@ -84,6 +84,36 @@ def test_what_a_power_cut_leaves_behind_the_last_block_is_cut_away(garbage: byte
         assert log.stat().st_size == end
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"lengths": [1], "crc": 0},
+        {"ids": ["xyz"], "lengths": [1], "crc": 0},
+        {"ids": ["0000000000000001"], "lengths": ["1"], "crc": 0},
+        {"ids": ["0000000000000001"], "lengths": [1, 2], "crc": 0},
+        {"ids": ["0000000000000001"], "lengths": [-1], "crc": 0},
+        {"ids": 3, "lengths": [1], "crc": 0},
+    ],
+)
+def test_a_header_that_is_json_and_no_header_ends_the_log(header: dict[str, Any], tmp_path: Path) -> None:
+    log = tmp_path / "0-of-1.log"
+    (block,) = numbered([[b"a"]])
+    append(log, block)
+    with log.open("ab") as file:
+        file.write(json.dumps(header).encode() + b"\nx\n")
+    assert found(read_logs(tmp_path), [block]) == block
+
+
+def test_more_logs_than_may_be_open_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("codetune.store.parts.MOST_OPEN", 2)
+    for number in range(5):
+        append(log_path(tmp_path, (number, 5)), [(f"{number:016x}", b"%d" % number)])
+    rows = read_logs(tmp_path)
+    for number in (0, 1, 2, 3, 4, 0, 3):
+        assert rows.read(f"{number:016x}") == b"%d" % number
+    assert len(rows._maps) == 2
+
+
 def test_a_row_that_was_damaged_is_not_done(tmp_path: Path) -> None:
     log = tmp_path / "0-of-1.log"
     append(log, [("0000000000000001", b"abc")])
@@ -166,10 +196,10 @@ def test_a_file_can_be_added_after_rows_were_looked_up(tmp_path: Path) -> None:
     assert (rows.read("0000000000000002"), rows.read("0000000000000001")) == (b"two", b"one")
 
 
-def test_a_row_takes_22_bytes_of_memory() -> None:
+def test_a_row_takes_24_bytes_of_memory() -> None:
     rows = Rows()
     columns = (rows._ids, rows._offsets, rows._lengths, rows._numbers)
-    assert sum(column.itemsize for column in columns) == 22
+    assert sum(column.itemsize for column in columns) == 24
 
 
 @settings(max_examples=40, deadline=None)
