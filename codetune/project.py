@@ -228,6 +228,14 @@ class Project(Section):
         return copy
 
 
+# Of `train`: what changes where and how fast a step is computed, or what is written down, but not what is learned. An
+# unfinished training goes on with other values of these.
+FREE_TO_CHANGE = (
+    *("per_device_batch_size", "gradient_accumulation_steps", "global_batch_size"),  # their product must stay
+    *("gradient_checkpointing", "logging_steps", "save_minutes", "save_steps", "keep_checkpoints", "report_to"),
+    "merge",
+)
+
 # A feature of the contract that this version lacks: its values are refused, never accepted and ignored.
 NOT_IN_THIS_VERSION: Mapping[str, Sequence[object]] = {
     "select.strategy": ("parametric", "ifd", "perplexity", "kcenter", "length"),

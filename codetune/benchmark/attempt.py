@@ -38,7 +38,7 @@ GRACE_SECONDS = 2  # and what its two joins add to it
 CANONICAL_SECONDS = 60  # for all calls of a suite
 READING_BYTES = 4 * 2**30  # of memory, for one value: as much as EvalPlus lets the program have that made it
 READING_SECONDS = 30  # for one value, decoded and compared
-STARVED_SHARE = 0.25  # of a limit: ready to run, and no CPU was free
+STARVED_SHARE = 0.5  # of a limit: ready to run, and no CPU was free
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +158,13 @@ def _require_agreement(
 ) -> None:
     with _bounded(most_bytes):
         try:
-            agrees = comparison.agrees(call, wire.decode(content), expected)
+            output = wire.decode(content)
+            agrees = comparison.agrees(call, output, expected)
         except INCOMPARABLE as why:
             raise WrongError(f"returned what cannot be read ({type(why).__name__})") from None
+    if not agrees and isinstance(output, wire.Opaque):
+        kind = output.type_name if output.type_name.isidentifier() else "an object"
+        raise WrongError(f"returned {kind}, which is no plain value")
     if not agrees:
         raise WrongError("wrong answer")
 

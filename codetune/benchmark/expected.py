@@ -49,6 +49,8 @@ def write_expected(expected: Expected, path: Path) -> None:
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
+        file.flush()
+        os.fsync(descriptor)
     Path(name).replace(path)
 
 

@@ -74,7 +74,9 @@ def count_missing(problems: Sequence[Problem], expected: Path) -> int:
 
 
 def _missing(problems: Sequence[Problem], expected: Path) -> dict[Path, Problem]:
-    return {path: problem for problem in problems if not (path := expected_path(expected, problem)).is_file()}
+    paths = {expected_path(expected, problem): problem for problem in problems}
+    # An empty one is what a power cut can leave.
+    return {path: problem for path, problem in paths.items() if not path.is_file() or not path.stat().st_size}
 
 
 def _verdict(solution: Solution, found: dict[str, Any]) -> Verdict:

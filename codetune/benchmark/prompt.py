@@ -35,7 +35,7 @@ def make_prompt(problem: Problem, tokenizer: PreTrainedTokenizerBase, kind: Lite
         # The template has written the special tokens already: the tokenizer must not add a second BOS.
         tokens = tokenizer(chat_text(problem, tokenizer), add_special_tokens=False)["input_ids"]
         return Prompt(tuple(tokens), STOPS_IN_FENCE)
-    tokens = tokenizer(problem.prompt.strip())["input_ids"]
+    tokens = tokenizer(problem.prompt.strip() + "\n")["input_ids"]  # as evalplus 0.3.1 gives it to base models
     return Prompt(tuple(tokens), completion_stops(problem))
 
 

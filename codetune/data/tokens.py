@@ -23,6 +23,14 @@ class TrainingTokens:
 
 
 @dataclass(frozen=True, slots=True)
+class DroppedSample:
+    """One that nothing is learned from: why, and how many tokens that costs (0 where it could not be written)."""
+
+    refusal: Refusal
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Span:
     """Tokens of which those from `start` on are to be predicted, each from all before it; `start` is at least 1."""
 
@@ -88,22 +96,26 @@ def _fit(
 
 def training_tokens(
     tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat, example: Example, max_length: int, too_long: str
-) -> TrainingTokens | Refusal:
+) -> TrainingTokens | DroppedSample:
     """The whole conversation tokenised at once, so that the saved chat template gives the very same tokens; loss is on
     the tokens that hold a character of an answer or its EOS. A cut answer gets no EOS."""
     bos = str(tokenizer.bos_token) if adds_bos(tokenizer) else ""
     conversation = converse(chat_format, example.messages, tokenizer, bos)
     if isinstance(conversation, str):
-        return Refusal(example.id, conversation, example.at)
+        return _dropped(example, conversation, 0)
     encoded = tokenizer(conversation.text, add_special_tokens=False, return_offsets_mapping=True)
     ids: list[int] = encoded["input_ids"]
     learned = _inside(encoded["offset_mapping"], conversation.answers)
     if len(ids) > max_length and too_long == "drop":
-        return Refusal(example.id, f"longer than {max_length} tokens", example.at)
+        return _dropped(example, f"longer than {max_length} tokens", len(ids))
     if not any(learned[1:max_length]):  # the first token is predicted from nothing
-        return Refusal(example.id, f"no answer token within {max_length} tokens", example.at)
+        return _dropped(example, f"no answer token within {max_length} tokens", len(ids))
     lost = max(0, len(ids) - max_length)
     return TrainingTokens(tuple(ids[:max_length]), tuple(learned[:max_length]), lost > 0, lost)
+
+
+def _dropped(example: Example, reason: str, tokens: int) -> DroppedSample:
+    return DroppedSample(Refusal(example.id, reason, example.at), tokens)
 
 
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -72,6 +72,25 @@ def attention_for(asked: str, flat: bool, place: Site) -> str:
     return (kernel_for(place) or SEGMENTED) if flat else "sdpa"
 
 
+def set_plain_attention(network: PreTrainedModel) -> None:
+    """Torch's own; transformers' where the architecture knows no other."""
+    try:
+        network.set_attn_implementation("sdpa")
+    except ValueError:
+        network.set_attn_implementation("eager")
+
+
+def require_no_chunks(network: PreTrainedModel, max_length: int) -> None:
+    """For packed rows: attention in chunks (Llama 4) would be counted from the beginning of the row."""
+    chunk = getattr(network.config.get_text_config(), "attention_chunk_size", None)
+    if chunk is not None and chunk < max_length:
+        raise ModelError(
+            f"{type(network).__name__} attends in chunks of {chunk} tokens, and train.max_length is {max_length}: "
+            "packed samples would be cut at other places. Expected: samples that fit a chunk. Set train.pad_mode: "
+            f"dynamic_pad, or train.max_length: {chunk}."
+        )
+
+
 def kernel_for(place: Site) -> str | None:
     """The implementation that does a whole flat row in one kernel there, or None."""
     return next((KERNELS[asked] for asked in KERNELS if not lacking(asked, place)), None)
@@ -174,16 +193,23 @@ def require_isolation(model: PreTrainedModel) -> None:
     was_training = model.training
     model.train(False)
     # Not without gradients: on CPUs bitsandbytes would then rearrange 4-bit weights for good, and lose their gradients.
-    rows = [model(**flat_row([before, changed, behind]), use_cache=False).logits.detach() for changed in (one, other)]
-    model.train(was_training)
+    try:
+        rows = [model(**flat_row([before, each, behind]), use_cache=False).logits.detach() for each in (one, other)]
+    except ValueError as why:  # how some architectures say that they cannot
+        raise ModelError(
+            f"{type(model).__name__} takes no packed samples ({str(why).partition(chr(10))[0]}). Expected: one that "
+            "does. Set train.pad_mode: dynamic_pad."
+        ) from why
+    finally:
+        model.train(was_training)
     # The shapes are alike, so isolated samples give the same bits; the tolerance is for atomics on a GPU. What is not a
     # number says nothing of attention: the loss will tell of it.
     seen = [torch.cat([logits[:, :7], logits[:, 14:]], dim=1).nan_to_num(0, 0, 0) for logits in rows]
     if not torch.allclose(seen[0], seen[1], rtol=0, atol=1e-4 * float(seen[0].abs().max())):
         raise ModelError(
             f"Packed samples see each other in {type(model).__name__} with attention "
-            f"{model.config._attn_implementation!r}. Expected: each sees itself alone. Set model.attention: auto, or "
-            "train.pad_mode: dynamic_pad."
+            f"{model.config._attn_implementation!r}. Expected: each sees itself alone. Set train.pad_mode: dynamic_pad"
+            f"{'' if model.config._attn_implementation == SEGMENTED else ', or model.attention: auto'}."
         )
 
 

@@ -278,7 +278,8 @@ class Digests:
 
     def file(self, path: Path) -> str:
         status = path.stat()
-        mark = [status.st_size, status.st_mtime_ns, status.st_ino]
+        # The time of its last change besides: whoever copies can set the other one.
+        mark = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
         known = self._known.get(str(path.resolve()))
         # A file touched within the last two seconds may change again within the clock's resolution: not remembered.
         if known and known[0] == mark:

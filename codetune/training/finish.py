@@ -15,6 +15,7 @@ from codetune.data.chat import stop_texts, template
 from codetune.data.tokens import adds_bos
 from codetune.errors import CodetuneError
 from codetune.model.adapt import merge, round_weights, whole_network
+from codetune.model.attention import set_plain_attention
 from codetune.project import ChatFormat
 from codetune.training.arguments import Precision
 
@@ -37,7 +38,7 @@ def save_trained(
     """The model is of no use for training afterwards: its weights are rounded in place. Merged adapters are kept beside
     the whole model, in `adapter/`, where nobody who loads it stumbles over them."""
     network = whole_network(model)
-    network.set_attn_implementation("sdpa")
+    set_plain_attention(network)
     network.config.use_cache = True
     network.generation_config = _generation_config(tokenizer, finish.chat_format, finish.last_tokens)
     dtype = getattr(torch, finish.precision)

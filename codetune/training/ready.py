@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from codetune.data.packing import PACKED, Dealing
 from codetune.model.adapt import adapt, whole_network
-from codetune.model.attention import Site, attention_for, require_isolation
+from codetune.model.attention import Site, attention_for, require_isolation, require_no_chunks, set_plain_attention
 from codetune.model.ranks import Team
 from codetune.project import Project, Training
 from codetune.training.arguments import Precision, arithmetic_in
@@ -25,7 +25,14 @@ def make_ready(network: PreTrainedModel, project: Project, precision: Precision)
     """Raises ModelError where packed samples see each other and must not."""
     settings = project.train
     packed = settings.pad_mode in PACKED
-    network.set_attn_implementation(attention_for(project.model.attention, packed, Site.of(network, precision)))
+    asked = project.model.attention
+    wanted = attention_for(asked, packed, Site.of(network, precision))
+    if asked == "auto" and wanted == "sdpa":
+        set_plain_attention(network)
+    else:
+        network.set_attn_implementation(wanted)
+    if packed and settings.pack_isolation:
+        require_no_chunks(network, settings.max_length)
     if packed and settings.pack_isolation:
         with arithmetic_in(precision, network.device):
             require_isolation(network)

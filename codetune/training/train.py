@@ -15,7 +15,7 @@ from peft import PeftModel
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from codetune.data.tokens import TrainingTokens, training_tokens
+from codetune.data.tokens import DroppedSample, TrainingTokens, training_tokens
 from codetune.errors import DataError, ModelError, ProjectError
 from codetune.model.adapt import adapt
 from codetune.model.load import (
@@ -28,7 +28,7 @@ from codetune.model.load import (
     load_tokenizer,
 )
 from codetune.model.ranks import SOLO, Team
-from codetune.project import Project
+from codetune.project import FREE_TO_CHANGE, Project
 from codetune.records import Example, Refusal
 from codetune.training.arguments import Precision, training_arguments
 from codetune.training.checkpoint import SHARING, STEP_SAMPLES, Facts, last_checkpoint, remove_torn
@@ -53,12 +53,6 @@ from codetune.training.strategy import (
 
 TOKENS = "tokens.i32"
 SHARE_OF_ADAPTERS = 0.01  # of a model's parameters, at most, for adapters of the usual rank
-# What changes where and how fast a step is computed, or what is written down, but not what is learned from.
-FREE_TO_CHANGE = {
-    *("per_device_batch_size", "gradient_accumulation_steps", "global_batch_size"),  # their product is a fact
-    *("gradient_checkpointing", "logging_steps", "save_minutes", "save_steps", "keep_checkpoints", "report_to"),
-    "merge",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +105,14 @@ def train(
         trainer.run(checkpoint)
     if course.interrupted:
         raise KeyboardInterrupt
-    weights = whole_weights(choice.strategy, trainer)
-    if ranks.is_first:
-        if weights is not None:
-            model = _whole(project, model_path, precision, weights)
-        finish = Finish(project.model.chat_format, precision, project.train.merge, rows.last_tokens)
-        save_trained(model, tokenizer, finish, saved)
-        remove_corpus(directory / TOKENS)
+    with course.interruptible():  # everything is learned: who asks to stop now gets the model that is being saved
+        weights = whole_weights(choice.strategy, trainer)
+        if ranks.is_first:
+            if weights is not None:
+                model = _whole(project, model_path, precision, weights)
+            finish = Finish(project.model.chat_format, precision, project.train.merge, rows.last_tokens)
+            save_trained(model, tokenizer, finish, saved)
+            remove_corpus(directory / TOKENS)
     return _summary(corpus, rows, course, choice, ranks)
 
 
@@ -169,8 +164,9 @@ class _Rows:
         settings, chat_format = self._project.train, self._project.model.chat_format
         for example in self._examples:
             tokens = training_tokens(self._tokenizer, chat_format, example, settings.max_length, settings.too_long)
-            if isinstance(tokens, Refusal):
-                self.dropped.append(tokens)
+            if isinstance(tokens, DroppedSample):
+                self.dropped.append(tokens.refusal)
+                self.lost_tokens += tokens.tokens
                 continue
             self.truncated_rows += tokens.truncated
             self.lost_tokens += tokens.lost_tokens
@@ -191,7 +187,7 @@ def _require_rows(corpus: Corpus, rows: _Rows) -> None:
 
 def _facts(project: Project, model_path: Path, corpus: Corpus, ranks: Team, strategy: Strategy) -> Facts:
     """What a checkpoint must share with the training that continues it."""
-    settings = project.train.model_dump(mode="json", exclude=FREE_TO_CHANGE)
+    settings = project.train.model_dump(mode="json", exclude=set(FREE_TO_CHANGE))
     used = {"full": (), "lora": ("lora",), "qlora": ("lora", "quantization")}[project.train.method]
     for unused in {"lora", "quantization"}.difference(used):
         settings.pop(unused)

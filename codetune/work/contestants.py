@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from codetune.errors import UsageError
-from codetune.model.find import find_model
+from codetune.model.find import base_of_adapters, find_model
 from codetune.project import ChatFormat
 from codetune.store.run import combined
 from codetune.store.stages import Desk, require
@@ -71,8 +71,7 @@ def model_digest(desk: Desk, directory: Path) -> str:
     adapter = directory / "adapter_config.json"
     if not adapter.is_file():
         return own
-    base = Path(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
-    return combined([own, model_digest(desk, base) if base.is_dir() else str(base)])
+    return combined([own, model_digest(desk, find_model(base_of_adapters(directory)))])
 
 
 def prompt_kind(desk: Desk, name: str, directory: Path) -> Kind | None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from codetune import console
 from codetune.errors import StaleError
+from codetune.project import FREE_TO_CHANGE
 from codetune.store.run import Run, read_seal, remove, write_text
 from codetune.store.stages import Recipe, identity
 
@@ -25,7 +26,7 @@ def claim_training(run: Run, recipe: Recipe, restart: bool) -> Path:
     error, for they are hours of work; `restart` removes it."""
     directory = training_place(run)
     wanted, found = json.loads(json.dumps(recipe.identity())), _recipe(directory)
-    different = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)] if found else []
+    different = [key for key in _bound({**found, **wanted}) if found.get(key) != wanted.get(key)] if found else []
     begun = any(directory.glob("checkpoint-*"))
     if different and begun and not restart:
         raise StaleError(_other_settings(directory, different, found, wanted))
@@ -58,10 +59,15 @@ def begun_otherwise(run: Run, settings: Mapping[str, Any]) -> tuple[str, str]:
     them; two empty texts where they do not, or where there is no checkpoint to go on from."""
     directory, wanted = training_place(run), json.loads(json.dumps(dict(settings)))
     found = _recipe(directory)
-    different = [key for key in wanted if key in found and found[key] != wanted[key]]
+    different = [key for key in _bound(wanted) if key in found and found[key] != wanted[key]]
     if not different or not any(directory.glob("checkpoint-*")):
         return "", ""
     return _differences(different, found, wanted), f"codetune train {_said(different, found)}"
+
+
+def _bound(recipe: Mapping[str, Any]) -> list[str]:
+    """What must stay as it is; of batch sizes the checkpoint itself sees to their product."""
+    return [key for key in recipe if key not in {f"train.{name}" for name in FREE_TO_CHANGE}]
 
 
 def _recipe(directory: Path) -> dict[str, Any]:

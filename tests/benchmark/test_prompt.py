@@ -29,9 +29,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", chat_template=TEMPLATE)
 
 
-def test_a_raw_prompt_is_the_stripped_one_behind_a_single_bos(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_raw_prompt_has_one_bos_before_it_and_one_line_break_behind(tokenizer: PreTrainedTokenizerFast) -> None:
     made = make_prompt(problem(prompt="\n\ndef double(x):\n  '''Twice.'''\n"), tokenizer, "completion")
-    assert tokenizer.decode(made.tokens) == "<s>def double(x):\n  '''Twice.'''"
+    assert tokenizer.decode(made.tokens) == "<s>def double(x):\n  '''Twice.'''\n"
 
 
 def test_a_chat_prompt_has_one_bos_and_opens_the_answers_fence(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from codetune.data.chat import FAMILIES, template
-from codetune.data.tokens import TrainingTokens, adds_bos, training_tokens
+from codetune.data.tokens import DroppedSample, TrainingTokens, adds_bos, training_tokens
 from codetune.errors import ModelError
 from codetune.model.load import load_tokenizer
 from codetune.records import Example, Message, Refusal
@@ -119,7 +119,7 @@ def test_a_template_that_refuses_system_texts_is_a_counted_reason() -> None:
     tokenizer = byte_tokenizer(bos=False)
     tokenizer.chat_template = "{{ raise_exception('no system') }}"
     refused = training_tokens(tokenizer, "tokenizer", example(CONVERSATIONS["system"]), 99, "truncate")
-    assert refused == Refusal("0" * 16, "the tokenizer's chat template refuses it: no system", "x:1")
+    assert refused == DroppedSample(Refusal("0" * 16, "the tokenizer's chat template refuses it: no system", "x:1"), 0)
 
 
 def test_a_truncated_answer_gets_no_eos_and_its_lost_tokens_are_counted() -> None:
@@ -135,13 +135,15 @@ def test_a_truncated_answer_gets_no_eos_and_its_lost_tokens_are_counted() -> Non
 def test_a_row_that_is_too_long_is_dropped_where_the_project_says_so() -> None:
     tokenizer = byte_tokenizer(bos=False)
     refused = training_tokens(tokenizer, "deepseek", example(CONVERSATIONS["one turn"]), 30, "drop")
-    assert refused == Refusal("0" * 16, "longer than 30 tokens", "x:1")
+    whole = trained(tokenizer, "deepseek", CONVERSATIONS["one turn"])
+    assert refused == DroppedSample(Refusal("0" * 16, "longer than 30 tokens", "x:1"), len(whole.ids))
 
 
 def test_a_prompt_that_fills_the_length_is_refused() -> None:
     tokenizer = byte_tokenizer(bos=False)
     refused = training_tokens(tokenizer, "deepseek", example(CONVERSATIONS["one turn"]), 5, "truncate")
-    assert refused == Refusal("0" * 16, "no answer token within 5 tokens", "x:1")
+    whole = trained(tokenizer, "deepseek", CONVERSATIONS["one turn"])
+    assert refused == DroppedSample(Refusal("0" * 16, "no answer token within 5 tokens", "x:1"), len(whole.ids))
 
 
 TEXT = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="<"), min_size=1, max_size=30)

@@ -164,7 +164,6 @@ def test_weights_that_no_process_has_whole_are_saved_whole(world: Path, alone: P
     agree(trained(world, "zero3", "launch.processes=2", "launch.strategy=zero3"), alone)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def fresh(world: Path, name: str) -> Path:
     """A run with the selection, and no training."""
     run = world / "runs" / name

@@ -23,6 +23,7 @@ from codetune.errors import CodetuneError, DataError, ModelError, ProjectError, 
 from codetune.model.load import load_tokenizer
 from codetune.project import LoraSettings, Quantization
 from codetune.records import Example, Message
+from codetune.training.finish import save_trained
 from codetune.training.train import train
 from tests.training.tiny import base_model, examples, metrics, project, run
 
@@ -131,7 +132,7 @@ def test_attention_that_leaks_is_found_before_the_first_step(
     monkeypatch.setitem(AttentionInterface._global_mapping, "sdpa", causal_over_the_row)
     settings = project(pad_mode=pad_mode, **method)
     leaky = settings.model_copy(update={"model": settings.model.model_copy(update={"attention": "sdpa"})})
-    with pytest.raises(ModelError, match=r"see each other .*Set model.attention: auto"):
+    with pytest.raises(ModelError, match=r"see each other .*Set train.pad_mode: dynamic_pad, or model.attention: auto"):
         run(leaky, base, tmp_path)
     assert not (tmp_path / "metrics.jsonl").exists()
 
@@ -245,9 +246,31 @@ def test_rows_that_are_cut_or_dropped_are_counted(base: Path, tmp_path: Path) ->
     dropped = run(project(max_length=60, max_steps=1, too_long="drop"), base, tmp_path / "dropped")
     assert len(dropped.dropped) == cut.truncated_rows
     assert dropped.rows == 20 - cut.truncated_rows
+    assert dropped.lost_tokens > cut.lost_tokens + 59 * cut.truncated_rows
     assert {refusal.reason for refusal in dropped.dropped} == {"longer than 60 tokens"}
     with pytest.raises(DataError, match=r"No row is left to train on: 20 dropped \(no answer token within 9 tokens\)"):
         run(project(max_length=9), base, tmp_path / "none")
+
+
+def test_who_asks_to_stop_while_the_model_is_saved_gets_it(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: Any) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        save_trained(*arguments)
+
+    monkeypatch.setattr("codetune.training.train.save_trained", interrupted)
+    assert run(project(max_steps=1), base, tmp_path).steps == 1
+    assert weights(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("attention", ["auto", "eager"])
+def test_an_architecture_without_torchs_attention_is_trained_and_saved(attention: str, tmp_path: Path) -> None:
+    settings = project(pad_mode="dynamic_pad", max_steps=1)
+    asked = settings.model_copy(update={"model": settings.model.model_copy(update={"attention": attention})})
+    assert run(asked, base_model(tmp_path / "base", "gemma2"), tmp_path).steps == 1
+    assert weights(tmp_path / "saved")
 
 
 def test_the_saved_model_carries_format_stops_and_the_asked_number_format(

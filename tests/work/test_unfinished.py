@@ -54,6 +54,18 @@ def test_what_differs_is_named_with_the_commands_that_continue_or_begin_anew(pro
         pipeline.train(desk)
 
 
+def test_what_changes_nothing_that_is_learned_stands_in_nobodys_way(project: Path) -> None:
+    desk = desk_of(project, **RANDOM)
+    pipeline.train(desk)
+    (desk.run.directory / "model.seal").unlink()
+    (desk.run.train / "checkpoint-1").mkdir()
+    free = {"train__per_device_batch_size": 1, "train__gradient_checkpointing": True, "train__save_steps": 5}
+    other = desk_of(project, **RANDOM, **free, train__global_batch_size=3)
+    line = next(line for line in journey.status(other) if line.stage == "train")
+    assert (line.state, line.detail) == ("partial", "checkpoint of step 1")
+    assert pipeline.train(other).rows == 12
+
+
 def test_restart_begins_anew_and_says_so(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     desk = desk_of(project, **RANDOM)
     train = begun(desk.run.directory, seed=1)
