@@ -256,7 +256,8 @@ def _samples(bench: Bench, source: Path, k: Sequence[int]) -> list[Completion | 
     others = {problem.task_id for problem in bench.whole} - tasks
     samples = [sample for sample in read_samples(source) if sample.task_id not in others]
     check_samples(bench.problems, samples, k)
-    missing = sorted(tasks - {sample.task_id for sample in samples})
+    there = {sample.task_id for sample in samples}
+    missing = [problem.task_id for problem in bench.problems if problem.task_id not in there]
     if missing:
         found = f"{source} has samples for {len(tasks) - len(missing)} of the {len(tasks)} tasks of {bench.name}"
         if bench.complete:

@@ -10,8 +10,9 @@ What holds in every tier but `none`, and by what:
 
 What cannot be stopped: faults of the kernel that the calls which stay allowed can reach; burning CPU up to the limit
 and memory up to its limit, times the workers; a program that knows the answers by heart; reading the interpreter and
-its packages. In the tier `landlock` programs can learn that a file exists and how large it is, not what is in it; under
-bubblewrap, or as root that cannot change its user, the threads of a program are bounded by its memory alone.
+its packages. In the tier `landlock` programs can learn that a file exists, its size, owner and times, where a link
+leads, and which processes live; not what a file holds, nor what a process does. Under bubblewrap, or as root that
+cannot change its user, the threads of a program are bounded by its memory alone.
 """
 
 from __future__ import annotations

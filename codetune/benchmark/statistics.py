@@ -39,7 +39,10 @@ def wilson_interval(passed: int, tasks: int) -> tuple[float, float]:
 
 
 def bootstrap_interval(estimates: Sequence[float], seed: int) -> tuple[float, float]:
-    """Percentile bootstrap over tasks at 95 % of the mean of one estimate a task."""
+    """Percentile bootstrap over tasks at 95 % of the mean of one estimate a task. Where every task has the same one, no
+    resample tells them apart: then it is as wide as Wilson's."""
+    if len(set(estimates)) == 1 and estimates[0] in (0, 1):
+        return wilson_interval(int(sum(estimates)), len(estimates))
     low, high = np.quantile(_resampled_means(np.asarray(estimates, dtype=np.float64), seed), [0.025, 0.975])
     return float(low), float(high)
 
@@ -89,8 +92,8 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
     >>> mcnemar([True] * 5 + [False], [False] * 5 + [True]).p_value  # 2 * (1 + 6) / 2**6
     0.21875
     """
-    only_first = sum(a and not b for a, b in zip(first, second, strict=True))
-    only_second = sum(b and not a for a, b in zip(first, second, strict=True))
+    only_first = sum(bool(a and not b) for a, b in zip(first, second, strict=True))
+    only_second = sum(bool(b and not a) for a, b in zip(first, second, strict=True))
     differing, fewer = only_first + only_second, min(only_first, only_second)
     tail = sum(math.comb(differing, count) for count in range(fewer + 1)) / 2**differing
     return McNemar(only_first, only_second, min(1.0, 2 * tail))

@@ -60,3 +60,8 @@ def test_mcnemar_is_the_binomial_test_of_the_tasks_that_differ(pairs: list[tuple
     differing = found.only_first + found.only_second
     assert differing == sum(first != second for first, second in pairs)
     assert found.p_value == pytest.approx(binomtest(found.only_first, differing).pvalue if differing else 1.0)
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, wilson_interval(0, 10)), (1.0, wilson_interval(10, 10))])
+def test_an_interval_has_a_width_also_where_all_tasks_are_alike(share: float, expected: tuple[float, float]) -> None:
+    assert bootstrap_interval([share] * 10, 42) == expected
