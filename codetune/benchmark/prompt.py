@@ -35,8 +35,17 @@ def make_prompt(problem: Problem, tokenizer: PreTrainedTokenizerBase, kind: Lite
         # The template has written the special tokens already: the tokenizer must not add a second BOS.
         tokens = tokenizer(chat_text(problem, tokenizer), add_special_tokens=False)["input_ids"]
         return Prompt(tuple(tokens), STOPS_IN_FENCE)
-    tokens = tokenizer(problem.prompt.strip() + "\n")["input_ids"]  # as evalplus 0.3.1 gives it to base models
-    return Prompt(tuple(tokens), completion_stops(problem))
+    return Prompt(tuple(tokenizer(raw_prompt(problem.prompt))["input_ids"]), completion_stops(problem))
+
+
+def raw_prompt(prompt: str) -> str:
+    """Without blanks around it, but for the line break that it ends with, as evalplus 0.3.1 gives it to base models.
+
+    >>> raw_prompt("\\n\\ndef f(x):\\n    ")
+    'def f(x):\\n'
+    """
+    text = prompt.strip()
+    return text + "\n" if "\n" in prompt[len(prompt.rstrip()) :] else text
 
 
 def completion_stops(problem: Problem) -> tuple[str, ...]:

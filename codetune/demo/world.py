@@ -143,9 +143,10 @@ def draw_benchmark(random: Random) -> Iterator[dict[str, Any]]:
         seen.add(task.composition)
         yield {
             "task_id": f"Demo/{len(seen) - 1}",
-            "prompt": prompt(task, describe(task, random)),
+            # Without its line break: so small a model has only seen the one that its tokenizer joins to the indent.
+            "prompt": prompt(task, describe(task, random)).rstrip(),
             "entry_point": task.name,
-            "canonical_solution": task.body,
+            "canonical_solution": f"\n{task.body}",
             "contract": f"\n    assert {CONTRACTS[task.argument]}\n",
             "base_input": [[call] for call in calls[:BASE_CALLS]],
             "plus_input": [[call] for call in calls[BASE_CALLS:]],

@@ -32,6 +32,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def test_a_raw_prompt_has_one_bos_before_it_and_one_line_break_behind(tokenizer: PreTrainedTokenizerFast) -> None:
     made = make_prompt(problem(prompt="\n\ndef double(x):\n  '''Twice.'''\n"), tokenizer, "completion")
     assert tokenizer.decode(made.tokens) == "<s>def double(x):\n  '''Twice.'''\n"
+    made = make_prompt(problem(prompt="def double(x):  "), tokenizer, "completion")
+    assert tokenizer.decode(made.tokens) == "<s>def double(x):"
 
 
 def test_a_chat_prompt_has_one_bos_and_opens_the_answers_fence(tokenizer: PreTrainedTokenizerFast) -> None:
