@@ -38,7 +38,7 @@ GRACE_SECONDS = 2  # and what its two joins add to it
 CANONICAL_SECONDS = 60  # for all calls of a suite
 READING_BYTES = 4 * 2**30  # of memory, for one value: as much as EvalPlus lets the program have that made it
 READING_SECONDS = 30  # for one value, decoded and compared
-STARVED_SHARE = 0.5  # of a limit: ready to run, and no CPU was free
+STARVED_SHARE = 0.25  # of a limit: ready to run, and no CPU was free
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,7 +150,7 @@ def test_a_time_out_without_a_cpu_is_tried_again_alone_and_with_patience(tmp_pat
     spin = "import time\ndef double(x):\n    until = time.process_time() + 0.6\n"
     spin += "    while time.process_time() < until: pass\n    return 2 * x"
     endless = "def double(x):\n    while True: pass"
-    solutions = [Solution("Own/0", code, sample) for sample, code in enumerate([spin, endless, spin])]
+    solutions = [Solution("Own/0", code, sample) for sample, code in enumerate([spin, endless])]
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})
     strangers = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
@@ -161,7 +161,7 @@ def test_a_time_out_without_a_cpu_is_tried_again_alone_and_with_patience(tmp_pat
         for stranger in strangers:
             stranger.kill()
             stranger.wait()
-    assert [found[sample].base for sample in range(3)] == ["pass", "fail", "pass"]
+    assert [found[sample].base for sample in range(2)] == ["pass", "fail"]
     assert found[1].failure.endswith("took over 1 s")
 
 
