@@ -11,6 +11,7 @@ entries are what the small body is there for: with it, the head on prompt tokens
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib.util
 import os
 import statistics
@@ -32,6 +33,7 @@ from codetune.data.source import read_examples
 from codetune.data.tokens import ScoringTokens
 from codetune.model.likelihood import CausalScorer, measured_tokens_per_pass, set_attention
 from codetune.model.load import load_tokenizer
+from codetune.model.memory import keep_freed_memory
 from codetune.project import Dataset, Scoring
 from codetune.records import Example
 from codetune.selection.score import fill_prompt, plan_blocks, score_tokens, tokenise
@@ -93,10 +95,12 @@ def compare_scoring(
         budget = measured_tokens_per_pass(model, SETTINGS.max_length)
 
     def ours() -> None:
+        keep_freed_memory()  # as `load_model` does on a CPU
         model.set_attn_implementation(ours_attention)
         score(model, tokenizer, rows, budget)
 
     def one_at_a_time() -> None:
+        usual_memory()
         model.set_attn_implementation(plain)
         score_one_at_a_time(model, tokenizer, rows)
 
@@ -112,6 +116,12 @@ def compare_scoring(
     if model.device.type == "cuda":
         found["peak_bytes"] = torch.cuda.max_memory_allocated()
     return found
+
+
+def usual_memory() -> None:
+    """What glibc comes to by itself where large tensors come and go: 32 MiB at most are kept, twice that at the top."""
+    for parameter, value in ((-3, 32 << 20), (-1, 64 << 20)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+        ctypes.CDLL(None).mallopt(parameter, value)
 
 
 def score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Example], budget: int) -> None:
