@@ -4,6 +4,7 @@ Looks at files only, so that a wrong name is told before torch is loaded; `load.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def conversion_command(directory: Path) -> str:
         "t.AutoModelForCausalLM.from_pretrained(old, use_safetensors=False, dtype='auto').save_pretrained(new); "
         "t.AutoTokenizer.from_pretrained(old).save_pretrained(new)"
     )
-    return f'python -c "{program}" {directory} {directory}-safetensors'
+    return f'python -c "{program}" {shlex.quote(str(directory))} {shlex.quote(f"{directory}-safetensors")}'
 
 
 def _require_loadable(directory: Path, name: str) -> None:

@@ -14,15 +14,6 @@ import pytest
 
 from codetune.errors import ModelError
 from codetune.model.find import find_model
-from tests.model.builders import byte_tokenizer, tiny_model
-
-
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    path = tmp_path / "base"
-    tiny_model("llama", 320).save_pretrained(path)
-    byte_tokenizer(bos=True).save_pretrained(path)
-    return path
 
 
 def test_a_name_that_is_nothing_is_refused_within_five_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

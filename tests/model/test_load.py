@@ -21,17 +21,9 @@ from codetune.model.adapt import adapt
 from codetune.model.find import conversion_command, find_model
 from codetune.model.load import choose_device, load_model, load_tokenizer
 from codetune.project import LoraSettings, Model
-from tests.model.builders import byte_tokenizer, tiny_model
+from tests.model.builders import tiny_model
 
 FLOAT32 = Model(dtype="float32")
-
-
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    path = tmp_path / "base"
-    tiny_model("llama", 320).save_pretrained(path)
-    byte_tokenizer(bos=True).save_pretrained(path)
-    return path
 
 
 def logits(model: torch.nn.Module) -> torch.Tensor:
