@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from codetune.errors import ModelError, ProjectError
+from codetune.model.draws import drawn_from
 from codetune.project import LoraSettings, Method
 
 
@@ -26,8 +27,7 @@ def adapt(model: PreTrainedModel, method: Method, lora: LoraSettings, seed: int)
         case "full":
             return model
         case "lora" | "qlora":
-            with torch.random.fork_rng():
-                torch.manual_seed(seed)
+            with drawn_from(seed):
                 return _with_adapters(model, lora)
 
 

@@ -27,6 +27,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from codetune.errors import ModelError
+from codetune.model.draws import drawn_from
 
 SEGMENTED = "codetune_segmented"
 VARLEN = "codetune_varlen"
@@ -46,8 +47,9 @@ class Site:
     plain: bool  # attention scores are neither capped nor dropped at random
 
     @classmethod
-    def of(cls, network: PreTrainedModel, precision: str) -> Site:
-        config, device = network.config.get_text_config(), network.device
+    def of(cls, network: PreTrainedModel, precision: str, on: str | None = None) -> Site:
+        """`on` is the device that it is going to compute on, where it does not lie there yet."""
+        config, device = network.config.get_text_config(), torch.device(on) if on else network.device
         own, heads = getattr(config, "head_dim", None), getattr(config, "num_attention_heads", None)
         return cls(
             device.type,
@@ -56,6 +58,14 @@ class Site:
             own or (config.hidden_size // heads if heads else 0),
             not (getattr(config, "attn_logit_softcapping", None) or getattr(config, "attention_dropout", 0)),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Wrapped:
+    """What runs a network of which each process has a part: all of them have to call it, with inputs on `device`."""
+
+    module: torch.nn.Module
+    device: str
 
 
 def attention_for(asked: str, flat: bool, place: Site) -> str:
@@ -185,23 +195,25 @@ def segmented_attention(
     return torch.cat(attended, dim=2).transpose(1, 2), None  # [B, T, H, D]
 
 
-def require_isolation(model: PreTrainedModel) -> None:
+def require_isolation(model: PreTrainedModel, shared: Wrapped | None = None) -> None:
     """Raises where changing one sample of a flat row changes those beside it."""
     embeddings: torch.nn.Embedding = model.get_input_embeddings()  # type: ignore[assignment]
-    device, vocabulary = embeddings.weight.device, embeddings.num_embeddings
+    run, vocabulary = shared.module if shared else model, embeddings.num_embeddings
+    device = shared.device if shared else embeddings.weight.device
     before, one, other, behind = (torch.arange(7, device=device) * step % vocabulary for step in (11, 3, 5, 7))
-    was_training = model.training
-    model.train(False)
-    # Not without gradients: on CPUs bitsandbytes would then rearrange 4-bit weights for good, and lose their gradients.
+    was_training, rows = model.training, []
+    run.train()  # in evaluation mode bitsandbytes would rearrange 4-bit weights for good, and lose their gradients
     try:
-        rows = [model(**flat_row([before, each, behind]), use_cache=False).logits.detach() for each in (one, other)]
+        for each in (one, other):
+            with torch.no_grad(), drawn_from(0):  # what is dropped at random is the same twice
+                rows.append(run(**flat_row([before, each, behind]), use_cache=False).logits)
     except ValueError as why:  # how some architectures say that they cannot
         raise ModelError(
             f"{type(model).__name__} takes no packed samples ({str(why).partition(chr(10))[0]}). Expected: one that "
             "does. Set train.pad_mode: dynamic_pad."
         ) from why
     finally:
-        model.train(was_training)
+        run.train(was_training)
     # The shapes are alike, so isolated samples give the same bits; the tolerance is for atomics on a GPU. What is not a
     # number says nothing of attention: the loss will tell of it.
     seen = [torch.cat([logits[:, :7], logits[:, 14:]], dim=1).nan_to_num(0, 0, 0) for logits in rows]

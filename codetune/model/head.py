@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from codetune.errors import ModelError
-from codetune.model.attention import KERNELS, SEGMENTED, flat_row
+from codetune.model.attention import KERNELS, SEGMENTED, Wrapped, flat_row
 
 FLAT = (SEGMENTED, *KERNELS.values())  # attentions that want to be told where samples begin
 Logits = Callable[[torch.Tensor], torch.Tensor]  # [P, H] -> [P, V]
@@ -29,9 +29,10 @@ def output_layer(network: PreTrainedModel) -> Any:
     return network.get_output_embeddings()  # type: ignore[no-untyped-call]
 
 
-def ends_with_its_head(network: PreTrainedModel) -> bool:
+def ends_with_its_head(network: PreTrainedModel, shared: Wrapped | None = None) -> bool:
     """Whether logits leave the model as its output layer gives them: found with marks so large that any change shows,
     as it hardly would in numbers of a usual size."""
+    run, device = (shared.module, shared.device) if shared else (network, network.device)
     head, marked = output_layer(network), torch.tensor(0.0)
     logits = head.forward
 
@@ -42,19 +43,19 @@ def ends_with_its_head(network: PreTrainedModel) -> bool:
 
     head.forward = mark
     was_training = network.training
-    network.train()  # in evaluation mode bitsandbytes would rearrange 4-bit weights for good, and lose their gradients
+    run.train()  # in evaluation mode bitsandbytes would rearrange 4-bit weights for good, and lose their gradients
     try:
         with torch.no_grad():
-            given = network(**_few_tokens(network), use_cache=False).logits
+            given = run(**_few_tokens(network, device), use_cache=False).logits
     finally:
         head.forward = logits
-        network.train(was_training)
+        run.train(was_training)
     return torch.equal(given.float(), marked.float())
 
 
 def _after_the_head(network: PreTrainedModel) -> Logits:
     """The network itself, with the hidden states put in the place of those that its body would make."""
-    body, few = network.base_model, _few_tokens(network)
+    body, few = network.base_model, _few_tokens(network, network.device)
 
     def logits(hidden: torch.Tensor) -> torch.Tensor:
         forward = body.forward
@@ -69,7 +70,7 @@ def _after_the_head(network: PreTrainedModel) -> Logits:
 
 @torch.inference_mode()
 def _require_own_logits(network: PreTrainedModel, logits: Logits) -> None:
-    few = _few_tokens(network)
+    few = _few_tokens(network, network.device)
     whole = network(**few, use_cache=False).logits[0]
     own = logits(network.base_model(**few, use_cache=False).last_hidden_state[0])
     if own.shape != whole.shape or not torch.allclose(whole.float(), own.float(), rtol=1e-2, atol=1e-2, equal_nan=True):
@@ -79,8 +80,8 @@ def _require_own_logits(network: PreTrainedModel, logits: Logits) -> None:
         )
 
 
-def _few_tokens(network: PreTrainedModel) -> dict[str, Any]:
-    tokens = torch.arange(8, device=network.device)
+def _few_tokens(network: PreTrainedModel, device: torch.device | str) -> dict[str, Any]:
+    tokens = torch.arange(8, device=device)
     if network.config._attn_implementation in FLAT:
         return flat_row([tokens])
     return {"input_ids": tokens[None]}

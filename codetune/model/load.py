@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.distributed.configuration_utils import DistributedConfig
+from transformers.initialization import no_init_weights
 from transformers.utils.import_utils import is_bitsandbytes_available
 
 from codetune.data.chat import template
@@ -100,6 +101,19 @@ def load_model(path: Path, model: Model, device: str) -> PreTrainedModel:
         keep_freed_memory()
     on_device: PreTrainedModel = _read_network(path, model, {}).to(device)  # type: ignore[arg-type]
     return _attending(on_device, model)
+
+
+def outline_model(path: Path, model: Model) -> PreTrainedModel:
+    """The network as `load_model` would give it to a CPU, but for its weights, which are whatever is there: for a
+    process that is handed a part of them. Memory that is not written to is not taken either."""
+    config = AutoConfig.from_pretrained(path, local_files_only=True)
+    dtype = config.dtype if model.dtype == "auto" else DTYPES[model.dtype]
+    with no_init_weights():
+        network: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            config, dtype=dtype, attn_implementation=ATTENTION[model.attention]
+        )
+    network.train(False)
+    return network
 
 
 def load_model_part(path: Path, model: Model, count: int) -> PreTrainedModel:

@@ -52,8 +52,8 @@ class Arithmetic:
         config = network.config.get_text_config()
         head = network.get_output_embeddings()  # type: ignore[no-untyped-call]
         linear = {module: module.in_features * module.out_features for module in _linear_layers(network)}
-        tables = sum(module.weight.numel() for module in network.modules() if isinstance(module, torch.nn.Embedding))
-        if sum(linear.values()) + tables < MOST * sum(weights.numel() for weights in network.parameters()):
+        tables = sum(_size(module.weight) for module in network.modules() if isinstance(module, torch.nn.Embedding))
+        if sum(linear.values()) + tables < MOST * sum(_size(weights) for weights in network.parameters()):
             return None
         of_head = linear.pop(head, 0)
         of_a_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -79,6 +79,11 @@ def peak_operations(precision: Precision, device_name: str) -> float | None:
     if precision == "float32":
         return None
     return next((peak for name, peak in PEAKS.items() if re.search(rf"\b{name}\b", device_name)), None)
+
+
+def _size(weights: torch.Tensor) -> int:
+    """Of which a process may have a part: ZeRO-3 knows the whole as `ds_numel`."""
+    return int(getattr(weights, "ds_numel", weights.numel()))
 
 
 def _linear_layers(network: PreTrainedModel) -> list[torch.nn.Linear]:

@@ -37,12 +37,13 @@ TORCH_WRITER = ("PytorchStreamWriter", "inline_container")
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """What is learned from, and how: the rows of each step, those of this process, as tensors, and their losses."""
+    """What is learned from, and how: the rows of each step, those of this process, as tensors, and how their losses
+    come about."""
 
     plan: StepPlan
     share: Share
     collator: Collator
-    losses: Losses
+    begin: Callable[[torch.nn.Module], Losses]  # asked when what is trained has been wrapped around the model
     settings: Training
     arithmetic: Arithmetic | None
     peak_operations: float | None  # of this process's device, a second
@@ -57,13 +58,14 @@ class ExactTrainer(Trainer):
         share: Any = material.share  # the Trainer asks for its length alone
         super().__init__(model=model, args=arguments, train_dataset=share, data_collator=material.collator)
         self.remove_callback(PrinterCallback)
-        self.add_callback(_StepEnd(self._end_step))
+        self.add_callback(_Hooks(self._begin, self._end_step))
         self.model_accepts_loss_kwargs = True  # so that the step's tokens are counted for every architecture
         self._material, self._course = material, course
         self._clock = time.perf_counter()
         self._loss = self._learning_rate = self._grad_norm = self._operations = 0.0
         self._counts = {"tokens": 0, "tokens_seen": 0, "samples": 0}
         self._rows: list[str] = []
+        self._losses: Losses | None = None
 
     def run(self, checkpoint: Checkpoint | None) -> None:
         """Trains to the last step, from the checkpoint where there is one."""
@@ -111,7 +113,8 @@ class ExactTrainer(Trainer):
         """Forward and backward of one micro-batch; its share of the step's loss."""
         try:
             with self.compute_loss_context_manager():
-                losses = self._material.losses(model, batch)
+                assert self._losses is not None
+                losses = self._losses(model, batch)
                 loss = losses.sum() / step_tokens
             if not torch.isfinite(loss):
                 raise CodetuneError(self._not_finite("loss", _rows_not_finite(losses, batch)))
@@ -123,6 +126,10 @@ class ExactTrainer(Trainer):
             raise CodetuneError(self._out_of_memory(batch)) from why
         detached: torch.Tensor = loss.detach()
         return detached
+
+    def _begin(self) -> None:
+        self._losses = self._material.begin(self.model_wrapped)
+        self._clock = time.perf_counter()
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0
@@ -208,9 +215,12 @@ def telling_of_full_memory(what: str) -> Iterator[None]:
         ) from why
 
 
-class _StepEnd(TrainerCallback):
-    def __init__(self, end_step: Callable[[int, float], Due]) -> None:
-        self._end_step = end_step
+class _Hooks(TrainerCallback):
+    def __init__(self, begin: Callable[[], None], end_step: Callable[[int, float], Due]) -> None:
+        self._begin, self._end_step = begin, end_step
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._begin()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         due = self._end_step(state.global_step, state.epoch)

@@ -17,15 +17,16 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from codetune.model.attention import Wrapped
 from codetune.model.head import ends_with_its_head, output_layer
 
 CHUNK_LOGITS = 1 << 25  # float32 logits at once: 128 MiB, and as much for their gradient
 Losses = Callable[[torch.nn.Module, dict[str, Any]], torch.Tensor]  # model and micro-batch -> [N]
 
 
-def losses_of(network: PreTrainedModel) -> Losses:
+def losses_of(network: PreTrainedModel, shared: Wrapped | None = None) -> Losses:
     """The frugal way where the architecture allows it: where its logits are what its output layer gives."""
-    return AnswerLoss(network, CHUNK_LOGITS) if ends_with_its_head(network) else plain_losses
+    return AnswerLoss(network, CHUNK_LOGITS) if ends_with_its_head(network, shared) else plain_losses
 
 
 def plain_losses(model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
@@ -64,7 +65,8 @@ class AnswerLoss:
             checkpoint(self._losses_of_chunk, *pair, use_reentrant=False, preserve_rng_state=self._draws)
             for pair in pairs
         ]
-        return torch.cat(losses)[None, :, None]  # [1, N, 1], in the place of [B, T, V]
+        # [1, N, 1], in the place of [B, T, V]; no view: FSDP2 hangs its hooks on what a module gives, which views lose.
+        return torch.cat(losses)[None, :, None].clone()
 
     def _losses_of_chunk(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return _losses(self._logits(states), targets)  # from [C, V]

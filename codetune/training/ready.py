@@ -1,7 +1,10 @@
-"""A loaded network -> the one that is trained, and what it learns from: attention that keeps samples apart (tried on
-the network itself), activations recomputed, adapters, the steps of this process, and the loss."""
+"""A loaded network -> the one that is trained, and what it learns from: attention that keeps samples apart, activations
+recomputed, adapters, the steps of this process; and, when the training begins and whatever shares the network over
+processes is in place, the loss, after samples were seen to be apart in the very thing that is trained."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 from peft import PeftModel
@@ -9,7 +12,15 @@ from transformers import PreTrainedModel
 
 from codetune.data.packing import PACKED, Dealing
 from codetune.model.adapt import adapt, whole_network
-from codetune.model.attention import Site, attention_for, require_isolation, require_no_chunks, set_plain_attention
+from codetune.model.attention import (
+    Site,
+    Wrapped,
+    attention_for,
+    require_isolation,
+    require_no_chunks,
+    set_plain_attention,
+)
+from codetune.model.load import choose_device
 from codetune.model.ranks import Team
 from codetune.project import Project, Training
 from codetune.training.arguments import Precision, arithmetic_in
@@ -17,25 +28,23 @@ from codetune.training.arithmetic import Arithmetic, peak_operations
 from codetune.training.collate import Collator
 from codetune.training.corpus import Corpus
 from codetune.training.exact import Material
-from codetune.training.loss import losses_of
+from codetune.training.loss import Losses, losses_of
 from codetune.training.steps import Share, StepPlan, samples_per_step
+from codetune.training.strategy import is_whole
 
 
 def make_ready(network: PreTrainedModel, project: Project, precision: Precision) -> PreTrainedModel | PeftModel:
-    """Raises ModelError where packed samples see each other and must not."""
+    """Raises ModelError for an attention that cannot work here, or that cannot keep packed samples apart."""
     settings = project.train
     packed = settings.pad_mode in PACKED
     asked = project.model.attention
-    wanted = attention_for(asked, packed, Site.of(network, precision))
+    wanted = attention_for(asked, packed, Site.of(network, precision, choose_device()))
     if asked == "auto" and wanted == "sdpa":
         set_plain_attention(network)
     else:
         network.set_attn_implementation(wanted)
     if packed and settings.pack_isolation:
         require_no_chunks(network, settings.max_length)
-    if packed and settings.pack_isolation:
-        with arithmetic_in(precision, network.device):
-            require_isolation(network)
     if settings.gradient_checkpointing:
         _recompute_activations(network)
     return adapt(network, settings.method, settings.lora, project.seed)
@@ -44,20 +53,28 @@ def make_ready(network: PreTrainedModel, project: Project, precision: Precision)
 def material_for(
     model: PreTrainedModel | PeftModel, project: Project, precision: Precision, corpus: Corpus, team: Team
 ) -> Material:
-    """Before anything is wrapped around the model. Padding is its configuration's pad token, or any other: no loss and
-    no sample ever looks at it."""
+    """Padding is the pad token of the model's configuration, or any other: no loss and no sample ever looks at it."""
     settings, network = project.train, whole_network(model)
-    with arithmetic_in(precision, network.device):
-        losses = losses_of(network)
     return Material(
         StepPlan(len(corpus), samples_per_step(settings, team.count), project.seed),
         Share(corpus, _dealing(settings, network, team), team.place.rank),
         Collator(settings.pad_mode, settings.max_length, settings.pack_isolation, _padding(network)),
-        losses,
+        partial(_begin, network, project, precision),
         settings,
         Arithmetic.of(network, settings.method),
-        _peak_operations(network, precision),
+        _peak_operations(precision),
     )
+
+
+def _begin(network: PreTrainedModel, project: Project, precision: Precision, trained: torch.nn.Module) -> Losses:
+    """`trained` is the network or what has been wrapped around it. Raises ModelError where packed samples see each
+    other and must not."""
+    device, settings = choose_device(), project.train
+    shared = None if is_whole(network) else Wrapped(trained, device)
+    with arithmetic_in(precision, torch.device(device)):
+        if settings.pad_mode in PACKED and settings.pack_isolation:
+            require_isolation(network, shared)
+        return losses_of(network, shared)
 
 
 def _dealing(settings: Training, network: PreTrainedModel, team: Team) -> Dealing:
@@ -67,13 +84,13 @@ def _dealing(settings: Training, network: PreTrainedModel, team: Team) -> Dealin
 
 def _padding(network: PreTrainedModel) -> int:
     token = network.config.get_text_config().pad_token_id
-    return token if isinstance(token, int) and token >= 0 else 0
+    embeddings: torch.nn.Embedding = network.get_input_embeddings()  # type: ignore[assignment]
+    return token if isinstance(token, int) and 0 <= token < embeddings.num_embeddings else 0
 
 
-def _peak_operations(network: PreTrainedModel, precision: Precision) -> float | None:
-    if network.device.type != "cuda":
-        return None
-    return peak_operations(precision, torch.cuda.get_device_name(network.device))
+def _peak_operations(precision: Precision) -> float | None:
+    device = choose_device()
+    return None if device == "cpu" else peak_operations(precision, torch.cuda.get_device_name(device))
 
 
 def _recompute_activations(network: PreTrainedModel) -> None:

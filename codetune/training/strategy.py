@@ -7,12 +7,13 @@ at what it has made of that, because accelerate trains with plain DDP without a 
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, disable_fsdp_ram_efficient_loading
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -93,14 +94,19 @@ def fact_of(strategy: Strategy, processes: int) -> str:
     return "fsdp" if strategy == "fsdp" else "ddp"
 
 
-def sharing_arguments(strategy: Strategy, offload: Offload, precision: str) -> dict[str, Any]:
-    """Arguments of `TrainingArguments`."""
+def sharing_arguments(strategy: Strategy, offload: Offload, precision: str, handed_out: bool) -> dict[str, Any]:
+    """Arguments of `TrainingArguments`. `handed_out`: under FSDP the first process alone has read the weights, and the
+    others get their parts from it. (For DeepSpeed's stage 3 each process reads them, and keeps its part.)"""
     if strategy == "fsdp":
-        # A checkpoint in parts: no process has to hold the whole model for it, and any number of them can read it.
-        settings = {"version": 2, "cpu_offload": offload == "all", "state_dict_type": "SHARDED_STATE_DICT"}
+        settings = {
+            "version": 2,
+            "cpu_offload": offload == "all",
+            "cpu_ram_efficient_loading": handed_out,
+            # A checkpoint in parts: no process has to hold the whole model for it, and any number of them can read it.
+            "state_dict_type": "SHARDED_STATE_DICT",
+        }
         return {"fsdp": True, "fsdp_config": settings}
     if strategy in ("zero1", "zero2", "zero3"):
-        _keep_from_compiling()
         return {"deepspeed": _deepspeed_settings(int(strategy[-1]), offload, precision)}
     return {}
 
@@ -129,12 +135,20 @@ def _deepspeed_settings(stage: int, offload: Offload, precision: str) -> dict[st
     }
 
 
-def _keep_from_compiling() -> None:
-    """On CPUs DeepSpeed compiles sums over shared memory when it begins, which only its inference uses: that takes a
-    minute, asks for g++ and ninja, and waits for ever for the lock of a build that was killed."""
-    from deepspeed import ops
+def prepare_sharing(strategy: Strategy) -> None:
+    """What a library has to be told before it shares anything.
 
+    On CPUs DeepSpeed compiles sums over shared memory when it begins, which only its inference uses: that takes a
+    minute, asks for g++ and ninja, and waits for ever for the lock of a build that was killed. And it has to know of
+    the other processes before a model is loaded of which each keeps a part."""
+    if not strategy.startswith("zero"):
+        return
+    from deepspeed import comm, ops
+
+    # DeepSpeed 0.19 calls what torch 2.13 has renamed; no user can do anything about it.
+    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
     ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    comm.init_distributed(auto_mpi_discovery=False, verbose=False)
 
 
 class InForce(TrainerCallback):
@@ -150,7 +164,8 @@ class InForce(TrainerCallback):
 def require_in_force(strategy: Strategy, trainer: Trainer, wrapped: torch.nn.Module) -> None:
     """`wrapped` is what the Trainer trains."""
     found = _in_force(trainer, wrapped)
-    if found != strategy:
+    # One process that a launcher has started is wrapped all the same.
+    if found != strategy and (strategy, found) != ("alone", "ddp"):
         raise CodetuneError(
             f"launch.strategy {strategy} was asked for, and {found} is in force (accelerate's type is "
             f"{trainer.accelerator.distributed_type}). Expected: what was asked for. Set launch.strategy: {found}, or "
@@ -165,6 +180,11 @@ def _in_force(trainer: Trainer, wrapped: torch.nn.Module) -> str:
     if any(isinstance(weights, DTensor) for weights in wrapped.parameters()):
         return "fsdp"
     return "ddp" if isinstance(wrapped, DistributedDataParallel) else "alone"
+
+
+def is_whole(network: torch.nn.Module) -> bool:
+    """Whether this process has all of every weight."""
+    return not any(isinstance(weights, DTensor) or hasattr(weights, "ds_id") for weights in network.parameters())
 
 
 def keep_float32(trainer: Trainer, strategy: Strategy) -> None:
@@ -186,5 +206,6 @@ def whole_weights(strategy: Strategy, trainer: Trainer) -> Mapping[str, torch.Te
 
 
 def forget_sharing() -> None:
-    """Models that are loaded from here on are whole: ZeRO-3 cuts them as they are loaded, in this whole process."""
+    """Models that are loaded from here on are whole, in this whole process."""
+    disable_fsdp_ram_efficient_loading()
     unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]

@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 from codetune.data.tokens import DroppedSample, TrainingTokens, training_tokens
 from codetune.errors import DataError, ModelError, ProjectError
 from codetune.model.adapt import adapt
+from codetune.model.find import ADAPTER
 from codetune.model.load import (
     choose_device,
     count_gpus,
@@ -26,6 +27,7 @@ from codetune.model.load import (
     load_model,
     load_quantized_model,
     load_tokenizer,
+    outline_model,
 )
 from codetune.model.ranks import SOLO, Team
 from codetune.project import FREE_TO_CHANGE, Project
@@ -39,6 +41,7 @@ from codetune.training.finish import Finish, save_trained
 from codetune.training.ready import make_ready, material_for
 from codetune.training.steps import samples_per_step, total_steps
 from codetune.training.strategy import (
+    SHARDED,
     Choice,
     InForce,
     Size,
@@ -47,6 +50,7 @@ from codetune.training.strategy import (
     fact_of,
     forget_sharing,
     keep_float32,
+    prepare_sharing,
     sharing_arguments,
     whole_weights,
 )
@@ -94,13 +98,22 @@ def train(
     corpus = _corpus(rows, directory, ranks)
     facts = _facts(project, model_path, corpus, ranks, choice.strategy)
     checkpoint = last_checkpoint(directory, facts)
-    with telling_of_full_memory("the model is loaded"):
-        model, precision = _load(project, model_path, corpus, choice.strategy)
     steps = total_steps(project.train, len(corpus), ranks.count)
+    precision = _precision(project, model_path)
+    # Before the model is loaded: that is how transformers knows that a process needs a part of it only.
+    handed_out = choice.strategy == "fsdp" and _can_be_handed_out(project, model_path)
+    prepare_sharing(choice.strategy)
+    sharing = sharing_arguments(choice.strategy, project.launch.offload, precision, handed_out)
+    arguments = training_arguments(project.train, precision, steps, project.seed, directory, choose_device(), sharing)
+    with telling_of_full_memory("the model is loaded"):
+        waits = handed_out and not ranks.is_first
+        model = _load(project, model_path, corpus, precision, choice.strategy, waits)
     course = Course(project.train, directory, facts, steps, report, ranks)
-    course.saves_last = choice.strategy != "fsdp"
+    course.saves_last = choice.strategy not in SHARDED
     course.begin(checkpoint)
-    trainer = _trainer(project, model, precision, corpus, course, directory, ranks, choice.strategy)
+    trainer = ExactTrainer(model, arguments, material_for(model, project, precision, corpus, ranks), course)
+    keep_float32(trainer, choice.strategy)
+    trainer.add_callback(InForce(choice.strategy, trainer))
     with course.interruptible():
         trainer.run(checkpoint)
     if course.interrupted:
@@ -204,21 +217,28 @@ def _facts(project: Project, model_path: Path, corpus: Corpus, ranks: Team, stra
     }
 
 
+def _can_be_handed_out(project: Project, model_path: Path) -> bool:
+    """Not where weights are made while they are read: quantised, or adapters merged into those below them."""
+    return project.train.method != "qlora" and not (model_path / ADAPTER).is_file()
+
+
 def _load(
-    project: Project, model_path: Path, corpus: Corpus, strategy: Strategy
-) -> tuple[PreTrainedModel | PeftModel, Precision]:
-    """The network to train and the precision of the arithmetic. Weights that are trained are float32: updates are
-    smaller than the steps of bfloat16. Frozen ones, below adapters, are in `model.dtype`; but FSDP wants all of them
-    alike (it shares them, and computes in 16 bits all the same)."""
-    precision = _precision(project, model_path)
+    project: Project, model_path: Path, corpus: Corpus, precision: Precision, strategy: Strategy, waits: bool
+) -> PreTrainedModel | PeftModel:
+    """The network to train. Weights that are trained are float32: updates are smaller than the steps of bfloat16.
+    Frozen ones, below adapters, are in `precision`; but FSDP wants all of them alike (it shares them, and computes in
+    16 bits all the same). What FSDP shares stays in the CPU's memory until then, so that no GPU has to hold it whole;
+    a process that `waits` gets its part from the first one."""
     dtype = "float32" if project.train.method == "full" or strategy == "fsdp" else precision
     settings = project.model.model_copy(update={"dtype": dtype, "attention": "auto"})
     if project.train.method == "qlora":
         network = load_quantized_model(model_path, settings, choose_device(), project.train.quantization)
+    elif waits:
+        network = outline_model(model_path, settings)
     else:
-        network = load_model(model_path, settings, choose_device())
+        network = load_model(model_path, settings, "cpu" if strategy == "fsdp" else choose_device())
     _require_fit(network, corpus)
-    return make_ready(network, project, precision), precision
+    return make_ready(network, project, precision)
 
 
 def _precision(project: Project, model_path: Path) -> Precision:
@@ -248,27 +268,6 @@ def _require_fit(network: PreTrainedModel, corpus: Corpus) -> None:
             f"The longest sample has {corpus.longest} tokens, the model's window {window}. Expected: samples that fit. "
             f"Set train.max_length: {window}"
         )
-
-
-def _trainer(
-    project: Project,
-    model: PreTrainedModel | PeftModel,
-    precision: Precision,
-    corpus: Corpus,
-    course: Course,
-    directory: Path,
-    ranks: Team,
-    strategy: Strategy,
-) -> ExactTrainer:
-    material = material_for(model, project, precision, corpus, ranks)
-    sharing = sharing_arguments(strategy, project.launch.offload, precision)
-    arguments = training_arguments(
-        project.train, precision, course.steps, project.seed, directory, choose_device(), sharing
-    )
-    trainer = ExactTrainer(model, arguments, material, course)
-    keep_float32(trainer, strategy)
-    trainer.add_callback(InForce(strategy, trainer))
-    return trainer
 
 
 def _summary(corpus: Corpus, counted: _Rows, course: Course, choice: Choice, ranks: Team) -> TrainingSummary:

@@ -12,7 +12,7 @@ import contextlib
 import json
 import sys
 import tempfile
-import warnings
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 Meeting = Callable[[], "Store"]
 RE_ENTERED = (sys.executable, "-m", "codetune", "worker")  # the last word is for whoever looks at processes
+GONE, PATIENCE_WITH_RANKS = "gone", 2.0  # seconds; those that have failed never say that they go
 _LAST = "null"  # in the place of a job: there are no more
 
 
@@ -92,8 +93,6 @@ def process_count(project: Project) -> int:
 def work(errand: Errand) -> None:
     """A worker's whole life."""
     with speaking(errand.descriptor) as tell:
-        # DeepSpeed 0.19 calls what torch 2.13 has renamed; no user can do anything about it.
-        warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
         text, here = errand.job.read_text(encoding="utf-8"), place()
         meeting = lambda: _meeting_in(errand.job.parent, here)  # noqa: E731
         if here.count > here.local_count:
@@ -113,6 +112,7 @@ def follow() -> None:
             result = _do(Job.read(text), Seat(here, _meeting_for(number), lambda message: None))
             _store().set(f"result-{number}-{here.rank}", json.dumps(result))
             number += 1
+        _store().add(GONE, 1)
     leave(0)
 
 
@@ -125,6 +125,10 @@ def dismiss() -> None:
     """Lets the ranks that follow this one end. For the end of the command, whatever came of it."""
     if place().count > 1:
         _store().set(f"job-{_store().add('jobs', 1)}", _LAST)
+        # Of srun's ranks the first one keeps what all of them read: it must not go before the others have read it.
+        until = time.monotonic() + PATIENCE_WITH_RANKS
+        while _store().add(GONE, 0) < place().count - 1 and time.monotonic() < until:
+            time.sleep(0.01)
 
 
 def _start(text: str, processes: int, where: Node, listen: Listen) -> list[Any]:

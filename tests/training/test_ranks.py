@@ -3,7 +3,6 @@ hanging."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -30,8 +29,6 @@ train: {max_length: 256, epochs: 8, global_batch_size: 5, per_device_batch_size:
 """
 # 12 rows make 3 steps of 5, 5 and 2 rows: in the last one, each of two processes has one row.
 STEPS = 24
-HAS_ZERO = importlib.util.find_spec("deepspeed") is not None
-needs_zero = pytest.mark.skipif(not HAS_ZERO, reason="deepspeed is missing")
 
 
 @pytest.fixture(scope="module")
@@ -138,24 +135,6 @@ def test_two_machines_train_as_one(world: Path, alone: Path) -> None:
     told = [command.communicate(timeout=300) for command in commands]
     assert [command.returncode for command in commands] == [0, 0], told
     agree(run, alone)
-
-
-@needs_zero
-def test_zero_learns_the_same_is_continued_and_wants_as_many_processes(world: Path, alone: Path) -> None:
-    settings = ("launch.processes=2", "launch.strategy=zero2")
-    whole = trained(world, "zero2", *settings)
-    agree(whole, alone)
-    broken = stopped_at(5, whole, world / "runs/zero2-continued")
-    other = run_train(world, broken.name, "launch.processes=1", "launch.strategy=zero2")
-    assert other.returncode == 2
-    assert "launch.strategy 'zero2 in 2 processes' then, 'zero2 in 1 processes' now" in other.stderr
-    train(world, broken.name, *settings)
-    agree(broken, whole, exact=True)
-
-
-@needs_zero
-def test_weights_that_no_process_has_whole_are_saved_whole(world: Path, alone: Path) -> None:
-    agree(trained(world, "zero3", "launch.processes=2", "launch.strategy=zero3"), alone)
 
 
 def fresh(world: Path, name: str) -> Path:

@@ -69,7 +69,7 @@ def test_only_checkpoints_of_zero_belong_to_a_number_of_processes() -> None:
 def test_zero_is_told_its_stage_and_what_moves_to_the_cpu(
     strategy: Any, offload: Any, stage: int, offloaded: set[str]
 ) -> None:
-    sharing = sharing_arguments(strategy, offload, "bfloat16")["deepspeed"]
+    sharing = sharing_arguments(strategy, offload, "bfloat16", handed_out=False)["deepspeed"]
     assert sharing["zero_optimization"]["stage"] == stage
     assert {key for key in sharing["zero_optimization"] if key.startswith("offload")} == offloaded
     assert sharing["bf16"] == {"enabled": True}
@@ -77,11 +77,12 @@ def test_zero_is_told_its_stage_and_what_moves_to_the_cpu(
 
 
 def test_fsdp_is_of_the_second_kind_and_others_need_nothing() -> None:
-    told = sharing_arguments("fsdp", "all", "bfloat16")
+    told = sharing_arguments("fsdp", "all", "bfloat16", handed_out=True)
     assert told["fsdp_config"]["version"] == 2
     assert told["fsdp_config"]["cpu_offload"]
-    assert not sharing_arguments("fsdp", "none", "bfloat16")["fsdp_config"]["cpu_offload"]
-    assert sharing_arguments("ddp", "none", "float32") == sharing_arguments("alone", "none", "float32") == {}
+    assert not sharing_arguments("fsdp", "none", "bfloat16", handed_out=True)["fsdp_config"]["cpu_offload"]
+    for strategy in ("ddp", "alone"):
+        assert sharing_arguments(strategy, "none", "float32", handed_out=False) == {}  # type: ignore[arg-type]
 
 
 def test_another_strategy_in_force_than_the_one_asked_for_is_an_error() -> None:

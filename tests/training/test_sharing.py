@@ -1,0 +1,175 @@
+"""Trainings of which no process has the whole model, FSDP2 and ZeRO-3, for real between CPUs: the same as one process
+alone, continued bit by bit, and never loaded whole where a part is enough."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from codetune import pipeline
+from tests.small_world import desk_of, make_small_world, run_codetune
+from tests.training.ranks_on_cpus import Ranks
+from tests.training.test_ranks import metrics, said
+
+TRAINING = """
+train: {max_length: 256, epochs: 2, global_batch_size: 5, per_device_batch_size: 2, warmup_steps: 0,
+        learning_rate: 1e-3, gradient_checkpointing: true, logging_steps: 1, lora: {dropout: 0.0},
+        save_steps: 1, save_minutes: null, keep_checkpoints: 99}
+"""
+STEPS = 6
+ZERO = [("full", "zero1"), ("full", "zero3"), ("lora", "zero2"), ("lora", "zero3")]
+needs_zero = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is missing")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("world")
+    project = make_small_world(directory, 30)
+    text = re.sub(r"train: \{.*?\}\n", "", project.read_text(), flags=re.DOTALL)
+    project.write_text(text + TRAINING)
+    selected = run_codetune("select", "--set", "select.strategy=random", cwd=directory)
+    assert selected.returncode == 0, selected.stderr
+    return directory
+
+
+@pytest.fixture(scope="module")
+def alone(world: Path) -> dict[str, Path]:
+    """By method, what one process learns."""
+    runs = {}
+    for method in ("full", "lora"):
+        runs[method] = fresh(world, f"alone-{method}")
+        flags = {"output_dir": f"runs/alone-{method}", "select__strategy": "random", "train__method": method}
+        pipeline.train(desk_of(world / "codetune.yaml", **flags))
+    return runs
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Ranks]:
+    ranks = Ranks()
+    yield ranks
+    ranks.close()
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_fsdp_learns_what_one_process_does_and_any_number_continues_it(
+    ranks: Ranks, world: Path, method: str, alone: dict[str, Path]
+) -> None:
+    # Frozen weights and adapters besides in the memory of the CPU.
+    offload = "all" if method == "lora" else "none"
+    settings = (f"train.method={method}", "launch.strategy=fsdp", f"launch.offload={offload}")
+    whole = fresh(world, f"fsdp-{method}")
+    told = train(ranks, 2, whole, *settings)
+    agree(whole, alone[method])
+    assert strategy_of(whole) == "fsdp"
+    # The first process reads the weights and hands them out (and makes a whole model at the end).
+    assert set(loaded(told)) == {(0, count_numbers(world))}
+    for count in (2, 3):
+        broken = stopped_at(4, whole, f"{whole.name}-{count}")
+        train(ranks, count, broken, *settings)
+        agree(broken, whole, exact=count == 2)
+
+
+@needs_zero
+@pytest.mark.parametrize(("method", "strategy"), ZERO)
+def test_zero_learns_the_same_and_is_continued(
+    ranks: Ranks, world: Path, method: str, strategy: str, alone: dict[str, Path]
+) -> None:
+    settings = (f"train.method={method}", f"launch.strategy={strategy}")
+    whole = fresh(world, f"{strategy}-{method}")
+    told = train(ranks, 2, whole, *settings)
+    agree(whole, alone[method])
+    assert strategy_of(whole) == strategy
+    # Of stage 3 no process ever has the whole model: it is cut while it is loaded.
+    had = 0 if strategy == "zero3" else count_numbers(world)
+    assert [numbers for rank, numbers in loaded(told) if rank == 1] == [had]
+    broken = stopped_at(4, whole, f"{whole.name}-continued")
+    train(ranks, 2, broken, *settings)
+    agree(broken, whole, exact=True)
+
+
+@needs_zero
+def test_zero_wants_as_many_processes_again(ranks: Ranks, world: Path) -> None:
+    begun = fresh(world, "other-count")
+    train(ranks, 2, begun, "train.max_steps=1", "launch.strategy=zero2")
+    shutil.rmtree(begun / "model")
+    (begun / "model.seal").unlink()
+    other = ranks.run(3, world, "train", *said(begun.name, "train.max_steps=1", "launch.strategy=zero2"))
+    assert other.statuses[0] == 2, other.told
+    assert "launch.strategy 'zero2 in 2 processes' then, 'zero2 in 3 processes' now" in other.told
+
+
+def test_one_process_of_a_launcher_is_one_process(ranks: Ranks, world: Path, alone: dict[str, Path]) -> None:
+    run = fresh(world, "launched")
+    train(ranks, 1, run)
+    agree(run, alone["full"], exact=True)
+
+
+def test_packed_samples_are_kept_apart_where_no_process_has_the_model(ranks: Ranks, world: Path) -> None:
+    """With an attention that cannot, it is seen in the very thing that is trained."""
+    run = fresh(world, "leaking")
+    ended = ranks.run(2, world, "train", *said(run.name, "launch.strategy=fsdp"), "--leaking")
+    assert ended.statuses[0] == 2, ended.told
+    assert "Packed samples see each other in" in ended.told
+
+
+def fresh(world: Path, name: str) -> Path:
+    """A run with the selection, and no training."""
+    run = world / "runs" / name
+    run.mkdir(parents=True)
+    for file in ("project.json", "selection.jsonl", "selection.jsonl.seal"):
+        shutil.copy(world / "runs/small" / file, run)
+    return run
+
+
+def stopped_at(step: int, run: Path, name: str) -> Path:
+    """As if the training had been killed after the checkpoint of that step."""
+    broken = fresh(run.parents[1], name)
+    (broken / "train").mkdir()
+    shutil.copytree(run / f"train/checkpoint-{step}", broken / f"train/checkpoint-{step}")
+    for file in ("metrics.jsonl", "recipe.json"):
+        shutil.copy(run / "train" / file, broken / "train")
+    return broken
+
+
+def train(ranks: Ranks, count: int, run: Path, *settings: str) -> str:
+    """What the processes say."""
+    ended = ranks.run(count, run.parents[1], "train", *said(run.name, *settings))
+    assert ended.statuses == [0] * count, ended.told
+    return ended.told
+
+
+def loaded(told: str) -> list[tuple[int, int]]:
+    """Which process, and how many numbers it had of the model."""
+    return [(int(rank), int(count)) for rank, count in re.findall(r"process (\d) has loaded (\d+) numbers", told)]
+
+
+def count_numbers(world: Path) -> int:
+    return sum(tensor.numel() for tensor in load_file(world / "base/model.safetensors").values())
+
+
+def strategy_of(run: Path) -> str:
+    return str(json.loads((run / "model.seal").read_text())["facts"]["strategy"])
+
+
+def agree(one: Path, other: Path, *, exact: bool = False) -> None:
+    """Losses, gradients and weights: bit by bit, or but for the order of sums."""
+    pairs = list(zip(metrics(one), metrics(other), strict=True))
+    assert len(pairs) == STEPS
+    for found, expected in pairs:
+        assert found["loss"] == pytest.approx(expected["loss"], rel=0 if exact else 1e-6)
+        assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=0 if exact else 1e-5)
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    assert all(torch.allclose(first[name], second[name], rtol=0, atol=0 if exact else 1e-5) for name in first)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for file in (run / "model").glob("*.safetensors") for name, tensor in load_file(file).items()}
