@@ -61,8 +61,9 @@ NOT_IN_THIS_VERSION = ("plan", "sweep", "report", "doctor")
 def main() -> None:
     """The console script, and what its workers and the ranks of a launcher begin with."""
     prepare_process()
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as __main__ left it
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a scheduler's way of asking to stop means the same
+        if signal.getsignal(number) is signal.SIG_DFL:  # as __main__ left the first; not where it is ignored
+            signal.signal(number, signal.default_int_handler)
     try:
         if (told := errand()) is not None:
             jobs.work(told)

@@ -91,13 +91,15 @@ def set_plain_attention(network: PreTrainedModel) -> None:
 
 
 def require_no_chunks(network: PreTrainedModel, max_length: int) -> None:
-    """For packed rows: attention in chunks (Llama 4) would be counted from the beginning of the row."""
+    """For flat rows, and for kernels: attention in chunks (Llama 4) would be counted from the beginning of the row, or
+    not be in chunks at all."""
     chunk = getattr(network.config.get_text_config(), "attention_chunk_size", None)
     if chunk is not None and chunk < max_length:
         raise ModelError(
             f"{type(network).__name__} attends in chunks of {chunk} tokens, and train.max_length is {max_length}: "
-            "packed samples would be cut at other places. Expected: samples that fit a chunk. Set train.pad_mode: "
-            f"dynamic_pad, or train.max_length: {chunk}."
+            "only padded rows and transformers' own attention cut samples where the model does. Expected: those, or "
+            f"samples that fit a chunk. Set train.pad_mode: dynamic_pad and model.attention: auto, or "
+            f"train.max_length: {chunk}."
         )
 
 

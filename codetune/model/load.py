@@ -6,7 +6,8 @@ training is `attention.py`; adapters are made, and merged into the model below t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ def load_quantized_model(path: Path, model: Model, device: str, quantization: Qu
 
 
 def _read_network(path: Path, model: Model, more: Mapping[str, Any]) -> PreTrainedModel:
-    try:
+    with _reading(path):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=DTYPES[model.dtype],
@@ -160,14 +161,21 @@ def _read_network(path: Path, model: Model, more: Mapping[str, Any]) -> PreTrain
             output_loading_info=True,
             **more,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as why:
+    network: PreTrainedModel = loaded[0]
+    _require_complete(loaded[1], path)
+    return network
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    # Of assertions torch's own: such as of a padding token that the embeddings do not have.
+    except (OSError, ValueError, RuntimeError, AssertionError, SafetensorError) as why:
         raise ModelError(
             f"The model in {path} cannot be loaded ({type(why).__name__}: {_first_line(why)}). Expected: a config.json "
             "and whole safetensors files that fit it. Copy or download the model again."
         ) from why
-    network: PreTrainedModel = loaded[0]
-    _require_complete(loaded[1], path)
-    return network
 
 
 def _attending(network: PreTrainedModel, model: Model) -> PreTrainedModel:
@@ -183,7 +191,7 @@ def _attending(network: PreTrainedModel, model: Model) -> PreTrainedModel:
 
 def count_parameters(path: Path) -> int:
     """Of the network that the configuration describes; no weights are read."""
-    with torch.device("meta"):
+    with _reading(path), torch.device("meta"):
         config = AutoConfig.from_pretrained(path, local_files_only=True)
         network: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     return sum(weights.numel() for weights in network.parameters())

@@ -178,10 +178,13 @@ class ExactTrainer(Trainer):
     def _out_of_memory(self, batch: dict[str, Any]) -> str:
         ids, settings, samples = batch["inputs"]["input_ids"], self._material.settings, len(batch["rows"])
         where = "The GPU's memory" if ids.device.type == "cuda" else "The memory"
-        remedies = ["lower train.max_length"] if samples == 1 else [
-            "lower train.per_device_batch_size and raise train.gradient_accumulation_steps as much (their product is "
-            "what a step learns from: the training goes on from its last checkpoint)"
-        ]  # fmt: skip
+        fewer = "lower train.per_device_batch_size (a step learns from train.global_batch_size samples all the same)"
+        if settings.global_batch_size is None:
+            fewer = (
+                "lower train.per_device_batch_size and raise train.gradient_accumulation_steps as much (their product "
+                "is what a step learns from)"
+            )
+        remedies = ["lower train.max_length"] if samples == 1 else [f"{fewer}: it goes on from its last checkpoint"]
         remedies += [] if settings.gradient_checkpointing else ["set train.gradient_checkpointing: true"]
         remedies += [] if settings.method == "qlora" else ["train anew with train.method: lora or qlora"]
         return (
@@ -192,10 +195,11 @@ class ExactTrainer(Trainer):
 
     def _not_finite(self, what: str, rows: list[str]) -> str:
         named = ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
+        wider = ", or set model.dtype: float32" if self.args.bf16 or self.args.fp16 else ""
         return (
             f"The {what} is not a finite number in step {self.state.global_step + 1} of {self.state.max_steps}, on the "
             f"rows {named}. Expected: a number. Look at these rows, or lower train.learning_rate (now "
-            f"{self.args.learning_rate:g}), or set model.dtype: float32."
+            f"{self.args.learning_rate:g}){wider}."
         )
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from codetune.data.packing import PACKED, Dealing
 from codetune.model.adapt import adapt, whole_network
 from codetune.model.attention import (
+    KERNELS,
     Site,
     Wrapped,
     attention_for,
@@ -43,7 +44,7 @@ def make_ready(network: PreTrainedModel, project: Project, precision: Precision)
         set_plain_attention(network)
     else:
         network.set_attn_implementation(wanted)
-    if packed and settings.pack_isolation:
+    if packed or wanted in KERNELS.values():
         require_no_chunks(network, settings.max_length)
     if settings.gradient_checkpointing:
         _recompute_activations(network)

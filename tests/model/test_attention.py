@@ -24,6 +24,7 @@ from codetune.model.attention import (
     kernel_for,
     lacking,
     require_isolation,
+    require_no_chunks,
 )
 from tests.model.builders import ARCHITECTURES, documented_varlen_attn, tiny_model
 
@@ -230,3 +231,12 @@ def test_a_torch_without_windows_has_no_kernel_for_us(monkeypatch: pytest.Monkey
 
 def test_the_place_of_a_network_is_read_from_it() -> None:
     assert Site.of(tiny_model("gemma", 100), "float32") == Site("cpu", (0, 0), "float32", 16, plain=True)
+
+
+def test_attention_in_chunks_wants_samples_that_fit_one() -> None:
+    model = tiny_model("llama", 100)
+    require_no_chunks(model, 4096)
+    model.config.attention_chunk_size = 64
+    require_no_chunks(model, 64)
+    with pytest.raises(ModelError, match=r"chunks of 64 tokens, and train\.max_length is 65.*train\.max_length: 64"):
+        require_no_chunks(model, 65)

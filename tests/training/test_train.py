@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPT2Config
 
 from codetune.data.tokens import TrainingTokens, training_tokens
 from codetune.errors import CodetuneError, DataError, ModelError, ProjectError, StaleError
@@ -25,6 +25,7 @@ from codetune.project import LoraSettings, Quantization
 from codetune.records import Example, Message
 from codetune.training.finish import save_trained
 from codetune.training.train import train
+from tests.model.builders import byte_tokenizer
 from tests.training.tiny import base_model, examples, metrics, project, run
 
 LORA = {"method": "lora"}
@@ -232,6 +233,35 @@ def test_weights_that_are_no_numbers_are_told_by_the_loss_of_the_first_step(
     with pytest.raises(CodetuneError, match=told) as failure:
         run(project(pad_mode=pad_mode, method=method), base, tmp_path)
     assert failure.value.exit_status == 1
+    assert "float32" not in str(failure.value)  # it is
+
+
+def test_a_wider_number_format_is_advised_where_there_is_one(tmp_path: Path) -> None:
+    base = base_model(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.model.norm.weight.data[:] = float("inf")
+    model.save_pretrained(base)
+    with pytest.raises(CodetuneError, match=r"or set model\.dtype: float32\."):
+        run(project("bfloat16"), base, tmp_path)
+
+
+@pytest.mark.parametrize("pad_mode", ["paper_pack", "dynamic_pad"])
+def test_a_pad_token_that_the_model_does_not_know_is_not_used(tmp_path: Path, pad_mode: str) -> None:
+    tokenizer = byte_tokenizer(bos=True)
+    tokenizer.save_pretrained(tmp_path / "base")
+    shape = {"n_embd": 32, "n_layer": 2, "n_head": 2, "bos_token_id": 0, "eos_token_id": 1}
+    dropped = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    config = GPT2Config(vocab_size=len(tokenizer), pad_token_id=32000, **shape, **dropped)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    assert run(project(pad_mode=pad_mode), tmp_path / "base", tmp_path / "run").steps == 6
+
+
+def test_a_configuration_that_fits_no_model_is_told_as_that(tmp_path: Path) -> None:
+    base = base_model(tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"pad_token_id": 32000}))
+    with pytest.raises(ModelError, match=r"base cannot be loaded \(AssertionError: Padding_idx"):
+        run(project(), base, tmp_path / "run")
 
 
 def test_rows_that_are_cut_or_dropped_are_counted(base: Path, tmp_path: Path) -> None:
@@ -387,6 +417,7 @@ def test_memory_that_runs_out_is_an_error_that_counts_tokens_and_loses_nothing(
     settings = project(save_steps=2)
     real, calls = torch.nn.functional.scaled_dot_product_attention, iter(range(10**6))
     steps: list[float | None] = []
+    other, saved = tmp_path / "other", tmp_path / "saved"
 
     def full(*states: torch.Tensor, **options: Any) -> torch.Tensor:
         next(calls)
@@ -404,6 +435,11 @@ def test_memory_that_runs_out_is_an_error_that_counts_tokens_and_loses_nothing(
     assert 120 <= int(told[1]) <= 440
     assert "train.per_device_batch_size" in str(failure.value)
     assert "train.gradient_checkpointing: true" in str(failure.value)
+    with monkeypatch.context() as patched:
+        patched.setattr("codetune.model.attention.scaled_dot_product_attention", full)
+        steps.clear()
+        with pytest.raises(CodetuneError, match=r"Either lower train.per_device_batch_size \(a step learns from"):
+            train(examples(20), project(global_batch_size=8), base, other, saved, lambda line: steps.append(0))
     # What it says to do: smaller micro-batches, as many samples a step, and the same training goes on.
     smaller = project(save_steps=2, per_device_batch_size=2, gradient_accumulation_steps=4)
     run(smaller, base, tmp_path)
