@@ -2,11 +2,13 @@
 
     python -m tests.benchmarks.train                               # CPU size, some minutes
     python -m tests.benchmarks.train --size 1.3b --method full     # one GPU; 6.7b as well, and lora
-    python -m tests.benchmarks.train --size 6.7b --only dynamic_pad,dynamic_pack
+    python -m tests.benchmarks.train --size 6.7b --only 'dynamic_pad;dynamic_pack'
 
 Real rows with DeepSeek-Coder's tokenizer and chat format (--data, or $CODETUNE_TEST_DATA, or ../shared/data), random
 weights of the shape, the trainer that `codetune train` uses. Every variant runs in a process of its own: one step to
-warm up, then --steps that count. `dynamic_pad` in drawn order is the baseline. The arithmetic that is counted has
+warm up, then --steps that count. `dynamic_pad` in drawn order is the baseline. Beside them the same training with all
+logits made at once, with activations kept and made again, and TRL's SFTTrainer with its packing where trl is installed
+(pip install trl; see train_trl.py). The arithmetic that is counted has
 neither padding nor recomputation in it; its share is of the rate that this machine reaches in a plain matrix product.
 Peak memory is torch.cuda.max_memory_allocated; without a GPU it is by how much the process has grown at most."""
 
@@ -21,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +36,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "paper_pack not isolated": {"pad_mode": "paper_pack", "pack_isolation": False},
     "paper_pack": {"pad_mode": "paper_pack"},
     "dynamic_pack": {"pad_mode": "dynamic_pack"},
+    "dynamic_pack, all logits": {"pad_mode": "dynamic_pack"},
+    "dynamic_pack, kept": {"pad_mode": "dynamic_pack", "gradient_checkpointing": False},
+    "dynamic_pack, made again": {"pad_mode": "dynamic_pack", "gradient_checkpointing": True},
 }
+ALL_LOGITS = "dynamic_pack, all logits"
+TRL = "trl, packing"
 BASELINE = next(iter(VARIANTS))
 RATE = "matrix products"
+MAX_LENGTH = 2048
+NOT_INSTALLED = 64  # exit status
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +90,15 @@ def main() -> None:
     if given.variant == RATE:
         print(json.dumps(matrix_rate(SIZES[given.size])))
         return
+    if given.variant == TRL:
+        from tests.benchmarks.train_trl import measure_trl
+
+        print(json.dumps(measure_trl(SIZES[given.size], given.method, given.steps, given.data)))
+        return
     if given.variant:
         print(json.dumps(measure(given)))
         return
-    names = given.only.split(",") if given.only else list(VARIANTS)
+    names = given.only.split(";") if given.only else [*VARIANTS, TRL]
     figures: dict[str, Any] = {RATE: _in_a_process(given, RATE)}
     for name in names:
         figures[name] = _in_a_process(given, name)
@@ -113,7 +127,6 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     from codetune.launch import prepare_process
 
     prepare_process()
-    import torch
 
     from codetune.model.load import choose_device
     from codetune.model.ranks import SOLO
@@ -122,8 +135,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     from codetune.training.corpus import write_corpus
     from codetune.training.course import Course
     from codetune.training.exact import ExactTrainer
+    from codetune.training.loss import plain_losses
     from codetune.training.ready import make_ready, material_for
-    from codetune.training.steps import samples_per_step
 
     size, device = SIZES[given.size], choose_device()
     chosen = {
@@ -133,21 +146,21 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         "save_minutes": None,
         "save_steps": 10**6,
     }
-    settings = Training(**size.settings, **VARIANTS[given.variant], **chosen)
+    settings = Training(**{**size.settings, **VARIANTS[given.variant], **chosen})
     project = Project(model=Model(dtype=size.dtype), train=settings)
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        # As many rows as the steps need, from all over the data: the same for every variant.
-        rows = list(_rows(given.data, settings.max_length, size.shape["vocab_size"]))
-        count = samples_per_step(settings, 1) * (given.steps + 1)
-        corpus = write_corpus(rows[:: len(rows) // count][:count], directory / "tokens")
-        network = _network(size, given.method, device)
+        corpus = write_corpus(rows_of(size, given.steps, given.data), directory / "tokens")
+        network = network_of(size, given.method, device)
         model = make_ready(network, project, size.dtype)  # type: ignore[arg-type]
         course = Course(settings, directory, {}, given.steps + 1, lambda _: None, SOLO)
         course.begin(None)
         arguments = training_arguments(settings, size.dtype, given.steps + 1, 42, directory, device, {})  # type: ignore[arg-type]
-        trainer = ExactTrainer(model, arguments, material_for(model, project, size.dtype, corpus, SOLO), course)  # type: ignore[arg-type]
-        before = 0 if device != "cpu" else _memory(torch) - _bytes_of(model.parameters())
+        material = material_for(model, project, size.dtype, corpus, SOLO)  # type: ignore[arg-type]
+        if given.variant == ALL_LOGITS:
+            material = replace(material, begin=lambda _: plain_losses)
+        trainer = ExactTrainer(model, arguments, material, course)
+        before = 0 if device != "cpu" else memory() - bytes_of(model.parameters())
         began = time.process_time()
         trainer.run(None)
         cpu_seconds = time.process_time() - began
@@ -163,8 +176,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         "seconds_per_step": seconds / len(counted),
         "cpu_seconds_per_step": cpu_seconds / len(lines),  # what a busy machine does not change
         "operations_per_second": shares / seconds,
-        "peak_memory_bytes": _memory(torch) - before,
-        "state_bytes": _bytes_of(model.parameters()) + _bytes_of(held),
+        "peak_memory_bytes": memory() - before,
+        "state_bytes": bytes_of(model.parameters()) + bytes_of(held),
         "attention": network.config._attn_implementation,
         "losses": [line["loss"] for line in lines],
     }
@@ -189,14 +202,16 @@ def matrix_rate(size: Size) -> dict[str, float]:
     return {"operations_per_second": 2 * size.product**3 / fastest}
 
 
-def _memory(torch: Any) -> int:
+def memory() -> int:
     """The most that was in use so far, in bytes."""
+    import torch
+
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _network(size: Size, method: str, device: str) -> Any:
+def network_of(size: Size, method: str, device: str) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -207,9 +222,14 @@ def _network(size: Size, method: str, device: str) -> Any:
     return network.eval()
 
 
-def _rows(data: Path, max_length: int, vocabulary: int) -> Iterator[tuple[str, Any]]:
-    from dataclasses import replace
+def rows_of(size: Size, steps: int, data: Path) -> list[tuple[str, Any]]:
+    """As many as the steps need and the one to warm up, from all over the data: the same for every variant."""
+    rows = list(_rows(data, MAX_LENGTH, size.shape["vocab_size"]))
+    count = size.settings["per_device_batch_size"] * size.settings["gradient_accumulation_steps"] * (steps + 1)
+    return rows[:: len(rows) // count][:count]
 
+
+def _rows(data: Path, max_length: int, vocabulary: int) -> Iterator[tuple[str, Any]]:
     from codetune.data.source import read_examples
     from codetune.data.tokens import TrainingTokens, training_tokens
     from codetune.model.load import load_tokenizer
@@ -225,7 +245,7 @@ def _rows(data: Path, max_length: int, vocabulary: int) -> Iterator[tuple[str, A
                 yield example.id, replace(tokens, ids=tuple(token % vocabulary for token in tokens.ids))
 
 
-def _bytes_of(held: Iterable[Any]) -> int:
+def bytes_of(held: Iterable[Any]) -> int:
     return sum(value.numel() * value.element_size() for value in held if hasattr(value, "element_size"))
 
 
@@ -233,6 +253,8 @@ def _in_a_process(given: argparse.Namespace, variant: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "tests.benchmarks.train", "--variant", variant, "--size", given.size]
     command += ["--method", given.method, "--steps", str(given.steps), "--data", str(given.data)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode == NOT_INSTALLED:
+        return {"missing": variant, **dict.fromkeys(("operations_per_second", "samples_per_second"), 0.0)}
     if done.returncode:
         return {"failed": done.returncode, **dict.fromkeys(("operations_per_second", "samples_per_second"), 0.0)}
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -246,6 +268,9 @@ def _print_table(figures: dict[str, Any], names: list[str]) -> None:
     )
     for name in names:
         found = figures[name]
+        if "missing" in found:
+            print(f"{name:26} is not installed")
+            continue
         if "failed" in found:
             print(f"{name:26} failed with exit status {found['failed']}")
             continue
@@ -265,7 +290,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--size", choices=SIZES, default="cpu")
     parser.add_argument("--method", choices=("full", "lora"), default="full")
     parser.add_argument("--steps", type=int, default=2, help="optimizer steps that count, besides the first")
-    parser.add_argument("--only", help=f"some of: {'; '.join(VARIANTS)} (by commas)")
+    parser.add_argument("--only", help=f"some of: {';'.join([*VARIANTS, TRL])}")
     parser.add_argument("--data", type=Path, default=_data(), help="directory with instruct/ and tokenizers/")
     parser.add_argument("--variant", help=argparse.SUPPRESS)
     return parser.parse_args()
