@@ -50,6 +50,13 @@ def find_encoder(name: str) -> Path:
     return directory
 
 
+def model_below(directory: Path) -> Path:
+    """The directory of the whole model below adapters; that of a whole model is its own."""
+    while (directory / ADAPTER).is_file():
+        directory = find_model(base_of_adapters(directory))
+    return directory
+
+
 def base_of_adapters(directory: Path) -> str:
     """The model that adapters belong to: a path or a hub id."""
     said = read_json(directory / ADAPTER).get("base_model_name_or_path")

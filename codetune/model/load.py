@@ -32,7 +32,7 @@ from codetune.data.chat import template
 from codetune.data.tokens import adds_bos
 from codetune.errors import ModelError
 from codetune.model.attention import FLASH, KERNELS, Site, require_kernel
-from codetune.model.find import ADAPTER, base_of_adapters, find_model, read_json
+from codetune.model.find import ADAPTER, base_of_adapters, find_model, model_below, read_json
 from codetune.model.memory import keep_freed_memory
 from codetune.project import ChatFormat, Model, Quantization
 
@@ -113,6 +113,7 @@ def outline_model(path: Path, model: Model) -> PreTrainedModel:
         network: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             config, dtype=dtype, attn_implementation=ATTENTION[model.attention]
         )
+    network.tie_weights()
     network.train(False)
     return network
 
@@ -190,9 +191,9 @@ def _attending(network: PreTrainedModel, model: Model) -> PreTrainedModel:
 
 
 def count_parameters(path: Path) -> int:
-    """Of the network that the configuration describes; no weights are read."""
+    """Of the network that the configuration describes, without adapters; no weights are read."""
     with _reading(path), torch.device("meta"):
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
+        config = AutoConfig.from_pretrained(model_below(path), local_files_only=True)
         network: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     return sum(weights.numel() for weights in network.parameters())
 

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, PreTrainedModel
 
 from codetune.errors import ModelError
-from codetune.model.find import ADAPTER, base_of_adapters, find_model
+from codetune.model.find import ADAPTER, model_below
 from codetune.model.load import count_parameters, load_model, load_model_part
 from codetune.model.ranks import Team
 from codetune.project import Model
@@ -60,7 +60,7 @@ def gpus_for(weight_bytes: int, gpu_bytes: int, gpus: int) -> int:
 
 def weight_bytes(directory: Path, dtype: str) -> int:
     """Of the network once it is loaded, adapters merged."""
-    below = _below_adapters(directory)
+    below = model_below(directory)
     if dtype == "auto":  # as they lie there
         return sum(file.stat().st_size for file in below.glob("model*.safetensors"))
     number: torch.dtype = getattr(torch, dtype)
@@ -114,7 +114,7 @@ def _hindrance(directory: Path, weights: int, crowd: Crowd, gpus: Gpus) -> str:
         return "there is one process. Set launch.processes: auto on a machine with more GPUs"
     if gpus.count < crowd.on_machine:
         return f"{crowd.on_machine} processes see {gpus.count} of them. Set launch.processes: auto, and show each all"
-    config = AutoConfig.from_pretrained(_below_adapters(directory), local_files_only=True).get_text_config()
+    config = AutoConfig.from_pretrained(model_below(directory), local_files_only=True).get_text_config()
     if not getattr(config, "base_model_tp_plan", None):
         return f"transformers cannot divide the layers of a {config.model_type}. {INSTALL_VLLM}"
     heads = [config.num_attention_heads, getattr(config, "num_key_value_heads", None) or config.num_attention_heads]
@@ -127,10 +127,6 @@ def _hindrance(directory: Path, weights: int, crowd: Crowd, gpus: Gpus) -> str:
     if weights > crowd.count * gpus.bytes_each:
         return f"{crowd.count} are too few. Take more of them, or larger ones"
     return ""
-
-
-def _below_adapters(directory: Path) -> Path:
-    return find_model(base_of_adapters(directory)) if (directory / ADAPTER).is_file() else directory
 
 
 def _gigabytes(size: int) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,7 +165,10 @@ class ExactTrainer(Trainer):
         step = self.state.global_step
         path = Path(str(self.args.output_dir)) / f"checkpoint-{step}"
         try:
-            super()._save_checkpoint(model, trial)
+            with warnings.catch_warnings():
+                # Of adapters upon adapters, which have no configuration: peft asks whether the vocabulary grew.
+                warnings.filterwarnings("ignore", "Could not find a config file", UserWarning)
+                super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError, SafetensorError) as why:
             if isinstance(why, RuntimeError) and not any(name in str(why) for name in TORCH_WRITER):
                 raise  # such as a lost connection to a process that has died

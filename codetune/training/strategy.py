@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,8 +18,8 @@ from accelerate.utils import DistributedType, disable_fsdp_ram_efficient_loading
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
-from transformers import Trainer, TrainerCallback
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from codetune.errors import CodetuneError, ProjectError
 from codetune.project import Launch, Method
@@ -205,7 +206,11 @@ def whole_weights(strategy: Strategy, trainer: Trainer) -> Mapping[str, torch.Te
     return weights
 
 
-def forget_sharing() -> None:
-    """Models that are loaded from here on are whole, in this whole process."""
+@contextmanager
+def loading_whole(arguments: TrainingArguments) -> Iterator[None]:
+    """Models that are loaded meanwhile are whole, whatever the arguments say."""
     disable_fsdp_ram_efficient_loading()
     unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
+    yield
+    if (shared := getattr(arguments, "hf_deepspeed_config", None)) is not None:
+        set_hf_deepspeed_config(shared)  # type: ignore[no-untyped-call]

@@ -6,33 +6,27 @@ Every process of the training calls it; what is written and told, the first of t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from peft import PeftModel
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from codetune.data.tokens import DroppedSample, TrainingTokens, training_tokens
-from codetune.errors import DataError, ModelError, ProjectError
-from codetune.model.adapt import adapt
-from codetune.model.find import ADAPTER
+from codetune.errors import DataError, ProjectError
 from codetune.model.load import (
     choose_device,
     count_gpus,
     count_parameters,
     gpu_memory_bytes,
-    load_model,
-    load_quantized_model,
     load_tokenizer,
-    outline_model,
 )
 from codetune.model.ranks import SOLO, Team
 from codetune.project import FREE_TO_CHANGE, Project
 from codetune.records import Example, Refusal
-from codetune.training.arguments import Precision, training_arguments
+from codetune.training.arguments import training_arguments
+from codetune.training.base import Start, load_start, precision_of, require_fit, whole_model
 from codetune.training.checkpoint import SHARING, STEP_SAMPLES, Facts, last_checkpoint, remove_torn
 from codetune.training.corpus import Corpus, read_corpus, remove_corpus, write_corpus
 from codetune.training.course import Course, Report
@@ -48,8 +42,8 @@ from codetune.training.strategy import (
     Strategy,
     choose_strategy,
     fact_of,
-    forget_sharing,
     keep_float32,
+    loading_whole,
     prepare_sharing,
     sharing_arguments,
     whole_weights,
@@ -99,15 +93,16 @@ def train(
     facts = _facts(project, model_path, corpus, ranks, choice.strategy)
     checkpoint = last_checkpoint(directory, facts)
     steps = total_steps(project.train, len(corpus), ranks.count)
-    precision = _precision(project, model_path)
+    precision = precision_of(project, model_path)
+    start = Start(model_path, precision, choice.strategy)
     # Before the model is loaded: that is how transformers knows that a process needs a part of it only.
-    handed_out = choice.strategy == "fsdp" and _can_be_handed_out(project, model_path)
     prepare_sharing(choice.strategy)
-    sharing = sharing_arguments(choice.strategy, project.launch.offload, precision, handed_out)
+    sharing = sharing_arguments(choice.strategy, project.launch.offload, precision, handed_out=start.handed_out)
     arguments = training_arguments(project.train, precision, steps, project.seed, directory, choose_device(), sharing)
-    with telling_of_full_memory("the model is loaded"):
-        waits = handed_out and not ranks.is_first
-        model = _load(project, model_path, corpus, precision, choice.strategy, waits)
+    with telling_of_full_memory("the model is loaded"), start.loading(arguments):
+        network = load_start(project, start, ranks.is_first)
+        require_fit(network, corpus)
+        model = make_ready(network, project, precision)
     course = Course(project.train, directory, facts, steps, report, ranks)
     course.saves_last = choice.strategy not in SHARDED
     course.begin(checkpoint)
@@ -122,7 +117,8 @@ def train(
         weights = whole_weights(choice.strategy, trainer)
         if ranks.is_first:
             if weights is not None:
-                model = _whole(project, model_path, precision, weights)
+                with loading_whole(arguments):
+                    model = whole_model(project, model_path, precision, weights)
             finish = Finish(project.model.chat_format, precision, project.train.merge, rows.last_tokens)
             save_trained(model, tokenizer, finish, saved)
             remove_corpus(directory / TOKENS)
@@ -139,19 +135,6 @@ def _choose(project: Project, model_path: Path, ranks: Team) -> Choice:
     trained = parameters if method == "full" else int(parameters * SHARE_OF_ADAPTERS)
     size = Size(trained, parameters - trained, gpu_memory_bytes())
     return choose_strategy(project.launch, method, ranks.count, size)
-
-
-def _whole(
-    project: Project, model_path: Path, precision: Precision, weights: Mapping[str, torch.Tensor]
-) -> PreTrainedModel | PeftModel:
-    """A model like the one that was trained, in one piece in the CPU's memory, with the weights that were gathered."""
-    forget_sharing()
-    settings = project.model.model_copy(update={"dtype": precision, "attention": "auto"})
-    network = load_model(model_path, settings, "cpu")
-    model = adapt(network, project.train.method, project.train.lora, project.seed)
-    found = model.load_state_dict(weights, strict=False)
-    assert not found.unexpected_keys, found.unexpected_keys
-    return model
 
 
 def _corpus(rows: _Rows, directory: Path, ranks: Team) -> Corpus:
@@ -215,59 +198,6 @@ def _facts(project: Project, model_path: Path, corpus: Corpus, ranks: Team, stra
         SHARING: fact_of(strategy, ranks.count),
         **{f"train.{name}": value for name, value in settings.items()},
     }
-
-
-def _can_be_handed_out(project: Project, model_path: Path) -> bool:
-    """Not where weights are made while they are read: quantised, or adapters merged into those below them."""
-    return project.train.method != "qlora" and not (model_path / ADAPTER).is_file()
-
-
-def _load(
-    project: Project, model_path: Path, corpus: Corpus, precision: Precision, strategy: Strategy, waits: bool
-) -> PreTrainedModel | PeftModel:
-    """The network to train. Weights that are trained are float32: updates are smaller than the steps of bfloat16.
-    Frozen ones, below adapters, are in `precision`; but FSDP wants all of them alike (it shares them, and computes in
-    16 bits all the same). What FSDP shares stays in the CPU's memory until then, so that no GPU has to hold it whole;
-    a process that `waits` gets its part from the first one."""
-    dtype = "float32" if project.train.method == "full" or strategy == "fsdp" else precision
-    settings = project.model.model_copy(update={"dtype": dtype, "attention": "auto"})
-    if project.train.method == "qlora":
-        network = load_quantized_model(model_path, settings, choose_device(), project.train.quantization)
-    elif waits:
-        network = outline_model(model_path, settings)
-    else:
-        network = load_model(model_path, settings, "cpu" if strategy == "fsdp" else choose_device())
-    _require_fit(network, corpus)
-    return make_ready(network, project, precision)
-
-
-def _precision(project: Project, model_path: Path) -> Precision:
-    if project.model.dtype != "auto":
-        return project.model.dtype
-    configured = AutoConfig.from_pretrained(model_path, local_files_only=True).dtype
-    match str(configured).removeprefix("torch."):
-        case "bfloat16":
-            return "bfloat16"
-        case "float16":
-            return "float16"
-        case _:
-            return "float32"
-
-
-def _require_fit(network: PreTrainedModel, corpus: Corpus) -> None:
-    embeddings: torch.nn.Embedding = network.get_input_embeddings()  # type: ignore[assignment]
-    vocabulary = embeddings.num_embeddings
-    if corpus.largest_token >= vocabulary:
-        raise ModelError(
-            f"The tokenizer gives token {corpus.largest_token}, the model's embeddings end at {vocabulary - 1}. "
-            "Expected: a tokenizer that belongs to the model. Set model.path to a directory where they do."
-        )
-    window = getattr(network.config, "max_position_embeddings", None)
-    if window is not None and corpus.longest > window:
-        raise ProjectError(
-            f"The longest sample has {corpus.longest} tokens, the model's window {window}. Expected: samples that fit. "
-            f"Set train.max_length: {window}"
-        )
 
 
 def _summary(corpus: Corpus, counted: _Rows, course: Course, choice: Choice, ranks: Team) -> TrainingSummary:

@@ -14,12 +14,12 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import GenerationConfig
+from transformers import AutoConfig, GenerationConfig
 
 from codetune.errors import ModelError
 from codetune.model.adapt import adapt
 from codetune.model.find import conversion_command, find_model
-from codetune.model.load import choose_device, load_model, load_tokenizer
+from codetune.model.load import choose_device, load_model, load_tokenizer, outline_model
 from codetune.project import LoraSettings, Model
 from tests.model.builders import tiny_model
 
@@ -187,3 +187,28 @@ def test_attention_that_needs_a_gpu_is_refused_without_one(attention: str, tmp_p
     tiny_model("llama", 20).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=rf"model.attention is {attention}.*is on cpu.*Set model.attention: auto"):
         load_model(tmp_path, Model(attention=attention, dtype="float32"), "cpu")
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma", "starcoder2"])
+def test_an_outline_is_the_model_but_for_its_weights(tmp_path: Path, architecture: str) -> None:
+    tiny_model(architecture, 100).save_pretrained(tmp_path)
+    outline, model = outline_model(tmp_path, FLOAT32), load_model(tmp_path, FLOAT32, "cpu")
+    shapes = [{name: (each.shape, each.dtype) for name, each in one.named_parameters()} for one in (outline, model)]
+    assert shapes[0] == shapes[1]
+    assert all(torch.equal(each, model.get_buffer(name)) for name, each in outline.named_buffers())
+    assert str(outline.config) == str(model.config)
+    assert not outline.training
+
+
+def test_an_outline_takes_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # as these tests have it
+    AutoConfig.for_model("llama", hidden_size=1024, num_hidden_layers=16, vocab_size=32256).save_pretrained(tmp_path)
+    before = _resident_bytes()
+    outline = outline_model(tmp_path, FLOAT32)
+    numbers = sum(weights.numel() for weights in outline.parameters())
+    assert numbers > 300e6
+    assert _resident_bytes() - before < numbers
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096

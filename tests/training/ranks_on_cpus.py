@@ -144,9 +144,9 @@ def _let_samples_see_each_other() -> None:
 
 
 def _tell_what_is_loaded() -> None:
-    import codetune.training.train as training
+    import codetune.training.base as base
 
-    load = training.load_model
+    load = base.load_model
 
     def telling(*arguments: Any) -> Any:
         network = load(*arguments)
@@ -154,7 +154,7 @@ def _tell_what_is_loaded() -> None:
         sys.stderr.write(f"process {os.environ['RANK']} has loaded {count} numbers\n")
         return network
 
-    training.load_model = telling
+    base.load_model = telling
 
 
 if __name__ == "__main__":

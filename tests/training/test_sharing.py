@@ -18,6 +18,7 @@ from codetune import pipeline
 from tests.small_world import desk_of, make_small_world, run_codetune
 from tests.training.ranks_on_cpus import Ranks
 from tests.training.test_ranks import metrics, said
+from tests.training.tiny import base_model
 
 TRAINING = """
 train: {max_length: 256, epochs: 2, global_batch_size: 5, per_device_batch_size: 2, warmup_steps: 0,
@@ -106,6 +107,23 @@ def test_zero_wants_as_many_processes_again(ranks: Ranks, world: Path) -> None:
     assert "launch.strategy 'zero2 in 2 processes' then, 'zero2 in 3 processes' now" in other.told
 
 
+@pytest.mark.parametrize("strategy", ["fsdp", pytest.param("zero3", marks=needs_zero)])
+@pytest.mark.parametrize("base", ["tied", "runs/alone-lora/model"])
+def test_a_head_that_is_the_embeddings_and_adapters_on_adapters_are_learned_together_too(
+    ranks: Ranks, world: Path, alone: dict[str, Path], base: str, strategy: str
+) -> None:
+    method = "full" if base == "tied" else "lora"
+    settings = ("train.max_steps=2", f"train.method={method}", f"model.path={base}")
+    if base == "tied" and not (world / base).exists():
+        base_model(world / base, "gemma")
+    expected = fresh(world, f"expected-{method}-{strategy}")
+    flags = {"output_dir": f"runs/{expected.name}", "select__strategy": "random", "train__max_steps": 2}
+    pipeline.train(desk_of(world / "codetune.yaml", **flags, train__method=method, model__path=base))
+    run = fresh(world, f"together-{method}-{strategy}")
+    train(ranks, 2, run, *settings, f"launch.strategy={strategy}")
+    agree(run, expected, steps=2)
+
+
 def test_one_process_of_a_launcher_is_one_process(ranks: Ranks, world: Path, alone: dict[str, Path]) -> None:
     run = fresh(world, "launched")
     train(ranks, 1, run)
@@ -159,10 +177,10 @@ def strategy_of(run: Path) -> str:
     return str(json.loads((run / "model.seal").read_text())["facts"]["strategy"])
 
 
-def agree(one: Path, other: Path, *, exact: bool = False) -> None:
+def agree(one: Path, other: Path, *, exact: bool = False, steps: int = STEPS) -> None:
     """Losses, gradients and weights: bit by bit, or but for the order of sums."""
     pairs = list(zip(metrics(one), metrics(other), strict=True))
-    assert len(pairs) == STEPS
+    assert len(pairs) == steps
     for found, expected in pairs:
         assert found["loss"] == pytest.approx(expected["loss"], rel=0 if exact else 1e-6)
         assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=0 if exact else 1e-5)

@@ -451,7 +451,7 @@ def test_memory_that_runs_out_is_an_error_that_counts_tokens_and_loses_nothing(
     ("where", "told"),
     [
         ("torch.optim.AdamW.step", "the weights are updated"),
-        ("codetune.training.train.load_model", "the model is loaded"),
+        ("codetune.training.base.load_model", "the model is loaded"),
     ],
 )
 def test_memory_that_does_not_hold_the_weights_themselves_is_told_otherwise(
