@@ -1,29 +1,40 @@
 """Completions -> runnable programs, by `evalplus.sanitize`: the entry point and what it needs, cut out of prose,
 Markdown and left-overs along the syntax tree. Also the reader and the rows of EvalPlus' samples files.
 
-EvalPlus keeps the longest stretch of lines that parses. Where that does not hold the entry point at all (an answer's
-tests were longer than its function, or the function's body stands alone), each part between Markdown fences is tried by
-itself, then as the body of the task's prompt: the one deviation from `evalplus.sanitize`. Nothing is run here.
+EvalPlus' own result stands, byte for byte, wherever it holds the entry point and every name of the answer that it
+loads. Else other ways are tried, and the first that lacks the least is taken: each part between Markdown fences by
+itself, all parts in a row, and a part as the body of the task's prompt; each cut by EvalPlus and by `needed.py`. What
+the model did not write is never added. Nothing is run here.
 """
 
 from __future__ import annotations
 
-import ast
 import re
 import textwrap
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
+from evalplus.sanitize import code_extract
 from evalplus.sanitize import sanitize as extract
 
+from codetune.benchmark.needed import defines, names_defined, names_lacking, needed_part, parsed
 from codetune.benchmark.rows import read_rows
 from codetune.errors import DataError
 from codetune.records import Completion, Problem, Solution
 
 FENCE_LINE = re.compile(r"^[ \t]*(?:```|~~~).*$", re.MULTILINE)
+# Fences that share a line with code: "    return x```", "```python def f(x):".
+CLOSED_ON_ITS_LINE = re.compile(r"(?<=[^\s`])[ \t]*```+[ \t\r]*$", re.MULTILINE)
+OPENED_ON_ITS_LINE = re.compile(
+    r"^[ \t]*```+[ \t]*(?:python3?|py)?[ \t]*(?=(?:def|class|from|import|async) |@\w)", re.MULTILINE | re.IGNORECASE
+)
+LINE_END = re.compile(r"\r\n?")
+INDENTATION = "    "
+LEADING_TABS = re.compile(r"^[ \t]*\t", re.MULTILINE)
 EXPECTED = "a JSONL of samples in EvalPlus format: task_id, and completion or solution"
 
 
@@ -42,12 +53,9 @@ def sanitize(problem: Problem, sample: Completion | Solution) -> Sanitized:
     # The line break is EvalPlus' (evalplus 0.3.1, sanitize.script): a prompt may end without one.
     text = sample.completion if isinstance(sample, Completion) else sample.solution
     written = f"{problem.prompt}\n{text}" if isinstance(sample, Completion) else text
-    code = _extract(written, problem.entry_point)
-    if not _defines(code, problem.entry_point):
-        others = (_extract(part, problem.entry_point) for part in _parts(problem, text, code))
-        code = next((other for other in others if _defines(other, problem.entry_point)), code)
+    code = _program(problem, text, written)
     return Sanitized(
-        Solution(problem.task_id, code, sample.sample), changed=code != written, parses=_parsed(code) is not None
+        Solution(problem.task_id, code, sample.sample), changed=code != written, parses=parsed(code) is not None
     )
 
 
@@ -85,6 +93,27 @@ def sample_row(sample: Completion | Solution) -> dict[str, str]:
     return {"task_id": sample.task_id, "solution": sample.solution}
 
 
+def _program(problem: Problem, text: str, written: str) -> str:
+    """Ours is cut once more until that changes nothing, as its own second reading will."""
+    entry_point = problem.entry_point
+    code = _extract(written, entry_point)
+    if defines(code, entry_point) and not names_lacking(code):
+        return code
+    sources = _sources(written)
+    there = set[str]().union(*map(names_defined, sources))
+
+    def faults(program: str) -> tuple[bool, int]:
+        return not defines(program, entry_point), len(names_lacking(program) & there)
+
+    best = min([code, *_cuts(sources, entry_point)], key=faults)
+    if not defines(best, entry_point):
+        bodies = [body for part in (text, *_parts(text), code) for body in _with_body(problem, part)]
+        best = min([best, *_cuts(bodies, entry_point)], key=faults)
+    if faults(best) >= faults(code):
+        return code
+    return best if best == written else _program(problem, best, best)
+
+
 def _extract(written: str, entry_point: str) -> str:
     try:
         with warnings.catch_warnings():
@@ -96,44 +125,54 @@ def _extract(written: str, entry_point: str) -> str:
     return code
 
 
-def _parts(problem: Problem, text: str, code: str) -> Iterator[str]:
-    """What may hold the entry point where `code`, the whole text's, does not. Fences are not told into opening and
-    closing ones: a text may begin inside of a block or end there, and prose between two blocks defines nothing."""
-    between = [textwrap.dedent(part) for part in FENCE_LINE.split(text)]
-    yield from between
-    for part in (*between, code):
-        yield f"{problem.prompt}\n{textwrap.indent(part.strip(), '    ')}"
+def _cuts(sources: Iterable[str], entry_point: str) -> Iterator[str]:
+    for source in sources:
+        yield _extract(source, entry_point)
+        yield needed_part(source, entry_point)
 
 
-def _defines(code: str, entry_point: str) -> bool:
-    """Whether calling the entry point can come to anything: a function that never returns is a stub."""
-    tree = _parsed(code)
-    for node in tree.body if tree else ():
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == entry_point:
-            return any(isinstance(inner, ast.Return) for inner in _own_nodes(node))
-        names = [node.name] if isinstance(node, ast.ClassDef) else map(ast.unparse, getattr(node, "targets", ()))
-        if entry_point in names:
-            return True
-    return False
+def _sources(written: str) -> list[str]:
+    """Programs in an answer: its longest, that of each part, and these one behind the other."""
+    parts = [code for part in _parts(written) if parsed(code := _longest(part))]
+    return [_longest(written), *parts, "\n".join(parts)]
 
 
-def _own_nodes(function: ast.AST) -> Iterator[ast.AST]:
-    """Of its body, without those of functions and classes inside."""
-    waiting = [function]
-    while waiting:
-        for node in ast.iter_child_nodes(waiting.pop()):
-            yield node
-            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
-                waiting.append(node)
-
-
-def _parsed(code: str) -> ast.Module | None:
+def _longest(text: str) -> str:
+    if parsed(text):
+        return text
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return ast.parse(code)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
+            code: str = code_extract(text)
+    except (ValueError, RecursionError):
+        return text
+    return code
+
+
+def _parts(text: str) -> list[str]:
+    """Fences are not told into opening and closing ones: a text may begin inside of a block or end there, and prose
+    between two blocks defines nothing."""
+    return [
+        _dedented(part)
+        for part in FENCE_LINE.split(CLOSED_ON_ITS_LINE.sub("\n```", OPENED_ON_ITS_LINE.sub("```\n", text)))
+    ]
+
+
+def _dedented(part: str) -> str:
+    """With other line ends only where it must be another text anyway: EvalPlus keeps them."""
+    lines = LINE_END.sub("\n", part)
+    dedented = textwrap.dedent(lines)
+    return part if dedented == lines else dedented
+
+
+def _with_body(problem: Problem, part: str) -> Iterator[str]:
+    """The task's prompt continued by as many lines as make a function: with their own indentation, with the prompt's,
+    and with the prompt's for the first line only, of which the model saw the indentation."""
+    part = LEADING_TABS.sub(lambda found: found[0].expandtabs(len(INDENTATION)), part)
+    for body in (part.strip("\n"), textwrap.indent(part.strip(), INDENTATION), INDENTATION + part.strip()):
+        lines = body.split("\n")
+        programs = ("\n".join([problem.prompt, *lines[:end]]) for end in range(len(lines), 0, -1))
+        yield from islice((program for program in programs if defines(program, problem.entry_point)), 1)
 
 
 def _missing(row: dict[str, object], form: str) -> str:

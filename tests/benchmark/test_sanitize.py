@@ -4,6 +4,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 from evalplus.sanitize import sanitize as extract
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from codetune.benchmark.sanitize import as_it_is, read_samples, sample_row, sanitize
 from codetune.errors import DataError
 from codetune.records import Completion, Solution
+from tests.benchmark.answers import LOSING, WHOLE
 from tests.benchmark.tasks import PROMPT, problem, write_rows
 
 ANSWER = """Sure, here it is:
@@ -77,6 +79,38 @@ def test_a_body_alone_is_the_prompts_body(body: str) -> None:
         assert sanitize(problem(), sample).solution.solution == expected
 
 
+def doubles(program: str) -> bool:
+    names: dict[str, Any] = {}
+    try:
+        exec(program, names)
+        return [names["double"](value) for value in (21, "ab")] == [42, "abab"]
+    except (ArithmeticError, LookupError, NameError, SyntaxError, TypeError):
+        return False
+
+
+@pytest.mark.parametrize("manner", [*WHOLE, *LOSING])
+def test_the_program_is_found_in_whatever_manner_a_model_answers(manner: str) -> None:
+    answer = (WHOLE | LOSING)[manner]
+    theirs = extract(answer, "double")
+    for sample in (Solution("Own/0", answer), Completion("Own/0", answer)):
+        found = sanitize(problem(), sample)
+        assert doubles(found.solution.solution), found.solution.solution
+        assert sanitize(problem(), found.solution).solution == found.solution
+    if manner in WHOLE and doubles(theirs):
+        assert sanitize(problem(), Solution("Own/0", answer)).solution.solution == theirs
+
+
+@pytest.mark.parametrize("manner", LOSING)
+def test_what_is_kept_is_the_function_and_its_needs(manner: str) -> None:
+    program = sanitize(problem(), Solution("Own/0", LOSING[manner])).solution.solution
+    assert not any(left in program for left in ("```", "~~~", "assert", "print(", "This ", "Then"))
+
+
+def test_a_name_that_the_answer_nowhere_defines_is_no_reason_to_leave_evalplus_result() -> None:
+    text = "```python\ndef double(x):\n    return helper(x)\n```\nor\n```python\ndef double(x):\n    return 2 * x\n```"
+    assert sanitize(problem(), Solution("Own/0", text)).solution.solution == extract(text, "double")
+
+
 def test_code_that_evalplus_can_call_is_what_evalplus_makes_of_it() -> None:
     for text in (
         ANSWER,
@@ -128,13 +162,22 @@ lines = st.sampled_from(
         "    def double(self): return 1",
         "    return x",
         "    if x:",
+        "    return helper(x)```",
+        "@helper",
+        "@staticmethod",
+        "try:",
+        "    import helper",
+        "except ImportError: helper = None",
+        "one, helper = 1, len",
+        "def helper(x): x.append(1)",
+        "\tdef double(x):\r",
         ")",
         "'",
     ]
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(st.lists(lines, max_size=14), st.sampled_from([Solution, Completion]))
 def test_sanitizing_twice_changes_nothing(text: list[str], form: type[Solution | Completion]) -> None:
     once = sanitize(problem(), form("Own/0", "\n".join(text)))
