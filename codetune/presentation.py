@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 SHOWN_TASKS = 5  # by name, of those that two models differ on
 SHOWN_PAIRS = 3
+# Facts of a stage that its document has as well: what a benchmark's figures rest on.
+DOCUMENTED = {"generate": ("tokens", "truncated"), "sanitize": ("changed", "not_parsing")}
 LOSSES = {"truncated": "{:,} were cut at generate.max_new_tokens", "not_parsing": "{:,} do not parse"}
 
 
@@ -28,6 +30,7 @@ def stage_document(result: StageResult) -> dict[str, Any]:
         "artefact": str(result.artefact),
         "seconds": result.seconds,
         "overrides": dict(result.overrides),
+        **{name: result.facts[name] for name in DOCUMENTED.get(result.stage, ()) if name in result.facts},
     }
 
 

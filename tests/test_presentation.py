@@ -53,7 +53,16 @@ def test_a_stage_that_refused_nothing_says_nothing_of_it() -> None:
 
 
 def test_facts_of_a_stage_are_no_part_of_its_document() -> None:
-    assert list(presentation.stage(a_result(stage="sanitize", facts=SANITIZED)).document) == STAGE_KEYS
+    assert list(presentation.stage(a_result(stage="embed", facts={"cut": 2})).document) == STAGE_KEYS
+
+
+@pytest.mark.parametrize(
+    ("stage", "facts"), [("sanitize", {"changed": 2, "not_parsing": 1}), ("generate", {"tokens": 9, "truncated": 0})]
+)
+def test_what_happened_to_completions_stands_in_the_document(stage: str, facts: dict[str, int]) -> None:
+    document = presentation.stage(a_result(stage=stage, facts=facts | {"replaced": "x"})).document
+    assert list(document) == [*STAGE_KEYS, *facts]
+    assert {name: document[name] for name in facts} == facts
 
 
 def test_sanitize_tells_what_it_changed() -> None:
