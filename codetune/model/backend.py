@@ -14,6 +14,7 @@ from codetune.model.complete import BatchGenerator
 from codetune.model.continuous import ContinuousGenerator, flash_attention, use_flash_attention
 from codetune.model.decoding import Decoder
 from codetune.model.load import choose_device, load_model
+from codetune.model.recurrent import is_recurrent
 from codetune.project import Generation, Model
 
 
@@ -55,7 +56,11 @@ def load_decoder(
     if wants_vllm(settings, machine):
         return vllm_engine.load_vllm(directory, tokenizer, model, end_of_turn, settings)
     network = load_model(directory, model, device)
-    if machine.flash_attention is None or not wants_continuous(settings, network.dtype, machine):
+    if (
+        machine.flash_attention is None
+        or is_recurrent(network)
+        or not wants_continuous(settings, network.dtype, machine)
+    ):
         return BatchGenerator(network, tokenizer, end_of_turn, settings)
     use_flash_attention(network, machine.flash_attention)
     return ContinuousGenerator(network, tokenizer, end_of_turn, settings, limits={})

@@ -2,7 +2,8 @@
 
 Rows are padded on the left and count their positions from their own first token, so what a row becomes depends on
 neither its neighbours nor the batch (in float32; exact ties of two logits aside). Finished rows leave the batch. No
-beams. On a GPU with flash attention `continuous.py` is the greedy way.
+beams. A network that would carry padding in a state gets rows of one length together, by `recurrent.py`. On a GPU with
+flash attention `continuous.py` is the greedy way.
 
 Processes that hold one network together go through the same batches in step: tokens are as the first one chooses them.
 
@@ -18,9 +19,10 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from codetune.errors import CodetuneError
+from codetune.errors import CodetuneError, InputError
 from codetune.model.decoding import STOP_CHECK_TOKENS, Endings, Request, Written
 from codetune.model.ranks import SOLO, Team
+from codetune.model.recurrent import is_recurrent, run_in_step, takes_several_rows
 from codetune.model.sampling import sample, uniform
 from codetune.model.sharing import heads_shared_by
 from codetune.project import Generation
@@ -44,6 +46,7 @@ class BatchGenerator:
         team: Team = SOLO,
     ) -> None:
         self._model: Any = model
+        self._is_recurrent = is_recurrent(model)
         self._team = team
         self._endings = Endings(tokenizer, [model.config, model.generation_config], end_of_turn)
         self._settings = settings
@@ -51,13 +54,14 @@ class BatchGenerator:
     def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Written]]:
         """Number and completion of each request as it is finished, in batches in the given order. A batch too large
         for the memory is halved, and those after it are no larger."""
+        _require_embedded(self._model, requests)
         most = self._settings.max_new_tokens
         rows = [_Row(number, request, self._endings.room(request, most)) for number, request in enumerate(requests)]
         size = self._batch_size(rows)
         while waiting := [row for row in rows if not row.done]:
-            batch = waiting[:size]
+            batch = _of_one_length(waiting)[:size] if self._is_recurrent else waiting[:size]
             try:
-                for row in self._decode(batch):
+                for row in self._decode_in_step(batch) if self._is_recurrent else self._decode(batch):
                     yield row.number, self._endings.written(row.request, row.tokens)
             except torch.OutOfMemoryError as why:
                 if self._team.count > 1:  # the others wait in the middle of the network, and cannot begin again
@@ -79,9 +83,11 @@ class BatchGenerator:
             torch.cuda.empty_cache()
 
     def _batch_size(self, rows: Sequence[_Row]) -> int:
+        if self._is_recurrent and not takes_several_rows(self._model):
+            return 1
         if self._settings.batch_size != "auto":
             return self._settings.batch_size
-        if self._model.device.type != "cuda":
+        if self._model.device.type != "cuda" or self._is_recurrent:  # whose memory nobody can tell beforehand
             return ROWS_ON_CPU
         longest = max((len(row.request.prompt) + row.room for row in rows), default=1)
         free = int(self._team.least(torch.cuda.mem_get_info(self._model.device)[0]))
@@ -122,6 +128,24 @@ class BatchGenerator:
                 mask, positions, ids = mask[kept], positions[kept], ids[kept]
                 alive = [alive[index] for index in left]
 
+    def _decode_in_step(self, rows: list[_Row]) -> list[_Row]:
+        """Rows with prompts of one length, all finished."""
+        over = [False] * len(rows)
+        for row in rows:  # a larger batch may have begun with them
+            row.tokens = []
+
+        def take(logits: torch.Tensor) -> tuple[torch.Tensor, bool]:
+            chosen = self._team.as_first(self._choose(logits, rows))  # [B, V] -> [B]
+            for index, token in enumerate(chosen.tolist()):
+                over[index] = over[index] or self._is_done(rows[index], token)
+            return chosen, all(over)
+
+        with torch.inference_mode():
+            run_in_step(self._model, [row.request.prompt for row in rows], max(row.room for row in rows), take)
+        for row in rows:
+            row.done = True
+        return rows
+
     def _choose(self, logits: torch.Tensor, rows: Sequence[_Row]) -> torch.Tensor:
         if self._settings.temperature == 0:
             return logits.argmax(-1)
@@ -143,6 +167,22 @@ class _Row:
     room: int  # new tokens at most
     tokens: list[int] = field(default_factory=list)
     done: bool = False
+
+
+def _require_embedded(model: Any, requests: Sequence[Request]) -> None:
+    """A tokenizer may have more tokens than the network, as long as none of them is written."""
+    known = model.get_input_embeddings().weight.shape[0]
+    largest = max((token for request in requests for token in request.prompt), default=0)
+    if largest >= known:
+        raise InputError(
+            f"A prompt has the token {largest}, and the model knows {known:,}: its tokenizer belongs to another model, "
+            "or tokens were added to it only. Expected: tokens below that number. Put the model's own tokenizer beside "
+            "its weights."
+        )
+
+
+def _of_one_length(rows: Sequence[_Row]) -> list[_Row]:
+    return [row for row in rows if len(row.request.prompt) == len(rows[0].request.prompt)]
 
 
 def rows_that_fit(free_bytes: int, bytes_per_row: int) -> int:

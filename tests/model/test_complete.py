@@ -172,6 +172,9 @@ class Scripted(torch.nn.Module):
         self.script, self.prompt_length, self.vocabulary = list(script), prompt_length, vocabulary
         self.rows_at_most, self.calls = rows_at_most, 0
 
+    def get_input_embeddings(self) -> Any:
+        return SimpleNamespace(weight=torch.zeros(self.vocabulary, 1))
+
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, past_key_values: Any, **_: Any) -> Any:
         if len(input_ids) > self.rows_at_most:
             raise torch.OutOfMemoryError("too many rows")
@@ -250,6 +253,11 @@ def test_the_window_limits_every_row_by_its_own_length(tokenizer: PreTrainedToke
     assert texts == [*completed(model, tokenizer, [long], 2), *completed(model, tokenizer, [short], 10)]
     with pytest.raises(InputError, match="128 tokens fills the model's window of 128"):
         completed(model, tokenizer, [[1] * 128], 10)
+
+
+def test_a_token_that_the_network_does_not_know_is_told(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(InputError, match="the token 300, and the model knows 258"):
+        completed(network("llama"), tokenizer, [[5], [300, 7]], 10)
 
 
 def test_a_leading_space_survives_a_sentencepiece_tokenizer(shared_data: Path) -> None:
