@@ -3,7 +3,8 @@
 The bytes are a pickle, as nothing else keeps tuples, sets, huge integers and speed; but of a restricted kind, which is
 ours: the reader admits one constructor, `tagged`, that makes an inert pair, and only a whole value that was read is
 built up, by the tables below. Any other name in a pickle is refused. What has no place in the tables becomes `Opaque`,
-which equals nothing. Instances of subclasses arrive as what they extend, without the subclass' own idea of equality.
+which equals nothing, or what `foreign.py` has for it: instances of subclasses arrive as what they extend, without the
+subclass' own idea of equality.
 
 Reading can still take memory and time without end; whoever reads bounds both (`worker.py`).
 """
@@ -13,16 +14,17 @@ from __future__ import annotations
 import datetime
 import io
 import math
-import numbers
 import pickle
 import re
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
+
+from codetune.benchmark.foreign import FIXED_ZONES, STANDING_IN, plain
 
 CONSTRUCTOR = ("codetune.benchmark.wire", "tagged")
 NUMPY_TYPE = re.compile(r"[<>|=][biufcSUmM][0-9]{1,9}(\[[0-9]{0,6}[a-zA-Z]{1,2}\])?")
@@ -45,43 +47,6 @@ class Opaque:
 
     def __hash__(self) -> int:
         return 0
-
-
-# Of a subclass what it extends: equal to the same data, and of another type where EvalPlus compares types.
-class ForeignInt(int):
-    __slots__ = ()
-
-
-class ForeignFloat(float):
-    __slots__ = ()
-
-
-class ForeignStr(str):
-    __slots__ = ()
-
-
-class ForeignBytes(bytes):
-    __slots__ = ()
-
-
-class ForeignTuple(tuple[Any, ...]):
-    __slots__ = ()
-
-
-class ForeignList(list[Any]):
-    __slots__ = ()
-
-
-class ForeignDict(dict[Any, Any]):
-    __slots__ = ()
-
-
-class ForeignSet(set[Any]):
-    __slots__ = ()
-
-
-class ForeignFrozenset(frozenset[Any]):
-    __slots__ = ()
 
 
 def tagged(tag: str, data: Any) -> Any:
@@ -161,17 +126,29 @@ def _taken_apart(value: Any) -> tuple[str, Any]:
     kind = type(value)
     if kind is Opaque:
         return "opaque", value.type_name
-    if kind in EXACT and not getattr(value, "tzinfo", None):  # a time zone may be of any class
+    if kind in EXACT:
         return kind.__name__, EXACT[kind][0](value)
     if isinstance(value, np.generic | np.ndarray) and not value.dtype.fields:
         return _array(value)
-    for extended, (foreign, data) in FOREIGN.items():
-        if isinstance(value, extended):
-            return foreign.__name__, data(value)
-    for abstract, (name, data) in ABSTRACT.items():
-        if isinstance(value, abstract):
-            return name, data(value)
-    return "opaque", kind.__name__
+    for moment, parts in MOMENTS.items():
+        if isinstance(value, moment):
+            return _moment(moment, value, parts)
+    stand_in = plain(value)
+    return ("opaque", kind.__name__) if stand_in is None else (stand_in[0].__name__, stand_in[1])
+
+
+def _moment(kind: type, value: Any, parts: Sequence[str]) -> tuple[str, Any]:
+    """Its numbers by the class that is extended, and how far it is from UTC, where it says so; a time zone of another
+    class could say anything, at every look."""
+    zone = None if kind is datetime.date else kind.tzinfo.__get__(value)  # type: ignore[attr-defined]
+    if zone is not None and type(zone) not in FIXED_ZONES:
+        return "opaque", type(value).__name__
+    offset = None if zone is None else zone.utcoffset(value if kind is datetime.datetime else None)
+    return kind.__name__, (tuple(getattr(kind, part).__get__(value) for part in parts), offset)
+
+
+def _zone(offset: datetime.timedelta | None) -> datetime.timezone | None:
+    return None if offset is None else datetime.timezone(offset)
 
 
 def _array(value: Any) -> tuple[str, Any]:
@@ -222,33 +199,20 @@ EXACT: Mapping[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     deque: (lambda value: (list(value), value.maxlen), _with(deque)),
     Fraction: (_each("numerator", "denominator"), _with(Fraction)),
     Decimal: (str, Decimal),
-    datetime.date: (_each(*DAY), _with(datetime.date)),
-    datetime.time: (_each(*TIME), _with(datetime.time)),
-    datetime.datetime: (_each(*DAY, *TIME), _with(datetime.datetime)),
     datetime.timedelta: (_each("days", "seconds", "microseconds"), _with(datetime.timedelta)),
 }
-# What is extended -> what stands for it, and its data by methods that a subclass cannot override.
-FOREIGN: Mapping[type, tuple[type, Callable[[Any], Any]]] = {
-    int: (ForeignInt, int.__int__),
-    float: (ForeignFloat, float.__float__),
-    str: (ForeignStr, str.__str__),
-    bytes: (ForeignBytes, lambda value: bytes(memoryview(value))),
-    tuple: (ForeignTuple, lambda value: tuple(tuple.__iter__(value))),
-    list: (ForeignList, lambda value: list(list.__iter__(value))),
-    dict: (ForeignDict, lambda value: dict(dict.items(value))),
-    set: (ForeignSet, lambda value: set(set.__iter__(value))),
-    frozenset: (ForeignFrozenset, lambda value: frozenset(frozenset.__iter__(value))),
-}
-# Numbers of other libraries, and what dictionaries show of themselves, which equals a set.
-ABSTRACT: Mapping[type, tuple[str, Callable[[Any], Any]]] = {
-    type({}.keys()): ("ForeignSet", set),
-    type({}.items()): ("ForeignSet", set),
-    numbers.Integral: ("ForeignInt", int),
-    numbers.Real: ("ForeignFloat", float),
+# Of subclasses as well, which equal the same moments. The first that fits: a datetime is a date.
+MOMENTS: Mapping[type, tuple[str, ...]] = {
+    datetime.datetime: (*DAY, *TIME),
+    datetime.date: DAY,
+    datetime.time: TIME,
 }
 BUILT: Mapping[str, Callable[[Any], Any]] = {
     **{kind.__name__: build for kind, (_, build) in EXACT.items()},
-    **{kind.__name__: kind for kind, _ in FOREIGN.values()},
+    **{kind.__name__: kind for kind in STANDING_IN},
+    "datetime": lambda data: datetime.datetime(*data[0]).replace(tzinfo=_zone(data[1])),
+    "date": lambda data: datetime.date(*data[0]),
+    "time": lambda data: datetime.time(*data[0]).replace(tzinfo=_zone(data[1])),
     "opaque": lambda name: Opaque(str(name)[:100]),
     "scalar": lambda data: _build_array(data)[()],
     "array": _build_array,

@@ -46,6 +46,33 @@ FORGERIES = {
         "def double(x): return Always(7)"
     ),
     "equals_everything_in_a_list": f"{ALWAYS}def double(x): return [Always()]",
+    "equals_everything_as_a_wrapper": (
+        f"{ALWAYS}import collections\nclass List(collections.UserList, Always): __hash__ = None\ndef double(x): return List([7])"
+    ),
+    "equals_everything_inside_a_wrapper": (
+        f"{ALWAYS}import collections\ndef double(x):\n    found = collections.UserString('')\n    found.data = Always()\n    return found"
+    ),
+    "exchanges_the_wrappers": (
+        f"{ALWAYS}import collections, sys, types\nfor name in ('UserList', 'UserString', 'UserDict', 'ChainMap'):\n"
+        "    setattr(collections, name, Always)\ntypes.MappingProxyType = Always\nsys.modules['collections'] = Always()\n"
+        "def double(x): return Always()"
+    ),
+    "says_that_it_is_a_number_of_sympy": (
+        f"{ALWAYS}Always.__module__, Always.__name__ = 'sympy.core.numbers', 'Integer'\nAlways.is_extended_real = True\n"
+        "Always.__float__ = lambda self: 7.0\ndef double(x): return Always()"
+    ),
+    "says_that_it_is_a_truth_of_sympy": (
+        f"{ALWAYS}Always.__module__, Always.__name__ = 'sympy.logic.boolalg', 'BooleanTrue'\ndef double(x): return Always()"
+    ),
+    "registers_as_a_number": (
+        f"{ALWAYS}import numbers\nnumbers.Real.register(Always)\nAlways.__float__ = lambda self: float('nan')\n"
+        "def double(x): return Always()"
+    ),
+    "exchanges_the_tables": (
+        f"{ALWAYS}import sys\nfor name, module in list(sys.modules.items()):\n    if name.endswith(('foreign', 'wire')):\n"
+        "        for table in ('WRAPPERS', 'EXTENDED', 'EXACT', 'BUILT'):\n            setattr(module, table, dict())\n"
+        "        module.plain = lambda value: (Always, None)\ndef double(x): return Always()"
+    ),
     "pickles_as_the_answer": (
         "class Late:\n    def __reduce__(self): return (eval, ('[f for f in []] or 2',))\ndef double(x): return Late()"
     ),
@@ -340,6 +367,7 @@ HONEST = {
     "    return statistics.mean([2 * x])",
     "randomness": "import os, random, secrets, tempfile\ndef double(x):\n    os.urandom(3)\n    return 2 * x + secrets.randbelow(1)",
     "sympy": "import sympy\ndef double(x): return sympy.Integer(2) * x",
+    "wrappers": "from collections import UserString\ndef double(x): return UserString(x) * 2 if isinstance(x, str) else 2 * x",
     "prints": "def double(x):\n    print(x)\n    return 2 * x",
     "named_tuples": "from enum import IntEnum\nclass E(IntEnum):\n    A = 2\n    B = 4\ndef double(x): return E(2 * x)",
 }

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import array
 import builtins
 import datetime
 import enum
@@ -8,16 +9,19 @@ import os
 import pickle
 import resource
 import struct
-from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
+import zoneinfo
+from collections import ChainMap, Counter, OrderedDict, UserDict, UserList, UserString, defaultdict, deque, namedtuple
 from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pytest
+import sympy
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -135,6 +139,105 @@ def test_anything_else_is_there_and_equals_nothing(value: Any) -> None:
     assert found != [value]
     assert not is_known
     assert decode(encode_opaque(value)).type_name == type(value).__name__
+
+
+class Moment(datetime.datetime):
+    pass
+
+
+class EqualToAll(UserList[int]):
+    def __eq__(self, _: object) -> bool:
+        return True
+
+
+HOUR = datetime.timezone(datetime.timedelta(hours=1))
+NOON = datetime.datetime(2020, 1, 1, 12, 0)
+STAND_FOR_THEMSELVES = [
+    UserList([1, UserList([2])]),
+    UserString("ab"),
+    UserDict({"a": [1]}),
+    MappingProxyType({"a": [1]}),
+    MappingProxyType(OrderedDict({"a": [1]})),
+    ChainMap({"a": [1]}, {"a": 2}),
+    {1: 2}.keys(),
+    {1: 2}.items(),
+    {1: 2}.values(),
+    OrderedDict({1: 2}).keys(),
+    OrderedDict({1: 2}).items(),
+    ChainMap({1: 2}).keys(),
+    UserDict({1: 2}).items(),
+    memoryview(b"ab"),
+    memoryview(array.array("h", [1])),
+    Moment(2020, 1, 1, 12, 0),
+    NOON.replace(tzinfo=HOUR),
+    NOON.replace(tzinfo=datetime.UTC),
+    NOON.replace(hour=11, tzinfo=zoneinfo.ZoneInfo("UTC")),
+    NOON.time().replace(tzinfo=HOUR),
+    sympy.true,
+    sympy.false,
+    sympy.Integer(1),
+    sympy.Integer(10**400),
+    sympy.Rational(1, 2),
+    sympy.Float(0.5),
+    sympy.Float(1),
+    sympy.oo,
+    sympy.pi,
+    sympy.sqrt(4),
+    sympy.Symbol("x"),
+    object(),
+]
+PLAIN_VALUES = [
+    *([1, [2]], "ab", {"a": [1]}, {1}, {(1, 2)}, [1], [2], [(1, 2)], b"ab", bytearray(b"ab"), b"\1\0", [1, 2]),
+    *(NOON, NOON.date(), NOON.time(), True, False, 1, 0, 1.0, 0.0, 0.5, float("inf"), 10**400, "x"),
+    *(frozenset({1}), deque([1]), OrderedDict({"a": [1]}), (1, 2), None, NOON.replace(hour=11, tzinfo=datetime.UTC)),
+]
+
+
+@pytest.mark.parametrize("value", STAND_FOR_THEMSELVES, ids=repr)
+def test_what_equals_plain_data_equals_the_same_data_when_it_arrives(value: Any) -> None:
+    found = decode(encode(value))
+    for other in PLAIN_VALUES:
+        assert equal(found, other) == equal(value, other), other
+        assert equal([found], [other]) == equal([value], [other])
+
+
+def equal(left: Any, right: Any) -> bool:
+    try:
+        return bool(left == right)
+    except (AttributeError, TypeError):  # sympy's, of fractions and lists; then EvalPlus counts a failure
+        return False
+
+
+def test_what_stands_for_a_value_is_of_another_type_than_what_it_equals() -> None:
+    for value in (UserList([1.0]), UserString("a"), {1: 2}.keys(), sympy.true, sympy.Integer(1), memoryview(b"ab")):
+        assert all(type(decode(encode(value))) is not type(other) for other in PLAIN_VALUES)
+
+
+def test_other_numbers_can_be_calculated_with() -> None:
+    assert abs(decode(encode(sympy.Rational(1, 3))) - 1 / 3) < 1e-9
+    assert np.allclose(decode(encode([sympy.Rational(1, 3), sympy.Integer(2)])), [1 / 3, 2.0])
+
+
+def test_a_subclass_of_a_wrapper_is_not_asked_for_its_equality() -> None:
+    found = decode(encode(EqualToAll([1])))
+    assert isinstance(found, Opaque)
+    assert found not in PLAIN_VALUES
+
+
+def test_a_wrapper_whose_data_was_exchanged_arrives_as_its_plain_content() -> None:
+    wrapped: Any = UserList([7])
+    wrapped.data = Greedy([7])
+    found = decode(encode(wrapped))
+    assert found not in ([7, 8], [1, 2])
+    assert type(found) is not Greedy
+
+
+def test_a_time_zone_of_an_own_class_is_not_asked() -> None:
+    class Zone(datetime.tzinfo):
+        def utcoffset(self, _: object) -> datetime.timedelta:
+            return datetime.timedelta(0)
+
+    assert isinstance(decode(encode(NOON.replace(tzinfo=Zone()))), Opaque)
 
 
 class Code:
