@@ -277,7 +277,7 @@ def eval_(
     benchmark: BenchmarkArgument,
     models: ModelsOption = None,
     all_checkpoints: Annotated[
-        bool, typer.Option("--all-checkpoints", help="Also every checkpoint of the run's training.")
+        bool, typer.Option("--all-checkpoints", help="Also every checkpoint of the run's training, and `tuned`.")
     ] = False,
     instruct: InstructOption = None,
     limit: LimitOption = None,
@@ -295,7 +295,7 @@ def eval_(
 
         desk = _desk(loaded)
         bench = benchmarking.part_of(benchmarking.open_bench(desk, benchmark), limit, task or [], complete=False)
-        names = [*(models or []), *(contestants.checkpoint_names(desk) if all_checkpoints else [])]
+        names = [*(contestants.names_of_the_run(desk, models or []) if all_checkpoints else models or [])]
         reports = journey.evaluate_by_name(desk, bench, list(dict.fromkeys(names or [_model(desk, None)])))
         return presentation.evaluation(reports, journey.compare(desk, reports))
 

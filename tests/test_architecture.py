@@ -22,7 +22,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "codetune"
 _RECORDS = ("project", "records", "errors")
 _STAGE = ("data", "model", *_RECORDS)
 _BELOW_THE_VERBS = (
-    *("work", "store", "launch", "console", "project_file"),
+    *("work", "store", "launch", "console", "scratch", "project_file"),
     *("selection", "training", "benchmark", "demo", *_STAGE),
 )
 MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
@@ -33,15 +33,16 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "strict_yaml": ("errors",),
     "project_file": ("strict_yaml", "project", "errors"),
     "launch": _RECORDS,
+    "scratch": (),
     "console": ("records", "errors"),
     "data": _RECORDS,
     "store": ("", "launch", "data", *_RECORDS),
     "model": ("data", *_RECORDS),
     "selection": _STAGE,
     "training": _STAGE,
-    "benchmark": _STAGE,
+    "benchmark": ("scratch", *_STAGE),
     "demo": ("store", "project_file", "data", *_RECORDS),
-    "work": ("store", "launch", "console", "selection", "training", "benchmark", *_STAGE),
+    "work": ("store", "launch", "console", "scratch", "selection", "training", "benchmark", *_STAGE),
     "pipeline": _BELOW_THE_VERBS,
     "benchmarking": ("pipeline", *_BELOW_THE_VERBS),
     "journey": ("pipeline", "benchmarking", *_BELOW_THE_VERBS),
@@ -74,7 +75,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "deepspeed": ("training",),
     "subprocess": ("benchmark", "work"),
     "pickle": ("benchmark",),  # expected outputs, written by codetune itself
-    "fcntl": ("store",),
+    "fcntl": ("scratch", "store"),
     "logging": ("launch",),  # to quieten libraries; nothing of ours logs
 }
 # Each says in its docstring, or beside the import, why it imports inside functions.

@@ -8,8 +8,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from codetune import benchmarking
 from codetune.benchmark.probe import choose_tier
@@ -134,6 +136,23 @@ def test_another_seed_draws_other_samples_and_means_nothing_to_greedy_ones(desk:
     stamp = desk.run.completions("tasks", "base").stat().st_mtime_ns
     made(seed=2)
     assert desk.run.completions("tasks", "base").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft 0.21 reads a name that transformers 5.23 has renamed
+def test_adapters_without_a_tokenizer_have_that_of_the_model_below(desk: Desk) -> None:
+    base = desk.project.root / "base"
+    network: Any = AutoModelForCausalLM.from_pretrained(base)
+    peft.get_peft_model(network, peft.LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(
+        desk.project.root / "adapter"
+    )
+    said = desk_of(desk.project.root / "codetune.yaml", generate__prompt="completion")
+    model = benchmarking.contestant(said, str(desk.project.root / "adapter"))
+    assert model.tokenizer == base
+    bench = benchmarking.open_bench(said, "tasks.jsonl")
+    written = benchmarking.generate(said, bench, model).artefact.read_text()
+    assert written == benchmarking.generate(said, bench, benchmarking.contestant(said, "base")).artefact.read_text()
+    shutil.copy(base / "tokenizer.json", desk.project.root / "adapter")
+    assert benchmarking.contestant(said, str(desk.project.root / "adapter")).tokenizer == model.directory
 
 
 def test_a_model_replaced_at_the_same_path_is_another_model(desk: Desk) -> None:

@@ -128,6 +128,8 @@ def test_every_checkpoint_of_a_training_is_a_model_of_its_own(method: str, tmp_p
     list(journey.run(desk, journey.stages_between("select", "train")))
     names = contestants.checkpoint_names(desk)
     assert [Path(name).name for name in names] == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+    assert contestants.names_of_the_run(desk, []) == [*names, "tuned"]
+    assert contestants.names_of_the_run(desk, ["tuned", "base"]) == ["tuned", "base", *names]
     models = [contestants.contestant(desk, name) for name in [*names, "tuned"]]
     assert [re.sub("-[0-9a-f]{8}$", "", model.label) for model in models] == [*(Path(n).name for n in names), "tuned"]
     assert len({model.digest for model in models}) == 4

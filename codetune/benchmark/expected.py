@@ -38,8 +38,11 @@ class Expected:
 
 
 def expected_path(directory: Path, problem: Problem) -> Path:
-    """Another task, EvalPlus or Python is another file: values and times may differ."""
-    made_by = f"{problem_digest(problem)} evalplus {version('evalplus')} python {platform.python_version()}"
+    """Another task, EvalPlus, Python or format is another file: values and times may differ."""
+    made_by = (
+        f"{problem_digest(problem)} evalplus {version('evalplus')} python {platform.python_version()} "
+        f"format {wire.FORMAT}"
+    )
     return directory / f"{hashlib.sha256(made_by.encode()).hexdigest()}.values"
 
 

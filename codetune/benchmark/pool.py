@@ -23,6 +23,8 @@ from typing import Any, Self, TypeVar
 
 import psutil
 
+from codetune.scratch import scratch_directory
+
 Key = TypeVar("Key")
 Job = Any  # worker.Job, of which nothing is known here
 
@@ -52,12 +54,12 @@ def run_jobs(
     waiting = deque((key, job, True) for key, job in jobs)
     running: dict[Connection[Job, bytes], tuple[_Worker, Key, Job, bool]] = {}
     idle: list[_Worker] = []
-    with tempfile.TemporaryDirectory(prefix="codetune-", ignore_cleanup_errors=True) as scratch:
+    with scratch_directory() as scratch:
         try:
             while waiting or running:
                 while waiting and len(running) < workers:
                     key, job, again = waiting.popleft()
-                    worker = idle.pop() if idle else _Worker.start(Path(scratch))
+                    worker = idle.pop() if idle else _Worker.start(scratch)
                     worker.give(job, limit_seconds)
                     running[worker.connection] = (worker, key, job, again)
                 ready = _first_ready([worker for worker, *_ in running.values()])

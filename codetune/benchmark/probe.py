@@ -20,6 +20,7 @@ from typing import Literal, get_args
 from codetune.benchmark import program, wire
 from codetune.benchmark.sandbox import Frame, Sandbox, SandboxError, Tier
 from codetune.errors import CodetuneError
+from codetune.scratch import scratch_directory
 
 LADDER: tuple[Tier, ...] = tuple(tier for tier in get_args(Tier) if tier != "none")
 PROBE_SECONDS = 20
@@ -100,9 +101,10 @@ def choose_tier(wanted: Literal["auto", "bubblewrap", "namespaces", "landlock", 
 
 def find_trouble(tier: Tier) -> str | None:
     """Why a tier cannot be used, or None."""
-    with tempfile.TemporaryDirectory(prefix="codetune-probe-") as scratch, _bait() as (secret, port, abstract):
+    with scratch_directory() as scratch, _bait() as (secret, port, abstract):
+        (place := scratch / tier).mkdir()
         try:
-            sandbox = Sandbox.start(tier, Path(scratch))
+            sandbox = Sandbox.start(tier, place)
         except SandboxError as why:
             return str(why)
         try:
@@ -127,12 +129,21 @@ def _result(tier: Tier, sandbox: Sandbox, call: tuple[object, ...]) -> str | Non
     return f"{tier}: a program in it could {', '.join(open_ways)}" if open_ways else None
 
 
+def _open_to_all(place: Path) -> Path:
+    """Like $TMPDIR itself: what keeps the intruder out must be the sandbox."""
+    (below := place / "bait").mkdir()
+    place.chmod(0o755)
+    below.chmod(0o777)
+    return below
+
+
 @contextmanager
 def _bait() -> Iterator[tuple[Path, int, str]]:
     """A file that only the user can read, and servers that answer."""
     abstract = f"\0codetune-{secrets.token_hex(8)}"
     with (
-        tempfile.NamedTemporaryFile(prefix="codetune-secret-") as file,
+        scratch_directory() as place,  # another than the intruder's own
+        tempfile.NamedTemporaryFile(dir=_open_to_all(place)) as file,
         socket.create_server(("127.0.0.1", 0)) as tcp,
         socket.socket(socket.AF_UNIX) as unix,
     ):

@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -19,7 +20,7 @@ from evalplus.data.humaneval import HUMANEVAL_PLUS_VERSION
 from evalplus.data.mbpp import MBPP_PLUS_VERSION, mbpp_deserialize_inputs
 
 from codetune.benchmark.official import official_file
-from codetune.benchmark.rows import read_rows
+from codetune.benchmark.rows import read_rows, require_unicode
 from codetune.errors import DataError, UsageError
 from codetune.project import BENCHMARK_NAMES
 from codetune.records import Completion, Problem, Solution
@@ -127,7 +128,7 @@ def _problem(place: str, row: Mapping[str, Any]) -> Problem:
     if not base:
         raise DataError(f"{place}: base_input is empty. Expected: a list of argument lists, one a call. Add a call.")
     atol = row.get("atol")
-    if isinstance(atol, bool) or not isinstance(atol, int | float) or not atol >= 0:
+    if isinstance(atol, bool) or not isinstance(atol, int | float) or not 0 <= atol <= sys.float_info.max:
         raise DataError(
             f"{place}: atol is {atol!r}. Expected: how far a float may be off, 0 for exact. Add it to the task."
         )
@@ -139,6 +140,7 @@ def _text(place: str, row: Mapping[str, Any], key: str) -> str:
     if not isinstance(value, str):
         found = f"{key} is {type(value).__name__}" if key in row else f"no {key} (found: {', '.join(row) or 'nothing'})"
         raise DataError(f"{place}: {found}. Expected: text, as in EvalPlus format. Add it to the task.")
+    require_unicode(place, key, value)
     return value
 
 

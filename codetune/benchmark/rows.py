@@ -33,6 +33,17 @@ def read_rows(path: Path, expected: str) -> Iterator[tuple[str, dict[str, Any]]]
         yield place, row
 
 
+def require_unicode(place: str, key: str, text: str) -> None:
+    """JSON can say half of a surrogate pair, which no file, terminal or tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as why:
+        raise DataError(
+            f"{place}: {key} is {text[:60]!a}, which is no text: character {why.start + 1} is half of a surrogate "
+            "pair. Expected: Unicode. Mend the line."
+        ) from why
+
+
 def _text_of(path: Path, expected: str) -> str:
     try:
         content = path.read_bytes()

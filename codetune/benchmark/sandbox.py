@@ -44,7 +44,10 @@ ZYGOTE = "import sys; sys.path += sys.argv.pop(1).split(':'); from codetune.benc
 # What bubblewrap's root needs of this package; the other tiers load it before they leave.
 CODE = (
     "",
-    *(f"benchmark/{name}" for name in ("", "kernel", "landlock", "namespaces", "program", "seccomp", "wire", "zygote")),
+    *(
+        f"benchmark/{name}"
+        for name in ("", "foreign", "kernel", "landlock", "namespaces", "program", "seccomp", "wire", "zygote")
+    ),
 )
 CODE_PLACE = Path("/codetune/code")
 LIBRARIES = "LD_LIBRARY_PATH"  # without it some interpreters do not start

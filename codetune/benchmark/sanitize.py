@@ -22,7 +22,7 @@ from evalplus.sanitize import code_extract
 from evalplus.sanitize import sanitize as extract
 
 from codetune.benchmark.needed import defines, names_defined, names_lacking, needed_part, parsed
-from codetune.benchmark.rows import read_rows
+from codetune.benchmark.rows import read_rows, require_unicode
 from codetune.errors import DataError
 from codetune.records import Completion, Problem, Solution
 
@@ -79,6 +79,7 @@ def read_samples(path: Path) -> list[Completion | Solution]:
                 f"{place}: {_missing(row, form)} (found: {', '.join(row) or 'nothing'}). Expected: {EXPECTED}, all "
                 "of them text; several samples of a task are several lines. Mend the line."
             )
+        require_unicode(place, "task_id", task_id)
         samples.append((Solution if form == "solution" else Completion)(task_id, text, seen[task_id]))
         seen[task_id] += 1
     if not samples:

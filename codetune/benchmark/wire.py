@@ -26,6 +26,7 @@ import numpy as np
 
 from codetune.benchmark.foreign import FIXED_ZONES, STANDING_IN, plain
 
+FORMAT = 2  # of what is kept in files: another one is another number
 CONSTRUCTOR = ("codetune.benchmark.wire", "tagged")
 NUMPY_TYPE = re.compile(r"[<>|=][biufcSUmM][0-9]{1,9}(\[[0-9]{0,6}[a-zA-Z]{1,2}\])?")
 

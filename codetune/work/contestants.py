@@ -5,13 +5,13 @@ its results are kept by, and how it is prompted. Loads no weights.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from codetune.errors import UsageError
-from codetune.model.find import base_of_adapters, find_model
+from codetune.model.find import ADAPTER, base_of_adapters, find_model
 from codetune.project import ChatFormat
 from codetune.store.run import combined
 from codetune.store.stages import Desk, require
@@ -19,6 +19,7 @@ from codetune.training.checkpoint import sealed_checkpoints
 from codetune.work.unfinished import RECIPE, TRAINED
 
 Kind = Literal["completion", "chat"]
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +45,18 @@ def contestant(desk: Desk, name: str) -> Contestant:
         directory = find_model(project.locate(project.model.path if name == "base" else name))
     training = _training_of(directory)
     chat_format = training.get("model.chat_format")
-    tokenizer, digest = directory, model_digest(desk, directory)
+    tokenizer, digest = _tokenizer_of(directory), model_digest(desk, directory)
     if training and _is_checkpoint(directory):
         tokenizer = find_model(project.locate(training["model.path"]))
         digest = combined([digest, str(chat_format), desk.digests.tree(tokenizer)])
     label = name if name in ("tuned", "base") else f"{directory.resolve().name}-{digest[:8]}"
     return Contestant(name, label, directory, tokenizer, digest, prompt_kind(desk, name, directory), chat_format)
+
+
+def names_of_the_run(desk: Desk, said: Sequence[str]) -> list[str]:
+    """The models that are named, every checkpoint, and what the training came to, where it is done."""
+    finished = ["tuned"] if desk.run.model.exists() and "tuned" not in said else []
+    return [*said, *checkpoint_names(desk), *finished]
 
 
 def checkpoint_names(desk: Desk) -> list[str]:
@@ -68,8 +75,7 @@ def checkpoint_names(desk: Desk) -> list[str]:
 def model_digest(desk: Desk, directory: Path) -> str:
     """Of all that decides what a model writes; of adapters together with the model below them."""
     own = desk.digests.tree(directory)
-    adapter = directory / "adapter_config.json"
-    if not adapter.is_file():
+    if not (directory / ADAPTER).is_file():
         return own
     return combined([own, model_digest(desk, find_model(base_of_adapters(directory)))])
 
@@ -89,6 +95,13 @@ def end_of_turn(model: Contestant) -> tuple[str, ...]:
     from codetune.data.chat import stop_texts
 
     return stop_texts(model.chat_format) if model.kind == "chat" and model.chat_format else ()
+
+
+def _tokenizer_of(directory: Path) -> Path:
+    """Where it lies: adapters as peft saves them have none, and the model below them has one."""
+    if (directory / ADAPTER).is_file() and not any((directory / name).is_file() for name in TOKENIZER_FILES):
+        return _tokenizer_of(find_model(base_of_adapters(directory)))
+    return directory
 
 
 def _training_of(directory: Path) -> Mapping[str, Any]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +24,7 @@ from codetune.errors import UsageError, writing_failed
 from codetune.launch import Errand, Node, node, only_rank, place
 from codetune.project import Project
 from codetune.records import ALONE, Place
+from codetune.scratch import scratch_directory
 from codetune.store.run import project_document, project_of
 from codetune.work.workers import Crew, Listen, Tell, leave, run_workers, speaking
 
@@ -132,8 +132,8 @@ def dismiss() -> None:
 
 
 def _start(text: str, processes: int, where: Node, listen: Listen) -> list[Any]:
-    with tempfile.TemporaryDirectory(prefix="codetune-") as scratch:
-        file = Path(scratch) / "job.json"
+    with scratch_directory() as scratch:
+        file = scratch / "job.json"
         file.write_text(text, encoding="utf-8")
         return run_workers(Crew(RE_ENTERED, processes, where, file), listen, console.relay)
 
@@ -205,8 +205,8 @@ def _shared(project: Project, seat: Seat) -> Iterator[tuple[Place, Meeting | Non
     if seat.meeting is not None or project.launch.strategy in ("auto", "ddp"):
         yield seat.place, seat.meeting
         return
-    with tempfile.TemporaryDirectory(prefix="codetune-") as scratch, only_rank() as here:
-        yield here, lambda: _meeting_in(Path(scratch), here)
+    with scratch_directory() as scratch, only_rank() as here:
+        yield here, lambda: _meeting_in(scratch, here)
 
 
 def _train(project: Project, details: Mapping[str, Any], seat: Seat) -> Any:

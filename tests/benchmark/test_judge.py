@@ -234,3 +234,10 @@ def test_an_abandoned_iterator_ends_its_workers(expected: Path) -> None:
     assert workers
     verdicts.close()
     assert not any(worker.is_running() for worker in workers)
+
+
+def test_a_program_recurses_as_deep_as_under_evalplus(expected: Path) -> None:
+    # EvalPlus 0.3.1 leaves its programs some 965 of the 1,000 frames, its own command taking the others.
+    program = "def down(n): return 0 if n == 0 else down(n - 1)\ndef double(x):\n    down(990)\n    return 2 * x"
+    [found] = judge([problem()], [Solution("Own/0", program)], expected, 1, TIER)
+    assert found.plus == "pass", found.failure

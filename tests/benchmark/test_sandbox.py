@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -8,8 +10,18 @@ import pytest
 
 from codetune.benchmark import program, wire
 from codetune.benchmark.program import Request
-from codetune.benchmark.sandbox import Ended, Frame, Sandbox, SandboxError, Tier, readable_paths
+from codetune.benchmark.sandbox import CODE, Ended, Frame, Sandbox, SandboxError, Tier, readable_paths
 from tests.benchmark.tiers import each_tier
+
+
+def test_bubblewraps_root_holds_all_of_ours_that_the_zygote_loads() -> None:
+    program = (
+        "import sys, codetune.benchmark.zygote\n"
+        "print(*(name for name in sys.modules if name.split('.')[0] == 'codetune'))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True).stdout.split()
+    held = {".".join(["codetune", *(part for part in name.split("/") if part)]) for name in CODE}
+    assert set(loaded) <= held
 
 
 def request(code: str, calls: list[list[object]], limit: float = 1.0) -> Request:

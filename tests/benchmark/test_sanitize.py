@@ -203,6 +203,7 @@ def test_samples_of_both_forms_are_read_and_counted(tmp_path: Path) -> None:
         ({"task_id": "Own/0"}, "neither completion nor solution"),
         ({"task_id": "Own/0", "solution": ["a", "b"]}, "solution is list"),
         ({"solution": "a"}, "no task_id that is text"),
+        ({"task_id": "Own/\ud800", "solution": "a"}, r"task_id is 'Own/\\ud800', which is no text"),
     ],
 )
 def test_a_sample_of_another_form_is_named_with_its_line(tmp_path: Path, row: object, message: str) -> None:
