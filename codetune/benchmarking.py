@@ -362,7 +362,8 @@ def _benchmark_of(desk: Desk, path: Path, samples: Sequence[Completion | Solutio
         if said not in EVALPLUS_NAMES and any(problem.task_id == first for problem in open_bench(desk, said).problems):
             return said
     raise UsageError(
-        f"{path}: the task {first!r} is of no benchmark that the project names. Add it to evaluate.benchmarks"
+        f"{path}: the task {first!r} is of no benchmark that the project names; expected humaneval, mbpp or one of "
+        "evaluate.benchmarks. Name its file there, such as --set 'evaluate.benchmarks=[tasks.jsonl]'"
     )
 
 

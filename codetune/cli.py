@@ -266,7 +266,7 @@ def evaluate(
         part = benchmarking.part_of(bench, limit, task or [], complete)
         if samples is not None:
             return presentation.evaluation([benchmarking.evaluate_file(desk, part, samples)], [])
-        contestant = benchmarking.contestant(desk, _model(desk, model))
+        contestant = benchmarking.contestant(desk, _model(desk, model, ", or --samples FILE"))
         return presentation.evaluation([benchmarking.evaluate(desk, bench, contestant, part)], [])
 
     _perform(work, as_json)
@@ -377,15 +377,15 @@ def _desk(project: Project) -> Desk:
     return open_desk(project)
 
 
-def _model(desk: Desk, said: str | None) -> str:
-    """`tuned` where the run has one; otherwise the user has to say which."""
+def _model(desk: Desk, said: str | None, instead: str = "") -> str:
+    """`tuned` where the run has one; otherwise the user has to say which, or what else there is."""
     if said is not None:
         return said
     if desk.run.model.exists():
         return "tuned"
     raise UsageError(
         f"{desk.run.directory} has no trained model, so --model must say which; expected base, a path or a hub id, "
-        "such as --model base. Or train one: codetune train"
+        f"such as --model base{instead}. Or train one: codetune train"
     )
 
 

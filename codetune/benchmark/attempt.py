@@ -140,6 +140,8 @@ def _content(frame: Frame | Ended, limit: float, total: float) -> bytearray:
             raise WrongError(f"raised {_error_name(name)}")
         case Frame(kind=program.NOT_LOADED, content=name):
             raise WrongError(f"the program did not load ({_error_name(name)})")
+        case Frame(kind=program.NOT_DEFINED):
+            raise WrongError("the program does not define it")
         case Ended(how="late"):
             raise WrongError(f"all calls took over {total:.3g} s", total)
         case Ended(how="died"):

@@ -124,14 +124,19 @@ def pair_with_problems(problems: Sequence[Problem], samples: Sequence[Sample]) -
 def _problem(place: str, row: Mapping[str, Any]) -> Problem:
     texts = {key: _text(place, row, key) for key in ("task_id", "prompt", "entry_point", "canonical_solution")}
     optional = {key: _text(place, row, key) for key in ("contract", "assertion") if row.get(key) is not None}
+    if not texts["task_id"].strip():
+        raise DataError(f"{place}: task_id is empty. Expected: a name that no other task has. Give it one.")
+    if not texts["entry_point"].isidentifier():
+        raise DataError(
+            f"{place}: entry_point is {texts['entry_point']!r}. Expected: the name of the function. Mend the task."
+        )
     base, plus = (_calls(place, row, key, texts["task_id"]) for key in ("base_input", "plus_input"))
     if not base:
         raise DataError(f"{place}: base_input is empty. Expected: a list of argument lists, one a call. Add a call.")
     atol = row.get("atol")
     if isinstance(atol, bool) or not isinstance(atol, int | float) or not 0 <= atol <= sys.float_info.max:
-        raise DataError(
-            f"{place}: atol is {atol!r}. Expected: how far a float may be off, 0 for exact. Add it to the task."
-        )
+        found = f"atol is {atol!r}"[:60] if "atol" in row else "no atol"
+        raise DataError(f"{place}: {found}. Expected: how far a float may be off, 0 for exact. Add it to the task.")
     return Problem(**texts, base_input=base, plus_input=plus, atol=atol, **optional)
 
 

@@ -24,7 +24,7 @@ from codetune.benchmark import wire
 # Of a frame: what it is, seconds that the call took, length of what follows.
 HEADER = struct.Struct("<cdQ")
 LARGEST_FRAME_BYTES = 2**28
-HELLO, VALUE, RAISED, LATE, NOT_LOADED = b"h", b"v", b"r", b"t", b"n"
+HELLO, VALUE, RAISED, LATE, NOT_LOADED, NOT_DEFINED = b"h", b"v", b"r", b"t", b"n", b"d"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +87,13 @@ def _load(request: Request, channel: int) -> Any:
         with swallow_io():
             # Without our own `from __future__`, which exec would hand on.
             exec(compile(request.code, "<string>", "exec", dont_inherit=True), names)
-            return names[request.entry_point]
     except BaseException as why:  # noqa: BLE001 - a stranger's program
         send(channel, NOT_LOADED, 0.0, type(why).__name__.encode())
         return None
+    if request.entry_point not in names:
+        send(channel, NOT_DEFINED, 0.0, b"")
+        return None
+    return names[request.entry_point]
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def require_unicode(place: str, key: str, text: str) -> None:
 def _text_of(path: Path, expected: str) -> str:
     try:
         content = path.read_bytes()
-        return (gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content).decode()
+        return (gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content).decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as why:
         # An OSError's own text repeats the path.
         reason = why.strerror if isinstance(why, OSError) and why.strerror else str(why)

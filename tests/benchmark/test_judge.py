@@ -89,6 +89,7 @@ def test_expected_outputs_are_computed_once(expected: Path, tmp_path: Path) -> N
         ("    return double\n", "returned what is no plain value"),
         ("    import os; os._exit(9)\n", "the process died"),
         ("    return (\n", r"did not load .SyntaxError"),
+        ("    pass\ndel double\n", r"double\(1\): the program does not define it"),
     ],
 )
 def test_a_canonical_solution_that_does_not_work_is_the_benchmarks_fault(

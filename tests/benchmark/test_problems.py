@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ def test_a_misspelt_benchmark_is_told_the_nearest_name() -> None:
     ("change", "message"),
     [
         ({"entry_point": 3}, "entry_point is int"),
+        ({"entry_point": "a b"}, "entry_point is 'a b'. Expected: the name of the function"),
+        ({"task_id": " "}, "task_id is empty"),
         ({"prompt": None}, "prompt is NoneType"),
         ({"base_input": []}, "base_input is empty"),
         ({"base_input": [1]}, "base_input is no list of lists"),
@@ -82,6 +85,12 @@ def test_a_missing_key_and_an_empty_file_are_errors(tmp_path: Path) -> None:
         read_problems(str(write_rows(tmp_path / "own.jsonl", without)), None)
     with pytest.raises(DataError, match="no tasks"):
         read_problems(str(write_rows(tmp_path / "empty.jsonl")), None)
+
+
+def test_a_mark_of_byte_order_and_line_ends_of_windows_are_read_over(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(ROW).encode() + b"\r\n")
+    assert read_problems(str(path), None) == [problem()]
 
 
 def test_the_digest_follows_every_part_of_a_task_and_their_order() -> None:
