@@ -64,10 +64,11 @@ def run(desk: Desk, wanted: Sequence[Stage]) -> Iterator[StageResult | Report]:
 
 
 def evaluate_by_name(desk: Desk, bench: benchmarking.Bench, names: Sequence[str]) -> list[Report]:
-    """Generate, sanitize and evaluate each model on one benchmark. All names are resolved before the first is run."""
+    """Generate, sanitize and evaluate each model on one benchmark. All names are resolved before the first is run; a
+    model that has two of them is one."""
     _require_samples(desk)
-    models = [benchmarking.contestant(desk, name) for name in names]
-    return [_evaluated(desk, bench, model) for model in models]
+    models = {model.label: model for model in [benchmarking.contestant(desk, name) for name in names]}
+    return [_evaluated(desk, bench, model) for model in models.values()]
 
 
 def _evaluated(desk: Desk, bench: benchmarking.Bench, model: benchmarking.Contestant) -> Report:

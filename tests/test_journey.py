@@ -143,6 +143,14 @@ def test_every_checkpoint_of_a_training_is_a_model_of_its_own(method: str, tmp_p
     assert written[1] == written[2] != written[0]
 
 
+def test_a_model_that_is_named_twice_is_one_and_an_empty_name_is_none(tmp_path: Path) -> None:
+    desk = desk_of(make_small_world(tmp_path, 6), generate__prompt="completion")
+    bench, base = benchmarking.open_bench(desk, "tasks.jsonl"), str(tmp_path / "base")
+    assert len(journey.evaluate_by_name(desk, bench, [base, f"{base}/", f"{base}/../base"])) == 1
+    with pytest.raises(UsageError, match="--model is empty"):
+        journey.evaluate_by_name(desk, bench, [base, " "])
+
+
 def test_run_as_a_command_prints_one_document(tmp_path: Path) -> None:
     make_small_world(tmp_path, 6)
     told = run_codetune("run", "--to", "embed", "--json", cwd=tmp_path)

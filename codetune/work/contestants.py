@@ -38,6 +38,8 @@ class Contestant:
 def contestant(desk: Desk, name: str) -> Contestant:
     """The model that `tuned`, `base`, a path (also of a checkpoint) or a hub id stands for, and how it is prompted."""
     project = desk.project
+    if not name.strip():
+        raise UsageError("--model is empty; expected tuned, base, a path or a hub id, such as --model base")
     if name == "tuned":
         require(desk, "train")
         directory = desk.run.model
