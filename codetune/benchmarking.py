@@ -71,7 +71,7 @@ def bench_name(desk: Desk, said: str) -> str:
     with 8 digits of the file's digest, so that nobody's own tasks are taken for HumanEval's."""
     if said in BENCHMARK_NAMES:
         return said
-    stem, file = Path(said).name.partition(".")[0], _own_file(desk, said)
+    stem, file = _stem(Path(said)), _own_file(desk, said)
     return f"{stem}-{desk.digests.file(file)[:8]}" if stem in BENCHMARK_NAMES and file is not None else stem
 
 
@@ -349,7 +349,12 @@ def _option(model: Contestant) -> str:
 
 
 def _file_label(desk: Desk, path: Path) -> str:
-    return f"{path.name.partition('.')[0]}-{desk.digests.file(path)[:8]}"
+    return f"{_stem(path)}-{desk.digests.file(path)[:8]}"
+
+
+def _stem(path: Path) -> str:
+    """Without endings; of a hidden file, too."""
+    return path.name.lstrip(".").partition(".")[0]
 
 
 def _benchmark_of(desk: Desk, path: Path, samples: Sequence[Completion | Solution]) -> str:

@@ -35,6 +35,7 @@ from codetune.options import (
     TasksOption,
     optional_project,
     prompt_flag,
+    require_unicode,
     required_project,
 )
 from codetune.project import PRESETS, PROJECT_FILE, Project
@@ -82,6 +83,7 @@ def main() -> None:
 
 def _lead() -> None:
     try:
+        require_unicode(sys.argv)
         sys.exit(_answer())
     finally:
         jobs.dismiss()

@@ -1,13 +1,15 @@
-"""The flags and arguments that several commands have, each with its line of help; and the project that they make."""
+"""The flags and arguments that several commands have, each with its line of help; and the project that they make.
+Also what holds for every word of a command line."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
 
+from codetune.errors import UsageError
 from codetune.project import PROJECT_FILE, Method, PadMode, Project
 from codetune.project_file import read_project
 
@@ -55,3 +57,10 @@ def optional_project(path: Path | None, assignments: list[str] | None, flags: Ma
 
 def prompt_flag(instruct: bool | None) -> dict[str, str]:
     return {} if instruct is None else {"generate.prompt": "chat" if instruct else "completion"}
+
+
+def require_unicode(words: Sequence[str]) -> None:
+    """What is said is shown again, in documents, locks and errors."""
+    for word in words:
+        if any("\ud800" <= character <= "\udfff" for character in word):
+            raise UsageError(f"{word!a} is no UTF-8. Expected: names that can be written. Rename the file")

@@ -48,7 +48,7 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "journey": ("pipeline", "benchmarking", *_BELOW_THE_VERBS),
     "presentation": ("console", "journey", "pipeline"),
     "showcase": ("pipeline", "benchmarking", "journey", "presentation", *_BELOW_THE_VERBS),
-    "options": ("project", "project_file"),
+    "options": ("project", "project_file", "errors"),
     "cli": (
         *("", "options", "pipeline", "benchmarking", "journey", "presentation", "showcase"),
         *("work", "launch", "console", "project", "project_file", "errors"),

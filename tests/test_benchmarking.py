@@ -196,6 +196,15 @@ def test_a_setting_by_flag_of_generate_makes_nothing_stale_and_an_edited_file_is
         benchmarking.sanitize(desk, bench, base)
 
 
+def test_hidden_files_have_a_name_too(desk: Desk) -> None:
+    root = desk.project.root
+    shutil.copy(root / "tasks.jsonl", root / ".tasks.jsonl")
+    bench = benchmarking.open_bench(desk, ".tasks.jsonl")
+    assert bench.name == "tasks"
+    report = benchmarking.evaluate_file(desk, bench, samples(desk, GOOD, ".mine.jsonl"))
+    assert report["model"].startswith("mine-")
+
+
 def test_evaluating_before_generating_names_the_command(desk: Desk) -> None:
     bench, base = benchmarking.open_bench(desk, "tasks.jsonl"), benchmarking.contestant(desk, "base")
     with pytest.raises(StaleError, match=r"Run: codetune generate tasks\.jsonl --model base"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -205,6 +206,13 @@ def test_help_that_cannot_be_written_is_told(tmp_path: Path) -> None:
         )
     assert done.returncode == 1
     assert done.stderr == ("error: writing failed: No space left on device (standard output). Send it somewhere else\n")
+
+
+def test_a_file_name_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"s\xff.jsonl")).touch()
+    done = run_codetune("evaluate", "humaneval", "--samples", os.fsdecode(b"s\xff.jsonl"), cwd=tmp_path)
+    assert done.returncode == 2
+    assert r"'s\udcff.jsonl' is no UTF-8" in done.stderr
 
 
 def test_a_full_standard_output_is_named(tmp_path: Path) -> None:
