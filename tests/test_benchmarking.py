@@ -227,6 +227,11 @@ def test_a_samples_file_is_sanitized_for_the_benchmark_that_its_tasks_tell(desk:
     assert benchmarking.is_samples_file(desk, str(with_prompts))
 
 
+def test_samples_for_the_demo_are_known_by_their_tasks(desk: Desk) -> None:
+    path = samples(desk, [{"task_id": "Demo/0", "solution": "x = 1"}], "demo.jsonl")
+    assert benchmarking.sanitize_file(desk, path).rows == 1
+
+
 def test_a_samples_file_that_is_not_there_is_told(desk: Desk) -> None:
     with pytest.raises(DataError, match=r"no file .*nowhere\.jsonl"):
         benchmarking.evaluate_file(desk, benchmarking.open_bench(desk, "tasks.jsonl"), Path("nowhere.jsonl"))
