@@ -358,7 +358,7 @@ def _stem(path: Path) -> str:
 
 
 def _benchmark_of(desk: Desk, path: Path, samples: Sequence[Completion | Solution]) -> str:
-    """By the task ids HumanEval, MBPP or the demo; else the one of the project's benchmarks that knows the first task."""
+    """By the task ids HumanEval, MBPP or the demo; else what of the project's benchmarks knows the first task."""
     first = samples[0].task_id
     for prefix, name in (("HumanEval/", "humaneval"), ("Mbpp/", "mbpp"), ("Demo/", "demo")):
         if first.startswith(prefix):

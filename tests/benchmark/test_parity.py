@@ -1,0 +1,61 @@
+"""What honest programs return that equals plain data without being it: right or wrong as by EvalPlus' own check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from evalplus.eval import untrusted_check
+
+from codetune.benchmark.judge import judge
+from codetune.records import Solution
+from tests.benchmark.tasks import problem
+
+# what is returned, and what is expected
+RETURNS = [
+    ("collections.UserList([1])", [1]),
+    ("collections.UserList([0.1 + 0.2])", [0.3]),
+    ("collections.UserString('a')", "a"),
+    ("collections.ChainMap({'a': 1})", {"a": 1}),
+    ("types.MappingProxyType({'a': 1})", {"a": 1}),
+    ("{1: 2}.keys()", {1}),
+    ("{1: 2}.keys()", [1]),
+    ("{1: 2}.values()", [2]),
+    ("memoryview(b'a')", b"a"),
+    ("collections.deque([1])", [1]),
+    ("sympy.true", True),
+    ("sympy.true", 1),
+    ("sympy.Integer(2)", 2),
+    ("sympy.Integer(2)", 2.0),
+    ("sympy.Rational(1, 2)", 0.5),
+    ("[sympy.Rational(1, 2)]", [0.5]),
+    ("sympy.Float(0.5)", 0.5),
+    ("sympy.Float(0.1) + sympy.Float(0.2)", 0.3),
+    ("[sympy.pi]", [3.141592653589793]),
+    ("numpy.int64(3)", 3),
+    ("numpy.float32(0.1)", 0.1),
+    ("numpy.array([1])", [1]),
+    ("numpy.array([1, 2])", [1, 2]),
+    ("fractions.Fraction(1, 2)", 0.5),
+    ("complex(1, 0)", 1),
+    ("type('S', (list,), {})([0.1 + 0.2])", [0.3]),
+    ("range(3)", [0, 1, 2]),
+    ("1", True),
+    ("2", 2.0),
+]
+IMPORTS = "import collections, fractions, numpy, sympy, types\n"
+
+
+def test_what_equals_plain_data_is_judged_as_by_evalplus(tmp_path: Path) -> None:
+    tasks, solutions, theirs = [], [], []
+    for number, (returned, expected) in enumerate(RETURNS):
+        program = f"{IMPORTS}def double(x): return {returned}"
+        canonical = f"    return {expected!r}\n"
+        tasks.append(
+            problem(task_id=f"Own/{number}", canonical_solution=canonical, base_input=[[1]], plus_input=[], atol=0)
+        )
+        solutions.append(Solution(f"Own/{number}", program))
+        theirs.append(untrusted_check("own", program, [[1]], "double", [expected], 0, [1.0])[0])
+    verdicts = {verdict.task_id: verdict.base for verdict in judge(tasks, solutions, tmp_path, 2, "none")}
+    ours = [verdicts[task.task_id] for task in tasks]
+    assert list(zip(RETURNS, ours, strict=True)) == list(zip(RETURNS, theirs, strict=True))
+    assert {"pass", "fail"} == set(ours)
