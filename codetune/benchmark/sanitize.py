@@ -27,11 +27,22 @@ from codetune.errors import DataError
 from codetune.records import Completion, Problem, Solution
 
 FENCE_LINE = re.compile(r"^[ \t]*(?:```|~~~).*$", re.MULTILINE)
-# Fences that share a line with code: "    return x```", "```python def f(x):".
-CLOSED_ON_ITS_LINE = re.compile(r"(?<=[^\s`])[ \t]*```+[ \t\r]*$", re.MULTILINE)
-OPENED_ON_ITS_LINE = re.compile(
-    r"^[ \t]*```+[ \t]*(?:python3?|py)?[ \t]*(?=(?:def|class|from|import|async) |@\w)", re.MULTILINE | re.IGNORECASE
+# What shares a line with code, and what is put there: fences ("```python def f(x):", "    return x```"), and ends of
+# turns and tags that somebody's decoding has left ("    return x</s>").
+FORMS = (
+    (
+        re.compile(
+            r"^[ \t]*```+[ \t]*(?:python3?|py)?[ \t]*(?=(?:def|class|from|import|async) |@\w)",
+            re.MULTILINE | re.IGNORECASE,
+        ),
+        "```\n",
+    ),
+    (re.compile(r"(?:<\|\w+\|>|</s>|<end_of_turn>|</?(?:code|pre)>)+[ \t\r]*$", re.MULTILINE), "\n"),
+    (re.compile(r"^(?:<(?:code|pre)>)+", re.MULTILINE), "\n"),
+    (re.compile(r"(?<=[^\s`])[ \t]*```+[ \t\r]*$", re.MULTILINE), "\n```"),
 )
+QUOTED_FENCE = re.compile(r"^[ \t]*>[ \t]*(?:```|~~~)", re.MULTILINE)
+QUOTE = re.compile(r"^[ \t]*> ?", re.MULTILINE)
 LINE_END = re.compile(r"\r\n?")
 INDENTATION = "    "
 LEADING_TABS = re.compile(r"^[ \t]*\t", re.MULTILINE)
@@ -100,7 +111,7 @@ def _program(problem: Problem, text: str, written: str) -> str:
     code = _extract(written, entry_point)
     if defines(code, entry_point) and not names_lacking(code):
         return code
-    sources = _sources(written)
+    sources = _sources(written, text)
     there = set[str]().union(*map(names_defined, sources))
 
     def faults(program: str) -> tuple[bool, int]:
@@ -132,10 +143,12 @@ def _cuts(sources: Iterable[str], entry_point: str) -> Iterator[str]:
         yield needed_part(source, entry_point)
 
 
-def _sources(written: str) -> list[str]:
-    """Programs in an answer: its longest, that of each part, and these one behind the other."""
-    parts = [code for part in _parts(written) if parsed(code := _longest(part))]
-    return [_longest(written), *parts, "\n".join(parts)]
+def _sources(written: str, text: str) -> list[str]:
+    """Programs in an answer: its longest, that of each part, and these one behind the other. The first part has the
+    prompt in it or not."""
+    parts = dict.fromkeys(map(_longest, [*_parts(written), *_parts(text)[:1]]))
+    programs = [part for part in parts if parsed(part)]
+    return [_longest(written), *programs, "\n".join(programs)]
 
 
 def _longest(text: str) -> str:
@@ -153,10 +166,11 @@ def _longest(text: str) -> str:
 def _parts(text: str) -> list[str]:
     """Fences are not told into opening and closing ones: a text may begin inside of a block or end there, and prose
     between two blocks defines nothing."""
-    return [
-        _dedented(part)
-        for part in FENCE_LINE.split(CLOSED_ON_ITS_LINE.sub("\n```", OPENED_ON_ITS_LINE.sub("```\n", text)))
-    ]
+    for form, instead in FORMS:
+        text = form.sub(instead, text)
+    if QUOTED_FENCE.search(text):
+        text = QUOTE.sub("", text)
+    return [_dedented(part) for part in FENCE_LINE.split(text)]
 
 
 def _dedented(part: str) -> str:

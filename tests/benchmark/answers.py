@@ -123,4 +123,16 @@ LOSING: Mapping[str, str] = {
         "    ```python\n    assert double(1) == 2\n    assert double(1) == 2\n    assert double(1) == 2\n"
         "    assert double(1) == 2\n    assert double(1) == 2\n    assert double(1) == 2\n    ```\n"
     ),
+    "quoted": "> Here:\n> ```python\n> def double(x):\n>     return x + x\n> ```\n",
+    "end of turn on the last line": "def double(x):\n    return x + x<|im_end|>",
+    "end of text on the last line": "```python\ndef double(x):\n    y = x\n    return y + x</s>\n",
+    "tags around": "<pre><code>def double(x):\n    y = x\n    return y + x</code></pre>",
+    "import without a block": (
+        "Use this:\nfrom functools import cache\n\nThen:\n```python\n@cache\ndef double(x):\n    return x + x\n```"
+    ),
+    "import in a context": (
+        "```python\nimport contextlib\nwith contextlib.suppress(ImportError):\n    import operator\n"
+        "def double(x):\n    return operator.add(x, x)\n```"
+    ),
+    "stub before the block": 'def double(x):\n    """Twice x."""\n```python\n    return x + x\n```',
 }
