@@ -2,9 +2,9 @@
 Markdown and left-overs along the syntax tree. Also the reader and the rows of EvalPlus' samples files.
 
 EvalPlus' own result stands, byte for byte, wherever it holds the entry point and every name of the answer that it
-loads. Else other ways are tried, and the first that lacks the least is taken: each part between Markdown fences by
-itself, all parts in a row, and a part as the body of the task's prompt; each cut by EvalPlus and by `needed.py`. What
-the model did not write is never added. Nothing is run here.
+loads, and did not lose a last line for a fence or tag on it. Else other ways are tried, and the first that lacks the
+least is taken: each part between Markdown fences by itself, all parts in a row, and a part as the body of the task's
+prompt; each cut by EvalPlus and by `needed.py`. What the model did not write is never added. Nothing is run here.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ FORMS = (
     (re.compile(r"^(?:<(?:code|pre)>)+", re.MULTILINE), "\n"),
     (re.compile(r"(?<=[^\s`])[ \t]*```+[ \t\r]*$", re.MULTILINE), "\n```"),
 )
+# EvalPlus drops such a line, the function's last: what stands before it may look whole.
+MARKED_LINE = re.compile(r"^[ \t]+\S.*(?:```|\|>|</s>|<end_of_turn>|</(?:code|pre)>)[ \t\r]*$", re.MULTILINE)
 QUOTED_FENCE = re.compile(r"^[ \t]*>[ \t]*(?:```|~~~)", re.MULTILINE)
 QUOTE = re.compile(r"^[ \t]*> ?", re.MULTILINE)
 LINE_END = re.compile(r"\r\n?")
@@ -109,9 +111,12 @@ def _program(problem: Problem, text: str, written: str) -> str:
     """Ours is cut once more until that changes nothing, as its own second reading will."""
     entry_point = problem.entry_point
     code = _extract(written, entry_point)
-    if defines(code, entry_point) and not names_lacking(code):
+    is_whole = defines(code, entry_point) and not names_lacking(code)
+    if is_whole and not MARKED_LINE.search(text):
         return code
     sources = _sources(written, text)
+    if is_whole:
+        return next((cut for cut in _cuts(sources, entry_point) if cut.startswith(f"{code}\n")), code)
     there = set[str]().union(*map(names_defined, sources))
 
     def faults(program: str) -> tuple[bool, int]:

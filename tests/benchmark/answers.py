@@ -135,4 +135,10 @@ LOSING: Mapping[str, str] = {
         "def double(x):\n    return operator.add(x, x)\n```"
     ),
     "stub before the block": 'def double(x):\n    """Twice x."""\n```python\n    return x + x\n```',
+    "fence on the last of two returns": (
+        "```python\ndef double(x):\n    if not x:\n        return x\n    return x + x```\nThis doubles x."
+    ),
+    "end of text on the last of two returns": (
+        "import math\ndef double(x):\n    if not x:\n        return x\n    return x + x<|endoftext|>"
+    ),
 }
