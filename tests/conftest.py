@@ -24,8 +24,8 @@ import torch
 PROJECT = Path(__file__).resolve().parents[1]
 # Files that take longest are begun first, so that no process works on one when all others have nothing left to do.
 LONGEST = (
-    *("training/test_ranks.py", "test_kills.py", "test_showcase.py", "work/test_completing.py"),
-    *("test_cli.py", "work/test_rowwork.py"),
+    *("training/test_ranks.py", "training/test_sharing.py", "test_kills.py", "test_showcase.py"),
+    *("work/test_completing.py", "test_cli.py", "work/test_rowwork.py"),
 )
 
 

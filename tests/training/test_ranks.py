@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -13,7 +12,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,6 +19,7 @@ from safetensors.torch import load_file
 
 from codetune import pipeline
 from tests.small_world import await_end, children, desk_of, make_small_world, run_codetune
+from tests.training.runs import fresh, metrics, said, stopped_at
 
 TRAINING = """
 train: {max_length: 256, epochs: 8, global_batch_size: 5, per_device_batch_size: 2, warmup_steps: 0,
@@ -65,7 +64,7 @@ def test_two_processes_learn_what_one_does(alone: Path, together: Path) -> None:
 
 
 def test_a_checkpoint_of_two_processes_is_continued_by_one(world: Path, together: Path) -> None:
-    broken = stopped_at(4, together, world / "runs/continued")
+    broken = stopped_at(4, together, "continued")
     train_here(world, broken.name)
     agree(broken, together)
 
@@ -137,34 +136,10 @@ def test_two_machines_train_as_one(world: Path, alone: Path) -> None:
     agree(run, alone)
 
 
-def fresh(world: Path, name: str) -> Path:
-    """A run with the selection, and no training."""
-    run = world / "runs" / name
-    run.mkdir(parents=True)
-    for file in ("project.json", "selection.jsonl", "selection.jsonl.seal"):
-        shutil.copy(world / "runs/small" / file, run)
-    return run
-
-
 def trained(world: Path, name: str, *settings: str) -> Path:
     run = fresh(world, name)
     train(world, name, *settings)
     return run
-
-
-def stopped_at(step: int, run: Path, broken: Path) -> Path:
-    """As if the training had been killed after the checkpoint of that step."""
-    fresh(broken.parents[1], broken.name)
-    (broken / "train").mkdir()
-    shutil.copytree(run / f"train/checkpoint-{step}", broken / f"train/checkpoint-{step}")
-    for file in ("metrics.jsonl", "recipe.json"):
-        shutil.copy(run / "train" / file, broken / "train")
-    return broken
-
-
-def said(name: str, *settings: str) -> list[str]:
-    flags = (f"output_dir=runs/{name}", "select.strategy=random", *settings)
-    return [word for setting in flags for word in ("--set", setting)]
 
 
 def run_train(world: Path, name: str, *settings: str) -> subprocess.CompletedProcess[str]:
@@ -207,11 +182,6 @@ class running:  # noqa: N801 - reads as a block
     def __exit__(self, *_: object) -> None:
         self._command.kill()
         self._command.communicate()
-
-
-def metrics(run: Path) -> list[dict[str, Any]]:
-    text = (run / "train/metrics.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
 
 
 def await_lines(run: Path, count: int) -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from codetune import pipeline
 from tests.small_world import desk_of, make_small_world, run_codetune
 from tests.training.ranks_on_cpus import Ranks
-from tests.training.test_ranks import metrics, said
+from tests.training.runs import fresh, metrics, said, stopped_at
 from tests.training.tiny import base_model
 
 TRAINING = """
@@ -136,25 +136,6 @@ def test_packed_samples_are_kept_apart_where_no_process_has_the_model(ranks: Ran
     ended = ranks.run(2, world, "train", *said(run.name, "launch.strategy=fsdp"), "--leaking")
     assert ended.statuses[0] == 2, ended.told
     assert "Packed samples see each other in" in ended.told
-
-
-def fresh(world: Path, name: str) -> Path:
-    """A run with the selection, and no training."""
-    run = world / "runs" / name
-    run.mkdir(parents=True)
-    for file in ("project.json", "selection.jsonl", "selection.jsonl.seal"):
-        shutil.copy(world / "runs/small" / file, run)
-    return run
-
-
-def stopped_at(step: int, run: Path, name: str) -> Path:
-    """As if the training had been killed after the checkpoint of that step."""
-    broken = fresh(run.parents[1], name)
-    (broken / "train").mkdir()
-    shutil.copytree(run / f"train/checkpoint-{step}", broken / f"train/checkpoint-{step}")
-    for file in ("metrics.jsonl", "recipe.json"):
-        shutil.copy(run / "train" / file, broken / "train")
-    return broken
 
 
 def train(ranks: Ranks, count: int, run: Path, *settings: str) -> str:
