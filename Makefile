@@ -6,10 +6,11 @@ BIN := .venv/bin
 
 install: .venv/installed
 
+# pip compiles with one core. Some packages carry files of newer Pythons, which do not compile here.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -W ignore -m compileall -qq -j 0 .venv/lib || true  # what pip does with one core, and some is of newer Pythons
+	$(BIN)/python -W ignore -m compileall -qq -j 0 .venv/lib || true
 	touch .venv/installed
 
 demo: install
