@@ -193,7 +193,7 @@ PLAIN_VALUES = [
 ]
 
 
-@pytest.mark.parametrize("value", STAND_FOR_THEMSELVES, ids=repr)
+@pytest.mark.parametrize("value", STAND_FOR_THEMSELVES, ids=lambda value: type(value).__name__)
 def test_what_equals_plain_data_equals_the_same_data_when_it_arrives(value: Any) -> None:
     found = decode(encode(value))
     for other in PLAIN_VALUES:
