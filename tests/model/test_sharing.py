@@ -130,6 +130,9 @@ def test_a_full_gpu_among_several_is_an_error_for_the_others_cannot_begin_again(
         config, generation_config = tiny_model("llama", 100).config, None
         device = torch.device("cpu")
 
+        def get_input_embeddings(self) -> torch.nn.Embedding:
+            return torch.nn.Embedding(100, 2)
+
         def forward(self, **_: Any) -> None:
             raise torch.OutOfMemoryError("full")
 
