@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,6 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from codetune.errors import ModelError, ProjectError
-from codetune.model.draws import drawn_from
 from codetune.project import LoraSettings, Method
 
 
@@ -27,8 +28,18 @@ def adapt(model: PreTrainedModel, method: Method, lora: LoraSettings, seed: int)
         case "full":
             return model
         case "lora" | "qlora":
-            with drawn_from(seed):
+            with _drawn_from(seed):
                 return _with_adapters(model, lora)
+
+
+@contextmanager
+def _drawn_from(seed: int) -> Iterator[None]:
+    """What is drawn on the CPU, and on the GPU of this process; it leaves no trace in what is drawn afterwards. (Asked
+    for all GPUs, torch would begin work on each of them.)"""
+    gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=gpus):
+        torch.manual_seed(seed)
+        yield
 
 
 def whole_network(model: PreTrainedModel | PeftModel) -> PreTrainedModel:

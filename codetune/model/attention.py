@@ -27,7 +27,6 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from codetune.errors import ModelError
-from codetune.model.draws import drawn_from
 
 SEGMENTED = "codetune_segmented"
 VARLEN = "codetune_varlen"
@@ -58,14 +57,6 @@ class Site:
             own or (config.hidden_size // heads if heads else 0),
             not (getattr(config, "attn_logit_softcapping", None) or getattr(config, "attention_dropout", 0)),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Wrapped:
-    """What runs a network of which each process has a part: all of them have to call it, with inputs on `device`."""
-
-    module: torch.nn.Module
-    device: str
 
 
 def attention_for(asked: str, flat: bool, place: Site) -> str:
@@ -153,7 +144,9 @@ def varlen_attention(
     if cu_seq_lens_q is None or max_length_q is None:
         cu_seq_lens_q = torch.arange(0, rows * length + 1, length, dtype=torch.int32, device=query.device)
         max_length_q = length
-    _require_plain(module, (query, key), others | {"dropout": dropout or None}, cu_seq_lens_q)
+    _require_plain(
+        module, (query, key), others | {"dropout": dropout or None, "attention_mask": attention_mask}, cu_seq_lens_q
+    )
     precision = _half_precision(query)
     q, k, v = (states.transpose(1, 2).flatten(0, 1).to(precision) for states in (query, key, value))  # [B * T, H, D]
     more: dict[str, Any] = {}
@@ -184,7 +177,8 @@ def segmented_attention(
     """Causal attention within each of `segments` (lengths that add up to T), for one flat row."""
     if segments is None:
         raise _not_plain(module, ["segments (the model does not hand them on)"])
-    _require_plain(module, (query, key), others, torch.tensor([0, sum(segments)]))
+    own = {"attention_mask": attention_mask}  # such as a bias that is learned
+    _require_plain(module, (query, key), others | own, torch.tensor([0, sum(segments)]))
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)  # [B, H, T, D]
@@ -194,37 +188,7 @@ def segmented_attention(
         scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling, **_causal(q, sliding_window))
         for q, k, v in parts
     ]
-    return torch.cat(attended, dim=2).transpose(1, 2), None  # [B, T, H, D]
-
-
-def require_isolation(model: PreTrainedModel, shared: Wrapped | None = None) -> None:
-    """Raises where changing one sample of a flat row changes those beside it."""
-    embeddings: torch.nn.Embedding = model.get_input_embeddings()  # type: ignore[assignment]
-    run, vocabulary = shared.module if shared else model, embeddings.num_embeddings
-    device = shared.device if shared else embeddings.weight.device
-    before, one, other, behind = (torch.arange(7, device=device) * step % vocabulary for step in (11, 3, 5, 7))
-    was_training, rows = model.training, []
-    run.train()  # in evaluation mode bitsandbytes would rearrange 4-bit weights for good, and lose their gradients
-    try:
-        for each in (one, other):
-            with torch.no_grad(), drawn_from(0):  # what is dropped at random is the same twice
-                rows.append(run(**flat_row([before, each, behind]), use_cache=False).logits)
-    except ValueError as why:  # how some architectures say that they cannot
-        raise ModelError(
-            f"{type(model).__name__} takes no packed samples ({str(why).partition(chr(10))[0]}). Expected: one that "
-            "does. Set train.pad_mode: dynamic_pad."
-        ) from why
-    finally:
-        run.train(was_training)
-    # The shapes are alike, so isolated samples give the same bits; the tolerance is for atomics on a GPU. What is not a
-    # number says nothing of attention: the loss will tell of it.
-    seen = [torch.cat([logits[:, :7], logits[:, 14:]], dim=1).nan_to_num(0, 0, 0) for logits in rows]
-    if not torch.allclose(seen[0], seen[1], rtol=0, atol=1e-4 * float(seen[0].abs().max())):
-        raise ModelError(
-            f"Packed samples see each other in {type(model).__name__} with attention "
-            f"{model.config._attn_implementation!r}. Expected: each sees itself alone. Set train.pad_mode: dynamic_pad"
-            f"{'' if model.config._attn_implementation == SEGMENTED else ', or model.attention: auto'}."
-        )
+    return torch.cat([part.transpose(1, 2) for part in attended], dim=1), None  # [B, T, H, D], in one piece
 
 
 def flat_row(samples: Sequence[torch.Tensor]) -> dict[str, Any]:
@@ -268,7 +232,8 @@ def _require_plain(
 ) -> None:
     """Refuses what would otherwise be got wrong in silence."""
     (rows, _, length, _), keys = states[0].shape, states[1].shape[2]
-    lacks = [name for name in ("softcap", "s_aux", "position_bias", "dropout") if others.get(name) is not None]
+    needs = ("softcap", "s_aux", "position_bias", "dropout", "attention_mask")
+    lacks = [name for name in needs if others.get(name) is not None]
     if keys != length:
         lacks.append("keys of earlier calls (use_cache)")
     if cumulative.device.type == "cpu" and int(cumulative[-1]) != rows * length:  # on a GPU the look would wait for it
@@ -279,10 +244,14 @@ def _require_plain(
         raise _not_plain(module, lacks)
 
 
-def _not_plain(module: torch.nn.Module, lacks: Sequence[str]) -> ModelError:
-    return ModelError(
+class NotPlainError(ModelError):
+    """What an architecture needs, and attention by segments or cumulative lengths does not have."""
+
+
+def _not_plain(module: torch.nn.Module, lacks: Sequence[str]) -> NotPlainError:
+    return NotPlainError(
         f"{type(module).__name__} needs {', '.join(lacks)}, which attention by segments does not have. Expected: "
-        "plain causal attention. Set model.attention: eager, or train.pad_mode: dynamic_pad."
+        "plain causal attention. Set train.pad_mode: dynamic_pad, or model.attention: eager where that can do it."
     )
 
 

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from codetune.errors import ModelError
-from codetune.model.attention import KERNELS, SEGMENTED, Wrapped, flat_row
+from codetune.model.attention import KERNELS, SEGMENTED, flat_row
+from codetune.model.isolation import Wrapped
 
 FLAT = (SEGMENTED, *KERNELS.values())  # attentions that want to be told where samples begin
 Logits = Callable[[torch.Tensor], torch.Tensor]  # [P, H] -> [P, V]

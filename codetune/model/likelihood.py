@@ -20,8 +20,9 @@ from transformers import PreTrainedModel
 
 from codetune.data.tokens import Span
 from codetune.errors import ModelError
-from codetune.model.attention import KERNELS, Site, flat_row, kernel_for, require_isolation, require_kernel
+from codetune.model.attention import KERNELS, Site, flat_row, kernel_for, require_kernel
 from codetune.model.head import logits_of
+from codetune.model.isolation import require_isolation
 from codetune.model.memory import is_out_of_memory
 
 BUCKET_TOKENS = 16

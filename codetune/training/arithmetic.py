@@ -48,16 +48,18 @@ class Arithmetic:
 
     @classmethod
     def of(cls, network: PreTrainedModel, method: Method) -> Self | None:
-        """None for architectures whose weights are elsewhere (mixtures of experts)."""
+        """None for architectures whose arithmetic is elsewhere (mixtures of experts, recurrent states)."""
         config = network.config.get_text_config()
         head = network.get_output_embeddings()  # type: ignore[no-untyped-call]
         linear = {module: module.in_features * module.out_features for module in _linear_layers(network)}
         tables = sum(_size(module.weight) for module in network.modules() if isinstance(module, torch.nn.Embedding))
         if sum(linear.values()) + tables < MOST * sum(_size(weights) for weights in network.parameters()):
             return None
-        of_head = linear.pop(head, 0)
-        of_a_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        attention = config.num_hidden_layers * config.num_attention_heads * of_a_head
+        of_head, heads = linear.pop(head, 0), getattr(config, "num_attention_heads", None)
+        if not isinstance(heads, int):
+            return None
+        of_a_head = getattr(config, "head_dim", None) or config.hidden_size // heads
+        attention = config.num_hidden_layers * heads * of_a_head
         return cls(sum(linear.values()), of_head, attention, 3 if method == "full" else 2)
 
     def operations(self, tokens: int, token_pairs: int, learned: int) -> float:

@@ -16,7 +16,7 @@ from codetune.errors import ModelError, ProjectError
 from codetune.model.adapt import adapt
 from codetune.model.find import ADAPTER, model_below
 from codetune.model.load import choose_device, load_model, load_quantized_model, outline_model
-from codetune.project import Project
+from codetune.project import Project, Training
 from codetune.training.arguments import Precision
 from codetune.training.corpus import Corpus
 from codetune.training.strategy import SHARDED, Strategy, loading_whole
@@ -83,6 +83,21 @@ def require_fit(network: PreTrainedModel, corpus: Corpus) -> None:
         raise ProjectError(
             f"The longest sample has {corpus.longest} tokens, the model's window {window}. Expected: samples that fit. "
             f"Set train.max_length: {window}"
+        )
+
+
+def require_own_positions(network: PreTrainedModel, settings: Training, corpus: Corpus) -> None:
+    """LongRoPE (Phi-3 with 128k tokens) counts the positions of all samples of a micro-batch otherwise as soon as one
+    of them is longer than the window of its first training (transformers, modeling_rope_utils)."""
+    rope = getattr(network.config.get_text_config(), "rope_parameters", None) or {}
+    window = rope.get("original_max_position_embeddings") if rope.get("rope_type") == "longrope" else None
+    is_padded = settings.pad_mode == "max_length"
+    longest = settings.max_length if is_padded else corpus.longest
+    if window is not None and longest > window and (is_padded or settings.per_device_batch_size > 1):
+        raise ProjectError(
+            f"{type(network).__name__} counts the positions of all samples of a micro-batch otherwise where one has "
+            f"more than {window} tokens, and here one has {longest}. Expected: samples that do not change each other. "
+            f"Set train.max_length: {window}, or train.pad_mode: dynamic_pack with train.per_device_batch_size: 1"
         )
 
 

@@ -11,16 +11,16 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from codetune.data.packing import PACKED, Dealing
+from codetune.errors import ModelError
 from codetune.model.adapt import adapt, whole_network
 from codetune.model.attention import (
     KERNELS,
     Site,
-    Wrapped,
     attention_for,
-    require_isolation,
     require_no_chunks,
     set_plain_attention,
 )
+from codetune.model.isolation import Wrapped, require_isolation
 from codetune.model.load import choose_device
 from codetune.model.ranks import Team
 from codetune.project import Project, Training
@@ -84,7 +84,7 @@ def _dealing(settings: Training, network: PreTrainedModel, team: Team) -> Dealin
 
 
 def _padding(network: PreTrainedModel) -> int:
-    token = network.config.get_text_config().pad_token_id
+    token = getattr(network.config.get_text_config(), "pad_token_id", None)
     embeddings: torch.nn.Embedding = network.get_input_embeddings()  # type: ignore[assignment]
     return token if isinstance(token, int) and 0 <= token < embeddings.num_embeddings else 0
 
@@ -97,7 +97,13 @@ def _peak_operations(precision: Precision) -> float | None:
 def _recompute_activations(network: PreTrainedModel) -> None:
     """Never the reentrant kind: it fails with adapters, and with several processes."""
     options = {"use_reentrant": False}
-    if hasattr(network, "activation_checkpointing_enable"):  # transformers 5.23; 5.17 knows the older name only
-        network.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
-    else:
-        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)  # type: ignore[no-untyped-call]
+    try:
+        if hasattr(network, "activation_checkpointing_enable"):  # transformers 5.23; 5.17 knows the older name only
+            network.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+        else:
+            network.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)  # type: ignore[no-untyped-call]
+    except ValueError as why:
+        raise ModelError(
+            f"train.gradient_checkpointing is true, and transformers has none for {type(network).__name__}. Expected: "
+            "an architecture that it can do that with. Set train.gradient_checkpointing: false"
+        ) from why

@@ -26,7 +26,7 @@ from codetune.model.ranks import SOLO, Team
 from codetune.project import FREE_TO_CHANGE, Project
 from codetune.records import Example, Refusal
 from codetune.training.arguments import training_arguments
-from codetune.training.base import Start, load_start, precision_of, require_fit, whole_model
+from codetune.training.base import Start, load_start, precision_of, require_fit, require_own_positions, whole_model
 from codetune.training.checkpoint import SHARING, STEP_SAMPLES, Facts, last_checkpoint, remove_torn
 from codetune.training.corpus import Corpus, read_corpus, remove_corpus, write_corpus
 from codetune.training.course import Course, Report
@@ -102,6 +102,7 @@ def train(
     with telling_of_full_memory("the model is loaded"), start.loading(arguments):
         network = load_start(project, start, ranks.is_first)
         require_fit(network, corpus)
+        require_own_positions(network, project.train, corpus)
         model = make_ready(network, project, precision)
     course = Course(project.train, directory, facts, steps, report, ranks)
     course.saves_last = choice.strategy not in SHARDED

@@ -1,4 +1,4 @@
-"""Flat rows: each sample sees itself alone, and an attention that leaks is found out before training."""
+"""Flat rows: each sample sees itself alone."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AutoModelForCausalLM, Gemma2Config, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers import PreTrainedModel
 
 from codetune.errors import ModelError
 from codetune.model import attention as attention_module
@@ -23,8 +21,9 @@ from codetune.model.attention import (
     flat_row,
     kernel_for,
     lacking,
-    require_isolation,
     require_no_chunks,
+    segmented_attention,
+    varlen_attention,
 )
 from tests.model.builders import ARCHITECTURES, documented_varlen_attn, tiny_model
 
@@ -125,46 +124,6 @@ def test_a_sliding_window_is_kept_within_a_sample(attention: str) -> None:
     assert not torch.allclose(alone, unlimited, atol=1e-3)
 
 
-@pytest.mark.parametrize("attention", BACKENDS)
-def test_attention_that_isolates_is_let_pass(attention: str) -> None:
-    model = model_with("llama", attention).train()
-    require_isolation(model)
-    assert model.training
-
-
-def test_attention_that_leaks_is_an_error_that_names_one_that_does_not() -> None:
-    AttentionInterface.register("leaks", sdpa_attention_forward)  # no mask function is registered with it
-    model = model_with("llama", "leaks")
-    with pytest.raises(ModelError, match=r"see each other in LlamaForCausalLM.*'leaks'.*model.attention: auto"):
-        require_isolation(model)
-
-
-def test_attention_that_looks_ahead_into_the_next_sample_is_an_error_too() -> None:
-    def sees_all(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> Any:
-        groups = query.shape[1] // key.shape[1]
-        key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
-        length = query.shape[2]
-        # Only what is behind oneself.
-        mask = torch.triu(torch.ones(length, length, dtype=torch.bool))
-        return scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2), None
-
-    AttentionInterface.register("looks_ahead", sees_all)
-    with pytest.raises(ModelError, match="see each other"):
-        require_isolation(model_with("llama", "looks_ahead"))
-
-
-def test_a_model_whose_attention_needs_more_is_refused() -> None:
-    torch.manual_seed(0)
-    config = Gemma2Config(
-        vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, head_dim=8,
-        num_key_value_heads=1,
-    )  # fmt: skip
-    model = AutoModelForCausalLM.from_config(config)
-    model.set_attn_implementation(SEGMENTED)
-    with pytest.raises(ModelError, match=r"needs softcap.*Set model.attention: eager"):
-        require_isolation(model)
-
-
 def test_rows_without_segments_are_refused() -> None:
     model = model_with("llama", SEGMENTED)
     with pytest.raises(ModelError, match="does not hand them on"):
@@ -240,3 +199,17 @@ def test_attention_in_chunks_wants_samples_that_fit_one() -> None:
     require_no_chunks(model, 64)
     with pytest.raises(ModelError, match=r"chunks of 64 tokens, and train\.max_length is 65.*train\.max_length: 64"):
         require_no_chunks(model, 65)
+
+
+@pytest.mark.parametrize("attention", [segmented_attention, varlen_attention])
+def test_a_mask_of_the_architectures_own_is_refused(attention: Any) -> None:
+    states = torch.zeros(1, 2, 3, 8)
+    with pytest.raises(ModelError, match="needs attention_mask"):
+        attention(torch.nn.Module(), states, states, states, torch.zeros(1, 1, 3, 3), segments=(3,))
+
+
+def test_what_is_attended_to_lies_in_one_piece() -> None:
+    states = torch.randn(1, 2, 5, 8)
+    attended, _ = segmented_attention(torch.nn.Module(), states, states, states, None, segments=(3, 2))
+    assert attended.shape == (1, 5, 2, 8)
+    assert attended.is_contiguous()

@@ -133,7 +133,7 @@ def test_a_full_gpu_among_several_is_an_error_for_the_others_cannot_begin_again(
         def get_input_embeddings(self) -> torch.nn.Embedding:
             return torch.nn.Embedding(100, 2)
 
-        def forward(self, **_: Any) -> None:
+        def forward(self, past_key_values: Any = None, **_: Any) -> None:
             raise torch.OutOfMemoryError("full")
 
     full: Any = Full()

@@ -16,7 +16,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPT2Config
+from transformers import (
+    AttentionInterface,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CodeGenConfig,
+    CTRLConfig,
+    GenerationConfig,
+    GPT2Config,
+    MambaConfig,
+    Phi3Config,
+    PretrainedConfig,
+)
 
 from codetune.data.tokens import TrainingTokens, training_tokens
 from codetune.errors import CodetuneError, DataError, ModelError, ProjectError, StaleError
@@ -527,3 +538,51 @@ def test_float16_needs_a_gpu(base: Path, tmp_path: Path) -> None:
         pytest.skip("there is one")
     with pytest.raises(ProjectError, match=r"float16, and there is no GPU.*bfloat16 or float32"):
         run(project("float16"), base, tmp_path)
+
+
+TINY = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "num_attention_heads": 4}
+
+
+def with_tokenizer(directory: Path, config: PretrainedConfig) -> Path:
+    tokenizer = byte_tokenizer(bos=True)
+    tokenizer.save_pretrained(directory)
+    config.vocab_size = len(tokenizer)
+    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+    return directory
+
+
+def test_a_network_without_attention_learns_with_padding(tmp_path: Path) -> None:
+    config = MambaConfig(hidden_size=32, num_hidden_layers=2, state_size=4)
+    base = with_tokenizer(tmp_path / "base", config)
+    assert run(project(pad_mode="dynamic_pad", max_steps=1), base, tmp_path / "run").steps == 1
+
+
+def test_a_configuration_that_knows_no_padding_does(tmp_path: Path) -> None:
+    config = CodeGenConfig(
+        n_embd=32, n_layer=2, n_head=4, rotary_dim=4, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
+    )
+    base = with_tokenizer(tmp_path / "base", config)
+    assert run(project(pad_mode="dynamic_pad", max_steps=1), base, tmp_path / "run").steps == 1
+
+
+def test_activations_that_cannot_be_made_again_are_told(tmp_path: Path) -> None:
+    config = CTRLConfig(n_embd=32, n_layer=2, n_head=4, dff=64, resid_pdrop=0.0, embd_pdrop=0.0)
+    base = with_tokenizer(tmp_path / "base", config)
+    with pytest.raises(ModelError, match=r"CTRLLMHeadModel.*Set train\.gradient_checkpointing: false"):
+        run(project(pad_mode="dynamic_pad", gradient_checkpointing=True), base, tmp_path / "run")
+
+
+@pytest.mark.parametrize("pad_mode", ["dynamic_pack", "dynamic_pad", "max_length"])
+def test_samples_that_change_each_others_positions_are_refused(tmp_path: Path, pad_mode: str) -> None:
+    factors = {"short_factor": [1.0] * 4, "long_factor": [3.0] * 4, "original_max_position_embeddings": 64}
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "factor": 16.0, **factors}
+    config = Phi3Config(
+        **TINY, max_position_embeddings=1024, original_max_position_embeddings=64, rope_parameters=rope, pad_token_id=2
+    )
+    base = with_tokenizer(tmp_path / "base", config)
+    with pytest.raises(ProjectError, match=r"more than 64 tokens, and here one has \d+.*Set train\.max_length: 64"):
+        run(project(pad_mode=pad_mode), base, tmp_path / "run")
+    assert run(project(pad_mode=pad_mode, max_length=64, max_steps=1), base, tmp_path / "short").steps == 1
+    if pad_mode != "max_length":
+        alone = project(pad_mode=pad_mode, per_device_batch_size=1, max_steps=1)
+        assert run(alone, base, tmp_path / "alone").steps == 1
