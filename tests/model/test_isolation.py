@@ -20,22 +20,28 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from codetune.errors import ModelError
-from codetune.model.attention import SEGMENTED
+from codetune.model import attention
+from codetune.model.attention import SEGMENTED, VARLEN
 from codetune.model.isolation import require_isolation
-from tests.model.builders import tiny_model
+from tests.model.builders import documented_varlen_attn, tiny_model
 
-BACKENDS = [SEGMENTED, "sdpa", "eager"]
+BACKENDS = [SEGMENTED, VARLEN, "sdpa", "eager"]
 
 
-def model_with(architecture: str, attention: str) -> PreTrainedModel:
+@pytest.fixture(autouse=True)
+def varlen_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "varlen_attn", documented_varlen_attn)
+
+
+def model_with(architecture: str, backend: str) -> PreTrainedModel:
     model = tiny_model(architecture, 100)
-    model.set_attn_implementation(attention)
+    model.set_attn_implementation(backend)
     return model
 
 
-@pytest.mark.parametrize("attention", BACKENDS)
-def test_attention_that_isolates_is_let_pass(attention: str) -> None:
-    model = model_with("llama", attention).train()
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_attention_that_isolates_is_let_pass(backend: str) -> None:
+    model = model_with("llama", backend).train()
     require_isolation(model)
     assert model.training
 
