@@ -98,7 +98,7 @@ def load_model(path: Path, model: Model, device: str) -> PreTrainedModel:
         if (path / "generation_config.json").is_file():  # where an answer ends was learned with the adapters
             merged.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
         return merged
-    if device == "cpu":
+    if choose_device() == "cpu":  # and not where weights only pass through the CPU's memory
         keep_freed_memory()
     on_device: PreTrainedModel = _read_network(path, model, {}).to(device)  # type: ignore[arg-type]
     return _attending(on_device, model)

@@ -26,7 +26,13 @@ train: {max_length: 256, epochs: 2, global_batch_size: 5, per_device_batch_size:
         save_steps: 1, save_minutes: null, keep_checkpoints: 99}
 """
 STEPS = 6
-ZERO = [("full", "zero1"), ("full", "zero3"), ("lora", "zero2"), ("lora", "zero3")]
+# Method, strategy, and what moves to the memory of the CPU.
+ZERO = [
+    ("full", "zero1", "none"),
+    ("full", "zero3", "none"),
+    ("lora", "zero2", "optimizer"),
+    ("lora", "zero3", "all"),
+]
 needs_zero = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is missing")
 
 
@@ -79,11 +85,11 @@ def test_fsdp_learns_what_one_process_does_and_any_number_continues_it(
 
 
 @needs_zero
-@pytest.mark.parametrize(("method", "strategy"), ZERO)
+@pytest.mark.parametrize(("method", "strategy", "offload"), ZERO)
 def test_zero_learns_the_same_and_is_continued(
-    ranks: Ranks, world: Path, method: str, strategy: str, alone: dict[str, Path]
+    ranks: Ranks, world: Path, method: str, strategy: str, offload: str, alone: dict[str, Path]
 ) -> None:
-    settings = (f"train.method={method}", f"launch.strategy={strategy}")
+    settings = (f"train.method={method}", f"launch.strategy={strategy}", f"launch.offload={offload}")
     whole = fresh(world, f"{strategy}-{method}")
     told = train(ranks, 2, whole, *settings)
     agree(whole, alone[method])
