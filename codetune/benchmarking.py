@@ -271,7 +271,7 @@ def _samples(bench: Bench, source: Path, k: Sequence[int]) -> list[Completion | 
 
 def _verdicts(desk: Desk, recipe: Recipe, bench: Bench, solutions: Sequence[Solution], tier: Tier) -> list[Verdict]:
     """Every verdict: those found from an interrupted run, and the others as they are judged."""
-    from codetune.benchmark.judge import count_missing, judge, prepare
+    from codetune.benchmark.judge import JUDGE_BROKE, count_missing, judge, prepare
 
     parts, expected, workers = desk.run.parts(recipe.artefact), user_cache() / "expected", thread_count()
     open_parts(parts, recipe.identity(), refuse_others=False)
@@ -288,6 +288,11 @@ def _verdicts(desk: Desk, recipe: Recipe, bench: Bench, solutions: Sequence[Solu
         with console.progress(label, len(solutions), "sample", len(verdicts)) as advance:
             for verdict in judge(problems, missing, expected, workers, tier):
                 log.append(asdict(verdict))
+                if verdict.failure.startswith(JUDGE_BROKE):
+                    console.warn(
+                        f"sample {verdict.sample} of {verdict.task_id} counts as failed: {verdict.failure}, and "
+                        "not for the task's own solution. Look at that sample, and please report it"
+                    )
                 verdicts[(verdict.task_id, verdict.sample)] = verdict
                 advance(1)
     return list(verdicts.values())

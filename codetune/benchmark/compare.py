@@ -28,8 +28,11 @@ from codetune.records import Problem
 LEAST_FLOAT_TOLERANCE, RELATIVE_TOLERANCE = 1e-6, 1e-7  # both EvalPlus', the second numpy.testing's
 # numpy would expand a small value that refers to its parts many times over; no honest output has so many parts.
 MOST_PARTS = 20_000_000
-# What comparing values of any types can raise: then they are not equal.
-INCOMPARABLE = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+# What comparing values of any types can raise, numpy's own code and EvalPlus' oracles too: then they are not equal.
+INCOMPARABLE = (
+    *(ArithmeticError, AssertionError, AttributeError, BufferError, LookupError, MemoryError, RuntimeError),
+    *(SystemError, TypeError, ValueError),
+)
 
 
 def compares_sets(problem: Problem) -> bool:

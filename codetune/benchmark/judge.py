@@ -3,7 +3,8 @@
 `pool.py`. Canonical solutions, which give the expected outputs, run in the same sandbox.
 
 A verdict cannot be forged from inside: a program is told its inputs and nothing else, and sends values back; whether
-these are right is decided where it cannot reach. What it can do is in `sandbox.py`.
+these are right is decided where it cannot reach. What it can do is in `sandbox.py`. Nor can one program stop the run:
+what breaks its judge costs it its own verdict.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from codetune.benchmark.expected import expected_path
 from codetune.benchmark.pool import Died, Overdue, run_jobs
@@ -28,13 +29,15 @@ CHECK_SECONDS = 2 * 62 + 76
 # take most of the machine all the time.
 PATIENCE = 5
 PREPARE_SECONDS = 2 * 60 + 60
+JUDGE_BROKE = "judging it broke twice"  # where a failure begins with it, somebody should look
 
 
 def judge(
     problems: Sequence[Problem], solutions: Sequence[Solution], expected: Path, workers: int, tier: Tier
 ) -> Iterator[Verdict]:
     """A verdict for every solution, as they are found. `expected` is where expected outputs are kept; those that are
-    not there are computed first. A program that brings its judge down twice has failed. One that had no time because
+    not there are computed first. A program that brings its judge down twice has failed; `JUDGE_BROKE` says
+    where that was by an error, a fault of ours. One that had no time because
     it had no CPU is judged again when all others are done, alone."""
     pairs = pair_with_problems(problems, solutions)
     for _ in prepare([problem for problem, _ in pairs], expected, workers, tier):
@@ -45,14 +48,15 @@ def judge(
     ]
     starved = []
     for (solution, job), answer in run_jobs([((solution, job), job) for solution, job in jobs], workers, CHECK_SECONDS):
-        found = _found(solution, answer)
+        found = _found(_judged_afresh(job) if _broke(answer) else answer)
         if found["starved"]:
             starved.append((solution, job))
         else:
             yield _verdict(solution, found)
     patient = [(solution, replace(job, patience=PATIENCE)) for solution, job in starved]
-    for solution, answer in run_jobs(patient, 1, PATIENCE * CHECK_SECONDS):
-        yield _verdict(solution, _found(solution, answer))
+    jobs_again = [((solution, job), job) for solution, job in patient]
+    for (solution, job), answer in run_jobs(jobs_again, 1, PATIENCE * CHECK_SECONDS):
+        yield _verdict(solution, _found(_judged_afresh(job) if _broke(answer) else answer))
 
 
 def prepare(problems: Sequence[Problem], expected: Path, workers: int, tier: Tier) -> Iterator[Problem]:
@@ -83,7 +87,24 @@ def _verdict(solution: Solution, found: dict[str, Any]) -> Verdict:
     return Verdict(solution.task_id, found["base"], found["plus"], solution.sample, found["failure"])
 
 
-def _found(solution: Solution, answer: bytes | Died | Overdue) -> dict[str, Any]:
+def _broke(answer: bytes | Died | Overdue) -> TypeGuard[Died]:
+    """Whether the judge ended by an error of its own."""
+    return isinstance(answer, Died) and answer.signal is None
+
+
+def _judged_afresh(job: Check) -> bytes | Died | Overdue:
+    """By a new judge, after one that can also judge the task's own solution: where none can, no program is at fault."""
+    known = replace(job, code=job.problem.prompt + job.problem.canonical_solution)
+    answers = dict(run_jobs([("known", known), ("program", job)], 1, PATIENCE * CHECK_SECONDS))
+    if _broke(answers["known"]):
+        raise CodetuneError(
+            f"Judging a solution of {job.problem.task_id} {_trouble(answers['known'], CHECK_SECONDS)}. Expected: a "
+            "verdict. Run the command again; if it stays, delete the directory of expected outputs."
+        )
+    return answers["program"]
+
+
+def _found(answer: bytes | Died | Overdue) -> dict[str, Any]:
     match answer:
         case bytes():
             found: dict[str, Any] = json.loads(answer)
@@ -92,14 +113,17 @@ def _found(solution: Solution, answer: bytes | Died | Overdue) -> dict[str, Any]
             return _both("timeout", "judging it took too long")
         case Died(signal=int()):
             return _both("fail", "judging it came to no end: what it returned was too much")
-    raise CodetuneError(
-        f"Judging a solution of {solution.task_id} {_trouble(answer, CHECK_SECONDS)}. Expected: a verdict. Run the "
-        "command again; if it stays, delete the directory of expected outputs."
-    )
+    return _both("fail", f"{JUDGE_BROKE} ({_error_name(answer)})")
 
 
 def _both(outcome: str, failure: str) -> dict[str, Any]:
     return {"base": outcome, "plus": outcome, "failure": failure, "starved": False}
+
+
+def _error_name(answer: Died) -> str:
+    """The kind of error alone: its message may hold what a program has sent."""
+    name = answer.last_words.partition(":")[0]
+    return name if name.replace(".", "").isidentifier() else "for an unknown reason"
 
 
 def _trouble(answer: Died | Overdue, limit_seconds: int) -> str:

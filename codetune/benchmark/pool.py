@@ -131,7 +131,9 @@ class _Worker:
             return self.connection.recv_bytes() if self.connection.poll() else Overdue()
         except (EOFError, ConnectionResetError):
             status = self.process.wait()
-            last_words = self.errors.read_text(errors="replace").strip().rpartition("\n")[2]
+            last_words = ""
+            with contextlib.suppress(FileNotFoundError):  # without a sandbox a program can remove it
+                last_words = self.errors.read_text(errors="replace").strip().rpartition("\n")[2]
             return Died(-status if status < 0 else None, last_words or f"exit status {status}")
 
     def stop(self) -> None:

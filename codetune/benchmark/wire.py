@@ -16,6 +16,7 @@ import io
 import math
 import pickle
 import re
+import sys
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
@@ -86,6 +87,8 @@ def decode_and_tell(content: bytes | bytearray) -> tuple[Any, bool]:
         AttributeError,
         ValueError,
         ArithmeticError,
+        BufferError,
+        SystemError,  # numpy's, in some places where Python does not allow a value
     ) as why:
         raise WireError(f"{type(why).__name__}: {why}") from None
 
@@ -167,6 +170,8 @@ def _build_array(data: Any) -> Any:
     kind = kind if kind.itemsize else np.dtype(f"{name[:2]}1")  # numpy's empty texts have room for a character
     if math.prod(shape) * kind.itemsize != len(content):
         raise WireError("an array whose content is not of its size")
+    if kind.kind == "U" and np.frombuffer(content, f"{name[0]}u4").max(initial=0) > sys.maxunicode:
+        raise WireError("a text with characters that there are not")  # at which numpy breaks, later and anywhere
     return np.ndarray(shape, kind, buffer=bytearray(content) or bytearray(1)).copy()
 
 

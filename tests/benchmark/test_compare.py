@@ -145,3 +145,9 @@ def test_evalplus_counts_no_solution_of_one_task() -> None:
 
 def _is_read_as_set(task: Problem, output: Any) -> bool:
     return compares_sets(task) and hasattr(output, "__next__")
+
+
+@pytest.mark.parametrize("expected", [None, {1: 2}, "a", 1])
+def test_what_numpy_breaks_at_equals_nothing(expected: Any) -> None:
+    broken = np.frombuffer(b"\xff\xff\xff\x7f", dtype="<U1")  # a character that there is not
+    assert not Comparison(problem()).agrees([1], broken, expected)

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from codetune.benchmark.judge import judge
+from codetune.benchmark.judge import JUDGE_BROKE, judge
 from codetune.benchmark.sandbox import Tier
 from codetune.records import Problem, Solution, Verdict
 from tests.benchmark.tasks import PROMPT, problem
@@ -235,6 +235,9 @@ NUISANCES = {
     "bombs_the_reader": (  # a memo of pickle's that asks for 32 GB
         f"{FRAME}{CHANNEL}os.write(channel, frame(b'v', b'\\x80\\x04Nr\\xff\\xff\\xff\\xff.'))\ndef double(x): return 7"
     ),
+    "returns_characters_that_there_are_not": (
+        "import numpy\ndef double(x): return numpy.frombuffer(b'\\xff\\xff\\xff\\x7f', dtype='<U1')"
+    ),
     "bombs_the_comparison": "def double(x):\n    v = 1.0\n    for _ in range(60): v = [v, v]\n    return v",
     "bombs_the_hash": "def double(x):\n    v = ()\n    for _ in range(22): v = (v, v)\n    return {{v}}",
     "prints_without_end": "def double(x):\n    while True: print('x' * 10**6)",
@@ -338,6 +341,27 @@ def test_no_program_breaks_the_run(tier: Tier, tmp_path: Path, monkeypatch: pyte
     assert found["never_loads"].base == "timeout"
     assert [path.name for path in tmp_path.iterdir()] == ["expected"]
     assert threading.active_count() == threads
+
+
+# Without a sandbox a program can take its judge's directory away, in which no further sandbox can then be started.
+BREAKS_ITS_JUDGE = f"""{LIBC}import posix
+def double(x):
+    if x == 2:
+        scratch, zygote = posix.getcwd(), os.getppid()
+        judges = os.path.dirname(scratch)
+        libc.chdir(b"/")
+        libc.rmdir(scratch.encode())
+        libc.unlink(judges.encode() + b"/errors.txt")
+        libc.rmdir(judges.encode())
+        libc.kill(zygote, 9)
+    return 2 * x"""
+
+
+def test_what_breaks_its_judge_fails_alone(tmp_path: Path) -> None:
+    solutions = [Solution("Own/0", text, sample) for sample, text in enumerate([GOOD, BREAKS_ITS_JUDGE, GOOD, GOOD])]
+    found = sorted(judge([task()], solutions, tmp_path, 1, "none"), key=lambda verdict: verdict.sample)
+    assert [verdict.base for verdict in found] == ["pass", "fail", "pass", "pass"]
+    assert found[1].failure.startswith(JUDGE_BROKE), found[1].failure
 
 
 @each_tier("none")

@@ -311,11 +311,18 @@ def _array(kind: str, shape: tuple[int, ...], content: bytes) -> bytes:
         ("<i8", (2**40,), b""),
         ("<U0", (2**40,), b""),
         ("<i8", (-1,), b""),
+        ("<U1", (1,), b"\xff\xff\xff\x7f"),
+        (">U2", (1,), b"\0\0\0a\0\x11\0\0"),
     ],
 )
 def test_an_array_that_is_none_is_refused(kind: str, shape: tuple[int, ...], content: bytes) -> None:
     with pytest.raises(WireError):
         decode(_array(kind, shape, content))
+
+
+def test_a_text_of_an_array_may_have_the_last_character_that_there_is() -> None:
+    for order in "<>":
+        assert decode(encode(np.array(["a\U0010ffff"], dtype=f"{order}U3"))).tolist() == ["a\U0010ffff"]
 
 
 @contextmanager
