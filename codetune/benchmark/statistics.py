@@ -25,8 +25,8 @@ def pass_at_k(samples: int, passed: int, k: int) -> float:
     return 1 - math.comb(samples - passed, k) / math.comb(samples, k)
 
 
-def wilson_interval(passed: int, tasks: int) -> tuple[float, float]:
-    """Wilson's score interval at 95 %, for one sample a task.
+def wilson_interval(passed: float, tasks: int) -> tuple[float, float]:
+    """Wilson's score interval at 95 %, for one sample a task; `passed` need not be whole, where it is a sum of rates.
 
     >>> [round(bound, 4) for bound in wilson_interval(81, 263)]  # Newcombe 1998, table I: 0.2553 to 0.3662
     [0.2553, 0.3662]
@@ -35,14 +35,15 @@ def wilson_interval(passed: int, tasks: int) -> tuple[float, float]:
     middle = (share + squared / (2 * tasks)) / (1 + squared / tasks)
     half = NORMAL_95 * math.sqrt(share * (1 - share) / tasks + squared / (4 * tasks**2)) / (1 + squared / tasks)
     # At 0 and at all the bound is exact; floating point leaves it 1e-17 beside.
-    return (0.0 if passed == 0 else middle - half), (1.0 if passed == tasks else middle + half)
+    return (0.0 if passed == 0 else max(0.0, middle - half)), (1.0 if passed == tasks else min(1.0, middle + half))
 
 
 def bootstrap_interval(estimates: Sequence[float], seed: int) -> tuple[float, float]:
     """Percentile bootstrap over tasks at 95 % of the mean of one estimate a task. Where every task has the same one, no
-    resample tells them apart: then it is as wide as Wilson's."""
-    if len(set(estimates)) == 1 and estimates[0] in (0, 1):
-        return wilson_interval(int(sum(estimates)), len(estimates))
+    resample tells them apart: then it is Wilson's of that rate, as if each task had one sample, for how much tasks
+    differ is not known."""
+    if max(estimates) - min(estimates) < 1e-12:
+        return wilson_interval(estimates[0] * len(estimates), len(estimates))
     low, high = np.quantile(_resampled_means(np.asarray(estimates, dtype=np.float64), seed), [0.025, 0.975])
     return float(low), float(high)
 

@@ -62,6 +62,17 @@ def test_mcnemar_is_the_binomial_test_of_the_tasks_that_differ(pairs: list[tuple
     assert found.p_value == pytest.approx(binomtest(found.only_first, differing).pvalue if differing else 1.0)
 
 
-@pytest.mark.parametrize(("share", "expected"), [(0.0, wilson_interval(0, 10)), (1.0, wilson_interval(10, 10))])
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [(0.0, wilson_interval(0, 10)), (1.0, wilson_interval(10, 10)), (0.5, wilson_interval(5, 10))],
+)
 def test_an_interval_has_a_width_also_where_all_tasks_are_alike(share: float, expected: tuple[float, float]) -> None:
     assert bootstrap_interval([share] * 10, 42) == expected
+
+
+@given(st.floats(0, 1), st.integers(1, 300))
+def test_the_interval_of_equal_tasks_holds_their_rate_and_more(rate: float, tasks: int) -> None:
+    low, high = bootstrap_interval([rate] * tasks, 42)
+    assert 0 <= low <= rate + 1e-12
+    assert rate - 1e-12 <= high <= 1
+    assert high - low > 0.01
