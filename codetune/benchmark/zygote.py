@@ -81,6 +81,7 @@ def _enter(tier: str, readable: Sequence[Path]) -> Confinement:
     # These two last: the kernel forgets them when the user changes.
     kernel.hide_from_own_user()
     kernel.die_with_parent()
+    tempfile.tempdir = str(Path.cwd())  # some packages insist on one, and need not write to it
     scratch = None if tier == "landlock" else _go_to(namespaces.SCRATCH)
     return Confinement(
         _rules(tier, readable, scratch),

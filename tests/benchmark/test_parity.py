@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 from evalplus.eval import untrusted_check
 
 from codetune.benchmark.judge import judge
+from codetune.benchmark.sandbox import Tier
 from codetune.records import Solution
 from tests.benchmark.tasks import problem
+from tests.benchmark.tiers import each_tier
 
 # what is returned, and what is expected
 RETURNS = [
@@ -43,6 +47,27 @@ RETURNS = [
     ("2", 2.0),
 ]
 IMPORTS = "import collections, fractions, numpy, sympy, types\n"
+
+# Those that EvalPlus' process has loaded before its guard, which takes away what they need, and some that it has not.
+MODULES = ("pandas", "datasets", "pyarrow", "numpy", "sympy", "requests", "asyncio", "subprocess", "nowhere")
+
+
+@each_tier("none")
+def test_a_module_can_be_imported_where_it_can_under_the_evalplus_command(tier: Tier, tmp_path: Path) -> None:
+    programs = [f"import {name}\ndef double(x): return 2 * x" for name in MODULES]
+    programs.append("import pandas as pd\ndef double(x): return int(pd.Series([x, x]).sum())")
+    task = problem(base_input=[[1]], plus_input=[])
+    check = (
+        "import sys\nimport evalplus.evaluate\nfrom evalplus.eval import untrusted_check\n"
+        "for program in sys.argv[1:]: print(untrusted_check('own', program, [[1]], 'double', [2], 0, [1.0])[0])"
+    )
+    command = [sys.executable, "-c", check, *programs]
+    theirs = subprocess.run(command, capture_output=True, check=True, text=True).stdout.split()
+    solutions = [Solution("Own/0", program, sample) for sample, program in enumerate(programs)]
+    verdicts = sorted(judge([task], solutions, tmp_path, 2, tier), key=lambda verdict: verdict.sample)
+    differing = [both for both in zip(verdicts, theirs, strict=True) if both[0].base != both[1]]
+    assert differing == []
+    assert theirs == ["pass"] * 8 + ["fail", "pass"]
 
 
 def test_what_equals_plain_data_is_judged_as_by_evalplus(tmp_path: Path) -> None:
