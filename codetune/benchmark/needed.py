@@ -15,32 +15,38 @@ import re
 import symtable
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+from codetune.benchmark.filling import asks_for_input, filled_names
 
 BUILTIN_NAMES = frozenset(dir(builtins))
 SCOPES = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda
+LINE = re.compile(r"[^\r\n]*(?:\r\n?|\n)|[^\r\n]+")
 LINE_END = re.compile(r"\r\n?|\n")  # as Python counts lines
 FUTURE = 0  # rank of what must stand first
 ANY_NAME = "*"  # what `from module import *` binds
 
 
 def needed_part(code: str, entry_point: str) -> str:
-    """The statements that bind the entry point and what it needs, imports first; "" where nothing binds it."""
+    """The statements that bind the entry point and what it needs, or fill it before any test; imports first. "" where
+    nothing binds it."""
     tree = parsed(code)
     if tree is None:
         return ""
     statements = [node for node in _without_twins(tree.body) if not _is_for_scripts(node)]
+    bound, filled = {node: _bound(node) for node in statements}, filled_names(tree.body, entry_point)
     texts = {node: _text(code, node) for node in statements}
     kept = {node for node in statements if _rank(node) == FUTURE}
     needed, waiting = {entry_point, ANY_NAME}, [entry_point, ANY_NAME]
     while waiting:
         name = waiting.pop()
         for node in statements:
-            if node not in kept and name in _bound(node):
+            if node not in kept and (name in bound[node] or name in filled.get(node, ())):
                 kept.add(node)
                 found = _loaded(texts[node]) - needed
                 needed |= found
                 waiting += found
-    if not any(entry_point in _bound(node) for node in kept):
+    if not any(entry_point in bound[node] for node in kept):
         return ""
     return "\n".join(texts[node] for node in sorted(statements, key=_rank) if node in kept)
 
@@ -62,10 +68,33 @@ def names_defined(code: str) -> set[str]:
     return {name for node in tree.body for name in _bound(node)} if tree else set()
 
 
+def fillings(code: str, entry_point: str) -> dict[str, set[str]]:
+    """The statements that fill what the entry point needs, as `statements` has them, and the names of it."""
+    part = needed_part(code, entry_point)
+    tree = parsed(part)
+    return {_words(part, node): names for node, names in filled_names(tree.body, entry_point).items()} if tree else {}
+
+
+def statements(code: str) -> set[str]:
+    """As texts to be compared."""
+    tree = parsed(code)
+    return {_words(code, node) for node in tree.body} if tree else set()
+
+
+def _words(code: str, node: ast.stmt) -> str:
+    """However it is indented and its lines end."""
+    return " ".join(_text(code, node).split())
+
+
+def asks(code: str) -> bool:
+    """Whether it reads input as soon as it is loaded."""
+    tree = parsed(code)
+    return tree is not None and asks_for_input(tree.body)
+
+
 def names_lacking(code: str) -> set[str]:
-    """What a program loads and nobody binds. Nothing is known of one that takes all names of a module."""
-    there = names_defined(code)
-    return set() if ANY_NAME in there else _loaded(code) - there - BUILTIN_NAMES
+    """What a program loads and none of its statements binds; it may take all names of a module, which bind some."""
+    return _loaded(code) - names_defined(code) - BUILTIN_NAMES
 
 
 def parsed(code: str) -> ast.Module | None:
@@ -78,20 +107,40 @@ def parsed(code: str) -> ast.Module | None:
 
 
 def _without_twins(statements: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
-    """Of several functions or classes of one name the first that gives something, as EvalPlus does: an answer's second
-    version is an afterthought, and a prompt's stub is none."""
+    """Of several functions or classes of one name, and what else is called by it, the first that gives something, as
+    EvalPlus does: an answer's second version is an afterthought, and a prompt's stub is none."""
     versions: dict[str, list[ast.stmt]] = {}
     for node in statements:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             versions.setdefault(node.name, []).append(node)
+        elif name := _named_anew(node):
+            versions.setdefault(name, []).append(node)
+    versions = {
+        name: of
+        for name, of in versions.items()
+        if not all(isinstance(node, ast.Assign | ast.AnnAssign) for node in of)
+    }
     chosen = {next((node for node in of if _gives_something(node)), of[-1]) for of in versions.values()}
     others = {node for of in versions.values() for node in of} - chosen
     return (node for node in statements if node not in others)
 
 
+def _named_anew(node: ast.stmt) -> str | None:
+    """`name = something`, where that is not the name itself once more, such as `f = cache(f)`."""
+    match node:
+        case (
+            ast.Assign(targets=[ast.Name(id=name)], value=value) | ast.AnnAssign(target=ast.Name(id=name), value=value)
+        ):
+            if value and not any(isinstance(part, ast.Name) and part.id == name for part in ast.walk(value)):
+                return str(name)
+    return None
+
+
 def _gives_something(node: ast.stmt) -> bool:
     if isinstance(node, ast.ClassDef):
         return True
+    if isinstance(node, ast.Assign | ast.AnnAssign):
+        return not isinstance(node.value, ast.Constant)
     return any(isinstance(inner, ast.Return | ast.Yield | ast.YieldFrom) for inner in _own_nodes(node))
 
 
@@ -112,9 +161,17 @@ def _rank(node: ast.stmt) -> int:
 def _text(code: str, node: ast.stmt) -> str:
     if decorators := getattr(node, "decorator_list", None):  # nothing else can stand on the lines of a decorated one
         return "\n".join(LINE_END.split(code)[decorators[0].lineno - 1 : node.end_lineno])
-    text = ast.get_source_segment(code, node)
-    assert text is not None
-    return text
+    assert node.end_lineno is not None
+    lines = [line.encode() for line in _lines(code)[node.lineno - 1 : node.end_lineno]]  # columns are those of UTF-8
+    lines[-1] = lines[-1][: node.end_col_offset]
+    lines[0] = lines[0][node.col_offset :]
+    return b"".join(lines).decode()
+
+
+@lru_cache(maxsize=4)  # `ast.get_source_segment` splits the whole code for every statement
+def _lines(code: str) -> list[str]:
+    """With their ends."""
+    return LINE.findall(code)
 
 
 def _bound(statement: ast.stmt) -> set[str]:

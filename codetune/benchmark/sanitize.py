@@ -2,18 +2,20 @@
 Markdown and left-overs along the syntax tree. Also the reader and the rows of EvalPlus' samples files.
 
 EvalPlus' own result stands, byte for byte, wherever it holds the entry point and every name of the answer that it
-loads, and did not lose a last line for a fence or tag on it. Else other ways are tried, and the first that lacks the
-least is taken: each part between Markdown fences by itself, all parts in a row, and a part as the body of the task's
-prompt; each cut by EvalPlus and by `needed.py`. What the model did not write is never added. Nothing is run here.
+loads, with the statements that fill it, reads no input when it is loaded, and did not lose a last line for a fence or
+tag on it. Else other ways are tried, and the first with the least of these faults is taken: each part between Markdown
+fences by itself, all parts in a row, and a part as the body of the task's prompt; each cut by EvalPlus and by
+`needed.py`. What the model did not write is never added. Nothing is run here.
 """
 
 from __future__ import annotations
 
+import ast
 import re
 import textwrap
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,7 +23,16 @@ from pathlib import Path
 from evalplus.sanitize import code_extract
 from evalplus.sanitize import sanitize as extract
 
-from codetune.benchmark.needed import defines, names_defined, names_lacking, needed_part, parsed
+from codetune.benchmark.needed import (
+    asks,
+    defines,
+    fillings,
+    names_defined,
+    names_lacking,
+    needed_part,
+    parsed,
+    statements,
+)
 from codetune.benchmark.rows import read_rows, require_unicode
 from codetune.errors import DataError
 from codetune.records import Completion, Problem, Solution
@@ -111,24 +122,47 @@ def _program(problem: Problem, text: str, written: str) -> str:
     """Ours is cut once more until that changes nothing, as its own second reading will."""
     entry_point = problem.entry_point
     code = _extract(written, entry_point)
-    is_whole = defines(code, entry_point) and not names_lacking(code)
-    if is_whole and not MARKED_LINE.search(text):
-        return code
     sources = _sources(written, text)
-    if is_whole:
-        return next((cut for cut in _cuts(sources, entry_point) if cut.startswith(f"{code}\n")), code)
-    there = set[str]().union(*map(names_defined, sources))
-
-    def faults(program: str) -> tuple[bool, int]:
-        return not defines(program, entry_point), len(names_lacking(program) & there)
-
-    best = min([code, *_cuts(sources, entry_point)], key=faults)
+    faults = _Faults(entry_point, sources)
+    if not any(faults.of(code)):
+        lost = (cut for cut in _cuts(sources, entry_point) if _has_a_longer_end(cut, code))
+        best = next(lost, code) if MARKED_LINE.search(text) else code
+        return code if best == code else _program(problem, best, best)
+    best = min([code, *_cuts(sources, entry_point)], key=faults.of)
     if not defines(best, entry_point):
         bodies = [body for part in (text, *_parts(text), code) for body in _with_body(problem, part)]
-        best = min([best, *_cuts(bodies, entry_point)], key=faults)
-    if faults(best) >= faults(code):
+        best = min([best, *_cuts(bodies, entry_point)], key=faults.of)
+    if faults.of(best) >= faults.of(code):
         return code
     return best if best == written else _program(problem, best, best)
+
+
+class _Faults:
+    """What a cut of an answer has lost of it, or should have lost; nothing where EvalPlus' cut is as good as any."""
+
+    def __init__(self, entry_point: str, sources: Sequence[str]) -> None:
+        self._entry_point = entry_point
+        self._there = set[str]().union(*map(names_defined, sources))
+        self._filled = [item for source in sources for item in fillings(source, entry_point).items()]
+
+    def of(self, program: str) -> tuple[bool, int, bool, int]:
+        lacking = names_lacking(program) & self._there
+        return not defines(program, self._entry_point), len(lacking), asks(program), self._count_lost(program)
+
+    def _count_lost(self, program: str) -> int:
+        if not self._filled:
+            return 0
+        names, found = names_defined(program), statements(program)
+        return len({text for text, filled in self._filled if text not in found and filled & names})
+
+
+def _has_a_longer_end(cut: str, code: str) -> bool:
+    """Whether a cut is the code with more lines of its last definition, and nothing else."""
+    longer, tree = parsed(cut), parsed(code)
+    if longer is None or tree is None or not cut.startswith(f"{code}\n"):
+        return False
+    nodes = (sum(1 for _ in ast.walk(program)) for program in (longer, tree))
+    return len(longer.body) == len(tree.body) and next(nodes) > next(nodes)
 
 
 def _extract(written: str, entry_point: str) -> str:
@@ -187,12 +221,14 @@ def _dedented(part: str) -> str:
 
 def _with_body(problem: Problem, part: str) -> Iterator[str]:
     """The task's prompt continued by as many lines as make a function: with their own indentation, with the prompt's,
-    and with the prompt's for the first line only, of which the model saw the indentation."""
+    and with the prompt's for the first line only, of which the model saw the indentation. What keeps most is first."""
     part = LEADING_TABS.sub(lambda found: found[0].expandtabs(len(INDENTATION)), part)
+    found: list[tuple[int, str]] = []
     for body in (part.strip("\n"), textwrap.indent(part.strip(), INDENTATION), INDENTATION + part.strip()):
         lines = body.split("\n")
-        programs = ("\n".join([problem.prompt, *lines[:end]]) for end in range(len(lines), 0, -1))
-        yield from islice((program for program in programs if defines(program, problem.entry_point)), 1)
+        programs = ((end, "\n".join([problem.prompt, *lines[:end]])) for end in range(len(lines), 0, -1))
+        found += islice((both for both in programs if defines(both[1], problem.entry_point)), 1)
+    yield from (program for _, program in sorted(found, key=lambda both: -both[0]))
 
 
 def _missing(row: dict[str, object], form: str) -> str:

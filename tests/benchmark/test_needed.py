@@ -56,7 +56,7 @@ def test_there_is_no_part_where_nothing_defines_the_entry_point(code: str) -> No
         ("class A(B):\n    y = z\n    def f(self): return y", {"B", "z", "y"}),
         ("def f(x):\n    import g\n    return lambda: g.h", set()),
         ("f = [a for a in b if a]", {"b"}),
-        ("from m import *\ndef f(x): return g(x)", set()),
+        ("from m import *\ndef f(x): return g(x)", {"g"}),
         ("with a as b: c = d", {"a", "d"}),
         ("return f", {"f"}),
     ],

@@ -84,7 +84,7 @@ def doubles(program: str) -> bool:
     try:
         exec(program, names)
         return [names["double"](value) for value in (21, "ab")] == [42, "abab"]
-    except (ArithmeticError, LookupError, NameError, SyntaxError, TypeError):
+    except (ArithmeticError, AttributeError, LookupError, NameError, SyntaxError, TypeError):
         return False
 
 
@@ -127,6 +127,105 @@ def test_a_function_that_never_returns_stays_as_evalplus_leaves_it() -> None:
     assert sanitize(problem(), Solution("Own/0", text)).solution.solution == extract(text, "double")
 
 
+STUB = "replaces the stub\n```python\ndef double(x):\n    pass```\n"
+HELPED = "def add(x):\n    return x + x\n\ndouble = add\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "rest"),
+    [
+        (HELPED, STUB),
+        (f"{FUNCTION}\n", STUB),
+        (f"{FUNCTION}\n", "Not so:\n```python\ntotal = 0\ndef double(x):\n    return False```\n"),
+    ],
+    ids=["by another name", "a function", "a wrong way"],
+)
+def test_a_later_stub_with_a_fence_on_its_last_line_replaces_nothing(program: str, rest: str) -> None:
+    answer = Solution("Own/0", f"```python\n{program}```\n{rest}")
+    found = sanitize(problem(), answer).solution
+    assert doubles(found.solution), found.solution
+    assert "pass" not in found.solution
+    assert "total" not in found.solution
+    assert sanitize(problem(), found).solution == found
+
+
+PRIME = problem(prompt="def is_prime(n):\n", entry_point="is_prime")
+EARLY = "if n < 2:\n        return False\n    for d in range(2, n):\n        if n % d == 0:\n"
+EARLY += "            return False\n    return True"
+
+
+@pytest.mark.parametrize("body", [EARLY, f"```python\n{EARLY}\n```\nDone."])
+def test_a_body_that_begins_with_an_early_return_is_kept_whole(body: str) -> None:
+    for sample in (Solution("Own/0", body), Completion("Own/0", body)):
+        assert sanitize(PRIME, sample).solution.solution == f"def is_prime(n):\n\n    {EARLY}"
+
+
+USES_ADD = "def double(x):\n    return add(x)"
+
+
+def test_a_module_taken_whole_is_no_reason_to_lose_a_helper() -> None:
+    text = f"```python\ndef add(x):\n    return x + x\n```\nand\n```python\nfrom math import *\n\n{USES_ADD}\n```"
+    assert doubles(sanitize(problem(), Solution("Own/0", text)).solution.solution)
+
+
+def test_a_star_import_alone_changes_nothing() -> None:
+    text = "from math import *\ndef double(x):\n    return floor(x) + ceil(x)\n"
+    assert sanitize(problem(), Solution("Own/0", text)).solution.solution == extract(text, "double")
+
+
+@pytest.mark.parametrize(
+    "asking",
+    ["x = int(input('x? '))", "import sys\nx = int(sys.stdin.readline())", "import sys\nx = sys.argv[1]"],
+)
+def test_a_question_for_what_an_argument_is_called_is_not_kept(asking: str) -> None:
+    text = f"```python\n{FUNCTION}\n\n{asking}\nprint(double(x))\n```"
+    assert sanitize(problem(), Solution("Own/0", text)).solution.solution == FUNCTION
+
+
+IMPLEMENTED = "def add(x):\n    return x + x\n"
+
+
+@pytest.mark.parametrize(
+    ("filling", "call"),
+    [
+        ("TABLE = {}\nTABLE['a'] = add", "TABLE['a'](x)"),
+        ("TABLE = [None] * 3\nfor index in range(3):\n    if True:\n        TABLE[index] = add", "TABLE[2](x)"),
+        ("TABLE = []\nTABLE.append(add)", "TABLE[0](x)"),
+        ("TABLE = [add, None]\ndel TABLE[1]", "TABLE[-1](x)"),
+        ("LAST = 1\nLAST -= 1\nTABLE = [add, None]", "TABLE[LAST](x)"),
+        ("LAST = 1\nfor found in (5, 0):\n    LAST = min(LAST, found)\nTABLE = [add, None]", "TABLE[LAST](x)"),
+        ("class Table:\n    pass\nTable.add = staticmethod(add)", "Table.add(x)"),
+        ("found = None\ndef begin():\n    global found\n    found = add\nbegin()", "found(x)"),
+        ("TABLE = {}\ndef begin():\n    for name in 'ab':\n        TABLE[name] = add\nbegin()", "TABLE['a'](x)"),
+    ],
+)
+def test_what_fills_data_of_the_module_is_kept(filling: str, call: str) -> None:
+    text = f"```python\n{IMPLEMENTED}\n{filling}\n\ndef double(x):\n    return {call}\n\nprint(double(2))\n```"
+    assert not doubles(extract(text, "double"))
+    found = sanitize(problem(), Solution("Own/0", text)).solution
+    assert doubles(found.solution), found.solution
+    assert "print" not in found.solution
+    assert sanitize(problem(), found).solution == found
+
+
+def test_an_attribute_that_is_set_behind_the_function_is_kept() -> None:
+    text = f"{IMPLEMENTED}\ndef double(x):\n    return double.add(x)\n\ndouble.add = add\nprint(double(2))\n"
+    assert doubles(sanitize(problem(), Solution("Own/0", text)).solution.solution)
+
+
+def test_what_fills_data_behind_the_first_test_is_not_needed() -> None:
+    data = "SEEN = []\ndef double(x):\n    SEEN.append(x)\n    return x + x\n"
+    for behind in ("assert double(1) == 2\nSEEN.clear()", "SEEN.append(double(2))", "print(SEEN)\nSEEN.append(1)"):
+        text = f"{data}{behind}\n"
+        assert sanitize(problem(), Solution("Own/0", text)).solution.solution == extract(text, "double")
+
+
+def test_a_body_with_a_variable_of_its_functions_name_stays_a_body() -> None:
+    body = "\n    double = []\n    for _ in range(2):\n        double.append(x)\n    return double[0] + double[1]\n"
+    found = sanitize(problem(), Completion("Own/0", body)).solution.solution
+    assert found == extract(f"{PROMPT}\n{body}", "double")
+
+
 def test_a_text_without_code_comes_back_and_does_not_parse() -> None:
     found = sanitize(problem(), Solution("Own/0", "I cannot do that\nSorry, no."))
     assert (found.solution.solution, found.parses) == ("I cannot do that", False)
@@ -140,6 +239,9 @@ def test_a_text_without_code_comes_back_and_does_not_parse() -> None:
         "-" * 100_000 + "1\n2",
         "",
         "def double(x):\n    return " + "-" * 900 + "x",
+        "T = {}\nT[0] = " + "1 + " * 900 + "1\ndef double(x):\n    return T[0]",
+        "T = {}\n" + "T[0] = 1\n" * 30 + "def double(x):\n    return T[0]",
+        "def double(x):\n    return " + "1 + " * 900 + "1```",
     ],
 )
 def test_no_text_can_break_it(text: str) -> None:
@@ -177,11 +279,27 @@ lines = st.sampled_from(
         "\tdef double(x):\r",
         ")",
         "'",
+        "```",
+        "double = helper",
+        "double = None",
+        "    pass```",
+        "TABLE = {}",
+        "TABLE['a'] = helper",
+        "TABLE.clear()",
+        "TABLE += 1",
+        "for x in TABLE: TABLE[x] = double",
+        "def fill(): TABLE['b'] = 1",
+        "fill()",
+        "double.table = TABLE",
+        "x = int(input())",
+        "from math import *",
+        "def double(x): return TABLE",
+        "def double(x): return helper(TABLE, x)",
     ]
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=800, deadline=None)
 @given(st.lists(lines, max_size=14), st.sampled_from([Solution, Completion]))
 def test_sanitizing_twice_changes_nothing(text: list[str], form: type[Solution | Completion]) -> None:
     once = sanitize(problem(), form("Own/0", "\n".join(text)))
