@@ -30,9 +30,11 @@ from codetune.options import (
     ModelOption,
     ModelsOption,
     ProjectOption,
+    SamplesOption,
     SetOption,
     ShardOption,
     TasksOption,
+    only_samples,
     optional_project,
     prompt_flag,
     require_unicode,
@@ -131,8 +133,7 @@ def init(
     if preset not in PRESETS:
         raise UsageError(f"--preset {preset}: no such preset; expected one of: {', '.join(PRESETS)}")
     values = {**PRESETS[preset], **read_project(None, set_ or [], {}).overrides}
-    path = directory / PROJECT_FILE
-    if path.exists():
+    if (path := directory / PROJECT_FILE).exists():
         raise InputError(f"{path} exists already; it was left as it is. Name another directory: codetune init DIR")
 
     def write() -> Shown:
@@ -245,7 +246,7 @@ def sanitize(
 @app.command()
 def evaluate(
     benchmark: BenchmarkArgument,
-    samples: Annotated[Path | None, typer.Option(metavar="FILE", help="Judge this file in EvalPlus format.")] = None,
+    samples: SamplesOption = None,
     model: ModelOption = None,
     instruct: InstructOption = None,
     limit: LimitOption = None,
@@ -256,8 +257,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Programs -> pass@k."""
-    if samples is not None and model is not None:
-        raise UsageError("--samples and --model exclude each other: the samples are somebody's already. Leave one out")
+    file = only_samples(samples, model)
     loaded = optional_project(project, set_, prompt_flag(instruct))
 
     def work() -> Shown:
@@ -266,8 +266,8 @@ def evaluate(
         desk = _desk(loaded)
         bench = benchmarking.open_bench(desk, benchmark)
         part = benchmarking.part_of(bench, limit, task or [], complete)
-        if samples is not None:
-            return presentation.evaluation([benchmarking.evaluate_file(desk, part, samples)], [])
+        if file:
+            return presentation.evaluation([benchmarking.evaluate_file(desk, part, file)], [])
         contestant = benchmarking.contestant(desk, _model(desk, model, ", or --samples FILE"))
         return presentation.evaluation([benchmarking.evaluate(desk, bench, contestant, part)], [])
 

@@ -36,6 +36,9 @@ InstructOption = Annotated[
 BenchmarkArgument = Annotated[
     str, typer.Argument(metavar="BENCHMARK", help="humaneval, mbpp, demo, or the path of a JSONL in EvalPlus format.")
 ]
+SamplesOption = Annotated[
+    list[Path] | None, typer.Option("--samples", metavar="FILE", help="Judge this file in EvalPlus format.")
+]
 LimitOption = Annotated[int | None, typer.Option(metavar="N", min=1, help="The first N tasks only.")]
 TasksOption = Annotated[list[str] | None, typer.Option("--task", metavar="ID", help="This task only. Repeatable.")]
 CompleteOption = Annotated[bool, typer.Option("--complete", help="Samples for a part of the tasks are an error.")]
@@ -53,6 +56,13 @@ def optional_project(path: Path | None, assignments: list[str] | None, flags: Ma
     """The project, or the defaults where none is named and none lies here."""
     here = Path(PROJECT_FILE)
     return read_project(path or (here if here.exists() else None), assignments or [], flags)
+
+
+def only_samples(samples: Sequence[Path] | None, model: str | None) -> Path | None:
+    """The file to be judged, where it is one and no model."""
+    if len(samples or []) + (model is not None) > 1:
+        raise UsageError("evaluate judges one file of --samples, or one --model. Found: several. Name one at a time")
+    return samples[0] if samples else None
 
 
 def prompt_flag(instruct: bool | None) -> dict[str, str]:

@@ -96,6 +96,13 @@ def test_a_benchmark_name_with_a_typo_is_told_the_nearest(tmp_path: Path) -> Non
     assert "did you mean humaneval?" in told.stderr
 
 
+@pytest.mark.parametrize("more", [("--samples", "y.jsonl"), ("--model", "base")])
+def test_what_is_to_be_judged_is_named_once(more: tuple[str, str], tmp_path: Path) -> None:
+    told = run_codetune("evaluate", "humaneval", "--samples", "x.jsonl", *more, cwd=tmp_path)
+    assert (told.returncode, told.stdout) == (2, "")
+    assert "evaluate judges one file of --samples, or one --model. Found: several" in told.stderr
+
+
 @pytest.mark.parametrize("command", NOT_IN_THIS_VERSION)
 def test_a_command_not_built_is_refused_by_name(command: str, tmp_path: Path) -> None:
     told = run_codetune(command, "--ratio", "0.1", cwd=tmp_path)

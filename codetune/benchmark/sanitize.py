@@ -17,6 +17,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
@@ -165,6 +166,7 @@ def _has_a_longer_end(cut: str, code: str) -> bool:
     return len(longer.body) == len(tree.body) and next(nodes) > next(nodes)
 
 
+@lru_cache(maxsize=32)  # it parses a text once for every pair of its lines, and the same one comes by several ways
 def _extract(written: str, entry_point: str) -> str:
     try:
         with warnings.catch_warnings():
