@@ -24,6 +24,7 @@ def measure_trl(size: Size, method: str, steps: int, data: Path) -> dict[str, An
     from tests.benchmarks.train import MAX_LENGTH, NOT_INSTALLED, bytes_of, memory, network_of, rows_of
 
     try:
+        import trl
         from trl import SFTConfig, SFTTrainer
     except ImportError:
         sys.exit(NOT_INSTALLED)
@@ -115,4 +116,5 @@ def measure_trl(size: Size, method: str, steps: int, data: Path) -> dict[str, An
         "state_bytes": bytes_of(network.parameters()) + bytes_of(held),
         "attention": network.config._attn_implementation,
         "losses": [],
+        "trl": trl.__version__,
     }
