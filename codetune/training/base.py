@@ -101,12 +101,10 @@ def require_own_positions(network: PreTrainedModel, settings: Training, corpus: 
         )
 
 
-def whole_model(
-    project: Project, model_path: Path, precision: Precision, weights: Mapping[str, torch.Tensor]
-) -> PreTrainedModel | PeftModel:
+def whole_model(project: Project, start: Start, weights: Mapping[str, torch.Tensor]) -> PreTrainedModel | PeftModel:
     """A model like the one that was trained, in one piece in the CPU's memory, with the weights that were gathered."""
-    settings = project.model.model_copy(update={"dtype": precision, "attention": "auto"})
-    network = load_model(model_path, settings, "cpu")
+    settings = project.model.model_copy(update={"dtype": start.precision, "attention": "auto"})
+    network = load_model(start.path, settings, "cpu")
     model = adapt(network, project.train.method, project.train.lora, project.seed)
     found = model.load_state_dict(weights, strict=False)
     assert not found.unexpected_keys, found.unexpected_keys

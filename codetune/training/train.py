@@ -119,7 +119,7 @@ def train(
         if ranks.is_first:
             if weights is not None:
                 with loading_whole(arguments):
-                    model = whole_model(project, model_path, precision, weights)
+                    model = whole_model(project, start, weights)
             finish = Finish(project.model.chat_format, precision, project.train.merge, rows.last_tokens)
             save_trained(model, tokenizer, finish, saved)
             remove_corpus(directory / TOKENS)

@@ -60,6 +60,12 @@ def tiny_model(
     return network
 
 
+def model_with(architecture: str, attention: str) -> PreTrainedModel:
+    model = tiny_model(architecture, 100)
+    model.set_attn_implementation(attention)
+    return model
+
+
 def _config(architecture: str, vocabulary: int, hidden: int, layers: int) -> PretrainedConfig:
     kinds = {
         "llama": LlamaConfig,

@@ -1,4 +1,4 @@
-"""A model in a directory, as the tests of finding and loading one want it."""
+"""What several tests of models want: one in a directory, and torch's kernel where there is no GPU."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.model.builders import byte_tokenizer, tiny_model
+from codetune.model import attention
+from tests.model.builders import byte_tokenizer, documented_varlen_attn, tiny_model
 
 
 @pytest.fixture
@@ -15,3 +16,9 @@ def saved(tmp_path: Path) -> Path:
     tiny_model("llama", 320).save_pretrained(path)
     byte_tokenizer(bos=True).save_pretrained(path)
     return path
+
+
+@pytest.fixture
+def varlen_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As its documentation has it; torch has it for GPUs only."""
+    monkeypatch.setattr(attention, "varlen_attn", documented_varlen_attn)

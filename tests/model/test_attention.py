@@ -25,22 +25,12 @@ from codetune.model.attention import (
     segmented_attention,
     varlen_attention,
 )
-from tests.model.builders import ARCHITECTURES, documented_varlen_attn, tiny_model
+from tests.model.builders import ARCHITECTURES, documented_varlen_attn, model_with, tiny_model
 
 SAMPLES = [torch.arange(3, 14), torch.arange(20, 25), torch.tensor([7]), torch.arange(40, 60)]
 BACKENDS = [SEGMENTED, VARLEN, "sdpa", "eager"]
+pytestmark = pytest.mark.usefixtures("varlen_on_a_cpu")
 GPU = Site("cuda", (9, 0), "bfloat16", 128, plain=True)
-
-
-@pytest.fixture(autouse=True)
-def varlen_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_module, "varlen_attn", documented_varlen_attn)
-
-
-def model_with(architecture: str, attention: str) -> PreTrainedModel:
-    model = tiny_model(architecture, 100)
-    model.set_attn_implementation(attention)
-    return model
 
 
 def logits(model: PreTrainedModel, samples: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -20,23 +20,12 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from codetune.errors import ModelError
-from codetune.model import attention
 from codetune.model.attention import SEGMENTED, VARLEN
 from codetune.model.isolation import require_isolation
-from tests.model.builders import documented_varlen_attn, tiny_model
+from tests.model.builders import model_with
 
 BACKENDS = [SEGMENTED, VARLEN, "sdpa", "eager"]
-
-
-@pytest.fixture(autouse=True)
-def varlen_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "varlen_attn", documented_varlen_attn)
-
-
-def model_with(architecture: str, backend: str) -> PreTrainedModel:
-    model = tiny_model(architecture, 100)
-    model.set_attn_implementation(backend)
-    return model
+pytestmark = pytest.mark.usefixtures("varlen_on_a_cpu")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
