@@ -15,6 +15,7 @@ from codetune.errors import CodetuneError, ModelError
 HUB_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "model*.safetensors", "adapter_model.safetensors")
 ENCODER_FILES = ("*.json", "*.txt", "*.model", "*model.safetensors")
 ADAPTER = "adapter_config.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -53,6 +54,13 @@ def find_encoder(name: str) -> Path:
 def model_below(directory: Path) -> Path:
     """The directory of the whole model below adapters; that of a whole model is its own."""
     while (directory / ADAPTER).is_file():
+        directory = find_model(base_of_adapters(directory))
+    return directory
+
+
+def tokenizer_of(directory: Path) -> Path:
+    """Where a model's tokenizer lies: adapters as peft saves them have none, and the model below them has one."""
+    while (directory / ADAPTER).is_file() and not any((directory / name).is_file() for name in TOKENIZER_FILES):
         directory = find_model(base_of_adapters(directory))
     return directory
 

@@ -32,7 +32,7 @@ from codetune.data.chat import template
 from codetune.data.tokens import adds_bos
 from codetune.errors import ModelError
 from codetune.model.attention import FLASH, KERNELS, Site, require_kernel
-from codetune.model.find import ADAPTER, base_of_adapters, find_model, model_below, read_json
+from codetune.model.find import ADAPTER, base_of_adapters, find_model, model_below, read_json, tokenizer_of
 from codetune.model.memory import keep_freed_memory
 from codetune.project import ChatFormat, Model, Quantization
 
@@ -43,7 +43,9 @@ ATTENTION = {"auto": None, "sdpa": "sdpa", "eager": "eager", "flash": None, "var
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer, adding a BOS where its own configuration asks for one."""
+    """The tokenizer, adding a BOS where its own configuration asks for one; of adapters without one that of the model
+    below them."""
+    path = tokenizer_of(path)
     settings = read_json(path / "tokenizer_config.json")
     # Not every backend of transformers 5 reads it from the file (DeepSeek-Coder's does not), all take it as argument.
     asked = {key: settings[key] for key in ("add_bos_token",) if settings.get(key) is not None}

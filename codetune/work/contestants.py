@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from codetune.errors import UsageError
-from codetune.model.find import ADAPTER, base_of_adapters, find_model
+from codetune.model.find import ADAPTER, base_of_adapters, find_model, tokenizer_of
 from codetune.project import ChatFormat
 from codetune.store.run import combined
 from codetune.store.stages import Desk, require
@@ -19,7 +19,6 @@ from codetune.training.checkpoint import sealed_checkpoints
 from codetune.work.unfinished import RECIPE, TRAINED
 
 Kind = Literal["completion", "chat"]
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,7 @@ def contestant(desk: Desk, name: str) -> Contestant:
         directory = find_model(project.locate(project.model.path if name == "base" else name))
     training = _training_of(directory)
     chat_format = training.get("model.chat_format")
-    tokenizer, digest = _tokenizer_of(directory), model_digest(desk, directory)
+    tokenizer, digest = tokenizer_of(directory), model_digest(desk, directory)
     if training and _is_checkpoint(directory):
         tokenizer = find_model(project.locate(training["model.path"]))
         digest = combined([digest, str(chat_format), desk.digests.tree(tokenizer)])
@@ -97,13 +96,6 @@ def end_of_turn(model: Contestant) -> tuple[str, ...]:
     from codetune.data.chat import stop_texts
 
     return stop_texts(model.chat_format) if model.kind == "chat" and model.chat_format else ()
-
-
-def _tokenizer_of(directory: Path) -> Path:
-    """Where it lies: adapters as peft saves them have none, and the model below them has one."""
-    if (directory / ADAPTER).is_file() and not any((directory / name).is_file() for name in TOKENIZER_FILES):
-        return _tokenizer_of(find_model(base_of_adapters(directory)))
-    return directory
 
 
 def _training_of(directory: Path) -> Mapping[str, Any]:

@@ -165,6 +165,12 @@ def test_a_damaged_file_of_weights_is_refused(saved: Path) -> None:
         load_model(saved, FLOAT32, "cpu")
 
 
+def test_adapters_without_a_tokenizer_have_that_of_the_model_below(saved: Path, tmp_path: Path) -> None:
+    (adapters := tmp_path / "adapters").mkdir()
+    (adapters / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(saved)}))
+    assert load_tokenizer(adapters).get_vocab() == load_tokenizer(saved).get_vocab()
+
+
 def test_a_directory_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     tiny_model("llama", 320).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="tokenizer"):
