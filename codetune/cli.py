@@ -17,7 +17,9 @@ import typer
 
 from codetune import __version__, console
 from codetune.errors import BusyError, CodetuneError, InputError, UsageError, writing_failed
-from codetune.launch import Node, errand, node, parse_shard, place, prepare_process
+from codetune.launch import dispatch
+from codetune.launch.environment import Node, errand, node, parse_shard, place, prepare_process
+from codetune.launch.workers import leave
 from codetune.options import (
     METHODS,
     PAD_MODES,
@@ -40,14 +42,12 @@ from codetune.options import (
     require_unicode,
     required_project,
 )
-from codetune.project import PRESETS, PROJECT_FILE, Project
-from codetune.project_file import commented_yaml, read_project
-from codetune.work import jobs
-from codetune.work.workers import leave
+from codetune.project.file import commented_yaml, read_project
+from codetune.project.sections import PRESETS, PROJECT_FILE, Project
 
 if TYPE_CHECKING:
     from codetune.console import Shown
-    from codetune.store.stages import Desk
+    from codetune.stages.status import Desk
 
 _WrongUsage: Any = typer.BadParameter.__base__  # click's UsageError, which typer 0.29 has a copy of
 app = typer.Typer(
@@ -69,9 +69,9 @@ def main() -> None:
             signal.signal(number, signal.default_int_handler)
     try:
         if (told := errand()) is not None:
-            jobs.work(told)
+            dispatch.work(told)
         elif place().rank > 0:
-            jobs.follow()
+            dispatch.follow()
         else:
             _lead()
     except CodetuneError as error:
@@ -88,7 +88,7 @@ def _lead() -> None:
         require_unicode(sys.argv)
         sys.exit(_answer())
     finally:
-        jobs.dismiss()
+        dispatch.dismiss()
 
 
 def _answer() -> int:
@@ -208,12 +208,13 @@ def generate(
     loaded = optional_project(project, set_, prompt_flag(instruct))
 
     def work() -> Shown:
-        from codetune import benchmarking, presentation
+        from codetune import render
+        from codetune.stages import evaluate
 
         desk = _desk(loaded)
-        bench = benchmarking.open_bench(desk, benchmark)
-        contestant = benchmarking.contestant(desk, _model(desk, model))
-        return presentation.stage(benchmarking.generate(desk, bench, contestant))
+        bench = evaluate.open_bench(desk, benchmark)
+        contestant = evaluate.contestant(desk, _model(desk, model))
+        return render.stage(evaluate.generate(desk, bench, contestant))
 
     _perform(work, as_json)
 
@@ -231,14 +232,15 @@ def sanitize(
     loaded = optional_project(project, set_, prompt_flag(instruct))
 
     def work() -> Shown:
-        from codetune import benchmarking, presentation
+        from codetune import render
+        from codetune.stages import evaluate
 
         desk = _desk(loaded)
-        if benchmarking.is_samples_file(desk, source):
-            return presentation.stage(benchmarking.sanitize_file(desk, Path(source)))
-        bench = benchmarking.open_bench(desk, source)
-        contestant = benchmarking.contestant(desk, _model(desk, model))
-        return presentation.stage(benchmarking.sanitize(desk, bench, contestant))
+        if evaluate.is_samples_file(desk, source):
+            return render.stage(evaluate.sanitize_file(desk, Path(source)))
+        bench = evaluate.open_bench(desk, source)
+        contestant = evaluate.contestant(desk, _model(desk, model))
+        return render.stage(evaluate.sanitize(desk, bench, contestant))
 
     _perform(work, as_json)
 
@@ -261,15 +263,16 @@ def evaluate(
     loaded = optional_project(project, set_, prompt_flag(instruct))
 
     def work() -> Shown:
-        from codetune import benchmarking, presentation
+        from codetune import render
+        from codetune.stages import evaluate
 
         desk = _desk(loaded)
-        bench = benchmarking.open_bench(desk, benchmark)
-        part = benchmarking.part_of(bench, limit, task or [], complete)
+        bench = evaluate.open_bench(desk, benchmark)
+        part = evaluate.part_of(bench, limit, task or [], complete)
         if file:
-            return presentation.evaluation([benchmarking.evaluate_file(desk, part, file)], [])
-        contestant = benchmarking.contestant(desk, _model(desk, model, ", or --samples FILE"))
-        return presentation.evaluation([benchmarking.evaluate(desk, bench, contestant, part)], [])
+            return render.evaluation([evaluate.evaluate_file(desk, part, file)], [])
+        contestant = evaluate.contestant(desk, _model(desk, model, ", or --samples FILE"))
+        return render.evaluation([evaluate.evaluate(desk, bench, contestant, part)], [])
 
     _perform(work, as_json)
 
@@ -292,14 +295,14 @@ def eval_(
     loaded = optional_project(project, set_, prompt_flag(instruct))
 
     def work() -> Shown:
-        from codetune import benchmarking, journey, presentation
-        from codetune.work import contestants
+        from codetune import render, workflow
+        from codetune.stages import evaluate, model_ref
 
         desk = _desk(loaded)
-        bench = benchmarking.part_of(benchmarking.open_bench(desk, benchmark), limit, task or [], complete=False)
-        names = [*(contestants.names_of_the_run(desk, models or []) if all_checkpoints else models or [])]
-        reports = journey.evaluate_by_name(desk, bench, list(dict.fromkeys(names or [_model(desk, None)])))
-        return presentation.evaluation(reports, journey.compare(desk, reports))
+        bench = evaluate.part_of(evaluate.open_bench(desk, benchmark), limit, task or [], complete=False)
+        names = [*(model_ref.names_of_the_run(desk, models or []) if all_checkpoints else models or [])]
+        reports = workflow.evaluate_by_name(desk, bench, list(dict.fromkeys(names or [_model(desk, None)])))
+        return render.evaluation(reports, workflow.compare(desk, reports))
 
     _perform(work, as_json)
 
@@ -313,17 +316,17 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """The whole pipeline; what is done and still true is not done again."""
-    from codetune import journey
+    from codetune import workflow
 
-    stages = journey.stages_between(first, last)
+    stages = workflow.stages_between(first, last)
     loaded = required_project(project, set_, {})
 
     def work() -> Shown:
-        from codetune import presentation
+        from codetune import render
 
         desk = _desk(loaded)
-        results = list(journey.run(desk, stages))
-        return presentation.journey(results, journey.compare(desk, journey.reports_in(results)))
+        results = list(workflow.run(desk, stages))
+        return render.journey(results, workflow.compare(desk, workflow.reports_in(results)))
 
     _perform(work, as_json)
 
@@ -334,10 +337,11 @@ def status(project: ProjectOption = None, set_: SetOption = None, as_json: JsonO
     loaded = required_project(project, set_, {})
 
     def work() -> Shown:
-        from codetune import journey, pipeline, presentation
+        from codetune import render, workflow
+        from codetune.stages import stage as pipeline
 
-        lines = journey.status(pipeline.look_at_desk(loaded))
-        return presentation.status([replace(line, command=console.for_project(line.command)) for line in lines])
+        lines = workflow.status(pipeline.look_at_desk(loaded))
+        return render.status([replace(line, command=console.for_project(line.command)) for line in lines])
 
     _perform(work, as_json)
 
@@ -354,9 +358,9 @@ def demo(
     read_project(None, set_ or [], {})  # mistakes in them are told before the world is made
 
     def work() -> Shown:
-        from codetune import showcase
+        from codetune.demo import run
 
-        return showcase.demo(directory, full, seed, set_ or [])
+        return run.demo(directory, full, seed, set_ or [])
 
     _perform(work, as_json)
 
@@ -374,7 +378,7 @@ for _name in NOT_IN_THIS_VERSION:
 
 
 def _desk(project: Project) -> Desk:
-    from codetune.pipeline import open_desk
+    from codetune.stages.stage import open_desk
 
     return open_desk(project)
 
@@ -393,16 +397,17 @@ def _model(desk: Desk, said: str | None, instead: str = "") -> str:
 
 def _stage(verb: Callable[[Any, Desk], Any], project: Project, as_json: bool) -> None:
     def work() -> Shown:
-        from codetune import pipeline, presentation
+        from codetune import render
+        from codetune.stages import stage as pipeline
 
-        return presentation.stage(verb(pipeline, _desk(project)))
+        return render.stage(verb(pipeline, _desk(project)))
 
     _perform(work, as_json)
 
 
 def _follow(project: Project, here: Node) -> Shown:
     """On every machine but the first: what the first one begins."""
-    jobs.follow_first_machine(project, here)
+    dispatch.follow_first_machine(project, here)
     return console.Shown({"node": here.rank, "state": "done"}, f"done, as machine {here.rank} of {here.count}")
 
 

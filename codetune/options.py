@@ -10,8 +10,8 @@ from typing import Annotated, Any, get_args
 import typer
 
 from codetune.errors import UsageError
-from codetune.project import PROJECT_FILE, Method, PadMode, Project
-from codetune.project_file import read_project
+from codetune.project.file import read_project
+from codetune.project.sections import PROJECT_FILE, Method, PadMode, Project
 
 ProjectOption = Annotated[
     Path | None, typer.Option("--project", "-p", metavar="PATH", help=f"The project file; default ./{PROJECT_FILE}.")

@@ -14,7 +14,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Before torch is imported anywhere: the same surroundings as in production, and no network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from codetune.launch import prepare_process
+from codetune.launch.environment import prepare_process
 
 prepare_process()
 
@@ -24,8 +24,8 @@ import torch
 PROJECT = Path(__file__).resolve().parents[1]
 # Files that take longest are begun first, so that no process works on one when all others have nothing left to do.
 LONGEST = (
-    *("training/test_ranks.py", "training/test_sharing.py", "test_kills.py", "test_showcase.py"),
-    *("work/test_completing.py", "test_cli.py", "work/test_rowwork.py"),
+    *("training/test_ranks.py", "training/test_sharing.py", "test_kills.py", "demo/test_run.py"),
+    *("stages/test_generate.py", "test_cli.py", "stages/test_row_stage.py"),
 )
 
 

@@ -18,15 +18,14 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from codetune.launch import prepare_process
+from codetune.launch.environment import prepare_process
 
 prepare_process()
 
 import codetune.model.likelihood
-from codetune import pipeline
 from codetune.data.tokens import Span
 from codetune.errors import CodetuneError
-from codetune.launch import Shard
+from codetune.launch.environment import Shard
 from tests.small_world import desk_of
 
 SHARDS: Sequence[Shard | None] = (None, None, (0, 2), (1, 2), (0, 3), (2, 3))
@@ -76,7 +75,7 @@ def _begin(project: Path, stage: str, name: str, shard: Shard | None, longest_fi
     try:
         if longest_file is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (longest_file, longest_file))
-        verb = {"score": pipeline.score, "embed": pipeline.embed}[stage]
+        verb = {"score": stage.score, "embed": stage.embed}[stage]
         desk = desk_of(project, output_dir=f"runs/{name}", score__tokens_per_batch=96, embed__batch_size=3)
         status = DONE if verb(desk, shard).state == "done" else PARTIAL
     except CodetuneError as error:

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from codetune.pipeline import open_desk
-from codetune.project_file import read_project
-from codetune.store.stages import Desk
+from codetune.project.file import read_project
+from codetune.stages.stage import open_desk
+from codetune.stages.status import Desk
 from tests.model.builders import byte_tokenizer, tiny_model
 
 PROJECT = """\

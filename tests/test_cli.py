@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from codetune import pipeline
 from codetune.cli import NOT_IN_THIS_VERSION, _perform
 from codetune.console import Shown
 from codetune.errors import InputError
-from codetune.project_file import read_project
+from codetune.project.file import read_project
+from codetune.stages import stage as pipeline
 from tests.small_world import desk_of, make_small_world, run_codetune
 
 COMMANDS = (

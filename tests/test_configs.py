@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from codetune.project import PRESETS
-from codetune.project_file import commented_yaml, read_project
+from codetune.project.file import commented_yaml, read_project
+from codetune.project.sections import PRESETS
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
 

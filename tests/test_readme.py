@@ -11,8 +11,8 @@ import typer
 from typer.core import TyperGroup
 
 from codetune.cli import app
-from codetune.project import NOT_IN_THIS_VERSION
-from codetune.project_file import read_project
+from codetune.project.file import read_project
+from codetune.project.sections import NOT_IN_THIS_VERSION
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "codetune"

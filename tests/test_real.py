@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from codetune import pipeline
-from codetune.store.stages import Desk
+from codetune.stages import stage as pipeline
+from codetune.stages.status import Desk
 from tests.model.builders import tiny_model
 from tests.small_world import desk_of
 

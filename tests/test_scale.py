@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from codetune import journey, pipeline
+from codetune import workflow
 from codetune.data.tokens import Span
-from codetune.store.stages import Desk
+from codetune.stages import stage as pipeline
+from codetune.stages.status import Desk
 from tests.small_world import desk_of, make_small_world
 
 BYTES_A_ROW = 200  # product.md, Scale
@@ -23,7 +24,7 @@ STAGES: dict[str, Callable[[Desk], object]] = {
     "score": lambda desk: pipeline.score(desk, None),
     "embed": lambda desk: pipeline.embed(desk, None),
     "select": pipeline.select,
-    "status": journey.status,
+    "status": workflow.status,
 }
 
 
@@ -99,7 +100,7 @@ def test_unfinished_rows_are_counted_by_status_at_the_same_price(tmp_path: Path)
         assert pipeline.score(desk_of(project, score__tokens_per_batch=2048), (0, 2)).state == "partial"
         gc.collect()
         tracemalloc.start()
-        assert journey.status(desk_of(project))[0].state == "partial"
+        assert workflow.status(desk_of(project))[0].state == "partial"
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return found

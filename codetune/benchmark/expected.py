@@ -1,7 +1,7 @@
 """What a task's canonical solution returns and how long it takes, computed once and kept, a file a task.
 
-The files are written as values come out of the sandbox (`wire.py`), as JSON would lose tuples and sets, and read by the
-same reader, which admits no code; EvalPlus' own pickles from its cache are never read.
+The files are written as values come out of the sandbox (`serialization.py`), as JSON would lose tuples and sets, and
+read by the same reader, which admits no code; EvalPlus' own pickles from its cache are never read.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from codetune.benchmark import wire
 from codetune.benchmark.problems import problem_digest
 from codetune.records import Problem
+from codetune.sandbox import serialization
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +41,13 @@ def expected_path(directory: Path, problem: Problem) -> Path:
     """Another task, EvalPlus, Python or format is another file: values and times may differ."""
     made_by = (
         f"{problem_digest(problem)} evalplus {version('evalplus')} python {platform.python_version()} "
-        f"format {wire.FORMAT}"
+        f"format {serialization.FORMAT}"
     )
     return directory / f"{hashlib.sha256(made_by.encode()).hexdigest()}.values"
 
 
 def write_expected(expected: Expected, path: Path) -> None:
-    content = wire.encode([(calls.outputs, calls.seconds) for calls in (expected.base, expected.plus)])
+    content = serialization.encode([(calls.outputs, calls.seconds) for calls in (expected.base, expected.plus)])
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
     with os.fdopen(descriptor, "wb") as file:
@@ -58,5 +58,5 @@ def write_expected(expected: Expected, path: Path) -> None:
 
 
 def read_expected(path: Path) -> Expected:
-    base, plus = wire.decode(path.read_bytes())
+    base, plus = serialization.decode(path.read_bytes())
     return Expected(Calls(*base), Calls(*plus))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from codetune.benchmark.prompt import make_prompt
 from codetune.model.decoding import Decoder, Request
-from codetune.project import Generation
+from codetune.project.sections import Generation
 from codetune.records import Completion, Problem, Solution
 
 if TYPE_CHECKING:

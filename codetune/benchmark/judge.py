@@ -1,9 +1,9 @@
 """Solutions -> verdicts by EvalPlus' problems, rules and limits, over all cores. Each program runs in a sandbox
-(`sandbox.py`), what it returns is compared outside of it (`attempt.py`), and the processes that do both are kept by
+(`launcher.py`), what it returns is compared outside of it (`run_suite.py`), and the processes that do both are kept by
 `pool.py`. Canonical solutions, which give the expected outputs, run in the same sandbox.
 
 A verdict cannot be forged from inside: a program is told its inputs and nothing else, and sends values back; whether
-these are right is decided where it cannot reach. What it can do is in `sandbox.py`. Nor can one program stop the run:
+these are right is decided where it cannot reach. What it can do is in `launcher.py`. Nor can one program stop the run:
 what breaks its judge costs it its own verdict.
 """
 
@@ -18,10 +18,10 @@ from typing import Any, TypeGuard
 from codetune.benchmark.expected import expected_path
 from codetune.benchmark.pool import Died, Overdue, run_jobs
 from codetune.benchmark.problems import pair_with_problems
-from codetune.benchmark.sandbox import Tier
 from codetune.benchmark.worker import Check, Prepare
 from codetune.errors import CodetuneError, DataError
 from codetune.records import Problem, Solution, Verdict
+from codetune.sandbox.launcher import Tier
 
 # The longest run is 62 s, base and plus are two; the rest is for starting and reading on a busy machine.
 CHECK_SECONDS = 2 * 62 + 76

@@ -23,7 +23,7 @@ from typing import Any, Self, TypeVar
 
 import psutil
 
-from codetune.scratch import scratch_directory
+from codetune.store.scratch import scratch_directory
 
 Key = TypeVar("Key")
 Job = Any  # worker.Job, of which nothing is known here

@@ -19,10 +19,10 @@ from typing import Any, Literal, TypeVar
 from evalplus.data.humaneval import HUMANEVAL_PLUS_VERSION
 from evalplus.data.mbpp import MBPP_PLUS_VERSION, mbpp_deserialize_inputs
 
-from codetune.benchmark.official import official_file
+from codetune.benchmark.download import official_file
 from codetune.benchmark.rows import read_rows, require_unicode
 from codetune.errors import DataError, UsageError
-from codetune.project import BENCHMARK_NAMES
+from codetune.project.sections import BENCHMARK_NAMES
 from codetune.records import Completion, Problem, Solution
 
 # name: the variable that EvalPlus reads a local path from, its name of the data set, the version it asks for

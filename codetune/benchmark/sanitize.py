@@ -5,7 +5,7 @@ EvalPlus' own result stands, byte for byte, wherever it holds the entry point an
 loads, with the statements that fill it, reads no input when it is loaded, and did not lose a last line for a fence or
 tag on it. Else other ways are tried, and the first with the least of these faults is taken: each part between Markdown
 fences by itself, all parts in a row, and a part as the body of the task's prompt; each cut by EvalPlus and by
-`needed.py`. What the model did not write is never added. Nothing is run here.
+`dependency_slice.py`. What the model did not write is never added. Nothing is run here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from evalplus.sanitize import code_extract
 from evalplus.sanitize import sanitize as extract
 
-from codetune.benchmark.needed import (
+from codetune.benchmark.dependency_slice import (
     asks,
     defines,
     fillings,

@@ -22,11 +22,11 @@ from pathlib import Path
 
 import psutil
 
-from codetune.benchmark import kernel
-from codetune.benchmark.attempt import CanonicalError, Result, canonical_calls, judge_suite
 from codetune.benchmark.expected import Expected, read_expected, write_expected
-from codetune.benchmark.sandbox import Sandbox, Tier
+from codetune.benchmark.run_suite import CanonicalError, Result, canonical_calls, judge_suite
 from codetune.records import Problem
+from codetune.sandbox import kernel
+from codetune.sandbox.launcher import Sandbox, Tier
 
 KILL_SECONDS = 10
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from jinja2.exceptions import TemplateError
 
 from codetune.errors import ModelError
-from codetune.project import ChatFormat
+from codetune.project.sections import ChatFormat
 from codetune.records import Message
 
 Span = tuple[int, int]  # characters [start, end)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from codetune.project import PadMode
+from codetune.project.sections import PadMode
 
 MicroBatch = tuple[int, ...]  # positions among the step's samples
 PACKED: tuple[PadMode, ...] = ("dynamic_pack", "paper_pack")

@@ -17,7 +17,7 @@ from typing import get_args
 
 from codetune.data.files import DATA_SUFFIXES, Row, data_suffix, read_json_rows
 from codetune.errors import DataError
-from codetune.project import Dataset
+from codetune.project.sections import Dataset
 from codetune.records import Example, Message, Refusal, Role, content_id
 
 ROLES = get_args(Role)

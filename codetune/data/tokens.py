@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from codetune.data.chat import converse
-from codetune.project import ChatFormat
+from codetune.project.sections import ChatFormat
 from codetune.records import Example, Refusal
 
 

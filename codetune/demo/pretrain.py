@@ -20,9 +20,9 @@ from codetune.demo.grammar import Task, draw_task, say
 from codetune.demo.wording import answer, instruct
 from codetune.demo.world import SHIPPED_BASE
 from codetune.errors import InputError
-from codetune.project import PROJECT_FILE
-from codetune.project_file import commented_yaml
-from codetune.store.run import write_lines, write_text
+from codetune.project.file import commented_yaml
+from codetune.project.sections import PROJECT_FILE
+from codetune.store.run_directory import write_lines, write_text
 
 SEED = 42
 BATCH, STEPS = 32, 2400

@@ -16,10 +16,10 @@ from codetune.demo.grammar import TRIVIAL_STEPS, Task, draw_task
 from codetune.demo.inputs import EMPTY, draw_argument, outputs
 from codetune.demo.wording import answer, describe, instruct, prompt
 from codetune.errors import InputError
-from codetune.project import PROJECT_FILE
-from codetune.project_file import commented_yaml
+from codetune.project.file import commented_yaml
+from codetune.project.sections import PROJECT_FILE
 from codetune.records import Message, content_id
-from codetune.store.run import write_lines, write_text
+from codetune.store.run_directory import write_lines, write_text
 
 DATA_FILE, BENCHMARK_FILE, BASE_DIRECTORY = "data.jsonl", "benchmark.jsonl", "base"
 SHIPPED_BASE = Path(__file__).parent / "base"

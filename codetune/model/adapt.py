@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from codetune.errors import ModelError, ProjectError
-from codetune.project import LoraSettings, Method
+from codetune.project.sections import LoraSettings, Method
 
 
 def adapt(model: PreTrainedModel, method: Method, lora: LoraSettings, seed: int) -> PreTrainedModel | PeftModel:

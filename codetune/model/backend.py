@@ -15,7 +15,7 @@ from codetune.model.continuous import ContinuousGenerator, flash_attention, use_
 from codetune.model.decoding import Decoder
 from codetune.model.load import choose_device, load_model
 from codetune.model.recurrent import is_recurrent
-from codetune.project import Generation, Model
+from codetune.project.sections import Generation, Model
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,12 +20,12 @@ import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from codetune.errors import CodetuneError, InputError
+from codetune.launch.process_group import SOLO, Team
 from codetune.model.decoding import STOP_CHECK_TOKENS, Endings, Request, Written
-from codetune.model.ranks import SOLO, Team
 from codetune.model.recurrent import is_recurrent, run_in_step, takes_several_rows
 from codetune.model.sampling import sample, uniform
-from codetune.model.sharing import heads_shared_by
-from codetune.project import Generation
+from codetune.model.tensor_parallel import heads_shared_by
+from codetune.project.sections import Generation
 
 # Of a tiny model on two cores 32 to 64 is the fastest.
 ROWS_ON_CPU = 32

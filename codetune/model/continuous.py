@@ -17,7 +17,7 @@ from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_
 
 from codetune.errors import CodetuneError
 from codetune.model.decoding import STOP_CHECK_TOKENS, Endings, Request, Written
-from codetune.project import Generation
+from codetune.project.sections import Generation
 
 WAIT_SECONDS = 1.0
 

@@ -21,9 +21,9 @@ from transformers import PreTrainedModel
 from codetune.data.tokens import Span
 from codetune.errors import ModelError
 from codetune.model.attention import KERNELS, Site, flat_row, kernel_for, require_kernel
-from codetune.model.head import logits_of
-from codetune.model.isolation import require_isolation
+from codetune.model.lm_head import logits_of
 from codetune.model.memory import is_out_of_memory
+from codetune.model.packing_check import require_isolation
 
 BUCKET_TOKENS = 16
 WINDOWS = ("max_position_embeddings", "max_seq_len", "n_positions", "n_ctx")  # what configurations call it

@@ -34,7 +34,7 @@ from codetune.errors import ModelError
 from codetune.model.attention import FLASH, KERNELS, Site, require_kernel
 from codetune.model.find import ADAPTER, base_of_adapters, find_model, model_below, read_json, tokenizer_of
 from codetune.model.memory import keep_freed_memory
-from codetune.project import ChatFormat, Model, Quantization
+from codetune.project.sections import ChatFormat, Model, Quantization
 
 PROBE = "Write `f(x)`.\n\ndef f(x):\n\treturn x + 1  # caf\u00e9\n"  # words, code, white space and beyond ASCII
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}

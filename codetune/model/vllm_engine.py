@@ -19,8 +19,8 @@ from codetune.errors import ProjectError
 from codetune.model.decoding import Endings, Request, Written
 from codetune.model.find import ADAPTER
 from codetune.model.sampling import stream_seed
-from codetune.model.sharing import gpus_for, save_merged, weight_bytes
-from codetune.project import Generation, Model
+from codetune.model.tensor_parallel import gpus_for, save_merged, weight_bytes
+from codetune.project.sections import Generation, Model
 
 # vLLM hands a list over when all of it is done; what is lost to a kill is one of these.
 REQUESTS_AT_ONCE = 512

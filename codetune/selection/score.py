@@ -15,7 +15,7 @@ from typing import Protocol
 from transformers import PreTrainedTokenizerBase
 
 from codetune.data.tokens import ScoringTokens, Span, scoring_tokens
-from codetune.project import Scoring
+from codetune.project.sections import Scoring
 from codetune.records import Example, Refusal, Score
 from codetune.selection.ifd import ifd
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from codetune.data.ids import unpack_id
 from codetune.errors import DataError
-from codetune.project import Selection
+from codetune.project.sections import Selection
 from codetune.records import Picks
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)

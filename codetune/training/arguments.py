@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 from transformers.integrations.integration_utils import is_tensorboard_available, is_wandb_available
 
 from codetune.errors import ProjectError
-from codetune.project import Training
+from codetune.project.sections import Training
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -30,7 +30,7 @@ def training_arguments(
     sharing: Mapping[str, Any],
 ) -> TrainingArguments:
     """`precision` is that of the arithmetic; weights that are trained are float32 always. `sharing` are the arguments
-    of what shares the model over processes (strategy.py)."""
+    of what shares the model over processes (parallelism.py)."""
     on_cpu = device == "cpu"
     if on_cpu and precision == "float16":
         raise ProjectError(

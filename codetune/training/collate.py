@@ -22,8 +22,8 @@ import torch
 
 from codetune.data.packing import PACKED, Stretch, lay
 from codetune.model.attention import flat_row
-from codetune.project import PadMode
-from codetune.training.corpus import Sample
+from codetune.project.sections import PadMode
+from codetune.training.token_cache import Sample
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from codetune.model.head import ends_with_its_head, output_layer
-from codetune.model.isolation import Wrapped
+from codetune.model.lm_head import ends_with_its_head, output_layer
+from codetune.model.packing_check import Wrapped
 
 CHUNK_LOGITS = 1 << 25  # float32 logits at once: 128 MiB, and as much for their gradient
 Losses = Callable[[torch.nn.Module, dict[str, Any]], torch.Tensor]  # model and micro-batch -> [N]

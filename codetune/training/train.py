@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from codetune.data.tokens import DroppedSample, TrainingTokens, training_tokens
 from codetune.errors import DataError, ProjectError
+from codetune.launch.process_group import SOLO, Team
 from codetune.model.load import (
     choose_device,
     count_gpus,
@@ -22,19 +23,23 @@ from codetune.model.load import (
     gpu_memory_bytes,
     load_tokenizer,
 )
-from codetune.model.ranks import SOLO, Team
-from codetune.project import FREE_TO_CHANGE, Project
+from codetune.project.sections import FREE_TO_CHANGE, Project
 from codetune.records import Example, Refusal
 from codetune.training.arguments import training_arguments
-from codetune.training.base import Start, load_start, precision_of, require_fit, require_own_positions, whole_model
+from codetune.training.base_model import (
+    Start,
+    load_start,
+    precision_of,
+    require_fit,
+    require_own_positions,
+    whole_model,
+)
+from codetune.training.batch_sampler import samples_per_step, total_steps
+from codetune.training.build_model import make_ready, material_for
+from codetune.training.callbacks import Course, Report
 from codetune.training.checkpoint import SHARING, STEP_SAMPLES, Facts, last_checkpoint, remove_torn
-from codetune.training.corpus import Corpus, read_corpus, remove_corpus, write_corpus
-from codetune.training.course import Course, Report
-from codetune.training.exact import ExactTrainer, telling_of_full_memory
-from codetune.training.finish import Finish, save_trained
-from codetune.training.ready import make_ready, material_for
-from codetune.training.steps import samples_per_step, total_steps
-from codetune.training.strategy import (
+from codetune.training.export import Finish, save_trained
+from codetune.training.parallelism import (
     SHARDED,
     Choice,
     InForce,
@@ -48,6 +53,8 @@ from codetune.training.strategy import (
     sharing_arguments,
     whole_weights,
 )
+from codetune.training.token_cache import Corpus, read_corpus, remove_corpus, write_corpus
+from codetune.training.trainer import ExactTrainer, telling_of_full_memory
 
 TOKENS = "tokens.i32"
 SHARE_OF_ADAPTERS = 0.01  # of a model's parameters, at most, for adapters of the usual rank

@@ -12,8 +12,8 @@ import pytest
 
 from codetune.benchmark.expected import Calls, Expected, expected_path, read_expected, write_expected
 from codetune.benchmark.judge import prepare
-from codetune.benchmark.wire import WireError
 from codetune.records import Problem
+from codetune.sandbox.serialization import WireError
 from tests.benchmark.tasks import problem
 
 

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from codetune.benchmark.generate import Generated, generate
 from codetune.model.decoding import Request, Written
-from codetune.project import Generation
+from codetune.project.sections import Generation
 from codetune.records import Completion, Solution
 from tests.benchmark.tasks import problem
 

@@ -18,10 +18,10 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 from codetune.benchmark.judge import JUDGE_BROKE, judge
-from codetune.benchmark.sandbox import Tier
 from codetune.records import Problem, Solution, Verdict
+from codetune.sandbox.launcher import Tier
 from tests.benchmark.tasks import PROMPT, problem
-from tests.benchmark.tiers import each_tier
+from tests.sandbox.tiers import each_tier
 
 GOOD = PROMPT + "    return 2 * x"
 MARK = f"631.{os.getpid()}"  # seconds of a sleep that nobody else asks for
@@ -90,7 +90,7 @@ FORGERIES = {
         "        if isinstance(found, list) and found[:1] == [2 * 1] and x == 1: return found[0]\n    return None"
     ),
     "patches_the_comparison": (
-        "import numpy\nnumpy.allclose = lambda *a, **k: True\nimport codetune.benchmark.wire as w\n"
+        "import numpy\nnumpy.allclose = lambda *a, **k: True\nimport codetune.sandbox.serialization as w\n"
         "w.encode = lambda value: b''\ndef double(x): return 7"
     ),
     "patches_builtins": "import builtins\nbuiltins.abs = builtins.all = builtins.isinstance = lambda *a: True\n"
@@ -419,7 +419,7 @@ def test_a_users_own_module_does_not_stand_before_the_standard_library(
 def test_an_ordinary_user_has_a_sandbox_too() -> None:
     program = (
         "import os; os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)\n"
-        "from codetune.benchmark.probe import LADDER, find_trouble\n"
+        "from codetune.sandbox.probe import LADDER, find_trouble\n"
         "found = {tier: find_trouble(tier) for tier in LADDER}\nassert None in found.values(), found\n"
     )
     readable = os.access(sys.executable, os.X_OK) and Path(sys.base_prefix).parts[:2] != ("/", "root")

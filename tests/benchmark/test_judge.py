@@ -13,15 +13,15 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from codetune.benchmark import attempt
+from codetune.benchmark import run_suite
 from codetune.benchmark.expected import Calls
 from codetune.benchmark.judge import count_missing, judge, prepare
 from codetune.benchmark.pool import run_jobs
-from codetune.benchmark.probe import find_trouble
-from codetune.benchmark.sandbox import Sandbox
 from codetune.benchmark.worker import Check
 from codetune.errors import CodetuneError, DataError
 from codetune.records import Problem, Solution, Verdict
+from codetune.sandbox.launcher import Sandbox
+from codetune.sandbox.probe import find_trouble
 from tests.benchmark.tasks import PROMPT, problem
 
 TIER = "landlock" if find_trouble("landlock") is None else "none"
@@ -117,9 +117,9 @@ def test_an_endless_canonical_solution_is_named_in_good_time(tmp_path: Path, mon
     endless = "import time\nclass Slow:\n    pass\ntime.sleep(600)\n"
     task = problem(task_id="Own/9", prompt="", canonical_solution=endless)
     sandbox = Sandbox.start(TIER, tmp_path)
-    monkeypatch.setattr(attempt, "CANONICAL_SECONDS", 1)
-    with pytest.raises(attempt.CanonicalError, match=r"double\(1\): all calls took over 1 s"):
-        attempt.canonical_calls(sandbox, task, "base")
+    monkeypatch.setattr(run_suite, "CANONICAL_SECONDS", 1)
+    with pytest.raises(run_suite.CanonicalError, match=r"double\(1\): all calls took over 1 s"):
+        run_suite.canonical_calls(sandbox, task, "base")
     sandbox.close()
 
 
@@ -133,13 +133,13 @@ def test_a_failure_names_the_first_call_that_went_wrong_shortened(expected: Path
 
 def test_expected_outputs_leave_a_value_its_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Those of Mbpp/255 are more than a gigabyte, and lie where a value of that size is read.
-    monkeypatch.setattr(attempt, "READING_BYTES", 2**27)
+    monkeypatch.setattr(run_suite, "READING_BYTES", 2**27)
     sandbox = Sandbox.start(TIER, tmp_path)
     task, code = problem(base_input=[[1]], plus_input=[]), "def double(x): return [*range(10**6)]"
     answer = [*range(10**6)]
     for mebibytes in (0, 512):
         expected_outputs = bytearray(mebibytes << 20)
-        found = attempt.judge_suite(sandbox, task, code, ("base", Calls([answer], [0.0])), 1)
+        found = run_suite.judge_suite(sandbox, task, code, ("base", Calls([answer], [0.0])), 1)
         assert found.outcome == "pass", found.failure
         del expected_outputs
     sandbox.close()

@@ -9,10 +9,10 @@ from pathlib import Path
 from evalplus.eval import untrusted_check
 
 from codetune.benchmark.judge import judge
-from codetune.benchmark.sandbox import Tier
 from codetune.records import Solution
+from codetune.sandbox.launcher import Tier
 from tests.benchmark.tasks import problem
-from tests.benchmark.tiers import each_tier
+from tests.sandbox.tiers import each_tier
 
 # what is returned, and what is expected
 RETURNS = [

@@ -13,11 +13,11 @@ from evalplus.sanitize import sanitize as extract
 from codetune.benchmark.evaluate import evaluate
 from codetune.benchmark.judge import judge
 from codetune.benchmark.pool import usable_cores
-from codetune.benchmark.probe import choose_tier
 from codetune.benchmark.problems import read_problems
 from codetune.benchmark.rows import read_rows
 from codetune.benchmark.sanitize import read_samples, sanitize
 from codetune.records import Completion, Problem, Solution, Verdict
+from codetune.sandbox.probe import choose_tier
 
 TIER = choose_tier("auto")
 

@@ -14,7 +14,7 @@ from codetune.data.packing import Dealing, cost, deal, lay, tokens_seen
 from codetune.data.source import read_examples
 from codetune.data.tokens import TrainingTokens, training_tokens
 from codetune.model.load import load_tokenizer
-from codetune.project import Dataset
+from codetune.project.sections import Dataset
 from codetune.records import Refusal
 
 LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=40)

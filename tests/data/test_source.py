@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from codetune.data import files
 from codetune.data.source import dataset_fingerprint, read_examples
 from codetune.errors import DataError
-from codetune.project import Dataset
+from codetune.project.sections import Dataset
 from codetune.records import Example, Message, Refusal, content_id
 
 PAIR = {"problem": "Add two numbers.", "solution": "def add(a, b):\n    return a + b"}

@@ -10,7 +10,7 @@ import pytest
 from codetune.demo.world import SHIPPED_BASE, Row, draw_rows
 from codetune.model.likelihood import CausalScorer
 from codetune.model.load import load_model, load_tokenizer
-from codetune.project import Model, Scoring
+from codetune.project.sections import Model, Scoring
 from codetune.records import Example, Message, Score
 from codetune.selection.score import score_block
 

@@ -18,7 +18,7 @@ from codetune.demo.pretrain import draw_text, learn_tokenizer, ship, write_nurse
 from codetune.demo.world import SHIPPED_BASE
 from codetune.model.find import find_model
 from codetune.model.load import load_model, load_tokenizer
-from codetune.project_file import read_project
+from codetune.project.file import read_project
 from codetune.records import Example, Message
 
 MEGABYTE = 10**6

@@ -16,7 +16,7 @@ from codetune.demo.grammar import is_reserved
 from codetune.demo.steps import STEPS
 from codetune.demo.world import SHIPPED_BASE, TASKS, World, make_world
 from codetune.errors import InputError
-from codetune.project_file import read_project
+from codetune.project.file import read_project
 from codetune.records import Example, Refusal
 
 

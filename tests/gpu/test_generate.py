@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from codetune import benchmarking
 from codetune.model.backend import load_decoder
 from codetune.model.complete import BatchGenerator
 from codetune.model.continuous import ContinuousGenerator, flash_attention
 from codetune.model.decoding import Request, Written
 from codetune.model.vllm_engine import is_installed
-from codetune.project import Generation, Model
+from codetune.project.sections import Generation, Model
 from codetune.records import ALONE
-from codetune.work.completing import complete, completed_rows, order
+from codetune.stages import evaluate
+from codetune.stages.generate import complete, completed_rows, order
 from tests.model.builders import byte_tokenizer, tiny_model
 from tests.small_world import desk_of, make_small_world
 
@@ -76,16 +76,16 @@ def test_two_gpus_that_hold_a_model_together_write_what_one_does(tmp_path: Path)
     project = make_small_world(tmp_path, 6)
     settings = ["generate.max_new_tokens=40", "launch.processes=2"]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.work.together", project, "2", tmp_path / "shared", *settings, "--", "base"],
+        [sys.executable, "-m", "tests.stages.together", project, "2", tmp_path / "shared", *settings, "--", "base"],
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
     desk = desk_of(project, generate__max_new_tokens=40)
-    bench = benchmarking.open_bench(desk, "tasks.jsonl")
+    bench = evaluate.open_bench(desk, "tasks.jsonl")
     missing = [(problem.task_id, 0) for problem in bench.problems]
-    alone = order(benchmarking.contestant(desk, "base"), ("tasks.jsonl", bench.file), missing, tmp_path / "alone")
+    alone = order(evaluate.contestant(desk, "base"), ("tasks.jsonl", bench.file), missing, tmp_path / "alone")
     complete(desk.project, alone, ALONE, lambda tokens: None)
     assert completed_rows(tmp_path / "shared" / "base") == completed_rows(tmp_path / "alone")
 

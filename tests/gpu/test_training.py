@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from codetune.model.attention import VARLEN, Site, attention_for
-from codetune.project import Quantization
+from codetune.project.sections import Quantization
 from codetune.training.loss import AnswerLoss, Losses, plain_losses
 from tests.model.builders import ARCHITECTURES, tiny_model
 from tests.training.samples import SAMPLES, by_hand, collated, gradient

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from codetune.errors import ProjectError
 from codetune.model.adapt import adapt, merge, whole_network
 from codetune.model.load import load_model, load_quantized_model
-from codetune.project import LoraSettings, Method, Model, Quantization
+from codetune.project.sections import LoraSettings, Method, Model, Quantization
 from tests.model.builders import ARCHITECTURES, tiny_model
 
 IDS = torch.arange(3, 20)[None]

@@ -12,7 +12,7 @@ from codetune.errors import ProjectError
 from codetune.model.backend import Machine, load_decoder, wants_continuous, wants_vllm
 from codetune.model.complete import BatchGenerator
 from codetune.model.vllm_engine import is_installed
-from codetune.project import Generation, Model
+from codetune.project.sections import Generation, Model
 from tests.model.builders import byte_tokenizer, tiny_model
 
 CPU, GPU = Machine(False, None, False), Machine(True, "flash_attention_2", False)

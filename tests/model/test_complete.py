@@ -26,7 +26,7 @@ from transformers import (
 from codetune.errors import CodetuneError, InputError
 from codetune.model.complete import BatchGenerator, cache_bytes_per_token, rows_that_fit
 from codetune.model.decoding import Request, Written
-from codetune.project import Generation
+from codetune.project.sections import Generation
 
 EOS, END_OF_TURN = 256, 257
 VOCABULARY = 258

@@ -14,7 +14,7 @@ from codetune.errors import CodetuneError
 from codetune.model.complete import BatchGenerator
 from codetune.model.continuous import ContinuousGenerator, _without_switching
 from codetune.model.decoding import Request
-from codetune.project import Generation
+from codetune.project.sections import Generation
 from tests.model.builders import byte_tokenizer, tiny_model
 
 SMALL_CACHE = {"num_blocks": 64, "max_batch_tokens": 256}

@@ -17,7 +17,6 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MambaCon
 from codetune.data.tokens import Span
 from codetune.errors import ModelError
 from codetune.model.attention import SEGMENTED, VARLEN, Site
-from codetune.model.head import output_layer
 from codetune.model.likelihood import (
     MOST_TOKENS,
     CausalScorer,
@@ -27,6 +26,7 @@ from codetune.model.likelihood import (
     padded_passes,
     set_attention,
 )
+from codetune.model.lm_head import output_layer
 from tests.model.builders import ARCHITECTURES, CHANGED_LOGITS, documented_varlen_attn, tiny_model
 
 VOCABULARY = 320

@@ -20,7 +20,7 @@ from codetune.errors import ModelError
 from codetune.model.adapt import adapt
 from codetune.model.find import conversion_command, find_model
 from codetune.model.load import choose_device, load_model, load_tokenizer, outline_model
-from codetune.project import LoraSettings, Model
+from codetune.project.sections import LoraSettings, Model
 from tests.model.builders import tiny_model
 
 FLOAT32 = Model(dtype="float32")

@@ -9,7 +9,7 @@ from typing import Any
 from codetune.model import vllm_engine
 from codetune.model.decoding import Endings, Request, Written
 from codetune.model.vllm_engine import VllmGenerator
-from codetune.project import Generation
+from codetune.project.sections import Generation
 from tests.model.builders import byte_tokenizer
 
 TOKENIZER = byte_tokenizer(bos=True)

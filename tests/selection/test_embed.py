@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from codetune.data.source import read_examples
 from codetune.errors import ModelError
-from codetune.project import Dataset
+from codetune.project.sections import Dataset
 from codetune.records import Example, Message, content_id
 from codetune.selection import embed
 from codetune.selection.embed import HashingEncoder, embed_block, plan_embedding_blocks

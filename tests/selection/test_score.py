@@ -21,7 +21,7 @@ from codetune.data.source import read_examples
 from codetune.data.tokens import Span
 from codetune.model.likelihood import CausalScorer
 from codetune.model.load import load_tokenizer
-from codetune.project import Dataset, Scoring
+from codetune.project.sections import Dataset, Scoring
 from codetune.records import Example, Message, Refusal, Score, content_id
 from codetune.selection import score
 from codetune.selection.score import Block, plan_blocks, score_block

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codetune.project import Selection
+from codetune.project.sections import Selection
 from codetune.records import Picks
 from codetune.selection.select import NEEDS, STRATEGIES, Candidates, ClusterDiagnostics, Selected, select
 

@@ -60,7 +60,7 @@ def _serve() -> None:
 
 
 def _load_libraries() -> None:
-    from codetune.launch import prepare_process
+    from codetune.launch.environment import prepare_process
 
     prepare_process()
     import transformers.models.llama.modeling_llama  # noqa: F401
@@ -144,7 +144,7 @@ def _let_samples_see_each_other() -> None:
 
 
 def _tell_what_is_loaded() -> None:
-    import codetune.training.base as base
+    import codetune.training.base_model as base
 
     load = base.load_model
 

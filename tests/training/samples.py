@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from codetune.data.packing import Dealing, deal
 from codetune.training.collate import Collator
-from codetune.training.corpus import Sample
+from codetune.training.token_cache import Sample
 
 
 def sample(name: str, length: int, learned: list[int]) -> Sample:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from codetune.project import Training
+from codetune.project.sections import Training
 from codetune.training.arguments import training_arguments
 
 SETTINGS = Training(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from codetune.training.collate import Collator
-from codetune.training.corpus import Sample
+from codetune.training.token_cache import Sample
 from tests.training.samples import SAMPLES, collated
 
 MODES = ["max_length", "dynamic_pad", "paper_pack", "dynamic_pack"]

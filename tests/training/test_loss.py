@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from codetune.model.adapt import adapt, whole_network
 from codetune.model.attention import SEGMENTED
-from codetune.project import LoraSettings
+from codetune.project.sections import LoraSettings
 from codetune.training.loss import AnswerLoss, Losses, losses_of, plain_losses
 from tests.model.builders import ARCHITECTURES, tiny_model
 from tests.training.samples import SAMPLES, by_hand, collated, gradient

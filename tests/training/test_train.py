@@ -32,9 +32,9 @@ from transformers import (
 from codetune.data.tokens import TrainingTokens, training_tokens
 from codetune.errors import CodetuneError, DataError, ModelError, ProjectError, StaleError
 from codetune.model.load import load_tokenizer
-from codetune.project import LoraSettings, Quantization
+from codetune.project.sections import LoraSettings, Quantization
 from codetune.records import Example, Message
-from codetune.training.finish import save_trained
+from codetune.training.export import save_trained
 from codetune.training.train import train
 from tests.model.builders import byte_tokenizer
 from tests.training.tiny import base_model, examples, metrics, project, run
@@ -462,7 +462,7 @@ def test_memory_that_runs_out_is_an_error_that_counts_tokens_and_loses_nothing(
     ("where", "told"),
     [
         ("torch.optim.AdamW.step", "the weights are updated"),
-        ("codetune.training.base.load_model", "the model is loaded"),
+        ("codetune.training.base_model.load_model", "the model is loaded"),
     ],
 )
 def test_memory_that_does_not_hold_the_weights_themselves_is_told_otherwise(

@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from codetune.project import Model, Project, Training
+from codetune.project.sections import Model, Project, Training
 from codetune.records import Example, Message, content_id
 from codetune.training.train import TrainingSummary, train
 from tests.model.builders import byte_tokenizer, tiny_model

@@ -1,0 +1,1 @@
+"""The project file: its sections, how it is read, and the presets."""

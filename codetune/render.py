@@ -1,0 +1,209 @@
+"""Results as a user sees them: each becomes its `--json` document and a short table. No I/O, no judgement."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from codetune.console import Shown, counts, percent
+from codetune.stages.stage import StageResult
+from codetune.workflow import Line
+
+if TYPE_CHECKING:
+    from codetune.benchmark.evaluate import Report
+    from codetune.benchmark.model_comparison import Comparison, Difference
+
+SHOWN_TASKS = 5  # by name, of those that two models differ on
+SHOWN_PAIRS = 3
+# Facts of a stage that its document has as well: what a benchmark's figures rest on.
+DOCUMENTED = {"generate": ("tokens", "truncated"), "sanitize": ("changed", "not_parsing")}
+LOSSES = {"truncated": "{:,} were cut at generate.max_new_tokens", "not_parsing": "{:,} do not parse"}
+
+
+def stage_document(result: StageResult) -> dict[str, Any]:
+    return {
+        "stage": result.stage,
+        "state": result.state,
+        "rows": result.rows,
+        "reused": result.reused,
+        "refused": dict(result.refused),
+        "artefact": str(result.artefact),
+        "seconds": result.seconds,
+        "overrides": dict(result.overrides),
+        **{name: result.facts[name] for name in DOCUMENTED.get(result.stage, ()) if name in result.facts},
+    }
+
+
+def stage(result: StageResult) -> Shown:
+    title = f"{result.stage}: {result.state}, {result.rows:,} rows in {result.artefact}"
+    if result.state == "partial":
+        title = f"{result.stage}: partial, {result.rows:,} rows so far; {result.artefact} follows with the last shard"
+    notes = [f"{result.seconds:.1f} s" + (f", {result.reused:,} rows found done" if result.reused else "")]
+    if result.refused:
+        notes.append(f"refused: {counts(result.refused)}")
+    if result.overrides:
+        notes.append("by flag: " + ", ".join(f"{key}={value}" for key, value in result.overrides.items()))
+    if result.facts.get("replaced"):
+        notes.append(f"in the place of the last one: {result.facts['replaced']}")
+    columns, rows, more = _details(result)
+    return Shown(stage_document(result), title, columns, rows, [*notes, *more])
+
+
+def evaluation(reports: Sequence[Report], compared: Sequence[Comparison]) -> Shown:
+    """One model's document is its own; several come as a list under "models" with the comparison beside it."""
+    document: Any = reports[0]
+    if len(reports) > 1:
+        document = {"models": list(reports), "comparison": list(compared)}
+    return Shown(
+        document,
+        "pass@k (95 % interval)",
+        *_figures(reports),
+        [_caption(reports), *_losses(reports), *_compared_lines(compared)],
+    )
+
+
+def journey(results: Sequence[StageResult | Report], compared: Sequence[Comparison]) -> Shown:
+    """Everything that a run of the pipeline came to."""
+    stages = [result for result in results if isinstance(result, StageResult)]
+    reports: list[Report] = [result for result in results if not isinstance(result, StageResult)]
+    document = {
+        "stages": [stage_document(result) for result in stages],
+        "models": reports,
+        "comparison": list(compared),
+    }
+    times = [f"{result.stage} {result.seconds:.1f} s" for result in stages]
+    notes = [f"time: {', '.join(times)}", *_compared_lines(compared)]
+    if not reports:
+        lines = [[result.stage, result.state, f"{result.rows:,}", counts(result.refused)] for result in stages]
+        return Shown(document, "run: done", ("stage", "state", "rows", "refused"), lines, notes)
+    return Shown(document, "pass@k (95 % interval)", *_figures(reports), [_caption(reports), *notes])
+
+
+def status(lines: Sequence[Line]) -> Shown:
+    following = next((line.command for line in lines if line.state not in ("done", "not needed")), None)
+    document = {
+        "stages": [{"stage": line.stage, "state": line.state, "detail": line.detail} for line in lines],
+        "next": following,
+    }
+    rows = [[line.stage, line.state, line.detail] for line in lines]
+    note = f"next: {following}" if following else "everything is done"
+    return Shown(document, "status", ("stage", "state", ""), rows, [note])
+
+
+def _details(result: StageResult) -> tuple[Sequence[str], Sequence[Sequence[str]], Sequence[str]]:
+    """What is particular to a stage."""
+    facts = result.facts
+    if result.stage == "score" and facts.get("truncated"):
+        return (), (), [f"{facts['truncated']:,} answers were cut to fit score.max_length"]
+    if result.stage == "embed" and facts.get("cut"):
+        return (), (), [f"{facts['cut']:,} instructions are longer than the encoder's window and were cut"]
+    if result.stage == "generate":
+        return (), (), _completions(facts, result.rows)
+    if result.stage == "sanitize":
+        return (), (), [f"{facts['changed']} changed, {facts['not_parsing']} do not parse"]
+    if result.stage == "select" and len(facts.get("clusters", ())) > 1:
+        return _clusters(facts["clusters"])
+    if result.stage == "train":
+        return (), (), _training(facts)
+    return (), (), ()
+
+
+def _completions(facts: Mapping[str, Any], rows: int) -> list[str]:
+    cut = f"{facts['truncated']:,} of {rows:,} completions reached generate.max_new_tokens and were cut there"
+    return [f"{facts['tokens']:,} tokens", *([cut] if facts["truncated"] else [])]
+
+
+def _clusters(clusters: Sequence[Mapping[str, Any]]) -> tuple[Sequence[str], Sequence[Sequence[str]], Sequence[str]]:
+    columns = ("cluster", "rows", "refused", "dropped by IFD", "eligible", "taken")
+    keys = ("cluster", "rows", "refused", "dropped", "eligible", "taken")
+    return columns, [[str(cluster[key]) for key in keys] for cluster in clusters], ()
+
+
+def _training(facts: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"{facts['steps']} steps, {facts['tokens']:,} tokens, padding {percent(facts['padding_rate'])}"
+        + (f", last loss {facts['last_loss']:.4f}" if facts["last_loss"] is not None else "")
+    ]
+    if facts.get("strategy", "alone") != "alone":
+        lines.append(f"{facts['processes']} processes, {facts['strategy']}: {facts['strategy_because']}")
+    speed = [f"{facts['seconds']:,.1f} s in its steps"]
+    if facts["peak_memory_bytes"]:
+        speed.append(f"peak GPU memory {facts['peak_memory_bytes'] / 1e9:.2f} GB")
+    if facts["peak_share"]:
+        speed.append(f"{percent(facts['peak_share'])} of the cards' peak arithmetic")
+    lines.append(", ".join(speed))
+    if facts["truncated_rows"]:
+        lost = f"{facts['lost_tokens']:,} tokens lost ({percent(facts['lost_share'])} of all)"
+        lines.append(f"{facts['truncated_rows']:,} rows were truncated, {lost}")
+    return lines
+
+
+def _figures(reports: Sequence[Report]) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+    names = list(reports[0]["pass_at_k"]["base"])
+    columns = ["benchmark", "model", "tasks", *(f"{suite} {k}" for k in names for suite in ("base", "plus"))]
+    rows = [
+        [
+            report["benchmark"],
+            report["model"],
+            f"{report['tasks']} of {report['tasks_in_benchmark']}",
+            *(_figure(report, suite, k) for k in names for suite in ("base", "plus")),
+        ]
+        for report in reports
+    ]
+    return columns, rows
+
+
+def _figure(report: Report, suite: str, k: str) -> str:
+    low, high = report["interval_95"][suite][k]
+    return f"{percent(report['pass_at_k'][suite][k])} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def _caption(reports: Sequence[Report]) -> str:
+    tasks = dict.fromkeys((report["benchmark"], report["tasks"]) for report in reports)
+    worth = ", ".join(f"of {name} ({count}) {100 / count:.2f}" for name, count in tasks)
+    return f"points that one task is worth: {worth}; sandbox: {reports[0]['sandbox']}"
+
+
+def _losses(reports: Sequence[Report]) -> list[str]:
+    """What a model loses before it is judged: answers that were cut, programs that are none."""
+    lines = []
+    for report in reports:
+        found = report.get("completions", {})
+        losses = [text.format(found[name]) for name, text in LOSSES.items() if found.get(name)]
+        lines += [f"{report['model']}: of {report['samples']:,} completions {', '.join(losses)}"] if losses else []
+    return lines
+
+
+def comparison_lines(compared: Comparison) -> list[str]:
+    """A line for each suite: how far the second model is from the first, and which tasks make the difference."""
+    first, second = compared["models"]
+    return [
+        f"{compared['benchmark']}, {suite} tests, {second} against {first} ({compared['tasks']} tasks in common): "
+        + _difference(compared["base" if suite == "base" else "plus"])
+        for suite in ("base", "plus")
+    ]
+
+
+def _difference(found: Difference) -> str:
+    low, high = found["interval_95"]
+    return (
+        f"{100 * found['difference']:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}; {found['test']} "
+        f"p = {found['p_value']:.2g}); won {_named(found['won'])}; lost {_named(found['lost'])}"
+    )
+
+
+def _named(tasks: Sequence[str]) -> str:
+    """How many, and the first of them.
+
+    >>> _named(["HumanEval/3", "HumanEval/10"])
+    '2 (HumanEval/3, HumanEval/10)'
+    """
+    more = f" and {len(tasks) - SHOWN_TASKS} more" if len(tasks) > SHOWN_TASKS else ""
+    return f"{len(tasks)}" + (f" ({', '.join(tasks[:SHOWN_TASKS])}{more})" if tasks else "")
+
+
+def _compared_lines(compared: Sequence[Comparison]) -> list[str]:
+    """Of many models all against the first of their benchmark; the document has every pair."""
+    firsts = {entry["benchmark"]: entry["models"][0] for entry in reversed(compared)}
+    shown = [entry for entry in compared if entry["models"][0] == firsts[entry["benchmark"]]]
+    return [line for entry in (compared if len(compared) <= SHOWN_PAIRS else shown) for line in comparison_lines(entry)]

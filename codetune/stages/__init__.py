@@ -1,0 +1,1 @@
+"""The seven stages of the pipeline, one file each, and the one runner."""

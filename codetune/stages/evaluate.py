@@ -1,0 +1,398 @@
+"""The verbs of a benchmark, one function each: generate, sanitize, evaluate. Artefacts are kept by benchmark and model;
+what a model wrote belongs to the digest of its files, so one replaced at the same path is never mistaken for the old.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from codetune import console
+from codetune.benchmark.rows import read_rows
+from codetune.errors import DataError, StaleError, UsageError
+from codetune.launch.dispatch import Job, perform, process_count
+from codetune.launch.environment import place, thread_count, user_cache
+from codetune.project.sections import BENCHMARK_NAMES, EVALPLUS_NAMES, Project
+from codetune.records import Completion, Problem, Solution, Verdict
+from codetune.stages.generate import COUNTS, Order, completed_rows, order
+from codetune.stages.model_ref import Contestant as Contestant
+from codetune.stages.model_ref import Kind, model_digest, prompt_kind
+from codetune.stages.model_ref import contestant as contestant
+from codetune.stages.stage import StageResult, Written, already, seal_artefact
+from codetune.stages.status import Desk, Recipe, differing_settings, settings_of
+from codetune.store.block_log import LineLog, open_parts
+from codetune.store.run_directory import Seal, locked, read_seal, remove, write_lines, write_text
+
+if TYPE_CHECKING:
+    from codetune.benchmark.evaluate import Report
+    from codetune.sandbox.launcher import Tier
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """A benchmark, or a part of one, and its tasks; `name` is the directory of its artefacts."""
+
+    name: str
+    said: str  # as the user says it
+    file: Path
+    digest: str
+    problems: Sequence[Problem]
+    whole: Sequence[Problem]  # all tasks, where `problems` is a part
+    title: str  # the name of the whole
+    complete: bool  # samples must be there for every task of it
+
+
+def open_bench(desk: Desk, said: str) -> Bench:
+    from codetune.benchmark.problems import benchmark_digest, find_benchmark, read_problems
+
+    location = _own_file(desk, said)
+    file = find_benchmark(said, None if location is None else str(location))
+    problems, name = read_problems(said, str(file)), bench_name(desk, said)
+    return Bench(name, said, file.resolve(), benchmark_digest(problems), problems, problems, name, complete=False)
+
+
+def part_of(bench: Bench, limit: int | None, tasks: Sequence[str], complete: bool) -> Bench:
+    """The first `limit` of the tasks named, or of all; with artefacts of its own, so that those of the whole stay."""
+    from codetune.benchmark.problems import benchmark_digest, pick_problems
+
+    picked = pick_problems(bench.problems, tasks)[:limit]
+    if len(picked) == len(bench.problems):
+        return replace(bench, complete=complete)
+    digest = benchmark_digest(picked)
+    return replace(bench, name=f"{bench.name}-{digest[:8]}", digest=digest, problems=picked, complete=complete)
+
+
+def bench_name(desk: Desk, said: str) -> str:
+    """The directory name of a benchmark: of a file its name without endings; where that is the name of one of ours,
+    with 8 digits of the file's digest, so that nobody's own tasks are taken for HumanEval's."""
+    if said in BENCHMARK_NAMES:
+        return said
+    stem, file = _stem(Path(said)), _own_file(desk, said)
+    return f"{stem}-{desk.digests.file(file)[:8]}" if stem in BENCHMARK_NAMES and file is not None else stem
+
+
+def generate(desk: Desk, bench: Bench, model: Contestant) -> StageResult:
+    """What the model writes for every task -> completions/<benchmark>/<label>.jsonl."""
+    if model.kind is None:
+        raise UsageError(
+            f"{model.name} can be prompted as a chat or as a raw text, and nothing says which (base models can have a "
+            "chat template too). Say --instruct or --base, or set generate.prompt"
+        )
+    recipe = _completions(desk, bench, model)
+    with locked(desk.run, f"generate-{bench.name}-{model.label}", None):
+        began = time.monotonic()
+        if done := already(desk, recipe, began):
+            return done
+        parts = desk.run.parts(recipe.artefact)
+        if open_parts(parts, recipe.identity(), refuse_others=False):
+            console.note(f"generate: model or settings have changed since {parts} was begun; it starts anew")
+        numbers = range(desk.project.generate.samples_per_task)
+        work = [(problem.task_id, number) for problem in bench.problems for number in numbers]
+        rows = completed_rows(parts)
+        reused = len(rows)
+        with console.progress(f"generate {bench.name} {model.label}", len(work), "sample", reused) as advance:
+            missing = [item for item in work if item not in rows]
+            _perform(desk, order(model, (bench.said, bench.file), missing, parts), advance)
+        rows = completed_rows(parts)
+        written = [rows[item] for item in work]
+        write_lines(recipe.artefact, (json.dumps(_without_counts(row)) for row in written))
+        facts = {name: sum(row[name] for row in written) for name in ("tokens", "truncated")}
+        result = seal_artefact(desk, recipe, Written(len(written), {}, facts), reused, began)
+        remove(parts)
+        return result
+
+
+def sanitize(desk: Desk, bench: Bench, model: Contestant) -> StageResult:
+    """Completions -> programs that can be run, in solutions/<benchmark>/<label>.jsonl."""
+    completions = _completions(desk, bench, model)
+    _require_made(desk, completions, f"codetune generate {bench.said}{_option(model)}")
+    return _sanitize(desk, bench, model.label, completions.artefact)
+
+
+def sanitize_file(desk: Desk, path: Path) -> StageResult:
+    """A samples file of anybody's, for the benchmark that its task ids tell."""
+    from codetune.benchmark.sanitize import read_samples
+
+    samples = read_samples(path)
+    return _sanitize(desk, open_bench(desk, _benchmark_of(desk, path, samples)), _file_label(desk, path), path)
+
+
+def is_samples_file(desk: Desk, said: str) -> bool:
+    """Whether a word names a file of samples, not a benchmark: by its first row, for both may hold prompts."""
+    if said in BENCHMARK_NAMES or not Path(said).is_file() or said in desk.project.evaluate.benchmarks:
+        return False
+    _, first = next(read_rows(Path(said), "a benchmark, or samples"), ("", {}))
+    return not {"prompt", "entry_point"} & first.keys() or bool({"completion", "solution"} & first.keys())
+
+
+def evaluate(desk: Desk, bench: Bench, model: Contestant, part: Bench) -> Report:
+    """Solutions -> verdicts and pass@k, in evaluation/<benchmark>/<label>.json. Made for all tasks of `bench`, they are
+    judged on those of `part`."""
+    completions = _completions(desk, bench, model)
+    _require_made(desk, completions, f"codetune generate {bench.said}{_option(model)}")
+    solutions = _solutions(desk, bench, model.label, completions.artefact)
+    _require_made(desk, solutions, f"codetune sanitize {bench.said}{_option(model)}")
+    return _evaluate(desk, part, model.label, solutions.artefact)
+
+
+def changed_since(desk: Desk, label: str, paths: Sequence[Path], seals: Sequence[Seal | None]) -> str:
+    """What has changed since `base` or `tuned` was evaluated, as a sentence; "" where nothing has, as far as files on
+    this machine tell. `paths` and `seals` are of the completions, the solutions and the evaluation."""
+    directory = desk.run.model if label == "tuned" else Path(desk.project.locate(desk.project.model.path)).expanduser()
+    for path, seal, stage in zip(paths, seals, ("generate", "sanitize", "evaluate"), strict=True):
+        if seal is None:
+            return f"{path} is not there any more"
+        if desk.digests.file(path) != seal.digest:
+            return f"{path} was changed after codetune wrote it"
+        if changed := differing_settings(path, seal, _benchmark_settings(desk, stage, label)):
+            return changed
+    completions, solutions, evaluation = (seal for seal in seals if seal is not None)
+    if directory.is_dir() and completions.inputs["model"] != model_digest(desk, directory):
+        return f"the {label} model has changed since"
+    if (solutions.inputs["completions"], evaluation.inputs["solutions"]) != (completions.digest, solutions.digest):
+        return "its completions have changed since"
+    tasks = Path(evaluation.facts.get("benchmark_file", ""))
+    if tasks.is_file() and desk.digests.file(tasks) != evaluation.facts["benchmark_file_digest"]:
+        return f"the tasks in {tasks} have changed since"
+    return ""
+
+
+def evaluate_file(desk: Desk, bench: Bench, path: Path) -> Report:
+    """A samples file of anybody's, judged as it is."""
+    if not path.is_file():
+        raise DataError(f"There is no file {path}. Expected: a JSONL of samples in EvalPlus format. Mend --samples")
+    return _evaluate(desk, bench, _file_label(desk, path), path)
+
+
+def _perform(desk: Desk, ordered: Order, advance: Callable[[int, int], None]) -> None:
+    """In one process for each GPU, or as many as the project says; in those of other machines only where a launcher has
+    started them. They hold one model together where a GPU does not hold it. vLLM spreads over GPUs by itself."""
+    if not ordered.missing:
+        return
+    launch = desk.project.launch.model_copy(update={"nodes": 1})
+    project = desk.project.model_copy(update={"launch": launch})
+    vllm = project.generate.backend == "vllm"
+    processes = 1 if vllm else process_count(project)
+    if not vllm and _must_share(project, Path(ordered.model["directory"]), processes):
+        ordered = replace(ordered, together=True)
+    job = Job("generate", project, asdict(ordered))
+    perform(job, processes, lambda rank, message: advance(1, message["tokens"]))
+
+
+def _must_share(project: Project, model: Path, processes: int) -> bool:
+    from codetune.model.tensor_parallel import Crowd, find_gpus, must_share
+
+    here = place()
+    crowd = Crowd(here.count if here.count > 1 else processes, here.local_count if here.count > 1 else processes)
+    return must_share(model, project.model.dtype, crowd, find_gpus())
+
+
+def _without_counts(row: Mapping[str, Any]) -> dict[str, Any]:
+    """As EvalPlus has it: a task's samples are counted in the order in which they stand."""
+    return {name: value for name, value in row.items() if name not in COUNTS}
+
+
+def _sanitize(desk: Desk, bench: Bench, label: str, source: Path) -> StageResult:
+    from codetune.benchmark.problems import pair_with_problems
+    from codetune.benchmark.sanitize import read_samples, sanitize
+
+    recipe = _solutions(desk, bench, label, source)
+    with locked(desk.run, f"sanitize-{bench.name}-{label}", None):
+        began = time.monotonic()
+        if done := already(desk, recipe, began):
+            return done
+        pairs = pair_with_problems(bench.problems, read_samples(source))
+        cleaned = [
+            sanitize(problem, sample)
+            for problem, sample in console.track(pairs, f"sanitize {bench.name} {label}", len(pairs), "sample")
+        ]
+        write_lines(recipe.artefact, (json.dumps(_sample_row(clean.solution)) for clean in cleaned))
+        facts = {
+            "changed": sum(clean.changed for clean in cleaned),
+            "not_parsing": sum(not clean.parses for clean in cleaned),
+        }
+        return seal_artefact(desk, recipe, Written(len(cleaned), {}, facts), 0, began)
+
+
+def _evaluate(desk: Desk, bench: Bench, label: str, source: Path) -> Report:
+    from codetune.benchmark.evaluate import evaluate
+    from codetune.benchmark.sanitize import as_it_is
+    from codetune.sandbox.probe import choose_tier
+
+    recipe, settings = _evaluation(desk, bench, label, source), desk.project.evaluate
+    with locked(desk.run, f"evaluate-{bench.name}-{label}", None):
+        began = time.monotonic()
+        samples = _samples(bench, source, settings.k)
+        if _made(desk, recipe):
+            report: Report = json.loads(recipe.artefact.read_text(encoding="utf-8"))
+            return report
+        tier = choose_tier(settings.sandbox)
+        if tier == "none":
+            console.warn_once(
+                "generated programs run without a sandbox, as evaluate.sandbox says: they can read and change your "
+                "files and reach the network"
+            )
+        tasks = {problem.task_id: problem for problem in bench.problems}
+        solutions = [as_it_is(tasks[sample.task_id], sample) for sample in samples]
+        verdicts = _verdicts(desk, recipe, bench, solutions, tier)
+        report = evaluate(bench.title, label, tier, bench.whole, verdicts, settings.k, desk.project.seed)
+        write_text(recipe.artefact, json.dumps(report, indent=2) + "\n")
+        tasks_file = {"benchmark_file": str(bench.file), "benchmark_file_digest": desk.digests.file(bench.file)}
+        seal_artefact(desk, recipe, Written(len(samples), {}, tasks_file), 0, began)
+        remove(desk.run.parts(recipe.artefact))
+        return report
+
+
+def _samples(bench: Bench, source: Path, k: Sequence[int]) -> list[Completion | Solution]:
+    """Those for the benchmark's tasks; what makes figures impossible, or is missing, is said before anything runs."""
+    from codetune.benchmark.evaluate import check_samples
+    from codetune.benchmark.sanitize import read_samples
+
+    tasks = {problem.task_id for problem in bench.problems}
+    others = {problem.task_id for problem in bench.whole} - tasks
+    samples = [sample for sample in read_samples(source) if sample.task_id not in others]
+    check_samples(bench.problems, samples, k)
+    there = {sample.task_id for sample in samples}
+    missing = [problem.task_id for problem in bench.problems if problem.task_id not in there]
+    if missing:
+        found = f"{source} has samples for {len(tasks) - len(missing)} of the {len(tasks)} tasks of {bench.name}"
+        if bench.complete:
+            raise DataError(
+                f"{found}: {missing[0]} is the first without. Expected: one for every task, as --complete says. Make "
+                "the others, or leave --complete out"
+            )
+        console.warn(f"{found}: the figures are of that part only")
+    return samples
+
+
+def _verdicts(desk: Desk, recipe: Recipe, bench: Bench, solutions: Sequence[Solution], tier: Tier) -> list[Verdict]:
+    """Every verdict: those found from an interrupted run, and the others as they are judged."""
+    from codetune.benchmark.judge import JUDGE_BROKE, count_missing, judge, prepare
+
+    parts, expected, workers = desk.run.parts(recipe.artefact), user_cache() / "expected", thread_count()
+    open_parts(parts, recipe.identity(), refuse_others=False)
+    with LineLog(parts / "verdicts.jsonl") as log:
+        verdicts = {(row["task_id"], row["sample"]): Verdict(**row) for row in log.found}
+        missing = [solution for solution in solutions if (solution.task_id, solution.sample) not in verdicts]
+        wanted = {solution.task_id for solution in missing}
+        problems = [problem for problem in bench.problems if problem.task_id in wanted]
+        if unknown := count_missing(problems, expected):
+            with console.progress(f"expected outputs of {bench.name}", unknown, "task", 0) as advance:
+                for _ in prepare(problems, expected, workers, tier):
+                    advance(1)
+        label = f"evaluate {bench.name} {recipe.artefact.stem}"
+        with console.progress(label, len(solutions), "sample", len(verdicts)) as advance:
+            for verdict in judge(problems, missing, expected, workers, tier):
+                log.append(asdict(verdict))
+                if verdict.failure.startswith(JUDGE_BROKE):
+                    console.warn(
+                        f"sample {verdict.sample} of {verdict.task_id} counts as failed: {verdict.failure}, and "
+                        "not for the task's own solution. Look at that sample, and please report it"
+                    )
+                verdicts[(verdict.task_id, verdict.sample)] = verdict
+                advance(1)
+    return list(verdicts.values())
+
+
+def _completions(desk: Desk, bench: Bench, model: Contestant) -> Recipe:
+    inputs = {"benchmark": bench.digest, "model": model.digest}
+    recipe = Recipe.of(desk, "generate", desk.run.completions(bench.name, model.label), inputs)
+    return replace(recipe, settings=_with_prompt(recipe.settings, model.kind))
+
+
+def _benchmark_settings(desk: Desk, stage: str, label: str) -> Mapping[str, Any]:
+    settings = settings_of(desk.project, stage)
+    return _with_prompt(settings, prompt_kind(desk, label, desk.run.model)) if stage == "generate" else settings
+
+
+def _with_prompt(settings: Mapping[str, Any], kind: Kind | None) -> dict[str, Any]:
+    """The settings with the kind of prompt in the place of `auto`."""
+    others = {key: value for key, value in settings.items() if key != "generate.prompt"}
+    return {**others, "generate.prompt": kind} if kind else others
+
+
+def _solutions(desk: Desk, bench: Bench, label: str, source: Path) -> Recipe:
+    inputs = {"benchmark": bench.digest, "completions": desk.digests.file(source)}
+    return Recipe.of(desk, "sanitize", desk.run.solutions(bench.name, label), inputs)
+
+
+def _evaluation(desk: Desk, bench: Bench, label: str, source: Path) -> Recipe:
+    inputs = {"benchmark": bench.digest, "solutions": desk.digests.file(source)}
+    return Recipe.of(desk, "evaluate", desk.run.evaluation(bench.name, label), inputs)
+
+
+def _made(desk: Desk, recipe: Recipe) -> bool:
+    return already(desk, recipe, 0.0) is not None
+
+
+def _require_made(desk: Desk, recipe: Recipe, command: str) -> None:
+    """Of what an earlier verb has left: a setting that came by flag then makes nothing stale now."""
+    seal = read_seal(recipe.artefact)
+    if seal is None:
+        raise StaleError(f"{recipe.artefact} does not exist; another command makes it. Run: {command}")
+    changed = differing_settings(recipe.artefact, seal, recipe.settings)
+    if not changed and dict(seal.inputs) != dict(recipe.inputs):
+        changed = f"{recipe.artefact} was made by another model or for other tasks than those that are there now"
+    if not changed and desk.digests.file(recipe.artefact) != seal.digest:
+        changed = f"{recipe.artefact} was changed after codetune wrote it"
+    if changed:
+        raise StaleError(f"{changed}. Run: {command}")
+
+
+def _sample_row(sample: Completion | Solution) -> dict[str, Any]:
+    from codetune.benchmark.sanitize import sample_row
+
+    return sample_row(sample)
+
+
+def _option(model: Contestant) -> str:
+    return "" if model.name == "tuned" else f" --model {model.name}"
+
+
+def _file_label(desk: Desk, path: Path) -> str:
+    return f"{_stem(path)}-{desk.digests.file(path)[:8]}"
+
+
+def _stem(path: Path) -> str:
+    """Without endings; of a hidden file, too."""
+    return path.name.lstrip(".").partition(".")[0]
+
+
+def _benchmark_of(desk: Desk, path: Path, samples: Sequence[Completion | Solution]) -> str:
+    """By the task ids HumanEval, MBPP or the demo; else what of the project's benchmarks knows the first task."""
+    first = samples[0].task_id
+    for prefix, name in (("HumanEval/", "humaneval"), ("Mbpp/", "mbpp"), ("Demo/", "demo")):
+        if first.startswith(prefix):
+            return name
+    for said in desk.project.evaluate.benchmarks:
+        if said not in EVALPLUS_NAMES and any(problem.task_id == first for problem in open_bench(desk, said).problems):
+            return said
+    raise UsageError(
+        f"{path}: the task {first!r} is of no benchmark that the project names; expected humaneval, mbpp or one of "
+        "evaluate.benchmarks. Name its file there, such as --set 'evaluate.benchmarks=[tasks.jsonl]'"
+    )
+
+
+def _own_file(desk: Desk, said: str) -> Path | None:
+    """The file of a benchmark that is not EvalPlus', where there is one."""
+    if said in EVALPLUS_NAMES:
+        return None
+    file = _demo_file(desk) if said == "demo" else Path(desk.project.locate(said)).expanduser()
+    return file if file.is_file() else None
+
+
+def _demo_file(desk: Desk) -> Path:
+    """The demo's held-out tasks: those of the demo's directory, else made for this run."""
+    beside = desk.project.root / "benchmark.jsonl"
+    if beside.is_file():
+        return beside
+    from codetune.demo.world import write_benchmark
+
+    made_here = desk.run.directory / ".cache" / "demo.jsonl"
+    if not made_here.is_file():
+        write_benchmark(made_here, desk.project.seed)
+    return made_here

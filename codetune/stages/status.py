@@ -1,0 +1,252 @@
+"""Which settings and inputs make each artefact, and from that how it stands: done, stale (and why), partial, missing.
+
+A setting that came by flag is part of the seal and makes nothing stale. Says what is true; does no work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from codetune.data.source import dataset_fingerprint, is_here
+from codetune.errors import StaleError
+from codetune.project.sections import Project, keys, value_at
+from codetune.store.run_directory import Digests, Run, Seal, combined, read_seal
+
+RowStage = Literal["score", "embed", "select", "train"]
+State = Literal["done", "stale", "partial", "missing"]
+
+_DATASET = ("dataset.path", "dataset.split", "dataset.instruction", "dataset.response")
+# What is left out changes no result: batch sizes, logging, how often a checkpoint is written.
+SETTINGS: Mapping[str, tuple[str, ...]] = {
+    "score": (*_DATASET, "score.model", "model.dtype", "model.attention", "score.max_length", "score.prompt"),
+    "embed": (*_DATASET, "embed.model", "seed"),
+    "select": ("select.strategy", "select.clusters", "select.ratio", "select.ratio_of", "select.max_ifd", "seed"),
+    "train": (
+        "model.path",
+        "model.chat_format",
+        "model.dtype",
+        "model.attention",
+        "train.method",
+        "train.pad_mode",
+        "train.max_length",
+        "train.too_long",
+        "train.epochs",
+        "train.max_steps",
+        "train.global_batch_size",
+        "train.per_device_batch_size",
+        "train.gradient_accumulation_steps",
+        "train.learning_rate",
+        "train.scheduler",
+        "train.warmup_steps",
+        "train.weight_decay",
+        "train.max_grad_norm",
+        "train.optimizer",
+        "train.tf32",
+        "train.gradient_checkpointing",
+        "train.pack_isolation",
+        "train.sort_in_step",
+        "train.merge",
+        *(key for key, _ in keys() if key.startswith(("train.lora.", "train.quantization."))),
+        "seed",
+    ),
+    "generate": (
+        "generate.prompt",
+        "generate.max_new_tokens",
+        "generate.samples_per_task",
+        "generate.temperature",
+        "generate.top_p",
+        "model.dtype",
+        "seed",
+    ),
+    "sanitize": (),
+    "evaluate": ("evaluate.sandbox", "evaluate.k"),
+}
+NEEDS: Mapping[str, tuple[RowStage, ...]] = {"select": ("score", "embed"), "train": ("select",)}
+# Of each stage that reads a model: what the model is called among the inputs, and the setting that names it.
+_MODEL: Mapping[str, tuple[str, str]] = {
+    "score": ("model", "score.model"),
+    "embed": ("model", "embed.model"),
+    "train": ("base", "model.path"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    state: State
+    why: str = ""  # of a stale artefact: what has changed
+    seal: Seal | None = None  # of one that is done or stale, unless the seal itself is damaged
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What every verb works with: the project, its run directory, and the digests known there."""
+
+    project: Project
+    run: Run
+    digests: Digests
+
+    def artefact(self, stage: RowStage) -> Path:
+        run = self.run
+        return {"score": run.scores, "embed": run.embeddings, "select": run.selection, "train": run.model}[stage]
+
+
+def settings_of(project: Project, stage: str) -> dict[str, Any]:
+    """The settings that make the artefact of a stage, by dotted key."""
+    settings = {key: value_at(project, key) for key in SETTINGS[stage]}
+    if stage == "score":
+        settings["score.model"] = project.score.model or project.model.path
+    if stage == "generate" and project.generate.temperature == 0:  # greedy: nothing is drawn
+        del settings["generate.top_p"], settings["seed"]
+    return settings
+
+
+def dataset_digest(desk: Desk) -> str:
+    dataset = desk.project.dataset
+    return dataset_fingerprint(dataset, desk.project.locate(dataset.path), desk.digests.file)
+
+
+def dataset_is_here(desk: Desk) -> bool:
+    dataset = desk.project.dataset
+    return is_here(dataset, desk.project.locate(dataset.path))
+
+
+def standing(desk: Desk, stage: RowStage) -> Standing:
+    """How the artefact of a row stage stands against the project and everything it was made from. What has been taken
+    away, data set or model, changes nothing: it is missed by who reads it."""
+    artefact = desk.artefact(stage)
+    try:
+        seal = read_seal(artefact)
+    except StaleError as why:
+        return Standing("stale", str(why))
+    if seal is None:
+        begun = {"score": desk.run.parts(artefact), "embed": desk.run.parts(artefact), "train": desk.run.train}.get(
+            stage
+        )
+        return Standing("partial" if begun and begun.exists() else "missing")
+    changed = (
+        _differing_content(desk, artefact, seal)
+        or differing_settings(artefact, seal, settings_of(desk.project, stage))
+        or _differing_input(desk, artefact, seal)
+    )
+    return Standing("stale", changed, seal) if changed else Standing("done", "", seal)
+
+
+def require(desk: Desk, stage: RowStage) -> Seal:
+    """The seal of an artefact that a later stage is about to use. Raises StaleError with the command that makes it."""
+    found = standing(desk, stage)
+    if found.seal is not None and found.state == "done":
+        return found.seal
+    artefact = desk.artefact(stage)
+    if found.state == "stale":
+        first = _first_stale(desk, stage)
+        is_damaged = standing(desk, first).seal is None and standing(desk, first).state == "stale"
+        raise StaleError(found.why if is_damaged else f"{found.why}. Run: codetune {first}")
+    condition = "is not finished" if found.state == "partial" else "does not exist"
+    raise StaleError(f"{artefact} {condition}; it is made by another command. Run: codetune {stage}")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """From what an artefact is about to be made: it is there already when its seal says the same."""
+
+    stage: str
+    artefact: Path
+    settings: Mapping[str, Any]
+    overrides: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    said: Mapping[str, Any] = field(default_factory=dict)  # the overrides under the keys that the user wrote
+
+    @classmethod
+    def of(cls, desk: Desk, stage: str, artefact: Path, inputs: Mapping[str, str]) -> Recipe:
+        project, settings = desk.project, settings_of(desk.project, stage)
+        said = {key: value for key, value in project.overrides.items() if _setting(project, stage, key) in settings}
+        overrides = {_setting(project, stage, key): value for key, value in said.items()}
+        return cls(stage, artefact, settings, overrides, inputs, said)
+
+    def made(self, seal: Seal | None) -> bool:
+        return (
+            seal is not None and dict(seal.settings) == dict(self.settings) and dict(seal.inputs) == dict(self.inputs)
+        )
+
+    def identity(self, without: Sequence[str] = ()) -> dict[str, Any]:
+        """Settings and inputs in one flat mapping, to be compared with those of unfinished work."""
+        return identity(self.settings, {name: digest for name, digest in self.inputs.items() if name not in without})
+
+    def sealed(
+        self, digest: str, rows: int, refused: Mapping[str, int], seconds: float, facts: Mapping[str, Any]
+    ) -> Seal:
+        return Seal(
+            self.stage,
+            digest,
+            rows,
+            dict(refused),
+            dict(self.inputs),
+            dict(self.settings),
+            dict(self.overrides),
+            seconds,
+            facts,
+        )
+
+
+def identity(settings: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Any]:
+    return {**settings, **{f"{name} (digest)": digest for name, digest in inputs.items()}}
+
+
+def _setting(project: Project, stage: str, key: str) -> str:
+    """The setting that a key is to a stage: where the base model scores, its path is the scoring model's."""
+    return "score.model" if (stage, key, project.score.model) == ("score", "model.path", None) else key
+
+
+def differing_settings(artefact: Path, seal: Seal, settings: Mapping[str, Any]) -> str:
+    """The first setting that has changed since, as a sentence; "" where none has."""
+    for key, value in settings.items():
+        if seal.settings.get(key) != value and key not in seal.overrides:
+            return f"{artefact} was made with {key} {seal.settings.get(key)!r}, the project now says {value!r}"
+    return ""
+
+
+def content_digest(desk: Desk, artefact: Path) -> str:
+    """Of the artefact as it lies there now; of embeddings the vectors and their ids together."""
+    if artefact != desk.run.embeddings:
+        return desk.digests.artefact(artefact)
+    return combined(desk.digests.file(path) for path in (artefact, desk.run.embedding_ids) if path.exists())
+
+
+def _differing_content(desk: Desk, artefact: Path, seal: Seal) -> str:
+    return "" if content_digest(desk, artefact) == seal.digest else f"{artefact} was changed after codetune wrote it"
+
+
+def _differing_input(desk: Desk, artefact: Path, seal: Seal) -> str:
+    for name, digest in seal.inputs.items():
+        if name == "dataset" and dataset_is_here(desk) and dataset_digest(desk) != digest:
+            return f"the data set {desk.project.dataset.path} has changed since {artefact} was made"
+        if name in ("score", "embed", "select"):
+            upstream = standing(desk, name)  # type: ignore[arg-type]
+            if upstream.state == "stale":
+                return upstream.why
+            if upstream.seal is None or upstream.seal.digest != digest:
+                return f"{desk.artefact(name)} has changed since {artefact} was made"  # type: ignore[arg-type]
+    return _differing_model(desk, artefact, seal)
+
+
+def _differing_model(desk: Desk, artefact: Path, seal: Seal) -> str:
+    """Only of a model that lies in a directory: a hub's snapshot stays as it is, and one taken away changes nothing."""
+    name, setting = _MODEL.get(seal.stage, ("", ""))
+    if name not in seal.inputs or seal.settings[setting] == "hashing":
+        return ""
+    directory = Path(desk.project.locate(seal.settings[setting])).expanduser()
+    if not directory.is_dir() or desk.digests.tree(directory) == seal.inputs[name]:
+        return ""
+    return f"the model {directory} has changed since {artefact} was made"
+
+
+def _first_stale(desk: Desk, stage: RowStage) -> RowStage:
+    """The earliest stage in the chain that has to be done again."""
+    seal = standing(desk, stage).seal
+    for upstream in NEEDS.get(stage, ()):
+        if seal is not None and upstream in seal.inputs and standing(desk, upstream).state != "done":
+            return _first_stale(desk, upstream)
+    return stage

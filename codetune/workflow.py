@@ -1,0 +1,220 @@
+"""The verbs over several stages: run (the whole pipeline), eval (a benchmark in one go), status (how all of it stands).
+What is done and still true is not done again.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+from codetune.console import counts, percent
+from codetune.errors import StaleError, UsageError
+from codetune.selection.select import NEEDS
+from codetune.stages import evaluate
+from codetune.stages import stage as pipeline
+from codetune.stages.resume import begun_otherwise, training_place
+from codetune.stages.stage import StageResult
+from codetune.stages.status import Desk, RowStage, State, dataset_is_here, settings_of, standing
+from codetune.store.block_log import read_logs
+from codetune.store.run_directory import Seal, read_seal, seal_path
+
+if TYPE_CHECKING:
+    from codetune.benchmark.evaluate import Report
+    from codetune.benchmark.model_comparison import Comparison
+
+Stage = Literal["score", "embed", "select", "train", "generate", "sanitize", "evaluate"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+ROW_STAGES: tuple[RowStage, ...] = get_args(RowStage)
+COMPARED = ("base", "tuned")
+COUNTED = ("tokens", "truncated", "changed", "not_parsing")  # of completions, and of the programs made of them
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """How one stage stands; `detail` says why it is stale, how far it is, or what is in it."""
+
+    stage: str
+    state: State | Literal["not needed"]
+    detail: str
+    command: str
+
+
+def run(desk: Desk, wanted: Sequence[Stage]) -> Iterator[StageResult | Report]:
+    """Each of the stages (see `stages_between`), yielded when it is done."""
+    benches: list[evaluate.Bench] = []
+    if {"generate", "sanitize", "evaluate"} & set(wanted):  # a typo there is told before hours of training
+        _require_samples(desk)
+        benches = [evaluate.open_bench(desk, said) for said in _distinct(desk)]
+    for stage in ROW_STAGES:
+        if stage in wanted and needed(desk, stage):
+            yield _row_stage(desk, stage)
+    if not benches:
+        return
+    models = [evaluate.contestant(desk, name) for name in COMPARED]
+    for bench in benches:
+        for model in models:
+            if "generate" in wanted:
+                yield evaluate.generate(desk, bench, model)
+            if "sanitize" in wanted:
+                yield evaluate.sanitize(desk, bench, model)
+            if "evaluate" in wanted:
+                yield evaluate.evaluate(desk, bench, model, bench)
+
+
+def evaluate_by_name(desk: Desk, bench: evaluate.Bench, names: Sequence[str]) -> list[Report]:
+    """Generate, sanitize and evaluate each model on one benchmark. All names are resolved before the first is run; a
+    model that has two of them is one."""
+    _require_samples(desk)
+    models = {model.label: model for model in [evaluate.contestant(desk, name) for name in names]}
+    return [_evaluated(desk, bench, model) for model in models.values()]
+
+
+def _evaluated(desk: Desk, bench: evaluate.Bench, model: evaluate.Contestant) -> Report:
+    made = [verb(desk, bench, model) for verb in (evaluate.generate, evaluate.sanitize)]
+    report = evaluate.evaluate(desk, bench, model, bench)
+    facts = {name: value for result in made for name, value in result.facts.items()}
+    report["completions"] = {name: facts[name] for name in COUNTED}
+    return report
+
+
+def compare(desk: Desk, reports: Sequence[Report]) -> list[Comparison]:
+    """Every two models on the same benchmark."""
+    if len(reports) < 2:
+        return []
+    from codetune.benchmark.model_comparison import compare
+
+    return compare(reports, desk.project.seed)
+
+
+def needed(desk: Desk, stage: RowStage) -> bool:
+    """Whether the selection strategy makes any use of the stage."""
+    needs = NEEDS[desk.project.select.strategy]
+    return {"score": needs.scores, "embed": needs.embeddings}.get(stage, True)
+
+
+def status(desk: Desk) -> list[Line]:
+    """A line per stage, in their order; looks at files only."""
+    lines = [_row_line(desk, stage) for stage in ROW_STAGES]
+    trained = lines[-1].state == "done"
+    benchmarks = desk.project.evaluate.benchmarks
+    return lines + [_benchmark_line(desk, said, label, trained) for said in benchmarks for label in COMPARED]
+
+
+def _require_samples(desk: Desk) -> None:
+    """Said before hours of generation, not after."""
+    most, samples = max(desk.project.evaluate.k), desk.project.generate.samples_per_task
+    if most > samples:
+        raise UsageError(
+            f"evaluate.k asks for pass@{most}, and generate.samples_per_task makes {samples} of a task. Expected: as "
+            f"many samples as the largest k. Set generate.samples_per_task to {most} or more (and generate.temperature "
+            "above 0), or evaluate.k lower"
+        )
+
+
+def _distinct(desk: Desk) -> Sequence[str]:
+    """The project's benchmarks, where no two of them would write the same artefacts."""
+    benchmarks = desk.project.evaluate.benchmarks
+    names = [evaluate.bench_name(desk, said) for said in benchmarks]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(
+            f"evaluate.benchmarks names {twice!r} twice ({', '.join(benchmarks)}); results are kept by name. Leave "
+            "one out, or rename the file"
+        )
+    return benchmarks
+
+
+def _row_stage(desk: Desk, stage: RowStage) -> StageResult:
+    found = standing(desk, stage)
+    if found.state == "done" and found.seal is not None:
+        return pipeline.found_done(desk, stage, found.seal)
+    if stage == "score":
+        return pipeline.score(desk, None)
+    if stage == "embed":
+        return pipeline.embed(desk, None)
+    return pipeline.select(desk) if stage == "select" else pipeline.train(desk)
+
+
+def _row_line(desk: Desk, stage: RowStage) -> Line:
+    if not needed(desk, stage):
+        return Line(stage, "not needed", f"select.strategy is {desk.project.select.strategy}", "")
+    found = standing(desk, stage)
+    command = f"codetune {stage}"
+    if found.seal is not None and found.state == "done":
+        unseen = "" if _can_compare(desk, found.seal) else f"; {desk.project.dataset.path} is not here to compare with"
+        beside = (
+            f"; begun beside it: {_progress(desk, stage)}" if stage == "train" and desk.run.next_train.exists() else ""
+        )
+        return Line(stage, "done", _counted(found.seal.rows, found.seal.refused) + unseen + beside, command)
+    if found.state == "partial":
+        settings = settings_of(desk.project, stage)
+        differing, going_on = begun_otherwise(desk.run, settings) if stage == "train" else ("", "")
+        progress = _progress(desk, stage) + (f", made otherwise: {differing}" if differing else "")
+        return Line(stage, "partial", progress, going_on or command)
+    if found.seal is None and found.why:  # a damaged seal
+        command = f"rm {seal_path(desk.artefact(stage))}"
+    return Line(stage, found.state, found.why, command)
+
+
+def _can_compare(desk: Desk, seal: Seal) -> bool:
+    return "dataset" not in seal.inputs or dataset_is_here(desk)
+
+
+def _progress(desk: Desk, stage: RowStage) -> str:
+    if stage == "train":
+        checkpoints = [int(path.name.rpartition("-")[2]) for path in training_place(desk.run).glob("checkpoint-*[0-9]")]
+        return f"checkpoint of step {max(checkpoints)}" if checkpoints else "no checkpoint yet"
+    return f"{len(read_logs(desk.run.parts(desk.artefact(stage)))):,} rows"
+
+
+def _benchmark_line(desk: Desk, said: str, label: str, trained: bool) -> Line:
+    """By the seals alone: nobody's tasks are read, and no network or hub is asked."""
+    name = evaluate.bench_name(desk, said)
+    stage, command = f"{name} {label}", f"codetune eval {said} --model {label}"
+    paths = [place(name, label) for place in (desk.run.completions, desk.run.solutions, desk.run.evaluation)]
+    try:
+        seals = [read_seal(path) for path in paths]
+    except StaleError as why:
+        return Line(stage, "stale", str(why), command)
+    if seals[2] is None:
+        done = "generated" if seals[0] else "begun" if desk.run.parts(paths[0]).exists() else ""
+        return Line(stage, "partial" if done else "missing", done, command)
+    changed = "" if trained or label != "tuned" else "the tuned model has changed since"
+    changed = changed or evaluate.changed_since(desk, label, paths, seals)
+    return Line(stage, "stale" if changed else "done", changed or _figures(desk, name, label), command)
+
+
+def _figures(desk: Desk, name: str, label: str) -> str:
+    report = json.loads(desk.run.evaluation(name, label).read_text(encoding="utf-8"))
+    figures = report["pass_at_k"]
+    return "; ".join(
+        f"{k} {percent(figures['base'][k])} base, {percent(figures['plus'][k])} plus" for k in figures["base"]
+    )
+
+
+def _counted(rows: int, refused: Mapping[str, int]) -> str:
+    return f"{rows:,} rows" + (f"; refused: {counts(refused)}" if refused else "")
+
+
+def stages_between(first: str, last: str) -> Sequence[Stage]:
+    """From `first` to `last`, both among them."""
+    begin, end = STAGES.index(_stage_named(first)), STAGES.index(_stage_named(last))
+    if begin > end:
+        raise UsageError(f"--from {first} --to {last}: {last} comes before {first}. The order is: {' '.join(STAGES)}")
+    return STAGES[begin : end + 1]
+
+
+def _stage_named(name: str) -> Stage:
+    for stage in STAGES:
+        if stage == name:
+            return stage
+    near = difflib.get_close_matches(name, STAGES, n=1)
+    hint = f"; did you mean {near[0]}?" if near else "."
+    raise UsageError(f"{name} is no stage{hint} Expected one of: {', '.join(STAGES)}")
+
+
+def reports_in(results: Sequence[StageResult | Report]) -> list[Report]:
+    return [result for result in results if not isinstance(result, StageResult)]

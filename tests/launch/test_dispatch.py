@@ -1,0 +1,71 @@
+"""Work that several processes share: how it travels, and who does it. Whole trainings are in training/test_ranks.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from codetune.errors import UsageError
+from codetune.launch.dispatch import WORK, Job, perform, process_count
+from codetune.project.file import read_project
+from codetune.stages import stage as pipeline
+from tests.small_world import desk_of, make_small_world
+
+
+def test_a_job_arrives_as_it_was_sent(tmp_path: Path) -> None:
+    file = tmp_path / "codetune.yaml"
+    file.write_text("name: far\nlaunch: {processes: 3}\ntrain: {learning_rate: 3e-4}\n")
+    sent = Job("train", read_project(file, ["select.ratio=0.1"], {}), {"saved": "/a b/model"})
+    arrived = Job.read(sent.text())
+    assert arrived == sent
+    assert arrived.project.root == tmp_path.resolve()
+    assert arrived.project.overrides == {"select.ratio": 0.1}
+    assert arrived.project.run_dir == tmp_path.resolve() / "runs/far"
+
+
+def test_processes_are_those_of_the_project_and_one_without_a_gpu(tmp_path: Path) -> None:
+    file = tmp_path / "codetune.yaml"
+    file.write_text("launch: {processes: 3}\n")
+    assert process_count(read_project(file, [], {})) == 3
+    file.write_text("{}\n")
+    assert process_count(read_project(file, [], {})) >= 1
+
+
+def test_one_process_is_the_commands_own(tmp_path: Path) -> None:
+    heard: list[Any] = []
+    desk = desk_of(make_small_world(tmp_path, 30), select__strategy="random", launch__processes=1)
+    pipeline.select(desk)
+    details = {"model": str(tmp_path / "base"), "directory": str(tmp_path / "train"), "saved": str(tmp_path / "saved")}
+    (told,) = perform(Job("train", desk.project, details), 1, lambda rank, message: heard.append((rank, message)))
+    assert told["rows"] == 12
+    assert [message["step"] for _, message in heard] == [1, 2, 3]
+    assert (tmp_path / "saved" / "model.safetensors").exists()
+
+
+def test_another_number_than_the_users_launcher_has_started_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    file = tmp_path / "codetune.yaml"
+    file.write_text("launch: {processes: 3}\n")
+    project = read_project(file, [], {})
+    with pytest.raises(UsageError, match=r"launch.processes is 3, and this command was started 2 times"):
+        perform(Job("train", project, {}), process_count(project), lambda rank, message: None)
+
+
+def test_another_machine_than_the_first_begins_nothing_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NODE_RANK", "1")
+    monkeypatch.setenv("MASTER_ADDR", "first")
+    file = tmp_path / "codetune.yaml"
+    file.write_text("launch: {nodes: 2}\n")
+    with pytest.raises(UsageError, match=r"machine 1 of 2, which follows .* codetune train$"):
+        perform(Job("train", read_project(file, [], {}), {}), 1, lambda rank, message: None)
+
+
+def test_every_work_is_named_like_its_command() -> None:
+    assert set(WORK) <= {"score", "embed", "train", "generate"}

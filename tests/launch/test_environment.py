@@ -1,0 +1,163 @@
+"""Shards as the user types them, which of several processes this is, and what stands in the environment before
+libraries are loaded."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from codetune.errors import UsageError
+from codetune.launch.environment import (
+    Errand,
+    Node,
+    errand,
+    node,
+    only_rank,
+    parse_shard,
+    place,
+    prepare_process,
+    thread_count,
+    worker_environment,
+)
+from codetune.records import ALONE, Place
+
+
+@given(st.data())
+def test_every_shard_within_its_count_is_understood(data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, 10_000))
+    index = data.draw(st.integers(0, count - 1))
+    assert parse_shard(f"{index}/{count}") == (index, count)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("8/8", "from 0 to 7"),
+        ("1/1", "from 0 to 0"),
+        ("0/0", "N of at least 1"),
+        ("a/b", "two whole numbers"),
+        ("1", "two whole numbers"),
+        ("1/2/3", "two whole numbers"),
+        ("-1/2", "two whole numbers"),
+        ("1 / 2", "two whole numbers"),
+        ("1/2\n", "two whole numbers"),
+        ("", "two whole numbers"),
+    ],
+)
+def test_an_impossible_shard_is_told_with_a_possible_one(text: str, expected: str) -> None:
+    with pytest.raises(UsageError, match=expected):
+        parse_shard(text)
+
+
+def test_every_process_has_the_threads_that_codetune_sets_whatever_the_launcher_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "77")
+    prepare_process()
+    assert os.environ["OMP_NUM_THREADS"] == os.environ["MKL_NUM_THREADS"] == str(thread_count())
+
+
+def test_what_the_user_set_for_a_library_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "debug")
+    prepare_process()
+    assert os.environ["TRANSFORMERS_VERBOSITY"] == "debug"
+
+
+def test_the_thread_count_follows_the_cores_that_the_process_may_use() -> None:
+    program = (
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "from codetune.launch.environment import thread_count; print(thread_count())"
+    )
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert told.stdout == "1\n"
+
+
+SLURM = {"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "gpu[03-04]"}
+SLURM |= {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_JOB_ID": "123"}
+
+
+@pytest.fixture
+def nowhere(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An environment that no launcher has written."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", *SLURM)
+    for name in names:  # set first, so that what is written meanwhile is taken back afterwards
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    return monkeypatch
+
+
+def test_without_a_launcher_a_process_is_alone(nowhere: pytest.MonkeyPatch) -> None:
+    assert place() == ALONE
+    nowhere.setenv("RANK", "3")  # a scheduler's, which means the machine
+    nowhere.setenv("WORLD_SIZE", "4")
+    assert place() == ALONE
+
+
+def test_what_torchrun_has_set_is_understood(nowhere: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}.items():
+        nowhere.setenv(name, value)
+    assert place() == Place(5, 8, 1, 4)
+    assert place().shard == (5, 8)
+    nowhere.setenv("RANK", "first")
+    with pytest.raises(UsageError, match="not all numbers"):
+        place()
+
+
+def test_tasks_of_srun_are_the_ranks(nowhere: pytest.MonkeyPatch) -> None:
+    for name, value in SLURM.items():
+        nowhere.setenv(name, value)
+    prepare_process()
+    assert place() == Place(5, 8, 1, 4)
+    assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("gpu03", "20123")
+
+
+def test_one_task_of_srun_on_each_machine_is_a_command_on_each(nowhere: pytest.MonkeyPatch) -> None:
+    for name, value in {**SLURM, "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}.items():
+        nowhere.setenv(name, value)
+    prepare_process()
+    assert place() == ALONE
+    assert node(2) == Node(1, 2)
+
+
+def test_a_batch_script_outside_srun_is_alone(nowhere: pytest.MonkeyPatch) -> None:
+    nowhere.setenv("SLURM_PROCID", "0")
+    nowhere.setenv("SLURM_JOB_ID", "123")
+    prepare_process()
+    assert place() == ALONE
+
+
+def test_several_machines_need_to_know_which_they_are(nowhere: pytest.MonkeyPatch) -> None:
+    assert node(1) == Node(0, 1)
+    with pytest.raises(UsageError, match=r"launch.nodes is 3, and NODE_RANK \(now None\).*up to NODE_RANK=2"):
+        node(3)
+    nowhere.setenv("NODE_RANK", "2")
+    with pytest.raises(UsageError, match=r"MASTER_ADDR \(now None\)"):
+        node(3)
+    nowhere.setenv("MASTER_ADDR", "first")
+    assert node(3) == Node(2, 3)
+    with pytest.raises(UsageError, match="NODE_RANK"):
+        node(2)
+
+
+def test_a_worker_finds_what_torchrun_would_tell_and_its_errand(nowhere: pytest.MonkeyPatch) -> None:
+    told = worker_environment(1, 4, Node(0, 1), Errand(Path("/tmp/a:b/job.json"), 7))
+    for name, value in told.items():
+        nowhere.setenv(name, value)
+    assert place() == Place(1, 4, 1, 4)
+    assert errand() == Errand(Path("/tmp/a:b/job.json"), 7)
+    assert errand() is None  # what a worker starts is no worker
+
+
+def test_the_only_rank_is_told_so_for_a_while(nowhere: pytest.MonkeyPatch) -> None:
+    nowhere.setenv("MASTER_PORT", "1")
+    with only_rank() as here:
+        assert here == place() == ALONE
+        assert os.environ["RANK"] == "0"
+    assert "RANK" not in os.environ
+    assert os.environ["MASTER_PORT"] == "1"

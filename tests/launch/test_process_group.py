@@ -1,0 +1,33 @@
+"""Processes that meet. What teams of a whole training say to each other is tested in training/test_ranks.py."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from pathlib import Path
+
+from codetune.launch.process_group import SOLO, apart, meet_in, team
+from codetune.records import Place
+
+
+def test_alone_everything_is_heard_by_oneself() -> None:
+    assert (SOLO.sums([2.0]), SOLO.most([3.0]), SOLO.least(4.0)) == ([2.0], [3.0], 4.0)
+
+
+def test_a_team_is_not_misled_by_what_an_earlier_one_has_left(tmp_path: Path) -> None:
+    begin = multiprocessing.get_context("spawn").Process
+    crew = [begin(target=_meet_twice, args=(rank, tmp_path), daemon=True) for rank in range(2)]
+    for process in crew:
+        process.start()
+    for process in crew:
+        process.join(30)
+    assert [process.exitcode for process in crew] == [0, 0]
+
+
+def _meet_twice(rank: int, directory: Path) -> None:
+    store = meet_in(directory / "meeting", 2)
+    for number in range(2):
+        if rank == 0:
+            time.sleep(1)  # so that the other one looks for it first
+        with team(Place(rank, 2, rank, 2), lambda at=number: apart(store, str(at))) as both:
+            assert both.sums([rank + 1]) == [3]

@@ -1,0 +1,242 @@
+"""Workers are watched and spoken for: by small programs that do what a worker does, and die as workers die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from codetune.errors import CodetuneError, DataError, WorkerError
+from codetune.launch.environment import Node
+from codetune.launch.workers import Crew, run_workers
+
+BEGIN = """
+import os, signal, sys, time
+from codetune.launch.environment import errand, place
+from codetune.launch.workers import speaking
+told, here = errand(), place()
+print(f"printed by {here.rank}", flush=True)
+with speaking(told.descriptor) as tell:
+"""
+
+
+@pytest.fixture
+def shown() -> list[str]:
+    return []
+
+
+def run(
+    directory: Path,
+    program: str,
+    count: int,
+    shown: list[str],
+    heard: list[tuple[int, Mapping[str, Any]]] | None = None,
+) -> list[Any]:
+    """Runs the body of a worker in `count` processes."""
+    listen = (lambda rank, message: None) if heard is None else lambda rank, message: heard.append((rank, message))
+    return run_workers(crew(directory, program, count), listen, shown.append)
+
+
+def crew(directory: Path, program: str, count: int, where: Node = Node(0, 1)) -> Crew:  # noqa: B008 - it is frozen
+    file = directory / "worker.py"
+    file.write_text(BEGIN + textwrap.indent(textwrap.dedent(program), "    "), encoding="utf-8")
+    return Crew((sys.executable, str(file)), count, where, directory / "job.json")
+
+
+def test_every_worker_is_heard_and_results_come_by_rank(tmp_path: Path, shown: list[str]) -> None:
+    heard: list[tuple[int, Mapping[str, Any]]] = []
+    program = """
+        tell({"step": here.rank})
+        time.sleep(0.2 * (3 - here.rank))
+        tell({"result": [here.rank, here.count, here.local_rank, str(told.job.name)]})
+    """
+    assert run(tmp_path, program, 3, shown, heard) == [[rank, 3, rank, "job.json"] for rank in range(3)]
+    assert sorted(rank for rank, _ in heard) == [0, 1, 2]
+    assert all(message == {"step": rank} for rank, message in heard)
+
+
+def test_only_the_first_one_is_seen_to_print(tmp_path: Path, shown: list[str]) -> None:
+    run(tmp_path, 'tell({"result": None})', 3, shown)
+    assert "".join(shown) == "printed by 0\n"
+
+
+def test_a_worker_of_the_second_machine_counts_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "first")
+    program = 'tell({"result": [here.rank, here.count, here.local_rank, os.environ["MASTER_ADDR"]]})'
+    planned = crew(tmp_path, program, 2, Node(1, 3))
+    assert run_workers(planned, lambda rank, message: None, lambda text: None) == [
+        [2, 6, 0, "first"],
+        [3, 6, 1, "first"],
+    ]
+
+
+def test_the_error_of_a_worker_is_the_commands_own(tmp_path: Path, shown: list[str]) -> None:
+    program = """
+        from codetune.errors import DataError
+        if here.rank == 1:
+            raise DataError("rows.jsonl:3 is bad")
+        time.sleep(60)
+    """
+    began = time.monotonic()
+    with pytest.raises(DataError, match=r"^rows\.jsonl:3 is bad$"):
+        run(tmp_path, program, 2, shown)
+    assert time.monotonic() - began < 10
+    assert "Traceback" not in "".join(shown)
+
+
+def test_a_worker_that_is_killed_ends_the_others_and_is_the_one_named(tmp_path: Path, shown: list[str]) -> None:
+    # The other one loses its connection to the dead, and tells so as loudly as torch does; perhaps before the command
+    # has seen who died.
+    program = """
+        if here.rank == 1:
+            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise RuntimeError("Connection closed by peer")
+    """
+    with pytest.raises(WorkerError, match=r"^Process 1 of 2 \(pid \d+\) was killed by SIGKILL \(.*memory"):
+        run(tmp_path, program, 2, shown)
+    assert "Connection closed" not in "".join(shown)
+
+
+def test_one_that_dies_of_something_unknown_is_shown_with_what_it_printed_last(
+    tmp_path: Path, shown: list[str]
+) -> None:
+    program = """
+        if here.rank == 1:
+            raise ZeroDivisionError("of rank 1")
+        time.sleep(0.3)
+        raise RuntimeError("Connection closed by peer")
+    """
+    with pytest.raises(WorkerError, match=r"Process 1 of 2 .* ended with status 1"):
+        run(tmp_path, program, 2, shown)
+    told = "".join(shown)
+    assert "ZeroDivisionError: of rank 1" in told
+    assert "Connection closed" not in told
+
+
+def test_a_named_error_is_the_cause_though_others_fail_before_it_is_told(tmp_path: Path, shown: list[str]) -> None:
+    program = """
+        from codetune.errors import CodetuneError
+        if here.rank == 0:
+            raise RuntimeError("Connection closed by peer")
+        time.sleep(0.3)
+        raise CodetuneError("the disk is full")
+    """
+    with pytest.raises(CodetuneError, match="the disk is full"):
+        run(tmp_path, program, 2, shown)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_command_reaches_all_and_they_are_waited_for(
+    tmp_path: Path, shown: list[str], number: signal.Signals
+) -> None:
+    program = """
+        try:
+            (here_is := open(f"{sys.argv[0]}.{here.rank}", "w")).close()
+            time.sleep(60)
+        except KeyboardInterrupt:
+            time.sleep(1.5)  # as long as a checkpoint takes
+            open(f"{sys.argv[0]}.{here.rank}.saved", "w").close()
+            raise
+    """
+    earlier = signal.getsignal(number)
+    when_up(tmp_path, 2, lambda: os.kill(os.getpid(), number))
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, program, 2, shown)
+    assert len(list(tmp_path.glob("*.saved"))) == 2
+    assert signal.getsignal(number) is earlier
+
+
+def test_a_second_signal_ends_them_at_once(tmp_path: Path, shown: list[str]) -> None:
+    program = """
+        open(f"{sys.argv[0]}.{here.rank}", "w").close()
+        while True:
+            try:
+                time.sleep(60)
+            except KeyboardInterrupt:
+                pass
+    """
+
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    when_up(tmp_path, 2, twice)
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, program, 2, shown)
+    assert time.monotonic() - began < 15
+
+
+def test_who_loses_the_connection_to_an_interrupted_one_has_not_failed(tmp_path: Path, shown: list[str]) -> None:
+    program = """
+        open(f"{sys.argv[0]}.{here.rank}", "w").close()
+        if here.rank == 0:
+            time.sleep(60)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # waits for the other one, inside of torch
+        time.sleep(2)
+        raise RuntimeError("Connection closed by peer")
+    """
+    when_up(tmp_path, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, program, 2, shown)
+
+
+def test_those_who_were_done_before_they_heard_of_it_are_done(tmp_path: Path, shown: list[str]) -> None:
+    program = """
+        open(f"{sys.argv[0]}.{here.rank}", "w").close()
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            tell({"result": "all of it"})
+    """
+    when_up(tmp_path, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert run(tmp_path, program, 2, shown) == ["all of it"] * 2
+
+
+def test_workers_die_with_their_command(tmp_path: Path) -> None:
+    planned = crew(tmp_path, 'open(f"{sys.argv[0]}.{os.getpid()}", "w").close(); time.sleep(60)', 2)
+    command = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from pathlib import Path\n"
+            "from codetune.launch.workers import *\nfrom codetune.launch.environment import Node\n"
+            "run_workers(Crew((sys.executable, sys.argv[1]), 2, Node(0, 1), Path('x')), print, print)",
+            planned.command[1],
+        ],
+    )
+    pids = [int(file.suffix[1:]) for file in wait_for(tmp_path, 2)]
+    command.kill()
+    command.wait()
+    until = time.monotonic() + 10
+    while any(is_alive(pid) for pid in pids):
+        assert time.monotonic() < until, "a worker outlived its command"
+        time.sleep(0.05)
+
+
+def when_up(directory: Path, count: int, act: Any) -> None:
+    threading.Thread(target=lambda: (wait_for(directory, count), time.sleep(0.2), act()), daemon=True).start()
+
+
+def wait_for(directory: Path, count: int) -> list[Path]:
+    until = time.monotonic() + 60
+    while len(files := [file for file in directory.glob("worker.py.*") if file.suffix[1:].isdigit()]) < count:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    return files
+
+
+def is_alive(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"

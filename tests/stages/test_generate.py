@@ -1,0 +1,183 @@
+"""Completions by several processes: each takes its part, and what comes out is what one process writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from codetune.errors import ModelError
+from codetune.model.adapt import adapt
+from codetune.model.load import load_model
+from codetune.model.tensor_parallel import Gpus
+from codetune.project.sections import LoraSettings, Model
+from codetune.records import ALONE, Place
+from codetune.stages import evaluate
+from codetune.stages.generate import complete, completed_rows, order
+from codetune.stages.model_ref import contestant
+from tests.model.builders import byte_tokenizer
+from tests.small_world import await_end, children, desk_of, make_small_world
+
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLED = {"generate__samples_per_task": 3, "generate__temperature": 0.9}
+GREEDY = {"generate__prompt": "completion", "generate__max_new_tokens": 40, "generate__batch_size": 2}
+
+
+def test_two_processes_write_what_one_does(tmp_path: Path) -> None:
+    written = []
+    for processes in (1, 2):
+        desk = desk_of(make_small_world(tmp_path / str(processes), 6), launch__processes=processes, **SAMPLED)
+        bench = evaluate.open_bench(desk, "tasks.jsonl")
+        result = evaluate.generate(desk, bench, contestant(desk, "base"))
+        written.append(result.artefact.read_text())
+        assert (result.rows, result.reused) == (9, 0)
+        assert not desk.run.parts(result.artefact).exists()
+    assert written[0] == written[1]
+
+
+def test_every_rank_takes_each_nth_item_and_logs_it_by_itself(tmp_path: Path) -> None:
+    desk = desk_of(make_small_world(tmp_path, 6), **SAMPLED)
+    bench, base = evaluate.open_bench(desk, "tasks.jsonl"), contestant(desk, "base")
+    missing = [(f"Small/{task}", number) for task in range(3) for number in range(3)]
+    alone = order(base, ("tasks.jsonl", bench.file), missing, tmp_path / "alone")
+    told: list[int] = []
+    assert complete(desk.project, alone, ALONE, told.append) == 9
+    assert len(told) == 9
+    shared = order(base, ("tasks.jsonl", bench.file), missing, tmp_path / "shared")
+    assert [complete(desk.project, shared, Place(rank, 4, rank, 4), told.append) for rank in range(4)] == [3, 2, 2, 2]
+    assert completed_rows(tmp_path / "shared") == completed_rows(tmp_path / "alone")
+    second = (tmp_path / "shared" / "completions-1.jsonl").read_text().splitlines()
+    assert {(row["task_id"], row["sample"]) for row in map(json.loads, second)} == {("Small/0", 1), ("Small/1", 2)}
+
+
+def test_an_order_travels_as_json(tmp_path: Path) -> None:
+    desk = desk_of(make_small_world(tmp_path, 6))
+    sent = order(contestant(desk, "base"), ("tasks.jsonl", tmp_path / "tasks.jsonl"), [("Small/0", 0)], tmp_path)
+    arrived = type(sent)(**json.loads(json.dumps({name: getattr(sent, name) for name in sent.__slots__})))
+    complete(desk.project, arrived, ALONE, lambda tokens: None)
+    assert list(completed_rows(tmp_path)) == [("Small/0", 0)]
+
+
+def test_processes_that_hold_one_model_together_write_what_one_does(tmp_path: Path) -> None:
+    """The ranks of a launcher, two models one after the other: whole weights, and adapters over them."""
+    project = make_small_world(tmp_path, 6)
+    adapters = save_adapters(tmp_path)
+    models = ("base", str(adapters))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m"]
+    settings = [f"{name.replace('__', '.')}={value}" for name, value in GREEDY.items()]
+    done = subprocess.run(
+        [*torchrun, "tests.stages.together", project, "2", tmp_path / "shared", *settings, "--", *models],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    expected = {model: written_alone(project, model, tmp_path / "alone", GREEDY) for model in models}
+    assert expected["base"] != expected[str(adapters)]
+    for model in models:
+        parts = tmp_path / "shared" / Path(model).name
+        assert completed_rows(parts) == expected[model]
+        assert [path.name for path in parts.iterdir()] == ["completions-0.jsonl"]
+
+
+def test_generating_asks_first_whether_the_gpus_hold_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = desk_of(make_small_world(tmp_path, 6), launch__processes=1)
+    bench, base = evaluate.open_bench(desk, "tasks.jsonl"), contestant(desk, "base")
+    monkeypatch.setattr("codetune.model.tensor_parallel.find_gpus", lambda: Gpus(1, 1000))  # the machine, as it is not
+    with pytest.raises(ModelError, match=r"there is one process. Set launch.processes: auto"):
+        evaluate.generate(desk, bench, base)
+
+
+def test_a_model_held_together_is_taken_up_after_every_kind_of_end(tmp_path: Path) -> None:
+    project, parts = make_small_world(tmp_path, 6), tmp_path / "shared"
+    settings = {**SAMPLED, "generate__max_new_tokens": 40, "generate__batch_size": 1}
+    expected = written_alone(project, "base", tmp_path / "alone", settings)
+    log = parts / "base" / "completions-0.jsonl"
+
+    with together(project, parts, settings) as command:
+        await_lines(log, 1)
+        workers = children(command.pid)
+        os.kill(workers[-1], signal.SIGKILL)
+        _, told = command.communicate(timeout=60)
+    assert command.returncode == 1
+    assert f"(pid {workers[-1]}) was killed by SIGKILL" in told
+    assert "Traceback" not in told
+    await_end(workers)
+    before = log.read_bytes()
+    assert 0 < before.count(b"\n") < len(expected)
+
+    with together(project, parts, settings) as command:
+        await_lines(log, before.count(b"\n") + 1)
+        workers = children(command.pid)
+        command.send_signal(signal.SIGINT)
+        _, told = command.communicate(timeout=60)
+    assert command.returncode == 130, told
+    assert "Traceback" not in told
+    await_end(workers)
+    assert before.count(b"\n") < log.read_bytes().count(b"\n") < len(expected)
+
+    assert log.read_bytes().startswith(before)
+    assert written_alone(project, "base", parts, settings) == expected  # the rest by one process
+
+
+def written_alone(project: Path, model: str, parts: Path, settings: Mapping[str, Any]) -> dict[tuple[str, int], Any]:
+    desk = desk_of(project, **settings)
+    bench = evaluate.open_bench(desk, "tasks.jsonl")
+    own, numbers = parts / Path(model).name, range(desk.project.generate.samples_per_task)
+    work = [(problem.task_id, number) for problem in bench.problems for number in numbers]
+    missing = [item for item in work if item not in completed_rows(own)]
+    complete(
+        desk.project,
+        order(contestant(desk, model), ("tasks.jsonl", bench.file), missing, own),
+        ALONE,
+        lambda tokens: None,
+    )
+    return completed_rows(own)
+
+
+@contextmanager
+def together(project: Path, parts: Path, settings: Mapping[str, Any]) -> Iterator[subprocess.Popen[str]]:
+    """The command under way, and gone when the block ends."""
+    said = [f"{name.replace('__', '.')}={value}" for name, value in settings.items()]
+    command = subprocess.Popen(
+        [sys.executable, "-m", "tests.stages.together", project, "2", parts, *said, "--", "base"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield command
+    finally:
+        command.kill()
+        command.communicate()
+
+
+def save_adapters(world: Path) -> Path:
+    """Adapters of the base model that change what it writes."""
+    base = load_model(world / "base", Model(dtype="float32"), "cpu")
+    model = adapt(base, "lora", LoraSettings(), 1)
+    for name, weights in model.named_parameters():
+        if "lora_B" in name:
+            weights.data.normal_(0, 0.2)
+    model.save_pretrained(world / "adapted")
+    byte_tokenizer(bos=True).save_pretrained(world / "adapted")
+    return world / "adapted"
+
+
+def await_lines(log: Path, count: int) -> None:
+    until = time.monotonic() + 120
+    while not log.exists() or log.read_bytes().count(b"\n") < count:
+        assert time.monotonic() < until
+        time.sleep(0.005)

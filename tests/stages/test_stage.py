@@ -1,0 +1,248 @@
+"""All verbs on a small world: what they leave behind, what they take up again, and what they refuse to mix."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+
+from codetune.errors import DataError, InputError, ModelError, StaleError
+from codetune.stages import stage as pipeline
+from codetune.stages.status import Desk, standing
+from codetune.store.run_directory import read_seal
+from tests.small_world import desk_of, make_small_world, rows, write_rows
+
+
+def score(project: Path, **flags: Any) -> pipeline.StageResult:
+    return pipeline.score(desk_of(project, **flags), None)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    return make_small_world(tmp_path, 30)
+
+
+def test_every_row_comes_out_once_in_the_order_of_the_data_set(project: Path) -> None:
+    documents: list[Any] = [*rows(5), rows(1)[0], {"instruction": "x", "output": ""}, {"instruction": 3, "output": "y"}]
+    write_rows(project.parent / "data.jsonl", documents)
+    result = score(project)
+    found = lines(result.artefact)
+    assert len(found) == result.rows + sum(result.refused.values()) == 8
+    assert [bool(row.get("ifd")) for row in found] == [True] * 5 + [False] * 3
+    assert found[5] == {"id": None, "at": "data.jsonl:6", "refused": "duplicate of data.jsonl:1"} or found[5][
+        "refused"
+    ].endswith("data.jsonl:1")
+    assert found[6]["id"] is not None
+    assert result.refused["duplicate"] == 1
+
+
+def test_a_second_run_does_nothing_again(project: Path) -> None:
+    first = score(project)
+    stamp = first.artefact.stat().st_mtime_ns
+    again = score(project)
+    assert (again.reused, again.rows) == (30, 30)
+    assert first.artefact.stat().st_mtime_ns == stamp
+
+
+def test_only_added_rows_are_scored_and_the_order_follows_the_data(project: Path) -> None:
+    score(project)
+    before = {row["id"]: row for row in lines(project.parent / "runs/small/scores.jsonl")}
+    write_rows(project.parent / "data.jsonl", list(reversed(rows(34))))
+    result = score(project)
+    assert (result.reused, result.rows) == (30, 34)
+    after = lines(result.artefact)
+    assert all(row == before[row["id"]] for row in after if row["id"] in before)
+    assert score(make_small_world(project.parent / "fresh", 30)).rows == 30
+
+
+@pytest.mark.parametrize("verb", [pipeline.score, pipeline.embed])
+def test_killed_between_the_artefact_and_its_seal_no_row_is_done_again(
+    verb: Callable[[Desk, None], pipeline.StageResult], project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verb(desk_of(project), None)
+    write_rows(project.parent / "data.jsonl", rows(33))
+    with monkeypatch.context() as killed:
+        killed.setattr("codetune.stages.stage.write_seal", lambda *_: _raise(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            verb(desk_of(project), None)
+    again = verb(desk_of(project), None)
+    assert (again.rows, again.reused) == (33, 33)
+    assert not (again.artefact.parent / ".before" / again.stage).exists()
+
+
+def _raise(error: type[BaseException]) -> NoReturn:
+    raise error
+
+
+def test_cut_answers_are_counted(project: Path) -> None:
+    result = score(project, score__max_length=64)
+    assert 0 < result.facts["truncated"] == sum(row["truncated"] for row in lines(result.artefact) if "ifd" in row)
+
+
+def test_every_process_has_the_threads_of_the_first(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("codetune.model.load.use_threads", asked.append)
+    for count in (3, 7):
+        monkeypatch.setattr("codetune.stages.row_stage.thread_count", lambda count=count: count)
+        assert pipeline.score(desk_of(project), ((count - 3) // 4, 2)).rows > 0
+    assert asked == [3, 3]
+
+
+def test_shards_give_the_bytes_of_one_process_whoever_finishes_last(tmp_path: Path) -> None:
+    whole = score(make_small_world(tmp_path / "whole", 30))
+    desk = desk_of(make_small_world(tmp_path / "shards", 30))
+    assert pipeline.score(desk, (1, 3)).state == "partial"
+    assert pipeline.score(desk, (2, 3)).state == "partial"
+    assert not desk.run.scores.exists()
+    # Another count takes up what the first shards have done.
+    assert pipeline.score(desk, (0, 2)).state in ("partial", "done")
+    last = pipeline.score(desk, (1, 2))
+    assert last.state == "done"
+    assert last.artefact.read_bytes() == whole.artefact.read_bytes()
+    assert pipeline.score(desk, (98, 99)).state == "done"
+
+
+def test_shards_made_with_other_settings_are_refused(project: Path) -> None:
+    pipeline.score(desk_of(project), (0, 3))
+    with pytest.raises(StaleError, match=r"score\.max_length 256.*rm -r"):
+        pipeline.score(desk_of(project, score__max_length=128), (1, 3))
+
+
+def test_embeddings_are_unit_vectors_in_data_order_and_shards_agree(tmp_path: Path) -> None:
+    whole = pipeline.embed(desk_of(make_small_world(tmp_path / "whole", 30)), None)
+    desk = desk_of(make_small_world(tmp_path / "shards", 30))
+    for index in range(3):
+        result = pipeline.embed(desk, (index, 3))
+    assert result.state == "done"
+    vectors = np.load(result.artefact)
+    assert vectors.dtype == np.float32
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    assert result.artefact.read_bytes() == whole.artefact.read_bytes()
+    assert [row["id"] for row in lines(score(tmp_path / "whole/codetune.yaml").artefact)] == (
+        whole.artefact.with_name("embeddings.ids").read_text().split()
+    )
+
+
+def test_select_stops_before_anything_where_scores_are_missing_stale_or_touched(project: Path) -> None:
+    with pytest.raises(StaleError, match="codetune score"):
+        pipeline.select(desk_of(project))
+    score(project)
+    pipeline.embed(desk_of(project), None)
+    with pytest.raises(StaleError, match=r"max_length 256.*now says 128.*Run: codetune score"):
+        pipeline.select(desk_of(project, score__max_length=128))
+    scores = project.parent / "runs/small/scores.jsonl"
+    whole = scores.read_text()
+    scores.write_text("".join(whole.splitlines(keepends=True)[1:]))
+    with pytest.raises(StaleError, match=r"was changed after.*Run: codetune score"):
+        pipeline.select(desk_of(project))
+    score(project)
+    assert scores.read_text() == whole
+
+
+def test_changed_data_stops_the_later_stages_until_scores_and_embeddings_follow(project: Path) -> None:
+    for verb in (pipeline.score, pipeline.embed):
+        verb(desk_of(project), None)
+    pipeline.select(desk_of(project))
+    write_rows(project.parent / "data.jsonl", rows(31))
+    with pytest.raises(StaleError, match="has changed since"):
+        pipeline.train(desk_of(project))
+    with pytest.raises(StaleError, match="has changed since"):
+        pipeline.select(desk_of(project))
+
+
+def test_a_setting_by_flag_makes_nothing_stale_and_is_dropped_without_the_flag(project: Path) -> None:
+    for verb in (pipeline.score, pipeline.embed):
+        verb(desk_of(project), None)
+    flagged = pipeline.select(desk_of(project, select__ratio=0.2))
+    assert flagged.overrides == {"select.ratio": 0.2}
+    assert standing(desk_of(project), "select").state == "done"
+    plain = pipeline.select(desk_of(project))
+    assert plain.rows > flagged.rows
+    assert plain.overrides == {}
+
+
+def test_a_base_model_by_flag_is_told_under_the_name_that_was_said(project: Path) -> None:
+    base = str(project.parent / "base")
+    assert pipeline.score(desk_of(project, model__path=base), None).overrides == {"model.path": base}
+
+
+def test_a_selection_of_nothing_is_an_error_that_says_where_the_rows_went(project: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"No row is selected of 30: .*of the other 30 the ratio 0.001 takes none.*Raise select.ratio"
+    ):
+        pipeline.select(desk_of(project, select__strategy="random", select__ratio=0.001))
+    assert not (project.parent / "runs/small/selection.jsonl").exists()
+
+
+def test_selection_is_chat_format_and_a_strategy_leaves_out_what_it_does_not_know(project: Path) -> None:
+    result = pipeline.select(desk_of(project, select__strategy="random"))
+    found = lines(result.artefact)
+    assert len(found) == 12
+    assert all(list(row) == ["id", "messages"] for row in found)
+    assert [message["role"] for message in found[0]["messages"]] == ["user", "assistant"]
+
+
+def test_the_model_that_train_leaves_is_sealed_and_not_made_twice(project: Path) -> None:
+    pipeline.select(desk_of(project, select__strategy="random"))
+    flags = {"select__strategy": "random"}
+    first = pipeline.train(desk_of(project, **flags))
+    assert (first.rows, read_seal(first.artefact) is not None) == (12, True)
+    steps = [row["step"] for row in lines(project.parent / "runs/small/train/metrics.jsonl")]
+    assert steps == [1, 2, 3]
+    assert pipeline.train(desk_of(project, **flags)).reused == 12
+    other = pipeline.train(desk_of(project, **flags, train__learning_rate=2e-3))
+    assert (other.reused, other.overrides) == (0, {"train.learning_rate": 2e-3})
+
+
+def test_a_damaged_data_set_is_told_before_a_model_is_looked_for(project: Path) -> None:
+    with (project.parent / "data.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"instruction": "x", "out\n')
+    with pytest.raises(DataError, match=r"data\.jsonl:31"):
+        score(project, model__path="no-such-model")
+
+
+def test_a_column_that_does_not_exist_is_told_with_those_that_do(project: Path) -> None:
+    with pytest.raises(DataError, match=r"instruction.*output"):
+        score(project, dataset__response="answer")
+
+
+def test_a_model_without_weights_is_an_input_error(project: Path) -> None:
+    (project.parent / "base" / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="no weights"):
+        score(project)
+
+
+def test_an_output_directory_of_another_project_is_left_alone(project: Path) -> None:
+    score(project)
+    with pytest.raises(InputError, match="belongs to project 'small'"):
+        desk_of(project, name="other", output_dir="runs/small")
+
+
+def test_embeddings_of_other_rows_than_the_scores_are_refused(project: Path) -> None:
+    score(project)
+    write_rows(project.parent / "data.jsonl", rows(20))
+    pipeline.embed(desk_of(project), None)
+    with pytest.raises(StaleError, match="Run: codetune score"):
+        pipeline.select(desk_of(project))
+
+
+def test_a_training_without_a_checkpoint_stands_in_nobodys_way(project: Path) -> None:
+    flags = {"select__strategy": "random"}
+    pipeline.select(desk_of(project, **flags))
+    with pytest.raises(DataError):
+        pipeline.train(desk_of(project, **flags, train__max_length=2, train__too_long="drop"))
+    assert pipeline.train(desk_of(project, **flags)).rows == 12
+
+
+def test_a_tokenizer_without_a_chat_template_is_told(project: Path) -> None:
+    pipeline.select(desk_of(project, select__strategy="random"))
+    with pytest.raises(ModelError, match="has no chat template"):
+        pipeline.train(desk_of(project, select__strategy="random", model__chat_format="tokenizer"))

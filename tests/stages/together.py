@@ -1,0 +1,50 @@
+"""A command whose processes hold every model together, as if no GPU held one, each model with a job of its own:
+`python -m tests.stages.together PROJECT PROCESSES PARTS KEY=VALUE... -- MODEL...`, also under torchrun."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from codetune import console
+from codetune.errors import CodetuneError
+from codetune.launch.dispatch import Job, dismiss, follow, perform
+from codetune.launch.environment import place, prepare_process
+from codetune.project.file import read_project
+from codetune.stages import evaluate
+from codetune.stages.generate import completed_rows, order
+from codetune.stages.model_ref import contestant
+from codetune.stages.stage import open_desk
+
+
+def main(project: Path, processes: int, parts: Path, settings: list[str], models: list[str]) -> None:
+    desk = open_desk(read_project(project, settings, {}))
+    bench = evaluate.open_bench(desk, "tasks.jsonl")
+    for name in models:
+        own = parts / Path(name).name
+        own.mkdir(parents=True, exist_ok=True)
+        numbers = range(desk.project.generate.samples_per_task)
+        found = completed_rows(own)
+        work = [(problem.task_id, number) for problem in bench.problems for number in numbers]
+        missing = [item for item in work if item not in found]
+        alone = order(contestant(desk, name), (bench.said, bench.file), missing, own)
+        job = Job("generate", desk.project, asdict(replace(alone, together=True)))
+        perform(job, processes, lambda rank, message: None)
+
+
+if __name__ == "__main__":
+    prepare_process()
+    if place().rank > 0:
+        follow()
+    status, cut = 0, sys.argv.index("--")
+    try:
+        main(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:cut], sys.argv[cut + 1 :])
+    except CodetuneError as error:
+        console.show_error(error)
+        status = error.exit_status
+    except KeyboardInterrupt:
+        status = 130
+    finally:
+        dismiss()
+    sys.exit(status)

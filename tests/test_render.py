@@ -1,0 +1,291 @@
+"""Results as documents and tables, by what the contract says of `--json`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from codetune import render
+from codetune.stages.stage import StageResult
+from codetune.workflow import Line
+
+STAGE_KEYS = ["stage", "state", "rows", "reused", "refused", "artefact", "seconds", "overrides"]
+
+
+def test_the_document_of_a_stage_has_exactly_the_keys_of_the_contract() -> None:
+    document = render.stage(a_result()).document
+    assert list(document) == STAGE_KEYS
+    assert json.loads(json.dumps(document)) == {
+        "stage": "score",
+        "state": "done",
+        "rows": 1200,
+        "reused": 200,
+        "refused": {"duplicate": 3, "empty answer": 1},
+        "artefact": "runs/a/scores.jsonl",
+        "seconds": 1.25,
+        "overrides": {"select.ratio": 0.2},
+    }
+
+
+def test_a_shard_that_is_not_the_last_names_no_artefact_as_if_it_were_there() -> None:
+    title = render.stage(replace(a_result(), state="partial")).title
+    assert title == "score: partial, 1,200 rows so far; runs/a/scores.jsonl follows with the last shard"
+
+
+def test_a_stage_tells_what_was_refused_reused_and_by_flag() -> None:
+    shown = render.stage(a_result())
+    assert shown.title == "score: done, 1,200 rows in runs/a/scores.jsonl"
+    assert shown.notes == [
+        "1.2 s, 200 rows found done",
+        "refused: 3 duplicate, 1 empty answer",
+        "by flag: select.ratio=0.2",
+    ]
+
+
+def test_a_stage_that_refused_nothing_says_nothing_of_it() -> None:
+    shown = render.stage(a_result(reused=0, refused={}, overrides={}))
+    assert shown.notes == ["1.2 s"]
+
+
+def test_facts_of_a_stage_are_no_part_of_its_document() -> None:
+    assert list(render.stage(a_result(stage="embed", facts={"cut": 2})).document) == STAGE_KEYS
+
+
+@pytest.mark.parametrize(
+    ("stage", "facts"), [("sanitize", {"changed": 2, "not_parsing": 1}), ("generate", {"tokens": 9, "truncated": 0})]
+)
+def test_what_happened_to_completions_stands_in_the_document(stage: str, facts: dict[str, int]) -> None:
+    document = render.stage(a_result(stage=stage, facts=facts | {"replaced": "x"})).document
+    assert list(document) == [*STAGE_KEYS, *facts]
+    assert {name: document[name] for name in facts} == facts
+
+
+def test_sanitize_tells_what_it_changed() -> None:
+    assert "2 changed, 1 do not parse" in render.stage(a_result(stage="sanitize", facts=SANITIZED)).notes
+
+
+def test_generate_tells_its_tokens_and_what_the_limit_has_cut() -> None:
+    notes = render.stage(a_result(stage="generate", rows=164, facts={"tokens": 12345, "truncated": 2})).notes
+    assert notes[-2:] == [
+        "12,345 tokens",
+        "2 of 164 completions reached generate.max_new_tokens and were cut there",
+    ]
+    assert render.stage(a_result(stage="generate", facts={"tokens": 7, "truncated": 0})).notes[-1] == "7 tokens"
+
+
+def test_embed_tells_how_many_instructions_were_cut() -> None:
+    notes = render.stage(a_result(stage="embed", facts={"cut": 2})).notes
+    assert "2 instructions are longer than the encoder's window and were cut" in notes
+
+
+def test_score_tells_how_many_answers_were_cut() -> None:
+    notes = render.stage(a_result(stage="score", facts={"truncated": 1200})).notes
+    assert "1,200 answers were cut to fit score.max_length" in notes
+
+
+def test_select_shows_a_row_per_cluster() -> None:
+    clusters = [
+        {"cluster": n, "rows": 10, "refused": 1, "dropped": 2, "eligible": 7, "taken": n, "ifd_quantiles": None}
+        for n in range(2)
+    ]
+    shown = render.stage(a_result(stage="select", facts={"clusters": clusters}))
+    assert shown.columns == ("cluster", "rows", "refused", "dropped by IFD", "eligible", "taken")
+    assert shown.rows == [["0", "10", "1", "2", "7", "0"], ["1", "10", "1", "2", "7", "1"]]
+
+
+@pytest.mark.parametrize(("loss", "told"), [(0.51234, ", last loss 0.5123"), (None, "")])
+@pytest.mark.parametrize(
+    ("memory", "share", "told_of_gpu"),
+    [
+        (None, None, ""),
+        (2_500_000_000, None, ", peak GPU memory 2.50 GB"),
+        (2_500_000_000, 0.456, ", peak GPU memory 2.50 GB, 45.6 % of the cards' peak arithmetic"),
+    ],
+)
+def test_train_tells_steps_tokens_padding_time_memory_and_what_was_lost(
+    loss: float | None, told: str, memory: int | None, share: float | None, told_of_gpu: str
+) -> None:
+    facts = {
+        "steps": 7,
+        "tokens": 12345,
+        "padding_rate": 0.25,
+        "last_loss": loss,
+        "seconds": 1234.56,
+        "peak_memory_bytes": memory,
+        "peak_share": share,
+        "truncated_rows": 3,
+        "lost_tokens": 4000,
+        "lost_share": 0.125,
+    }
+    assert render.stage(a_result(stage="train", facts=facts)).notes[3:] == [
+        f"7 steps, 12,345 tokens, padding 25.0 %{told}",
+        f"1,234.6 s in its steps{told_of_gpu}",
+        "3 rows were truncated, 4,000 tokens lost (12.5 % of all)",
+    ]
+
+
+def test_one_model_is_its_own_document() -> None:
+    report = a_report("base")
+    assert render.evaluation([report], []).document == report
+
+
+def test_several_models_come_as_a_list_with_the_comparison_beside_it() -> None:
+    reports = [a_report("base"), a_report("tuned")]
+    document = render.evaluation(reports, [COMPARED]).document
+    assert document == {"models": reports, "comparison": [COMPARED]}
+
+
+def test_figures_are_per_cent_with_one_decimal_and_have_their_interval() -> None:
+    shown = render.evaluation([a_report("base")], [])
+    assert shown.columns == ["benchmark", "model", "tasks", "base pass@1", "plus pass@1"]
+    assert shown.rows == [["humaneval", "base", "164 of 164", "61.6 % (54.0 to 68.7)", "53.0 % (45.4 to 60.5)"]]
+
+
+def test_every_k_has_its_columns() -> None:
+    report = a_report("base")
+    for suite in ("base", "plus"):
+        report["pass_at_k"][suite]["pass@10"] = 0.9
+        report["interval_95"][suite]["pass@10"] = [0.8, 1.0]
+    assert render.evaluation([report], []).columns[3:] == [
+        *("base pass@1", "plus pass@1"),
+        *("base pass@10", "plus pass@10"),
+    ]
+
+
+def test_what_one_task_is_worth_and_the_sandbox_are_told() -> None:
+    assert render.evaluation([a_report("base")], []).notes == [
+        "points that one task is worth: of humaneval (164) 0.61; sandbox: process"
+    ]
+
+
+def test_what_one_task_is_worth_is_told_of_every_benchmark_once() -> None:
+    reports = [a_report(model, name) for name in ("humaneval", "mbpp") for model in ("base", "tuned")]
+    assert render.evaluation(reports, []).notes == [
+        "points that one task is worth: of humaneval (164) 0.61, of mbpp (378) 0.26; sandbox: process"
+    ]
+
+
+def test_what_a_model_loses_before_it_is_judged_is_told() -> None:
+    report = a_report("base")
+    report["completions"] = {"tokens": 9000, "truncated": 3, "changed": 5, "not_parsing": 0}
+    shown = render.evaluation([report], [])
+    assert shown.notes[1:] == ["base: of 164 completions 3 were cut at generate.max_new_tokens"]
+    assert shown.document["completions"]["truncated"] == 3
+    report["completions"] = {"tokens": 9000, "truncated": 0, "changed": 5, "not_parsing": 0}
+    assert len(render.evaluation([report], []).notes) == 1
+
+
+def test_a_comparison_is_a_line_for_each_suite_with_the_first_tasks_by_name() -> None:
+    base, plus = render.evaluation([a_report("base"), a_report("tuned")], [COMPARED]).notes[1:]
+    assert base == (
+        "humaneval, base tests, tuned against base (164 tasks in common): +11.0 points (+5.5 to +16.5; exact McNemar "
+        "p = 0.00028); won 21 (HumanEval/0, HumanEval/1, HumanEval/2, HumanEval/3, HumanEval/4 and 16 more); lost 3 "
+        "(HumanEval/60, HumanEval/61, HumanEval/62)"
+    )
+    assert plus.startswith("humaneval, plus tests, tuned against base")
+    assert plus.endswith("won 1 (HumanEval/0); lost 0")
+
+
+def test_comparisons_on_two_benchmarks_can_be_told_apart() -> None:
+    reports = [a_report(model, name) for name in ("humaneval", "mbpp") for model in ("base", "tuned")]
+    notes = render.evaluation(reports, [COMPARED, {**COMPARED, "benchmark": "mbpp"}]).notes[1:]
+    assert [note.partition(",")[0] for note in notes] == ["humaneval", "humaneval", "mbpp", "mbpp"]
+
+
+def test_many_models_are_shown_against_the_first_and_every_pair_is_in_the_document() -> None:
+    models = ["base", "checkpoint-1", "checkpoint-2", "tuned"]
+    pairs: list[Any] = [{**COMPARED, "models": [first, second]} for first, second in combinations(models, 2)]
+    shown = render.evaluation([a_report(model) for model in models], pairs)
+    assert [note.partition(" (")[0].split(", ")[2] for note in shown.notes[1::2]] == [
+        f"{model} against base" for model in models[1:]
+    ]
+    assert len(shown.document["comparison"]) == 6
+
+
+def test_a_run_shows_its_stages_where_nothing_was_evaluated() -> None:
+    shown = render.journey([a_result(), a_result(stage="embed", refused={})], [])
+    assert [list(stage) for stage in shown.document["stages"]] == [STAGE_KEYS, STAGE_KEYS]
+    assert (shown.document["models"], shown.document["comparison"]) == ([], [])
+    assert shown.rows == [["score", "done", "1,200", "3 duplicate, 1 empty answer"], ["embed", "done", "1,200", ""]]
+
+
+def test_a_run_shows_its_figures_and_what_each_stage_took() -> None:
+    reports = [a_report("base"), a_report("tuned")]
+    shown = render.journey([a_result(), *reports], [COMPARED])
+    assert shown.document["models"] == reports
+    assert shown.document["comparison"] == [COMPARED]
+    assert [row[1] for row in shown.rows] == ["base", "tuned"]
+    assert "time: score 1.2 s" in shown.notes
+
+
+def test_status_tells_the_next_command_that_is_needed() -> None:
+    lines = [
+        Line("score", "not needed", "select.strategy is all", ""),
+        Line("select", "done", "5 rows", "codetune select"),
+        Line("train", "stale", "learning rate", "codetune train"),
+        Line("humaneval base", "missing", "", "codetune eval humaneval --model base"),
+    ]
+    shown = render.status(lines)
+    assert shown.document["next"] == "codetune train"
+    assert shown.document["stages"][0] == {"stage": "score", "state": "not needed", "detail": "select.strategy is all"}
+    assert shown.notes == ["next: codetune train"]
+
+
+def test_status_says_when_everything_is_done() -> None:
+    shown = render.status([Line("select", "done", "5 rows", "codetune select")])
+    assert (shown.document["next"], shown.notes) == (None, ["everything is done"])
+
+
+SANITIZED = {"changed": 2, "not_parsing": 1}
+DIFFERENCE = {
+    "test": "exact McNemar",
+    "p_value": 0.000277,
+    "difference": 18 / 164,
+    "interval_95": (0.055, 0.165),
+    "only_first": 3,
+    "only_second": 21,
+    "won": [f"HumanEval/{n}" for n in range(21)],
+    "lost": [f"HumanEval/{n}" for n in range(60, 63)],
+}
+COMPARED: Any = {
+    "benchmark": "humaneval",
+    "models": ["base", "tuned"],
+    "tasks": 164,
+    "one_task": 1 / 164,
+    "base": DIFFERENCE,
+    "plus": {**DIFFERENCE, "won": ["HumanEval/0"], "lost": []},
+}
+
+
+def a_result(**changes: Any) -> StageResult:
+    settings: dict[str, Any] = {
+        "stage": "score",
+        "state": "done",
+        "rows": 1200,
+        "reused": 200,
+        "refused": {"duplicate": 3, "empty answer": 1},
+        "artefact": Path("runs/a/scores.jsonl"),
+        "seconds": 1.25,
+        "overrides": {"select.ratio": 0.2},
+    }
+    return StageResult(**{**settings, **changes})
+
+
+def a_report(model: str, benchmark: str = "humaneval") -> Any:
+    tasks = {"humaneval": 164, "mbpp": 378}[benchmark]
+    return {
+        "benchmark": benchmark,
+        "model": model,
+        "sandbox": "process",
+        "tasks": tasks,
+        "tasks_in_benchmark": tasks,
+        "samples": tasks,
+        "pass_at_k": {"base": {"pass@1": 0.616}, "plus": {"pass@1": 0.53}},
+        "interval_95": {"base": {"pass@1": [0.54, 0.687]}, "plus": {"pass@1": [0.454, 0.605]}},
+        "verdicts": {"HumanEval/0": [{"base": "pass", "plus": "fail"}]},
+    }
