@@ -18,7 +18,7 @@ import typer
 from codetune import __version__, console
 from codetune.errors import BusyError, CodetuneError, InputError, UsageError, writing_failed
 from codetune.launch import dispatch
-from codetune.launch.environment import Node, errand, node, parse_shard, place, prepare_process
+from codetune.launch.environment import Node, current_rank, node, parse_shard, prepare_process, worker_task
 from codetune.launch.workers import leave
 from codetune.options import (
     METHODS,
@@ -47,7 +47,7 @@ from codetune.project.sections import PRESETS, PROJECT_FILE, Project
 
 if TYPE_CHECKING:
     from codetune.console import Shown
-    from codetune.stages.status import Desk
+    from codetune.stages.status import RunContext
 
 _WrongUsage: Any = typer.BadParameter.__base__  # click's UsageError, which typer 0.29 has a copy of
 app = typer.Typer(
@@ -68,9 +68,9 @@ def main() -> None:
         if signal.getsignal(number) is signal.SIG_DFL:  # as __main__ left the first; not where it is ignored
             signal.signal(number, signal.default_int_handler)
     try:
-        if (told := errand()) is not None:
+        if (told := worker_task()) is not None:
             dispatch.work(told)
-        elif place().rank > 0:
+        elif current_rank().rank > 0:
             dispatch.follow()
         else:
             _lead()
@@ -152,7 +152,7 @@ def score(
 ) -> None:
     """IFD of every row -> scores.jsonl."""
     part = parse_shard(shard) if shard is not None else None
-    _stage(lambda verbs, desk: verbs.score(desk, part), required_project(project, set_, {}), as_json)
+    _stage(lambda verbs, context: verbs.score(context, part), required_project(project, set_, {}), as_json)
 
 
 @app.command()
@@ -161,7 +161,7 @@ def embed(
 ) -> None:
     """Embeddings of the instructions -> embeddings.npy."""
     part = parse_shard(shard) if shard is not None else None
-    _stage(lambda verbs, desk: verbs.embed(desk, part), required_project(project, set_, {}), as_json)
+    _stage(lambda verbs, context: verbs.embed(context, part), required_project(project, set_, {}), as_json)
 
 
 @app.command()
@@ -175,7 +175,7 @@ def select(
 ) -> None:
     """The rows worth training on -> selection.jsonl, chat format."""
     flags = {"select.ratio": ratio, "select.clusters": clusters, "select.strategy": strategy}
-    _stage(lambda verbs, desk: verbs.select(desk), required_project(project, set_, flags), as_json)
+    _stage(lambda verbs, context: verbs.select(context), required_project(project, set_, flags), as_json)
 
 
 @app.command()
@@ -192,7 +192,7 @@ def train(
     if (here := node(loaded.launch.nodes)).rank > 0:
         _perform(lambda: _follow(loaded, here), as_json)
     else:
-        _stage(lambda verbs, desk: verbs.train(desk, restart), loaded, as_json)
+        _stage(lambda verbs, context: verbs.train(context, restart), loaded, as_json)
 
 
 @app.command()
@@ -211,10 +211,10 @@ def generate(
         from codetune import render
         from codetune.stages import evaluate
 
-        desk = _desk(loaded)
-        bench = evaluate.open_bench(desk, benchmark)
-        contestant = evaluate.contestant(desk, _model(desk, model))
-        return render.stage(evaluate.generate(desk, bench, contestant))
+        context = _context(loaded)
+        bench = evaluate.open_bench(context, benchmark)
+        model_ref = evaluate.model_ref(context, _model(context, model))
+        return render.stage(evaluate.generate(context, bench, model_ref))
 
     _perform(work, as_json)
 
@@ -235,12 +235,12 @@ def sanitize(
         from codetune import render
         from codetune.stages import evaluate
 
-        desk = _desk(loaded)
-        if evaluate.is_samples_file(desk, source):
-            return render.stage(evaluate.sanitize_file(desk, Path(source)))
-        bench = evaluate.open_bench(desk, source)
-        contestant = evaluate.contestant(desk, _model(desk, model))
-        return render.stage(evaluate.sanitize(desk, bench, contestant))
+        context = _context(loaded)
+        if evaluate.is_samples_file(context, source):
+            return render.stage(evaluate.sanitize_file(context, Path(source)))
+        bench = evaluate.open_bench(context, source)
+        model_ref = evaluate.model_ref(context, _model(context, model))
+        return render.stage(evaluate.sanitize(context, bench, model_ref))
 
     _perform(work, as_json)
 
@@ -266,13 +266,13 @@ def evaluate(
         from codetune import render
         from codetune.stages import evaluate
 
-        desk = _desk(loaded)
-        bench = evaluate.open_bench(desk, benchmark)
+        context = _context(loaded)
+        bench = evaluate.open_bench(context, benchmark)
         part = evaluate.part_of(bench, limit, task or [], complete)
         if file:
-            return render.evaluation([evaluate.evaluate_file(desk, part, file)], [])
-        contestant = evaluate.contestant(desk, _model(desk, model, ", or --samples FILE"))
-        return render.evaluation([evaluate.evaluate(desk, bench, contestant, part)], [])
+            return render.evaluation([evaluate.evaluate_file(context, part, file)], [])
+        model_ref = evaluate.model_ref(context, _model(context, model, ", or --samples FILE"))
+        return render.evaluation([evaluate.evaluate(context, bench, model_ref, part)], [])
 
     _perform(work, as_json)
 
@@ -298,11 +298,11 @@ def eval_(
         from codetune import render, workflow
         from codetune.stages import evaluate, model_ref
 
-        desk = _desk(loaded)
-        bench = evaluate.part_of(evaluate.open_bench(desk, benchmark), limit, task or [], complete=False)
-        names = [*(model_ref.names_of_the_run(desk, models or []) if all_checkpoints else models or [])]
-        reports = workflow.evaluate_by_name(desk, bench, list(dict.fromkeys(names or [_model(desk, None)])))
-        return render.evaluation(reports, workflow.compare(desk, reports))
+        context = _context(loaded)
+        bench = evaluate.part_of(evaluate.open_bench(context, benchmark), limit, task or [], complete=False)
+        names = [*(model_ref.names_of_the_run(context, models or []) if all_checkpoints else models or [])]
+        reports = workflow.evaluate_by_name(context, bench, list(dict.fromkeys(names or [_model(context, None)])))
+        return render.evaluation(reports, workflow.compare(context, reports))
 
     _perform(work, as_json)
 
@@ -324,9 +324,9 @@ def run(
     def work() -> Shown:
         from codetune import render
 
-        desk = _desk(loaded)
-        results = list(workflow.run(desk, stages))
-        return render.journey(results, workflow.compare(desk, workflow.reports_in(results)))
+        context = _context(loaded)
+        results = list(workflow.run(context, stages))
+        return render.journey(results, workflow.compare(context, workflow.reports_in(results)))
 
     _perform(work, as_json)
 
@@ -340,7 +340,7 @@ def status(project: ProjectOption = None, set_: SetOption = None, as_json: JsonO
         from codetune import render, workflow
         from codetune.stages import stage as pipeline
 
-        lines = workflow.status(pipeline.look_at_desk(loaded))
+        lines = workflow.status(pipeline.read_context(loaded))
         return render.status([replace(line, command=console.for_project(line.command)) for line in lines])
 
     _perform(work, as_json)
@@ -377,30 +377,30 @@ for _name in NOT_IN_THIS_VERSION:
     app.command(_name, hidden=True, context_settings=_anything)(_lacking(_name))
 
 
-def _desk(project: Project) -> Desk:
-    from codetune.stages.stage import open_desk
+def _context(project: Project) -> RunContext:
+    from codetune.stages.stage import open_context
 
-    return open_desk(project)
+    return open_context(project)
 
 
-def _model(desk: Desk, said: str | None, instead: str = "") -> str:
+def _model(context: RunContext, said: str | None, instead: str = "") -> str:
     """`tuned` where the run has one; otherwise the user has to say which, or what else there is."""
     if said is not None:
         return said
-    if desk.run.model.exists():
+    if context.run.model.exists():
         return "tuned"
     raise UsageError(
-        f"{desk.run.directory} has no trained model, so --model must say which; expected base, a path or a hub id, "
+        f"{context.run.directory} has no trained model, so --model must say which; expected base, a path or a hub id, "
         f"such as --model base{instead}. Or train one: codetune train"
     )
 
 
-def _stage(verb: Callable[[Any, Desk], Any], project: Project, as_json: bool) -> None:
+def _stage(verb: Callable[[Any, RunContext], Any], project: Project, as_json: bool) -> None:
     def work() -> Shown:
         from codetune import render
         from codetune.stages import stage as pipeline
 
-        return render.stage(verb(pipeline, _desk(project)))
+        return render.stage(verb(pipeline, _context(project)))
 
     _perform(work, as_json)
 

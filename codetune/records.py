@@ -21,7 +21,7 @@ Role = Literal["system", "user", "assistant"]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Rank:
     """Which of the processes that work together this one is. Ranks of one machine follow each other."""
 
     rank: int
@@ -35,7 +35,7 @@ class Place:
         return self.rank, self.count
 
 
-ALONE = Place(0, 1, 0, 1)
+ALONE = Rank(0, 1, 0, 1)
 
 
 @dataclass(frozen=True, slots=True)

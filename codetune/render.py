@@ -129,8 +129,8 @@ def _training(facts: Mapping[str, Any]) -> list[str]:
     speed = [f"{facts['seconds']:,.1f} s in its steps"]
     if facts["peak_memory_bytes"]:
         speed.append(f"peak GPU memory {facts['peak_memory_bytes'] / 1e9:.2f} GB")
-    if facts["peak_share"]:
-        speed.append(f"{percent(facts['peak_share'])} of the cards' peak arithmetic")
+    if facts["mfu"]:
+        speed.append(f"{percent(facts['mfu'])} of the cards' peak arithmetic")
     lines.append(", ".join(speed))
     if facts["truncated_rows"]:
         lost = f"{facts['lost_tokens']:,} tokens lost ({percent(facts['lost_share'])} of all)"

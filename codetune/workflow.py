@@ -17,9 +17,9 @@ from codetune.stages import evaluate
 from codetune.stages import stage as pipeline
 from codetune.stages.resume import begun_otherwise, training_place
 from codetune.stages.stage import StageResult
-from codetune.stages.status import Desk, RowStage, State, dataset_is_here, settings_of, standing
+from codetune.stages.status import RowStage, RunContext, State, dataset_is_here, settings_of, stage_status
 from codetune.store.block_log import read_logs
-from codetune.store.run_directory import Seal, read_seal, seal_path
+from codetune.store.run_directory import Manifest, manifest_path, read_manifest
 
 if TYPE_CHECKING:
     from codetune.benchmark.evaluate import Report
@@ -42,70 +42,70 @@ class Line:
     command: str
 
 
-def run(desk: Desk, wanted: Sequence[Stage]) -> Iterator[StageResult | Report]:
+def run(context: RunContext, wanted: Sequence[Stage]) -> Iterator[StageResult | Report]:
     """Each of the stages (see `stages_between`), yielded when it is done."""
     benches: list[evaluate.Bench] = []
     if {"generate", "sanitize", "evaluate"} & set(wanted):  # a typo there is told before hours of training
-        _require_samples(desk)
-        benches = [evaluate.open_bench(desk, said) for said in _distinct(desk)]
+        _require_samples(context)
+        benches = [evaluate.open_bench(context, said) for said in _distinct(context)]
     for stage in ROW_STAGES:
-        if stage in wanted and needed(desk, stage):
-            yield _row_stage(desk, stage)
+        if stage in wanted and needed(context, stage):
+            yield _row_stage(context, stage)
     if not benches:
         return
-    models = [evaluate.contestant(desk, name) for name in COMPARED]
+    models = [evaluate.model_ref(context, name) for name in COMPARED]
     for bench in benches:
         for model in models:
             if "generate" in wanted:
-                yield evaluate.generate(desk, bench, model)
+                yield evaluate.generate(context, bench, model)
             if "sanitize" in wanted:
-                yield evaluate.sanitize(desk, bench, model)
+                yield evaluate.sanitize(context, bench, model)
             if "evaluate" in wanted:
-                yield evaluate.evaluate(desk, bench, model, bench)
+                yield evaluate.evaluate(context, bench, model, bench)
 
 
-def evaluate_by_name(desk: Desk, bench: evaluate.Bench, names: Sequence[str]) -> list[Report]:
+def evaluate_by_name(context: RunContext, bench: evaluate.Bench, names: Sequence[str]) -> list[Report]:
     """Generate, sanitize and evaluate each model on one benchmark. All names are resolved before the first is run; a
     model that has two of them is one."""
-    _require_samples(desk)
-    models = {model.label: model for model in [evaluate.contestant(desk, name) for name in names]}
-    return [_evaluated(desk, bench, model) for model in models.values()]
+    _require_samples(context)
+    models = {model.label: model for model in [evaluate.model_ref(context, name) for name in names]}
+    return [_evaluated(context, bench, model) for model in models.values()]
 
 
-def _evaluated(desk: Desk, bench: evaluate.Bench, model: evaluate.Contestant) -> Report:
-    made = [verb(desk, bench, model) for verb in (evaluate.generate, evaluate.sanitize)]
-    report = evaluate.evaluate(desk, bench, model, bench)
+def _evaluated(context: RunContext, bench: evaluate.Bench, model: evaluate.ModelRef) -> Report:
+    made = [verb(context, bench, model) for verb in (evaluate.generate, evaluate.sanitize)]
+    report = evaluate.evaluate(context, bench, model, bench)
     facts = {name: value for result in made for name, value in result.facts.items()}
     report["completions"] = {name: facts[name] for name in COUNTED}
     return report
 
 
-def compare(desk: Desk, reports: Sequence[Report]) -> list[Comparison]:
+def compare(context: RunContext, reports: Sequence[Report]) -> list[Comparison]:
     """Every two models on the same benchmark."""
     if len(reports) < 2:
         return []
     from codetune.benchmark.model_comparison import compare
 
-    return compare(reports, desk.project.seed)
+    return compare(reports, context.project.seed)
 
 
-def needed(desk: Desk, stage: RowStage) -> bool:
+def needed(context: RunContext, stage: RowStage) -> bool:
     """Whether the selection strategy makes any use of the stage."""
-    needs = NEEDS[desk.project.select.strategy]
+    needs = NEEDS[context.project.select.strategy]
     return {"score": needs.scores, "embed": needs.embeddings}.get(stage, True)
 
 
-def status(desk: Desk) -> list[Line]:
+def status(context: RunContext) -> list[Line]:
     """A line per stage, in their order; looks at files only."""
-    lines = [_row_line(desk, stage) for stage in ROW_STAGES]
+    lines = [_row_line(context, stage) for stage in ROW_STAGES]
     trained = lines[-1].state == "done"
-    benchmarks = desk.project.evaluate.benchmarks
-    return lines + [_benchmark_line(desk, said, label, trained) for said in benchmarks for label in COMPARED]
+    benchmarks = context.project.evaluate.benchmarks
+    return lines + [_benchmark_line(context, said, label, trained) for said in benchmarks for label in COMPARED]
 
 
-def _require_samples(desk: Desk) -> None:
+def _require_samples(context: RunContext) -> None:
     """Said before hours of generation, not after."""
-    most, samples = max(desk.project.evaluate.k), desk.project.generate.samples_per_task
+    most, samples = max(context.project.evaluate.k), context.project.generate.samples_per_task
     if most > samples:
         raise UsageError(
             f"evaluate.k asks for pass@{most}, and generate.samples_per_task makes {samples} of a task. Expected: as "
@@ -114,10 +114,10 @@ def _require_samples(desk: Desk) -> None:
         )
 
 
-def _distinct(desk: Desk) -> Sequence[str]:
+def _distinct(context: RunContext) -> Sequence[str]:
     """The project's benchmarks, where no two of them would write the same artefacts."""
-    benchmarks = desk.project.evaluate.benchmarks
-    names = [evaluate.bench_name(desk, said) for said in benchmarks]
+    benchmarks = context.project.evaluate.benchmarks
+    names = [evaluate.bench_name(context, said) for said in benchmarks]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UsageError(
@@ -127,68 +127,76 @@ def _distinct(desk: Desk) -> Sequence[str]:
     return benchmarks
 
 
-def _row_stage(desk: Desk, stage: RowStage) -> StageResult:
-    found = standing(desk, stage)
-    if found.state == "done" and found.seal is not None:
-        return pipeline.found_done(desk, stage, found.seal)
+def _row_stage(context: RunContext, stage: RowStage) -> StageResult:
+    found = stage_status(context, stage)
+    if found.state == "done" and found.manifest is not None:
+        return pipeline.found_done(context, stage, found.manifest)
     if stage == "score":
-        return pipeline.score(desk, None)
+        return pipeline.score(context, None)
     if stage == "embed":
-        return pipeline.embed(desk, None)
-    return pipeline.select(desk) if stage == "select" else pipeline.train(desk)
+        return pipeline.embed(context, None)
+    return pipeline.select(context) if stage == "select" else pipeline.train(context)
 
 
-def _row_line(desk: Desk, stage: RowStage) -> Line:
-    if not needed(desk, stage):
-        return Line(stage, "not needed", f"select.strategy is {desk.project.select.strategy}", "")
-    found = standing(desk, stage)
+def _row_line(context: RunContext, stage: RowStage) -> Line:
+    if not needed(context, stage):
+        return Line(stage, "not needed", f"select.strategy is {context.project.select.strategy}", "")
+    found = stage_status(context, stage)
     command = f"codetune {stage}"
-    if found.seal is not None and found.state == "done":
-        unseen = "" if _can_compare(desk, found.seal) else f"; {desk.project.dataset.path} is not here to compare with"
-        beside = (
-            f"; begun beside it: {_progress(desk, stage)}" if stage == "train" and desk.run.next_train.exists() else ""
+    if found.manifest is not None and found.state == "done":
+        unseen = (
+            ""
+            if _can_compare(context, found.manifest)
+            else f"; {context.project.dataset.path} is not here to compare with"
         )
-        return Line(stage, "done", _counted(found.seal.rows, found.seal.refused) + unseen + beside, command)
+        beside = (
+            f"; begun beside it: {_progress(context, stage)}"
+            if stage == "train" and context.run.next_train.exists()
+            else ""
+        )
+        return Line(stage, "done", _counted(found.manifest.rows, found.manifest.refused) + unseen + beside, command)
     if found.state == "partial":
-        settings = settings_of(desk.project, stage)
-        differing, going_on = begun_otherwise(desk.run, settings) if stage == "train" else ("", "")
-        progress = _progress(desk, stage) + (f", made otherwise: {differing}" if differing else "")
+        settings = settings_of(context.project, stage)
+        differing, going_on = begun_otherwise(context.run, settings) if stage == "train" else ("", "")
+        progress = _progress(context, stage) + (f", made otherwise: {differing}" if differing else "")
         return Line(stage, "partial", progress, going_on or command)
-    if found.seal is None and found.why:  # a damaged seal
-        command = f"rm {seal_path(desk.artefact(stage))}"
+    if found.manifest is None and found.why:  # a damaged manifest
+        command = f"rm {manifest_path(context.artefact(stage))}"
     return Line(stage, found.state, found.why, command)
 
 
-def _can_compare(desk: Desk, seal: Seal) -> bool:
-    return "dataset" not in seal.inputs or dataset_is_here(desk)
+def _can_compare(context: RunContext, manifest: Manifest) -> bool:
+    return "dataset" not in manifest.inputs or dataset_is_here(context)
 
 
-def _progress(desk: Desk, stage: RowStage) -> str:
+def _progress(context: RunContext, stage: RowStage) -> str:
     if stage == "train":
-        checkpoints = [int(path.name.rpartition("-")[2]) for path in training_place(desk.run).glob("checkpoint-*[0-9]")]
+        checkpoints = [
+            int(path.name.rpartition("-")[2]) for path in training_place(context.run).glob("checkpoint-*[0-9]")
+        ]
         return f"checkpoint of step {max(checkpoints)}" if checkpoints else "no checkpoint yet"
-    return f"{len(read_logs(desk.run.parts(desk.artefact(stage)))):,} rows"
+    return f"{len(read_logs(context.run.parts(context.artefact(stage)))):,} rows"
 
 
-def _benchmark_line(desk: Desk, said: str, label: str, trained: bool) -> Line:
-    """By the seals alone: nobody's tasks are read, and no network or hub is asked."""
-    name = evaluate.bench_name(desk, said)
+def _benchmark_line(context: RunContext, said: str, label: str, trained: bool) -> Line:
+    """By the manifests alone: nobody's tasks are read, and no network or hub is asked."""
+    name = evaluate.bench_name(context, said)
     stage, command = f"{name} {label}", f"codetune eval {said} --model {label}"
-    paths = [place(name, label) for place in (desk.run.completions, desk.run.solutions, desk.run.evaluation)]
+    paths = [place(name, label) for place in (context.run.completions, context.run.solutions, context.run.evaluation)]
     try:
-        seals = [read_seal(path) for path in paths]
+        manifests = [read_manifest(path) for path in paths]
     except StaleError as why:
         return Line(stage, "stale", str(why), command)
-    if seals[2] is None:
-        done = "generated" if seals[0] else "begun" if desk.run.parts(paths[0]).exists() else ""
+    if manifests[2] is None:
+        done = "generated" if manifests[0] else "begun" if context.run.parts(paths[0]).exists() else ""
         return Line(stage, "partial" if done else "missing", done, command)
     changed = "" if trained or label != "tuned" else "the tuned model has changed since"
-    changed = changed or evaluate.changed_since(desk, label, paths, seals)
-    return Line(stage, "stale" if changed else "done", changed or _figures(desk, name, label), command)
+    changed = changed or evaluate.changed_since(context, label, paths, manifests)
+    return Line(stage, "stale" if changed else "done", changed or _figures(context, name, label), command)
 
 
-def _figures(desk: Desk, name: str, label: str) -> str:
-    report = json.loads(desk.run.evaluation(name, label).read_text(encoding="utf-8"))
+def _figures(context: RunContext, name: str, label: str) -> str:
+    report = json.loads(context.run.evaluation(name, label).read_text(encoding="utf-8"))
     figures = report["pass_at_k"]
     return "; ".join(
         f"{k} {percent(figures['base'][k])} base, {percent(figures['plus'][k])} plus" for k in figures["base"]

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from codetune.project.file import read_project
-from codetune.stages.stage import open_desk
-from codetune.stages.status import Desk
+from codetune.stages.stage import open_context
+from codetune.stages.status import RunContext
 from tests.model.builders import byte_tokenizer, tiny_model
 
 PROJECT = """\
@@ -54,9 +54,9 @@ def write_rows(path: Path, documents: list[dict[str, Any]] | list[dict[str, str]
     path.write_text("".join(json.dumps(document) + "\n" for document in documents), encoding="utf-8")
 
 
-def desk_of(project: Path, **flags: Any) -> Desk:
-    """A desk as a command would have it; keywords are settings, with two underscores for the dot."""
-    return open_desk(read_project(project, [], {key.replace("__", "."): value for key, value in flags.items()}))
+def context_of(project: Path, **flags: Any) -> RunContext:
+    """A context as a command would have it; keywords are settings, with two underscores for the dot."""
+    return open_context(read_project(project, [], {key.replace("__", "."): value for key, value in flags.items()}))
 
 
 def run_codetune(

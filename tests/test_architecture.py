@@ -81,7 +81,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
 # Each says in its docstring, or beside the import, why it imports inside functions.
 IMPORT_LATE = (
     *("pipeline", "benchmarking", "journey", "showcase", "cli"),
-    *("work.contestants", "work.jobs", "work.rowwork", "work.completing"),
+    *("work.model_refs", "work.jobs", "work.rowwork", "work.completing"),
     "model.vllm_engine",  # vllm itself, an extra
     "training.strategy",  # deepspeed itself, an extra
     "model.find",  # transformers, for a model that comes with code
@@ -91,7 +91,7 @@ IMPORT_LATE = (
 WITHOUT_TORCH = (
     *("cli", "options", "project", "project_file", "strict_yaml", "records", "errors", "console", "launch"),
     *("store.run", "store.parts", "store.rowwise", "store.artefacts", "store.stages"),
-    *("work.workers", "work.jobs", "work.rowwork", "work.completing", "work.contestants", "work.unfinished"),
+    *("work.workers", "work.jobs", "work.rowwork", "work.completing", "work.model_refs", "work.unfinished"),
     *("pipeline", "benchmarking", "journey", "presentation", "showcase"),
     *("selection.ifd", "selection.select"),
     *("data.chat", "data.ids", "data.packing", "data.source", "data.files", "data.hub", "data.tables"),

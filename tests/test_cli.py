@@ -18,7 +18,7 @@ from codetune.console import Shown
 from codetune.errors import InputError
 from codetune.project.file import read_project
 from codetune.stages import stage as pipeline
-from tests.small_world import desk_of, make_small_world, run_codetune
+from tests.small_world import context_of, make_small_world, run_codetune
 
 COMMANDS = (
     *("init", "score", "embed", "select", "train", "generate"),
@@ -154,7 +154,7 @@ def test_an_interrupt_ends_with_130_and_the_command_continues(tmp_path: Path, as
     assert process.returncode == 130, complaint
     assert "Traceback" not in complaint
     assert "interrupted; what was finished is kept" in complaint
-    assert pipeline.score(desk_of(project, score__tokens_per_batch=64), None).reused > 0
+    assert pipeline.score(context_of(project, score__tokens_per_batch=64), None).reused > 0
 
 
 def test_an_interrupt_before_anything_is_read_ends_without_a_traceback(tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_where_writing_fails_the_work_is_kept_and_continues_when_there_is_room(s
     assert failed.returncode == 1
     assert "writing failed" in failed.stderr
     assert "Traceback" not in failed.stderr
-    assert verb(desk_of(full), None).artefact.read_bytes() == verb(desk_of(calm), None).artefact.read_bytes()
+    assert verb(context_of(full), None).artefact.read_bytes() == verb(context_of(calm), None).artefact.read_bytes()
 
 
 def test_a_file_that_may_not_be_read_is_the_users_to_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

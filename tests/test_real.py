@@ -13,9 +13,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from codetune.stages import stage as pipeline
-from codetune.stages.status import Desk
+from codetune.stages.status import RunContext
 from tests.model.builders import tiny_model
-from tests.small_world import desk_of
+from tests.small_world import context_of
 
 ROWS_OF_EACH_FILE = 60
 PROJECT = """\
@@ -31,7 +31,7 @@ train: {max_length: 512, max_steps: 2, per_device_batch_size: 4, gradient_accumu
 
 
 @pytest.fixture(params=[("deepseek-coder-6.7b-instruct", "deepseek"), ("codellama", "codellama")], ids=lambda p: p[1])
-def desk(request: pytest.FixtureRequest, shared_data: Path, tmp_path: Path) -> Desk:
+def context(request: pytest.FixtureRequest, shared_data: Path, tmp_path: Path) -> RunContext:
     folder, chat_format = request.param
     for source in sorted((shared_data / "instruct").glob("evol-round*.json")):
         rows = json.loads(source.read_text(encoding="utf-8"))[:ROWS_OF_EACH_FILE]
@@ -42,25 +42,25 @@ def desk(request: pytest.FixtureRequest, shared_data: Path, tmp_path: Path) -> D
         if file.name.startswith(("tokenizer", "special", "added")):
             shutil.copy(file, tmp_path / "base")
     (tmp_path / "codetune.yaml").write_text(PROJECT % chat_format, encoding="utf-8")
-    return desk_of(tmp_path / "codetune.yaml")
+    return context_of(tmp_path / "codetune.yaml")
 
 
-def test_evol_instruct_goes_through_score_embed_select_and_train(desk: Desk) -> None:
-    scored = pipeline.score(desk, None)
+def test_evol_instruct_goes_through_score_embed_select_and_train(context: RunContext) -> None:
+    scored = pipeline.score(context, None)
     assert scored.rows + sum(scored.refused.values()) == 2 * ROWS_OF_EACH_FILE
     assert scored.rows > 100
-    rows: list[dict[str, Any]] = [json.loads(line) for line in desk.run.scores.read_text().splitlines()]
+    rows: list[dict[str, Any]] = [json.loads(line) for line in context.run.scores.read_text().splitlines()]
     for row in rows:
         if "ifd" in row:
             assert math.isclose(row["ifd"], math.exp(row["nll_conditional"] - row["nll_unconditional"]), rel_tol=1e-12)
             # A model of random weights knows nothing of the language.
             assert math.log(1000) < row["nll_conditional"] < 3 * math.log(32000)
-    assert pipeline.embed(desk, None).rows == scored.rows
-    selected = pipeline.select(desk)
+    assert pipeline.embed(context, None).rows == scored.rows
+    selected = pipeline.select(context)
     clusters = selected.facts["clusters"]
     assert sum(cluster["taken"] for cluster in clusters) == selected.rows
     assert all(cluster["taken"] == int(cluster["eligible"] * 0.4) for cluster in clusters)
-    trained = pipeline.train(desk)
+    trained = pipeline.train(context)
     assert (trained.facts["steps"], trained.facts["padding_rate"]) == (2, 0.0)
-    tokenizer = AutoTokenizer.from_pretrained(desk.run.model)
+    tokenizer = AutoTokenizer.from_pretrained(context.run.model)
     assert tokenizer.chat_template

@@ -117,7 +117,7 @@ def test_train_tells_steps_tokens_padding_time_memory_and_what_was_lost(
         "last_loss": loss,
         "seconds": 1234.56,
         "peak_memory_bytes": memory,
-        "peak_share": share,
+        "mfu": share,
         "truncated_rows": 3,
         "lost_tokens": 4000,
         "lost_share": 0.125,

@@ -14,15 +14,15 @@ import pytest
 from codetune import workflow
 from codetune.data.tokens import Span
 from codetune.stages import stage as pipeline
-from codetune.stages.status import Desk
-from tests.small_world import desk_of, make_small_world
+from codetune.stages.status import RunContext
+from tests.small_world import context_of, make_small_world
 
 BYTES_A_ROW = 200  # product.md, Scale
 FEW, MANY = 1500, 6000
 DIMENSIONS = 8
-STAGES: dict[str, Callable[[Desk], object]] = {
-    "score": lambda desk: pipeline.score(desk, None),
-    "embed": lambda desk: pipeline.embed(desk, None),
+STAGES: dict[str, Callable[[RunContext], object]] = {
+    "score": lambda context: pipeline.score(context, None),
+    "embed": lambda context: pipeline.embed(context, None),
     "select": pipeline.select,
     "status": workflow.status,
 }
@@ -63,7 +63,7 @@ def peaks(project: Path) -> dict[str, int]:
     for stage, do in STAGES.items():
         gc.collect()
         tracemalloc.start()
-        do(desk_of(project, embed__batch_size=64))
+        do(context_of(project, embed__batch_size=64))
         found[stage] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     return found
@@ -85,7 +85,7 @@ def test_a_refused_row_takes_no_more_either(tmp_path: Path) -> None:
         project = world(tmp_path / str(rows), rows, duplicates=True)
         gc.collect()
         tracemalloc.start()
-        assert pipeline.score(desk_of(project), None).refused == {"duplicate": rows - 7}
+        assert pipeline.score(context_of(project), None).refused == {"duplicate": rows - 7}
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return found
@@ -97,10 +97,10 @@ def test_a_refused_row_takes_no_more_either(tmp_path: Path) -> None:
 def test_unfinished_rows_are_counted_by_status_at_the_same_price(tmp_path: Path) -> None:
     def peak(rows: int) -> int:
         project = world(tmp_path / str(rows), rows)
-        assert pipeline.score(desk_of(project, score__tokens_per_batch=2048), (0, 2)).state == "partial"
+        assert pipeline.score(context_of(project, score__tokens_per_batch=2048), (0, 2)).state == "partial"
         gc.collect()
         tracemalloc.start()
-        assert workflow.status(desk_of(project))[0].state == "partial"
+        assert workflow.status(context_of(project))[0].state == "partial"
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return found

@@ -1,4 +1,4 @@
-"""The whole pipeline on a small world, its standing, and that nothing true is done again."""
+"""The whole pipeline on a small world, its stage_status, and that nothing true is done again."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from codetune.model.load import load_trained_tokenizer
 from codetune.stages import evaluate, model_ref
 from codetune.stages.stage import StageResult
 from codetune.stages.status import require
-from tests.small_world import desk_of, make_small_world, rows, run_codetune, write_rows
+from tests.small_world import context_of, make_small_world, rows, run_codetune, write_rows
 
 
 def test_a_run_goes_through_every_stage_and_a_second_one_does_nothing(tmp_path: Path) -> None:
     project = make_small_world(tmp_path, 20)
-    first = list(workflow.run(desk_of(project), workflow.stages_between("score", "evaluate")))
+    first = list(workflow.run(context_of(project), workflow.stages_between("score", "evaluate")))
     stages = [result.stage for result in first if isinstance(result, StageResult)]
     assert stages == ["score", "embed", "select", "train", "generate", "sanitize", "generate", "sanitize"]
     assert [report["model"] for report in workflow.reports_in(first)] == ["base", "tuned"]
     stamps = {path: path.stat().st_mtime_ns for path in _artefacts(tmp_path)}
-    again = list(workflow.run(desk_of(project), workflow.stages_between("score", "evaluate")))
+    again = list(workflow.run(context_of(project), workflow.stages_between("score", "evaluate")))
     assert {path: path.stat().st_mtime_ns for path in _artefacts(tmp_path)} == stamps
     assert all(result.reused == result.rows for result in again if isinstance(result, StageResult))
-    assert all(line.state == "done" for line in workflow.status(desk_of(project)))
+    assert all(line.state == "done" for line in workflow.status(context_of(project)))
     _test_what_is_taken_away_changes_nothing(project)
     _test_status_after_changes(project)
 
@@ -38,37 +38,37 @@ def _test_what_is_taken_away_changes_nothing(project: Path) -> None:
     """Here, because a run takes seconds. A sealed model is evaluated without the data it was trained on."""
     data = project.parent / "data.jsonl"
     data.rename(data.with_suffix(".away"))
-    lines = {line.stage: line for line in workflow.status(desk_of(project))}
+    lines = {line.stage: line for line in workflow.status(context_of(project))}
     assert {line.state for line in lines.values()} == {"done"}
     assert lines["score"].detail.endswith("data.jsonl is not here to compare with")
     (report,) = workflow.evaluate_by_name(
-        desk_of(project), evaluate.open_bench(desk_of(project), "tasks.jsonl"), ["tuned"]
+        context_of(project), evaluate.open_bench(context_of(project), "tasks.jsonl"), ["tuned"]
     )
     assert report["model"] == "tuned"
     data.with_suffix(".away").rename(data)
 
 
 def _test_status_after_changes(project: Path) -> None:
-    """Each change is a line that says why: a damaged seal, other tasks, another setting, another data set."""
-    seal, tasks = project.parent / "runs/small/scores.jsonl.seal", project.parent / "tasks.jsonl"
-    whole = seal.read_bytes()
-    seal.write_bytes(b"{}")
-    score = workflow.status(desk_of(project))[0]
+    """Each change is a line that says why: a damaged manifest, other tasks, another setting, another data set."""
+    manifest, tasks = project.parent / "runs/small/scores.jsonl.seal", project.parent / "tasks.jsonl"
+    whole = manifest.read_bytes()
+    manifest.write_bytes(b"{}")
+    score = workflow.status(context_of(project))[0]
     assert score.state == "stale"
-    assert score.detail.endswith(f"Remove it, then make scores.jsonl again: rm {seal}")
-    assert score.command == f"rm {seal}"
-    with pytest.raises(StaleError, match=f"rm {seal}$"):
-        require(desk_of(project), "select")
-    seal.write_bytes(whole)
-    longer = {line.stage: line for line in workflow.status(desk_of(project, generate__max_new_tokens=9))}
+    assert score.detail.endswith(f"Remove it, then make scores.jsonl again: rm {manifest}")
+    assert score.command == f"rm {manifest}"
+    with pytest.raises(StaleError, match=f"rm {manifest}$"):
+        require(context_of(project), "select")
+    manifest.write_bytes(whole)
+    longer = {line.stage: line for line in workflow.status(context_of(project, generate__max_new_tokens=9))}
     assert "max_new_tokens" in longer["tasks base"].detail
     before = tasks.read_bytes()
     tasks.write_bytes(before + b"\n")
-    lines = {line.stage: line for line in workflow.status(desk_of(project))}
+    lines = {line.stage: line for line in workflow.status(context_of(project))}
     assert lines["tasks base"].detail == f"the tasks in {tasks} have changed since"
     tasks.write_bytes(before)
     write_rows(project.parent / "data.jsonl", rows(21))
-    lines = {line.stage: line for line in workflow.status(desk_of(project))}
+    lines = {line.stage: line for line in workflow.status(context_of(project))}
     assert all(lines[stage].state == "stale" for stage in ("score", "embed", "select", "train", "tasks tuned"))
     assert "the data set" in lines["select"].detail
     assert lines["tasks base"].state == "done"
@@ -76,9 +76,11 @@ def _test_status_after_changes(project: Path) -> None:
 
 def test_stages_that_the_strategy_does_not_need_are_left_out(tmp_path: Path) -> None:
     project = make_small_world(tmp_path, 20)
-    results = list(workflow.run(desk_of(project, select__strategy="all"), workflow.stages_between("score", "select")))
+    results = list(
+        workflow.run(context_of(project, select__strategy="all"), workflow.stages_between("score", "select"))
+    )
     assert [result.stage for result in results if isinstance(result, StageResult)] == ["select"]
-    assert workflow.status(desk_of(project, select__strategy="all"))[0].state == "not needed"
+    assert workflow.status(context_of(project, select__strategy="all"))[0].state == "not needed"
 
 
 def test_stages_in_the_wrong_order_and_unknown_ones_are_usage_errors(tmp_path: Path) -> None:
@@ -92,25 +94,25 @@ def test_stages_in_the_wrong_order_and_unknown_ones_are_usage_errors(tmp_path: P
 
 
 def test_more_of_k_than_there_are_samples_is_said_before_anything_is_generated(tmp_path: Path) -> None:
-    desk = desk_of(make_small_world(tmp_path, 6), evaluate__k=[1, 10])
+    context = context_of(make_small_world(tmp_path, 6), evaluate__k=[1, 10])
     with pytest.raises(UsageError, match=r"pass@10, and generate\.samples_per_task makes 1"):
-        workflow.evaluate_by_name(desk, evaluate.open_bench(desk, "tasks.jsonl"), ["base"])
-    assert not desk.run.completions("tasks", "base").parent.exists()
+        workflow.evaluate_by_name(context, evaluate.open_bench(context, "tasks.jsonl"), ["base"])
+    assert not context.run.completions("tasks", "base").parent.exists()
 
 
 def test_models_are_evaluated_in_one_go_compared_and_what_they_lost_is_counted(tmp_path: Path) -> None:
-    desk = desk_of(make_small_world(tmp_path, 6), generate__prompt="completion")
+    context = context_of(make_small_world(tmp_path, 6), generate__prompt="completion")
     shutil.copytree(tmp_path / "base", tmp_path / "other")
-    reports = workflow.evaluate_by_name(desk, evaluate.open_bench(desk, "tasks.jsonl"), ["base", "other"])
+    reports = workflow.evaluate_by_name(context, evaluate.open_bench(context, "tasks.jsonl"), ["base", "other"])
     # Eight tokens of a random network.
     assert all(report["completions"]["truncated"] == 3 for report in reports)
-    (compared,) = workflow.compare(desk, reports)
+    (compared,) = workflow.compare(context, reports)
     assert (compared["models"], compared["tasks"]) == ([report["model"] for report in reports], 3)
     assert (compared["base"]["won"], compared["base"]["p_value"]) == ([], 1.0)
-    kept = desk.run.evaluation("tasks", "base").read_bytes()
-    (again,) = workflow.evaluate_by_name(desk, evaluate.open_bench(desk, "tasks.jsonl"), ["base"])
+    kept = context.run.evaluation("tasks", "base").read_bytes()
+    (again,) = workflow.evaluate_by_name(context, evaluate.open_bench(context, "tasks.jsonl"), ["base"])
     assert again == json.loads(json.dumps(reports[0]))
-    assert desk.run.evaluation("tasks", "base").read_bytes() == kept
+    assert context.run.evaluation("tasks", "base").read_bytes() == kept
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -122,15 +124,15 @@ def test_every_checkpoint_of_a_training_is_a_model_of_its_own(method: str, tmp_p
         "train__keep_checkpoints": 9,
         "train__method": method,
     }
-    desk = desk_of(project, **settings)
+    context = context_of(project, **settings)
     with pytest.raises(UsageError, match="holds no checkpoint"):
-        model_ref.checkpoint_names(desk)
-    list(workflow.run(desk, workflow.stages_between("select", "train")))
-    names = model_ref.checkpoint_names(desk)
+        model_ref.checkpoint_names(context)
+    list(workflow.run(context, workflow.stages_between("select", "train")))
+    names = model_ref.checkpoint_names(context)
     assert [Path(name).name for name in names] == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
-    assert model_ref.names_of_the_run(desk, []) == [*names, "tuned"]
-    assert model_ref.names_of_the_run(desk, ["tuned", "base"]) == ["tuned", "base", *names]
-    models = [model_ref.contestant(desk, name) for name in [*names, "tuned"]]
+    assert model_ref.names_of_the_run(context, []) == [*names, "tuned"]
+    assert model_ref.names_of_the_run(context, ["tuned", "base"]) == ["tuned", "base", *names]
+    models = [model_ref.model_ref(context, name) for name in [*names, "tuned"]]
     assert [re.sub("-[0-9a-f]{8}$", "", model.label) for model in models] == [*(Path(n).name for n in names), "tuned"]
     assert len({model.digest for model in models}) == 4
     assert {(model.kind, model_ref.end_of_turn(model)) for model in models} == {("chat", stop_texts("deepseek"))}
@@ -138,17 +140,17 @@ def test_every_checkpoint_of_a_training_is_a_model_of_its_own(method: str, tmp_p
     tokenizers = [load_trained_tokenizer(model.directory, model.tokenizer, model.chat_format) for model in models]
     turns = [{"role": "user", "content": "Add."}]
     assert len({tokenizer.apply_chat_template(turns, tokenize=False) for tokenizer in tokenizers}) == 1
-    workflow.evaluate_by_name(desk, evaluate.open_bench(desk, "tasks.jsonl"), [names[0], names[-1], "tuned"])
-    written = [desk.run.completions("tasks", models[index].label).read_text() for index in (0, 2, 3)]
+    workflow.evaluate_by_name(context, evaluate.open_bench(context, "tasks.jsonl"), [names[0], names[-1], "tuned"])
+    written = [context.run.completions("tasks", models[index].label).read_text() for index in (0, 2, 3)]
     assert written[1] == written[2] != written[0]
 
 
 def test_a_model_that_is_named_twice_is_one_and_an_empty_name_is_none(tmp_path: Path) -> None:
-    desk = desk_of(make_small_world(tmp_path, 6), generate__prompt="completion")
-    bench, base = evaluate.open_bench(desk, "tasks.jsonl"), str(tmp_path / "base")
-    assert len(workflow.evaluate_by_name(desk, bench, [base, f"{base}/", f"{base}/../base"])) == 1
+    context = context_of(make_small_world(tmp_path, 6), generate__prompt="completion")
+    bench, base = evaluate.open_bench(context, "tasks.jsonl"), str(tmp_path / "base")
+    assert len(workflow.evaluate_by_name(context, bench, [base, f"{base}/", f"{base}/../base"])) == 1
     with pytest.raises(UsageError, match="--model is empty"):
-        workflow.evaluate_by_name(desk, bench, [base, " "])
+        workflow.evaluate_by_name(context, bench, [base, " "])
 
 
 def test_run_as_a_command_prints_one_document(tmp_path: Path) -> None:
@@ -168,21 +170,21 @@ def _artefacts(directory: Path) -> list[Path]:
 def test_a_file_of_ones_own_is_never_kept_under_the_name_of_an_official_benchmark(tmp_path: Path) -> None:
     project = make_small_world(tmp_path, 6)
     (tmp_path / "tasks.jsonl").rename(tmp_path / "humaneval.jsonl")
-    bench = evaluate.open_bench(desk_of(project), "humaneval.jsonl")
+    bench = evaluate.open_bench(context_of(project), "humaneval.jsonl")
     assert bench.name.startswith("humaneval-")
-    lines = workflow.status(desk_of(project, evaluate__benchmarks=["humaneval.jsonl"]))
+    lines = workflow.status(context_of(project, evaluate__benchmarks=["humaneval.jsonl"]))
     assert lines[-1].stage == f"{bench.name} tuned"
 
 
 def test_a_benchmark_that_is_not_there_is_told_before_any_work(tmp_path: Path) -> None:
-    desk = desk_of(make_small_world(tmp_path, 6), evaluate__benchmarks=["humanevl"])
+    context = context_of(make_small_world(tmp_path, 6), evaluate__benchmarks=["humanevl"])
     with pytest.raises(UsageError, match="did you mean humaneval"):
-        next(workflow.run(desk, workflow.stages_between("score", "evaluate")))
-    assert not desk.run.scores.exists()
+        next(workflow.run(context, workflow.stages_between("score", "evaluate")))
+    assert not context.run.scores.exists()
 
 
 def test_two_benchmarks_of_one_name_are_refused(tmp_path: Path) -> None:
     project = make_small_world(tmp_path, 6)
-    desk = desk_of(project, evaluate__benchmarks=["tasks.jsonl", "other/tasks.jsonl"])
+    context = context_of(project, evaluate__benchmarks=["tasks.jsonl", "other/tasks.jsonl"])
     with pytest.raises(UsageError, match="'tasks' twice"):
-        list(workflow.run(desk, workflow.stages_between("generate", "evaluate")))
+        list(workflow.run(context, workflow.stages_between("generate", "evaluate")))

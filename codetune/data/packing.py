@@ -25,7 +25,7 @@ PACKED: tuple[PadMode, ...] = ("dynamic_pack", "paper_pack")
 
 
 @dataclass(frozen=True, slots=True)
-class Dealing:
+class MicroBatchPlan:
     """Who gets what of a step, and in how many micro-batches."""
 
     pad_mode: PadMode
@@ -36,31 +36,31 @@ class Dealing:
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class PackedRow:
     """Samples that stand end to end, and the padding behind them."""
 
     samples: tuple[int, ...]
     padding: int
 
 
-def deal(lengths: Sequence[int], dealing: Dealing) -> tuple[tuple[MicroBatch, ...], ...]:
+def split(lengths: Sequence[int], plan_of_batches: MicroBatchPlan) -> tuple[tuple[MicroBatch, ...], ...]:
     """The micro-batches of each process: as many for one as for another, some empty where samples are few.
 
     `dynamic_pack` balances them by cost, so that no process waits and none holds much more than another. The others
-    keep the drawn order (longest first with `sort_in_step`) and deal micro-batches in turn, as is usual.
+    keep the drawn order (longest first with `sort_in_step`) and split micro-batches in turn, as is usual.
 
-    >>> [deal([5, 5, 1, 1], Dealing(mode, 2, 1, False, 64)) for mode in ("dynamic_pad", "dynamic_pack")]
+    >>> [split([5, 5, 1, 1], MicroBatchPlan(mode, 2, 1, False, 64)) for mode in ("dynamic_pad", "dynamic_pack")]
     [(((0, 1), (2, 3)),), (((0, 2), (1, 3)),)]
     """
-    processes = dealing.processes
-    each = -(-len(lengths) // (processes * dealing.samples_per_micro_batch))
-    if dealing.pad_mode == "dynamic_pack":
-        dealt = _balanced([cost(length, dealing.width) for length in lengths], each * processes)
+    processes = plan_of_batches.processes
+    each = -(-len(lengths) // (processes * plan_of_batches.samples_per_micro_batch))
+    if plan_of_batches.pad_mode == "dynamic_pack":
+        dealt = _balanced([cost(length, plan_of_batches.width) for length in lengths], each * processes)
         # Every other round the other way about, so that the heavier micro-batch is not always the same process's.
         rounds = [dealt[start : start + processes] for start in range(0, len(dealt), processes)]
         turns = [group[:: -1 if number % 2 else 1] for number, group in enumerate(rounds)]
     else:
-        order = _longest_first(lengths) if dealing.sort_in_step else list(range(len(lengths)))
+        order = _longest_first(lengths) if plan_of_batches.sort_in_step else list(range(len(lengths)))
         cuts = [-(-len(order) * number // (each * processes)) for number in range(each * processes + 1)]
         groups = [tuple(order[start:end]) for start, end in pairwise(cuts)]
         groups.sort(key=lambda group: not group)  # the empty ones last
@@ -78,25 +78,25 @@ def cost(length: int, width: int) -> int:
     return 12 * width * length + length * length
 
 
-def lay(lengths: Sequence[int], pad_mode: PadMode, max_length: int) -> tuple[Stretch, ...]:
+def pack(lengths: Sequence[int], pad_mode: PadMode, max_length: int) -> tuple[PackedRow, ...]:
     """The rows of one micro-batch. Those of `dynamic_pack` have nothing between them: they are one row to the model.
 
-    >>> lay([3, 2, 4], "paper_pack", 6)
-    (Stretch(samples=(1, 0), padding=0), Stretch(samples=(2,), padding=1))
+    >>> pack([3, 2, 4], "paper_pack", 6)
+    (PackedRow(samples=(1, 0), padding=0), PackedRow(samples=(2,), padding=1))
     """
     match pad_mode:
         case "max_length":
-            return tuple(Stretch((at,), max_length - length) for at, length in enumerate(lengths))
+            return tuple(PackedRow((at,), max_length - length) for at, length in enumerate(lengths))
         case "dynamic_pad":
             longest = max(lengths)
-            return tuple(Stretch((at,), longest - length) for at, length in enumerate(lengths))
+            return tuple(PackedRow((at,), longest - length) for at, length in enumerate(lengths))
         case "dynamic_pack":
-            return tuple(Stretch(row, 0) for row in _next_fit(lengths, range(len(lengths)), max_length))
+            return tuple(PackedRow(row, 0) for row in _next_fit(lengths, range(len(lengths)), max_length))
         case "paper_pack":
             shortest_first = sorted(range(len(lengths)), key=lambda at: lengths[at])
             rows = _next_fit(lengths, shortest_first, max_length)
             filled = [sum(lengths[at] for at in row) for row in rows]
-            return tuple(Stretch(row, max(filled) - tokens) for row, tokens in zip(rows, filled, strict=True))
+            return tuple(PackedRow(row, max(filled) - tokens) for row, tokens in zip(rows, filled, strict=True))
 
 
 def tokens_seen(lengths: Sequence[int], pad_mode: PadMode, max_length: int) -> int:
@@ -105,7 +105,7 @@ def tokens_seen(lengths: Sequence[int], pad_mode: PadMode, max_length: int) -> i
     >>> [tokens_seen([3, 2, 4], mode, 8) for mode in ("max_length", "dynamic_pad", "paper_pack", "dynamic_pack")]
     [24, 12, 10, 9]
     """
-    return sum(lengths) + sum(stretch.padding for stretch in lay(lengths, pad_mode, max_length))
+    return sum(lengths) + sum(stretch.padding for stretch in pack(lengths, pad_mode, max_length))
 
 
 def _balanced(costs: Sequence[int], count: int) -> list[MicroBatch]:

@@ -17,8 +17,8 @@ from codetune.project.file import read_project
 from codetune.project.sections import PROJECT_FILE
 from codetune.records import Score
 from codetune.stages import evaluate
-from codetune.stages.stage import StageResult, open_desk
-from codetune.stages.status import Desk
+from codetune.stages.stage import StageResult, open_context
+from codetune.stages.status import RunContext
 from codetune.store import row_artefacts
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ def demo(directory: Path, full: bool, seed: int, assignments: Sequence[str]) -> 
     began = time.monotonic()
     world = make_world(directory, seed)
     made_seconds = time.monotonic() - began
-    desk = open_desk(read_project(world.project_file, assignments, {}))
-    results, seconds = _timed(workflow.run(desk, workflow.stages_between("score", "evaluate")))
+    context = open_context(read_project(world.project_file, assignments, {}))
+    results, seconds = _timed(workflow.run(context, workflow.stages_between("score", "evaluate")))
     stages = [result for result in results if isinstance(result, StageResult)]
     base, tuned = workflow.reports_in(results)
     chosen = next(result.rows for result in stages if result.stage == "select")
@@ -56,7 +56,7 @@ def demo(directory: Path, full: bool, seed: int, assignments: Sequence[str]) -> 
         ways.append(_control(world, assignments, "random", {"select.ratio": min(1.0, (chosen + 0.5) / usable)}))
         ways.append(_control(world, assignments, "all", {}))
     seconds = {"make the world": made_seconds, **seconds, "total": time.monotonic() - began}
-    return _shown(desk, world, stages, ways, seconds)
+    return _shown(context, world, stages, ways, seconds)
 
 
 def _require_own(directory: Path) -> None:
@@ -72,10 +72,10 @@ def _require_own(directory: Path) -> None:
 
 def _control(world: World, assignments: Sequence[str], strategy: str, flags: Mapping[str, Any]) -> Way:
     settings = {**flags, "name": f"demo-{strategy}", "select.strategy": strategy}
-    desk = open_desk(read_project(world.project_file, assignments, settings))
-    results = list(workflow.run(desk, workflow.stages_between("select", "train")))
+    context = open_context(read_project(world.project_file, assignments, settings))
+    results = list(workflow.run(context, workflow.stages_between("select", "train")))
     rows = next(result.rows for result in results if isinstance(result, StageResult) and result.stage == "select")
-    (report,) = workflow.evaluate_by_name(desk, evaluate.open_bench(desk, "demo"), ["tuned"])
+    (report,) = workflow.evaluate_by_name(context, evaluate.open_bench(context, "demo"), ["tuned"])
     return Way(f"tuned on {'a random draw' if strategy == 'random' else 'all rows'}", rows, report)
 
 
@@ -92,18 +92,20 @@ def _timed(results: Iterable[StageResult | Report]) -> tuple[list[StageResult | 
     return gathered, seconds
 
 
-def _dropped(desk: Desk, world: World) -> tuple[int, int]:
+def _dropped(context: RunContext, world: World) -> tuple[int, int]:
     """Mismatched rows, and other rows, with an IFD of `max_ifd` or more."""
-    limit = desk.project.select.max_ifd
-    dropped = [row.id for row in row_artefacts.read_scores(desk.run) if isinstance(row, Score) and row.ifd >= limit]
+    limit = context.project.select.max_ifd
+    dropped = [row.id for row in row_artefacts.read_scores(context.run) if isinstance(row, Score) and row.ifd >= limit]
     mismatched = sum(row_id in world.mismatched for row_id in dropped)
     return mismatched, len(dropped) - mismatched
 
 
-def _shown(desk: Desk, world: World, stages: list[StageResult], ways: list[Way], seconds: Mapping[str, float]) -> Shown:
-    mismatched, others = _dropped(desk, world)
+def _shown(
+    context: RunContext, world: World, stages: list[StageResult], ways: list[Way], seconds: Mapping[str, float]
+) -> Shown:
+    mismatched, others = _dropped(context, world)
     good = len(world.trivial) + len(world.composed)
-    compared = workflow.compare(desk, [way.report for way in ways[:2]])
+    compared = workflow.compare(context, [way.report for way in ways[:2]])
     document = {
         "stages": [render.stage_document(result) for result in stages],
         "models": [{"name": way.name, "rows": way.rows, **way.report} for way in ways],

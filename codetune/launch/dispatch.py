@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 from codetune import console
 from codetune.errors import UsageError, writing_failed
-from codetune.launch.environment import Errand, Node, node, only_rank, place
-from codetune.launch.workers import Crew, Listen, Tell, leave, run_workers, speaking
+from codetune.launch.environment import Node, WorkerTask, current_rank, node, only_rank
+from codetune.launch.workers import Listen, Tell, WorkerSpec, leave, run_workers, speaking
 from codetune.project.sections import Project
-from codetune.records import ALONE, Place
+from codetune.records import ALONE, Rank
 from codetune.store.run_directory import project_document, project_of
 from codetune.store.scratch import scratch_directory
 
@@ -38,11 +38,11 @@ _LAST = "null"  # in the place of a job: there are no more
 
 
 @dataclass(frozen=True, slots=True)
-class Seat:
+class WorkerContext:
     """What a process knows of the others while it works: its place among them, and where they meet (None: it is
     alone)."""
 
-    place: Place
+    place: Rank
     meeting: Meeting | None
     tell: Tell
 
@@ -67,7 +67,7 @@ class Job:
 def perform(job: Job, processes: int, listen: Listen) -> list[Any]:
     """What each process returned, by rank (of this machine, where there are several). `processes` are those to start
     on this machine; where the user's launcher has started them, its number counts."""
-    here = place()
+    here = current_rank()
     if here.count > 1:
         return _lead(job, here, processes, listen)
     where = node(job.project.launch.nodes)
@@ -77,7 +77,7 @@ def perform(job: Job, processes: int, listen: Listen) -> list[Any]:
             "by itself, begun on all machines. Run the earlier stages on one machine, then: codetune " + job.work
         )
     if processes * where.count == 1:
-        return [_do(job, Seat(ALONE, None, lambda message: listen(0, message)))]
+        return [_do(job, WorkerContext(ALONE, None, lambda message: listen(0, message)))]
     return _start(job.text(), processes, where, listen)
 
 
@@ -87,29 +87,29 @@ def process_count(project: Project) -> int:
         return project.launch.processes
     from codetune.model.load import count_gpus
 
-    return place().local_count if place().count > 1 else max(1, count_gpus())
+    return current_rank().local_count if current_rank().count > 1 else max(1, count_gpus())
 
 
-def work(errand: Errand) -> None:
+def work(worker_task: WorkerTask) -> None:
     """A worker's whole life."""
-    with speaking(errand.descriptor) as tell:
-        text, here = errand.job.read_text(encoding="utf-8"), place()
-        meeting = lambda: _meeting_in(errand.job.parent, here)  # noqa: E731
+    with speaking(worker_task.descriptor) as tell:
+        text, here = worker_task.job.read_text(encoding="utf-8"), current_rank()
+        meeting = lambda: _meeting_in(worker_task.job.parent, here)  # noqa: E731
         if here.count > here.local_count:
             meeting = _store
             if text == _LAST:
                 text = _awaited("job-1")
             elif here.rank == 0:
                 _store().set("job-1", text)
-        tell({"result": _do(Job.read(text), Seat(here, meeting, tell))})
+        tell({"result": _do(Job.read(text), WorkerContext(here, meeting, tell))})
 
 
 def follow() -> None:
     """In every rank but the first that the user's launcher started: does the jobs of the first one, until it ends."""
-    here, number = place(), 1
+    here, number = current_rank(), 1
     with console.own_stdout():
         while (text := _awaited(f"job-{number}")) != _LAST:
-            result = _do(Job.read(text), Seat(here, _meeting_for(number), lambda message: None))
+            result = _do(Job.read(text), WorkerContext(here, _meeting_for(number), lambda message: None))
             _store().set(f"result-{number}-{here.rank}", json.dumps(result))
             number += 1
         _store().add(GONE, 1)
@@ -123,11 +123,11 @@ def follow_first_machine(project: Project, here: Node) -> None:
 
 def dismiss() -> None:
     """Lets the ranks that follow this one end. For the end of the command, whatever came of it."""
-    if place().count > 1:
+    if current_rank().count > 1:
         _store().set(f"job-{_store().add('jobs', 1)}", _LAST)
         # Of srun's ranks the first one keeps what all of them read: it must not go before the others have read it.
         until = time.monotonic() + PATIENCE_WITH_RANKS
-        while _store().add(GONE, 0) < place().count - 1 and time.monotonic() < until:
+        while _store().add(GONE, 0) < current_rank().count - 1 and time.monotonic() < until:
             time.sleep(0.01)
 
 
@@ -135,10 +135,10 @@ def _start(text: str, processes: int, where: Node, listen: Listen) -> list[Any]:
     with scratch_directory() as scratch:
         file = scratch / "job.json"
         file.write_text(text, encoding="utf-8")
-        return run_workers(Crew(RE_ENTERED, processes, where, file), listen, console.relay)
+        return run_workers(WorkerSpec(RE_ENTERED, processes, where, file), listen, console.relay)
 
 
-def _lead(job: Job, here: Place, processes: int, listen: Listen) -> list[Any]:
+def _lead(job: Job, here: Rank, processes: int, listen: Listen) -> list[Any]:
     if job.project.launch.processes != "auto" and processes != here.local_count:
         raise UsageError(
             f"launch.processes is {processes}, and this command was started {here.local_count} times on this machine. "
@@ -146,18 +146,18 @@ def _lead(job: Job, here: Place, processes: int, listen: Listen) -> list[Any]:
         )
     number = _store().add("jobs", 1)
     _store().set(f"job-{number}", job.text())
-    result = _do(job, Seat(here, _meeting_for(number), lambda message: listen(0, message)))
+    result = _do(job, WorkerContext(here, _meeting_for(number), lambda message: listen(0, message)))
     others = [json.loads(_awaited(f"result-{number}-{rank}")) for rank in range(1, here.count)]
     return [result, *others]
 
 
-def _do(job: Job, seat: Seat) -> Any:
+def _do(job: Job, worker_context: WorkerContext) -> Any:
     from codetune.model.load import take_gpu
 
-    if seat.place.count > 1:
-        take_gpu(seat.place.local_rank)
+    if worker_context.place.count > 1:
+        take_gpu(worker_context.place.local_rank)
     with _disk():
-        return WORK[job.work](job.project, job.details, seat)
+        return WORK[job.work](job.project, job.details, worker_context)
 
 
 @contextlib.contextmanager
@@ -193,37 +193,37 @@ def _meeting_for(number: int) -> Meeting:
     return lambda: apart(_store(), f"meeting-{number}")
 
 
-def _meeting_in(directory: Path, here: Place) -> Store:
+def _meeting_in(directory: Path, here: Rank) -> Store:
     from codetune.launch.process_group import meet_in
 
     return meet_in(directory / "meeting", here.count)
 
 
 @contextlib.contextmanager
-def _shared(project: Project, seat: Seat) -> Iterator[tuple[Place, Meeting | None]]:
-    """The seat of a training; one that is alone is a team of one where the project names how a model is shared."""
-    if seat.meeting is not None or project.launch.strategy in ("auto", "ddp"):
-        yield seat.place, seat.meeting
+def _shared(project: Project, worker_context: WorkerContext) -> Iterator[tuple[Rank, Meeting | None]]:
+    """The worker_context of a training; one that is alone is a group of one where the project names how a model is shared."""
+    if worker_context.meeting is not None or project.launch.strategy in ("auto", "ddp"):
+        yield worker_context.place, worker_context.meeting
         return
     with scratch_directory() as scratch, only_rank() as here:
         yield here, lambda: _meeting_in(scratch, here)
 
 
-def _train(project: Project, details: Mapping[str, Any], seat: Seat) -> Any:
-    from codetune.launch.process_group import team
+def _train(project: Project, details: Mapping[str, Any], worker_context: WorkerContext) -> Any:
+    from codetune.launch.process_group import group
     from codetune.store.row_artefacts import read_selection
     from codetune.store.run_directory import Run
     from codetune.training.train import train
 
     run = Run(project.run_dir)
-    with _shared(project, seat) as (here, meeting), team(here, meeting) as ranks:
+    with _shared(project, worker_context) as (here, meeting), group(here, meeting) as ranks:
         summary = train(
             read_selection(run.selection),
             project,
             Path(details["model"]),
             Path(details["directory"]),
             Path(details["saved"]),
-            seat.tell,
+            worker_context.tell,
             ranks,
         )
     refused = Counter(refusal.kind for refusal in summary.dropped)
@@ -231,24 +231,24 @@ def _train(project: Project, details: Mapping[str, Any], seat: Seat) -> Any:
     return {"rows": summary.rows, "refused": refused, "facts": facts}
 
 
-def _rows(project: Project, details: Mapping[str, Any], seat: Seat) -> Any:
+def _rows(project: Project, details: Mapping[str, Any], worker_context: WorkerContext) -> Any:
     from codetune.stages.row_stage import do_part
 
-    return do_part(project, details, seat.place, seat.tell)
+    return do_part(project, details, worker_context.place, worker_context.tell)
 
 
-def _generate(project: Project, details: Mapping[str, Any], seat: Seat) -> int:
-    from codetune.launch.process_group import team
+def _generate(project: Project, details: Mapping[str, Any], worker_context: WorkerContext) -> int:
+    from codetune.launch.process_group import group
     from codetune.stages.generate import Order, complete, complete_together
 
-    ordered, advance = Order(**details), lambda tokens: seat.tell({"tokens": tokens})
+    ordered, advance = Order(**details), lambda tokens: worker_context.tell({"tokens": tokens})
     if not ordered.together:
-        return complete(project, ordered, seat.place, advance)
-    with team(seat.place, seat.meeting) as ranks:
+        return complete(project, ordered, worker_context.place, advance)
+    with group(worker_context.place, worker_context.meeting) as ranks:
         return complete_together(project, ordered, ranks, advance)
 
 
-WORK: Mapping[str, Callable[[Project, Mapping[str, Any], Seat], Any]] = {
+WORK: Mapping[str, Callable[[Project, Mapping[str, Any], WorkerContext], Any]] = {
     "score": _rows,
     "embed": _rows,
     "train": _train,

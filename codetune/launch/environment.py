@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from codetune.errors import UsageError
-from codetune.records import ALONE, Place
+from codetune.records import ALONE, Rank
 
 Shard = tuple[int, int]  # (index, count)
 
@@ -35,7 +35,7 @@ QUIET = {
 TALKATIVE = ("bitsandbytes", "DeepSpeed")
 # What torchrun, accelerate and deepspeed tell each process that they start, and we ours.
 RANK, WORLD, LOCAL_RANK, LOCAL_WORLD = "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"
-ERRAND = "CODETUNE_ERRAND"  # and what we tell ours besides
+WORKER_TASK = "CODETUNE_ERRAND"  # and what we tell ours besides
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
-class Errand:
+class WorkerTask:
     """What a worker is told when it is started: the file that says what to do, and where to speak to its command."""
 
     job: Path
@@ -83,7 +83,7 @@ def thread_count() -> int:
     return min(len(os.sched_getaffinity(0)), 16)
 
 
-def place() -> Place:
+def current_rank() -> Rank:
     """As a launcher has told this process: the user's own (torchrun, accelerate, srun), or this command for its
     workers. Without one, the process is alone."""
     try:
@@ -96,11 +96,11 @@ def place() -> Place:
             "sets. Unset them, or start the command with torchrun"
         ) from None
     rank, count, local_rank = said
-    return Place(rank, count, local_rank, int(os.environ.get(LOCAL_WORLD, count)))
+    return Rank(rank, count, local_rank, int(os.environ.get(LOCAL_WORLD, count)))
 
 
 @contextlib.contextmanager
-def only_rank() -> Iterator[Place]:
+def only_rank() -> Iterator[Rank]:
     """Lets this one process look like a launcher's: what shares a model over processes wants to be told of them, also
     where there is one (to use the CPU's memory as well, say)."""
     told = {
@@ -139,27 +139,27 @@ def node(count: int) -> Node:
     return Node(int(said), count)
 
 
-def worker_environment(local_rank: int, local_count: int, where: Node, errand: Errand) -> Mapping[str, str]:
+def worker_environment(local_rank: int, local_count: int, where: Node, worker_task: WorkerTask) -> Mapping[str, str]:
     """What a worker of this command finds in its environment: the same as from torchrun, and what to do."""
     told: dict[str, object] = {
         RANK: where.rank * local_count + local_rank,
         WORLD: where.count * local_count,
         LOCAL_RANK: local_rank,
         LOCAL_WORLD: local_count,
-        ERRAND: f"{errand.descriptor}:{errand.job}",
+        WORKER_TASK: f"{worker_task.descriptor}:{worker_task.job}",
     }
     meeting = {"MASTER_ADDR": "127.0.0.1"} if where.count == 1 else {}
     port = {"MASTER_PORT": os.environ.get("MASTER_PORT", "29500")}
     return {**os.environ, **meeting, **port, **{name: str(value) for name, value in told.items()}}
 
 
-def errand() -> Errand | None:
+def worker_task() -> WorkerTask | None:
     """What a worker was started for; None in a command."""
-    said = os.environ.pop(ERRAND, None)
+    said = os.environ.pop(WORKER_TASK, None)
     if said is None:
         return None
     descriptor, _, job = said.partition(":")
-    return Errand(Path(job), int(descriptor))
+    return WorkerTask(Path(job), int(descriptor))
 
 
 def parse_shard(text: str) -> Shard:

@@ -20,7 +20,7 @@ from torch._C._distributed_c10d import FileStore, PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from codetune.errors import CodetuneError
-from codetune.records import ALONE, Place
+from codetune.records import ALONE, Rank
 
 T = TypeVar("T")
 # Ranks wait for each other while one of them writes a large checkpoint, or scores more rows than another. One that has
@@ -30,10 +30,10 @@ PATIENCE_TO_MEET = timedelta(minutes=30)  # the first one reads its weights thro
 
 
 @dataclass(frozen=True, slots=True)
-class Team:
+class ProcessGroup:
     """The processes as one of them sees them. Alone, everything said is heard by itself."""
 
-    place: Place
+    place: Rank
 
     @property
     def count(self) -> int:
@@ -72,11 +72,11 @@ class Team:
         return [float(amount) for amount in told]
 
 
-SOLO = Team(ALONE)
+SOLO = ProcessGroup(ALONE)
 
 
 @contextmanager
-def team(place: Place, meeting: Callable[[], Store] | None) -> Iterator[Team]:
+def group(place: Rank, meeting: Callable[[], Store] | None) -> Iterator[ProcessGroup]:
     """Joins the others that meet there, and leaves when the block ends well. (When it ends ill, the process ends: to
     take leave of others who are not there would take for ever.)"""
     if meeting is None:
@@ -84,7 +84,7 @@ def team(place: Place, meeting: Callable[[], Store] | None) -> Iterator[Team]:
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(backend, store=meeting(), rank=place.rank, world_size=place.count, timeout=PATIENCE)
-    together = Team(place)
+    together = ProcessGroup(place)
     yield together
     together.wait()
     distributed.destroy_process_group()
@@ -114,7 +114,7 @@ def listening(wait: Callable[[], T]) -> T:
 
 
 def apart(store: Store, name: str) -> Store:
-    """The same store for a team of its own: what an earlier one has left there would mislead it."""
+    """The same store for a group of its own: what an earlier one has left there would mislead it."""
     return PrefixStore(name, store)
 
 

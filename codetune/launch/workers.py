@@ -29,7 +29,7 @@ from typing import Any
 
 from codetune import errors
 from codetune.errors import CodetuneError, WorkerError
-from codetune.launch.environment import Errand, Node, worker_environment
+from codetune.launch.environment import Node, WorkerTask, worker_environment
 
 Message = Mapping[str, Any]
 Listen = Callable[[int, Message], None]  # rank, what it told
@@ -47,7 +47,7 @@ _KEPT_LINES = 60
 
 
 @dataclass(frozen=True, slots=True)
-class Crew:
+class WorkerSpec:
     """Which workers to start: so many on this machine, which is one of several, each with this command and job."""
 
     command: Sequence[str]
@@ -56,26 +56,26 @@ class Crew:
     job: Path
 
 
-def run_workers(planned: Crew, listen: Listen, show: Show) -> list[Any]:
+def run_workers(planned: WorkerSpec, listen: Listen, show: Show) -> list[Any]:
     """Gives what each worker returned, by rank.
 
     Raises the error of the worker that failed first, after ending the others; KeyboardInterrupt when the user asked to
     stop and all of them have."""
-    crew = [_Worker.start(planned, local_rank) for local_rank in range(planned.local_count)]
+    workers = [_Worker.start(planned, local_rank) for local_rank in range(planned.local_count)]
     try:
-        with _asked_to_stop(crew) as asked:
-            _watch(crew, listen, show, asked)
+        with _asked_to_stop(workers) as asked:
+            _watch(workers, listen, show, asked)
     finally:
-        for worker in crew:
+        for worker in workers:
             worker.end()
-    failed = _culprit(crew)
+    failed = _culprit(workers)
     if failed is not None:
         if failed.error is None:
             show("".join(failed.last_lines) + failed.traceback)
         raise failed.failure()
-    if any(worker.process.returncode for worker in crew):  # not where they were done before they heard of it
+    if any(worker.process.returncode for worker in workers):  # not where they were done before they heard of it
         raise KeyboardInterrupt
-    return [worker.result for worker in crew]
+    return [worker.result for worker in workers]
 
 
 @contextlib.contextmanager
@@ -160,12 +160,12 @@ class _Worker:
     last_lines: deque[str] = field(default_factory=lambda: deque(maxlen=_KEPT_LINES))
 
     @classmethod
-    def start(cls, planned: Crew, local_rank: int) -> _Worker:
+    def start(cls, planned: WorkerSpec, local_rank: int) -> _Worker:
         told, printed = _Pipe(), _Pipe()
         count, where = planned.local_count, planned.where
         process = subprocess.Popen(
             planned.command,
-            env=worker_environment(local_rank, count, where, Errand(planned.job, told.into)),
+            env=worker_environment(local_rank, count, where, WorkerTask(planned.job, told.into)),
             stdin=subprocess.PIPE,
             stdout=printed.into,
             stderr=printed.into,
@@ -233,48 +233,50 @@ class _Worker:
         )
 
 
-def _watch(crew: Sequence[_Worker], listen: Listen, show: Show, asked: Sequence[int]) -> None:
+def _watch(workers: Sequence[_Worker], listen: Listen, show: Show, asked: Sequence[int]) -> None:
     """Returns when all have ended, or when those that remain will not."""
     while True:
-        open_pipes = [pipe.out for worker in crew for pipe in (worker.told, worker.printed) if pipe.is_open]
+        open_pipes = [pipe.out for worker in workers for pipe in (worker.told, worker.printed) if pipe.is_open]
         if open_pipes:
             select.select(open_pipes, [], [], 0.1)
         else:
             time.sleep(0.05)
-        for worker in crew:
+        for worker in workers:
             worker.look(listen)
-        healthy = all(worker.failed_at is None for worker in crew)
-        for worker in crew:
-            worker.relay(show if healthy and worker is crew[0] else None)
-        if all(worker.ended_at is not None for worker in crew) or _is_hopeless(crew, asked):
+        healthy = all(worker.failed_at is None for worker in workers)
+        for worker in workers:
+            worker.relay(show if healthy and worker is workers[0] else None)
+        if all(worker.ended_at is not None for worker in workers) or _is_hopeless(workers, asked):
             return
 
 
-def _is_hopeless(crew: Sequence[_Worker], asked: Sequence[int]) -> bool:
+def _is_hopeless(workers: Sequence[_Worker], asked: Sequence[int]) -> bool:
     now = time.monotonic()
-    failed = min((worker.failed_at for worker in crew if worker.failed_at is not None), default=None)
+    failed = min((worker.failed_at for worker in workers if worker.failed_at is not None), default=None)
     if failed is not None:
         return now - failed > SECONDS_TO_TELL
-    left = min((worker.ended_at for worker in crew if worker.interrupted and worker.ended_at is not None), default=None)
+    left = min(
+        (worker.ended_at for worker in workers if worker.interrupted and worker.ended_at is not None), default=None
+    )
     return len(asked) > 1 or (left is not None and now - left > SECONDS_TO_FOLLOW)
 
 
-def _culprit(crew: Sequence[_Worker]) -> _Worker | None:
+def _culprit(workers: Sequence[_Worker]) -> _Worker | None:
     """Whose end is the cause. What was killed from outside, and what can say why it failed, comes before those that
     only lost their connection to it; among equals the first. Who loses it to one that was interrupted has not failed.
     """
-    interrupted = any(worker.interrupted for worker in crew)
+    interrupted = any(worker.interrupted for worker in workers)
 
     def blame(worker: _Worker) -> tuple[bool, float]:
         named = worker.error is not None or worker.process.returncode == -signal.SIGKILL
         return not named, worker.failed_at or 0.0
 
-    failed = [worker for worker in crew if worker.failed_at is not None and (worker.error or not interrupted)]
+    failed = [worker for worker in workers if worker.failed_at is not None and (worker.error or not interrupted)]
     return min(failed, key=blame, default=None)
 
 
 @contextlib.contextmanager
-def _asked_to_stop(crew: Sequence[_Worker]) -> Iterator[list[int]]:
+def _asked_to_stop(workers: Sequence[_Worker]) -> Iterator[list[int]]:
     """The signals that asked to stop. The first is passed on, and the workers are waited for; the second ends them."""
     asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -283,7 +285,7 @@ def _asked_to_stop(crew: Sequence[_Worker]) -> Iterator[list[int]]:
 
     def pass_on(number: int, frame: Any) -> None:
         asked.append(number)
-        for worker in crew:
+        for worker in workers:
             worker.ask_to_stop()
 
     earlier = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -20,8 +20,8 @@ import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from codetune.errors import CodetuneError, InputError
-from codetune.launch.process_group import SOLO, Team
-from codetune.model.decoding import STOP_CHECK_TOKENS, Endings, Request, Written
+from codetune.launch.process_group import SOLO, ProcessGroup
+from codetune.model.decoding import STOP_CHECK_TOKENS, GeneratedText, Request, StopCriteria
 from codetune.model.recurrent import is_recurrent, run_in_step, takes_several_rows
 from codetune.model.sampling import sample, uniform
 from codetune.model.tensor_parallel import heads_shared_by
@@ -43,15 +43,15 @@ class BatchGenerator:
         tokenizer: PreTrainedTokenizerBase,
         end_of_turn: Sequence[str],
         settings: Generation,
-        team: Team = SOLO,
+        group: ProcessGroup = SOLO,
     ) -> None:
         self._model: Any = model
         self._is_recurrent = is_recurrent(model)
-        self._team = team
-        self._endings = Endings(tokenizer, [model.config, model.generation_config], end_of_turn)
+        self._team = group
+        self._endings = StopCriteria(tokenizer, [model.config, model.generation_config], end_of_turn)
         self._settings = settings
 
-    def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Written]]:
+    def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, GeneratedText]]:
         """Number and completion of each request as it is finished, in batches in the given order. A batch too large
         for the memory is halved, and those after it are no larger."""
         _require_embedded(self._model, requests)

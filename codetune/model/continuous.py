@@ -16,7 +16,7 @@ from transformers.generation.continuous_batching.utils import WorkloadHints
 from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from codetune.errors import CodetuneError
-from codetune.model.decoding import STOP_CHECK_TOKENS, Endings, Request, Written
+from codetune.model.decoding import STOP_CHECK_TOKENS, GeneratedText, Request, StopCriteria
 from codetune.project.sections import Generation
 
 WAIT_SECONDS = 1.0
@@ -43,11 +43,11 @@ class ContinuousGenerator:
     ) -> None:
         assert settings.temperature == 0, "sampled tokens would depend on who shares the batch"
         self._model: Any = model
-        self._endings = Endings(tokenizer, [model.config, model.generation_config], end_of_turn)
+        self._endings = StopCriteria(tokenizer, [model.config, model.generation_config], end_of_turn)
         self._settings = settings
         self._limits = limits
 
-    def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Written]]:
+    def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, GeneratedText]]:
         """Number and completion of each request as it is finished."""
         if not requests:
             return
@@ -72,7 +72,7 @@ class ContinuousGenerator:
                 for number in waiting:  # else leaving would wait for all of them
                     manager.cancel_request(str(number))
 
-    def _received(self, manager: Any, waiting: dict[int, Request]) -> Iterator[tuple[int, Written]]:
+    def _received(self, manager: Any, waiting: dict[int, Request]) -> Iterator[tuple[int, GeneratedText]]:
         """The next output of the manager, where it ends a request."""
         output = manager.get_result(timeout=WAIT_SECONDS)
         if output is None:

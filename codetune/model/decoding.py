@@ -27,7 +27,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class GeneratedText:
     """The text behind a prompt, before its first stop string; `truncated` where only the lack of room has ended it."""
 
     text: str
@@ -38,11 +38,11 @@ class Written:
 class Decoder(Protocol):
     """What writes: `complete.py`, `continuous.py`, `vllm_engine.py`."""
 
-    def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Written]]:
+    def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, GeneratedText]]:
         """The number of a request and what came of it, each once, in any order."""
 
 
-class Endings:
+class StopCriteria:
     """Where the completions of one model end. `configurations` may name EOS tokens: the model's own and its generation
     configuration."""
 
@@ -84,12 +84,12 @@ class Endings:
             and _first_stop(self._behind(request.prompt, tokens), stops) is not None
         )
 
-    def written(self, request: Request, tokens: Sequence[int]) -> Written:
+    def written(self, request: Request, tokens: Sequence[int]) -> GeneratedText:
         """What the new tokens come to; one that ends a text can only be the last."""
         ended = bool(tokens) and tokens[-1] in self.tokens
         text = self._behind(request.prompt, tokens[:-1] if ended else tokens)
         stop = _first_stop(text, self.stops(request))
-        return Written(text[:stop], len(tokens), truncated=stop is None and not ended)
+        return GeneratedText(text[:stop], len(tokens), truncated=stop is None and not ended)
 
     def _behind(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
         """Decoded behind the prompt: alone, a SentencePiece tokenizer would drop the first token's leading space."""

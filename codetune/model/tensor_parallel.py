@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, PreTrainedModel
 
 from codetune.errors import ModelError
-from codetune.launch.process_group import Team
+from codetune.launch.process_group import ProcessGroup
 from codetune.model.find import ADAPTER, model_below
 from codetune.model.load import count_parameters, load_model, load_model_part
 from codetune.project.sections import Model
@@ -82,16 +82,16 @@ def must_share(directory: Path, dtype: str, crowd: Crowd, gpus: Gpus | None) -> 
     return not hindrance
 
 
-def load_shared(directory: Path, model: Model, team: Team, scratch: Path) -> PreTrainedModel:
+def load_shared(directory: Path, model: Model, group: ProcessGroup, scratch: Path) -> PreTrainedModel:
     """This process's part of the network. Adapters are merged by the first one, in the CPU's memory, into a copy in
     `scratch` that is gone when all have read it."""
     adapted, merged = (directory / ADAPTER).is_file(), scratch / "merged"
-    if adapted and team.is_first:
+    if adapted and group.is_first:
         save_merged(directory, model, merged)
-    team.wait()
-    part = load_model_part(merged if adapted else directory, model, team.count)
-    team.wait()  # with more patience than NCCL has for who reads slowly
-    if adapted and team.is_first:
+    group.wait()
+    part = load_model_part(merged if adapted else directory, model, group.count)
+    group.wait()  # with more patience than NCCL has for who reads slowly
+    if adapted and group.is_first:
         shutil.rmtree(merged)
     return part
 

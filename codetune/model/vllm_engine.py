@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
 from codetune.errors import ProjectError
-from codetune.model.decoding import Endings, Request, Written
+from codetune.model.decoding import GeneratedText, Request, StopCriteria
 from codetune.model.find import ADAPTER
 from codetune.model.sampling import stream_seed
 from codetune.model.tensor_parallel import gpus_for, save_merged, weight_bytes
@@ -39,17 +39,20 @@ class Finished(Protocol):
 class VllmGenerator:
     """Implements `decoding.Decoder`."""
 
-    def __init__(self, engine: Engine, endings: Endings, settings: Generation) -> None:
+    def __init__(self, engine: Engine, endings: StopCriteria, settings: Generation) -> None:
         self._engine, self._endings, self._settings = engine, endings, settings
 
-    def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Written]]:
+    def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, GeneratedText]]:
         """Number and completion of each request, in their order."""
         for start in range(0, len(requests), REQUESTS_AT_ONCE):
             part = requests[start : start + REQUESTS_AT_ONCE]
             finished = self._engine.generate([request.prompt for request in part], [*map(self._sampling, part)])
             for number, (request, end) in enumerate(zip(part, finished, strict=True), start=start):
                 written = self._endings.written(request, end.token_ids)
-                yield number, Written(written.text, written.tokens, written.truncated and end.finish_reason == "length")
+                yield (
+                    number,
+                    GeneratedText(written.text, written.tokens, written.truncated and end.finish_reason == "length"),
+                )
 
     def _sampling(self, request: Request) -> dict[str, Any]:
         settings = self._settings
@@ -93,7 +96,7 @@ def load_vllm(
             named.append(GenerationConfig.from_pretrained(whole, local_files_only=True))
         tokenizer.save_pretrained(Path(scratch) / "tokenizer")
         engine = _Vllm(whole, Path(scratch) / "tokenizer", model.dtype)
-    return VllmGenerator(engine, Endings(tokenizer, named, end_of_turn), settings)
+    return VllmGenerator(engine, StopCriteria(tokenizer, named, end_of_turn), settings)
 
 
 class _Vllm:

@@ -15,17 +15,17 @@ from codetune import console
 from codetune.benchmark.rows import read_rows
 from codetune.errors import DataError, StaleError, UsageError
 from codetune.launch.dispatch import Job, perform, process_count
-from codetune.launch.environment import place, thread_count, user_cache
+from codetune.launch.environment import current_rank, thread_count, user_cache
 from codetune.project.sections import BENCHMARK_NAMES, EVALPLUS_NAMES, Project
 from codetune.records import Completion, Problem, Solution, Verdict
 from codetune.stages.generate import COUNTS, Order, completed_rows, order
-from codetune.stages.model_ref import Contestant as Contestant
 from codetune.stages.model_ref import Kind, model_digest, prompt_kind
-from codetune.stages.model_ref import contestant as contestant
-from codetune.stages.stage import StageResult, Written, already, seal_artefact
-from codetune.stages.status import Desk, Recipe, differing_settings, settings_of
+from codetune.stages.model_ref import ModelRef as ModelRef
+from codetune.stages.model_ref import model_ref as model_ref
+from codetune.stages.stage import StageOutput, StageResult, already, seal_artefact
+from codetune.stages.status import Recipe, RunContext, differing_settings, settings_of
 from codetune.store.block_log import LineLog, open_parts
-from codetune.store.run_directory import Seal, locked, read_seal, remove, write_lines, write_text
+from codetune.store.run_directory import Manifest, locked, read_manifest, remove, write_lines, write_text
 
 if TYPE_CHECKING:
     from codetune.benchmark.evaluate import Report
@@ -46,12 +46,12 @@ class Bench:
     complete: bool  # samples must be there for every task of it
 
 
-def open_bench(desk: Desk, said: str) -> Bench:
+def open_bench(context: RunContext, said: str) -> Bench:
     from codetune.benchmark.problems import benchmark_digest, find_benchmark, read_problems
 
-    location = _own_file(desk, said)
+    location = _own_file(context, said)
     file = find_benchmark(said, None if location is None else str(location))
-    problems, name = read_problems(said, str(file)), bench_name(desk, said)
+    problems, name = read_problems(said, str(file)), bench_name(context, said)
     return Bench(name, said, file.resolve(), benchmark_digest(problems), problems, problems, name, complete=False)
 
 
@@ -66,115 +66,119 @@ def part_of(bench: Bench, limit: int | None, tasks: Sequence[str], complete: boo
     return replace(bench, name=f"{bench.name}-{digest[:8]}", digest=digest, problems=picked, complete=complete)
 
 
-def bench_name(desk: Desk, said: str) -> str:
+def bench_name(context: RunContext, said: str) -> str:
     """The directory name of a benchmark: of a file its name without endings; where that is the name of one of ours,
     with 8 digits of the file's digest, so that nobody's own tasks are taken for HumanEval's."""
     if said in BENCHMARK_NAMES:
         return said
-    stem, file = _stem(Path(said)), _own_file(desk, said)
-    return f"{stem}-{desk.digests.file(file)[:8]}" if stem in BENCHMARK_NAMES and file is not None else stem
+    stem, file = _stem(Path(said)), _own_file(context, said)
+    return f"{stem}-{context.digests.file(file)[:8]}" if stem in BENCHMARK_NAMES and file is not None else stem
 
 
-def generate(desk: Desk, bench: Bench, model: Contestant) -> StageResult:
+def generate(context: RunContext, bench: Bench, model: ModelRef) -> StageResult:
     """What the model writes for every task -> completions/<benchmark>/<label>.jsonl."""
     if model.kind is None:
         raise UsageError(
             f"{model.name} can be prompted as a chat or as a raw text, and nothing says which (base models can have a "
             "chat template too). Say --instruct or --base, or set generate.prompt"
         )
-    recipe = _completions(desk, bench, model)
-    with locked(desk.run, f"generate-{bench.name}-{model.label}", None):
+    recipe = _completions(context, bench, model)
+    with locked(context.run, f"generate-{bench.name}-{model.label}", None):
         began = time.monotonic()
-        if done := already(desk, recipe, began):
+        if done := already(context, recipe, began):
             return done
-        parts = desk.run.parts(recipe.artefact)
+        parts = context.run.parts(recipe.artefact)
         if open_parts(parts, recipe.identity(), refuse_others=False):
             console.note(f"generate: model or settings have changed since {parts} was begun; it starts anew")
-        numbers = range(desk.project.generate.samples_per_task)
+        numbers = range(context.project.generate.samples_per_task)
         work = [(problem.task_id, number) for problem in bench.problems for number in numbers]
         rows = completed_rows(parts)
         reused = len(rows)
         with console.progress(f"generate {bench.name} {model.label}", len(work), "sample", reused) as advance:
             missing = [item for item in work if item not in rows]
-            _perform(desk, order(model, (bench.said, bench.file), missing, parts), advance)
+            _perform(context, order(model, (bench.said, bench.file), missing, parts), advance)
         rows = completed_rows(parts)
         written = [rows[item] for item in work]
         write_lines(recipe.artefact, (json.dumps(_without_counts(row)) for row in written))
         facts = {name: sum(row[name] for row in written) for name in ("tokens", "truncated")}
-        result = seal_artefact(desk, recipe, Written(len(written), {}, facts), reused, began)
+        result = seal_artefact(context, recipe, StageOutput(len(written), {}, facts), reused, began)
         remove(parts)
         return result
 
 
-def sanitize(desk: Desk, bench: Bench, model: Contestant) -> StageResult:
+def sanitize(context: RunContext, bench: Bench, model: ModelRef) -> StageResult:
     """Completions -> programs that can be run, in solutions/<benchmark>/<label>.jsonl."""
-    completions = _completions(desk, bench, model)
-    _require_made(desk, completions, f"codetune generate {bench.said}{_option(model)}")
-    return _sanitize(desk, bench, model.label, completions.artefact)
+    completions = _completions(context, bench, model)
+    _require_made(context, completions, f"codetune generate {bench.said}{_option(model)}")
+    return _sanitize(context, bench, model.label, completions.artefact)
 
 
-def sanitize_file(desk: Desk, path: Path) -> StageResult:
+def sanitize_file(context: RunContext, path: Path) -> StageResult:
     """A samples file of anybody's, for the benchmark that its task ids tell."""
     from codetune.benchmark.sanitize import read_samples
 
     samples = read_samples(path)
-    return _sanitize(desk, open_bench(desk, _benchmark_of(desk, path, samples)), _file_label(desk, path), path)
+    return _sanitize(
+        context, open_bench(context, _benchmark_of(context, path, samples)), _file_label(context, path), path
+    )
 
 
-def is_samples_file(desk: Desk, said: str) -> bool:
+def is_samples_file(context: RunContext, said: str) -> bool:
     """Whether a word names a file of samples, not a benchmark: by its first row, for both may hold prompts."""
-    if said in BENCHMARK_NAMES or not Path(said).is_file() or said in desk.project.evaluate.benchmarks:
+    if said in BENCHMARK_NAMES or not Path(said).is_file() or said in context.project.evaluate.benchmarks:
         return False
     _, first = next(read_rows(Path(said), "a benchmark, or samples"), ("", {}))
     return not {"prompt", "entry_point"} & first.keys() or bool({"completion", "solution"} & first.keys())
 
 
-def evaluate(desk: Desk, bench: Bench, model: Contestant, part: Bench) -> Report:
+def evaluate(context: RunContext, bench: Bench, model: ModelRef, part: Bench) -> Report:
     """Solutions -> verdicts and pass@k, in evaluation/<benchmark>/<label>.json. Made for all tasks of `bench`, they are
     judged on those of `part`."""
-    completions = _completions(desk, bench, model)
-    _require_made(desk, completions, f"codetune generate {bench.said}{_option(model)}")
-    solutions = _solutions(desk, bench, model.label, completions.artefact)
-    _require_made(desk, solutions, f"codetune sanitize {bench.said}{_option(model)}")
-    return _evaluate(desk, part, model.label, solutions.artefact)
+    completions = _completions(context, bench, model)
+    _require_made(context, completions, f"codetune generate {bench.said}{_option(model)}")
+    solutions = _solutions(context, bench, model.label, completions.artefact)
+    _require_made(context, solutions, f"codetune sanitize {bench.said}{_option(model)}")
+    return _evaluate(context, part, model.label, solutions.artefact)
 
 
-def changed_since(desk: Desk, label: str, paths: Sequence[Path], seals: Sequence[Seal | None]) -> str:
+def changed_since(context: RunContext, label: str, paths: Sequence[Path], manifests: Sequence[Manifest | None]) -> str:
     """What has changed since `base` or `tuned` was evaluated, as a sentence; "" where nothing has, as far as files on
-    this machine tell. `paths` and `seals` are of the completions, the solutions and the evaluation."""
-    directory = desk.run.model if label == "tuned" else Path(desk.project.locate(desk.project.model.path)).expanduser()
-    for path, seal, stage in zip(paths, seals, ("generate", "sanitize", "evaluate"), strict=True):
-        if seal is None:
+    this machine tell. `paths` and `manifests` are of the completions, the solutions and the evaluation."""
+    directory = (
+        context.run.model if label == "tuned" else Path(context.project.locate(context.project.model.path)).expanduser()
+    )
+    for path, manifest, stage in zip(paths, manifests, ("generate", "sanitize", "evaluate"), strict=True):
+        if manifest is None:
             return f"{path} is not there any more"
-        if desk.digests.file(path) != seal.digest:
+        if context.digests.file(path) != manifest.digest:
             return f"{path} was changed after codetune wrote it"
-        if changed := differing_settings(path, seal, _benchmark_settings(desk, stage, label)):
+        if changed := differing_settings(path, manifest, _benchmark_settings(context, stage, label)):
             return changed
-    completions, solutions, evaluation = (seal for seal in seals if seal is not None)
-    if directory.is_dir() and completions.inputs["model"] != model_digest(desk, directory):
+    completions, solutions, evaluation = (manifest for manifest in manifests if manifest is not None)
+    if directory.is_dir() and completions.inputs["model"] != model_digest(context, directory):
         return f"the {label} model has changed since"
     if (solutions.inputs["completions"], evaluation.inputs["solutions"]) != (completions.digest, solutions.digest):
         return "its completions have changed since"
     tasks = Path(evaluation.facts.get("benchmark_file", ""))
-    if tasks.is_file() and desk.digests.file(tasks) != evaluation.facts["benchmark_file_digest"]:
+    if tasks.is_file() and context.digests.file(tasks) != evaluation.facts["benchmark_file_digest"]:
         return f"the tasks in {tasks} have changed since"
     return ""
 
 
-def evaluate_file(desk: Desk, bench: Bench, path: Path) -> Report:
+def evaluate_file(context: RunContext, bench: Bench, path: Path) -> Report:
     """A samples file of anybody's, judged as it is."""
     if not path.is_file():
         raise DataError(f"There is no file {path}. Expected: a JSONL of samples in EvalPlus format. Mend --samples")
-    return _evaluate(desk, bench, _file_label(desk, path), path)
+    return _evaluate(context, bench, _file_label(context, path), path)
 
 
-def _perform(desk: Desk, ordered: Order, advance: Callable[[int, int], None]) -> None:
+def _perform(context: RunContext, ordered: Order, advance: Callable[[int, int], None]) -> None:
     """In one process for each GPU, or as many as the project says; in those of other machines only where a launcher has
     started them. They hold one model together where a GPU does not hold it. vLLM spreads over GPUs by itself."""
     if not ordered.missing:
         return
-    launch = desk.project.launch.model_copy(update={"nodes": 1})
-    project = desk.project.model_copy(update={"launch": launch})
+    launch = context.project.launch.model_copy(update={"nodes": 1})
+    project = context.project.model_copy(update={"launch": launch})
     vllm = project.generate.backend == "vllm"
     processes = 1 if vllm else process_count(project)
     if not vllm and _must_share(project, Path(ordered.model["directory"]), processes):
@@ -186,7 +190,7 @@ def _perform(desk: Desk, ordered: Order, advance: Callable[[int, int], None]) ->
 def _must_share(project: Project, model: Path, processes: int) -> bool:
     from codetune.model.tensor_parallel import Crowd, find_gpus, must_share
 
-    here = place()
+    here = current_rank()
     crowd = Crowd(here.count if here.count > 1 else processes, here.local_count if here.count > 1 else processes)
     return must_share(model, project.model.dtype, crowd, find_gpus())
 
@@ -196,14 +200,14 @@ def _without_counts(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in COUNTS}
 
 
-def _sanitize(desk: Desk, bench: Bench, label: str, source: Path) -> StageResult:
+def _sanitize(context: RunContext, bench: Bench, label: str, source: Path) -> StageResult:
     from codetune.benchmark.problems import pair_with_problems
     from codetune.benchmark.sanitize import read_samples, sanitize
 
-    recipe = _solutions(desk, bench, label, source)
-    with locked(desk.run, f"sanitize-{bench.name}-{label}", None):
+    recipe = _solutions(context, bench, label, source)
+    with locked(context.run, f"sanitize-{bench.name}-{label}", None):
         began = time.monotonic()
-        if done := already(desk, recipe, began):
+        if done := already(context, recipe, began):
             return done
         pairs = pair_with_problems(bench.problems, read_samples(source))
         cleaned = [
@@ -215,19 +219,19 @@ def _sanitize(desk: Desk, bench: Bench, label: str, source: Path) -> StageResult
             "changed": sum(clean.changed for clean in cleaned),
             "not_parsing": sum(not clean.parses for clean in cleaned),
         }
-        return seal_artefact(desk, recipe, Written(len(cleaned), {}, facts), 0, began)
+        return seal_artefact(context, recipe, StageOutput(len(cleaned), {}, facts), 0, began)
 
 
-def _evaluate(desk: Desk, bench: Bench, label: str, source: Path) -> Report:
+def _evaluate(context: RunContext, bench: Bench, label: str, source: Path) -> Report:
     from codetune.benchmark.evaluate import evaluate
     from codetune.benchmark.sanitize import as_it_is
     from codetune.sandbox.probe import choose_tier
 
-    recipe, settings = _evaluation(desk, bench, label, source), desk.project.evaluate
-    with locked(desk.run, f"evaluate-{bench.name}-{label}", None):
+    recipe, settings = _evaluation(context, bench, label, source), context.project.evaluate
+    with locked(context.run, f"evaluate-{bench.name}-{label}", None):
         began = time.monotonic()
         samples = _samples(bench, source, settings.k)
-        if _made(desk, recipe):
+        if _made(context, recipe):
             report: Report = json.loads(recipe.artefact.read_text(encoding="utf-8"))
             return report
         tier = choose_tier(settings.sandbox)
@@ -238,12 +242,12 @@ def _evaluate(desk: Desk, bench: Bench, label: str, source: Path) -> Report:
             )
         tasks = {problem.task_id: problem for problem in bench.problems}
         solutions = [as_it_is(tasks[sample.task_id], sample) for sample in samples]
-        verdicts = _verdicts(desk, recipe, bench, solutions, tier)
-        report = evaluate(bench.title, label, tier, bench.whole, verdicts, settings.k, desk.project.seed)
+        verdicts = _verdicts(context, recipe, bench, solutions, tier)
+        report = evaluate(bench.title, label, tier, bench.whole, verdicts, settings.k, context.project.seed)
         write_text(recipe.artefact, json.dumps(report, indent=2) + "\n")
-        tasks_file = {"benchmark_file": str(bench.file), "benchmark_file_digest": desk.digests.file(bench.file)}
-        seal_artefact(desk, recipe, Written(len(samples), {}, tasks_file), 0, began)
-        remove(desk.run.parts(recipe.artefact))
+        tasks_file = {"benchmark_file": str(bench.file), "benchmark_file_digest": context.digests.file(bench.file)}
+        seal_artefact(context, recipe, StageOutput(len(samples), {}, tasks_file), 0, began)
+        remove(context.run.parts(recipe.artefact))
         return report
 
 
@@ -269,11 +273,13 @@ def _samples(bench: Bench, source: Path, k: Sequence[int]) -> list[Completion | 
     return samples
 
 
-def _verdicts(desk: Desk, recipe: Recipe, bench: Bench, solutions: Sequence[Solution], tier: Tier) -> list[Verdict]:
+def _verdicts(
+    context: RunContext, recipe: Recipe, bench: Bench, solutions: Sequence[Solution], tier: Tier
+) -> list[Verdict]:
     """Every verdict: those found from an interrupted run, and the others as they are judged."""
     from codetune.benchmark.judge import JUDGE_BROKE, count_missing, judge, prepare
 
-    parts, expected, workers = desk.run.parts(recipe.artefact), user_cache() / "expected", thread_count()
+    parts, expected, workers = context.run.parts(recipe.artefact), user_cache() / "expected", thread_count()
     open_parts(parts, recipe.identity(), refuse_others=False)
     with LineLog(parts / "verdicts.jsonl") as log:
         verdicts = {(row["task_id"], row["sample"]): Verdict(**row) for row in log.found}
@@ -298,15 +304,15 @@ def _verdicts(desk: Desk, recipe: Recipe, bench: Bench, solutions: Sequence[Solu
     return list(verdicts.values())
 
 
-def _completions(desk: Desk, bench: Bench, model: Contestant) -> Recipe:
+def _completions(context: RunContext, bench: Bench, model: ModelRef) -> Recipe:
     inputs = {"benchmark": bench.digest, "model": model.digest}
-    recipe = Recipe.of(desk, "generate", desk.run.completions(bench.name, model.label), inputs)
+    recipe = Recipe.of(context, "generate", context.run.completions(bench.name, model.label), inputs)
     return replace(recipe, settings=_with_prompt(recipe.settings, model.kind))
 
 
-def _benchmark_settings(desk: Desk, stage: str, label: str) -> Mapping[str, Any]:
-    settings = settings_of(desk.project, stage)
-    return _with_prompt(settings, prompt_kind(desk, label, desk.run.model)) if stage == "generate" else settings
+def _benchmark_settings(context: RunContext, stage: str, label: str) -> Mapping[str, Any]:
+    settings = settings_of(context.project, stage)
+    return _with_prompt(settings, prompt_kind(context, label, context.run.model)) if stage == "generate" else settings
 
 
 def _with_prompt(settings: Mapping[str, Any], kind: Kind | None) -> dict[str, Any]:
@@ -315,29 +321,29 @@ def _with_prompt(settings: Mapping[str, Any], kind: Kind | None) -> dict[str, An
     return {**others, "generate.prompt": kind} if kind else others
 
 
-def _solutions(desk: Desk, bench: Bench, label: str, source: Path) -> Recipe:
-    inputs = {"benchmark": bench.digest, "completions": desk.digests.file(source)}
-    return Recipe.of(desk, "sanitize", desk.run.solutions(bench.name, label), inputs)
+def _solutions(context: RunContext, bench: Bench, label: str, source: Path) -> Recipe:
+    inputs = {"benchmark": bench.digest, "completions": context.digests.file(source)}
+    return Recipe.of(context, "sanitize", context.run.solutions(bench.name, label), inputs)
 
 
-def _evaluation(desk: Desk, bench: Bench, label: str, source: Path) -> Recipe:
-    inputs = {"benchmark": bench.digest, "solutions": desk.digests.file(source)}
-    return Recipe.of(desk, "evaluate", desk.run.evaluation(bench.name, label), inputs)
+def _evaluation(context: RunContext, bench: Bench, label: str, source: Path) -> Recipe:
+    inputs = {"benchmark": bench.digest, "solutions": context.digests.file(source)}
+    return Recipe.of(context, "evaluate", context.run.evaluation(bench.name, label), inputs)
 
 
-def _made(desk: Desk, recipe: Recipe) -> bool:
-    return already(desk, recipe, 0.0) is not None
+def _made(context: RunContext, recipe: Recipe) -> bool:
+    return already(context, recipe, 0.0) is not None
 
 
-def _require_made(desk: Desk, recipe: Recipe, command: str) -> None:
+def _require_made(context: RunContext, recipe: Recipe, command: str) -> None:
     """Of what an earlier verb has left: a setting that came by flag then makes nothing stale now."""
-    seal = read_seal(recipe.artefact)
-    if seal is None:
+    manifest = read_manifest(recipe.artefact)
+    if manifest is None:
         raise StaleError(f"{recipe.artefact} does not exist; another command makes it. Run: {command}")
-    changed = differing_settings(recipe.artefact, seal, recipe.settings)
-    if not changed and dict(seal.inputs) != dict(recipe.inputs):
+    changed = differing_settings(recipe.artefact, manifest, recipe.settings)
+    if not changed and dict(manifest.inputs) != dict(recipe.inputs):
         changed = f"{recipe.artefact} was made by another model or for other tasks than those that are there now"
-    if not changed and desk.digests.file(recipe.artefact) != seal.digest:
+    if not changed and context.digests.file(recipe.artefact) != manifest.digest:
         changed = f"{recipe.artefact} was changed after codetune wrote it"
     if changed:
         raise StaleError(f"{changed}. Run: {command}")
@@ -349,12 +355,12 @@ def _sample_row(sample: Completion | Solution) -> dict[str, Any]:
     return sample_row(sample)
 
 
-def _option(model: Contestant) -> str:
+def _option(model: ModelRef) -> str:
     return "" if model.name == "tuned" else f" --model {model.name}"
 
 
-def _file_label(desk: Desk, path: Path) -> str:
-    return f"{_stem(path)}-{desk.digests.file(path)[:8]}"
+def _file_label(context: RunContext, path: Path) -> str:
+    return f"{_stem(path)}-{context.digests.file(path)[:8]}"
 
 
 def _stem(path: Path) -> str:
@@ -362,14 +368,16 @@ def _stem(path: Path) -> str:
     return path.name.lstrip(".").partition(".")[0]
 
 
-def _benchmark_of(desk: Desk, path: Path, samples: Sequence[Completion | Solution]) -> str:
+def _benchmark_of(context: RunContext, path: Path, samples: Sequence[Completion | Solution]) -> str:
     """By the task ids HumanEval, MBPP or the demo; else what of the project's benchmarks knows the first task."""
     first = samples[0].task_id
     for prefix, name in (("HumanEval/", "humaneval"), ("Mbpp/", "mbpp"), ("Demo/", "demo")):
         if first.startswith(prefix):
             return name
-    for said in desk.project.evaluate.benchmarks:
-        if said not in EVALPLUS_NAMES and any(problem.task_id == first for problem in open_bench(desk, said).problems):
+    for said in context.project.evaluate.benchmarks:
+        if said not in EVALPLUS_NAMES and any(
+            problem.task_id == first for problem in open_bench(context, said).problems
+        ):
             return said
     raise UsageError(
         f"{path}: the task {first!r} is of no benchmark that the project names; expected humaneval, mbpp or one of "
@@ -377,22 +385,22 @@ def _benchmark_of(desk: Desk, path: Path, samples: Sequence[Completion | Solutio
     )
 
 
-def _own_file(desk: Desk, said: str) -> Path | None:
+def _own_file(context: RunContext, said: str) -> Path | None:
     """The file of a benchmark that is not EvalPlus', where there is one."""
     if said in EVALPLUS_NAMES:
         return None
-    file = _demo_file(desk) if said == "demo" else Path(desk.project.locate(said)).expanduser()
+    file = _demo_file(context) if said == "demo" else Path(context.project.locate(said)).expanduser()
     return file if file.is_file() else None
 
 
-def _demo_file(desk: Desk) -> Path:
+def _demo_file(context: RunContext) -> Path:
     """The demo's held-out tasks: those of the demo's directory, else made for this run."""
-    beside = desk.project.root / "benchmark.jsonl"
+    beside = context.project.root / "benchmark.jsonl"
     if beside.is_file():
         return beside
     from codetune.demo.world import write_benchmark
 
-    made_here = desk.run.directory / ".cache" / "demo.jsonl"
+    made_here = context.run.directory / ".cache" / "demo.jsonl"
     if not made_here.is_file():
-        write_benchmark(made_here, desk.project.seed)
+        write_benchmark(made_here, context.project.seed)
     return made_here

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codetune.project.sections import Project
-from codetune.records import Place
-from codetune.stages.model_ref import Contestant, end_of_turn
+from codetune.records import Rank
+from codetune.stages.model_ref import ModelRef, end_of_turn
 from codetune.store.block_log import LineLog
 
 if TYPE_CHECKING:
-    from codetune.launch.process_group import Team
+    from codetune.launch.process_group import ProcessGroup
     from codetune.model.decoding import Decoder
 
 COUNTS = ("sample", "tokens", "truncated")  # of a logged row, beside what EvalPlus' format has
@@ -28,7 +28,7 @@ COUNTS = ("sample", "tokens", "truncated")  # of a logged row, beside what EvalP
 class Order:
     """What is to be completed, by whom and where to; it travels to other processes as JSON."""
 
-    model: Mapping[str, Any]  # a contestant
+    model: Mapping[str, Any]  # a model_ref
     benchmark: str
     file: str  # of its tasks
     missing: Sequence[Sequence[Any]]  # task id, number of the sample
@@ -36,7 +36,7 @@ class Order:
     together: bool = False  # one model for all processes, not one for each
 
 
-def order(model: Contestant, tasks: tuple[str, Path], missing: Sequence[tuple[str, int]], parts: Path) -> Order:
+def order(model: ModelRef, tasks: tuple[str, Path], missing: Sequence[tuple[str, int]], parts: Path) -> Order:
     """`tasks` are the benchmark as the user says it and its file."""
     fields = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(model).items()}
     return Order(fields, tasks[0], str(tasks[1]), missing, str(parts))
@@ -51,19 +51,19 @@ def completed_rows(parts: Path) -> dict[tuple[str, int], dict[str, Any]]:
     return rows
 
 
-def complete(project: Project, ordered: Order, here: Place, advance: Callable[[int], None]) -> int:
+def complete(project: Project, ordered: Order, here: Rank, advance: Callable[[int], None]) -> int:
     """This process's part of the order; `advance` is called with the tokens of each completion. Gives their number."""
     mine = ordered.missing[here.rank :: here.count]
     return _log(ordered, here, _rows(project, ordered, mine, None), advance)
 
 
-def complete_together(project: Project, ordered: Order, team: Team, advance: Callable[[int], None]) -> int:
+def complete_together(project: Project, ordered: Order, group: ProcessGroup, advance: Callable[[int], None]) -> int:
     """The whole order, in step with the other processes; what this one has written of it."""
-    rows = _rows(project, ordered, ordered.missing, team)
-    return _log(ordered, team.place, rows, advance) if team.is_first else sum(0 for _ in rows)
+    rows = _rows(project, ordered, ordered.missing, group)
+    return _log(ordered, group.place, rows, advance) if group.is_first else sum(0 for _ in rows)
 
 
-def _log(ordered: Order, here: Place, rows: Iterator[dict[str, Any]], advance: Callable[[int], None]) -> int:
+def _log(ordered: Order, here: Rank, rows: Iterator[dict[str, Any]], advance: Callable[[int], None]) -> int:
     done = 0
     with LineLog(Path(ordered.parts) / f"completions-{here.rank}.jsonl") as log:
         for row in rows:
@@ -74,7 +74,7 @@ def _log(ordered: Order, here: Place, rows: Iterator[dict[str, Any]], advance: C
 
 
 def _rows(
-    project: Project, ordered: Order, mine: Sequence[Sequence[Any]], team: Team | None
+    project: Project, ordered: Order, mine: Sequence[Sequence[Any]], group: ProcessGroup | None
 ) -> Iterator[dict[str, Any]]:
     if not mine:
         return
@@ -87,20 +87,20 @@ def _rows(
     from codetune.model.tensor_parallel import load_shared
 
     tasks = {problem.task_id: problem for problem in read_problems(ordered.benchmark, ordered.file)}
-    model = _contestant(ordered.model)
+    model = _model_ref(ordered.model)
     tokenizer = load_trained_tokenizer(model.directory, model.tokenizer, model.chat_format)
     settings = project.generate.model_copy(update={"prompt": model.kind})
     decoder: Decoder
-    if team is None:
+    if group is None:
         decoder = load_decoder(model.directory, tokenizer, project.model, end_of_turn(model), settings)
     else:
-        network = load_shared(model.directory, project.model, team, Path(ordered.parts))
-        decoder = BatchGenerator(network, tokenizer, end_of_turn(model), settings, team)
+        network = load_shared(model.directory, project.model, group, Path(ordered.parts))
+        decoder = BatchGenerator(network, tokenizer, end_of_turn(model), settings, group)
     work = [(tasks[task_id], number) for task_id, number in mine]
     for made in generate(work, tokenizer, decoder, settings, project.seed):
         counts = (made.sample.sample, made.tokens, made.truncated)
         yield {**sample_row(made.sample), **dict(zip(COUNTS, counts, strict=True))}
 
 
-def _contestant(fields: Mapping[str, Any]) -> Contestant:
-    return Contestant(**{**fields, "directory": Path(fields["directory"]), "tokenizer": Path(fields["tokenizer"])})
+def _model_ref(fields: Mapping[str, Any]) -> ModelRef:
+    return ModelRef(**{**fields, "directory": Path(fields["directory"]), "tokenizer": Path(fields["tokenizer"])})

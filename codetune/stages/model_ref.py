@@ -14,7 +14,7 @@ from codetune.errors import UsageError
 from codetune.model.find import ADAPTER, base_of_adapters, find_model, tokenizer_of
 from codetune.project.sections import ChatFormat
 from codetune.stages.resume import RECIPE, TRAINED
-from codetune.stages.status import Desk, require
+from codetune.stages.status import RunContext, require
 from codetune.store.run_directory import combined
 from codetune.training.checkpoint import sealed_checkpoints
 
@@ -22,7 +22,7 @@ Kind = Literal["completion", "chat"]
 
 
 @dataclass(frozen=True, slots=True)
-class Contestant:
+class ModelRef:
     """A model as a benchmark sees it."""
 
     name: str  # as the user says it: tuned, base, a path or a hub id
@@ -34,56 +34,56 @@ class Contestant:
     chat_format: ChatFormat | None  # what it was trained with, where codetune trained it
 
 
-def contestant(desk: Desk, name: str) -> Contestant:
+def model_ref(context: RunContext, name: str) -> ModelRef:
     """The model that `tuned`, `base`, a path (also of a checkpoint) or a hub id stands for, and how it is prompted."""
-    project = desk.project
+    project = context.project
     if not name.strip():
         raise UsageError("--model is empty; expected tuned, base, a path or a hub id, such as --model base")
     if name == "tuned":
-        require(desk, "train")
-        directory = desk.run.model
+        require(context, "train")
+        directory = context.run.model
     else:
         directory = find_model(project.locate(project.model.path if name == "base" else name))
     training = _training_of(directory)
     chat_format = training.get("model.chat_format")
-    tokenizer, digest = tokenizer_of(directory), model_digest(desk, directory)
+    tokenizer, digest = tokenizer_of(directory), model_digest(context, directory)
     if training and _is_checkpoint(directory):
         tokenizer = find_model(project.locate(training["model.path"]))
-        digest = combined([digest, str(chat_format), desk.digests.tree(tokenizer)])
+        digest = combined([digest, str(chat_format), context.digests.tree(tokenizer)])
     label = name if name in ("tuned", "base") else f"{directory.resolve().name}-{digest[:8]}"
-    return Contestant(name, label, directory, tokenizer, digest, prompt_kind(desk, name, directory), chat_format)
+    return ModelRef(name, label, directory, tokenizer, digest, prompt_kind(context, name, directory), chat_format)
 
 
-def names_of_the_run(desk: Desk, said: Sequence[str]) -> list[str]:
+def names_of_the_run(context: RunContext, said: Sequence[str]) -> list[str]:
     """The models that are named, every checkpoint, and what the training came to, where it is done."""
-    finished = ["tuned"] if desk.run.model.exists() and "tuned" not in said else []
-    return [*said, *checkpoint_names(desk), *finished]
+    finished = ["tuned"] if context.run.model.exists() and "tuned" not in said else []
+    return [*said, *checkpoint_names(context), *finished]
 
 
-def checkpoint_names(desk: Desk) -> list[str]:
+def checkpoint_names(context: RunContext) -> list[str]:
     """Every whole checkpoint of the run's training, as one would name it, in the order of its steps."""
     # The one that is not finished yet may lie beside the finished one.
-    places = (desk.run.train, desk.run.next_train)
+    places = (context.run.train, context.run.next_train)
     found = [str(checkpoint.path) for place in places for checkpoint in sealed_checkpoints(place)]
     if not found:
         raise UsageError(
-            f"{desk.run.train} holds no checkpoint to evaluate. Expected: one at least; how often they are written and "
+            f"{context.run.train} holds no checkpoint to evaluate. Expected: one at least; how often they are written and "
             "how many stay say train.save_steps and train.keep_checkpoints. Run: codetune train"
         )
     return found
 
 
-def model_digest(desk: Desk, directory: Path) -> str:
+def model_digest(context: RunContext, directory: Path) -> str:
     """Of all that decides what a model writes; of adapters together with the model below them."""
-    own = desk.digests.tree(directory)
+    own = context.digests.tree(directory)
     if not (directory / ADAPTER).is_file():
         return own
-    return combined([own, model_digest(desk, find_model(base_of_adapters(directory)))])
+    return combined([own, model_digest(context, find_model(base_of_adapters(directory)))])
 
 
-def prompt_kind(desk: Desk, name: str, directory: Path) -> Kind | None:
+def prompt_kind(context: RunContext, name: str, directory: Path) -> Kind | None:
     """Chat for what codetune trained, completion for `base`; of any other model the user must say it."""
-    said = desk.project.generate.prompt
+    said = context.project.generate.prompt
     if said != "auto":
         return said
     if name == "base":
@@ -91,7 +91,7 @@ def prompt_kind(desk: Desk, name: str, directory: Path) -> Kind | None:
     return "chat" if _training_of(directory) else None
 
 
-def end_of_turn(model: Contestant) -> tuple[str, ...]:
+def end_of_turn(model: ModelRef) -> tuple[str, ...]:
     """What closes an answer beside EOS: of a model that codetune trained its family's own text."""
     from codetune.data.chat import stop_texts
 

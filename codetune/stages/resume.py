@@ -15,7 +15,7 @@ from codetune import console
 from codetune.errors import StaleError
 from codetune.project.sections import FREE_TO_CHANGE
 from codetune.stages.status import Recipe, identity
-from codetune.store.run_directory import Run, read_seal, remove, write_text
+from codetune.store.run_directory import Run, read_manifest, remove, write_text
 
 RECIPE = "recipe.json"  # in train/: what its checkpoints are made of
 TRAINED = "codetune.json"  # in a model directory: codetune trained it, so it is prompted in its chat format
@@ -40,7 +40,7 @@ def claim_training(run: Run, recipe: Recipe, restart: bool) -> Path:
 
 
 def publish_training(run: Run, directory: Path) -> None:
-    """The training has made its model: it takes the place of the one before. (Killed before this or before the seal,
+    """The training has made its model: it takes the place of the one before. (Killed before this or before the manifest,
     the command continues from the last checkpoint, wherever it lies.)"""
     if directory != run.train:
         remove(run.train)
@@ -49,8 +49,8 @@ def publish_training(run: Run, directory: Path) -> None:
 
 def training_place(run: Run) -> Path:
     """Where a training that is not finished lies, or would."""
-    seal, found = read_seal(run.model), _recipe(run.train)
-    finished = seal is not None and found == json.loads(json.dumps(identity(seal.settings, seal.inputs)))
+    manifest, found = read_manifest(run.model), _recipe(run.train)
+    finished = manifest is not None and found == json.loads(json.dumps(identity(manifest.settings, manifest.inputs)))
     return run.next_train if finished or run.next_train.exists() else run.train
 
 

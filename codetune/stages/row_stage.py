@@ -17,9 +17,9 @@ from codetune.data.source import read_examples
 from codetune.launch.environment import Shard, thread_count
 from codetune.model import find
 from codetune.project.sections import Project
-from codetune.records import Example, Place, Refusal
+from codetune.records import Example, Rank, Refusal
 from codetune.stages.blocks import Block, Work, do_missing
-from codetune.stages.status import Desk, Recipe, content_digest, settings_of
+from codetune.stages.status import Recipe, RunContext, content_digest, settings_of
 from codetune.store import row_artefacts
 from codetune.store.block_log import Rows, read_logs
 from codetune.store.run_directory import (
@@ -28,10 +28,10 @@ from codetune.store.run_directory import (
     Run,
     combined,
     locked,
-    read_seal,
+    manifest_path,
+    read_manifest,
     remove,
     replacing,
-    seal_path,
     waiting,
     write_text,
 )
@@ -53,13 +53,11 @@ class Plan:
     load: Callable[[], Work[Any]]
 
 
-def do_part(
-    project: Project, details: Mapping[str, Any], here: Place, tell: Callable[[Mapping[str, Any]], None]
-) -> int:
+def do_part(project: Project, details: Mapping[str, Any], here: Rank, tell: Callable[[Mapping[str, Any]], None]) -> int:
     """Does this process's blocks and tells of each, `{"rows": done}`; gives how many rows that were."""
     run = Run(project.run_dir)
-    desk, stage, asked = Desk(project, run, Digests(run)), details["stage"], details["shard"]
-    recipe = Recipe.of(desk, stage, desk.artefact(stage), details["inputs"])
+    context, stage, asked = RunContext(project, run, Digests(run)), details["stage"], details["shard"]
+    recipe = Recipe.of(context, stage, context.artefact(stage), details["inputs"])
     shard = dealt((0, 1) if asked is None else (asked[0], asked[1]), here)
     if asked is not None and here.count == 1:
         from codetune.model.load import take_gpu
@@ -68,36 +66,36 @@ def do_part(
     if asked is not None and here.count > 1:
         # The command holds the shard that it was asked for; this part of it could be somebody else's shard.
         with locked(run, stage, shard):
-            return _do(desk, recipe, Path(details["model"]), shard, tell)
-    return _do(desk, recipe, Path(details["model"]), shard, tell)
+            return _do(context, recipe, Path(details["model"]), shard, tell)
+    return _do(context, recipe, Path(details["model"]), shard, tell)
 
 
-def dealt(shard: Shard, here: Place) -> Shard:
+def dealt(shard: Shard, here: Rank) -> Shard:
     """What one of several processes does of a shard.
 
-    >>> dealt((1, 3), Place(rank=1, count=2, local_rank=1, local_count=2))
+    >>> dealt((1, 3), Rank(rank=1, count=2, local_rank=1, local_count=2))
     (4, 6)
     """
     return shard[0] + shard[1] * here.rank, shard[1] * here.count
 
 
-def _do(desk: Desk, recipe: Recipe, model: Path, shard: Shard, tell: Tell) -> int:
-    plan = (_scoring if recipe.stage == "score" else _embedding)(desk, recipe, model)
-    directory, done = desk.run.parts(recipe.artefact), 0
-    with waiting(desk.run, f"{recipe.stage}-parts", SHARED):
-        finished = finished_rows(desk, recipe)
+def _do(context: RunContext, recipe: Recipe, model: Path, shard: Shard, tell: Tell) -> int:
+    plan = (_scoring if recipe.stage == "score" else _embedding)(context, recipe, model)
+    directory, done = context.run.parts(recipe.artefact), 0
+    with waiting(context.run, f"{recipe.stage}-parts", SHARED):
+        finished = finished_rows(context, recipe)
     for count in do_missing(plan.blocks, directory, finished, shard, plan.load):
         tell({"rows": count})
         done += count
     return done
 
 
-def _scoring(desk: Desk, recipe: Recipe, directory: Path) -> Plan:
+def _scoring(context: RunContext, recipe: Recipe, directory: Path) -> Plan:
     from codetune.model.likelihood import CausalScorer, measured_tokens_per_pass, set_attention
     from codetune.model.load import choose_device, load_model, load_tokenizer, use_threads
     from codetune.selection.score import plan_blocks, score_tokens, tokenise
 
-    model, settings = desk.project.model, desk.project.score
+    model, settings = context.project.model, context.project.score
 
     @cache
     def network() -> Any:
@@ -108,24 +106,24 @@ def _scoring(desk: Desk, recipe: Recipe, directory: Path) -> Plan:
     def measure() -> int:
         return measured_tokens_per_pass(network(), settings.max_length)
 
-    budget = tokens_per_pass(desk, recipe, choose_device(), measure)
+    budget = tokens_per_pass(context, recipe, choose_device(), measure)
 
     def load() -> Work[list[ScoringTokens | Refusal]]:
-        use_threads(threads_of(desk, recipe))
+        use_threads(threads_of(context, recipe))
         tokenizer, scorer = load_tokenizer(directory), CausalScorer(network(), budget)
         return Work(
             lambda examples: tokenise(examples, tokenizer, scorer.window, settings),
             lambda examples, tokens: [row_artefacts.score_line(row) for row in score_tokens(examples, tokens, scorer)],
         )
 
-    return Plan(plan_blocks(usable_rows(desk), budget, settings.max_length), load)
+    return Plan(plan_blocks(usable_rows(context), budget, settings.max_length), load)
 
 
-def _embedding(desk: Desk, recipe: Recipe, place: Path) -> Plan:
+def _embedding(context: RunContext, recipe: Recipe, place: Path) -> Plan:
     from codetune.selection.embed import embed_block, plan_embedding_blocks
 
     def load() -> Work[Sequence[bool]]:
-        encoder = _load_encoder(desk, place, threads_of(desk, recipe))
+        encoder = _load_encoder(context, place, threads_of(context, recipe))
 
         def finish(examples: Sequence[Example], cut: Sequence[bool]) -> list[bytes]:
             _, vectors = embed_block(examples, encoder)
@@ -133,82 +131,86 @@ def _embedding(desk: Desk, recipe: Recipe, place: Path) -> Plan:
 
         return Work(lambda examples: encoder.cut([example.instruction for example in examples]), finish)
 
-    return Plan(plan_embedding_blocks(usable_rows(desk), desk.project.embed.batch_size), load)
+    return Plan(plan_embedding_blocks(usable_rows(context), context.project.embed.batch_size), load)
 
 
-def threads_of(desk: Desk, recipe: Recipe) -> int:
+def threads_of(context: RunContext, recipe: Recipe) -> int:
     """Of every process that makes these rows, as many as the first one had: sums in another number of parts have other
     bits. Kept beside the parts, and as long."""
-    kept = desk.run.parts(recipe.artefact) / "threads"
-    with waiting(desk.run, f"{recipe.stage}-threads"):
+    kept = context.run.parts(recipe.artefact) / "threads"
+    with waiting(context.run, f"{recipe.stage}-threads"):
         if not kept.exists():
             write_text(kept, f"{thread_count()}\n")
         return int(kept.read_text(encoding="ascii"))
 
 
-def tokens_per_pass(desk: Desk, recipe: Recipe, device: str, measure: Callable[[], int]) -> int:
+def tokens_per_pass(context: RunContext, recipe: Recipe, device: str, measure: Callable[[], int]) -> int:
     """Of a forward pass, and so of a block. What a GPU has room for is looked at once and kept with the run: blocks are
     to be the same in every process, and after any end."""
-    settings = desk.project.score
+    settings = context.project.score
     if settings.tokens_per_batch != "auto":
         return settings.tokens_per_batch
     if device == "cpu":
         return AUTO_TOKENS_PER_BATCH
-    kept = desk.run.tokens_per_batch(combined(map(repr, recipe.identity(without=["dataset"]).items())))
-    with waiting(desk.run, "tokens-per-batch"):
+    kept = context.run.tokens_per_batch(combined(map(repr, recipe.identity(without=["dataset"]).items())))
+    with waiting(context.run, "tokens-per-batch"):
         if not kept.exists():
             write_text(kept, f"{measure()}\n")
         return int(kept.read_text(encoding="ascii"))
 
 
-def finished_rows(desk: Desk, recipe: Recipe) -> Rows:
+def finished_rows(context: RunContext, recipe: Recipe) -> Rows:
     """Every row that is done: in the logs of all processes, and in the last artefact where it was made alike. For
     whoever holds the lock of the parts: others merge and remove them."""
-    rows = read_logs(desk.run.parts(recipe.artefact))
-    if run := sealed_alike(desk, recipe):
+    rows = read_logs(context.run.parts(recipe.artefact))
+    if run := sealed_alike(context, recipe):
         sealed = row_artefacts.sealed_scores if recipe.stage == "score" else row_artefacts.sealed_embeddings
         rows.add_file(run.directory / recipe.artefact.name, sealed(run))
     return rows
 
 
-def sealed_alike(desk: Desk, recipe: Recipe) -> Run | None:
+def sealed_alike(context: RunContext, recipe: Recipe) -> Run | None:
     """Where the last artefact lies that was made with these settings and is as it was sealed."""
-    for run in (desk.run, desk.run.before(recipe.stage)):
+    for run in (context.run, context.run.before(recipe.stage)):
         artefact = run.directory / recipe.artefact.name
-        seal = read_seal(artefact)
-        if seal is None or seal.settings != recipe.settings or seal.inputs.get("model") != recipe.inputs["model"]:
+        manifest = read_manifest(artefact)
+        if (
+            manifest is None
+            or manifest.settings != recipe.settings
+            or manifest.inputs.get("model") != recipe.inputs["model"]
+        ):
             continue
-        if content_digest(Desk(desk.project, run, desk.digests), artefact) == seal.digest:
+        if content_digest(RunContext(context.project, run, context.digests), artefact) == manifest.digest:
             return run
     return None
 
 
-def keep_before(desk: Desk, recipe: Recipe) -> None:
-    """Links to the artefact and its seal: killed after it is replaced and before the next one is sealed, no row of it
+def keep_before(context: RunContext, recipe: Recipe) -> None:
+    """Links to the artefact and its manifest: killed after it is replaced and before the next one is sealed, no row of it
     is lost."""
-    if sealed_alike(desk, recipe) != desk.run:
+    if sealed_alike(context, recipe) != context.run:
         return
-    kept = desk.run.before(recipe.stage).directory
+    kept = context.run.before(recipe.stage).directory
     remove(kept)
     kept.mkdir(parents=True)
-    companions = [desk.run.embedding_ids] if recipe.stage == "embed" else []
-    for path in (*companions, recipe.artefact, seal_path(recipe.artefact)):
+    companions = [context.run.embedding_ids] if recipe.stage == "embed" else []
+    for path in (*companions, recipe.artefact, manifest_path(recipe.artefact)):
         with contextlib.suppress(OSError):  # a file system without links: then they are made once more
             (kept / path.name).hardlink_to(path)
 
 
-def find_encoder(desk: Desk) -> tuple[Path, str]:
+def find_encoder(context: RunContext) -> tuple[Path, str]:
     """Where the encoder lies that the project names, and its digest."""
-    model = desk.project.embed.model
+    model = context.project.embed.model
     if model != "hashing":
-        directory = find.find_encoder(desk.project.locate(model))
-        return directory, desk.digests.tree(directory)
-    kept = _projection(desk)
-    return kept, desk.digests.file(kept)
+        directory = find.find_encoder(context.project.locate(model))
+        return directory, context.digests.tree(directory)
+    kept = _projection(context)
+    return kept, context.digests.file(kept)
 
 
-def _load_encoder(desk: Desk, place: Path, threads: int) -> Encoder:
-    if desk.project.embed.model == "hashing":
+def _load_encoder(context: RunContext, place: Path, threads: int) -> Encoder:
+    if context.project.embed.model == "hashing":
         from codetune.selection.embed import HashingEncoder
 
         return HashingEncoder.load(place)
@@ -219,24 +221,24 @@ def _load_encoder(desk: Desk, place: Path, threads: int) -> Encoder:
     return load_encoder(place, choose_device())
 
 
-def _projection(desk: Desk) -> Path:
+def _projection(context: RunContext) -> Path:
     """The offline encoder, fitted once for these settings and kept with the run, so that rows added later get
     comparable vectors and every process has the same."""
     from codetune.selection.embed import HashingEncoder
 
-    kept = desk.run.projection(combined(map(repr, settings_of(desk.project, "embed").items())))
-    with waiting(desk.run, "projection"):
+    kept = context.run.projection(combined(map(repr, settings_of(context.project, "embed").items())))
+    with waiting(context.run, "projection"):
         if not kept.exists():
-            fitted = HashingEncoder.fit((example.instruction for example in usable_rows(desk)), desk.project.seed)
+            fitted = HashingEncoder.fit((example.instruction for example in usable_rows(context)), context.project.seed)
             with replacing(kept) as temporary:
                 fitted.save(temporary)
     return kept
 
 
-def rows_of(desk: Desk) -> Iterator[Example | Refusal]:
-    dataset = desk.project.dataset
-    return read_examples(dataset, desk.project.locate(dataset.path))
+def rows_of(context: RunContext) -> Iterator[Example | Refusal]:
+    dataset = context.project.dataset
+    return read_examples(dataset, context.project.locate(dataset.path))
 
 
-def usable_rows(desk: Desk) -> Iterator[Example]:
-    return (row for row in rows_of(desk) if isinstance(row, Example))
+def usable_rows(context: RunContext) -> Iterator[Example]:
+    return (row for row in rows_of(context) if isinstance(row, Example))

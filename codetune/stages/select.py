@@ -17,7 +17,7 @@ from codetune.errors import StaleError
 from codetune.records import Example
 from codetune.selection.cluster import cluster_rows
 from codetune.selection.select import Candidates, Needs
-from codetune.stages.status import Desk
+from codetune.stages.status import RunContext
 from codetune.store import row_artefacts
 
 CHUNK_ROWS = 4096
@@ -27,33 +27,33 @@ def unscored(examples: Iterable[Example]) -> Candidates:
     return Candidates(np.sort(pack_ids(example.id for example in examples)), None, None)
 
 
-def joined_by_id(desk: Desk, needs: Needs) -> Candidates:
+def joined_by_id(context: RunContext, needs: Needs) -> Candidates:
     """The scored rows, with their clusters where these are needed. Raises StaleError where scores and embeddings are
     not of the same rows."""
-    ids, difficulties = row_artefacts.read_difficulties(desk.run)
+    ids, difficulties = row_artefacts.read_difficulties(context.run)
     index = IdIndex(ids)
     if not needs.embeddings:
         order = np.argsort(ids)
         return Candidates(ids[order], difficulties[order], None)
-    embedded, clusters = _clusters(desk, index)
-    _require_embedded(desk, ids[~np.isnan(difficulties)], embedded)
+    embedded, clusters = _clusters(context, index)
+    _require_embedded(context, ids[~np.isnan(difficulties)], embedded)
     return Candidates(embedded, difficulties[index.places(embedded)], clusters)
 
 
-def _clusters(desk: Desk, scored: IdIndex) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
+def _clusters(context: RunContext, scored: IdIndex) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
     """The embedded rows by their ids, and the cluster of each. Raises StaleError where the embeddings are of other rows
     than the scores."""
-    embeddings = row_artefacts.read_embeddings(desk.run)
+    embeddings = row_artefacts.read_embeddings(context.run)
     strangers = embeddings.ids[~scored.holds(embeddings.ids)]
     if len(strangers):
         raise StaleError(
-            f"{desk.run.embeddings} holds {len(strangers)} rows that {desk.run.scores} does not know, the first is "
+            f"{context.run.embeddings} holds {len(strangers)} rows that {context.run.scores} does not know, the first is "
             f"{unpack_id(int(strangers[0]))}; both must be of the same data set. "
             "Run: codetune score, then codetune embed"
         )
     order = np.argsort(embeddings.ids)
-    with _in_order(embeddings.vectors, order, desk.run.directory) as vectors:
-        clusters = cluster_rows(vectors, desk.project.select.clusters, desk.project.seed)
+    with _in_order(embeddings.vectors, order, context.run.directory) as vectors:
+        clusters = cluster_rows(vectors, context.project.select.clusters, context.project.seed)
     return embeddings.ids[order], clusters
 
 
@@ -72,11 +72,11 @@ def _in_order(vectors: NDArray[np.float32], order: NDArray[np.int64], directory:
         yield ordered
 
 
-def _require_embedded(desk: Desk, scored: NDArray[np.uint64], embedded: NDArray[np.uint64]) -> None:
+def _require_embedded(context: RunContext, scored: NDArray[np.uint64], embedded: NDArray[np.uint64]) -> None:
     """A row without an instruction to embed has no score either; every row with a score has a vector."""
     lacking = scored[~IdIndex(embedded).holds(scored)]
     if len(lacking):
         raise StaleError(
-            f"Row {unpack_id(int(lacking[0]))} has a score and no vector in {desk.run.embeddings}, and so have "
+            f"Row {unpack_id(int(lacking[0]))} has a score and no vector in {context.run.embeddings}, and so have "
             f"{len(lacking) - 1} more. Expected: every row in it. Run: codetune embed"
         )

@@ -1,5 +1,5 @@
-"""The verbs from the data set to the tuned model, one function each: open the artefacts, call the stage, seal the
-artefact. The verbs of a benchmark are in `evaluate.py`, the whole pipeline and its standing in `workflow.py`.
+"""The verbs from the data set to the tuned model, one function each: open the artefacts, call the stage, manifest the
+artefact. The verbs of a benchmark are in `evaluate.py`, the whole pipeline and its stage_status in `workflow.py`.
 
     data set --> score --+
         +------> embed --+--> select --> train --> (generate --> sanitize --> evaluate)
@@ -29,9 +29,9 @@ from codetune.stages.blocks import Survey, count_missing, survey
 from codetune.stages.resume import TRAINED, claim_training, publish_training
 from codetune.stages.row_stage import find_encoder, finished_rows, keep_before, rows_of, sealed_alike, usable_rows
 from codetune.stages.status import (
-    Desk,
     Recipe,
     RowStage,
+    RunContext,
     content_digest,
     dataset_digest,
     differing_settings,
@@ -42,15 +42,15 @@ from codetune.store.block_log import Rows, open_parts
 from codetune.store.run_directory import (
     SHARED,
     Digests,
-    Seal,
+    Manifest,
     locked,
     look_at_run,
     open_run,
-    read_seal,
+    read_manifest,
     remove,
     replacing,
     waiting,
-    write_seal,
+    write_manifest,
     write_text,
 )
 
@@ -71,89 +71,91 @@ class StageResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """What writing an artefact came to, for its seal."""
+class StageOutput:
+    """What writing an artefact came to, for its manifest."""
 
     rows: int
     refused: Mapping[str, int]
     facts: Mapping[str, Any]
 
 
-def open_desk(project: Project) -> Desk:
+def open_context(project: Project) -> RunContext:
     run = open_run(project)
-    return Desk(project, run, Digests(run))
+    return RunContext(project, run, Digests(run))
 
 
-def look_at_desk(project: Project) -> Desk:
+def read_context(project: Project) -> RunContext:
     """For those who only look: makes no run directory."""
     run = look_at_run(project)
-    return Desk(project, run, Digests(run))
+    return RunContext(project, run, Digests(run))
 
 
-def score(desk: Desk, shard: Shard | None) -> StageResult:
+def score(context: RunContext, shard: Shard | None) -> StageResult:
     """IFD of every row -> scores.jsonl."""
-    project = desk.project
+    project = context.project
     shard = shard or _of_this_machine(project)
-    with locked(desk.run, "score", shard):
-        began, rows = time.monotonic(), _survey(desk)
+    with locked(context.run, "score", shard):
+        began, rows = time.monotonic(), _survey(context)
 
         directory = find_model(project.locate(project.score.model or project.model.path))
-        inputs = {"dataset": dataset_digest(desk), "model": desk.digests.tree(directory)}
-        recipe = Recipe.of(desk, "score", desk.run.scores, inputs)
+        inputs = {"dataset": dataset_digest(context), "model": context.digests.tree(directory)}
+        recipe = Recipe.of(context, "score", context.run.scores, inputs)
         work = _RowWork(recipe, str(directory), shard)
-        return _make_rows(desk, work, rows, began, lambda finished: _write_scores(desk, rows, finished))
+        return _make_rows(context, work, rows, began, lambda finished: _write_scores(context, rows, finished))
 
 
-def embed(desk: Desk, shard: Shard | None) -> StageResult:
+def embed(context: RunContext, shard: Shard | None) -> StageResult:
     """Unit vectors of the instructions -> embeddings.npy and embeddings.ids."""
-    shard = shard or _of_this_machine(desk.project)
-    with locked(desk.run, "embed", shard):
-        began, rows = time.monotonic(), _survey(desk)
-        encoder, digest = find_encoder(desk)
-        inputs = {"dataset": dataset_digest(desk), "model": digest}
-        recipe = Recipe.of(desk, "embed", desk.run.embeddings, inputs)
+    shard = shard or _of_this_machine(context.project)
+    with locked(context.run, "embed", shard):
+        began, rows = time.monotonic(), _survey(context)
+        encoder, digest = find_encoder(context)
+        inputs = {"dataset": dataset_digest(context), "model": digest}
+        recipe = Recipe.of(context, "embed", context.run.embeddings, inputs)
         work = _RowWork(recipe, str(encoder), shard)
-        return _make_rows(desk, work, rows, began, lambda finished: _write_embeddings(desk, recipe, rows, finished))
+        return _make_rows(
+            context, work, rows, began, lambda finished: _write_embeddings(context, recipe, rows, finished)
+        )
 
 
-def select(desk: Desk) -> StageResult:
+def select(context: RunContext) -> StageResult:
     """The rows worth training on -> selection.jsonl, in the strategy's order, as chat messages."""
     from codetune.selection.select import NEEDS, require_picks, select
     from codetune.stages.select import joined_by_id, unscored
 
-    project, settings = desk.project, desk.project.select
-    with locked(desk.run, "select", None):
+    project, settings = context.project, context.project.select
+    with locked(context.run, "select", None):
         began = time.monotonic()
         needs = NEEDS[settings.strategy]
-        inputs = {"dataset": dataset_digest(desk)}
+        inputs = {"dataset": dataset_digest(context)}
         if needs.scores:
-            inputs["score"] = require(desk, "score").digest
+            inputs["score"] = require(context, "score").digest
         if needs.embeddings:
-            inputs["embed"] = require(desk, "embed").digest
-        recipe = Recipe.of(desk, "select", desk.run.selection, inputs)
-        if done := already(desk, recipe, began):
+            inputs["embed"] = require(context, "embed").digest
+        recipe = Recipe.of(context, "select", context.run.selection, inputs)
+        if done := already(context, recipe, began):
             return done
-        rows = joined_by_id(desk, needs) if needs.scores else unscored(usable_rows(desk))
+        rows = joined_by_id(context, needs) if needs.scores else unscored(usable_rows(context))
         selected = select(rows, settings, project.seed)
         require_picks(selected, settings)
-        row_artefacts.write_selection(desk.run, usable_rows(desk), selected.picks)
+        row_artefacts.write_selection(context.run, usable_rows(context), selected.picks)
         refused = Counter({"no score": int(rows.refused.sum())})
         refused[f"IFD of {settings.max_ifd:g} or more"] = sum(cluster.dropped for cluster in selected.diagnostics)
         facts = {"clusters": [asdict(cluster) for cluster in selected.diagnostics]}
-        return seal_artefact(desk, recipe, Written(len(selected.picks.ids), +refused, facts), 0, began)
+        return seal_artefact(context, recipe, StageOutput(len(selected.picks.ids), +refused, facts), 0, began)
 
 
-def train(desk: Desk, restart: bool = False) -> StageResult:
+def train(context: RunContext, restart: bool = False) -> StageResult:
     """The base model fine-tuned on the selection -> model/, with train/metrics.jsonl beside it."""
-    project, run = desk.project, desk.run
+    project, run = context.project, context.run
     with locked(run, "train", None):
         began = time.monotonic()
-        selection = require(desk, "select")
+        selection = require(context, "select")
 
         base = find_model(project.locate(project.model.path))
-        inputs = {"select": selection.digest, "base": desk.digests.tree(base)}
-        recipe = Recipe.of(desk, "train", run.model, inputs)
-        if not restart and (done := already(desk, recipe, began)):
+        inputs = {"select": selection.digest, "base": context.digests.tree(base)}
+        recipe = Recipe.of(context, "train", run.model, inputs)
+        if not restart and (done := already(context, recipe, began)):
             return done
         directory = claim_training(run, recipe, restart)
         with replacing(run.model) as saved, console.progress("training", None, "step") as advance:
@@ -165,13 +167,17 @@ def train(desk: Desk, restart: bool = False) -> StageResult:
             )
             write_text(saved / TRAINED, json.dumps(recipe.identity(), indent=2) + "\n")
         publish_training(run, directory)
-        return seal_artefact(desk, recipe, Written(told["rows"], told["refused"], told["facts"]), 0, began)
+        return seal_artefact(context, recipe, StageOutput(told["rows"], told["refused"], told["facts"]), 0, began)
 
 
-def found_done(desk: Desk, stage: RowStage, seal: Seal) -> StageResult:
+def found_done(context: RunContext, stage: RowStage, manifest: Manifest) -> StageResult:
     """The result of a stage whose artefact stands as it is."""
-    recipe = Recipe(stage, desk.artefact(stage), seal.settings, seal.overrides, seal.inputs, seal.overrides)
-    return _result(recipe, "done", Written(seal.rows, seal.refused, seal.facts), seal.rows, time.monotonic())
+    recipe = Recipe(
+        stage, context.artefact(stage), manifest.settings, manifest.overrides, manifest.inputs, manifest.overrides
+    )
+    return _result(
+        recipe, "done", StageOutput(manifest.rows, manifest.refused, manifest.facts), manifest.rows, time.monotonic()
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,30 +189,32 @@ class _RowWork:
     shard: Shard | None
 
 
-def _make_rows(desk: Desk, work: _RowWork, rows: Survey, began: float, write: Callable[[Rows], Written]) -> StageResult:
+def _make_rows(
+    context: RunContext, work: _RowWork, rows: Survey, began: float, write: Callable[[Rows], StageOutput]
+) -> StageResult:
     """Does the missing rows of this shard; whoever finds every row done writes the artefact and seals it."""
     recipe = work.recipe
-    directory = desk.run.parts(recipe.artefact)
-    with waiting(desk.run, f"{recipe.stage}-parts"):
-        if done := already(desk, recipe, began):
+    directory = context.run.parts(recipe.artefact)
+    with waiting(context.run, f"{recipe.stage}-parts"):
+        if done := already(context, recipe, began):
             remove(directory)
             return done
         if open_parts(directory, recipe.identity(without=["dataset"]), refuse_others=work.shard is not None):
             console.note(f"{recipe.stage}: the settings have changed since it was interrupted; it starts anew")
-    with waiting(desk.run, f"{recipe.stage}-parts", SHARED):
-        reused = rows.usable - count_missing(rows, finished_rows(desk, recipe))
+    with waiting(context.run, f"{recipe.stage}-parts", SHARED):
+        reused = rows.usable - count_missing(rows, finished_rows(context, recipe))
     if reused < rows.usable:
-        _share_out(desk, work, rows.usable, reused)
-    with waiting(desk.run, f"{recipe.stage}-parts"):
-        if done := already(desk, recipe, began):
+        _share_out(context, work, rows.usable, reused)
+    with waiting(context.run, f"{recipe.stage}-parts"):
+        if done := already(context, recipe, began):
             return done
-        finished = finished_rows(desk, recipe)
+        finished = finished_rows(context, recipe)
         if missing := count_missing(rows, finished):
             there = rows.usable - missing
-            return _result(recipe, "partial", Written(there, rows.refused(), {}), reused, began)
-        keep_before(desk, recipe)
-        result = seal_artefact(desk, recipe, write(finished), reused, began)
-        remove(desk.run.before(recipe.stage).directory)
+            return _result(recipe, "partial", StageOutput(there, rows.refused(), {}), reused, began)
+        keep_before(context, recipe)
+        result = seal_artefact(context, recipe, write(finished), reused, began)
+        remove(context.run.before(recipe.stage).directory)
         remove(directory)
         return result
 
@@ -220,37 +228,37 @@ def _of_this_machine(project: Project) -> Shard | None:
     return here.rank, here.count
 
 
-def _share_out(desk: Desk, work: _RowWork, rows: int, reused: int) -> None:
+def _share_out(context: RunContext, work: _RowWork, rows: int, reused: int) -> None:
     """Has the missing blocks done, by as many processes as the project says; a shard of a job array is one, unless it
     names a number. Each does the blocks that are its own, and commits them to a log of its own."""
-    launch = desk.project.launch
+    launch = context.project.launch
     in_array = work.shard is not None and launch.nodes == 1
-    processes = 1 if in_array and launch.processes == "auto" else process_count(desk.project)
+    processes = 1 if in_array and launch.processes == "auto" else process_count(context.project)
     details = {"stage": work.recipe.stage, "inputs": work.recipe.inputs, "model": work.model, "shard": work.shard}
-    here = desk.project.model_copy(update={"launch": launch.model_copy(update={"nodes": 1})})
+    here = context.project.model_copy(update={"launch": launch.model_copy(update={"nodes": 1})})
     with console.progress(work.recipe.stage, rows, "row", reused) as advance:
         perform(Job(work.recipe.stage, here, details), processes, lambda rank, told: advance(told["rows"]))
 
 
-def already(desk: Desk, recipe: Recipe, began: float) -> StageResult | None:
+def already(context: RunContext, recipe: Recipe, began: float) -> StageResult | None:
     """The result where the artefact is there, made of the same, and unharmed."""
-    seal = read_seal(recipe.artefact)
-    if seal is None or not recipe.made(seal) or content_digest(desk, recipe.artefact) != seal.digest:
+    manifest = read_manifest(recipe.artefact)
+    if manifest is None or not recipe.made(manifest) or content_digest(context, recipe.artefact) != manifest.digest:
         return None
-    return _result(recipe, "done", Written(seal.rows, seal.refused, seal.facts), seal.rows, began)
+    return _result(recipe, "done", StageOutput(manifest.rows, manifest.refused, manifest.facts), manifest.rows, began)
 
 
-def seal_artefact(desk: Desk, recipe: Recipe, written: Written, reused: int, began: float) -> StageResult:
+def seal_artefact(context: RunContext, recipe: Recipe, written: StageOutput, reused: int, began: float) -> StageResult:
     seconds = time.monotonic() - began
-    before = read_seal(recipe.artefact)
+    before = read_manifest(recipe.artefact)
     replaced = differing_settings(recipe.artefact, replace(before, overrides={}), recipe.settings) if before else ""
-    digest = content_digest(desk, recipe.artefact)
-    write_seal(recipe.artefact, recipe.sealed(digest, written.rows, written.refused, seconds, written.facts))
+    digest = content_digest(context, recipe.artefact)
+    write_manifest(recipe.artefact, recipe.sealed(digest, written.rows, written.refused, seconds, written.facts))
     facts = {**written.facts, "replaced": replaced} if replaced else written.facts
     return _result(recipe, "done", replace(written, facts=facts), reused, began)
 
 
-def _result(recipe: Recipe, state: str, written: Written, reused: int, began: float) -> StageResult:
+def _result(recipe: Recipe, state: str, written: StageOutput, reused: int, began: float) -> StageResult:
     return StageResult(
         recipe.stage,
         state,
@@ -264,33 +272,33 @@ def _result(recipe: Recipe, state: str, written: Written, reused: int, began: fl
     )
 
 
-def _survey(desk: Desk) -> Survey:
+def _survey(context: RunContext) -> Survey:
     """Reads the data set through before anything else: its mistakes are told before a model is looked for."""
-    rows = survey(console.track(rows_of(desk), "reading the data set", None, "row"))
+    rows = survey(console.track(rows_of(context), "reading the data set", None, "row"))
     if not rows.usable:
         reasons = console.counts(rows.refused()) or "it is empty"
         raise DataError(
-            f"{desk.project.dataset.path} holds no usable row ({reasons}); expected instructions with answers. "
+            f"{context.project.dataset.path} holds no usable row ({reasons}); expected instructions with answers. "
             "Correct the data, or dataset.instruction and dataset.response"
         )
     return rows
 
 
-def _write_scores(desk: Desk, rows: Survey, finished: Rows) -> Written:
-    scored, refused, truncated = row_artefacts.write_scores(desk.run, rows, finished)
-    return Written(scored, refused, {"truncated": truncated})
+def _write_scores(context: RunContext, rows: Survey, finished: Rows) -> StageOutput:
+    scored, refused, truncated = row_artefacts.write_scores(context.run, rows, finished)
+    return StageOutput(scored, refused, {"truncated": truncated})
 
 
-def _write_embeddings(desk: Desk, recipe: Recipe, rows: Survey, finished: Rows) -> Written:
-    count, refused, cut = row_artefacts.write_embeddings(desk.run, rows, finished, _known_cut(desk, recipe))
-    return Written(count, refused, {"cut": int(cut.sum()), "cut_rows": row_artefacts.pack_marks(cut)})
+def _write_embeddings(context: RunContext, recipe: Recipe, rows: Survey, finished: Rows) -> StageOutput:
+    count, refused, cut = row_artefacts.write_embeddings(context.run, rows, finished, _known_cut(context, recipe))
+    return StageOutput(count, refused, {"cut": int(cut.sum()), "cut_rows": row_artefacts.pack_marks(cut)})
 
 
-def _known_cut(desk: Desk, recipe: Recipe) -> IdIndex:
+def _known_cut(context: RunContext, recipe: Recipe) -> IdIndex:
     """The instructions that were cut for the last embeddings."""
-    run = sealed_alike(desk, recipe)
-    seal = read_seal(run.embeddings) if run else None
-    if run is None or seal is None:
+    run = sealed_alike(context, recipe)
+    manifest = read_manifest(run.embeddings) if run else None
+    if run is None or manifest is None:
         return IdIndex(pack_ids(()))
     ids = row_artefacts.read_embeddings(run).ids
-    return IdIndex(ids[row_artefacts.unpack_marks(seal.facts["cut_rows"], len(ids))])
+    return IdIndex(ids[row_artefacts.unpack_marks(manifest.facts["cut_rows"], len(ids))])

@@ -1,6 +1,6 @@
 """Which settings and inputs make each artefact, and from that how it stands: done, stale (and why), partial, missing.
 
-A setting that came by flag is part of the seal and makes nothing stale. Says what is true; does no work.
+A setting that came by flag is part of the manifest and makes nothing stale. Says what is true; does no work.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Literal
 from codetune.data.source import dataset_fingerprint, is_here
 from codetune.errors import StaleError
 from codetune.project.sections import Project, keys, value_at
-from codetune.store.run_directory import Digests, Run, Seal, combined, read_seal
+from codetune.store.run_directory import Digests, Manifest, Run, combined, read_manifest
 
 RowStage = Literal["score", "embed", "select", "train"]
 State = Literal["done", "stale", "partial", "missing"]
@@ -74,14 +74,14 @@ _MODEL: Mapping[str, tuple[str, str]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class StageStatus:
     state: State
     why: str = ""  # of a stale artefact: what has changed
-    seal: Seal | None = None  # of one that is done or stale, unless the seal itself is damaged
+    manifest: Manifest | None = None  # of one that is done or stale, unless the manifest itself is damaged
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
+class RunContext:
     """What every verb works with: the project, its run directory, and the digests known there."""
 
     project: Project
@@ -103,46 +103,48 @@ def settings_of(project: Project, stage: str) -> dict[str, Any]:
     return settings
 
 
-def dataset_digest(desk: Desk) -> str:
-    dataset = desk.project.dataset
-    return dataset_fingerprint(dataset, desk.project.locate(dataset.path), desk.digests.file)
+def dataset_digest(context: RunContext) -> str:
+    dataset = context.project.dataset
+    return dataset_fingerprint(dataset, context.project.locate(dataset.path), context.digests.file)
 
 
-def dataset_is_here(desk: Desk) -> bool:
-    dataset = desk.project.dataset
-    return is_here(dataset, desk.project.locate(dataset.path))
+def dataset_is_here(context: RunContext) -> bool:
+    dataset = context.project.dataset
+    return is_here(dataset, context.project.locate(dataset.path))
 
 
-def standing(desk: Desk, stage: RowStage) -> Standing:
+def stage_status(context: RunContext, stage: RowStage) -> StageStatus:
     """How the artefact of a row stage stands against the project and everything it was made from. What has been taken
     away, data set or model, changes nothing: it is missed by who reads it."""
-    artefact = desk.artefact(stage)
+    artefact = context.artefact(stage)
     try:
-        seal = read_seal(artefact)
+        manifest = read_manifest(artefact)
     except StaleError as why:
-        return Standing("stale", str(why))
-    if seal is None:
-        begun = {"score": desk.run.parts(artefact), "embed": desk.run.parts(artefact), "train": desk.run.train}.get(
-            stage
-        )
-        return Standing("partial" if begun and begun.exists() else "missing")
+        return StageStatus("stale", str(why))
+    if manifest is None:
+        begun = {
+            "score": context.run.parts(artefact),
+            "embed": context.run.parts(artefact),
+            "train": context.run.train,
+        }.get(stage)
+        return StageStatus("partial" if begun and begun.exists() else "missing")
     changed = (
-        _differing_content(desk, artefact, seal)
-        or differing_settings(artefact, seal, settings_of(desk.project, stage))
-        or _differing_input(desk, artefact, seal)
+        _differing_content(context, artefact, manifest)
+        or differing_settings(artefact, manifest, settings_of(context.project, stage))
+        or _differing_input(context, artefact, manifest)
     )
-    return Standing("stale", changed, seal) if changed else Standing("done", "", seal)
+    return StageStatus("stale", changed, manifest) if changed else StageStatus("done", "", manifest)
 
 
-def require(desk: Desk, stage: RowStage) -> Seal:
-    """The seal of an artefact that a later stage is about to use. Raises StaleError with the command that makes it."""
-    found = standing(desk, stage)
-    if found.seal is not None and found.state == "done":
-        return found.seal
-    artefact = desk.artefact(stage)
+def require(context: RunContext, stage: RowStage) -> Manifest:
+    """The manifest of an artefact that a later stage is about to use. Raises StaleError with the command that makes it."""
+    found = stage_status(context, stage)
+    if found.manifest is not None and found.state == "done":
+        return found.manifest
+    artefact = context.artefact(stage)
     if found.state == "stale":
-        first = _first_stale(desk, stage)
-        is_damaged = standing(desk, first).seal is None and standing(desk, first).state == "stale"
+        first = _first_stale(context, stage)
+        is_damaged = stage_status(context, first).manifest is None and stage_status(context, first).state == "stale"
         raise StaleError(found.why if is_damaged else f"{found.why}. Run: codetune {first}")
     condition = "is not finished" if found.state == "partial" else "does not exist"
     raise StaleError(f"{artefact} {condition}; it is made by another command. Run: codetune {stage}")
@@ -150,7 +152,7 @@ def require(desk: Desk, stage: RowStage) -> Seal:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """From what an artefact is about to be made: it is there already when its seal says the same."""
+    """From what an artefact is about to be made: it is there already when its manifest says the same."""
 
     stage: str
     artefact: Path
@@ -160,15 +162,17 @@ class Recipe:
     said: Mapping[str, Any] = field(default_factory=dict)  # the overrides under the keys that the user wrote
 
     @classmethod
-    def of(cls, desk: Desk, stage: str, artefact: Path, inputs: Mapping[str, str]) -> Recipe:
-        project, settings = desk.project, settings_of(desk.project, stage)
+    def of(cls, context: RunContext, stage: str, artefact: Path, inputs: Mapping[str, str]) -> Recipe:
+        project, settings = context.project, settings_of(context.project, stage)
         said = {key: value for key, value in project.overrides.items() if _setting(project, stage, key) in settings}
         overrides = {_setting(project, stage, key): value for key, value in said.items()}
         return cls(stage, artefact, settings, overrides, inputs, said)
 
-    def made(self, seal: Seal | None) -> bool:
+    def made(self, manifest: Manifest | None) -> bool:
         return (
-            seal is not None and dict(seal.settings) == dict(self.settings) and dict(seal.inputs) == dict(self.inputs)
+            manifest is not None
+            and dict(manifest.settings) == dict(self.settings)
+            and dict(manifest.inputs) == dict(self.inputs)
         )
 
     def identity(self, without: Sequence[str] = ()) -> dict[str, Any]:
@@ -177,8 +181,8 @@ class Recipe:
 
     def sealed(
         self, digest: str, rows: int, refused: Mapping[str, int], seconds: float, facts: Mapping[str, Any]
-    ) -> Seal:
-        return Seal(
+    ) -> Manifest:
+        return Manifest(
             self.stage,
             digest,
             rows,
@@ -200,53 +204,57 @@ def _setting(project: Project, stage: str, key: str) -> str:
     return "score.model" if (stage, key, project.score.model) == ("score", "model.path", None) else key
 
 
-def differing_settings(artefact: Path, seal: Seal, settings: Mapping[str, Any]) -> str:
+def differing_settings(artefact: Path, manifest: Manifest, settings: Mapping[str, Any]) -> str:
     """The first setting that has changed since, as a sentence; "" where none has."""
     for key, value in settings.items():
-        if seal.settings.get(key) != value and key not in seal.overrides:
-            return f"{artefact} was made with {key} {seal.settings.get(key)!r}, the project now says {value!r}"
+        if manifest.settings.get(key) != value and key not in manifest.overrides:
+            return f"{artefact} was made with {key} {manifest.settings.get(key)!r}, the project now says {value!r}"
     return ""
 
 
-def content_digest(desk: Desk, artefact: Path) -> str:
+def content_digest(context: RunContext, artefact: Path) -> str:
     """Of the artefact as it lies there now; of embeddings the vectors and their ids together."""
-    if artefact != desk.run.embeddings:
-        return desk.digests.artefact(artefact)
-    return combined(desk.digests.file(path) for path in (artefact, desk.run.embedding_ids) if path.exists())
+    if artefact != context.run.embeddings:
+        return context.digests.artefact(artefact)
+    return combined(context.digests.file(path) for path in (artefact, context.run.embedding_ids) if path.exists())
 
 
-def _differing_content(desk: Desk, artefact: Path, seal: Seal) -> str:
-    return "" if content_digest(desk, artefact) == seal.digest else f"{artefact} was changed after codetune wrote it"
+def _differing_content(context: RunContext, artefact: Path, manifest: Manifest) -> str:
+    return (
+        ""
+        if content_digest(context, artefact) == manifest.digest
+        else f"{artefact} was changed after codetune wrote it"
+    )
 
 
-def _differing_input(desk: Desk, artefact: Path, seal: Seal) -> str:
-    for name, digest in seal.inputs.items():
-        if name == "dataset" and dataset_is_here(desk) and dataset_digest(desk) != digest:
-            return f"the data set {desk.project.dataset.path} has changed since {artefact} was made"
+def _differing_input(context: RunContext, artefact: Path, manifest: Manifest) -> str:
+    for name, digest in manifest.inputs.items():
+        if name == "dataset" and dataset_is_here(context) and dataset_digest(context) != digest:
+            return f"the data set {context.project.dataset.path} has changed since {artefact} was made"
         if name in ("score", "embed", "select"):
-            upstream = standing(desk, name)  # type: ignore[arg-type]
+            upstream = stage_status(context, name)  # type: ignore[arg-type]
             if upstream.state == "stale":
                 return upstream.why
-            if upstream.seal is None or upstream.seal.digest != digest:
-                return f"{desk.artefact(name)} has changed since {artefact} was made"  # type: ignore[arg-type]
-    return _differing_model(desk, artefact, seal)
+            if upstream.manifest is None or upstream.manifest.digest != digest:
+                return f"{context.artefact(name)} has changed since {artefact} was made"  # type: ignore[arg-type]
+    return _differing_model(context, artefact, manifest)
 
 
-def _differing_model(desk: Desk, artefact: Path, seal: Seal) -> str:
+def _differing_model(context: RunContext, artefact: Path, manifest: Manifest) -> str:
     """Only of a model that lies in a directory: a hub's snapshot stays as it is, and one taken away changes nothing."""
-    name, setting = _MODEL.get(seal.stage, ("", ""))
-    if name not in seal.inputs or seal.settings[setting] == "hashing":
+    name, setting = _MODEL.get(manifest.stage, ("", ""))
+    if name not in manifest.inputs or manifest.settings[setting] == "hashing":
         return ""
-    directory = Path(desk.project.locate(seal.settings[setting])).expanduser()
-    if not directory.is_dir() or desk.digests.tree(directory) == seal.inputs[name]:
+    directory = Path(context.project.locate(manifest.settings[setting])).expanduser()
+    if not directory.is_dir() or context.digests.tree(directory) == manifest.inputs[name]:
         return ""
     return f"the model {directory} has changed since {artefact} was made"
 
 
-def _first_stale(desk: Desk, stage: RowStage) -> RowStage:
+def _first_stale(context: RunContext, stage: RowStage) -> RowStage:
     """The earliest stage in the chain that has to be done again."""
-    seal = standing(desk, stage).seal
+    manifest = stage_status(context, stage).manifest
     for upstream in NEEDS.get(stage, ()):
-        if seal is not None and upstream in seal.inputs and standing(desk, upstream).state != "done":
-            return _first_stale(desk, upstream)
+        if manifest is not None and upstream in manifest.inputs and stage_status(context, upstream).state != "done":
+            return _first_stale(context, upstream)
     return stage

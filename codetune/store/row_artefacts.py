@@ -110,7 +110,7 @@ def _usable(rows: Survey) -> Iterator[str]:
 
 
 def pack_marks(marks: NDArray[np.bool_]) -> str:
-    """A mark for each row as text for a seal, at a sixth of a byte a row.
+    """A mark for each row as text for a manifest, at a sixth of a byte a row.
 
     >>> pack_marks(np.array([True, False, True])), unpack_marks("oA==", 3).tolist()
     ('oA==', [True, False, True])

@@ -1,6 +1,6 @@
 """The run directory: where each artefact lives, how it comes to exist, and whether it is still true.
 
-An artefact exists when it is sealed: written under a temporary name, renamed, then a seal beside it with counts,
+An artefact exists when it is sealed: written under a temporary name, renamed, then a manifest beside it with counts,
 reasons of refusal, digests of its inputs and the settings that made it. A lock dies with its process (flock).
 Row-wise stages gather their rows in `block_log.py` first. Knows nothing of what the artefacts mean.
 """
@@ -33,7 +33,7 @@ SHARED = fcntl.LOCK_SH
 
 
 @dataclass(frozen=True, slots=True)
-class Seal:
+class Manifest:
     """What is known of an artefact; it stands beside it as `<artefact>.seal`."""
 
     stage: str
@@ -48,7 +48,7 @@ class Seal:
     version: str = __version__
 
 
-_SEAL_KINDS: Mapping[str, type | tuple[type, ...]] = {
+_MANIFEST_KINDS: Mapping[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("stage", "digest", "version"), str),
     **dict.fromkeys(("refused", "inputs", "settings", "overrides", "facts"), dict),
     "rows": int,
@@ -238,32 +238,32 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def seal_path(artefact: Path) -> Path:
+def manifest_path(artefact: Path) -> Path:
     return artefact.with_name(f"{artefact.name}.seal")
 
 
-def write_seal(artefact: Path, seal: Seal) -> None:
-    write_text(seal_path(artefact), json.dumps(asdict(seal), indent=2, ensure_ascii=False) + "\n")
+def write_manifest(artefact: Path, manifest: Manifest) -> None:
+    write_text(manifest_path(artefact), json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n")
 
 
-def read_seal(artefact: Path) -> Seal | None:
-    """The seal, or None where there is none; one without its artefact is none."""
+def read_manifest(artefact: Path) -> Manifest | None:
+    """The manifest, or None where there is none; one without its artefact is none."""
     try:
-        document = json.loads(seal_path(artefact).read_text(encoding="utf-8"))
-        if any(not isinstance(document[name], kind) for name, kind in _SEAL_KINDS.items()):
-            raise _damaged(artefact, "a field of another kind than a seal has")
-        return Seal(**document) if artefact.exists() else None
+        document = json.loads(manifest_path(artefact).read_text(encoding="utf-8"))
+        if any(not isinstance(document[name], kind) for name, kind in _MANIFEST_KINDS.items()):
+            raise _damaged(artefact, "a field of another kind than a manifest has")
+        return Manifest(**document) if artefact.exists() else None
     except FileNotFoundError:
         return None
     except ValueError as why:  # no text, or no JSON
         raise _damaged(artefact, str(why)) from None
     except (TypeError, LookupError):
-        raise _damaged(artefact, "other fields than a seal has") from None
+        raise _damaged(artefact, "other fields than a manifest has") from None
 
 
 def _damaged(artefact: Path, fault: str) -> StaleError:
-    seal = seal_path(artefact)
-    return StaleError(f"{seal} is damaged ({fault}). Remove it, then make {artefact.name} again: rm {seal}")
+    manifest = manifest_path(artefact)
+    return StaleError(f"{manifest} is damaged ({fault}). Remove it, then make {artefact.name} again: rm {manifest}")
 
 
 class Digests:

@@ -19,7 +19,7 @@ from codetune.model.load import choose_device, load_model, load_quantized_model,
 from codetune.project.sections import Project, Training
 from codetune.training.arguments import Precision
 from codetune.training.parallelism import SHARDED, Strategy, loading_whole
-from codetune.training.token_cache import Corpus
+from codetune.training.token_cache import TokenCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,29 +70,29 @@ def precision_of(project: Project, model_path: Path) -> Precision:
             return "float32"
 
 
-def require_fit(network: PreTrainedModel, corpus: Corpus) -> None:
+def require_fit(network: PreTrainedModel, token_cache: TokenCache) -> None:
     embeddings: torch.nn.Embedding = network.get_input_embeddings()  # type: ignore[assignment]
     vocabulary = embeddings.num_embeddings
-    if corpus.largest_token >= vocabulary:
+    if token_cache.largest_token >= vocabulary:
         raise ModelError(
-            f"The tokenizer gives token {corpus.largest_token}, the model's embeddings end at {vocabulary - 1}. "
+            f"The tokenizer gives token {token_cache.largest_token}, the model's embeddings end at {vocabulary - 1}. "
             "Expected: a tokenizer that belongs to the model. Set model.path to a directory where they do."
         )
     window = getattr(network.config, "max_position_embeddings", None)
-    if window is not None and corpus.longest > window:
+    if window is not None and token_cache.longest > window:
         raise ProjectError(
-            f"The longest sample has {corpus.longest} tokens, the model's window {window}. Expected: samples that fit. "
+            f"The longest sample has {token_cache.longest} tokens, the model's window {window}. Expected: samples that fit. "
             f"Set train.max_length: {window}"
         )
 
 
-def require_own_positions(network: PreTrainedModel, settings: Training, corpus: Corpus) -> None:
+def require_own_positions(network: PreTrainedModel, settings: Training, token_cache: TokenCache) -> None:
     """LongRoPE (Phi-3 with 128k tokens) counts the positions of all samples of a micro-batch otherwise as soon as one
     of them is longer than the window of its first training (transformers, modeling_rope_utils)."""
     rope = getattr(network.config.get_text_config(), "rope_parameters", None) or {}
     window = rope.get("original_max_position_embeddings") if rope.get("rope_type") == "longrope" else None
     is_padded = settings.pad_mode == "max_length"
-    longest = settings.max_length if is_padded else corpus.longest
+    longest = settings.max_length if is_padded else token_cache.longest
     if window is not None and longest > window and (is_padded or settings.per_device_batch_size > 1):
         raise ProjectError(
             f"{type(network).__name__} counts the positions of all samples of a micro-batch otherwise where one has "

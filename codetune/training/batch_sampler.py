@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from codetune.data.packing import Dealing, deal
+from codetune.data.packing import MicroBatchPlan, split
 from codetune.project.sections import Training
-from codetune.training.token_cache import Corpus, Sample
+from codetune.training.token_cache import Sample, TokenCache
 
 
 def samples_per_step(training: Training, processes: int) -> int:
@@ -52,13 +52,13 @@ class Share:
     """The rows of a step -> the micro-batches of the process `rank`. Dealt only when asked for, so that a continued
     training skips a million steps in no time."""
 
-    def __init__(self, corpus: Corpus, dealing: Dealing, rank: int) -> None:
-        self._corpus, self._dealing, self._rank = corpus, dealing, rank
+    def __init__(self, token_cache: TokenCache, plan_of_batches: MicroBatchPlan, rank: int) -> None:
+        self._corpus, self._micro_batch_plan, self._rank = token_cache, plan_of_batches, rank
 
     def __len__(self) -> int:
         return len(self._corpus)
 
     def __getitems__(self, rows: Sequence[int]) -> list[list[Sample]]:
         """What torch's loader calls with everything that the plan yielded at once."""
-        batches = deal(self._corpus.lengths(rows), self._dealing)[self._rank]
+        batches = split(self._corpus.lengths(rows), self._micro_batch_plan)[self._rank]
         return [[self._corpus[rows[position]] for position in batch] for batch in batches]

@@ -10,9 +10,9 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from codetune.data.packing import PACKED, Dealing
+from codetune.data.packing import PACKED, MicroBatchPlan
 from codetune.errors import ModelError
-from codetune.launch.process_group import Team
+from codetune.launch.process_group import ProcessGroup
 from codetune.model.adapt import adapt, whole_network
 from codetune.model.attention import (
     KERNELS,
@@ -30,7 +30,7 @@ from codetune.training.collate import Collator
 from codetune.training.flops import Arithmetic, peak_operations
 from codetune.training.loss import Losses, losses_of
 from codetune.training.parallelism import is_whole
-from codetune.training.token_cache import Corpus
+from codetune.training.token_cache import TokenCache
 from codetune.training.trainer import Material
 
 
@@ -52,13 +52,17 @@ def make_ready(network: PreTrainedModel, project: Project, precision: Precision)
 
 
 def material_for(
-    model: PreTrainedModel | PeftModel, project: Project, precision: Precision, corpus: Corpus, team: Team
+    model: PreTrainedModel | PeftModel,
+    project: Project,
+    precision: Precision,
+    token_cache: TokenCache,
+    group: ProcessGroup,
 ) -> Material:
     """Padding is the pad token of the model's configuration, or any other: no loss and no sample ever looks at it."""
     settings, network = project.train, whole_network(model)
     return Material(
-        StepPlan(len(corpus), samples_per_step(settings, team.count), project.seed),
-        Share(corpus, _dealing(settings, network, team), team.place.rank),
+        StepPlan(len(token_cache), samples_per_step(settings, group.count), project.seed),
+        Share(token_cache, _micro_batch_plan(settings, network, group), group.place.rank),
         Collator(settings.pad_mode, settings.max_length, settings.pack_isolation, _padding(network)),
         partial(_begin, network, project, precision),
         settings,
@@ -78,9 +82,9 @@ def _begin(network: PreTrainedModel, project: Project, precision: Precision, tra
         return losses_of(network, shared)
 
 
-def _dealing(settings: Training, network: PreTrainedModel, team: Team) -> Dealing:
+def _micro_batch_plan(settings: Training, network: PreTrainedModel, group: ProcessGroup) -> MicroBatchPlan:
     width = network.config.get_text_config().hidden_size
-    return Dealing(settings.pad_mode, settings.per_device_batch_size, team.count, settings.sort_in_step, width)
+    return MicroBatchPlan(settings.pad_mode, settings.per_device_batch_size, group.count, settings.sort_in_step, width)
 
 
 def _padding(network: PreTrainedModel) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from codetune.launch.process_group import Team
+from codetune.launch.process_group import ProcessGroup
 from codetune.project.sections import Training
 from codetune.training.checkpoint import Checkpoint, Facts, prune_checkpoints, seal_checkpoint
 from codetune.training.metrics import Line, Meter, StepFacts, append_line, cut
@@ -36,7 +36,7 @@ class Due:
 
 class Course:
     def __init__(
-        self, settings: Training, directory: Path, facts: Facts, steps: int, report: Report, ranks: Team
+        self, settings: Training, directory: Path, facts: Facts, steps: int, report: Report, ranks: ProcessGroup
     ) -> None:
         self.steps, self.step, self.meter = steps, 0, Meter()
         self.interrupted = False

@@ -1,8 +1,8 @@
 """Checkpoints: `train/checkpoint-STEP/`, as the Trainer writes them, sealed by us when they are whole.
 
-The seal (`codetune.json`) is written last. It names every file with its size (the Trainer would go on without a word
+The manifest (`codetune.json`) is written last. It names every file with its size (the Trainer would go on without a word
 where the optimizer's is missing), the facts that a continued training must share (it would not notice other data
-either), and the running sums of the metrics. A directory without a seal was cut off, and is removed.
+either), and the running sums of the metrics. A directory without a manifest was cut off, and is removed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def sealed_checkpoints(directory: Path) -> list[Checkpoint]:
 
 
 def remove_torn(directory: Path) -> None:
-    """What a crash left: checkpoints without a seal."""
+    """What a crash left: checkpoints without a manifest."""
     for leftover in directory.glob("checkpoint-*"):
         if not (leftover / SEAL).exists():
             shutil.rmtree(leftover)
@@ -71,7 +71,7 @@ def seal_checkpoint(path: Path, step: int, facts: Facts, meter: Mapping[str, Any
 
 
 def prune_checkpoints(directory: Path, keep: int) -> None:
-    """Deletes all but the newest `keep`. The seal goes first: half a deletion leaves no checkpoint that looks whole."""
+    """Deletes all but the newest `keep`. The manifest goes first: half a deletion leaves no checkpoint that looks whole."""
     newest_first = sorted(_sealed(directory), key=lambda checkpoint: -checkpoint.step)
     for checkpoint in newest_first[keep:]:
         (checkpoint.path / SEAL).unlink()
@@ -79,9 +79,9 @@ def prune_checkpoints(directory: Path, keep: int) -> None:
 
 
 def _sealed(directory: Path) -> Iterator[Checkpoint]:
-    for seal in directory.glob(f"checkpoint-*/{SEAL}"):
-        record = json.loads(seal.read_text(encoding="utf-8"))
-        yield Checkpoint(record["step"], seal.parent, record["facts"], record["meter"], record["files"])
+    for manifest in directory.glob(f"checkpoint-*/{SEAL}"):
+        record = json.loads(manifest.read_text(encoding="utf-8"))
+        yield Checkpoint(record["step"], manifest.parent, record["facts"], record["meter"], record["files"])
 
 
 def _require_same(checkpoint: Checkpoint, facts: Facts) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from codetune.data.packing import PACKED, Stretch, lay
+from codetune.data.packing import PACKED, PackedRow, pack
 from codetune.model.attention import flat_row
 from codetune.project.sections import PadMode
 from codetune.training.token_cache import Sample
@@ -49,7 +49,7 @@ class Collator:
         }
 
     def _micro_batch(self, drawn: Sequence[Sample]) -> dict[str, Any]:
-        rows = lay([len(sample) for sample in drawn], self.pad_mode, self.max_length)
+        rows = pack([len(sample) for sample in drawn], self.pad_mode, self.max_length)
         samples = [drawn[at] for row in rows for at in row.samples]
         places = [np.flatnonzero(sample.learned[1:]) for sample in samples]
         starts = _starts(rows, drawn)
@@ -64,11 +64,11 @@ class Collator:
             "row_ends": np.cumsum([len(place) for place in places]).tolist(),  # of each row's targets
         }
 
-    def _padded(self, rows: Sequence[Stretch], drawn: Sequence[Sample]) -> dict[str, Any]:
+    def _padded(self, rows: Sequence[PackedRow], drawn: Sequence[Sample]) -> dict[str, Any]:
         ids = [torch.cat([*_tokens(row, drawn), self._padding(row)]) for row in rows]
         return {"input_ids": torch.stack(ids)}  # [B, T]
 
-    def _flat(self, rows: Sequence[Stretch], drawn: Sequence[Sample]) -> dict[str, Any]:
+    def _flat(self, rows: Sequence[PackedRow], drawn: Sequence[Sample]) -> dict[str, Any]:
         segments: list[torch.Tensor] = []
         for row in rows:
             tokens = _tokens(row, drawn)
@@ -76,7 +76,7 @@ class Collator:
             segments += [self._padding(row)] if row.padding else []
         return flat_row(segments)
 
-    def _padding(self, row: Stretch) -> torch.Tensor:
+    def _padding(self, row: PackedRow) -> torch.Tensor:
         return torch.full((row.padding,), self.pad_token)
 
     def _idle(self) -> dict[str, Any]:
@@ -88,11 +88,11 @@ class Collator:
         return {"inputs": inputs, "positions": none, "targets": none, "tokens_seen": 0, "rows": [], "row_ends": []}
 
 
-def _tokens(row: Stretch, drawn: Sequence[Sample]) -> list[torch.Tensor]:
+def _tokens(row: PackedRow, drawn: Sequence[Sample]) -> list[torch.Tensor]:
     return [torch.from_numpy(drawn[at].tokens) for at in row.samples]
 
 
-def _starts(rows: Sequence[Stretch], drawn: Sequence[Sample]) -> list[int]:
+def _starts(rows: Sequence[PackedRow], drawn: Sequence[Sample]) -> list[int]:
     """Where each sample begins when the rows, with their padding, are laid end to end."""
     starts, at = [], 0
     for row in rows:

@@ -52,7 +52,7 @@ class Sums:
         return 1 - self.tokens / self.tokens_seen if self.tokens_seen else 0.0
 
     @property
-    def peak_share(self) -> float | None:
+    def mfu(self) -> float | None:
         return self.operations / self.possible_operations if self.possible_operations else None
 
 
@@ -87,7 +87,7 @@ class Meter:
             "samples_per_second": sums.samples / sums.seconds,
             "padding_rate": sums.padding_rate,
             "peak_memory_bytes": self.peak_memory_bytes,
-            "peak_share": sums.peak_share,
+            "mfu": sums.mfu,
             "seconds": sums.seconds,
         }
 

@@ -28,7 +28,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Corpus:
+class TokenCache:
     """All samples in the order of the data set."""
 
     ids: NDArray[np.bytes_]
@@ -61,7 +61,7 @@ class Corpus:
         return max(int(self.stored.max()), int(~self.stored.min()))
 
 
-def write_corpus(rows: Iterable[tuple[str, TrainingTokens]], path: Path) -> Corpus:
+def write_token_cache(rows: Iterable[tuple[str, TrainingTokens]], path: Path) -> TokenCache:
     ids, starts, digest = bytearray(), [0], hashlib.sha256()
     with path.open("wb") as file:
         for row_id, tokens in rows:
@@ -74,17 +74,17 @@ def write_corpus(rows: Iterable[tuple[str, TrainingTokens]], path: Path) -> Corp
             file.write(stored.tobytes())
     with _index(path).open("wb") as file:
         np.savez(file, ids=np.frombuffer(bytes(ids), dtype="S16"), starts=starts, digest=digest.hexdigest())
-    return read_corpus(path)
+    return read_token_cache(path)
 
 
-def read_corpus(path: Path) -> Corpus:
+def read_token_cache(path: Path) -> TokenCache:
     with np.load(_index(path), allow_pickle=False) as index:
         ids, starts, digest = index["ids"], index["starts"], str(index["digest"])
     stored = np.memmap(path, dtype=np.int32, mode="r") if starts[-1] else np.zeros(0, np.int32)
-    return Corpus(ids, starts, stored, digest)
+    return TokenCache(ids, starts, stored, digest)
 
 
-def remove_corpus(path: Path) -> None:
+def remove_token_cache(path: Path) -> None:
     for file in (path, _index(path)):
         file.unlink(missing_ok=True)
 

@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from codetune.data.tokens import DroppedSample, TrainingTokens, training_tokens
 from codetune.errors import DataError, ProjectError
-from codetune.launch.process_group import SOLO, Team
+from codetune.launch.process_group import SOLO, ProcessGroup
 from codetune.model.load import (
     choose_device,
     count_gpus,
@@ -53,7 +53,7 @@ from codetune.training.parallelism import (
     sharing_arguments,
     whole_weights,
 )
-from codetune.training.token_cache import Corpus, read_corpus, remove_corpus, write_corpus
+from codetune.training.token_cache import TokenCache, read_token_cache, remove_token_cache, write_token_cache
 from codetune.training.trainer import ExactTrainer, telling_of_full_memory
 
 TOKENS = "tokens.i32"
@@ -74,7 +74,7 @@ class TrainingSummary:
     padding_rate: float
     seconds: float
     peak_memory_bytes: int | None
-    peak_share: float | None
+    mfu: float | None
     last_loss: float | None
     processes: int
     strategy: Strategy
@@ -88,7 +88,7 @@ def train(
     directory: Path,
     saved: Path,
     report: Report,
-    ranks: Team = SOLO,
+    ranks: ProcessGroup = SOLO,
 ) -> TrainingSummary:
     """`report` gets every step as `{"step", "steps", "epoch", "loss", "learning_rate", "grad_norm"}`. Ctrl-C and
     SIGTERM end it as KeyboardInterrupt, after the step at hand and a checkpoint; a second one at once."""
@@ -96,10 +96,10 @@ def train(
     tokenizer = load_tokenizer(model_path)
     choice = _choose(project, model_path, ranks)
     rows = _Rows(examples, project, tokenizer)
-    corpus = _corpus(rows, directory, ranks)
-    facts = _facts(project, model_path, corpus, ranks, choice.strategy)
+    token_cache = _corpus(rows, directory, ranks)
+    facts = _facts(project, model_path, token_cache, ranks, choice.strategy)
     checkpoint = last_checkpoint(directory, facts)
-    steps = total_steps(project.train, len(corpus), ranks.count)
+    steps = total_steps(project.train, len(token_cache), ranks.count)
     precision = precision_of(project, model_path)
     start = Start(model_path, precision, choice.strategy)
     # Before the model is loaded: that is how transformers knows that a process needs a part of it only.
@@ -108,13 +108,13 @@ def train(
     arguments = training_arguments(project.train, precision, steps, project.seed, directory, choose_device(), sharing)
     with telling_of_full_memory("the model is loaded"), start.loading(arguments):
         network = load_start(project, start, ranks.is_first)
-        require_fit(network, corpus)
-        require_own_positions(network, project.train, corpus)
+        require_fit(network, token_cache)
+        require_own_positions(network, project.train, token_cache)
         model = make_ready(network, project, precision)
     course = Course(project.train, directory, facts, steps, report, ranks)
     course.saves_last = choice.strategy not in SHARDED
     course.begin(checkpoint)
-    trainer = ExactTrainer(model, arguments, material_for(model, project, precision, corpus, ranks), course)
+    trainer = ExactTrainer(model, arguments, material_for(model, project, precision, token_cache, ranks), course)
     keep_float32(trainer, choice.strategy)
     trainer.add_callback(InForce(choice.strategy, trainer))
     with course.interruptible():
@@ -129,11 +129,11 @@ def train(
                     model = whole_model(project, start, weights)
             finish = Finish(project.model.chat_format, precision, project.train.merge, rows.last_tokens)
             save_trained(model, tokenizer, finish, saved)
-            remove_corpus(directory / TOKENS)
-    return _summary(corpus, rows, course, choice, ranks)
+            remove_token_cache(directory / TOKENS)
+    return _summary(token_cache, rows, course, choice, ranks)
 
 
-def _choose(project: Project, model_path: Path, ranks: Team) -> Choice:
+def _choose(project: Project, model_path: Path, ranks: ProcessGroup) -> Choice:
     if (gpus := count_gpus()) and ranks.place.local_count > gpus:
         raise ProjectError(
             f"{ranks.place.local_count} processes on a machine with {gpus} GPUs. Expected: a GPU for each process of "
@@ -145,14 +145,14 @@ def _choose(project: Project, model_path: Path, ranks: Team) -> Choice:
     return choose_strategy(project.launch, method, ranks.count, size)
 
 
-def _corpus(rows: _Rows, directory: Path, ranks: Team) -> Corpus:
+def _corpus(rows: _Rows, directory: Path, ranks: ProcessGroup) -> TokenCache:
     """The rows as tokens; and the directory as the training needs it, before any process looks into it."""
     if ranks.is_first:
         directory.mkdir(parents=True, exist_ok=True)
         remove_torn(directory)
-        _require_rows(write_corpus(rows, directory / TOKENS), rows)
+        _require_rows(write_token_cache(rows, directory / TOKENS), rows)
     ranks.wait()
-    return read_corpus(directory / TOKENS)
+    return read_token_cache(directory / TOKENS)
 
 
 class _Rows:
@@ -180,8 +180,8 @@ class _Rows:
             yield example.id, tokens
 
 
-def _require_rows(corpus: Corpus, rows: _Rows) -> None:
-    if not len(corpus):
+def _require_rows(token_cache: TokenCache, rows: _Rows) -> None:
+    if not len(token_cache):
         reasons = "; ".join(sorted({refusal.reason for refusal in rows.dropped})) or "the selection is empty"
         raise DataError(
             f"No row is left to train on: {len(rows.dropped)} dropped ({reasons}). "
@@ -189,7 +189,9 @@ def _require_rows(corpus: Corpus, rows: _Rows) -> None:
         )
 
 
-def _facts(project: Project, model_path: Path, corpus: Corpus, ranks: Team, strategy: Strategy) -> Facts:
+def _facts(
+    project: Project, model_path: Path, token_cache: TokenCache, ranks: ProcessGroup, strategy: Strategy
+) -> Facts:
     """What a checkpoint must share with the training that continues it."""
     settings = project.train.model_dump(mode="json", exclude=set(FREE_TO_CHANGE))
     used = {"full": (), "lora": ("lora",), "qlora": ("lora", "quantization")}[project.train.method]
@@ -198,8 +200,8 @@ def _facts(project: Project, model_path: Path, corpus: Corpus, ranks: Team, stra
     weights = sorted([*model_path.glob("config.json"), *model_path.glob("*.safetensors")])
     return {
         "seed": project.seed,
-        "rows": len(corpus),
-        "digest of the rows": corpus.digest,
+        "rows": len(token_cache),
+        "digest of the rows": token_cache.digest,
         STEP_SAMPLES: samples_per_step(project.train, ranks.count),
         "files of the base model": {file.name: file.stat().st_size for file in weights},
         "model.dtype": project.model.dtype,
@@ -208,20 +210,22 @@ def _facts(project: Project, model_path: Path, corpus: Corpus, ranks: Team, stra
     }
 
 
-def _summary(corpus: Corpus, counted: _Rows, course: Course, choice: Choice, ranks: Team) -> TrainingSummary:
+def _summary(
+    token_cache: TokenCache, counted: _Rows, course: Course, choice: Choice, ranks: ProcessGroup
+) -> TrainingSummary:
     total = course.meter.since_start
     return TrainingSummary(
-        rows=len(corpus),
+        rows=len(token_cache),
         dropped=tuple(counted.dropped),
         truncated_rows=counted.truncated_rows,
         lost_tokens=counted.lost_tokens,
-        lost_share=counted.lost_tokens / (corpus.tokens + counted.lost_tokens),
+        lost_share=counted.lost_tokens / (token_cache.tokens + counted.lost_tokens),
         steps=course.step,
         tokens=total.tokens,
         padding_rate=total.padding_rate,
         seconds=total.seconds,
         peak_memory_bytes=course.meter.peak_memory_bytes,
-        peak_share=total.peak_share,
+        mfu=total.mfu,
         last_loss=course.meter.last_loss,
         processes=ranks.count,
         strategy=choice.strategy,

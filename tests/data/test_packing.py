@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from codetune.data.packing import Dealing, cost, deal, lay, tokens_seen
+from codetune.data.packing import MicroBatchPlan, cost, pack, split, tokens_seen
 from codetune.data.source import read_examples
 from codetune.data.tokens import TrainingTokens, training_tokens
 from codetune.model.load import load_tokenizer
@@ -22,15 +22,15 @@ MODES = ["max_length", "dynamic_pad", "paper_pack", "dynamic_pack"]
 PROCESSES = st.integers(1, 5)
 
 
-def dealing(mode: str, samples: int, processes: int = 1, sort: bool = False, width: int = 8) -> Dealing:
-    return Dealing(mode, samples, processes, sort, width)
+def plan_of_batches(mode: str, samples: int, processes: int = 1, sort: bool = False, width: int = 8) -> MicroBatchPlan:
+    return MicroBatchPlan(mode, samples, processes, sort, width)
 
 
 @given(LENGTHS, st.integers(1, 9), PROCESSES, st.sampled_from(MODES), st.booleans())
 def test_every_sample_is_in_one_micro_batch_of_one_process(
     lengths: list[int], samples: int, processes: int, mode: str, sort: bool
 ) -> None:
-    dealt = deal(lengths, dealing(mode, samples, processes, sort))
+    dealt = split(lengths, plan_of_batches(mode, samples, processes, sort))
     assert sorted(at for batches in dealt for batch in batches for at in batch) == list(range(len(lengths)))
     # As many micro-batches for each: ZeRO and FSDP meet in every one of them.
     assert [len(batches) for batches in dealt] == [-(-len(lengths) // (samples * processes))] * processes
@@ -42,7 +42,7 @@ def test_every_sample_is_in_one_micro_batch_of_one_process(
 def test_no_process_is_idle_while_there_is_a_sample_for_it(
     lengths: list[int], samples: int, processes: int, mode: str, sort: bool
 ) -> None:
-    dealt = deal(lengths, dealing(mode, samples, processes, sort))
+    dealt = split(lengths, plan_of_batches(mode, samples, processes, sort))
     assert sum(any(batches) for batches in dealt) == min(processes, len(lengths))
 
 
@@ -50,7 +50,7 @@ def test_no_process_is_idle_while_there_is_a_sample_for_it(
 def test_packed_micro_batches_and_processes_differ_by_the_cost_of_a_sample_at_most(
     lengths: list[int], samples: int, processes: int
 ) -> None:
-    dealt = deal(lengths, dealing("dynamic_pack", samples, processes))
+    dealt = split(lengths, plan_of_batches("dynamic_pack", samples, processes))
     costs = [[sum(cost(lengths[at], 8) for at in batch) for batch in batches] for batches in dealt]
     dearest = max(cost(length, 8) for length in lengths)
     each = [value for batches in costs for value in batches]
@@ -62,7 +62,7 @@ def test_packed_micro_batches_and_processes_differ_by_the_cost_of_a_sample_at_mo
 def test_real_lengths_are_balanced_to_a_part_in_a_hundred() -> None:
     # Lengths as of instruction data, 512 samples a step, on 8 processes of 4 micro-batches each.
     lengths = np.random.default_rng(0).lognormal(5.9, 0.7, 512).clip(20, 2048).astype(int).tolist()
-    dealt = deal(lengths, dealing("dynamic_pack", 16, 8, width=4096))
+    dealt = split(lengths, plan_of_batches("dynamic_pack", 16, 8, width=4096))
     tokens = [sum(lengths[at] for at in batch) for batches in dealt for batch in batches]
     assert max(tokens) < 1.01 * sum(tokens) / len(tokens)
 
@@ -71,20 +71,20 @@ def test_a_long_sample_costs_more_than_its_tokens() -> None:
     # attention: 12 * 8 * 40 + 40^2 = 5440 against 2 * (12 * 8 * 20 + 20^2) = 4640
     assert (cost(40, 8), 2 * cost(20, 8)) == (5440, 4640)
     # By tokens alone the last one would go to the first, as 40 = 20 + 20.
-    assert deal([40, 20, 20, 3], dealing("dynamic_pack", 2)) == (((0,), (1, 2, 3)),)
+    assert split([40, 20, 20, 3], plan_of_batches("dynamic_pack", 2)) == (((0,), (1, 2, 3)),)
 
 
 @pytest.mark.parametrize("mode", ["max_length", "dynamic_pad", "paper_pack"])
 def test_others_keep_the_drawn_order_and_are_dealt_in_turn(mode: str) -> None:
     lengths = [9, 1, 5, 2, 7]
-    assert deal(lengths, dealing(mode, 2)) == (((0, 1), (2, 3), (4,)),)
-    assert deal(lengths, dealing(mode, 1, 2)) == (((0,), (2,), (4,)), ((1,), (3,), ()))
-    assert deal(lengths, dealing(mode, 2, sort=True)) == (((0, 4), (2, 3), (1,)),)
+    assert split(lengths, plan_of_batches(mode, 2)) == (((0, 1), (2, 3), (4,)),)
+    assert split(lengths, plan_of_batches(mode, 1, 2)) == (((0,), (2,), (4,)), ((1,), (3,), ()))
+    assert split(lengths, plan_of_batches(mode, 2, sort=True)) == (((0, 4), (2, 3), (1,)),)
 
 
 @given(LENGTHS, st.sampled_from(MODES))
 def test_rows_hold_every_sample_once_and_are_no_longer_than_allowed(lengths: list[int], mode: str) -> None:
-    rows = lay(lengths, mode, 50)
+    rows = pack(lengths, mode, 50)
     assert sorted(at for row in rows for at in row.samples) == list(range(len(lengths)))
     filled = [sum(lengths[at] for at in row.samples) + row.padding for row in rows]
     assert max(filled) <= 50
@@ -111,7 +111,7 @@ def test_tokens_seen_by_hand(mode: str, seen: int) -> None:
 
 def test_the_papers_rows_are_filled_shortest_first_and_never_looked_at_again() -> None:
     # sorted: 1 2 5 6; 1 + 2 + 5 fill a row of 8; 6 begins the next, padded by 2
-    rows = lay([6, 2, 5, 1], "paper_pack", 8)
+    rows = pack([6, 2, 5, 1], "paper_pack", 8)
     assert [(row.samples, row.padding) for row in rows] == [((3, 1, 2), 0), ((0,), 2)]
 
 

@@ -13,14 +13,14 @@ import torch
 from codetune.model.backend import load_decoder
 from codetune.model.complete import BatchGenerator
 from codetune.model.continuous import ContinuousGenerator, flash_attention
-from codetune.model.decoding import Request, Written
+from codetune.model.decoding import GeneratedText, Request
 from codetune.model.vllm_engine import is_installed
 from codetune.project.sections import Generation, Model
 from codetune.records import ALONE
 from codetune.stages import evaluate
 from codetune.stages.generate import complete, completed_rows, order
 from tests.model.builders import byte_tokenizer, tiny_model
-from tests.small_world import desk_of, make_small_world
+from tests.small_world import context_of, make_small_world
 
 pytestmark = [
     pytest.mark.gpu,
@@ -50,7 +50,7 @@ def requests(count: int) -> list[Request]:
     ]
 
 
-def written(saved: Path, dtype: Any, backend: Any = "transformers", **settings: Any) -> dict[int, Written]:
+def written(saved: Path, dtype: Any, backend: Any = "transformers", **settings: Any) -> dict[int, GeneratedText]:
     chosen = Generation(max_new_tokens=64, backend=backend, **settings)
     return dict(load_decoder(saved, TOKENIZER, Model(dtype=dtype), [], chosen).complete(requests(60)))
 
@@ -82,11 +82,11 @@ def test_two_gpus_that_hold_a_model_together_write_what_one_does(tmp_path: Path)
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    desk = desk_of(project, generate__max_new_tokens=40)
-    bench = evaluate.open_bench(desk, "tasks.jsonl")
+    context = context_of(project, generate__max_new_tokens=40)
+    bench = evaluate.open_bench(context, "tasks.jsonl")
     missing = [(problem.task_id, 0) for problem in bench.problems]
-    alone = order(evaluate.contestant(desk, "base"), ("tasks.jsonl", bench.file), missing, tmp_path / "alone")
-    complete(desk.project, alone, ALONE, lambda tokens: None)
+    alone = order(evaluate.model_ref(context, "base"), ("tasks.jsonl", bench.file), missing, tmp_path / "alone")
+    complete(context.project, alone, ALONE, lambda tokens: None)
     assert completed_rows(tmp_path / "shared" / "base") == completed_rows(tmp_path / "alone")
 
 

@@ -11,7 +11,7 @@ from codetune.errors import UsageError
 from codetune.launch.dispatch import WORK, Job, perform, process_count
 from codetune.project.file import read_project
 from codetune.stages import stage as pipeline
-from tests.small_world import desk_of, make_small_world
+from tests.small_world import context_of, make_small_world
 
 
 def test_a_job_arrives_as_it_was_sent(tmp_path: Path) -> None:
@@ -35,10 +35,10 @@ def test_processes_are_those_of_the_project_and_one_without_a_gpu(tmp_path: Path
 
 def test_one_process_is_the_commands_own(tmp_path: Path) -> None:
     heard: list[Any] = []
-    desk = desk_of(make_small_world(tmp_path, 30), select__strategy="random", launch__processes=1)
-    pipeline.select(desk)
+    context = context_of(make_small_world(tmp_path, 30), select__strategy="random", launch__processes=1)
+    pipeline.select(context)
     details = {"model": str(tmp_path / "base"), "directory": str(tmp_path / "train"), "saved": str(tmp_path / "saved")}
-    (told,) = perform(Job("train", desk.project, details), 1, lambda rank, message: heard.append((rank, message)))
+    (told,) = perform(Job("train", context.project, details), 1, lambda rank, message: heard.append((rank, message)))
     assert told["rows"] == 12
     assert [message["step"] for _, message in heard] == [1, 2, 3]
     assert (tmp_path / "saved" / "model.safetensors").exists()

@@ -14,18 +14,18 @@ from hypothesis import strategies as st
 
 from codetune.errors import UsageError
 from codetune.launch.environment import (
-    Errand,
     Node,
-    errand,
+    WorkerTask,
+    current_rank,
     node,
     only_rank,
     parse_shard,
-    place,
     prepare_process,
     thread_count,
     worker_environment,
+    worker_task,
 )
-from codetune.records import ALONE, Place
+from codetune.records import ALONE, Rank
 
 
 @given(st.data())
@@ -93,27 +93,27 @@ def nowhere(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def test_without_a_launcher_a_process_is_alone(nowhere: pytest.MonkeyPatch) -> None:
-    assert place() == ALONE
+    assert current_rank() == ALONE
     nowhere.setenv("RANK", "3")  # a scheduler's, which means the machine
     nowhere.setenv("WORLD_SIZE", "4")
-    assert place() == ALONE
+    assert current_rank() == ALONE
 
 
 def test_what_torchrun_has_set_is_understood(nowhere: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}.items():
         nowhere.setenv(name, value)
-    assert place() == Place(5, 8, 1, 4)
-    assert place().shard == (5, 8)
+    assert current_rank() == Rank(5, 8, 1, 4)
+    assert current_rank().shard == (5, 8)
     nowhere.setenv("RANK", "first")
     with pytest.raises(UsageError, match="not all numbers"):
-        place()
+        current_rank()
 
 
 def test_tasks_of_srun_are_the_ranks(nowhere: pytest.MonkeyPatch) -> None:
     for name, value in SLURM.items():
         nowhere.setenv(name, value)
     prepare_process()
-    assert place() == Place(5, 8, 1, 4)
+    assert current_rank() == Rank(5, 8, 1, 4)
     assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("gpu03", "20123")
 
 
@@ -121,7 +121,7 @@ def test_one_task_of_srun_on_each_machine_is_a_command_on_each(nowhere: pytest.M
     for name, value in {**SLURM, "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}.items():
         nowhere.setenv(name, value)
     prepare_process()
-    assert place() == ALONE
+    assert current_rank() == ALONE
     assert node(2) == Node(1, 2)
 
 
@@ -129,7 +129,7 @@ def test_a_batch_script_outside_srun_is_alone(nowhere: pytest.MonkeyPatch) -> No
     nowhere.setenv("SLURM_PROCID", "0")
     nowhere.setenv("SLURM_JOB_ID", "123")
     prepare_process()
-    assert place() == ALONE
+    assert current_rank() == ALONE
 
 
 def test_several_machines_need_to_know_which_they_are(nowhere: pytest.MonkeyPatch) -> None:
@@ -146,18 +146,18 @@ def test_several_machines_need_to_know_which_they_are(nowhere: pytest.MonkeyPatc
 
 
 def test_a_worker_finds_what_torchrun_would_tell_and_its_errand(nowhere: pytest.MonkeyPatch) -> None:
-    told = worker_environment(1, 4, Node(0, 1), Errand(Path("/tmp/a:b/job.json"), 7))
+    told = worker_environment(1, 4, Node(0, 1), WorkerTask(Path("/tmp/a:b/job.json"), 7))
     for name, value in told.items():
         nowhere.setenv(name, value)
-    assert place() == Place(1, 4, 1, 4)
-    assert errand() == Errand(Path("/tmp/a:b/job.json"), 7)
-    assert errand() is None  # what a worker starts is no worker
+    assert current_rank() == Rank(1, 4, 1, 4)
+    assert worker_task() == WorkerTask(Path("/tmp/a:b/job.json"), 7)
+    assert worker_task() is None  # what a worker starts is no worker
 
 
 def test_the_only_rank_is_told_so_for_a_while(nowhere: pytest.MonkeyPatch) -> None:
     nowhere.setenv("MASTER_PORT", "1")
     with only_rank() as here:
-        assert here == place() == ALONE
+        assert here == current_rank() == ALONE
         assert os.environ["RANK"] == "0"
     assert "RANK" not in os.environ
     assert os.environ["MASTER_PORT"] == "1"

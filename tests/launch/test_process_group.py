@@ -6,8 +6,8 @@ import multiprocessing
 import time
 from pathlib import Path
 
-from codetune.launch.process_group import SOLO, apart, meet_in, team
-from codetune.records import Place
+from codetune.launch.process_group import SOLO, apart, group, meet_in
+from codetune.records import Rank
 
 
 def test_alone_everything_is_heard_by_oneself() -> None:
@@ -16,12 +16,12 @@ def test_alone_everything_is_heard_by_oneself() -> None:
 
 def test_a_team_is_not_misled_by_what_an_earlier_one_has_left(tmp_path: Path) -> None:
     begin = multiprocessing.get_context("spawn").Process
-    crew = [begin(target=_meet_twice, args=(rank, tmp_path), daemon=True) for rank in range(2)]
-    for process in crew:
+    workers = [begin(target=_meet_twice, args=(rank, tmp_path), daemon=True) for rank in range(2)]
+    for process in workers:
         process.start()
-    for process in crew:
+    for process in workers:
         process.join(30)
-    assert [process.exitcode for process in crew] == [0, 0]
+    assert [process.exitcode for process in workers] == [0, 0]
 
 
 def _meet_twice(rank: int, directory: Path) -> None:
@@ -29,5 +29,5 @@ def _meet_twice(rank: int, directory: Path) -> None:
     for number in range(2):
         if rank == 0:
             time.sleep(1)  # so that the other one looks for it first
-        with team(Place(rank, 2, rank, 2), lambda at=number: apart(store, str(at))) as both:
+        with group(Rank(rank, 2, rank, 2), lambda at=number: apart(store, str(at))) as both:
             assert both.sums([rank + 1]) == [3]

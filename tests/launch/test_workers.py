@@ -17,13 +17,13 @@ import pytest
 
 from codetune.errors import CodetuneError, DataError, WorkerError
 from codetune.launch.environment import Node
-from codetune.launch.workers import Crew, run_workers
+from codetune.launch.workers import WorkerSpec, run_workers
 
 BEGIN = """
 import os, signal, sys, time
-from codetune.launch.environment import errand, place
+from codetune.launch.environment import worker_task, current_rank
 from codetune.launch.workers import speaking
-told, here = errand(), place()
+told, here = worker_task(), current_rank()
 print(f"printed by {here.rank}", flush=True)
 with speaking(told.descriptor) as tell:
 """
@@ -43,13 +43,13 @@ def run(
 ) -> list[Any]:
     """Runs the body of a worker in `count` processes."""
     listen = (lambda rank, message: None) if heard is None else lambda rank, message: heard.append((rank, message))
-    return run_workers(crew(directory, program, count), listen, shown.append)
+    return run_workers(workers(directory, program, count), listen, shown.append)
 
 
-def crew(directory: Path, program: str, count: int, where: Node = Node(0, 1)) -> Crew:  # noqa: B008 - it is frozen
+def workers(directory: Path, program: str, count: int, where: Node = Node(0, 1)) -> WorkerSpec:  # noqa: B008 - it is frozen
     file = directory / "worker.py"
     file.write_text(BEGIN + textwrap.indent(textwrap.dedent(program), "    "), encoding="utf-8")
-    return Crew((sys.executable, str(file)), count, where, directory / "job.json")
+    return WorkerSpec((sys.executable, str(file)), count, where, directory / "job.json")
 
 
 def test_every_worker_is_heard_and_results_come_by_rank(tmp_path: Path, shown: list[str]) -> None:
@@ -72,7 +72,7 @@ def test_only_the_first_one_is_seen_to_print(tmp_path: Path, shown: list[str]) -
 def test_a_worker_of_the_second_machine_counts_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTER_ADDR", "first")
     program = 'tell({"result": [here.rank, here.count, here.local_rank, os.environ["MASTER_ADDR"]]})'
-    planned = crew(tmp_path, program, 2, Node(1, 3))
+    planned = workers(tmp_path, program, 2, Node(1, 3))
     assert run_workers(planned, lambda rank, message: None, lambda text: None) == [
         [2, 6, 0, "first"],
         [3, 6, 1, "first"],
@@ -205,14 +205,14 @@ def test_those_who_were_done_before_they_heard_of_it_are_done(tmp_path: Path, sh
 
 
 def test_workers_die_with_their_command(tmp_path: Path) -> None:
-    planned = crew(tmp_path, 'open(f"{sys.argv[0]}.{os.getpid()}", "w").close(); time.sleep(60)', 2)
+    planned = workers(tmp_path, 'open(f"{sys.argv[0]}.{os.getpid()}", "w").close(); time.sleep(60)', 2)
     command = subprocess.Popen(
         [
             sys.executable,
             "-c",
             "import sys; from pathlib import Path\n"
             "from codetune.launch.workers import *\nfrom codetune.launch.environment import Node\n"
-            "run_workers(Crew((sys.executable, sys.argv[1]), 2, Node(0, 1), Path('x')), print, print)",
+            "run_workers(WorkerSpec((sys.executable, sys.argv[1]), 2, Node(0, 1), Path('x')), print, print)",
             planned.command[1],
         ],
     )

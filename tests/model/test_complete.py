@@ -25,7 +25,7 @@ from transformers import (
 
 from codetune.errors import CodetuneError, InputError
 from codetune.model.complete import BatchGenerator, cache_bytes_per_token, rows_that_fit
-from codetune.model.decoding import Request, Written
+from codetune.model.decoding import GeneratedText, Request
 from codetune.project.sections import Generation
 
 EOS, END_OF_TURN = 256, 257
@@ -96,7 +96,9 @@ def completed(
     return [written.text for written in in_order(generator, asked, stops)]
 
 
-def in_order(generator: BatchGenerator, asked: Sequence[Sequence[int]], stops: Sequence[str] = ()) -> list[Written]:
+def in_order(
+    generator: BatchGenerator, asked: Sequence[Sequence[int]], stops: Sequence[str] = ()
+) -> list[GeneratedText]:
     """The stream of a request is its prompt, so that it goes with it into any batch."""
     found = dict(generator.complete([Request(tuple(prompt), tuple(stops), str(prompt)) for prompt in asked]))
     return [found[number] for number in range(len(asked))]
@@ -190,7 +192,7 @@ class Scripted(torch.nn.Module):
 
 def complete_script(
     tokenizer: PreTrainedTokenizerFast, script: list[int], stops: Sequence[str], most: int, rows_at_most: int = 4
-) -> tuple[Written, int]:
+) -> tuple[GeneratedText, int]:
     model: Any = Scripted(script, 3, VOCABULARY, rows_at_most)
     generator = BatchGenerator(model, tokenizer, ["<end>", "[/turn]"], Generation(max_new_tokens=most))
     written, *others = in_order(generator, [[1, 2, 3]] * 4, stops)
@@ -206,13 +208,13 @@ def test_a_completion_ends_before_the_earliest_stop_string(tokenizer: PreTrained
     script = ids(tokenizer, "    return x\nclass A:\n    pass\ndef g():" + " " * 60)
     written, steps = complete_script(tokenizer, script, ("\ndef ", "\nclass "), 90)
     # The stop is whole with the 19th token; it is looked for after every 8th.
-    assert (written, steps) == (Written("    return x", 24, truncated=False), 24)
+    assert (written, steps) == (GeneratedText("    return x", 24, truncated=False), 24)
 
 
 def test_an_end_token_ends_it_and_is_not_part_of_it(tokenizer: PreTrainedTokenizerFast) -> None:
     for token in (EOS, END_OF_TURN):
         script = [*ids(tokenizer, "return 1"), token, *ids(tokenizer, "more")]
-        assert complete_script(tokenizer, script, (), 60) == (Written("return 1", 9, truncated=False), 9)
+        assert complete_script(tokenizer, script, (), 60) == (GeneratedText("return 1", 9, truncated=False), 9)
 
 
 def test_an_end_of_turn_that_is_no_token_stops_as_text(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -11,14 +11,14 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from codetune.errors import CodetuneError, ModelError
-from codetune.launch.process_group import Team, meet_in, team
+from codetune.launch.process_group import ProcessGroup, group, meet_in
 from codetune.model.adapt import adapt
 from codetune.model.complete import BatchGenerator
 from codetune.model.decoding import Request
 from codetune.model.load import load_model
 from codetune.model.tensor_parallel import Crowd, Gpus, heads_shared_by, load_shared, must_share, weight_bytes
 from codetune.project.sections import Generation, LoraSettings, Model
-from codetune.records import Place
+from codetune.records import Rank
 from tests.model.builders import byte_tokenizer, tiny_model
 
 IDS = torch.tensor([[5, 6, 7, 8]])
@@ -97,12 +97,12 @@ def test_cached_heads_are_dealt_where_the_plan_divides_keys() -> None:
 
 def test_each_process_holds_a_part_and_all_give_what_the_whole_gives(llama: Path, tmp_path: Path) -> None:
     begin = multiprocessing.get_context("spawn").Process
-    crew = [begin(target=_hold, args=(rank, llama, tmp_path)) for rank in range(2)]
-    for process in crew:
+    workers = [begin(target=_hold, args=(rank, llama, tmp_path)) for rank in range(2)]
+    for process in workers:
         process.start()
-    for process in crew:
+    for process in workers:
         process.join(120)
-    assert [process.exitcode for process in crew] == [0, 0]
+    assert [process.exitcode for process in workers] == [0, 0]
     with torch.no_grad():
         whole = load_model(llama, Model(dtype="float32"), "cpu")
         logits = whole(IDS).logits
@@ -117,7 +117,7 @@ def test_each_process_holds_a_part_and_all_give_what_the_whole_gives(llama: Path
 def _hold(rank: int, directory: Path, out: Path) -> None:
     """What a process has of the network, and hears of the other."""
     torch.set_num_threads(1)
-    with team(Place(rank, 2, rank, 2), lambda: meet_in(out / "meeting", 2)) as both, torch.inference_mode():
+    with group(Rank(rank, 2, rank, 2), lambda: meet_in(out / "meeting", 2)) as both, torch.inference_mode():
         part = load_shared(directory, Model(dtype="float32"), both, out)
         numbers = sum(getattr(weights, "to_local", lambda w=weights: w)().numel() for weights in part.parameters())
         told: dict[str, Any] = {"logits": part(IDS).logits, "numbers": numbers, "least": both.least(7 + rank)}
@@ -137,6 +137,6 @@ def test_a_full_gpu_among_several_is_an_error_for_the_others_cannot_begin_again(
             raise torch.OutOfMemoryError("full")
 
     full: Any = Full()
-    generator = BatchGenerator(full, byte_tokenizer(bos=True), [], Generation(), Team(Place(0, 2, 0, 2)))
+    generator = BatchGenerator(full, byte_tokenizer(bos=True), [], Generation(), ProcessGroup(Rank(0, 2, 0, 2)))
     with pytest.raises(CodetuneError, match=r"2 prompts over 2 GPUs.* set generate.batch_size to a smaller number"):
         list(generator.complete([Request((3,), (), "a"), Request((4,), (), "b")]))

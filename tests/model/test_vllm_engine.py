@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from codetune.model import vllm_engine
-from codetune.model.decoding import Endings, Request, Written
+from codetune.model.decoding import GeneratedText, Request, StopCriteria
 from codetune.model.vllm_engine import VllmGenerator
 from codetune.project.sections import Generation
 from tests.model.builders import byte_tokenizer
@@ -27,7 +27,7 @@ class Scripted:
 
 
 def generator(engine: Scripted, **settings: Any) -> VllmGenerator:
-    endings = Endings(TOKENIZER, [WINDOW], ["[/turn]"])
+    endings = StopCriteria(TOKENIZER, [WINDOW], ["[/turn]"])
     return VllmGenerator(engine, endings, Generation(max_new_tokens=20, **settings))
 
 
@@ -56,7 +56,7 @@ def test_samples_have_seeds_of_their_own() -> None:
 def test_an_end_token_is_no_text_and_only_a_lack_of_room_truncates() -> None:
     asked = [Request((3,), (), "")]
     ended = Scripted("return 1", "stop", end=[7])
-    assert next(generator(ended).complete(asked))[1] == Written("return 1", len(ended.ids), truncated=False)
+    assert next(generator(ended).complete(asked))[1] == GeneratedText("return 1", len(ended.ids), truncated=False)
     # Some engines leave the end token out.
     assert not next(generator(Scripted("return 1", "stop")).complete(asked))[1].truncated
     assert next(generator(Scripted("return 1", "length")).complete(asked))[1].truncated

@@ -83,15 +83,15 @@ def measure(stage: str, project: Path) -> dict[str, Any]:
     import codetune.model.likelihood
     from codetune import workflow
     from codetune.stages import stage as pipeline
-    from tests.small_world import desk_of
+    from tests.small_world import context_of
 
     codetune.model.likelihood.CausalScorer = InstantScorer  # type: ignore[assignment,misc]
-    desk = desk_of(project, score__tokens_per_batch=8192, embed__batch_size=512)
+    context = context_of(project, score__tokens_per_batch=8192, embed__batch_size=512)
     work = {
-        "score": lambda: pipeline.score(desk, None),
-        "embed": lambda: pipeline.embed(desk, None),
-        "select": lambda: pipeline.select(desk),
-        "status": lambda: workflow.status(desk),
+        "score": lambda: pipeline.score(context, None),
+        "embed": lambda: pipeline.embed(context, None),
+        "select": lambda: pipeline.select(context),
+        "status": lambda: workflow.status(context),
     }
     before = anonymous_bytes()
     with Sampler() as sampler:

@@ -135,7 +135,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     from codetune.training.build_model import make_ready, material_for
     from codetune.training.callbacks import Course
     from codetune.training.loss import plain_losses
-    from codetune.training.token_cache import write_corpus
+    from codetune.training.token_cache import write_token_cache
     from codetune.training.trainer import ExactTrainer
 
     size, device = SIZES[given.size], choose_device()
@@ -150,13 +150,13 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     project = Project(model=Model(dtype=size.dtype), train=settings)
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        corpus = write_corpus(rows_of(size, given.steps, given.data), directory / "tokens")
+        token_cache = write_token_cache(rows_of(size, given.steps, given.data), directory / "tokens")
         network = network_of(size, given.method, device)
         model = make_ready(network, project, size.dtype)  # type: ignore[arg-type]
         course = Course(settings, directory, {}, given.steps + 1, lambda _: None, SOLO)
         course.begin(None)
         arguments = training_arguments(settings, size.dtype, given.steps + 1, 42, directory, device, {})  # type: ignore[arg-type]
-        material = material_for(model, project, size.dtype, corpus, SOLO)  # type: ignore[arg-type]
+        material = material_for(model, project, size.dtype, token_cache, SOLO)  # type: ignore[arg-type]
         if given.variant == ALL_LOGITS:
             material = replace(material, begin=lambda _: plain_losses)
         trainer = ExactTrainer(model, arguments, material, course)

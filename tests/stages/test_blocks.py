@@ -34,7 +34,7 @@ def blocks(numbers: Iterable[int], size: int) -> list[Block]:
     return [Block(at // size, tuple(rows[at : at + size])) for at in range(0, len(rows), size)]
 
 
-class Desk:
+class RunContext:
     """A worker that writes down what it was asked."""
 
     def __init__(self) -> None:
@@ -54,9 +54,9 @@ def work_of(finish: Callable[[Sequence[Example]], list[bytes]]) -> Work[None]:
     return Work(lambda examples: None, lambda examples, _: finish(examples))
 
 
-def do(todo: Iterable[Block], directory: Path, shard: Shard = (0, 1)) -> tuple[list[int], Desk]:
-    desk = Desk()
-    return list(do_missing(todo, directory, read_logs(directory), shard, desk.load)), desk
+def do(todo: Iterable[Block], directory: Path, shard: Shard = (0, 1)) -> tuple[list[int], RunContext]:
+    context = RunContext()
+    return list(do_missing(todo, directory, read_logs(directory), shard, context.load)), context
 
 
 ROWS = [example(3), Refusal(None, "duplicate of a.jsonl:1", "a.jsonl:2"), example(1), Refusal("7", "empty answer", "x")]
@@ -82,7 +82,7 @@ def test_an_empty_data_set_has_no_rows() -> None:
 
 
 def test_each_block_is_committed_before_the_next_begins(tmp_path: Path) -> None:
-    work = do_missing(blocks(range(5), 2), tmp_path, Rows(), (0, 1), Desk().load)
+    work = do_missing(blocks(range(5), 2), tmp_path, Rows(), (0, 1), RunContext().load)
     assert next(work) == 2
     assert len(read_logs(tmp_path)) == 2
     assert list(work) == [2, 1]
@@ -91,14 +91,14 @@ def test_each_block_is_committed_before_the_next_begins(tmp_path: Path) -> None:
 
 def test_finished_rows_are_left_out_of_their_block(tmp_path: Path) -> None:
     do(blocks([0, 1, 4], 1), tmp_path)
-    done, desk = do(blocks(range(6), 3), tmp_path)
-    assert (done, desk.asked) == ([1, 2], [example(number).id for number in (2, 3, 5)])
+    done, context = do(blocks(range(6), 3), tmp_path)
+    assert (done, context.asked) == ([1, 2], [example(number).id for number in (2, 3, 5)])
 
 
 def test_nothing_is_loaded_where_nothing_is_missing(tmp_path: Path) -> None:
     do(blocks(range(4), 2), tmp_path)
-    done, desk = do(blocks(range(4), 3), tmp_path)
-    assert (done, desk.loaded) == ([], 0)
+    done, context = do(blocks(range(4), 3), tmp_path)
+    assert (done, context.loaded) == ([], 0)
 
 
 def test_nothing_is_loaded_for_the_blocks_of_other_shards(tmp_path: Path) -> None:
@@ -192,5 +192,5 @@ def test_an_error_comes_after_all_that_came_before_it(tmp_path: Path) -> None:
 
     done = []
     with pytest.raises(DataError, match=r"a\.jsonl:5"):
-        done.extend(do_missing(damaged(), tmp_path, Rows(), (0, 1), Desk().load))
+        done.extend(do_missing(damaged(), tmp_path, Rows(), (0, 1), RunContext().load))
     assert len(read_logs(tmp_path)) == 4

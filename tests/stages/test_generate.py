@@ -20,12 +20,12 @@ from codetune.model.adapt import adapt
 from codetune.model.load import load_model
 from codetune.model.tensor_parallel import Gpus
 from codetune.project.sections import LoraSettings, Model
-from codetune.records import ALONE, Place
+from codetune.records import ALONE, Rank
 from codetune.stages import evaluate
 from codetune.stages.generate import complete, completed_rows, order
-from codetune.stages.model_ref import contestant
+from codetune.stages.model_ref import model_ref
 from tests.model.builders import byte_tokenizer
-from tests.small_world import await_end, children, desk_of, make_small_world
+from tests.small_world import await_end, children, context_of, make_small_world
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLED = {"generate__samples_per_task": 3, "generate__temperature": 0.9}
@@ -35,35 +35,35 @@ GREEDY = {"generate__prompt": "completion", "generate__max_new_tokens": 40, "gen
 def test_two_processes_write_what_one_does(tmp_path: Path) -> None:
     written = []
     for processes in (1, 2):
-        desk = desk_of(make_small_world(tmp_path / str(processes), 6), launch__processes=processes, **SAMPLED)
-        bench = evaluate.open_bench(desk, "tasks.jsonl")
-        result = evaluate.generate(desk, bench, contestant(desk, "base"))
+        context = context_of(make_small_world(tmp_path / str(processes), 6), launch__processes=processes, **SAMPLED)
+        bench = evaluate.open_bench(context, "tasks.jsonl")
+        result = evaluate.generate(context, bench, model_ref(context, "base"))
         written.append(result.artefact.read_text())
         assert (result.rows, result.reused) == (9, 0)
-        assert not desk.run.parts(result.artefact).exists()
+        assert not context.run.parts(result.artefact).exists()
     assert written[0] == written[1]
 
 
 def test_every_rank_takes_each_nth_item_and_logs_it_by_itself(tmp_path: Path) -> None:
-    desk = desk_of(make_small_world(tmp_path, 6), **SAMPLED)
-    bench, base = evaluate.open_bench(desk, "tasks.jsonl"), contestant(desk, "base")
+    context = context_of(make_small_world(tmp_path, 6), **SAMPLED)
+    bench, base = evaluate.open_bench(context, "tasks.jsonl"), model_ref(context, "base")
     missing = [(f"Small/{task}", number) for task in range(3) for number in range(3)]
     alone = order(base, ("tasks.jsonl", bench.file), missing, tmp_path / "alone")
     told: list[int] = []
-    assert complete(desk.project, alone, ALONE, told.append) == 9
+    assert complete(context.project, alone, ALONE, told.append) == 9
     assert len(told) == 9
     shared = order(base, ("tasks.jsonl", bench.file), missing, tmp_path / "shared")
-    assert [complete(desk.project, shared, Place(rank, 4, rank, 4), told.append) for rank in range(4)] == [3, 2, 2, 2]
+    assert [complete(context.project, shared, Rank(rank, 4, rank, 4), told.append) for rank in range(4)] == [3, 2, 2, 2]
     assert completed_rows(tmp_path / "shared") == completed_rows(tmp_path / "alone")
     second = (tmp_path / "shared" / "completions-1.jsonl").read_text().splitlines()
     assert {(row["task_id"], row["sample"]) for row in map(json.loads, second)} == {("Small/0", 1), ("Small/1", 2)}
 
 
 def test_an_order_travels_as_json(tmp_path: Path) -> None:
-    desk = desk_of(make_small_world(tmp_path, 6))
-    sent = order(contestant(desk, "base"), ("tasks.jsonl", tmp_path / "tasks.jsonl"), [("Small/0", 0)], tmp_path)
+    context = context_of(make_small_world(tmp_path, 6))
+    sent = order(model_ref(context, "base"), ("tasks.jsonl", tmp_path / "tasks.jsonl"), [("Small/0", 0)], tmp_path)
     arrived = type(sent)(**json.loads(json.dumps({name: getattr(sent, name) for name in sent.__slots__})))
-    complete(desk.project, arrived, ALONE, lambda tokens: None)
+    complete(context.project, arrived, ALONE, lambda tokens: None)
     assert list(completed_rows(tmp_path)) == [("Small/0", 0)]
 
 
@@ -92,11 +92,11 @@ def test_processes_that_hold_one_model_together_write_what_one_does(tmp_path: Pa
 
 
 def test_generating_asks_first_whether_the_gpus_hold_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    desk = desk_of(make_small_world(tmp_path, 6), launch__processes=1)
-    bench, base = evaluate.open_bench(desk, "tasks.jsonl"), contestant(desk, "base")
+    context = context_of(make_small_world(tmp_path, 6), launch__processes=1)
+    bench, base = evaluate.open_bench(context, "tasks.jsonl"), model_ref(context, "base")
     monkeypatch.setattr("codetune.model.tensor_parallel.find_gpus", lambda: Gpus(1, 1000))  # the machine, as it is not
     with pytest.raises(ModelError, match=r"there is one process. Set launch.processes: auto"):
-        evaluate.generate(desk, bench, base)
+        evaluate.generate(context, bench, base)
 
 
 def test_a_model_held_together_is_taken_up_after_every_kind_of_end(tmp_path: Path) -> None:
@@ -132,14 +132,14 @@ def test_a_model_held_together_is_taken_up_after_every_kind_of_end(tmp_path: Pat
 
 
 def written_alone(project: Path, model: str, parts: Path, settings: Mapping[str, Any]) -> dict[tuple[str, int], Any]:
-    desk = desk_of(project, **settings)
-    bench = evaluate.open_bench(desk, "tasks.jsonl")
-    own, numbers = parts / Path(model).name, range(desk.project.generate.samples_per_task)
+    context = context_of(project, **settings)
+    bench = evaluate.open_bench(context, "tasks.jsonl")
+    own, numbers = parts / Path(model).name, range(context.project.generate.samples_per_task)
     work = [(problem.task_id, number) for problem in bench.problems for number in numbers]
     missing = [item for item in work if item not in completed_rows(own)]
     complete(
-        desk.project,
-        order(contestant(desk, model), ("tasks.jsonl", bench.file), missing, own),
+        context.project,
+        order(model_ref(context, model), ("tasks.jsonl", bench.file), missing, own),
         ALONE,
         lambda tokens: None,
     )

@@ -10,9 +10,9 @@ import pytest
 from codetune import workflow
 from codetune.errors import StaleError
 from codetune.stages import stage as pipeline
-from codetune.stages.status import standing
-from codetune.store.run_directory import read_seal
-from tests.small_world import desk_of, make_small_world, run_codetune
+from codetune.stages.status import stage_status
+from codetune.store.run_directory import read_manifest
+from tests.small_world import context_of, make_small_world, run_codetune
 
 RANDOM = {"select__strategy": "random"}
 
@@ -20,7 +20,7 @@ RANDOM = {"select__strategy": "random"}
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     world = make_small_world(tmp_path, 30)
-    pipeline.select(desk_of(world, **RANDOM))
+    pipeline.select(context_of(world, **RANDOM))
     return world
 
 
@@ -33,59 +33,61 @@ def begun(run: Path, **recipe: object) -> Path:
 
 
 def test_what_differs_is_named_with_the_commands_that_continue_or_begin_anew(project: Path) -> None:
-    desk = desk_of(project, **RANDOM)
-    pipeline.train(desk)
-    recipe = json.loads((desk.run.train / "recipe.json").read_text())
-    (desk.run.directory / "model.seal").unlink()
-    (desk.run.train / "checkpoint-1").mkdir()
-    (desk.run.train / "recipe.json").write_text(json.dumps({**recipe, "train.learning_rate": 0.5, "train.epochs": 7}))
+    context = context_of(project, **RANDOM)
+    pipeline.train(context)
+    recipe = json.loads((context.run.train / "recipe.json").read_text())
+    (context.run.directory / "model.seal").unlink()
+    (context.run.train / "checkpoint-1").mkdir()
+    (context.run.train / "recipe.json").write_text(
+        json.dumps({**recipe, "train.learning_rate": 0.5, "train.epochs": 7})
+    )
     with pytest.raises(StaleError) as told:
-        pipeline.train(desk)
+        pipeline.train(context)
     assert "train.epochs 7 then, 1 now; train.learning_rate 0.5 then, 0.001 now" in str(told.value)
     assert "codetune train --set 'train.epochs=7' --set 'train.learning_rate=0.5'. " in str(told.value)
     assert str(told.value).endswith("begin anew, add --restart to your command: codetune train --restart")
-    line = next(line for line in workflow.status(desk) if line.stage == "train")
+    line = next(line for line in workflow.status(context) if line.stage == "train")
     assert (line.state, line.detail) == (
         "partial",
         "checkpoint of step 1, made otherwise: train.epochs 7 then, 1 now; train.learning_rate 0.5 then, 0.001 now",
     )
     assert line.command == "codetune train --set 'train.epochs=7' --set 'train.learning_rate=0.5'"
-    (desk.run.train / "recipe.json").write_text(json.dumps({**recipe, "select (digest)": "another"}))
+    (context.run.train / "recipe.json").write_text(json.dumps({**recipe, "select (digest)": "another"}))
     with pytest.raises(StaleError, match=r"select \(digest\) \"another\" then.* now\. It cannot be continued"):
-        pipeline.train(desk)
+        pipeline.train(context)
 
 
 def test_what_changes_nothing_that_is_learned_stands_in_nobodys_way(project: Path) -> None:
-    desk = desk_of(project, **RANDOM)
-    pipeline.train(desk)
-    (desk.run.directory / "model.seal").unlink()
-    (desk.run.train / "checkpoint-1").mkdir()
+    context = context_of(project, **RANDOM)
+    pipeline.train(context)
+    (context.run.directory / "model.seal").unlink()
+    (context.run.train / "checkpoint-1").mkdir()
     free = {"train__per_device_batch_size": 1, "train__gradient_checkpointing": True, "train__save_steps": 5}
-    other = desk_of(project, **RANDOM, **free, train__global_batch_size=3)
+    other = context_of(project, **RANDOM, **free, train__global_batch_size=3)
     line = next(line for line in workflow.status(other) if line.stage == "train")
     assert (line.state, line.detail) == ("partial", "checkpoint of step 1")
     assert pipeline.train(other).rows == 12
 
 
 def test_restart_begins_anew_and_says_so(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    desk = desk_of(project, **RANDOM)
-    train = begun(desk.run.directory, seed=1)
-    assert pipeline.train(desk, restart=True).rows == 12
+    context = context_of(project, **RANDOM)
+    train = begun(context.run.directory, seed=1)
+    assert pipeline.train(context, restart=True).rows == 12
     told = " ".join(capsys.readouterr().err.split())
     assert f"{train} held an unfinished training; it is removed, and the training starts anew" in told
     assert not (train / "checkpoint-1").exists()
 
 
 def test_restart_makes_a_finished_model_again(project: Path) -> None:
-    first = pipeline.train(desk_of(project, **RANDOM))
+    first = pipeline.train(context_of(project, **RANDOM))
     stamp = first.artefact.stat().st_mtime_ns
-    again = pipeline.train(desk_of(project, **RANDOM), restart=True)
+    again = pipeline.train(context_of(project, **RANDOM), restart=True)
     assert again.reused == 0
     assert again.artefact.stat().st_mtime_ns > stamp
 
 
 def test_the_flag_is_known_to_the_command(project: Path) -> None:
-    begun(desk_of(project, **RANDOM).run.directory, seed=1)
+    begun(context_of(project, **RANDOM).run.directory, seed=1)
     settings = ("--set", "select.strategy=random")
     refused = run_codetune("train", *settings, cwd=project.parent)
     assert (refused.returncode, refused.stdout) == (2, "")
@@ -94,38 +96,38 @@ def test_the_flag_is_known_to_the_command(project: Path) -> None:
 
 
 def test_a_training_that_replaces_another_leaves_it_whole_until_it_is_done(project: Path) -> None:
-    desk = desk_of(project, **RANDOM)
-    pipeline.train(desk)
-    before = {path: path.read_bytes() for path in desk.run.train.rglob("*") if path.is_file()}
+    context = context_of(project, **RANDOM)
+    pipeline.train(context)
+    before = {path: path.read_bytes() for path in context.run.train.rglob("*") if path.is_file()}
     flags = {**RANDOM, "train__learning_rate": 2e-3, "train__save_steps": 1}
-    other = desk_of(project, **flags, train__max_length=2, train__too_long="drop")
+    other = context_of(project, **flags, train__max_length=2, train__too_long="drop")
     with pytest.raises(Exception, match="No row is left"):
         pipeline.train(other)
     # Killed in the middle: a checkpoint of the new one stands beside the old one, which is as it was.
-    next_train = desk.run.directory / "train.next"
+    next_train = context.run.directory / "train.next"
     assert next_train.is_dir()
-    assert {path: path.read_bytes() for path in desk.run.train.rglob("*") if path.is_file()} == before
-    assert standing(desk_of(project, **RANDOM), "train").state == "done"
-    assert pipeline.train(desk_of(project, **RANDOM)).reused == 12
-    result = pipeline.train(desk_of(project, **flags))
+    assert {path: path.read_bytes() for path in context.run.train.rglob("*") if path.is_file()} == before
+    assert stage_status(context_of(project, **RANDOM), "train").state == "done"
+    assert pipeline.train(context_of(project, **RANDOM)).reused == 12
+    result = pipeline.train(context_of(project, **flags))
     assert result.reused == 0
     assert not next_train.exists()
-    assert len(list(desk.run.train.glob("checkpoint-*"))) == 2
-    recipe = json.loads((desk.run.train / "recipe.json").read_text())
+    assert len(list(context.run.train.glob("checkpoint-*"))) == 2
+    recipe = json.loads((context.run.train / "recipe.json").read_text())
     assert recipe["train.learning_rate"] == 2e-3
 
 
 def test_killed_between_the_model_and_its_seal_a_training_ends_from_its_last_checkpoint(project: Path) -> None:
-    desk = desk_of(project, **RANDOM)
-    pipeline.train(desk)
+    context = context_of(project, **RANDOM)
+    pipeline.train(context)
     flags = {**RANDOM, "train__learning_rate": 2e-3, "train__save_steps": 1}
-    old_seal = (desk.run.directory / "model.seal").read_bytes()
-    pipeline.train(desk_of(project, **flags))
-    kept = {path.name: path.stat().st_mtime_ns for path in desk.run.train.glob("checkpoint-*")}
-    (desk.run.directory / "model.seal").write_bytes(old_seal)
-    again = pipeline.train(desk_of(project, **flags))
+    old_seal = (context.run.directory / "model.seal").read_bytes()
+    pipeline.train(context_of(project, **flags))
+    kept = {path.name: path.stat().st_mtime_ns for path in context.run.train.glob("checkpoint-*")}
+    (context.run.directory / "model.seal").write_bytes(old_seal)
+    again = pipeline.train(context_of(project, **flags))
     assert again.rows == 12
-    assert {path.name: path.stat().st_mtime_ns for path in desk.run.train.glob("checkpoint-*")} == kept
-    seal = read_seal(again.artefact)
-    assert seal is not None
-    assert seal.settings["train.learning_rate"] == 2e-3
+    assert {path.name: path.stat().st_mtime_ns for path in context.run.train.glob("checkpoint-*")} == kept
+    manifest = read_manifest(again.artefact)
+    assert manifest is not None
+    assert manifest.settings["train.learning_rate"] == 2e-3

@@ -12,13 +12,13 @@ import pytest
 
 from codetune.errors import DataError, InputError, ModelError, StaleError
 from codetune.stages import stage as pipeline
-from codetune.stages.status import Desk, standing
-from codetune.store.run_directory import read_seal
-from tests.small_world import desk_of, make_small_world, rows, write_rows
+from codetune.stages.status import RunContext, stage_status
+from codetune.store.run_directory import read_manifest
+from tests.small_world import context_of, make_small_world, rows, write_rows
 
 
 def score(project: Path, **flags: Any) -> pipeline.StageResult:
-    return pipeline.score(desk_of(project, **flags), None)
+    return pipeline.score(context_of(project, **flags), None)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -65,15 +65,15 @@ def test_only_added_rows_are_scored_and_the_order_follows_the_data(project: Path
 
 @pytest.mark.parametrize("verb", [pipeline.score, pipeline.embed])
 def test_killed_between_the_artefact_and_its_seal_no_row_is_done_again(
-    verb: Callable[[Desk, None], pipeline.StageResult], project: Path, monkeypatch: pytest.MonkeyPatch
+    verb: Callable[[RunContext, None], pipeline.StageResult], project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    verb(desk_of(project), None)
+    verb(context_of(project), None)
     write_rows(project.parent / "data.jsonl", rows(33))
     with monkeypatch.context() as killed:
-        killed.setattr("codetune.stages.stage.write_seal", lambda *_: _raise(KeyboardInterrupt))
+        killed.setattr("codetune.stages.stage.write_manifest", lambda *_: _raise(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            verb(desk_of(project), None)
-    again = verb(desk_of(project), None)
+            verb(context_of(project), None)
+    again = verb(context_of(project), None)
     assert (again.rows, again.reused) == (33, 33)
     assert not (again.artefact.parent / ".before" / again.stage).exists()
 
@@ -92,35 +92,35 @@ def test_every_process_has_the_threads_of_the_first(project: Path, monkeypatch: 
     monkeypatch.setattr("codetune.model.load.use_threads", asked.append)
     for count in (3, 7):
         monkeypatch.setattr("codetune.stages.row_stage.thread_count", lambda count=count: count)
-        assert pipeline.score(desk_of(project), ((count - 3) // 4, 2)).rows > 0
+        assert pipeline.score(context_of(project), ((count - 3) // 4, 2)).rows > 0
     assert asked == [3, 3]
 
 
 def test_shards_give_the_bytes_of_one_process_whoever_finishes_last(tmp_path: Path) -> None:
     whole = score(make_small_world(tmp_path / "whole", 30))
-    desk = desk_of(make_small_world(tmp_path / "shards", 30))
-    assert pipeline.score(desk, (1, 3)).state == "partial"
-    assert pipeline.score(desk, (2, 3)).state == "partial"
-    assert not desk.run.scores.exists()
+    context = context_of(make_small_world(tmp_path / "shards", 30))
+    assert pipeline.score(context, (1, 3)).state == "partial"
+    assert pipeline.score(context, (2, 3)).state == "partial"
+    assert not context.run.scores.exists()
     # Another count takes up what the first shards have done.
-    assert pipeline.score(desk, (0, 2)).state in ("partial", "done")
-    last = pipeline.score(desk, (1, 2))
+    assert pipeline.score(context, (0, 2)).state in ("partial", "done")
+    last = pipeline.score(context, (1, 2))
     assert last.state == "done"
     assert last.artefact.read_bytes() == whole.artefact.read_bytes()
-    assert pipeline.score(desk, (98, 99)).state == "done"
+    assert pipeline.score(context, (98, 99)).state == "done"
 
 
 def test_shards_made_with_other_settings_are_refused(project: Path) -> None:
-    pipeline.score(desk_of(project), (0, 3))
+    pipeline.score(context_of(project), (0, 3))
     with pytest.raises(StaleError, match=r"score\.max_length 256.*rm -r"):
-        pipeline.score(desk_of(project, score__max_length=128), (1, 3))
+        pipeline.score(context_of(project, score__max_length=128), (1, 3))
 
 
 def test_embeddings_are_unit_vectors_in_data_order_and_shards_agree(tmp_path: Path) -> None:
-    whole = pipeline.embed(desk_of(make_small_world(tmp_path / "whole", 30)), None)
-    desk = desk_of(make_small_world(tmp_path / "shards", 30))
+    whole = pipeline.embed(context_of(make_small_world(tmp_path / "whole", 30)), None)
+    context = context_of(make_small_world(tmp_path / "shards", 30))
     for index in range(3):
-        result = pipeline.embed(desk, (index, 3))
+        result = pipeline.embed(context, (index, 3))
     assert result.state == "done"
     vectors = np.load(result.artefact)
     assert vectors.dtype == np.float32
@@ -133,57 +133,57 @@ def test_embeddings_are_unit_vectors_in_data_order_and_shards_agree(tmp_path: Pa
 
 def test_select_stops_before_anything_where_scores_are_missing_stale_or_touched(project: Path) -> None:
     with pytest.raises(StaleError, match="codetune score"):
-        pipeline.select(desk_of(project))
+        pipeline.select(context_of(project))
     score(project)
-    pipeline.embed(desk_of(project), None)
+    pipeline.embed(context_of(project), None)
     with pytest.raises(StaleError, match=r"max_length 256.*now says 128.*Run: codetune score"):
-        pipeline.select(desk_of(project, score__max_length=128))
+        pipeline.select(context_of(project, score__max_length=128))
     scores = project.parent / "runs/small/scores.jsonl"
     whole = scores.read_text()
     scores.write_text("".join(whole.splitlines(keepends=True)[1:]))
     with pytest.raises(StaleError, match=r"was changed after.*Run: codetune score"):
-        pipeline.select(desk_of(project))
+        pipeline.select(context_of(project))
     score(project)
     assert scores.read_text() == whole
 
 
 def test_changed_data_stops_the_later_stages_until_scores_and_embeddings_follow(project: Path) -> None:
     for verb in (pipeline.score, pipeline.embed):
-        verb(desk_of(project), None)
-    pipeline.select(desk_of(project))
+        verb(context_of(project), None)
+    pipeline.select(context_of(project))
     write_rows(project.parent / "data.jsonl", rows(31))
     with pytest.raises(StaleError, match="has changed since"):
-        pipeline.train(desk_of(project))
+        pipeline.train(context_of(project))
     with pytest.raises(StaleError, match="has changed since"):
-        pipeline.select(desk_of(project))
+        pipeline.select(context_of(project))
 
 
 def test_a_setting_by_flag_makes_nothing_stale_and_is_dropped_without_the_flag(project: Path) -> None:
     for verb in (pipeline.score, pipeline.embed):
-        verb(desk_of(project), None)
-    flagged = pipeline.select(desk_of(project, select__ratio=0.2))
+        verb(context_of(project), None)
+    flagged = pipeline.select(context_of(project, select__ratio=0.2))
     assert flagged.overrides == {"select.ratio": 0.2}
-    assert standing(desk_of(project), "select").state == "done"
-    plain = pipeline.select(desk_of(project))
+    assert stage_status(context_of(project), "select").state == "done"
+    plain = pipeline.select(context_of(project))
     assert plain.rows > flagged.rows
     assert plain.overrides == {}
 
 
 def test_a_base_model_by_flag_is_told_under_the_name_that_was_said(project: Path) -> None:
     base = str(project.parent / "base")
-    assert pipeline.score(desk_of(project, model__path=base), None).overrides == {"model.path": base}
+    assert pipeline.score(context_of(project, model__path=base), None).overrides == {"model.path": base}
 
 
 def test_a_selection_of_nothing_is_an_error_that_says_where_the_rows_went(project: Path) -> None:
     with pytest.raises(
         DataError, match=r"No row is selected of 30: .*of the other 30 the ratio 0.001 takes none.*Raise select.ratio"
     ):
-        pipeline.select(desk_of(project, select__strategy="random", select__ratio=0.001))
+        pipeline.select(context_of(project, select__strategy="random", select__ratio=0.001))
     assert not (project.parent / "runs/small/selection.jsonl").exists()
 
 
 def test_selection_is_chat_format_and_a_strategy_leaves_out_what_it_does_not_know(project: Path) -> None:
-    result = pipeline.select(desk_of(project, select__strategy="random"))
+    result = pipeline.select(context_of(project, select__strategy="random"))
     found = lines(result.artefact)
     assert len(found) == 12
     assert all(list(row) == ["id", "messages"] for row in found)
@@ -191,14 +191,14 @@ def test_selection_is_chat_format_and_a_strategy_leaves_out_what_it_does_not_kno
 
 
 def test_the_model_that_train_leaves_is_sealed_and_not_made_twice(project: Path) -> None:
-    pipeline.select(desk_of(project, select__strategy="random"))
+    pipeline.select(context_of(project, select__strategy="random"))
     flags = {"select__strategy": "random"}
-    first = pipeline.train(desk_of(project, **flags))
-    assert (first.rows, read_seal(first.artefact) is not None) == (12, True)
+    first = pipeline.train(context_of(project, **flags))
+    assert (first.rows, read_manifest(first.artefact) is not None) == (12, True)
     steps = [row["step"] for row in lines(project.parent / "runs/small/train/metrics.jsonl")]
     assert steps == [1, 2, 3]
-    assert pipeline.train(desk_of(project, **flags)).reused == 12
-    other = pipeline.train(desk_of(project, **flags, train__learning_rate=2e-3))
+    assert pipeline.train(context_of(project, **flags)).reused == 12
+    other = pipeline.train(context_of(project, **flags, train__learning_rate=2e-3))
     assert (other.reused, other.overrides) == (0, {"train.learning_rate": 2e-3})
 
 
@@ -223,26 +223,26 @@ def test_a_model_without_weights_is_an_input_error(project: Path) -> None:
 def test_an_output_directory_of_another_project_is_left_alone(project: Path) -> None:
     score(project)
     with pytest.raises(InputError, match="belongs to project 'small'"):
-        desk_of(project, name="other", output_dir="runs/small")
+        context_of(project, name="other", output_dir="runs/small")
 
 
 def test_embeddings_of_other_rows_than_the_scores_are_refused(project: Path) -> None:
     score(project)
     write_rows(project.parent / "data.jsonl", rows(20))
-    pipeline.embed(desk_of(project), None)
+    pipeline.embed(context_of(project), None)
     with pytest.raises(StaleError, match="Run: codetune score"):
-        pipeline.select(desk_of(project))
+        pipeline.select(context_of(project))
 
 
 def test_a_training_without_a_checkpoint_stands_in_nobodys_way(project: Path) -> None:
     flags = {"select__strategy": "random"}
-    pipeline.select(desk_of(project, **flags))
+    pipeline.select(context_of(project, **flags))
     with pytest.raises(DataError):
-        pipeline.train(desk_of(project, **flags, train__max_length=2, train__too_long="drop"))
-    assert pipeline.train(desk_of(project, **flags)).rows == 12
+        pipeline.train(context_of(project, **flags, train__max_length=2, train__too_long="drop"))
+    assert pipeline.train(context_of(project, **flags)).rows == 12
 
 
 def test_a_tokenizer_without_a_chat_template_is_told(project: Path) -> None:
-    pipeline.select(desk_of(project, select__strategy="random"))
+    pipeline.select(context_of(project, select__strategy="random"))
     with pytest.raises(ModelError, match="has no chat template"):
-        pipeline.train(desk_of(project, select__strategy="random", model__chat_format="tokenizer"))
+        pipeline.train(context_of(project, select__strategy="random", model__chat_format="tokenizer"))

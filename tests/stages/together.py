@@ -10,32 +10,32 @@ from pathlib import Path
 from codetune import console
 from codetune.errors import CodetuneError
 from codetune.launch.dispatch import Job, dismiss, follow, perform
-from codetune.launch.environment import place, prepare_process
+from codetune.launch.environment import current_rank, prepare_process
 from codetune.project.file import read_project
 from codetune.stages import evaluate
 from codetune.stages.generate import completed_rows, order
-from codetune.stages.model_ref import contestant
-from codetune.stages.stage import open_desk
+from codetune.stages.model_ref import model_ref
+from codetune.stages.stage import open_context
 
 
 def main(project: Path, processes: int, parts: Path, settings: list[str], models: list[str]) -> None:
-    desk = open_desk(read_project(project, settings, {}))
-    bench = evaluate.open_bench(desk, "tasks.jsonl")
+    context = open_context(read_project(project, settings, {}))
+    bench = evaluate.open_bench(context, "tasks.jsonl")
     for name in models:
         own = parts / Path(name).name
         own.mkdir(parents=True, exist_ok=True)
-        numbers = range(desk.project.generate.samples_per_task)
+        numbers = range(context.project.generate.samples_per_task)
         found = completed_rows(own)
         work = [(problem.task_id, number) for problem in bench.problems for number in numbers]
         missing = [item for item in work if item not in found]
-        alone = order(contestant(desk, name), (bench.said, bench.file), missing, own)
-        job = Job("generate", desk.project, asdict(replace(alone, together=True)))
+        alone = order(model_ref(context, name), (bench.said, bench.file), missing, own)
+        job = Job("generate", context.project, asdict(replace(alone, together=True)))
         perform(job, processes, lambda rank, message: None)
 
 
 if __name__ == "__main__":
     prepare_process()
-    if place().rank > 0:
+    if current_rank().rank > 0:
         follow()
     status, cut = 0, sys.argv.index("--")
     try:

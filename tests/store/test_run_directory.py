@@ -21,24 +21,24 @@ from codetune.errors import BusyError, InputError, StaleError
 from codetune.project.sections import Project
 from codetune.store.run_directory import (
     Digests,
+    Manifest,
     Run,
-    Seal,
     combined,
     locked,
     look_at_run,
+    manifest_path,
     naming,
     open_run,
-    read_seal,
+    read_manifest,
     remove,
     replacing,
-    seal_path,
     waiting,
     write_lines,
-    write_seal,
+    write_manifest,
     write_text,
 )
 
-SEAL = Seal(
+SEAL = Manifest(
     "score", "00ff", 3, {"duplicate": 1}, {"dataset": "aa"}, {"score.max_length": 512}, {}, 1.5, {"note": ["é"]}
 )
 
@@ -126,7 +126,7 @@ def test_no_two_artefacts_share_a_path(run: Run) -> None:
         *(run.scores, run.embeddings, run.embedding_ids, run.projection("digest"), run.selection, run.model, run.train),
         *(run.completions("b", "m"), run.solutions("b", "m"), run.evaluation("b", "m")),
     ]
-    everything = [*paths, *map(run.parts, paths), *map(seal_path, paths)]
+    everything = [*paths, *map(run.parts, paths), *map(manifest_path, paths)]
     assert len(set(everything)) == len(everything)
 
 
@@ -303,40 +303,40 @@ def test_removing_a_link_to_a_directory_leaves_the_directory(tmp_path: Path) -> 
     assert content(tmp_path / "precious") == "kept"
 
 
-# --- seals
+# --- manifests
 
 
 def test_a_seal_comes_back_as_it_was_written(tmp_path: Path) -> None:
     artefact = tmp_path / "scores.jsonl"
     artefact.touch()
-    write_seal(artefact, SEAL)
-    assert read_seal(artefact) == SEAL
-    seal_path(artefact).unlink()
-    assert read_seal(artefact) is None
+    write_manifest(artefact, SEAL)
+    assert read_manifest(artefact) == SEAL
+    manifest_path(artefact).unlink()
+    assert read_manifest(artefact) is None
 
 
 def test_a_seal_without_its_artefact_is_none(tmp_path: Path) -> None:
-    write_seal(tmp_path / "scores.jsonl", SEAL)
-    assert read_seal(tmp_path / "scores.jsonl") is None
+    write_manifest(tmp_path / "scores.jsonl", SEAL)
+    assert read_manifest(tmp_path / "scores.jsonl") is None
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"{}", b"\xff", b'{"stage": "score", "unknown": 1}'])
 def test_a_damaged_seal_is_told_with_the_command_that_removes_it(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "scores.jsonl").touch()
-    seal_path(tmp_path / "scores.jsonl").write_bytes(content)
-    with pytest.raises(StaleError, match=r"scores\.jsonl\.seal is damaged .*rm .*scores\.jsonl\.seal"):
-        read_seal(tmp_path / "scores.jsonl")
+    manifest_path(tmp_path / "scores.jsonl").write_bytes(content)
+    with pytest.raises(StaleError, match=r"scores\.jsonl\.manifest is damaged .*rm .*scores\.jsonl\.seal"):
+        read_manifest(tmp_path / "scores.jsonl")
 
 
 @pytest.mark.parametrize("field", ["stage", "digest", "rows", "refused", "inputs", "settings", "overrides", "facts"])
 def test_a_seal_whose_field_is_of_another_kind_is_damaged(field: str, tmp_path: Path) -> None:
     artefact = tmp_path / "scores.jsonl"
     artefact.touch()
-    write_seal(artefact, SEAL)
-    document = json.loads(seal_path(artefact).read_text())
-    seal_path(artefact).write_text(json.dumps({**document, field: [1]}))
+    write_manifest(artefact, SEAL)
+    document = json.loads(manifest_path(artefact).read_text())
+    manifest_path(artefact).write_text(json.dumps({**document, field: [1]}))
     with pytest.raises(StaleError, match="a field of another kind"):
-        read_seal(artefact)
+        read_manifest(artefact)
 
 
 def test_an_error_of_writing_names_the_file(tmp_path: Path) -> None:

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codetune.data.packing import Dealing
+from codetune.data.packing import MicroBatchPlan
 from codetune.data.tokens import TrainingTokens
 from codetune.project.sections import Training
 from codetune.training.batch_sampler import Share, StepPlan, samples_per_step, total_steps
-from codetune.training.token_cache import Corpus, write_corpus
+from codetune.training.token_cache import TokenCache, write_token_cache
 
 MODES = ["max_length", "dynamic_pad", "paper_pack", "dynamic_pack"]
 
@@ -39,19 +39,23 @@ def test_the_order_follows_from_seed_and_epoch_alone() -> None:
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+def token_cache(tmp_path_factory: pytest.TempPathFactory) -> TokenCache:
     """37 rows of 1 to 9 tokens, each of its own number, so that a sample tells which row it is."""
     rows = (
         (f"{row:016d}", TrainingTokens((row,) * (row * 5 % 9 + 1), (True,) * (row * 5 % 9 + 1), False, 0))
         for row in range(37)
     )
-    return write_corpus(rows, tmp_path_factory.mktemp("corpus") / "tokens")
+    return write_token_cache(rows, tmp_path_factory.mktemp("token_cache") / "tokens")
 
 
-def steps_of(corpus: Corpus, mode: str, per_device: int, processes: int, sort: bool) -> list[list[list[list[int]]]]:
+def steps_of(
+    token_cache: TokenCache, mode: str, per_device: int, processes: int, sort: bool
+) -> list[list[list[list[int]]]]:
     """Rows by step, process and micro-batch, of two epochs."""
-    plan = StepPlan(len(corpus), 12, seed=3)
-    shares = [Share(corpus, Dealing(mode, per_device, processes, sort, 64), rank) for rank in range(processes)]
+    plan = StepPlan(len(token_cache), 12, seed=3)
+    shares = [
+        Share(token_cache, MicroBatchPlan(mode, per_device, processes, sort, 64), rank) for rank in range(processes)
+    ]
     steps = []
     for epoch in (0, 1):
         plan.set_epoch(epoch)
@@ -64,23 +68,23 @@ def steps_of(corpus: Corpus, mode: str, per_device: int, processes: int, sort: b
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("sort", [False, True])
 def test_a_step_has_the_same_samples_whatever_the_mode_the_processes_and_the_accumulation(
-    corpus: Corpus, mode: str, sort: bool
+    token_cache: TokenCache, mode: str, sort: bool
 ) -> None:
     def samples(steps: list[list[list[list[int]]]]) -> list[list[int]]:
         return [sorted(row for batches in step for batch in batches for row in batch) for step in steps]
 
-    expected = samples(steps_of(corpus, "max_length", 12, 1, sort=False))
+    expected = samples(steps_of(token_cache, "max_length", 12, 1, sort=False))
     assert [len(step) for step in expected] == [12, 12, 12, 1] * 2
     for processes in (1, 2, 3, 4):
         for per_device in (1, 2, 3, 12):
-            steps = steps_of(corpus, mode, per_device, processes, sort)
+            steps = steps_of(token_cache, mode, per_device, processes, sort)
             assert samples(steps) == expected
             counts = [{len(batches) for batches in step} for step in steps]
             assert all(len(count) == 1 for count in counts)  # as many micro-batches in each process
 
 
-def test_a_sample_comes_with_its_own_tokens(corpus: Corpus) -> None:
-    (batch,) = Share(corpus, Dealing("dynamic_pad", 5, 1, False, 64), 0).__getitems__([30, 2, 17])
+def test_a_sample_comes_with_its_own_tokens(token_cache: TokenCache) -> None:
+    (batch,) = Share(token_cache, MicroBatchPlan("dynamic_pad", 5, 1, False, 64), 0).__getitems__([30, 2, 17])
     assert [(sample.id, set(sample.tokens.tolist())) for sample in batch] == [
         (f"{row:016d}", {row}) for row in (30, 2, 17)
     ]

@@ -33,7 +33,7 @@ def test_a_line_holds_means_since_the_last_one() -> None:
         "samples_per_second": 1.6,
         "padding_rate": 0.5,
         "peak_memory_bytes": 700,
-        "peak_share": 0.5,  # 50 of 100
+        "mfu": 0.5,  # 50 of 100
         "seconds": 5.0,
     }
     assert meter.since_start.steps == 3
@@ -42,7 +42,7 @@ def test_a_line_holds_means_since_the_last_one() -> None:
 
 def test_without_a_known_peak_there_is_no_share_of_it() -> None:
     unknown = replace(STEP, possible_operations=0.0)
-    assert Meter().plus(unknown, None).line(1, 0.1)["peak_share"] is None
+    assert Meter().plus(unknown, None).line(1, 0.1)["mfu"] is None
 
 
 def test_sums_survive_a_checkpoint() -> None:

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from codetune.stages import stage as pipeline
-from tests.small_world import await_end, children, desk_of, make_small_world, run_codetune
+from tests.small_world import await_end, children, context_of, make_small_world, run_codetune
 from tests.training.runs import fresh, metrics, said, stopped_at
 
 TRAINING = """
@@ -58,9 +58,9 @@ def test_two_processes_learn_what_one_does(alone: Path, together: Path) -> None:
     agree(together, alone)
     found = [sum(line["samples_per_second"] * line["seconds"] for line in metrics(run)) for run in (alone, together)]
     assert found == pytest.approx([96, 96])  # every row once an epoch, whoever had it
-    seal = json.loads((together / "model.seal").read_text())
-    assert (seal["facts"]["processes"], seal["facts"]["strategy"]) == (2, "ddp")
-    assert seal["facts"]["strategy_because"] == "there is no GPU"
+    manifest = json.loads((together / "model.seal").read_text())
+    assert (manifest["facts"]["processes"], manifest["facts"]["strategy"]) == (2, "ddp")
+    assert manifest["facts"]["strategy_because"] == "there is no GPU"
 
 
 def test_a_checkpoint_of_two_processes_is_continued_by_one(world: Path, together: Path) -> None:
@@ -154,7 +154,7 @@ def train(world: Path, name: str, *settings: str) -> None:
 def train_here(world: Path, name: str) -> None:
     """In this one process."""
     flags = {"output_dir": f"runs/{name}", "select__strategy": "random", "launch__processes": 1}
-    pipeline.train(desk_of(world / "codetune.yaml", **flags))
+    pipeline.train(context_of(world / "codetune.yaml", **flags))
 
 
 def start(
@@ -192,7 +192,9 @@ def await_lines(run: Path, count: int) -> None:
 
 
 def last_checkpoint(run: Path) -> int:
-    return max(int(seal.parent.name.rpartition("-")[2]) for seal in run.glob("train/checkpoint-*/codetune.json"))
+    return max(
+        int(manifest.parent.name.rpartition("-")[2]) for manifest in run.glob("train/checkpoint-*/codetune.json")
+    )
 
 
 def weights(run: Path) -> Iterator[tuple[str, torch.Tensor]]:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from codetune.stages import stage as pipeline
-from tests.small_world import desk_of, make_small_world, run_codetune
+from tests.small_world import context_of, make_small_world, run_codetune
 from tests.training.ranks_on_cpus import Ranks
 from tests.training.runs import fresh, metrics, said, stopped_at
 from tests.training.tiny import base_model
@@ -54,7 +54,7 @@ def alone(world: Path) -> dict[str, Path]:
     for method in ("full", "lora"):
         runs[method] = fresh(world, f"alone-{method}")
         flags = {"output_dir": f"runs/alone-{method}", "select__strategy": "random", "train__method": method}
-        pipeline.train(desk_of(world / "codetune.yaml", **flags))
+        pipeline.train(context_of(world / "codetune.yaml", **flags))
     return runs
 
 
@@ -124,7 +124,7 @@ def test_a_head_that_is_the_embeddings_and_adapters_on_adapters_are_learned_toge
         base_model(world / base, "gemma")
     expected = fresh(world, f"expected-{method}-{strategy}")
     flags = {"output_dir": f"runs/{expected.name}", "select__strategy": "random", "train__max_steps": 2}
-    pipeline.train(desk_of(world / "codetune.yaml", **flags, train__method=method, model__path=base))
+    pipeline.train(context_of(world / "codetune.yaml", **flags, train__method=method, model__path=base))
     run = fresh(world, f"together-{method}-{strategy}")
     train(ranks, 2, run, *settings, f"launch.strategy={strategy}")
     agree(run, expected, steps=2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from codetune.data.tokens import TrainingTokens
-from codetune.training.token_cache import write_corpus
+from codetune.training.token_cache import write_token_cache
 
 
 def tokens(*ids: int, learned: int) -> TrainingTokens:
@@ -16,13 +16,13 @@ ROWS = [("a" * 16, tokens(0, 5, 0, 7, learned=2)), ("b" * 16, tokens(9, 1, learn
 
 
 def test_rows_come_back_with_what_is_learned(tmp_path: Path) -> None:
-    corpus = write_corpus(ROWS, tmp_path / "tokens")
-    assert len(corpus) == 2
-    for (row_id, expected), sample in zip(ROWS, (corpus[0], corpus[1]), strict=True):
+    token_cache = write_token_cache(ROWS, tmp_path / "tokens")
+    assert len(token_cache) == 2
+    for (row_id, expected), sample in zip(ROWS, (token_cache[0], token_cache[1]), strict=True):
         assert sample.id == row_id
         assert tuple(sample.tokens) == expected.ids
         assert tuple(sample.learned) == expected.learned
-    assert (corpus.longest, corpus.largest_token) == (4, 9)
+    assert (token_cache.longest, token_cache.largest_token) == (4, 9)
 
 
 def test_the_digest_knows_order_tokens_and_what_is_learned(tmp_path: Path) -> None:
@@ -33,9 +33,11 @@ def test_the_digest_knows_order_tokens_and_what_is_learned(tmp_path: Path) -> No
         [ROWS[0], ("b" * 16, tokens(9, 1, learned=0))],
         [ROWS[0], ("c" * 16, tokens(9, 1, learned=1))],
     ]
-    assert len({write_corpus(rows, tmp_path / "tokens").digest for rows in others}) == 5
-    assert write_corpus(iter(ROWS), tmp_path / "again").digest == write_corpus(ROWS, tmp_path / "tokens").digest
+    assert len({write_token_cache(rows, tmp_path / "tokens").digest for rows in others}) == 5
+    assert (
+        write_token_cache(iter(ROWS), tmp_path / "again").digest == write_token_cache(ROWS, tmp_path / "tokens").digest
+    )
 
 
 def test_no_rows_are_an_empty_corpus(tmp_path: Path) -> None:
-    assert len(write_corpus([], tmp_path / "tokens")) == 0
+    assert len(write_token_cache([], tmp_path / "tokens")) == 0

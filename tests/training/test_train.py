@@ -90,11 +90,11 @@ def test_a_training_runs_all_steps_and_tells_what_it_saw(base: Path, tmp_path: P
     assert [line["step"] for line in lines] == [2, 4, 6]
     assert list(lines[0]) == [
         *("step", "epoch", "loss", "learning_rate", "grad_norm", "tokens_per_second", "samples_per_second"),
-        *("padding_rate", "peak_memory_bytes", "peak_share", "seconds"),
+        *("padding_rate", "peak_memory_bytes", "mfu", "seconds"),
     ]
     # means over the steps since the last line
     assert lines[1]["loss"] == pytest.approx((seen[2]["loss"] + seen[3]["loss"]) / 2)
-    assert lines[0]["peak_memory_bytes"] is lines[0]["peak_share"] is None
+    assert lines[0]["peak_memory_bytes"] is lines[0]["mfu"] is None
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert summary.last_loss == seen[-1]["loss"]
 

@@ -12,7 +12,7 @@ from codetune.records import Example, Message, content_id
 from codetune.training.train import TrainingSummary, train
 from tests.model.builders import byte_tokenizer, tiny_model
 
-TIMES = {"tokens_per_second", "samples_per_second", "peak_share", "seconds"}
+TIMES = {"tokens_per_second", "samples_per_second", "mfu", "seconds"}
 
 
 def base_model(directory: Path, architecture: str = "llama") -> Path:
