@@ -19,48 +19,38 @@ Node = TypeVar("Node", bound=ast.AST)
 PACKAGE = Path(__file__).resolve().parents[1] / "codetune"
 
 # Room -> what it may import, rooms by their names below `codetune`. A room is a package or a module.
-_RECORDS = ("project", "records", "errors")
-_STAGE = ("data", "model", *_RECORDS)
-_BELOW_THE_VERBS = (
-    *("work", "store", "launch", "console", "scratch", "project_file"),
-    *("selection", "training", "benchmark", "demo", *_STAGE),
-)
+_NOUNS = ("project", "records", "errors")
+_ENGINES = ("selection", "training", "benchmark", "sandbox", "model", "data")
 MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "": (),
     "errors": (),
     "records": ("errors",),
     "project": ("errors",),
-    "strict_yaml": ("errors",),
-    "project_file": ("strict_yaml", "project", "errors"),
-    "launch": _RECORDS,
-    "scratch": (),
     "console": ("records", "errors"),
-    "data": _RECORDS,
-    "store": ("", "launch", "data", *_RECORDS),
-    "model": ("data", *_RECORDS),
-    "selection": _STAGE,
-    "training": _STAGE,
-    "benchmark": ("scratch", *_STAGE),
-    "demo": ("store", "project_file", "data", *_RECORDS),
-    "work": ("store", "launch", "console", "scratch", "selection", "training", "benchmark", *_STAGE),
-    "pipeline": _BELOW_THE_VERBS,
-    "benchmarking": ("pipeline", *_BELOW_THE_VERBS),
-    "journey": ("pipeline", "benchmarking", *_BELOW_THE_VERBS),
-    "presentation": ("console", "journey", "pipeline"),
-    "showcase": ("pipeline", "benchmarking", "journey", "presentation", *_BELOW_THE_VERBS),
-    "options": ("project", "project_file", "errors"),
-    "cli": (
-        *("", "options", "pipeline", "benchmarking", "journey", "presentation", "showcase"),
-        *("work", "launch", "console", "project", "project_file", "errors"),
-    ),
+    "data": _NOUNS,
+    "store": ("", "data", *_NOUNS),
+    "launch": ("store", "console", *_NOUNS),
+    "model": ("launch", "data", *_NOUNS),
+    "selection": ("data", "model", *_NOUNS),
+    "training": ("launch", "store", "data", "model", *_NOUNS),
+    "sandbox": ("store", "errors"),
+    "benchmark": ("sandbox", "store", "data", "model", *_NOUNS),
+    "demo": ("store", "data", *_NOUNS),
+    "stages": (*_ENGINES, "demo", "launch", "store", "console", *_NOUNS),
+    "workflow": ("stages", *_ENGINES, "store", "console", *_NOUNS),
+    "render": ("workflow", "stages", "console"),
+    "demo.run": ("render", "workflow", "stages", "demo", "store", "console", *_NOUNS),
+    "options": _NOUNS,
+    "cli": ("", "options", "demo.run", "render", "workflow", "stages", "launch", "store", "console", *_NOUNS),
     "__main__": ("cli",),
 }
+ROOMS_OF_THEIR_OWN = ("demo.run",)  # the command stands above the workflow, what it is made of stands below
 HOMES: Mapping[str, tuple[str, ...]] = {
-    "yaml": ("strict_yaml",),
+    "yaml": ("project",),
     "typer": ("cli", "options"),
     "rich": ("console",),
-    "pydantic": ("project", "project_file"),
-    "evalplus": ("benchmark",),
+    "pydantic": ("project",),
+    "evalplus": ("benchmark", "sandbox"),
     "sklearn": ("selection",),
     "sentence_transformers": ("selection",),
     "accelerate": ("training",),
@@ -70,50 +60,83 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "huggingface_hub": ("data",),
     "transformers": ("model", "training", "data", "selection", "benchmark"),  # the last three know its tokenizers alone
     "tokenizers": ("model", "demo"),
-    "psutil": ("benchmark",),
+    "psutil": ("benchmark", "sandbox"),
     "vllm": ("model",),
     "deepspeed": ("training",),
-    "subprocess": ("benchmark", "work"),
-    "pickle": ("benchmark",),  # expected outputs, written by codetune itself
-    "fcntl": ("scratch", "store"),
+    "subprocess": ("sandbox", "launch"),
+    "pickle": ("benchmark", "sandbox"),  # expected outputs and requests, written by codetune itself
+    "fcntl": ("store",),
     "logging": ("launch",),  # to quieten libraries; nothing of ours logs
 }
 # Each says in its docstring, or beside the import, why it imports inside functions.
 IMPORT_LATE = (
-    *("pipeline", "benchmarking", "journey", "showcase", "cli"),
-    *("work.model_refs", "work.jobs", "work.rowwork", "work.completing"),
+    "cli",
+    "workflow",
+    "demo.run",
+    "stages.stage",
+    "stages.evaluate",
+    "stages.model_ref",
+    "stages.row_stage",
+    "stages.generate",
+    "launch.dispatch",
     "model.vllm_engine",  # vllm itself, an extra
-    "training.strategy",  # deepspeed itself, an extra
+    "training.parallelism",  # deepspeed itself, an extra
     "model.find",  # transformers, for a model that comes with code
     "model.load",  # peft, for the models that have adapters
     "data.source",  # pyarrow and datasets, for the files that need them
 )
-WITHOUT_TORCH = (
-    *("cli", "options", "project", "project_file", "strict_yaml", "records", "errors", "console", "launch"),
-    *("store.run", "store.parts", "store.rowwise", "store.artefacts", "store.stages"),
-    *("work.workers", "work.jobs", "work.rowwork", "work.completing", "work.model_refs", "work.unfinished"),
-    *("pipeline", "benchmarking", "journey", "presentation", "showcase"),
-    *("selection.ifd", "selection.select"),
-    *("data.chat", "data.ids", "data.packing", "data.source", "data.files", "data.hub", "data.tables"),
-    *(
-        "benchmark.problems",
-        "benchmark.prompt",
-        "benchmark.generate",
-        "benchmark.statistics",
-        "model.decoding",
-        "model.find",
-    ),
+ROOMS_WITHOUT_TORCH = (
+    "project",
+    "store",
+    "records",
+    "errors",
+    "console",
+    "options",
+    "cli",
+    "workflow",
+    "render",
+    "sandbox",
+)
+MODULES_WITHOUT_TORCH = (
+    "launch.environment",
+    "launch.workers",
+    "launch.dispatch",
+    "stages.stage",
+    "stages.row_stage",
+    "stages.generate",
+    "stages.evaluate",
+    "stages.model_ref",
+    "stages.resume",
+    "stages.select",
+    "stages.status",
+    "demo.run",
+    "selection.ifd",
+    "selection.select",
+    "data.chat",
+    "data.ids",
+    "data.packing",
+    "data.source",
+    "data.files",
+    "data.hub",
+    "data.tables",
+    "benchmark.problems",
+    "benchmark.prompt",
+    "benchmark.generate",
+    "benchmark.statistics",
+    "model.decoding",
+    "model.find",
 )
 # What a program under judgement raises can be anything, and is its own affair; in the sandbox nothing else runs. What a
 # worker dies of is told to its command, which knows whether it is the cause.
-CATCHES_EVERYTHING = ("benchmark.program", "work.workers")
+CATCHES_EVERYTHING = ("sandbox.program", "launch.workers")
 LONGEST_FILE = 420  # lines
 TORCH_COMES_WITH = {"torch", "transformers", "accelerate", "peft", "sentence_transformers"}
 READS_ENVIRONMENT = (
-    "launch",
+    "launch.environment",
     "benchmark.problems",
     "benchmark.pool",
-    "benchmark.sandbox",
+    "sandbox.launcher",
+    "sandbox.probe",
 )  # an override of EvalPlus; what a child gets of it
 
 
@@ -148,14 +171,9 @@ def test_the_table_itself_leads_only_downwards() -> None:
     assert list(TopologicalSorter(MAY_IMPORT).static_order())
 
 
-def test_the_stages_never_import_each_other() -> None:
-    stages = {"selection", "training", "benchmark"}
-    assert all(not stages & set(MAY_IMPORT[stage]) for stage in stages)
-
-
-def test_the_store_knows_of_the_data_room_only_ids_and_how_a_data_set_is_read() -> None:
-    known = {found.name for module in _modules() if _room(module) == "store" for found in _imports(module)}
-    assert {name for name in known if ".data" in name} == {"codetune.data.ids", "codetune.data.source"}
+def test_the_engines_never_import_each_other() -> None:
+    engines = {"selection", "training", "benchmark"}
+    assert all(not engines & set(MAY_IMPORT[engine]) for engine in engines)
 
 
 def test_no_module_imports_itself_in_a_circle() -> None:
@@ -186,9 +204,10 @@ def test_imports_inside_functions_stand_only_where_they_are_granted() -> None:
     assert late == set(IMPORT_LATE)
 
 
-@pytest.mark.parametrize("module", WITHOUT_TORCH)
-def test_torch_is_not_loaded_with(module: str) -> None:
-    assert not _loaded_with(module) & TORCH_COMES_WITH
+def test_torch_is_not_loaded_on_the_way_to_help_and_errors() -> None:
+    light = [module for module in _modules() if _room(module) in ROOMS_WITHOUT_TORCH or module in MODULES_WITHOUT_TORCH]
+    assert set(MODULES_WITHOUT_TORCH) <= set(light)
+    assert not [module for module in light if _loaded_with(module) & TORCH_COMES_WITH]
 
 
 def test_the_command_line_is_loaded_without_anything_heavy() -> None:
@@ -261,7 +280,7 @@ def _own(name: str) -> str:
 
 
 def _room(module: str) -> str:
-    return module.partition(".")[0]
+    return module if module in ROOMS_OF_THEIR_OWN else module.partition(".")[0]
 
 
 @cache
