@@ -22,17 +22,13 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True, slots=True)
 class Rank:
-    """Which of the processes that work together this one is. Ranks of one machine follow each other."""
+    """Which of the processes that work together this one is, in torch's terms. The ranks of one machine follow each
+    other; `local_rank` is also the index of the process's GPU."""
 
     rank: int
-    count: int
-    local_rank: int  # among those of its machine: its GPU
-    local_count: int
-
-    @property
-    def shard(self) -> tuple[int, int]:
-        """Its part of what is dealt in turn: rank, rank + count, ..."""
-        return self.rank, self.count
+    world_size: int  # processes on all machines
+    local_rank: int
+    local_world_size: int  # processes on this machine
 
 
 ALONE = Rank(0, 1, 0, 1)

@@ -68,7 +68,7 @@ def perform(job: Job, processes: int, listen: Listen) -> list[Any]:
     """What each process returned, by rank (of this machine, where there are several). `processes` are those to start
     on this machine; where the user's launcher has started them, its number counts."""
     here = current_rank()
-    if here.count > 1:
+    if here.world_size > 1:
         return _lead(job, here, processes, listen)
     where = node(job.project.launch.nodes)
     if where.rank > 0:
@@ -87,7 +87,7 @@ def process_count(project: Project) -> int:
         return project.launch.processes
     from codetune.model.load import count_gpus
 
-    return current_rank().local_count if current_rank().count > 1 else max(1, count_gpus())
+    return current_rank().local_world_size if current_rank().world_size > 1 else max(1, count_gpus())
 
 
 def work(worker_task: WorkerTask) -> None:
@@ -95,7 +95,7 @@ def work(worker_task: WorkerTask) -> None:
     with speaking(worker_task.descriptor) as tell:
         text, here = worker_task.job.read_text(encoding="utf-8"), current_rank()
         meeting = lambda: _meeting_in(worker_task.job.parent, here)  # noqa: E731
-        if here.count > here.local_count:
+        if here.world_size > here.local_world_size:
             meeting = _store
             if text == _LAST:
                 text = _awaited("job-1")
@@ -123,11 +123,11 @@ def follow_first_machine(project: Project, here: Node) -> None:
 
 def dismiss() -> None:
     """Lets the ranks that follow this one end. For the end of the command, whatever came of it."""
-    if current_rank().count > 1:
+    if current_rank().world_size > 1:
         _store().set(f"job-{_store().add('jobs', 1)}", _LAST)
         # Of srun's ranks the first one keeps what all of them read: it must not go before the others have read it.
         until = time.monotonic() + PATIENCE_WITH_RANKS
-        while _store().add(GONE, 0) < current_rank().count - 1 and time.monotonic() < until:
+        while _store().add(GONE, 0) < current_rank().world_size - 1 and time.monotonic() < until:
             time.sleep(0.01)
 
 
@@ -139,22 +139,22 @@ def _start(text: str, processes: int, where: Node, listen: Listen) -> list[Any]:
 
 
 def _lead(job: Job, here: Rank, processes: int, listen: Listen) -> list[Any]:
-    if job.project.launch.processes != "auto" and processes != here.local_count:
+    if job.project.launch.processes != "auto" and processes != here.local_world_size:
         raise UsageError(
-            f"launch.processes is {processes}, and this command was started {here.local_count} times on this machine. "
-            "Expected: the same number. Set launch.processes: auto, or start it without a launcher"
+            f"launch.processes is {processes}, and this command was started {here.local_world_size} times on this "
+            "machine. Expected: the same number. Set launch.processes: auto, or start it without a launcher"
         )
     number = _store().add("jobs", 1)
     _store().set(f"job-{number}", job.text())
     result = _do(job, WorkerContext(here, _meeting_for(number), lambda message: listen(0, message)))
-    others = [json.loads(_awaited(f"result-{number}-{rank}")) for rank in range(1, here.count)]
+    others = [json.loads(_awaited(f"result-{number}-{rank}")) for rank in range(1, here.world_size)]
     return [result, *others]
 
 
 def _do(job: Job, worker_context: WorkerContext) -> Any:
     from codetune.model.load import take_gpu
 
-    if worker_context.place.count > 1:
+    if worker_context.place.world_size > 1:
         take_gpu(worker_context.place.local_rank)
     with _disk():
         return WORK[job.work](job.project, job.details, worker_context)
@@ -196,7 +196,7 @@ def _meeting_for(number: int) -> Meeting:
 def _meeting_in(directory: Path, here: Rank) -> Store:
     from codetune.launch.process_group import meet_in
 
-    return meet_in(directory / "meeting", here.count)
+    return meet_in(directory / "meeting", here.world_size)
 
 
 @contextlib.contextmanager

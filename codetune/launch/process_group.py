@@ -37,7 +37,7 @@ class ProcessGroup:
 
     @property
     def count(self) -> int:
-        return self.place.count
+        return self.place.world_size
 
     @property
     def is_first(self) -> bool:
@@ -83,7 +83,9 @@ def group(place: Rank, meeting: Callable[[], Store] | None) -> Iterator[ProcessG
         yield SOLO
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    distributed.init_process_group(backend, store=meeting(), rank=place.rank, world_size=place.count, timeout=PATIENCE)
+    distributed.init_process_group(
+        backend, store=meeting(), rank=place.rank, world_size=place.world_size, timeout=PATIENCE
+    )
     together = ProcessGroup(place)
     yield together
     together.wait()

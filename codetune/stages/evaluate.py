@@ -191,7 +191,8 @@ def _must_share(project: Project, model: Path, processes: int) -> bool:
     from codetune.model.tensor_parallel import Crowd, find_gpus, must_share
 
     here = current_rank()
-    crowd = Crowd(here.count if here.count > 1 else processes, here.local_count if here.count > 1 else processes)
+    launched = here.world_size > 1
+    crowd = Crowd(here.world_size if launched else processes, here.local_world_size if launched else processes)
     return must_share(model, project.model.dtype, crowd, find_gpus())
 
 

@@ -53,7 +53,7 @@ def completed_rows(parts: Path) -> dict[tuple[str, int], dict[str, Any]]:
 
 def complete(project: Project, ordered: Order, here: Rank, advance: Callable[[int], None]) -> int:
     """This process's part of the order; `advance` is called with the tokens of each completion. Gives their number."""
-    mine = ordered.missing[here.rank :: here.count]
+    mine = ordered.missing[here.rank :: here.world_size]
     return _log(ordered, here, _rows(project, ordered, mine, None), advance)
 
 

@@ -59,11 +59,11 @@ def do_part(project: Project, details: Mapping[str, Any], here: Rank, tell: Call
     context, stage, asked = RunContext(project, run, Digests(run)), details["stage"], details["shard"]
     recipe = Recipe.of(context, stage, context.artefact(stage), details["inputs"])
     shard = dealt((0, 1) if asked is None else (asked[0], asked[1]), here)
-    if asked is not None and here.count == 1:
+    if asked is not None and here.world_size == 1:
         from codetune.model.load import take_gpu
 
         take_gpu(shard[0])
-    if asked is not None and here.count > 1:
+    if asked is not None and here.world_size > 1:
         # The command holds the shard that it was asked for; this part of it could be somebody else's shard.
         with locked(run, stage, shard):
             return _do(context, recipe, Path(details["model"]), shard, tell)
@@ -73,10 +73,10 @@ def do_part(project: Project, details: Mapping[str, Any], here: Rank, tell: Call
 def dealt(shard: Shard, here: Rank) -> Shard:
     """What one of several processes does of a shard.
 
-    >>> dealt((1, 3), Rank(rank=1, count=2, local_rank=1, local_count=2))
+    >>> dealt((1, 3), Rank(rank=1, world_size=2, local_rank=1, local_world_size=2))
     (4, 6)
     """
-    return shard[0] + shard[1] * here.rank, shard[1] * here.count
+    return shard[0] + shard[1] * here.rank, shard[1] * here.world_size
 
 
 def _do(context: RunContext, recipe: Recipe, model: Path, shard: Shard, tell: Tell) -> int:

@@ -134,10 +134,10 @@ def train(
 
 
 def _choose(project: Project, model_path: Path, ranks: ProcessGroup) -> Choice:
-    if (gpus := count_gpus()) and ranks.place.local_count > gpus:
+    if (gpus := count_gpus()) and ranks.place.local_world_size > gpus:
         raise ProjectError(
-            f"{ranks.place.local_count} processes on a machine with {gpus} GPUs. Expected: a GPU for each process of "
-            "a training. Set launch.processes: auto"
+            f"{ranks.place.local_world_size} processes on a machine with {gpus} GPUs. Expected: a GPU for each process "
+            "of a training. Set launch.processes: auto"
         )
     parameters, method = count_parameters(model_path), project.train.method
     trained = parameters if method == "full" else int(parameters * SHARE_OF_ADAPTERS)

@@ -57,7 +57,7 @@ def test_every_worker_is_heard_and_results_come_by_rank(tmp_path: Path, shown: l
     program = """
         tell({"step": here.rank})
         time.sleep(0.2 * (3 - here.rank))
-        tell({"result": [here.rank, here.count, here.local_rank, str(told.job.name)]})
+        tell({"result": [here.rank, here.world_size, here.local_rank, str(told.job.name)]})
     """
     assert run(tmp_path, program, 3, shown, heard) == [[rank, 3, rank, "job.json"] for rank in range(3)]
     assert sorted(rank for rank, _ in heard) == [0, 1, 2]
@@ -71,7 +71,7 @@ def test_only_the_first_one_is_seen_to_print(tmp_path: Path, shown: list[str]) -
 
 def test_a_worker_of_the_second_machine_counts_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTER_ADDR", "first")
-    program = 'tell({"result": [here.rank, here.count, here.local_rank, os.environ["MASTER_ADDR"]]})'
+    program = 'tell({"result": [here.rank, here.world_size, here.local_rank, os.environ["MASTER_ADDR"]]})'
     planned = workers(tmp_path, program, 2, Node(1, 3))
     assert run_workers(planned, lambda rank, message: None, lambda text: None) == [
         [2, 6, 0, "first"],
