@@ -43,7 +43,8 @@ from codetune.options import (
     required_project,
 )
 from codetune.project.file import commented_yaml, read_project
-from codetune.project.sections import PRESETS, PROJECT_FILE, Project
+from codetune.project.presets import PRESETS
+from codetune.project.sections import PROJECT_FILE, Project
 
 if TYPE_CHECKING:
     from codetune.console import Shown

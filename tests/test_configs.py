@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from codetune.project.file import commented_yaml, read_project
-from codetune.project.sections import PRESETS
+from codetune.project.presets import PRESETS
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
 

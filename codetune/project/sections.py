@@ -9,9 +9,9 @@ from __future__ import annotations
 import glob
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr
 from pydantic.fields import FieldInfo
 
 from codetune.errors import InputError
@@ -20,6 +20,7 @@ PROJECT_FILE = "codetune.yaml"
 EVALPLUS_NAMES = ("humaneval", "mbpp")
 BENCHMARK_NAMES = (*EVALPLUS_NAMES, "demo")  # any other benchmark is a path
 
+StageName = Literal["score", "embed", "select", "train", "generate", "sanitize", "evaluate"]
 ChatFormat = Literal["codellama", "codegemma", "deepseek", "starcoder2", "codeqwen", "llama3", "tokenizer"]
 Strategy = Literal["ifd_cluster", "parametric", "ifd", "perplexity", "kcenter", "length", "random", "all"]
 PadMode = Literal["max_length", "dynamic_pad", "dynamic_pack", "paper_pack"]
@@ -28,6 +29,22 @@ Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Chance = Annotated[float, Field(ge=0, lt=1)]
+T = TypeVar("T")
+_FREE_ON_RESUME = "free on resume"
+
+
+def setting(default: T, description: str, *, seals: Sequence[StageName] = (), free_on_resume: bool = False) -> T:
+    """A key of the project file with its default and its line of documentation.
+
+    `seals` names the stages whose artefact becomes stale when the value changes. A key of `train` that is
+    `free_on_resume` changes how fast a step is computed, or what is logged and saved, but not what is learned: an
+    unfinished training continues under another value of it.
+    """
+    marks: dict[str, JsonValue] = {f"seals {stage}": True for stage in seals}
+    if free_on_resume:
+        marks[_FREE_ON_RESUME] = True
+    field: T = Field(default, description=description, json_schema_extra=marks)
+    return field
 
 
 class Section(BaseModel):
@@ -35,157 +52,194 @@ class Section(BaseModel):
 
 
 class Dataset(Section):
-    path: Text = Field(
+    path: Text = setting(
         "ise-uiuc/Magicoder-OSS-Instruct-75K",
-        description="hub id, or .json(.gz) / .jsonl(.gz) / .parquet, a glob, or a directory",
+        "hub id, or .json(.gz) / .jsonl(.gz) / .parquet, a glob, or a directory",
+        seals=["score", "embed"],
     )
-    split: Text = Field("train", description="split of a hub data set; local files are taken whole")
-    instruction: Text = Field("problem", description="column of the instruction; Alpaca's `input` is appended to it")
-    response: Text = Field("solution", description="column of the answer; a `messages` column (chat) needs neither")
+    split: Text = setting("train", "split of a hub data set; local files are taken whole", seals=["score", "embed"])
+    instruction: Text = setting(
+        "problem", "column of the instruction; Alpaca's `input` is appended to it", seals=["score", "embed"]
+    )
+    response: Text = setting(
+        "solution", "column of the answer; a `messages` column (chat) needs neither", seals=["score", "embed"]
+    )
 
 
 class Model(Section):
-    path: Text = Field(
-        "deepseek-ai/deepseek-coder-6.7b-base", description="hub id or directory of the base model (safetensors)"
+    path: Text = setting(
+        "deepseek-ai/deepseek-coder-6.7b-base", "hub id or directory of the base model (safetensors)", seals=["train"]
     )
-    chat_format: ChatFormat = Field("deepseek", description="how turns are written; `tokenizer` for its own template")
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
-        "bfloat16", description="arithmetic of the model; `auto` is what its configuration says"
+    chat_format: ChatFormat = setting(
+        "deepseek", "how turns are written; `tokenizer` for its own template", seals=["train"]
     )
-    attention: Literal["auto", "flash", "varlen", "sdpa", "eager"] = Field(
-        "auto", description="auto takes what fits; flash (flash-attn) and varlen (torch's own) need a GPU"
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = setting(
+        "bfloat16",
+        "arithmetic of the model; `auto` is what its configuration says",
+        seals=["score", "train", "generate"],
+    )
+    attention: Literal["auto", "flash", "varlen", "sdpa", "eager"] = setting(
+        "auto", "auto takes what fits; flash (flash-attn) and varlen (torch's own) need a GPU", seals=["score", "train"]
     )
 
 
 class Scoring(Section):
-    model: Text | None = Field(None, description="null is model.path; a smaller model is allowed")
-    max_length: Annotated[int, Field(ge=2)] = Field(2048, description="tokens of prompt and answer; the rest is cut")
-    tokens_per_batch: Count | Literal["auto"] = Field("auto", description="padded tokens of one forward pass")
-    prompt: Text = Field(
-        "Question:\n{instruction}\n\nAnswer:\n", description="what stands before the answer; not the chat format"
+    model: Text | None = setting(None, "null is model.path; a smaller model is allowed", seals=["score"])
+    max_length: Annotated[int, Field(ge=2)] = setting(
+        2048, "tokens of prompt and answer; the rest is cut", seals=["score"]
+    )
+    tokens_per_batch: Count | Literal["auto"] = setting("auto", "padded tokens of one forward pass")
+    prompt: Text = setting(
+        "Question:\n{instruction}\n\nAnswer:\n", "what stands before the answer; not the chat format", seals=["score"]
     )
 
 
 class Embedding(Section):
-    model: Text = Field(
+    model: Text = setting(
         "sentence-transformers/all-mpnet-base-v2",
-        description="a sentence-transformers name or path, or `hashing` (offline: hashed n-grams, truncated SVD)",
+        "a sentence-transformers name or path, or `hashing` (offline: hashed n-grams, truncated SVD)",
+        seals=["embed"],
     )
-    batch_size: Count = Field(512, description="instructions encoded at once")
+    batch_size: Count = setting(512, "instructions encoded at once")
 
 
 class Selection(Section):
-    strategy: Strategy = Field("ifd_cluster", description="ifd_cluster (the paper's), or a control: random, all")
-    clusters: Count = Field(10, description="K of K-means")
-    ratio: Share = Field(0.4, description="share of the rows to take, floor(n * ratio) of every cluster")
-    ratio_of: Literal["eligible", "all"] = Field(
-        "eligible", description="of the rows left in the cluster after the cut (the paper), or of all its rows"
+    strategy: Strategy = setting(
+        "ifd_cluster", "ifd_cluster (the paper's), or a control: random, all", seals=["select"]
     )
-    max_ifd: Annotated[float, Field(gt=0)] = Field(1.0, description="rows at or above are dropped as mismatched")
+    clusters: Count = setting(10, "K of K-means", seals=["select"])
+    ratio: Share = setting(0.4, "share of the rows to take, floor(n * ratio) of every cluster", seals=["select"])
+    ratio_of: Literal["eligible", "all"] = setting(
+        "eligible", "of the rows left in the cluster after the cut (the paper), or of all its rows", seals=["select"]
+    )
+    max_ifd: Annotated[float, Field(gt=0)] = setting(
+        1.0, "rows at or above are dropped as mismatched", seals=["select"]
+    )
 
 
 class LoraSettings(Section):
-    r: Count = Field(8, description="rank")
-    alpha: Count = Field(16, description="scale is alpha / r")
-    dropout: Chance = Field(0.1, description="on the adapter's input")
-    target_modules: Text | Annotated[list[Text], Field(min_length=1)] = Field(
-        "all-linear", description="`all-linear`, or names of modules"
+    r: Count = setting(8, "rank", seals=["train"])
+    alpha: Count = setting(16, "scale is alpha / r", seals=["train"])
+    dropout: Chance = setting(0.1, "on the adapter's input", seals=["train"])
+    target_modules: Text | Annotated[list[Text], Field(min_length=1)] = setting(
+        "all-linear", "`all-linear`, or names of modules", seals=["train"]
     )
 
 
 class Quantization(Section):
-    bits: Literal[4, 8] = Field(4, description="bits of a base weight")
-    type: Literal["nf4", "fp4"] = Field("nf4", description="number format of 4 bits")
-    double: bool = Field(True, description="quantise the scales as well")
+    bits: Literal[4, 8] = setting(4, "bits of a base weight", seals=["train"])
+    type: Literal["nf4", "fp4"] = setting("nf4", "number format of 4 bits", seals=["train"])
+    double: bool = setting(True, "quantise the scales as well", seals=["train"])
 
 
 class Training(Section):
-    method: Method = Field("full", description="what is trained: all weights, or adapters")
-    pad_mode: PadMode = Field(
+    method: Method = setting("full", "what is trained: all weights, or adapters", seals=["train"])
+    pad_mode: PadMode = setting(
         "dynamic_pack",
-        description="max_length, dynamic_pad, dynamic_pack (no padding), or paper_pack (the paper's own, padded)",
+        "max_length, dynamic_pad, dynamic_pack (no padding), or paper_pack (the paper's own, padded)",
+        seals=["train"],
     )
-    max_length: Annotated[int, Field(ge=2)] = Field(2048, description="tokens of a sample")
-    too_long: Literal["truncate", "drop"] = Field("truncate", description="what becomes of longer samples; counted")
-    epochs: Count = Field(3, description="passes over the selection")
-    max_steps: Count | None = Field(None, description="stop after so many optimizer steps; null is all epochs")
-    global_batch_size: Count | None = Field(
-        None, description="samples of an optimizer step; null is per device x accumulation x processes"
+    max_length: Annotated[int, Field(ge=2)] = setting(2048, "tokens of a sample", seals=["train"])
+    too_long: Literal["truncate", "drop"] = setting(
+        "truncate", "what becomes of longer samples; counted", seals=["train"]
     )
-    per_device_batch_size: Count = Field(16, description="samples of a micro-batch")
-    gradient_accumulation_steps: Count = Field(4, description="micro-batches of a step on one process")
-    learning_rate: Annotated[float, Field(gt=0)] = Field(5.0e-5, description="its peak")
-    scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = Field(
-        "cosine", description="course of the learning rate"
+    epochs: Count = setting(3, "passes over the selection", seals=["train"])
+    max_steps: Count | None = setting(None, "stop after so many optimizer steps; null is all epochs", seals=["train"])
+    global_batch_size: Count | None = setting(
+        None,
+        "samples of an optimizer step; null is per device x accumulation x processes",
+        seals=["train"],
+        free_on_resume=True,
     )
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(15, description="steps from 0 to the peak")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="decoupled, as in AdamW")
-    max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="gradients are clipped to this norm")
-    optimizer: Literal["adamw_torch_fused", "adamw_torch", "adafactor"] = Field(
-        "adamw_torch_fused", description="adamw_torch_fused, adamw_torch or adafactor"
+    per_device_batch_size: Count = setting(16, "samples of a micro-batch", seals=["train"], free_on_resume=True)
+    gradient_accumulation_steps: Count = setting(
+        4, "micro-batches of a step on one process", seals=["train"], free_on_resume=True
     )
-    tf32: bool = Field(True, description="TF32 for float32 products on GPUs that have it")
-    gradient_checkpointing: bool = Field(True, description="recompute activations: less memory, more time")
-    pack_isolation: bool = Field(
-        True, description="packed samples never see each other; false: each sees those before it, as published"
+    learning_rate: Annotated[float, Field(gt=0)] = setting(5.0e-5, "its peak", seals=["train"])
+    scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = setting(
+        "cosine", "course of the learning rate", seals=["train"]
     )
-    sort_in_step: bool = Field(
-        False, description="cut micro-batches from the step's samples by length; dynamic_pack always deals them so"
+    warmup_steps: Annotated[int, Field(ge=0)] = setting(15, "steps from 0 to the peak", seals=["train"])
+    weight_decay: Annotated[float, Field(ge=0)] = setting(0.0, "decoupled, as in AdamW", seals=["train"])
+    max_grad_norm: Annotated[float, Field(gt=0)] = setting(1.0, "gradients are clipped to this norm", seals=["train"])
+    optimizer: Literal["adamw_torch_fused", "adamw_torch", "adafactor"] = setting(
+        "adamw_torch_fused", "adamw_torch_fused, adamw_torch or adafactor", seals=["train"]
     )
-    logging_steps: Count = Field(10, description="a line of train/metrics.jsonl every so many steps")
-    save_minutes: Annotated[float, Field(gt=0)] | None = Field(15, description="minutes between checkpoints, or null")
-    save_steps: Count | None = Field(None, description="optimizer steps between checkpoints, or null")
-    keep_checkpoints: Count = Field(2, description="older ones are deleted")
-    merge: bool = Field(False, description="save the adapters merged into a whole model (and beside it as they are)")
-    report_to: list[Literal["tensorboard", "wandb"]] = Field(
-        [], description="metrics go there as well: [tensorboard], [wandb] or both"
+    tf32: bool = setting(True, "TF32 for float32 products on GPUs that have it", seals=["train"])
+    gradient_checkpointing: bool = setting(
+        True, "recompute activations: less memory, more time", seals=["train"], free_on_resume=True
+    )
+    pack_isolation: bool = setting(
+        True, "packed samples never see each other; false: each sees those before it, as published", seals=["train"]
+    )
+    sort_in_step: bool = setting(
+        False, "cut micro-batches from the step's samples by length; dynamic_pack always deals them so", seals=["train"]
+    )
+    logging_steps: Count = setting(10, "a line of train/metrics.jsonl every so many steps", free_on_resume=True)
+    save_minutes: Annotated[float, Field(gt=0)] | None = setting(
+        15, "minutes between checkpoints, or null", free_on_resume=True
+    )
+    save_steps: Count | None = setting(None, "optimizer steps between checkpoints, or null", free_on_resume=True)
+    keep_checkpoints: Count = setting(2, "older ones are deleted", free_on_resume=True)
+    merge: bool = setting(
+        False,
+        "save the adapters merged into a whole model (and beside it as they are)",
+        seals=["train"],
+        free_on_resume=True,
+    )
+    report_to: list[Literal["tensorboard", "wandb"]] = setting(
+        [], "metrics go there as well: [tensorboard], [wandb] or both", free_on_resume=True
     )
     lora: LoraSettings = LoraSettings()
     quantization: Quantization = Quantization()
 
 
 class Generation(Section):
-    prompt: Literal["auto", "completion", "chat"] = Field(
-        "auto", description="auto: chat for a model that codetune trained, completion for `base`"
+    prompt: Literal["auto", "completion", "chat"] = setting(
+        "auto", "auto: chat for a model that codetune trained, completion for `base`", seals=["generate"]
     )
-    max_new_tokens: Count = Field(1024, description="longest completion")
-    samples_per_task: Count = Field(1, description="completions of a task")
-    temperature: Annotated[float, Field(ge=0)] = Field(0.0, description="0 is greedy")
-    top_p: Annotated[float, Field(gt=0, le=1)] = Field(0.95, description="nucleus; read when temperature is above 0")
-    batch_size: Count | Literal["auto"] = Field(
-        "auto", description="prompts decoded at once; auto: 32, or what fits on a GPU"
+    max_new_tokens: Count = setting(1024, "longest completion", seals=["generate"])
+    samples_per_task: Count = setting(1, "completions of a task", seals=["generate"])
+    temperature: Annotated[float, Field(ge=0)] = setting(0.0, "0 is greedy", seals=["generate"])
+    top_p: Annotated[float, Field(gt=0, le=1)] = setting(
+        0.95, "nucleus; read when temperature is above 0", seals=["generate"]
     )
-    backend: Literal["auto", "transformers", "vllm"] = Field(
-        "auto", description="what decodes: auto is vllm where it is installed and a GPU is there, else transformers"
+    batch_size: Count | Literal["auto"] = setting("auto", "prompts decoded at once; auto: 32, or what fits on a GPU")
+    backend: Literal["auto", "transformers", "vllm"] = setting(
+        "auto", "what decodes: auto is vllm where it is installed and a GPU is there, else transformers"
     )
 
 
 class Evaluation(Section):
-    benchmarks: Annotated[list[Text], Field(min_length=1)] = Field(
-        ["humaneval", "mbpp"], description="humaneval, mbpp, demo, or paths of JSONL files in EvalPlus format"
+    benchmarks: Annotated[list[Text], Field(min_length=1)] = setting(
+        ["humaneval", "mbpp"], "humaneval, mbpp, demo, or paths of JSONL files in EvalPlus format"
     )
-    sandbox: Literal["auto", "bubblewrap", "namespaces", "landlock", "none"] = Field(
-        "auto", description="how generated code is confined: auto is the strongest way that works here, or an error"
+    sandbox: Literal["auto", "bubblewrap", "namespaces", "landlock", "none"] = setting(
+        "auto",
+        "how generated code is confined: auto is the strongest way that works here, or an error",
+        seals=["evaluate"],
     )
-    k: Annotated[list[Count], Field(min_length=1)] = Field([1], description="the k of pass@k")
+    k: Annotated[list[Count], Field(min_length=1)] = setting([1], "the k of pass@k", seals=["evaluate"])
 
 
 class Launch(Section):
-    processes: Count | Literal["auto"] = Field("auto", description="auto is one per GPU, 1 without")
-    strategy: Literal["auto", "ddp", "fsdp", "zero1", "zero2", "zero3"] = Field("auto", description="how they share")
-    nodes: Count = Field(1, description="machines")
-    offload: Literal["none", "optimizer", "all"] = Field("none", description="what moves to CPU memory")
+    processes: Count | Literal["auto"] = setting("auto", "auto is one per GPU, 1 without")
+    strategy: Literal["auto", "ddp", "fsdp", "zero1", "zero2", "zero3"] = setting("auto", "how they share")
+    nodes: Count = setting(1, "machines")
+    offload: Literal["none", "optimizer", "all"] = setting("none", "what moves to CPU memory")
 
 
 class Project(Section):
     """A whole project, resolved. `root` is the directory that relative paths start from; `overrides` are the settings
     that came by flag or `--set`, not from the file."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
-        "default", description="names the run: letters, digits, dot, dash, underscore"
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = setting(
+        "default", "names the run: letters, digits, dot, dash, underscore"
     )
-    output_dir: Text | None = Field(None, description="default runs/<name>; relative paths are relative to this file")
-    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = Field(42, description="of everything random")
+    output_dir: Text | None = setting(None, "default runs/<name>; relative paths are relative to this file")
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = setting(
+        42, "of everything random", seals=["embed", "select", "train", "generate"]
+    )
     dataset: Dataset = Dataset()
     model: Model = Model()
     score: Scoring = Scoring()
@@ -228,47 +282,9 @@ class Project(Section):
         return copy
 
 
-# Of `train`: what changes where and how fast a step is computed, or what is written down, but not what is learned. An
-# unfinished training goes on with other values of these.
-FREE_TO_CHANGE = (
-    *("per_device_batch_size", "gradient_accumulation_steps", "global_batch_size"),  # their product must stay
-    *("gradient_checkpointing", "logging_steps", "save_minutes", "save_steps", "keep_checkpoints", "report_to"),
-    "merge",
-)
-
 # A feature of the contract that this version lacks: its values are refused, never accepted and ignored.
 NOT_IN_THIS_VERSION: Mapping[str, Sequence[object]] = {
     "select.strategy": ("parametric", "ifd", "perplexity", "kcenter", "length"),
-}
-
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "deepseek-oss": {"name": "deepseek-oss-40"},
-    "codellama-evol": {
-        "name": "codellama-evol-40",
-        "dataset.path": "nickrosh/Evol-Instruct-Code-80k-v1",
-        "dataset.instruction": "instruction",
-        "dataset.response": "output",
-        "model.path": "codellama/CodeLlama-7b-Python-hf",
-        "model.chat_format": "codellama",
-    },
-    "cpu": {
-        "name": "cpu-40",
-        "dataset.path": "data.jsonl",
-        "dataset.instruction": "instruction",
-        "dataset.response": "output",
-        "model.path": "HuggingFaceTB/SmolLM2-135M",
-        "model.chat_format": "codeqwen",
-        "model.dtype": "float32",
-        "score.max_length": 1024,
-        "embed.model": "hashing",
-        "train.method": "lora",
-        "train.max_length": 1024,
-        "train.epochs": 1,
-        "train.per_device_batch_size": 4,
-        "train.learning_rate": 2.0e-4,
-        "train.gradient_checkpointing": False,
-        "generate.max_new_tokens": 512,
-    },
 }
 
 
@@ -279,6 +295,23 @@ def keys(section: type[BaseModel] = Project, prefix: str = "") -> Iterator[tuple
             yield from keys(type(field.default), f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", field
+
+
+def sealing_keys(stage: str) -> tuple[str, ...]:
+    """The dotted keys whose values make the artefact of a stage, in the order of the project file."""
+    return tuple(key for key, field in keys() if _is_marked(field, f"seals {stage}"))
+
+
+def free_on_resume() -> tuple[str, ...]:
+    """The dotted keys of `train` that may differ when an unfinished training continues.
+
+    Of the two batch sizes and the accumulation steps, the product must stay: the checkpoint checks it.
+    """
+    return tuple(key for key, field in keys() if _is_marked(field, _FREE_ON_RESUME))
+
+
+def _is_marked(field: FieldInfo, mark: str) -> bool:
+    return isinstance(field.json_schema_extra, dict) and mark in field.json_schema_extra
 
 
 def value_at(project: BaseModel, key: str) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 from codetune import console
 from codetune.errors import StaleError
-from codetune.project.sections import FREE_TO_CHANGE
+from codetune.project.sections import free_on_resume
 from codetune.stages.status import Recipe, identity
 from codetune.store.run_directory import Run, read_manifest, remove, write_text
 
@@ -67,7 +67,7 @@ def begun_otherwise(run: Run, settings: Mapping[str, Any]) -> tuple[str, str]:
 
 def _bound(recipe: Mapping[str, Any]) -> list[str]:
     """What must stay as it is; of batch sizes the checkpoint itself sees to their product."""
-    return [key for key in recipe if key not in {f"train.{name}" for name in FREE_TO_CHANGE}]
+    return [key for key in recipe if key not in free_on_resume()]
 
 
 def _recipe(directory: Path) -> dict[str, Any]:

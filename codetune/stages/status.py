@@ -12,58 +12,12 @@ from typing import Any, Literal
 
 from codetune.data.source import dataset_fingerprint, is_here
 from codetune.errors import StaleError
-from codetune.project.sections import Project, keys, value_at
+from codetune.project.sections import Project, sealing_keys, value_at
 from codetune.store.run_directory import Digests, Manifest, Run, combined, read_manifest
 
 RowStage = Literal["score", "embed", "select", "train"]
 State = Literal["done", "stale", "partial", "missing"]
 
-_DATASET = ("dataset.path", "dataset.split", "dataset.instruction", "dataset.response")
-# What is left out changes no result: batch sizes, logging, how often a checkpoint is written.
-SETTINGS: Mapping[str, tuple[str, ...]] = {
-    "score": (*_DATASET, "score.model", "model.dtype", "model.attention", "score.max_length", "score.prompt"),
-    "embed": (*_DATASET, "embed.model", "seed"),
-    "select": ("select.strategy", "select.clusters", "select.ratio", "select.ratio_of", "select.max_ifd", "seed"),
-    "train": (
-        "model.path",
-        "model.chat_format",
-        "model.dtype",
-        "model.attention",
-        "train.method",
-        "train.pad_mode",
-        "train.max_length",
-        "train.too_long",
-        "train.epochs",
-        "train.max_steps",
-        "train.global_batch_size",
-        "train.per_device_batch_size",
-        "train.gradient_accumulation_steps",
-        "train.learning_rate",
-        "train.scheduler",
-        "train.warmup_steps",
-        "train.weight_decay",
-        "train.max_grad_norm",
-        "train.optimizer",
-        "train.tf32",
-        "train.gradient_checkpointing",
-        "train.pack_isolation",
-        "train.sort_in_step",
-        "train.merge",
-        *(key for key, _ in keys() if key.startswith(("train.lora.", "train.quantization."))),
-        "seed",
-    ),
-    "generate": (
-        "generate.prompt",
-        "generate.max_new_tokens",
-        "generate.samples_per_task",
-        "generate.temperature",
-        "generate.top_p",
-        "model.dtype",
-        "seed",
-    ),
-    "sanitize": (),
-    "evaluate": ("evaluate.sandbox", "evaluate.k"),
-}
 NEEDS: Mapping[str, tuple[RowStage, ...]] = {"select": ("score", "embed"), "train": ("select",)}
 # Of each stage that reads a model: what the model is called among the inputs, and the setting that names it.
 _MODEL: Mapping[str, tuple[str, str]] = {
@@ -95,7 +49,7 @@ class RunContext:
 
 def settings_of(project: Project, stage: str) -> dict[str, Any]:
     """The settings that make the artefact of a stage, by dotted key."""
-    settings = {key: value_at(project, key) for key in SETTINGS[stage]}
+    settings = {key: value_at(project, key) for key in sealing_keys(stage)}
     if stage == "score":
         settings["score.model"] = project.score.model or project.model.path
     if stage == "generate" and project.generate.temperature == 0:  # greedy: nothing is drawn

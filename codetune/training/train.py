@@ -23,7 +23,7 @@ from codetune.model.load import (
     gpu_memory_bytes,
     load_tokenizer,
 )
-from codetune.project.sections import FREE_TO_CHANGE, Project
+from codetune.project.sections import Project, free_on_resume
 from codetune.records import Example, Refusal
 from codetune.training.arguments import training_arguments
 from codetune.training.base_model import (
@@ -193,7 +193,7 @@ def _facts(
     project: Project, model_path: Path, token_cache: TokenCache, ranks: ProcessGroup, strategy: Strategy
 ) -> Facts:
     """What a checkpoint must share with the training that continues it."""
-    settings = project.train.model_dump(mode="json", exclude=set(FREE_TO_CHANGE))
+    settings = project.train.model_dump(mode="json", exclude={key.removeprefix("train.") for key in free_on_resume()})
     used = {"full": (), "lora": ("lora",), "qlora": ("lora", "quantization")}[project.train.method]
     for unused in {"lora", "quantization"}.difference(used):
         settings.pop(unused)

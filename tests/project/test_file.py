@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from codetune.errors import ProjectError
 from codetune.project.file import commented_yaml, read_project
-from codetune.project.sections import NOT_IN_THIS_VERSION, PRESETS, Project, keys, value_at
+from codetune.project.presets import PRESETS
+from codetune.project.sections import NOT_IN_THIS_VERSION, Project, keys, value_at
 
 KEYS = dict(keys())
 REFUSED = [(key, value) for key, values in NOT_IN_THIS_VERSION.items() for value in values]

@@ -13,10 +13,18 @@ from pydantic import BaseModel, ValidationError
 
 from codetune.errors import InputError
 from codetune.project.file import read_project
-from codetune.project.sections import NOT_IN_THIS_VERSION, PRESETS, Project, keys, value_at
+from codetune.project.presets import PRESETS
+from codetune.project.sections import (
+    NOT_IN_THIS_VERSION,
+    Project,
+    free_on_resume,
+    keys,
+    sealing_keys,
+    value_at,
+)
 from codetune.selection.select import NEEDS
 
-PACKAGE = Path(__file__).resolve().parents[1] / "codetune"
+PACKAGE = Path(__file__).resolve().parents[2] / "codetune"
 KEYS = dict(keys())
 SECTIONS: dict[str, str] = {
     name: type(value_of).__name__
@@ -30,6 +38,83 @@ SECTIONS: dict[str, str] = {
 }
 # Two values that mean the same until the other backends, and several processes, are there.
 ONE_MEANING = ("generate.backend", "launch.processes")
+DATASET_KEYS = ["dataset.path", "dataset.split", "dataset.instruction", "dataset.response"]
+SEALING_KEYS = {
+    "score": [
+        *DATASET_KEYS,
+        "model.dtype",
+        "model.attention",
+        "score.model",
+        "score.max_length",
+        "score.prompt",
+    ],
+    "embed": ["seed", *DATASET_KEYS, "embed.model"],
+    "select": ["seed", "select.strategy", "select.clusters", "select.ratio", "select.ratio_of", "select.max_ifd"],
+    "train": [
+        "seed",
+        "model.path",
+        "model.chat_format",
+        "model.dtype",
+        "model.attention",
+        "train.method",
+        "train.pad_mode",
+        "train.max_length",
+        "train.too_long",
+        "train.epochs",
+        "train.max_steps",
+        "train.global_batch_size",
+        "train.per_device_batch_size",
+        "train.gradient_accumulation_steps",
+        "train.learning_rate",
+        "train.scheduler",
+        "train.warmup_steps",
+        "train.weight_decay",
+        "train.max_grad_norm",
+        "train.optimizer",
+        "train.tf32",
+        "train.gradient_checkpointing",
+        "train.pack_isolation",
+        "train.sort_in_step",
+        "train.merge",
+        "train.lora.r",
+        "train.lora.alpha",
+        "train.lora.dropout",
+        "train.lora.target_modules",
+        "train.quantization.bits",
+        "train.quantization.type",
+        "train.quantization.double",
+    ],
+    "generate": [
+        "seed",
+        "model.dtype",
+        "generate.prompt",
+        "generate.max_new_tokens",
+        "generate.samples_per_task",
+        "generate.temperature",
+        "generate.top_p",
+    ],
+    "sanitize": [],
+    "evaluate": ["evaluate.sandbox", "evaluate.k"],
+}
+# Keys that change no artefact: where it is written, how fast it is made, what is logged, and which benchmarks are run.
+SEALS_NOTHING = {
+    "name",
+    "output_dir",
+    "score.tokens_per_batch",
+    "embed.batch_size",
+    "train.logging_steps",
+    "train.save_minutes",
+    "train.save_steps",
+    "train.keep_checkpoints",
+    "train.report_to",
+    "generate.batch_size",
+    "generate.backend",
+    "evaluate.benchmarks",
+    "launch.processes",
+    "launch.strategy",
+    "launch.nodes",
+    "launch.offload",
+}
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -47,7 +132,7 @@ def test_every_key_that_makes_a_difference_is_read(key: str) -> None:
     readers = [
         path.name
         for path in PACKAGE.rglob("*.py")
-        if path.name not in ("project.py", "project_file.py")
+        if path.parent.name != "project"
         if name in _attributes(path)
         if not section or called in _attributes(path) or SECTIONS[section] in _attributes(path) | _names(path)
     ]
@@ -81,6 +166,30 @@ def test_the_keys_come_in_the_order_of_the_file() -> None:
         list(KEYS).index("train.lora.r")
         < list(KEYS).index("train.quantization.bits")
         < list(KEYS).index("launch.nodes")
+    )
+
+
+@pytest.mark.parametrize("stage", SEALING_KEYS)
+def test_the_keys_that_seal_the_artefact_of_a_stage_are_these(stage: str) -> None:
+    assert list(sealing_keys(stage)) == SEALING_KEYS[stage]
+
+
+def test_every_key_seals_an_artefact_or_is_known_to_change_none() -> None:
+    assert set(KEYS) - {key for stage in SEALING_KEYS for key in sealing_keys(stage)} == SEALS_NOTHING
+
+
+def test_an_unfinished_training_may_continue_with_other_values_of_these_keys_only() -> None:
+    assert free_on_resume() == (
+        "train.global_batch_size",
+        "train.per_device_batch_size",
+        "train.gradient_accumulation_steps",
+        "train.gradient_checkpointing",
+        "train.logging_steps",
+        "train.save_minutes",
+        "train.save_steps",
+        "train.keep_checkpoints",
+        "train.merge",
+        "train.report_to",
     )
 
 

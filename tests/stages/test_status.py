@@ -10,9 +10,8 @@ import pytest
 
 from codetune.errors import StaleError
 from codetune.project.file import read_project
-from codetune.project.sections import Project, keys
+from codetune.project.sections import Project
 from codetune.stages.status import (
-    SETTINGS,
     Recipe,
     RowStage,
     RunContext,
@@ -274,30 +273,9 @@ def test_the_identity_of_unfinished_work_leaves_out_what_may_grow(root: Path) ->
     assert whole.identity(without=["dataset"]) == {"score.max_length": 8, "model (digest)": "bb"}
 
 
-def test_every_setting_of_a_stage_is_a_key_of_the_project_file() -> None:
-    known = {key for key, _ in keys()}
-    assert [key for settings in SETTINGS.values() for key in settings if key not in known] == []
-
-
 def test_settings_are_taken_from_the_project() -> None:
     assert settings_of(Project(), "evaluate") == {"evaluate.sandbox": "auto", "evaluate.k": [1]}
     assert settings_of(Project(), "train")["train.lora.alpha"] == 16
-
-
-def test_every_training_setting_belongs_to_the_seal_but_those_that_change_no_weights() -> None:
-    of_training = {key for key, _ in keys() if key.startswith("train.")}
-    assert of_training - set(SETTINGS["train"]) == {
-        *("train.logging_steps", "train.save_minutes", "train.save_steps", "train.keep_checkpoints", "train.report_to")
-    }
-
-
-def test_every_other_key_makes_an_artefact_or_is_known_to_change_none() -> None:
-    harmless = {
-        *("name", "output_dir", "score.tokens_per_batch", "embed.batch_size", "generate.batch_size"),
-        *("generate.backend", "evaluate.benchmarks"),
-    }
-    rest = {key for key, _ in keys() if not key.startswith(("train.", "launch."))}
-    assert rest - {key for settings in SETTINGS.values() for key in settings} == harmless
 
 
 def context_of(root: Path, *assignments: str) -> RunContext:

@@ -1,0 +1,35 @@
+"""The presets of `codetune init`: for each name the keys whose values differ from the defaults in `sections.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+PRESETS: Mapping[str, Mapping[str, object]] = {
+    "deepseek-oss": {"name": "deepseek-oss-40"},
+    "codellama-evol": {
+        "name": "codellama-evol-40",
+        "dataset.path": "nickrosh/Evol-Instruct-Code-80k-v1",
+        "dataset.instruction": "instruction",
+        "dataset.response": "output",
+        "model.path": "codellama/CodeLlama-7b-Python-hf",
+        "model.chat_format": "codellama",
+    },
+    "cpu": {
+        "name": "cpu-40",
+        "dataset.path": "data.jsonl",
+        "dataset.instruction": "instruction",
+        "dataset.response": "output",
+        "model.path": "HuggingFaceTB/SmolLM2-135M",
+        "model.chat_format": "codeqwen",
+        "model.dtype": "float32",
+        "score.max_length": 1024,
+        "embed.model": "hashing",
+        "train.method": "lora",
+        "train.max_length": 1024,
+        "train.epochs": 1,
+        "train.per_device_batch_size": 4,
+        "train.learning_rate": 2.0e-4,
+        "train.gradient_checkpointing": False,
+        "generate.max_new_tokens": 512,
+    },
+}
