@@ -85,7 +85,7 @@ def process_count(project: Project) -> int:
     """`launch.processes` of one machine: as many as the project says, or one for each GPU, and 1 without."""
     if project.launch.processes != "auto":
         return project.launch.processes
-    from codetune.model.load import count_gpus
+    from codetune.launch.devices import count_gpus
 
     return current_rank().local_world_size if current_rank().world_size > 1 else max(1, count_gpus())
 
@@ -152,7 +152,7 @@ def _lead(job: Job, here: Rank, processes: int, listen: Listen) -> list[Any]:
 
 
 def _do(job: Job, worker_context: WorkerContext) -> Any:
-    from codetune.model.load import take_gpu
+    from codetune.launch.devices import take_gpu
 
     if worker_context.place.world_size > 1:
         take_gpu(worker_context.place.local_rank)
@@ -172,31 +172,31 @@ def _disk() -> Iterator[None]:
 
 def _awaited(name: str) -> str:
     """What another process says under that name, when it does."""
-    from codetune.launch.process_group import listening
+    from codetune.launch.process_group import interruptible
 
     store = _store()
-    return listening(lambda: store.get(name).decode())
+    return interruptible(lambda: store.get(name).decode())
 
 
 @cache
 def _store() -> Store:
     """Where processes that a launcher, or a command on each machine, has started leave word for each other."""
-    from codetune.launch.process_group import meet
+    from codetune.launch.process_group import rendezvous_store
 
-    return meet()
+    return rendezvous_store()
 
 
 def _meeting_for(number: int) -> Meeting:
     """Of the ranks of a launcher, for the job of that number."""
-    from codetune.launch.process_group import apart
+    from codetune.launch.process_group import prefix_store
 
-    return lambda: apart(_store(), f"meeting-{number}")
+    return lambda: prefix_store(_store(), f"meeting-{number}")
 
 
 def _meeting_in(directory: Path, here: Rank) -> Store:
-    from codetune.launch.process_group import meet_in
+    from codetune.launch.process_group import file_store
 
-    return meet_in(directory / "meeting", here.world_size)
+    return file_store(directory / "meeting", here.world_size)
 
 
 @contextlib.contextmanager
@@ -210,13 +210,13 @@ def _shared(project: Project, worker_context: WorkerContext) -> Iterator[tuple[R
 
 
 def _train(project: Project, details: Mapping[str, Any], worker_context: WorkerContext) -> Any:
-    from codetune.launch.process_group import group
+    from codetune.launch.process_group import join_process_group
     from codetune.store.row_artefacts import read_selection
     from codetune.store.run_directory import Run
     from codetune.training.train import train
 
     run = Run(project.run_dir)
-    with _shared(project, worker_context) as (here, meeting), group(here, meeting) as ranks:
+    with _shared(project, worker_context) as (here, meeting), join_process_group(here, meeting) as ranks:
         summary = train(
             read_selection(run.selection),
             project,
@@ -238,13 +238,13 @@ def _rows(project: Project, details: Mapping[str, Any], worker_context: WorkerCo
 
 
 def _generate(project: Project, details: Mapping[str, Any], worker_context: WorkerContext) -> int:
-    from codetune.launch.process_group import group
+    from codetune.launch.process_group import join_process_group
     from codetune.stages.generate import Order, complete, complete_together
 
     ordered, advance = Order(**details), lambda tokens: worker_context.tell({"tokens": tokens})
     if not ordered.together:
         return complete(project, ordered, worker_context.place, advance)
-    with group(worker_context.place, worker_context.meeting) as ranks:
+    with join_process_group(worker_context.place, worker_context.meeting) as ranks:
         return complete_together(project, ordered, ranks, advance)
 
 

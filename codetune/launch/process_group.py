@@ -1,7 +1,7 @@
-"""The processes that share one network, in a training or where no GPU holds it whole: how they meet, and the few things
-they tell each other beside gradients and activations.
+"""The process group of one job: how its ranks find each other, and the reductions they need beside gradients.
 
-All of it is torch.distributed's: gloo between CPUs and for what is said here, nccl between GPUs."""
+Everything here is torch.distributed: gloo between CPUs and for these reductions, NCCL between GPUs; a store (key and
+value, kept by one process or in a file) through which ranks meet and exchange short texts."""
 
 from __future__ import annotations
 
@@ -23,105 +23,108 @@ from codetune.errors import CodetuneError
 from codetune.records import ALONE, Rank
 
 T = TypeVar("T")
-# Ranks wait for each other while one of them writes a large checkpoint, or scores more rows than another. One that has
-# died is noticed by its command, or its connection closes: no clock is needed for that.
-PATIENCE = timedelta(hours=6)
-PATIENCE_TO_MEET = timedelta(minutes=30)  # the first one reads its weights through before it comes
+OpenStore = Callable[[], Store]
+# Ranks wait for each other while one of them writes a large checkpoint, or scores more rows than another. A rank that
+# died is noticed by its command, or by its closed connection, so this limit is never what ends a run.
+COLLECTIVE_TIMEOUT = timedelta(hours=6)
+RENDEZVOUS_TIMEOUT = timedelta(minutes=30)  # the first rank reads all weights (digests) before it joins
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessGroup:
-    """The processes as one of them sees them. Alone, everything said is heard by itself."""
+    """The ranks of a job as one of them, `member`, sees them. With one rank every reduction returns its input."""
 
-    place: Rank
+    member: Rank
 
     @property
     def count(self) -> int:
-        return self.place.world_size
+        return self.member.world_size
 
     @property
     def is_first(self) -> bool:
-        return self.place.rank == 0
+        return self.member.rank == 0
 
-    def sums(self, amounts: Sequence[float]) -> list[float]:
-        """Of each amount over all processes, in double precision."""
-        return self._reduced(amounts, distributed.ReduceOp.SUM)
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Each value summed over all ranks, in double precision."""
+        return self._all_reduce(values, distributed.ReduceOp.SUM)
 
-    def most(self, amounts: Sequence[float]) -> list[float]:
-        """The largest of each amount; of something said, whether any process says so."""
-        return self._reduced(amounts, distributed.ReduceOp.MAX)
+    def max(self, values: Sequence[float]) -> list[float]:
+        """The maximum of each value over all ranks; of booleans, whether any rank says true."""
+        return self._all_reduce(values, distributed.ReduceOp.MAX)
 
-    def least(self, amount: float) -> float:
-        """The smallest over all processes."""
-        return -self.most([-amount])[0]
+    def min(self, value: float) -> float:
+        """The minimum over all ranks."""
+        return -self.max([-value])[0]
 
-    def as_first(self, told: torch.Tensor) -> torch.Tensor:
-        """The first one's tensor, also in the others: what they do next follows from it."""
+    def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Overwrites `tensor` with that of rank 0 (same shape and dtype in every rank), and returns it."""
         if self.count > 1:
-            distributed.broadcast(told, 0)
-        return told
+            distributed.broadcast(tensor, 0)
+        return tensor
 
-    def wait(self) -> None:
-        """Until all have come here."""
-        self.most([0.0])
+    def barrier(self) -> None:
+        """Returns when every rank has called it."""
+        self.max([0.0])
 
-    def _reduced(self, amounts: Sequence[float], how: distributed.ReduceOp.RedOpType) -> list[float]:
-        told = torch.tensor(list(amounts), dtype=torch.float64)  # on the CPU: it goes through gloo
+    def _all_reduce(self, values: Sequence[float], operation: distributed.ReduceOp.RedOpType) -> list[float]:
+        tensor = torch.tensor(list(values), dtype=torch.float64)  # on the CPU, so it goes through gloo
         if self.count > 1:
-            distributed.all_reduce(told, op=how)
-        return [float(amount) for amount in told]
+            distributed.all_reduce(tensor, op=operation)
+        return [float(value) for value in tensor]
 
 
-SOLO = ProcessGroup(ALONE)
+SINGLE_PROCESS = ProcessGroup(ALONE)
 
 
 @contextmanager
-def group(place: Rank, meeting: Callable[[], Store] | None) -> Iterator[ProcessGroup]:
-    """Joins the others that meet there, and leaves when the block ends well. (When it ends ill, the process ends: to
-    take leave of others who are not there would take for ever.)"""
-    if meeting is None:
-        yield SOLO
+def join_process_group(member: Rank, open_store: OpenStore | None) -> Iterator[ProcessGroup]:
+    """Joins the process group of the ranks that open the same store (None: there is one rank), and destroys it when the
+    block ends. After an error nothing is destroyed, because that would wait for ranks that are gone: the process must
+    end."""
+    if open_store is None:
+        yield SINGLE_PROCESS
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(
-        backend, store=meeting(), rank=place.rank, world_size=place.world_size, timeout=PATIENCE
+        backend, store=open_store(), rank=member.rank, world_size=member.world_size, timeout=COLLECTIVE_TIMEOUT
     )
-    together = ProcessGroup(place)
-    yield together
-    together.wait()
+    group = ProcessGroup(member)
+    yield group
+    group.barrier()
     distributed.destroy_process_group()
 
 
-def meet() -> Store:
-    """Where a launcher has told all of them to meet (MASTER_ADDR and MASTER_PORT)."""
+def rendezvous_store() -> Store:
+    """The store that rank 0 keeps at MASTER_ADDR and MASTER_PORT, as torchrun and srun set them. Raises CodetuneError
+    where it does not answer in RENDEZVOUS_TIMEOUT."""
     try:
-        store: Store = listening(lambda: next(rendezvous("env://", timeout=PATIENCE_TO_MEET))[0])
+        store: Store = interruptible(lambda: next(rendezvous("env://", timeout=RENDEZVOUS_TIMEOUT))[0])
     except distributed.DistError as why:
         raise CodetuneError(
-            f"The first process was not met in {PATIENCE_TO_MEET.seconds // 60} minutes "
-            f"({str(why).partition(chr(10))[0]}). Expected: the same command on every machine, begun at about the same "
-            "time. Look what the first one says, and at MASTER_ADDR and MASTER_PORT"
+            f"Rank 0 did not answer within {RENDEZVOUS_TIMEOUT.seconds // 60} minutes "
+            f"({str(why).partition(chr(10))[0]}). Expected: the same command on every machine, started at about the "
+            "same time. Check the output of rank 0, and MASTER_ADDR and MASTER_PORT"
         ) from why
-    store.set_timeout(PATIENCE)
+    store.set_timeout(COLLECTIVE_TIMEOUT)
     return store
 
 
-def listening(wait: Callable[[], T]) -> T:
-    """What `wait` gives. Torch waits for others without a look at signals: so it waits in a thread, and this one hears
-    them."""
+def file_store(file: Path, count: int) -> Store:
+    """A store for `count` processes of one machine in a file, so that no port can be taken by another program."""
+    store = FileStore(str(file), count)
+    store.set_timeout(COLLECTIVE_TIMEOUT)
+    return store
+
+
+def prefix_store(store: Store, prefix: str) -> Store:
+    """The same store with keys of its own, so that a new process group does not read what an earlier one has left."""
+    return PrefixStore(prefix, store)
+
+
+def interruptible(wait: Callable[[], T]) -> T:
+    """Returns what `wait` returns. Torch ignores signals while it waits, so `wait` runs in a thread, and this thread
+    handles them."""
     waiting = ThreadPoolExecutor(1).submit(wait)
     while not waiting.done():
         time.sleep(0.05)
     return waiting.result()
-
-
-def apart(store: Store, name: str) -> Store:
-    """The same store for a group of its own: what an earlier one has left there would mislead it."""
-    return PrefixStore(name, store)
-
-
-def meet_in(file: Path, count: int) -> Store:
-    """Processes of one machine: in a file, so that no port is needed that somebody else may take meanwhile."""
-    store = FileStore(str(file), count)
-    store.set_timeout(PATIENCE)
-    return store

@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from codetune.launch.devices import choose_device
 from codetune.model import vllm_engine
 from codetune.model.complete import BatchGenerator
 from codetune.model.continuous import ContinuousGenerator, flash_attention, use_flash_attention
 from codetune.model.decoding import Decoder
-from codetune.model.load import choose_device, load_model
+from codetune.model.load import load_model
 from codetune.model.recurrent import is_recurrent
 from codetune.project.sections import Generation, Model
 

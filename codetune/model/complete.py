@@ -20,7 +20,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from codetune.errors import CodetuneError, InputError
-from codetune.launch.process_group import SOLO, ProcessGroup
+from codetune.launch.process_group import SINGLE_PROCESS, ProcessGroup
 from codetune.model.decoding import STOP_CHECK_TOKENS, GeneratedText, Request, StopCriteria
 from codetune.model.recurrent import is_recurrent, run_in_step, takes_several_rows
 from codetune.model.sampling import sample, uniform
@@ -43,7 +43,7 @@ class BatchGenerator:
         tokenizer: PreTrainedTokenizerBase,
         end_of_turn: Sequence[str],
         settings: Generation,
-        group: ProcessGroup = SOLO,
+        group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         self._model: Any = model
         self._is_recurrent = is_recurrent(model)
@@ -90,7 +90,7 @@ class BatchGenerator:
         if self._model.device.type != "cuda" or self._is_recurrent:  # whose memory nobody can tell beforehand
             return ROWS_ON_CPU
         longest = max((len(row.request.prompt) + row.room for row in rows), default=1)
-        free = int(self._team.least(torch.cuda.mem_get_info(self._model.device)[0]))
+        free = int(self._team.min(torch.cuda.mem_get_info(self._model.device)[0]))
         per_token = cache_bytes_per_token(self._model.config, self._model.dtype)
         return rows_that_fit(free, longest * per_token // heads_shared_by(self._model.config, self._team.count))
 
@@ -113,7 +113,7 @@ class BatchGenerator:
                 use_cache=True,
                 logits_to_keep=1,
             )
-            chosen = self._team.as_first(self._choose(output.logits[:, -1], alive))  # [B, V] -> [B]
+            chosen = self._team.broadcast(self._choose(output.logits[:, -1], alive))  # [B, V] -> [B]
             for row, token in zip(alive, chosen.tolist(), strict=True):
                 if not row.done and self._is_done(row, token):
                     row.done = True
@@ -135,7 +135,7 @@ class BatchGenerator:
             row.tokens = []
 
         def take(logits: torch.Tensor) -> tuple[torch.Tensor, bool]:
-            chosen = self._team.as_first(self._choose(logits, rows))  # [B, V] -> [B]
+            chosen = self._team.broadcast(self._choose(logits, rows))  # [B, V] -> [B]
             for index, token in enumerate(chosen.tolist()):
                 over[index] = over[index] or self._is_done(rows[index], token)
             return chosen, all(over)

@@ -31,6 +31,7 @@ from transformers.utils.import_utils import is_bitsandbytes_available
 from codetune.data.chat import template
 from codetune.data.tokens import adds_bos
 from codetune.errors import ModelError
+from codetune.launch.devices import choose_device
 from codetune.model.attention import FLASH, KERNELS, Site, require_kernel
 from codetune.model.find import ADAPTER, base_of_adapters, find_model, model_below, read_json, tokenizer_of
 from codetune.model.memory import keep_freed_memory
@@ -198,31 +199,6 @@ def count_parameters(path: Path) -> int:
         config = AutoConfig.from_pretrained(model_below(path), local_files_only=True)
         network: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     return sum(weights.numel() for weights in network.parameters())
-
-
-def gpu_memory_bytes() -> int | None:
-    """Of the GPU that this process works on; None where there is none."""
-    return torch.cuda.get_device_properties(choose_device()).total_memory if torch.cuda.is_available() else None
-
-
-def choose_device() -> str:
-    """The GPU that this process was given (see `take_gpu`), or the CPU where there is none."""
-    return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
-
-
-def use_threads(count: int) -> None:
-    """Of the CPU, for what is computed from here on."""
-    torch.set_num_threads(count)
-
-
-def take_gpu(number: int) -> None:
-    """From here on the process works on the GPU of that number, counted over those that are visible."""
-    if torch.cuda.is_available():
-        torch.cuda.set_device(number % torch.cuda.device_count())
-
-
-def count_gpus() -> int:
-    return torch.cuda.device_count()
 
 
 def _require_complete(report: Mapping[str, Any], path: Path) -> None:

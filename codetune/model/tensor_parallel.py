@@ -88,9 +88,9 @@ def load_shared(directory: Path, model: Model, group: ProcessGroup, scratch: Pat
     adapted, merged = (directory / ADAPTER).is_file(), scratch / "merged"
     if adapted and group.is_first:
         save_merged(directory, model, merged)
-    group.wait()
+    group.barrier()
     part = load_model_part(merged if adapted else directory, model, group.count)
-    group.wait()  # with more patience than NCCL has for who reads slowly
+    group.barrier()  # with more patience than NCCL has for who reads slowly
     if adapted and group.is_first:
         shutil.rmtree(merged)
     return part

@@ -60,7 +60,7 @@ def complete(project: Project, ordered: Order, here: Rank, advance: Callable[[in
 def complete_together(project: Project, ordered: Order, group: ProcessGroup, advance: Callable[[int], None]) -> int:
     """The whole order, in step with the other processes; what this one has written of it."""
     rows = _rows(project, ordered, ordered.missing, group)
-    return _log(ordered, group.place, rows, advance) if group.is_first else sum(0 for _ in rows)
+    return _log(ordered, group.member, rows, advance) if group.is_first else sum(0 for _ in rows)
 
 
 def _log(ordered: Order, here: Rank, rows: Iterator[dict[str, Any]], advance: Callable[[int], None]) -> int:

@@ -60,7 +60,7 @@ def do_part(project: Project, details: Mapping[str, Any], here: Rank, tell: Call
     recipe = Recipe.of(context, stage, context.artefact(stage), details["inputs"])
     shard = dealt((0, 1) if asked is None else (asked[0], asked[1]), here)
     if asked is not None and here.world_size == 1:
-        from codetune.model.load import take_gpu
+        from codetune.launch.devices import take_gpu
 
         take_gpu(shard[0])
     if asked is not None and here.world_size > 1:
@@ -91,8 +91,9 @@ def _do(context: RunContext, recipe: Recipe, model: Path, shard: Shard, tell: Te
 
 
 def _scoring(context: RunContext, recipe: Recipe, directory: Path) -> Plan:
+    from codetune.launch.devices import choose_device, use_threads
     from codetune.model.likelihood import CausalScorer, measured_tokens_per_pass, set_attention
-    from codetune.model.load import choose_device, load_model, load_tokenizer, use_threads
+    from codetune.model.load import load_model, load_tokenizer
     from codetune.selection.score import plan_blocks, score_tokens, tokenise
 
     model, settings = context.project.model, context.project.score
@@ -214,7 +215,7 @@ def _load_encoder(context: RunContext, place: Path, threads: int) -> Encoder:
         from codetune.selection.embed import HashingEncoder
 
         return HashingEncoder.load(place)
-    from codetune.model.load import choose_device, use_threads
+    from codetune.launch.devices import choose_device, use_threads
     from codetune.selection.sentences import load_encoder
 
     use_threads(threads)

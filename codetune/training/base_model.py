@@ -13,9 +13,10 @@ from peft import PeftModel
 from transformers import AutoConfig, PreTrainedModel, TrainingArguments
 
 from codetune.errors import ModelError, ProjectError
+from codetune.launch.devices import choose_device
 from codetune.model.adapt import adapt
 from codetune.model.find import ADAPTER, model_below
-from codetune.model.load import choose_device, load_model, load_quantized_model, outline_model
+from codetune.model.load import load_model, load_quantized_model, outline_model
 from codetune.project.sections import Project, Training
 from codetune.training.arguments import Precision
 from codetune.training.parallelism import SHARDED, Strategy, loading_whole

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from codetune.data.packing import PACKED, MicroBatchPlan
 from codetune.errors import ModelError
+from codetune.launch.devices import choose_device
 from codetune.launch.process_group import ProcessGroup
 from codetune.model.adapt import adapt, whole_network
 from codetune.model.attention import (
@@ -21,7 +22,6 @@ from codetune.model.attention import (
     require_no_chunks,
     set_plain_attention,
 )
-from codetune.model.load import choose_device
 from codetune.model.packing_check import Wrapped, require_isolation
 from codetune.project.sections import Project, Training
 from codetune.training.arguments import Precision, arithmetic_in
@@ -62,7 +62,7 @@ def material_for(
     settings, network = project.train, whole_network(model)
     return Material(
         StepPlan(len(token_cache), samples_per_step(settings, group.count), project.seed),
-        Share(token_cache, _micro_batch_plan(settings, network, group), group.place.rank),
+        Share(token_cache, _micro_batch_plan(settings, network, group), group.member.rank),
         Collator(settings.pad_mode, settings.max_length, settings.pack_isolation, _padding(network)),
         partial(_begin, network, project, precision),
         settings,

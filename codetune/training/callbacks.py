@@ -58,7 +58,7 @@ class Course:
         facts = self._of_all(facts)
         # By the clock of the first process, for those of two machines differ. One interrupted process stops all.
         saves = self._ranks.is_first and self._is_save_due()
-        peak, interrupted, due = self._ranks.most([peak_memory_bytes(), self.interrupted, saves])
+        peak, interrupted, due = self._ranks.max([peak_memory_bytes(), self.interrupted, saves])
         # In the last step there is nothing left to stop: what remains is to save the model.
         self.interrupted = bool(interrupted) and step < self.steps
         self.meter = self.meter.plus(facts, int(peak) or None)
@@ -75,18 +75,18 @@ class Course:
 
     def on_saved(self, path: Path, step: int) -> None:
         """The checkpoint counts when every process has written its part; none goes on before it does."""
-        self._ranks.wait()
+        self._ranks.barrier()
         if self._ranks.is_first:
             seal_checkpoint(path, step, self._facts, self.meter.state())
             prune_checkpoints(self._directory, self._settings.keep_checkpoints)
-        self._ranks.wait()
+        self._ranks.barrier()
         self._last_saved = time.monotonic()
 
     def _of_all(self, facts: StepFacts) -> StepFacts:
         """A process knows its own part of the step's loss, tokens and operations."""
         shared = ("loss", "tokens", "tokens_seen", "samples", "operations", "possible_operations")
         own = [getattr(facts, name) for name in shared]
-        sums = [type(amount)(total) for amount, total in zip(own, self._ranks.sums(own), strict=True)]
+        sums = [type(amount)(total) for amount, total in zip(own, self._ranks.sum(own), strict=True)]
         return replace(facts, **dict(zip(shared, sums, strict=True)))
 
     @contextmanager

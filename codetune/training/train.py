@@ -15,14 +15,9 @@ from transformers.utils import logging as transformers_logging
 
 from codetune.data.tokens import DroppedSample, TrainingTokens, training_tokens
 from codetune.errors import DataError, ProjectError
-from codetune.launch.process_group import SOLO, ProcessGroup
-from codetune.model.load import (
-    choose_device,
-    count_gpus,
-    count_parameters,
-    gpu_memory_bytes,
-    load_tokenizer,
-)
+from codetune.launch.devices import choose_device, count_gpus, gpu_memory_bytes
+from codetune.launch.process_group import SINGLE_PROCESS, ProcessGroup
+from codetune.model.load import count_parameters, load_tokenizer
 from codetune.project.sections import Project, free_on_resume
 from codetune.records import Example, Refusal
 from codetune.training.arguments import training_arguments
@@ -88,7 +83,7 @@ def train(
     directory: Path,
     saved: Path,
     report: Report,
-    ranks: ProcessGroup = SOLO,
+    ranks: ProcessGroup = SINGLE_PROCESS,
 ) -> TrainingSummary:
     """`report` gets every step as `{"step", "steps", "epoch", "loss", "learning_rate", "grad_norm"}`. Ctrl-C and
     SIGTERM end it as KeyboardInterrupt, after the step at hand and a checkpoint; a second one at once."""
@@ -134,9 +129,9 @@ def train(
 
 
 def _choose(project: Project, model_path: Path, ranks: ProcessGroup) -> Choice:
-    if (gpus := count_gpus()) and ranks.place.local_world_size > gpus:
+    if (gpus := count_gpus()) and ranks.member.local_world_size > gpus:
         raise ProjectError(
-            f"{ranks.place.local_world_size} processes on a machine with {gpus} GPUs. Expected: a GPU for each process "
+            f"{ranks.member.local_world_size} processes on a machine with {gpus} GPUs. Expected: a GPU for each process "
             "of a training. Set launch.processes: auto"
         )
     parameters, method = count_parameters(model_path), project.train.method
@@ -151,7 +146,7 @@ def _corpus(rows: _Rows, directory: Path, ranks: ProcessGroup) -> TokenCache:
         directory.mkdir(parents=True, exist_ok=True)
         remove_torn(directory)
         _require_rows(write_token_cache(rows, directory / TOKENS), rows)
-    ranks.wait()
+    ranks.barrier()
     return read_token_cache(directory / TOKENS)
 
 

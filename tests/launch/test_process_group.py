@@ -1,4 +1,4 @@
-"""Processes that meet. What teams of a whole training say to each other is tested in training/test_ranks.py."""
+"""Process groups and their stores. Groups of a whole training are tested in training/test_ranks.py."""
 
 from __future__ import annotations
 
@@ -6,28 +6,30 @@ import multiprocessing
 import time
 from pathlib import Path
 
-from codetune.launch.process_group import SOLO, apart, group, meet_in
+from codetune.launch.process_group import SINGLE_PROCESS, file_store, join_process_group, prefix_store
 from codetune.records import Rank
 
 
-def test_alone_everything_is_heard_by_oneself() -> None:
-    assert (SOLO.sums([2.0]), SOLO.most([3.0]), SOLO.least(4.0)) == ([2.0], [3.0], 4.0)
+def test_reductions_of_a_single_process_return_their_input() -> None:
+    assert SINGLE_PROCESS.sum([2.0]) == [2.0]
+    assert SINGLE_PROCESS.max([3.0]) == [3.0]
+    assert SINGLE_PROCESS.min(4.0) == 4.0
 
 
-def test_a_team_is_not_misled_by_what_an_earlier_one_has_left(tmp_path: Path) -> None:
+def test_a_group_is_not_misled_by_keys_of_an_earlier_group_in_the_same_store(tmp_path: Path) -> None:
     begin = multiprocessing.get_context("spawn").Process
-    workers = [begin(target=_meet_twice, args=(rank, tmp_path), daemon=True) for rank in range(2)]
-    for process in workers:
+    ranks = [begin(target=_join_twice, args=(rank, tmp_path), daemon=True) for rank in range(2)]
+    for process in ranks:
         process.start()
-    for process in workers:
+    for process in ranks:
         process.join(30)
-    assert [process.exitcode for process in workers] == [0, 0]
+    assert [process.exitcode for process in ranks] == [0, 0]
 
 
-def _meet_twice(rank: int, directory: Path) -> None:
-    store = meet_in(directory / "meeting", 2)
+def _join_twice(rank: int, directory: Path) -> None:
+    store = file_store(directory / "store", 2)
     for number in range(2):
         if rank == 0:
-            time.sleep(1)  # so that the other one looks for it first
-        with group(Rank(rank, 2, rank, 2), lambda at=number: apart(store, str(at))) as both:
-            assert both.sums([rank + 1]) == [3]
+            time.sleep(1)  # so that rank 1 reads the store first
+        with join_process_group(Rank(rank, 2, rank, 2), lambda at=number: prefix_store(store, str(at))) as group:
+            assert group.sum([rank + 1]) == [3]

@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, GenerationConfig
 
 from codetune.errors import ModelError
+from codetune.launch.devices import choose_device
 from codetune.model.adapt import adapt
 from codetune.model.find import conversion_command, find_model
-from codetune.model.load import choose_device, load_model, load_tokenizer, outline_model
+from codetune.model.load import load_model, load_tokenizer, outline_model
 from codetune.project.sections import LoraSettings, Model
 from tests.model.builders import tiny_model
 

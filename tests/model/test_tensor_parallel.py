@@ -11,7 +11,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from codetune.errors import CodetuneError, ModelError
-from codetune.launch.process_group import ProcessGroup, group, meet_in
+from codetune.launch.process_group import ProcessGroup, file_store, join_process_group
 from codetune.model.adapt import adapt
 from codetune.model.complete import BatchGenerator
 from codetune.model.decoding import Request
@@ -117,11 +117,14 @@ def test_each_process_holds_a_part_and_all_give_what_the_whole_gives(llama: Path
 def _hold(rank: int, directory: Path, out: Path) -> None:
     """What a process has of the network, and hears of the other."""
     torch.set_num_threads(1)
-    with group(Rank(rank, 2, rank, 2), lambda: meet_in(out / "meeting", 2)) as both, torch.inference_mode():
+    with (
+        join_process_group(Rank(rank, 2, rank, 2), lambda: file_store(out / "meeting", 2)) as both,
+        torch.inference_mode(),
+    ):
         part = load_shared(directory, Model(dtype="float32"), both, out)
         numbers = sum(getattr(weights, "to_local", lambda w=weights: w)().numel() for weights in part.parameters())
-        told: dict[str, Any] = {"logits": part(IDS).logits, "numbers": numbers, "least": both.least(7 + rank)}
-        told["of_first"] = both.as_first(torch.arange(3) + 10 * rank).tolist()
+        told: dict[str, Any] = {"logits": part(IDS).logits, "numbers": numbers, "least": both.min(7 + rank)}
+        told["of_first"] = both.broadcast(torch.arange(3) + 10 * rank).tolist()
     torch.save(told, out / f"{rank}.pt")
 
 

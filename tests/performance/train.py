@@ -128,8 +128,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 
     prepare_process()
 
-    from codetune.launch.process_group import SOLO
-    from codetune.model.load import choose_device
+    from codetune.launch.devices import choose_device
+    from codetune.launch.process_group import SINGLE_PROCESS
     from codetune.project.sections import Model, Project, Training
     from codetune.training.arguments import training_arguments
     from codetune.training.build_model import make_ready, material_for
@@ -153,10 +153,10 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         token_cache = write_token_cache(rows_of(size, given.steps, given.data), directory / "tokens")
         network = network_of(size, given.method, device)
         model = make_ready(network, project, size.dtype)  # type: ignore[arg-type]
-        course = Course(settings, directory, {}, given.steps + 1, lambda _: None, SOLO)
+        course = Course(settings, directory, {}, given.steps + 1, lambda _: None, SINGLE_PROCESS)
         course.begin(None)
         arguments = training_arguments(settings, size.dtype, given.steps + 1, 42, directory, device, {})  # type: ignore[arg-type]
-        material = material_for(model, project, size.dtype, token_cache, SOLO)  # type: ignore[arg-type]
+        material = material_for(model, project, size.dtype, token_cache, SINGLE_PROCESS)  # type: ignore[arg-type]
         if given.variant == ALL_LOGITS:
             material = replace(material, begin=lambda _: plain_losses)
         trainer = ExactTrainer(model, arguments, material, course)

@@ -33,7 +33,8 @@ def measure_trl(size: Size, method: str, steps: int, data: Path) -> dict[str, An
     from transformers import PreTrainedTokenizerFast, TrainerCallback
     from transformers.utils.import_utils import is_flash_attn_2_available
 
-    from codetune.model.load import choose_device, load_tokenizer
+    from codetune.launch.devices import choose_device
+    from codetune.model.load import load_tokenizer
     from codetune.training.flops import Arithmetic
     from tests.performance.train import TOKENIZER
 

@@ -89,7 +89,7 @@ def test_cut_answers_are_counted(project: Path) -> None:
 
 def test_every_process_has_the_threads_of_the_first(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    monkeypatch.setattr("codetune.model.load.use_threads", asked.append)
+    monkeypatch.setattr("codetune.launch.devices.use_threads", asked.append)
     for count in (3, 7):
         monkeypatch.setattr("codetune.stages.row_stage.thread_count", lambda count=count: count)
         assert pipeline.score(context_of(project), ((count - 3) // 4, 2)).rows > 0
