@@ -14,7 +14,7 @@ from codetune.errors import CodetuneError, ModelError
 
 HUB_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "model*.safetensors", "adapter_model.safetensors")
 ENCODER_FILES = ("*.json", "*.txt", "*.model", "*model.safetensors")
-ADAPTER = "adapter_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -53,24 +53,24 @@ def find_encoder(name: str) -> Path:
 
 def model_below(directory: Path) -> Path:
     """The directory of the whole model below adapters; that of a whole model is its own."""
-    while (directory / ADAPTER).is_file():
+    while (directory / ADAPTER_CONFIG).is_file():
         directory = find_model(base_of_adapters(directory))
     return directory
 
 
 def tokenizer_of(directory: Path) -> Path:
     """Where a model's tokenizer lies: adapters as peft saves them have none, and the model below them has one."""
-    while (directory / ADAPTER).is_file() and not any((directory / name).is_file() for name in TOKENIZER_FILES):
+    while (directory / ADAPTER_CONFIG).is_file() and not any((directory / name).is_file() for name in TOKENIZER_FILES):
         directory = find_model(base_of_adapters(directory))
     return directory
 
 
 def base_of_adapters(directory: Path) -> str:
     """The model that adapters belong to: a path or a hub id."""
-    said = read_json(directory / ADAPTER).get("base_model_name_or_path")
+    said = read_json(directory / ADAPTER_CONFIG).get("base_model_name_or_path")
     if not said or not isinstance(said, str) or Path(said).expanduser().resolve() == directory.resolve():
         raise ModelError(
-            f"{directory / ADAPTER} does not say to which model the adapters belong (base_model_name_or_path is "
+            f"{directory / ADAPTER_CONFIG} does not say to which model the adapters belong (base_model_name_or_path is "
             f"{said!r}). Expected: its directory or hub id. Write it there."
         )
     return said
@@ -87,7 +87,7 @@ def conversion_command(directory: Path) -> str:
 
 
 def _require_loadable(directory: Path, name: str) -> None:
-    if (directory / ADAPTER).is_file():
+    if (directory / ADAPTER_CONFIG).is_file():
         _require_adapters(directory, name)
         return
     if not (directory / "config.json").is_file():
@@ -102,8 +102,8 @@ def _require_loadable(directory: Path, name: str) -> None:
 def _require_adapters(directory: Path, name: str) -> None:
     if not (directory / "adapter_model.safetensors").is_file():
         raise ModelError(
-            f"{_shown(name, directory)} has an {ADAPTER} and no adapter_model.safetensors. Expected: both, as peft "
-            "saves them. Copy them there again; adapters in a pickle must be loaded with peft and saved once more."
+            f"{_shown(name, directory)} has an {ADAPTER_CONFIG} and no adapter_model.safetensors. Expected: both, as "
+            "peft saves them. Copy them there again; adapters in a pickle must be loaded with peft and saved once more."
         )
     base = base_of_adapters(directory)
     try:

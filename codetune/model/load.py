@@ -33,7 +33,7 @@ from codetune.data.tokens import adds_bos
 from codetune.errors import ModelError
 from codetune.launch.devices import choose_device
 from codetune.model.attention import FLASH, KERNELS, Site, require_kernel
-from codetune.model.find import ADAPTER, base_of_adapters, find_model, model_below, read_json, tokenizer_of
+from codetune.model.find import ADAPTER_CONFIG, base_of_adapters, find_model, model_below, read_json, tokenizer_of
 from codetune.model.memory import keep_freed_memory
 from codetune.project.sections import ChatFormat, Model, Quantization
 
@@ -93,7 +93,7 @@ def _plain_tokenizer(path: Path, asked: Mapping[str, Any]) -> PreTrainedTokenize
 def load_model(path: Path, model: Model, device: str) -> PreTrainedModel:
     """The network on `device`, in evaluation mode, in `model.dtype`; of adapters the model below them with the adapters
     merged into its weights."""
-    if (path / ADAPTER).is_file():
+    if (path / ADAPTER_CONFIG).is_file():
         from codetune.model.adapt import merge_adapters  # peft takes seconds to load, and few models have adapters
 
         below = load_model(find_model(base_of_adapters(path)), model, device)

@@ -14,7 +14,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from codetune.errors import ModelError
 from codetune.launch.process_group import ProcessGroup
-from codetune.model.find import ADAPTER, model_below
+from codetune.model.find import ADAPTER_CONFIG, model_below
 from codetune.model.load import count_parameters, load_model, load_model_part
 from codetune.project.sections import Model
 
@@ -85,7 +85,7 @@ def must_share(directory: Path, dtype: str, crowd: Crowd, gpus: Gpus | None) -> 
 def load_shared(directory: Path, model: Model, group: ProcessGroup, scratch: Path) -> PreTrainedModel:
     """This process's part of the network. Adapters are merged by the first one, in the CPU's memory, into a copy in
     `scratch` that is gone when all have read it."""
-    adapted, merged = (directory / ADAPTER).is_file(), scratch / "merged"
+    adapted, merged = (directory / ADAPTER_CONFIG).is_file(), scratch / "merged"
     if adapted and group.is_first:
         save_merged(directory, model, merged)
     group.barrier()

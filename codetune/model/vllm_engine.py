@@ -17,7 +17,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
 from codetune.errors import ProjectError
 from codetune.model.decoding import GeneratedText, Request, StopCriteria
-from codetune.model.find import ADAPTER
+from codetune.model.find import ADAPTER_CONFIG
 from codetune.model.sampling import stream_seed
 from codetune.model.tensor_parallel import gpus_for, save_merged, weight_bytes
 from codetune.project.sections import Generation, Model
@@ -88,7 +88,7 @@ def load_vllm(
     """The model in an engine of its own; adapters are merged into a copy that is gone when it is loaded."""
     with tempfile.TemporaryDirectory() as scratch:
         whole = directory
-        if (directory / ADAPTER).is_file():
+        if (directory / ADAPTER_CONFIG).is_file():
             save_merged(directory, model, Path(scratch))
             whole = Path(scratch)
         named = [AutoConfig.from_pretrained(whole, local_files_only=True)]

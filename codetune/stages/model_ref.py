@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from codetune.errors import UsageError
-from codetune.model.find import ADAPTER, base_of_adapters, find_model, tokenizer_of
+from codetune.model.find import ADAPTER_CONFIG, base_of_adapters, find_model, tokenizer_of
 from codetune.project.sections import ChatFormat
 from codetune.stages.resume import RECIPE, TRAINED
 from codetune.stages.status import RunContext, require
@@ -76,7 +76,7 @@ def checkpoint_names(context: RunContext) -> list[str]:
 def model_digest(context: RunContext, directory: Path) -> str:
     """Of all that decides what a model writes; of adapters together with the model below them."""
     own = context.digests.tree(directory)
-    if not (directory / ADAPTER).is_file():
+    if not (directory / ADAPTER_CONFIG).is_file():
         return own
     return combined([own, model_digest(context, find_model(base_of_adapters(directory)))])
 

@@ -15,7 +15,7 @@ from transformers import AutoConfig, PreTrainedModel, TrainingArguments
 from codetune.errors import ModelError, ProjectError
 from codetune.launch.devices import choose_device
 from codetune.model.adapt import adapt
-from codetune.model.find import ADAPTER, model_below
+from codetune.model.find import ADAPTER_CONFIG, model_below
 from codetune.model.load import load_model, load_quantized_model, outline_model
 from codetune.project.sections import Project, Training
 from codetune.training.arguments import Precision
@@ -34,7 +34,7 @@ class Start:
     @property
     def is_cut(self) -> bool:
         """While it is loaded; not where weights are made then: adapters merged into those below them."""
-        return self.strategy in SHARDED and not (self.path / ADAPTER).is_file()
+        return self.strategy in SHARDED and not (self.path / ADAPTER_CONFIG).is_file()
 
     @property
     def handed_out(self) -> bool:

@@ -19,7 +19,7 @@ from codetune.model.attention import set_plain_attention
 from codetune.project.sections import ChatFormat
 from codetune.training.arguments import Precision
 
-ADAPTER = "adapter"
+MERGED_ADAPTERS = "adapter"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def save_trained(
     dtype = getattr(torch, finish.precision)
     try:
         if isinstance(model, PeftModel):
-            _save_adapters(model, saved / ADAPTER if finish.merge else saved, dtype)
+            _save_adapters(model, saved / MERGED_ADAPTERS if finish.merge else saved, dtype)
         if not isinstance(model, PeftModel):
             round_weights(model, dtype)
             model.save_pretrained(saved)
