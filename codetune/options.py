@@ -12,6 +12,7 @@ import typer
 from codetune.errors import UsageError
 from codetune.project.file import read_project
 from codetune.project.sections import PROJECT_FILE, Method, PadMode, Project
+from codetune.text import lone_surrogate
 
 ProjectOption = Annotated[
     Path | None, typer.Option("--project", "-p", metavar="PATH", help=f"The project file; default ./{PROJECT_FILE}.")
@@ -72,5 +73,5 @@ def prompt_flag(instruct: bool | None) -> dict[str, str]:
 def require_unicode(words: Sequence[str]) -> None:
     """What is said is shown again, in documents, locks and errors."""
     for word in words:
-        if any("\ud800" <= character <= "\udfff" for character in word):
+        if lone_surrogate(word) is not None:
             raise UsageError(f"{word!a} is no UTF-8. Expected: names that can be written. Rename the file")

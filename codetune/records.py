@@ -47,6 +47,7 @@ class Example:
     id: str  # 16 hex digits, see `content_id`
     messages: tuple[Message, ...]
     at: str  # "FILE:LINE", or "FILE:row N" where a file has no lines
+    source: str = ""  # the file's name as shown in `at` before the colon, or the name of a data set on the hub
 
     @property
     def instruction(self) -> str:

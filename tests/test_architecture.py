@@ -19,13 +19,14 @@ Node = TypeVar("Node", bound=ast.AST)
 PACKAGE = Path(__file__).resolve().parents[1] / "codetune"
 
 # Room -> what it may import, rooms by their names below `codetune`. A room is a package or a module.
-_NOUNS = ("project", "records", "errors")
+_NOUNS = ("project", "records", "errors", "text")
 _ENGINES = ("selection", "training", "benchmark", "sandbox", "model", "data")
 MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "": (),
     "errors": (),
+    "text": (),
     "records": ("errors",),
-    "project": ("errors",),
+    "project": ("errors", "text"),
     "console": ("records", "errors"),
     "data": _NOUNS,
     "store": ("", "data", *_NOUNS),
@@ -90,6 +91,7 @@ ROOMS_WITHOUT_TORCH = (
     "store",
     "records",
     "errors",
+    "text",
     "console",
     "options",
     "cli",

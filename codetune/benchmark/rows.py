@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from codetune.errors import DataError
+from codetune.text import lone_surrogate
 
 
 def read_rows(path: Path, expected: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -35,13 +36,11 @@ def read_rows(path: Path, expected: str) -> Iterator[tuple[str, dict[str, Any]]]
 
 def require_unicode(place: str, key: str, text: str) -> None:
     """JSON can say half of a surrogate pair, which no file, terminal or tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as why:
+    if (index := lone_surrogate(text)) is not None:
         raise DataError(
-            f"{place}: {key} is {text[:60]!a}, which is no text: character {why.start + 1} is half of a surrogate "
+            f"{place}: {key} is {text[:60]!a}, which is no text: character {index + 1} is half of a surrogate "
             "pair. Expected: Unicode. Mend the line."
-        ) from why
+        )
 
 
 def _text_of(path: Path, expected: str) -> str:

@@ -17,6 +17,7 @@ from jinja2.exceptions import TemplateError
 from codetune.errors import ModelError
 from codetune.project.sections import ChatFormat
 from codetune.records import Message
+from codetune.text import first_line
 
 Span = tuple[int, int]  # characters [start, end)
 
@@ -172,7 +173,7 @@ def _converse_by_template(messages: Sequence[Message], tokenizer: ChatTokenizer)
             if message.role == "assistant"
         }
     except TemplateError as why:
-        return f"the tokenizer's chat template refuses it: {str(why).partition(chr(10))[0]}"
+        return f"the tokenizer's chat template refuses it: {first_line(why)}"
     except ValueError as why:  # how transformers says that there is none
         raise ModelError(
             "The model's tokenizer has no chat template, and model.chat_format says `tokenizer`. Expected: an instruct "

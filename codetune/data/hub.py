@@ -17,6 +17,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
 from codetune.errors import CodetuneError, DataError, ModelError
+from codetune.text import first_line
 
 ANSWER_SECONDS = 4.0  # the whole refusal is promised within five
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -38,7 +39,7 @@ def hub_snapshot(name: str, kind: Literal["model", "dataset"], patterns: Sequenc
         return Path(snapshot_download(name, repo_type=kind, allow_patterns=allowed))
     except (OSError, TransportError) as why:
         raise CodetuneError(
-            f"The download of the {kind} {name} from the hub broke off ({type(why).__name__}: {_first_line(why)}). "
+            f"The download of the {kind} {name} from the hub broke off ({type(why).__name__}: {first_line(why)}). "
             "What has arrived is kept: run the same command again."
         ) from why
 
@@ -86,10 +87,6 @@ def _require_known(name: str, kind: Literal["model", "dataset"]) -> None:
             f"a {kind} on the hub. Mend the name, or log in where it is private: hf auth login"
         )
     raise OWN_MISTAKE[kind](
-        f"{missing}, and the hub cannot be asked ({type(failure).__name__}: {_first_line(failure)}). Expected: a local "
+        f"{missing}, and the hub cannot be asked ({type(failure).__name__}: {first_line(failure)}). Expected: a local "
         f"path, or a network. Name a local path, or where there is a network: hf download --repo-type {kind} {name}"
     )
-
-
-def _first_line(why: Exception) -> str:
-    return str(why).partition("\n")[0]

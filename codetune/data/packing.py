@@ -1,137 +1,144 @@
-"""How the samples of an optimizer step become micro-batches and rows, from their lengths alone (method.md, section 2).
+"""The lengths of an optimizer step's samples -> micro-batches for each process, and the rows of a micro-batch
+(method.md, section 2). Works on lengths in tokens alone; tensors are made by `training/collate.py`.
 
-    max_length    each sample fills a row of the maximum length          a a a . . . . .
+    max_length    each sample in a row of the maximum length             a a a . . . . .
                                                                          b b . . . . . .
     dynamic_pad   rows as long as the micro-batch's longest sample       a a a
                                                                          b b .
     paper_pack    sorted by length, end to end in rows of at most the    b b a a a
                   maximum length, padded to the longest of these rows    c c c c .
-    dynamic_pack  one flat row, end to end, nothing padded               a a a b b c c c c
+    dynamic_pack  one flat row, end to end, without padding              a a a b b c c c c
 
-Which samples share a micro-batch does not change what is learned: the loss is the mean over the step's answer tokens.
+Which samples share a micro-batch does not change the loss: it is the mean over all answer tokens of the step.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from codetune.project.sections import PadMode
 
-MicroBatch = tuple[int, ...]  # positions among the step's samples
+MicroBatch = tuple[int, ...]  # indices into the step's samples
 PACKED: tuple[PadMode, ...] = ("dynamic_pack", "paper_pack")
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatchPlan:
-    """Who gets what of a step, and in how many micro-batches."""
+    """How a step is split: into micro-batches of about this many samples, for this many data-parallel processes."""
 
     pad_mode: PadMode
     samples_per_micro_batch: int
     processes: int
     sort_in_step: bool
-    width: int  # of the model: its hidden size
+    hidden_size: int  # of the model
 
 
 @dataclass(frozen=True, slots=True)
 class PackedRow:
-    """Samples that stand end to end, and the padding behind them."""
+    """Samples that stand end to end in one row, as indices into the micro-batch, and the padding tokens after them."""
 
     samples: tuple[int, ...]
     padding: int
 
 
-def split(lengths: Sequence[int], plan_of_batches: MicroBatchPlan) -> tuple[tuple[MicroBatch, ...], ...]:
-    """The micro-batches of each process: as many for one as for another, some empty where samples are few.
+def split_into_micro_batches(lengths: Sequence[int], plan: MicroBatchPlan) -> tuple[tuple[MicroBatch, ...], ...]:
+    """The micro-batches of each process: the same number for all, some of them empty where samples are few.
 
-    `dynamic_pack` balances them by cost, so that no process waits and none holds much more than another. The others
-    keep the drawn order (longest first with `sort_in_step`) and split micro-batches in turn, as is usual.
+    `dynamic_pack` balances micro-batches and processes by `sample_cost`. The other modes keep the drawn order (longest
+    first with `sort_in_step`) and give the micro-batches to the processes in turn.
 
-    >>> [split([5, 5, 1, 1], MicroBatchPlan(mode, 2, 1, False, 64)) for mode in ("dynamic_pad", "dynamic_pack")]
+    >>> modes = ("dynamic_pad", "dynamic_pack")
+    >>> [split_into_micro_batches([5, 5, 1, 1], MicroBatchPlan(mode, 2, 1, False, 64)) for mode in modes]
     [(((0, 1), (2, 3)),), (((0, 2), (1, 3)),)]
     """
-    processes = plan_of_batches.processes
-    each = -(-len(lengths) // (processes * plan_of_batches.samples_per_micro_batch))
-    if plan_of_batches.pad_mode == "dynamic_pack":
-        dealt = _balanced([cost(length, plan_of_batches.width) for length in lengths], each * processes)
-        # Every other round the other way about, so that the heavier micro-batch is not always the same process's.
-        rounds = [dealt[start : start + processes] for start in range(0, len(dealt), processes)]
-        turns = [group[:: -1 if number % 2 else 1] for number, group in enumerate(rounds)]
+    rounds = -(-len(lengths) // (plan.processes * plan.samples_per_micro_batch))
+    if plan.pad_mode == "dynamic_pack":
+        costs = [sample_cost(length, plan.hidden_size) for length in lengths]
+        batches = _balanced(costs, rounds * plan.processes)
     else:
-        order = _longest_first(lengths) if plan_of_batches.sort_in_step else list(range(len(lengths)))
-        cuts = [-(-len(order) * number // (each * processes)) for number in range(each * processes + 1)]
-        groups = [tuple(order[start:end]) for start, end in pairwise(cuts)]
-        groups.sort(key=lambda group: not group)  # the empty ones last
-        turns = [groups[start : start + processes] for start in range(0, len(groups), processes)]
-    return tuple(tuple(group[process] for group in turns) for process in range(processes))
+        order = _longest_first(lengths) if plan.sort_in_step else range(len(lengths))
+        batches = _even_parts(order, rounds * plan.processes)
+    turns = [batches[start : start + plan.processes] for start in range(0, len(batches), plan.processes)]
+    if plan.pad_mode == "dynamic_pack":
+        # Every other round is reversed, so that the heaviest micro-batch of a round is not always the same process's.
+        turns[1::2] = [turn[::-1] for turn in turns[1::2]]
+    return tuple(tuple(turn[process] for turn in turns) for process in range(plan.processes))
 
 
-def cost(length: int, width: int) -> int:
-    """What a sample costs to train on, in units of a twelfth of `width`-th of a token: the linear layers of a
-    transformer need some 24 * width**2 operations a token, its causal attention 2 * width * length.
+def sample_cost(length: int, hidden_size: int) -> int:
+    """Training cost of a sample, in units of 1 / (12 * hidden_size) of a token's cost in the linear layers.
 
-    >>> cost(2048, 4096) / cost(1024, 4096)  # little more than twice
+    A transformer layer needs about 24 * hidden_size**2 operations a token in its linear layers, and
+    2 * hidden_size * length in causal attention.
+
+    >>> sample_cost(2048, 4096) / sample_cost(1024, 4096)  # little more than twice
     2.0408163265306123
     """
-    return 12 * width * length + length * length
+    return 12 * hidden_size * length + length * length
 
 
 def pack(lengths: Sequence[int], pad_mode: PadMode, max_length: int) -> tuple[PackedRow, ...]:
-    """The rows of one micro-batch. Those of `dynamic_pack` have nothing between them: they are one row to the model.
+    """The rows of one micro-batch. The model sees the rows of `dynamic_pack` as one row, end to end.
 
     >>> pack([3, 2, 4], "paper_pack", 6)
     (PackedRow(samples=(1, 0), padding=0), PackedRow(samples=(2,), padding=1))
     """
     match pad_mode:
         case "max_length":
-            return tuple(PackedRow((at,), max_length - length) for at, length in enumerate(lengths))
+            return tuple(PackedRow((index,), max_length - length) for index, length in enumerate(lengths))
         case "dynamic_pad":
             longest = max(lengths)
-            return tuple(PackedRow((at,), longest - length) for at, length in enumerate(lengths))
+            return tuple(PackedRow((index,), longest - length) for index, length in enumerate(lengths))
         case "dynamic_pack":
-            return tuple(PackedRow(row, 0) for row in _next_fit(lengths, range(len(lengths)), max_length))
+            return tuple(PackedRow(tuple(row), 0) for row in next_fit(lengths, max_length))
         case "paper_pack":
-            shortest_first = sorted(range(len(lengths)), key=lambda at: lengths[at])
-            rows = _next_fit(lengths, shortest_first, max_length)
-            filled = [sum(lengths[at] for at in row) for row in rows]
-            return tuple(PackedRow(row, max(filled) - tokens) for row, tokens in zip(rows, filled, strict=True))
+            shortest_first = sorted(range(len(lengths)), key=lambda index: lengths[index])
+            ordered = [lengths[index] for index in shortest_first]
+            rows = next_fit(ordered, max_length)
+            filled = [sum(ordered[row.start : row.stop]) for row in rows]
+            return tuple(
+                PackedRow(tuple(shortest_first[row.start : row.stop]), max(filled) - tokens)
+                for row, tokens in zip(rows, filled, strict=True)
+            )
 
 
-def tokens_seen(lengths: Sequence[int], pad_mode: PadMode, max_length: int) -> int:
-    """Tokens of one micro-batch as the model sees it, padding included.
+def next_fit(lengths: Iterable[int], capacity: int) -> list[range]:
+    """Next-fit bin packing: the items in their order, a new bin begun whenever the next item does not fit into the
+    current one. A bin is a range of indices. An item longer than `capacity` gets a bin of its own.
 
-    >>> [tokens_seen([3, 2, 4], mode, 8) for mode in ("max_length", "dynamic_pad", "paper_pack", "dynamic_pack")]
-    [24, 12, 10, 9]
+    >>> next_fit([3, 4, 9, 1], 8)
+    [range(0, 2), range(2, 3), range(3, 4)]
     """
-    return sum(lengths) + sum(stretch.padding for stretch in pack(lengths, pad_mode, max_length))
+    starts, filled, index = [], 0, -1
+    for index, length in enumerate(lengths):
+        if index == 0 or filled + length > capacity:
+            starts.append(index)
+            filled = 0
+        filled += length
+    return [range(start, end) for start, end in pairwise([*starts, index + 1])]
 
 
 def _balanced(costs: Sequence[int], count: int) -> list[MicroBatch]:
-    """Dealt longest first to whichever has the least so far; the heaviest group first. Two of them differ by the cost
-    of one sample at most, and each keeps its samples in the drawn order."""
-    lightest = [(0, group) for group in range(count)]
-    groups: list[list[int]] = [[] for _ in range(count)]
-    for position in _longest_first(costs):
-        load, group = heapq.heappop(lightest)
-        groups[group].append(position)
-        heapq.heappush(lightest, (load + costs[position], group))
-    return [tuple(sorted(groups[group])) for _, group in sorted(lightest, key=lambda entry: (-entry[0], entry[1]))]
+    """`count` micro-batches, most expensive first, each in the drawn order: every sample, longest first, goes to the
+    micro-batch that is cheapest so far (the LPT rule; Graham 1969). Two of them differ by at most one sample's cost."""
+    cheapest = [(0, batch) for batch in range(count)]
+    batches: list[list[int]] = [[] for _ in range(count)]
+    for index in _longest_first(costs):
+        cost, batch = heapq.heappop(cheapest)
+        batches[batch].append(index)
+        heapq.heappush(cheapest, (cost + costs[index], batch))
+    return [tuple(sorted(batches[batch])) for _, batch in sorted(cheapest, key=lambda entry: (-entry[0], entry[1]))]
+
+
+def _even_parts(order: Sequence[int], count: int) -> list[MicroBatch]:
+    """`order` cut into `count` parts whose sizes differ by at most one; empty parts last."""
+    cuts = [-(-len(order) * number // count) for number in range(count + 1)]
+    parts = [tuple(order[start:end]) for start, end in pairwise(cuts)]
+    return sorted(parts, key=lambda part: not part)
 
 
 def _longest_first(lengths: Sequence[int]) -> list[int]:
-    return sorted(range(len(lengths)), key=lambda position: (-lengths[position], position))
-
-
-def _next_fit(lengths: Sequence[int], order: Sequence[int], max_length: int) -> list[tuple[int, ...]]:
-    """Samples in `order`, a new row begun whenever the next one no longer fits; no row is looked at again."""
-    rows: list[list[int]] = []
-    room = 0
-    for at in order:
-        if lengths[at] > room:
-            rows.append([])
-            room = max_length
-        rows[-1].append(at)
-        room -= lengths[at]
-    return [tuple(row) for row in rows]
+    return sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))

@@ -19,6 +19,7 @@ from codetune.data.files import DATA_SUFFIXES, Row, data_suffix, read_json_rows
 from codetune.errors import DataError
 from codetune.project.sections import Dataset
 from codetune.records import Example, Message, Refusal, Role, content_id
+from codetune.text import lone_surrogate
 
 ROLES = get_args(Role)
 WHOLE_SPLIT = "train"  # the default; what files are
@@ -177,7 +178,7 @@ def _read_row(row: Row, dataset: Dataset) -> Example | Refusal:
         messages = f"no column {absent}"
     if isinstance(messages, str):
         return Refusal(None, messages, row.at)
-    if not all(_is_unicode(message.content) for message in messages):
+    if any(lone_surrogate(message.content) is not None for message in messages):
         return Refusal(None, "text is not valid Unicode", row.at)
     example = Example(content_id(messages), messages, row.at)
     fault = _fault(example)
@@ -219,11 +220,6 @@ def _fault(example: Example) -> str | None:
     if not any(message.content.strip() for message in example.messages if message.role == "user"):
         return "empty instruction"
     return None
-
-
-def _is_unicode(text: str) -> bool:
-    # A lone surrogate is legal JSON, but no tokenizer and no UTF-8 file takes it.
-    return not any("\ud800" <= letter <= "\udfff" for letter in text) if not text.isascii() else True
 
 
 class _Seen:

@@ -13,6 +13,7 @@ import pyarrow.parquet
 from codetune.data.files import Row
 from codetune.data.hub import hub_snapshot, is_hub_id
 from codetune.errors import DataError
+from codetune.text import first_line
 
 BATCH_ROWS = 1024
 
@@ -50,6 +51,6 @@ def read_hub_rows(snapshot: Path, name: str, split: str) -> Iterator[Row]:
             yield Row(f"{name}:row ", number, value)
     except (ValueError, datasets.exceptions.DatasetsError, pyarrow.ArrowException, OSError) as why:
         raise DataError(
-            f"The split {split} of {name} cannot be read ({str(why).partition(chr(10))[0]}). Expected: a split that "
+            f"The split {split} of {name} cannot be read ({first_line(why)}). Expected: a split that "
             "the data set has. Set dataset.split, or name a file of the data set."
         ) from why

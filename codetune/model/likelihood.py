@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from codetune.data.packing import next_fit
 from codetune.data.tokens import Span
 from codetune.errors import ModelError
 from codetune.model.attention import KERNELS, Site, flat_row, kernel_for, require_kernel
@@ -60,7 +61,7 @@ class CausalScorer:
         results: list[float | None] = [None] * len(spans)
         lengths = [len(span.tokens) for span in spans]
         budget = self._budget
-        for members in flat_passes(lengths, budget) if self._flat else padded_passes(lengths, budget, self._padded):
+        for members in next_fit(lengths, budget) if self._flat else padded_passes(lengths, budget, self._padded):
             values = self._nll_or_halves([spans[index] for index in members])
             for index, value in zip(members, values, strict=True):
                 results[index] = value
@@ -160,23 +161,6 @@ def padded_passes(lengths: Sequence[int], budget: int, padded: Callable[[int], i
     for length, members in buckets.items():
         size = max(1, budget // length)
         passes += [members[first : first + size] for first in range(0, len(members), size)]
-    return passes
-
-
-def flat_passes(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """The places of spans in their order, as many at once as the budget has room for.
-
-    >>> flat_passes([3, 4, 9, 1], 8)
-    [[0, 1], [2], [3]]
-    """
-    passes: list[list[int]] = []
-    room = 0
-    for index, length in enumerate(lengths):
-        if length > room:
-            passes.append([])
-            room = budget
-        passes[-1].append(index)
-        room -= length
     return passes
 
 

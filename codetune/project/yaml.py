@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from codetune.errors import ProjectError
+from codetune.text import first_line, lone_surrogate
 
 Key = tuple[str | int, ...]  # ("train", "epochs"), or ("evaluate", "k", 0) for an item of a list
 
@@ -34,7 +35,7 @@ def read_file(path: Path) -> Reading:
         line = why.problem_mark.line + 1 if why.problem_mark else 1
         raise ProjectError(f"{path}:{line}: not YAML: {why.problem}. Correct that line") from None
     except yaml.YAMLError as why:
-        problem = str(why).partition("\n")[0]
+        problem = first_line(why)
         raise ProjectError(f"{path}: not YAML: {problem}. Save it as plain text") from None
     except RecursionError:
         raise ProjectError(f"{path}: nested too deep; expected at most three levels of keys") from None
@@ -77,9 +78,6 @@ def _read_text(path: Path) -> str:
         raise ProjectError(f"{path}: not UTF-8 at byte {why.start}. Save it as UTF-8 text") from None
 
 
-_HALF = re.compile("[\ud800-\udfff]")  # half a character, as the escape "\\ud800" gives: no text
-
-
 class _StrictLoader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own shape
 
@@ -105,7 +103,7 @@ def _build(node: yaml.Node, key: Key, source: str, reading: Reading) -> Any:
     data: dict[str, Any] = {}
     for name_node, child in node.value:
         place = _place(name_node, source)
-        if not isinstance(name_node, yaml.ScalarNode) or _HALF.search(_joined(name_node.value)):
+        if not isinstance(name_node, yaml.ScalarNode) or lone_surrogate(_joined(name_node.value)) is not None:
             reading.mistakes.append(f"{place}: a key that is no word; put quotes around text that holds braces")
             continue
         name = _joined(name_node.value)
@@ -137,7 +135,7 @@ def _scalar(node: yaml.Node, place: str, reading: Reading) -> Any:
     """A scalar's value. PyYAML's own constructors read `012` as octal and `1_000` as a number; these do not."""
     kind = node.tag.rpartition(":")[2]
     text = _joined(node.value)
-    if kind == "str" and not _HALF.search(text):
+    if kind == "str" and lone_surrogate(text) is None:
         return text
     if kind == "null":
         return None

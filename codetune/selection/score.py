@@ -14,6 +14,7 @@ from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
+from codetune.data.packing import next_fit
 from codetune.data.tokens import ScoringTokens, Span, scoring_tokens
 from codetune.project.sections import Scoring
 from codetune.records import Example, Refusal, Score
@@ -114,14 +115,8 @@ def estimated_tokens(example: Example, max_length: int) -> int:
 
 
 def _cut_by_budget(window: Sequence[Example], tokens_per_batch: int, max_length: int) -> Iterator[Sequence[Example]]:
-    first, tokens = 0, 0
-    for index, example in enumerate(window):
-        estimate = estimated_tokens(example, max_length)
-        if index > first and tokens + estimate > tokens_per_batch:
-            yield window[first:index]
-            first, tokens = index, 0
-        tokens += estimate
-    yield window[first:]
+    tokens = [estimated_tokens(example, max_length) for example in window]
+    return (window[block.start : block.stop] for block in next_fit(tokens, tokens_per_batch))
 
 
 def _score(

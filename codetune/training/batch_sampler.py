@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from codetune.data.packing import MicroBatchPlan, split
+from codetune.data.packing import MicroBatchPlan, split_into_micro_batches
 from codetune.project.sections import Training
 from codetune.training.token_cache import Sample, TokenCache
 
@@ -60,5 +60,5 @@ class Share:
 
     def __getitems__(self, rows: Sequence[int]) -> list[list[Sample]]:
         """What torch's loader calls with everything that the plan yielded at once."""
-        batches = split(self._corpus.lengths(rows), self._micro_batch_plan)[self._rank]
+        batches = split_into_micro_batches(self._corpus.lengths(rows), self._micro_batch_plan)[self._rank]
         return [[self._corpus[rows[position]] for position in batch] for batch in batches]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from codetune.data.packing import MicroBatchPlan, cost, pack, split, tokens_seen
+from codetune.data.packing import MicroBatchPlan, next_fit, pack, sample_cost, split_into_micro_batches
 from codetune.data.source import read_examples
 from codetune.data.tokens import TrainingTokens, training_tokens
 from codetune.model.load import load_tokenizer
@@ -22,37 +23,42 @@ MODES = ["max_length", "dynamic_pad", "paper_pack", "dynamic_pack"]
 PROCESSES = st.integers(1, 5)
 
 
-def plan_of_batches(mode: str, samples: int, processes: int = 1, sort: bool = False, width: int = 8) -> MicroBatchPlan:
-    return MicroBatchPlan(mode, samples, processes, sort, width)
+def plan(mode: str, samples: int, processes: int = 1, sort: bool = False, hidden_size: int = 8) -> MicroBatchPlan:
+    return MicroBatchPlan(mode, samples, processes, sort, hidden_size)
+
+
+def tokens_seen(lengths: Sequence[int], mode: str, max_length: int) -> int:
+    """Tokens of one micro-batch as the model sees it, padding included."""
+    return sum(lengths) + sum(row.padding for row in pack(lengths, mode, max_length))
 
 
 @given(LENGTHS, st.integers(1, 9), PROCESSES, st.sampled_from(MODES), st.booleans())
 def test_every_sample_is_in_one_micro_batch_of_one_process(
     lengths: list[int], samples: int, processes: int, mode: str, sort: bool
 ) -> None:
-    dealt = split(lengths, plan_of_batches(mode, samples, processes, sort))
-    assert sorted(at for batches in dealt for batch in batches for at in batch) == list(range(len(lengths)))
+    micro_batches = split_into_micro_batches(lengths, plan(mode, samples, processes, sort))
+    assert sorted(at for batches in micro_batches for batch in batches for at in batch) == list(range(len(lengths)))
     # As many micro-batches for each: ZeRO and FSDP meet in every one of them.
-    assert [len(batches) for batches in dealt] == [-(-len(lengths) // (samples * processes))] * processes
+    assert [len(batches) for batches in micro_batches] == [-(-len(lengths) // (samples * processes))] * processes
     if mode != "dynamic_pack":
-        assert all(len(batch) <= samples for batches in dealt for batch in batches)
+        assert all(len(batch) <= samples for batches in micro_batches for batch in batches)
 
 
 @given(LENGTHS, st.integers(1, 9), PROCESSES, st.sampled_from(MODES), st.booleans())
 def test_no_process_is_idle_while_there_is_a_sample_for_it(
     lengths: list[int], samples: int, processes: int, mode: str, sort: bool
 ) -> None:
-    dealt = split(lengths, plan_of_batches(mode, samples, processes, sort))
-    assert sum(any(batches) for batches in dealt) == min(processes, len(lengths))
+    micro_batches = split_into_micro_batches(lengths, plan(mode, samples, processes, sort))
+    assert sum(any(batches) for batches in micro_batches) == min(processes, len(lengths))
 
 
 @given(LENGTHS, st.integers(1, 9), PROCESSES)
 def test_packed_micro_batches_and_processes_differ_by_the_cost_of_a_sample_at_most(
     lengths: list[int], samples: int, processes: int
 ) -> None:
-    dealt = split(lengths, plan_of_batches("dynamic_pack", samples, processes))
-    costs = [[sum(cost(lengths[at], 8) for at in batch) for batch in batches] for batches in dealt]
-    dearest = max(cost(length, 8) for length in lengths)
+    micro_batches = split_into_micro_batches(lengths, plan("dynamic_pack", samples, processes))
+    costs = [[sum(sample_cost(lengths[at], 8) for at in batch) for batch in batches] for batches in micro_batches]
+    dearest = max(sample_cost(length, 8) for length in lengths)
     each = [value for batches in costs for value in batches]
     assert max(each) - min(each) <= dearest
     totals = [sum(batches) for batches in costs]
@@ -62,24 +68,24 @@ def test_packed_micro_batches_and_processes_differ_by_the_cost_of_a_sample_at_mo
 def test_real_lengths_are_balanced_to_a_part_in_a_hundred() -> None:
     # Lengths as of instruction data, 512 samples a step, on 8 processes of 4 micro-batches each.
     lengths = np.random.default_rng(0).lognormal(5.9, 0.7, 512).clip(20, 2048).astype(int).tolist()
-    dealt = split(lengths, plan_of_batches("dynamic_pack", 16, 8, width=4096))
-    tokens = [sum(lengths[at] for at in batch) for batches in dealt for batch in batches]
+    micro_batches = split_into_micro_batches(lengths, plan("dynamic_pack", 16, 8, hidden_size=4096))
+    tokens = [sum(lengths[at] for at in batch) for batches in micro_batches for batch in batches]
     assert max(tokens) < 1.01 * sum(tokens) / len(tokens)
 
 
 def test_a_long_sample_costs_more_than_its_tokens() -> None:
     # attention: 12 * 8 * 40 + 40^2 = 5440 against 2 * (12 * 8 * 20 + 20^2) = 4640
-    assert (cost(40, 8), 2 * cost(20, 8)) == (5440, 4640)
+    assert (sample_cost(40, 8), 2 * sample_cost(20, 8)) == (5440, 4640)
     # By tokens alone the last one would go to the first, as 40 = 20 + 20.
-    assert split([40, 20, 20, 3], plan_of_batches("dynamic_pack", 2)) == (((0,), (1, 2, 3)),)
+    assert split_into_micro_batches([40, 20, 20, 3], plan("dynamic_pack", 2)) == (((0,), (1, 2, 3)),)
 
 
 @pytest.mark.parametrize("mode", ["max_length", "dynamic_pad", "paper_pack"])
-def test_others_keep_the_drawn_order_and_are_dealt_in_turn(mode: str) -> None:
+def test_other_modes_keep_the_drawn_order_and_give_micro_batches_to_processes_in_turn(mode: str) -> None:
     lengths = [9, 1, 5, 2, 7]
-    assert split(lengths, plan_of_batches(mode, 2)) == (((0, 1), (2, 3), (4,)),)
-    assert split(lengths, plan_of_batches(mode, 1, 2)) == (((0,), (2,), (4,)), ((1,), (3,), ()))
-    assert split(lengths, plan_of_batches(mode, 2, sort=True)) == (((0, 4), (2, 3), (1,)),)
+    assert split_into_micro_batches(lengths, plan(mode, 2)) == (((0, 1), (2, 3), (4,)),)
+    assert split_into_micro_batches(lengths, plan(mode, 1, 2)) == (((0,), (2,), (4,)), ((1,), (3,), ()))
+    assert split_into_micro_batches(lengths, plan(mode, 2, sort=True)) == (((0, 4), (2, 3), (1,)),)
 
 
 @given(LENGTHS, st.sampled_from(MODES))
@@ -107,6 +113,24 @@ def test_packing_pads_nothing_and_padding_never_loses_a_token(lengths: list[int]
 def test_tokens_seen_by_hand(mode: str, seen: int) -> None:
     # rows of 5, 3 and 1 tokens: 3 x 8; 3 x 5; 1 + 3 and 5, so 2 x 5; 5 + 3 + 1
     assert tokens_seen([5, 3, 1], mode, 8 if mode != "paper_pack" else 5) == seen
+
+
+@pytest.mark.parametrize(
+    ("mode", "seen"), [("max_length", 24), ("dynamic_pad", 12), ("paper_pack", 10), ("dynamic_pack", 9)]
+)
+def test_paper_pack_pads_to_the_longest_of_its_rows(mode: str, seen: int) -> None:
+    # rows of 3, 2 and 4 tokens: 3 x 8; 3 x 4; 2 + 3 and 4, so 2 x 5 (maximum length 8); 3 + 2 + 4
+    assert tokens_seen([3, 2, 4], mode, 8) == seen
+
+
+@given(st.lists(st.integers(1, 60), max_size=40), st.integers(1, 50))
+def test_next_fit_begins_a_bin_only_where_the_next_item_does_not_fit(lengths: list[int], capacity: int) -> None:
+    bins = next_fit(iter(lengths), capacity)
+    assert [index for one in bins for index in one] == list(range(len(lengths)))
+    filled = [sum(lengths[one.start : one.stop]) for one in bins]
+    assert all(tokens <= capacity or len(one) == 1 for one, tokens in zip(bins, filled, strict=True))
+    next_items = [lengths[one.start] for one in bins[1:]]
+    assert all(tokens + item > capacity for tokens, item in zip(filled, next_items, strict=False))
 
 
 def test_the_papers_rows_are_filled_shortest_first_and_never_looked_at_again() -> None:

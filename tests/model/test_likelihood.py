@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MambaConfig, PreTrainedModel
 
+from codetune.data.packing import next_fit
 from codetune.data.tokens import Span
 from codetune.errors import ModelError
 from codetune.model.attention import SEGMENTED, VARLEN, Site
@@ -22,7 +23,6 @@ from codetune.model.likelihood import (
     CausalScorer,
     bucket,
     find_tokens_per_pass,
-    flat_passes,
     padded_passes,
     set_attention,
 )
@@ -148,12 +148,12 @@ def test_every_span_is_in_one_pass_and_a_pass_keeps_to_the_budget(lengths: list[
     def padded(lengths: list[int], budget: int) -> list[list[int]]:
         return padded_passes(lengths, budget, bucket)
 
-    for plan, room in ((flat_passes, lambda length: length), (padded, bucket)):
+    for plan, room in ((next_fit, lambda length: length), (padded, bucket)):
         passes = plan(lengths, budget)
         assert sorted(index for members in passes for index in members) == list(range(len(lengths)))
         for members in passes:
             assert sum(room(lengths[index]) for index in members) <= budget or len(members) == 1
-    assert [index for members in flat_passes(lengths, budget) for index in members] == list(range(len(lengths)))
+    assert [index for members in next_fit(lengths, budget) for index in members] == list(range(len(lengths)))
     for members in padded(lengths, budget):
         assert len({bucket(lengths[index]) for index in members}) == 1
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from codetune.data.packing import MicroBatchPlan, split
+from codetune.data.packing import MicroBatchPlan, split_into_micro_batches
 from codetune.training.collate import Collator
 from codetune.training.token_cache import Sample
 
@@ -32,7 +32,8 @@ SAMPLES = [
 
 def collated(mode: str, per_micro_batch: int = 2, *, isolated: bool = True, processes: int = 1) -> list[dict[str, Any]]:
     """The step of `SAMPLES` as each process has it."""
-    dealt = split([len(one) for one in SAMPLES], MicroBatchPlan(mode, per_micro_batch, processes, False, 64))
+    plan = MicroBatchPlan(mode, per_micro_batch, processes, False, 64)
+    dealt = split_into_micro_batches([len(one) for one in SAMPLES], plan)
     collator = Collator(mode, 40, isolated, 2)
     return [collator([[SAMPLES[at] for at in batch] for batch in batches]) for batches in dealt]
 
