@@ -19,7 +19,7 @@ from codetune.stages.resume import begun_otherwise, training_place
 from codetune.stages.stage import StageResult
 from codetune.stages.status import RowStage, RunContext, State, dataset_is_here, settings_of, stage_status
 from codetune.store.block_log import read_logs
-from codetune.store.run_directory import Manifest, manifest_path, read_manifest
+from codetune.store.manifest import Manifest, manifest_path, read_manifest
 
 if TYPE_CHECKING:
     from codetune.benchmark.evaluate import Report

@@ -22,7 +22,7 @@ from codetune.demo.world import SHIPPED_BASE
 from codetune.errors import InputError
 from codetune.project.file import commented_yaml
 from codetune.project.sections import PROJECT_FILE
-from codetune.store.run_directory import write_lines, write_text
+from codetune.store.files import write_lines, write_text
 
 SEED = 42
 BATCH, STEPS = 32, 2400

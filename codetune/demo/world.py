@@ -19,7 +19,7 @@ from codetune.errors import InputError
 from codetune.project.file import commented_yaml
 from codetune.project.sections import PROJECT_FILE
 from codetune.records import Message, content_id
-from codetune.store.run_directory import write_lines, write_text
+from codetune.store.files import write_lines, write_text
 
 DATA_FILE, BENCHMARK_FILE, BASE_DIRECTORY = "data.jsonl", "benchmark.jsonl", "base"
 SHIPPED_BASE = Path(__file__).parent / "base"

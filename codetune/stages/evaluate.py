@@ -25,7 +25,9 @@ from codetune.stages.model_ref import model_ref as model_ref
 from codetune.stages.stage import StageOutput, StageResult, already, seal_artefact
 from codetune.stages.status import Recipe, RunContext, differing_settings, settings_of
 from codetune.store.block_log import LineLog, open_parts
-from codetune.store.run_directory import Manifest, locked, read_manifest, remove, write_lines, write_text
+from codetune.store.files import remove, write_lines, write_text
+from codetune.store.locks import locked
+from codetune.store.manifest import Manifest, read_manifest
 
 if TYPE_CHECKING:
     from codetune.benchmark.evaluate import Report

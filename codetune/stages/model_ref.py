@@ -15,7 +15,7 @@ from codetune.model.find import ADAPTER_CONFIG, base_of_adapters, find_model, to
 from codetune.project.sections import ChatFormat
 from codetune.stages.resume import RECIPE, TRAINED
 from codetune.stages.status import RunContext, require
-from codetune.store.run_directory import combined
+from codetune.store.digests import combined
 from codetune.training.checkpoint import sealed_checkpoints
 
 Kind = Literal["completion", "chat"]

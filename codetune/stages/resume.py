@@ -15,7 +15,9 @@ from codetune import console
 from codetune.errors import StaleError
 from codetune.project.sections import free_on_resume
 from codetune.stages.status import Recipe, identity
-from codetune.store.run_directory import Run, read_manifest, remove, write_text
+from codetune.store.files import remove, write_text
+from codetune.store.manifest import read_manifest
+from codetune.store.run_directory import Run
 
 RECIPE = "recipe.json"  # in train/: what its checkpoints are made of
 TRAINED = "codetune.json"  # in a model directory: codetune trained it, so it is prompted in its chat format

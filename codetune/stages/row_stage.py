@@ -22,19 +22,11 @@ from codetune.stages.blocks import Block, Work, do_missing
 from codetune.stages.status import Recipe, RunContext, content_digest, settings_of
 from codetune.store import row_artefacts
 from codetune.store.block_log import Rows, read_logs
-from codetune.store.run_directory import (
-    SHARED,
-    Digests,
-    Run,
-    combined,
-    locked,
-    manifest_path,
-    read_manifest,
-    remove,
-    replacing,
-    waiting,
-    write_text,
-)
+from codetune.store.digests import Digests, combined
+from codetune.store.files import remove, replacing, write_text
+from codetune.store.locks import SHARED, locked, waiting
+from codetune.store.manifest import manifest_path, read_manifest
+from codetune.store.run_directory import Run
 
 if TYPE_CHECKING:
     from codetune.data.tokens import ScoringTokens

@@ -39,20 +39,11 @@ from codetune.stages.status import (
 )
 from codetune.store import row_artefacts
 from codetune.store.block_log import Rows, open_parts
-from codetune.store.run_directory import (
-    SHARED,
-    Digests,
-    Manifest,
-    locked,
-    look_at_run,
-    open_run,
-    read_manifest,
-    remove,
-    replacing,
-    waiting,
-    write_manifest,
-    write_text,
-)
+from codetune.store.digests import Digests
+from codetune.store.files import remove, replacing, write_text
+from codetune.store.locks import SHARED, locked, waiting
+from codetune.store.manifest import Manifest, read_manifest, write_manifest
+from codetune.store.run_directory import inspect_run, open_run
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +77,7 @@ def open_context(project: Project) -> RunContext:
 
 def read_context(project: Project) -> RunContext:
     """For those who only look: makes no run directory."""
-    run = look_at_run(project)
+    run = inspect_run(project)
     return RunContext(project, run, Digests(run))
 
 

@@ -13,7 +13,9 @@ from typing import Any, Literal
 from codetune.data.source import dataset_fingerprint, is_here
 from codetune.errors import StaleError
 from codetune.project.sections import Project, sealing_keys, value_at
-from codetune.store.run_directory import Digests, Manifest, Run, combined, read_manifest
+from codetune.store.digests import Digests, combined
+from codetune.store.manifest import Manifest, read_manifest
+from codetune.store.run_directory import Run
 
 RowStage = Literal["score", "embed", "select", "train"]
 State = Literal["done", "stale", "partial", "missing"]

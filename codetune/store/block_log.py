@@ -23,7 +23,7 @@ import numpy as np
 
 from codetune.data.ids import IdIndex
 from codetune.errors import StaleError
-from codetune.store.run_directory import naming, remove, write_text
+from codetune.store.files import naming, remove, write_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -12,15 +12,19 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from codetune.data.ids import IdIndex, pack_ids, unpack_id
 from codetune.records import Embeddings, Example, Message, Picks, Refusal, Score
-from codetune.stages.blocks import Survey
 from codetune.store.block_log import BlockLog, Rows, read_logs
-from codetune.store.run_directory import Run, remove, replacing
+from codetune.store.files import remove, replacing
+from codetune.store.run_directory import Run
+
+if TYPE_CHECKING:
+    from codetune.stages.blocks import Survey
 
 SPOOL_ROWS = 1000  # rows of a selection held in memory while they are put in order
 

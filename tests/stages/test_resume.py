@@ -11,7 +11,7 @@ from codetune import workflow
 from codetune.errors import StaleError
 from codetune.stages import stage as pipeline
 from codetune.stages.status import stage_status
-from codetune.store.run_directory import read_manifest
+from codetune.store.manifest import read_manifest
 from tests.small_world import context_of, make_small_world, run_codetune
 
 RANDOM = {"select__strategy": "random"}

@@ -17,7 +17,7 @@ import pytest
 from codetune.errors import BusyError
 from codetune.stages import row_stage, stage
 from codetune.stages.status import Recipe
-from codetune.store.run_directory import locked
+from codetune.store.locks import locked
 from tests.small_world import context_of, make_small_world, run_codetune
 
 SMALL = ("--set", "score.tokens_per_batch=128", "--set", "embed.batch_size=4")

@@ -13,7 +13,7 @@ import pytest
 from codetune.errors import DataError, InputError, ModelError, StaleError
 from codetune.stages import stage as pipeline
 from codetune.stages.status import RunContext, stage_status
-from codetune.store.run_directory import read_manifest
+from codetune.store.manifest import read_manifest
 from tests.small_world import context_of, make_small_world, rows, write_rows
 
 

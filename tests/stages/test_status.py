@@ -21,7 +21,10 @@ from codetune.stages.status import (
     settings_of,
     stage_status,
 )
-from codetune.store.run_directory import Digests, Manifest, manifest_path, open_run, write_manifest, write_text
+from codetune.store.digests import Digests
+from codetune.store.files import write_text
+from codetune.store.manifest import Manifest, manifest_path, write_manifest
+from codetune.store.run_directory import open_run
 
 ROW = '{{"instruction": "Add {0}.", "output": "x + {0}"}}\n'
 PROJECT = """\

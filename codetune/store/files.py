@@ -1,0 +1,88 @@
+"""Writes of files that are whole or absent: a temporary name, fsync, then a rename; and removal. The one home of fsync.
+
+A reader, and a process that starts after a crash or a loss of power, sees the old content or the new one and never a
+part of it. Knows nothing of what the files hold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Gives a temporary path beside `target` (a file or a directory), which replaces `target` when the block ends
+    without an error.
+
+    The caller holds the lock of `target`: what a killed process left under the temporary name is removed first.
+    Raises OSError that names `target` where its file system refuses.
+    """
+    yield from _replacing(target, target.with_name(f".{target.name}.tmp"))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a small text file (UTF-8); see `write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replaces a small file. Several processes may write it at once, also on machines that share the directory (their
+    process ids may be equal): the last one wins."""
+    own = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    with contextlib.contextmanager(_replacing)(path, own) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Replaces a text file by `lines`, which are streamed; the caller holds the lock of `path`."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in lines)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Returns when the content of a file, or the entries of a directory, would survive a loss of power (fsync)."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Deletes a file, a link or a directory with all it holds; a path that does not exist is no error."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Adds the file name `path` to an OSError of the block that has none, as those of `write` have."""
+    try:
+        yield
+    except OSError as why:
+        why.filename = why.filename or str(path)
+        raise
+
+
+def _replacing(target: Path, temporary: Path) -> Iterator[Path]:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove(temporary)
+    try:
+        with naming(target):
+            yield temporary
+        for path in [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]:
+            if path.is_file():
+                flush_to_disk(path)
+        if temporary.is_dir():
+            remove(target)
+        temporary.replace(target)
+        flush_to_disk(target.parent)
+    finally:
+        remove(temporary)

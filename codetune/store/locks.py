@@ -1,0 +1,79 @@
+"""Locks of the outputs of a run, so that no two processes make the same output at once.
+
+Each lock is an flock on a file in `<run>/.locks/`: the kernel frees it when its process ends, however that happens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import glob
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from codetune.errors import BusyError
+from codetune.store.run_directory import Run
+
+SHARED = fcntl.LOCK_SH
+
+
+@contextlib.contextmanager
+def waiting(run: Run, output: str, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """Holds the lock of `output` during the block, after waiting until it is free. With `SHARED`, several readers hold
+    it together."""
+    path = run.directory / ".locks" / output
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        fcntl.flock(file, kind)
+        yield
+
+
+@contextlib.contextmanager
+def locked(run: Run, output: str, shard: tuple[int, int] | None) -> Iterator[None]:
+    """Holds the lock of `output` during the block, without waiting. `shard` (index, count) excludes the same shard and
+    every unsharded run of the output; other shards may work beside it.
+
+    Raises BusyError that names the process which holds the lock."""
+    with contextlib.ExitStack() as held:
+        if shard is None:
+            _lock(held, run, output, fcntl.LOCK_EX)
+        else:
+            _lock(held, run, output, fcntl.LOCK_SH)
+            _lock(held, run, f"{output}-{shard[0]}-of-{shard[1]}", fcntl.LOCK_EX)
+        yield
+
+
+def _lock(held: contextlib.ExitStack, run: Run, name: str, kind: int) -> None:
+    path = run.directory / ".locks" / name.replace("/", "-")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = held.enter_context(path.open("a+", encoding="utf-8"))
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BusyError(
+            f"{run.directory}: {name} is being made by {_holder(path)}. Wait for it to end, or end it; then try again"
+        ) from None
+    # The text serves the message above only; the lock itself ends with its process.
+    file.truncate(0)
+    file.write(
+        f"process {os.getpid()} on {os.uname().nodename}, since {time.strftime('%H:%M:%S')}: {_command_line()}\n"
+    )
+    file.flush()
+
+
+def _holder(path: Path) -> str:
+    """What the process that holds this lock at this moment, or the lock of one of its shards, wrote into it."""
+    for candidate in [path, *sorted(path.parent.glob(f"{glob.escape(path.name)}-*-of-*"))]:
+        with candidate.open(encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read().strip() or "another run"
+    return "another run"
+
+
+def _command_line() -> str:
+    return " ".join(["codetune", *sys.argv[1:]])

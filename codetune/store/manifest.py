@@ -1,0 +1,72 @@
+"""Manifests: one JSON file beside each artefact (`<artefact>.seal`) that says what made it, from what, with which
+settings, and what it holds. An artefact counts as finished ("sealed") when its manifest exists; it is written last.
+
+Does not decide whether an artefact is still up to date: `stages.status` compares manifests.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from codetune import __version__
+from codetune.errors import StaleError
+from codetune.store.files import write_text
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The content of a manifest file."""
+
+    stage: str
+    digest: str  # of the artefact
+    rows: int
+    refused: Mapping[str, int]  # reason -> rows
+    inputs: Mapping[str, str]  # name of the input -> digest
+    settings: Mapping[str, Any]  # dotted key -> value
+    overrides: Mapping[str, Any]  # the settings that came by flag
+    seconds: float
+    facts: Mapping[str, Any] = field(default_factory=dict)  # diagnostics of the stage
+    version: str = __version__
+
+
+_FIELD_TYPES: Mapping[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("stage", "digest", "version"), str),
+    **dict.fromkeys(("refused", "inputs", "settings", "overrides", "facts"), dict),
+    "rows": int,
+    "seconds": (int, float),
+}
+
+
+def manifest_path(artefact: Path) -> Path:
+    """The path of the manifest that belongs to `artefact`."""
+    return artefact.with_name(f"{artefact.name}.seal")
+
+
+def write_manifest(artefact: Path, manifest: Manifest) -> None:
+    """Seals `artefact`: replaces its manifest."""
+    write_text(manifest_path(artefact), json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n")
+
+
+def read_manifest(artefact: Path) -> Manifest | None:
+    """The manifest of `artefact`; None where the manifest or the artefact does not exist. Raises StaleError where the
+    manifest is damaged."""
+    try:
+        document = json.loads(manifest_path(artefact).read_text(encoding="utf-8"))
+        if any(not isinstance(document[name], kind) for name, kind in _FIELD_TYPES.items()):
+            raise _damaged(artefact, "a field of another kind than a manifest has")
+        return Manifest(**document) if artefact.exists() else None
+    except FileNotFoundError:
+        return None
+    except ValueError as why:  # not UTF-8, or not JSON
+        raise _damaged(artefact, str(why)) from None
+    except (TypeError, LookupError):
+        raise _damaged(artefact, "other fields than a manifest has") from None
+
+
+def _damaged(artefact: Path, fault: str) -> StaleError:
+    manifest = manifest_path(artefact)
+    return StaleError(f"{manifest} is damaged ({fault}). Remove it, then make {artefact.name} again: rm {manifest}")

@@ -1,0 +1,139 @@
+"""Locks: one process at a time makes an output, and the process that holds a lock is named."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from codetune.errors import BusyError
+from codetune.store.locks import locked, waiting
+from codetune.store.run_directory import Run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path / "run")
+
+
+def test_one_process_holds_an_output_and_a_second_names_it(run: Run) -> None:
+    with held_elsewhere(run, "score", None) as holder, pytest.raises(BusyError, match=rf"process {holder.pid} on "):
+        enter(run, "score", None)
+
+
+def test_the_holder_is_named_alone_whoever_held_it_before(run: Run) -> None:
+    enter(run, "score", None)
+    with locked(run, "score", None), pytest.raises(BusyError) as told:
+        enter(run, "score", None)
+    assert str(told.value).count("process ") == 1
+
+
+def test_a_killed_process_frees_what_it_held(run: Run) -> None:
+    with held_elsewhere(run, "score", None) as holder:
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        enter(run, "score", None)
+
+
+def test_different_outputs_are_made_at_once(run: Run) -> None:
+    with locked(run, "score", None), locked(run, "generate-b-m", None):
+        enter(run, "embed", None)
+
+
+def test_a_lock_is_free_again_after_an_error(run: Run) -> None:
+    with contextlib.suppress(ZeroDivisionError), locked(run, "score", None):
+        raise ZeroDivisionError
+    enter(run, "score", None)
+
+
+@pytest.mark.parametrize("shard", [(0, 2), None])
+def test_a_shard_excludes_its_twin_and_unsharded_runs(shard: tuple[int, int] | None, run: Run) -> None:
+    with held_elsewhere(run, "score", (0, 2)) as holder, pytest.raises(BusyError, match=rf"process {holder.pid} on "):
+        enter(run, "score", shard)
+
+
+@pytest.mark.parametrize("shard", [(1, 2), (0, 3)])
+def test_other_shards_work_beside_it(shard: tuple[int, int], run: Run) -> None:
+    with held_elsewhere(run, "score", (0, 2)):
+        enter(run, "score", shard)
+
+
+def test_an_unsharded_run_excludes_every_shard(run: Run) -> None:
+    with held_elsewhere(run, "score", None) as holder, pytest.raises(BusyError, match=rf"process {holder.pid} on "):
+        enter(run, "score", (0, 2))
+
+
+def test_a_shard_that_still_works_is_named_after_another_has_ended(run: Run) -> None:
+    with held_elsewhere(run, "score", (0, 2)) as holder:
+        with locked(run, "score", (1, 2)):
+            pass
+        with pytest.raises(BusyError, match=rf"process {holder.pid} on "):
+            enter(run, "score", None)
+
+
+def test_a_twin_that_was_refused_is_not_named(run: Run) -> None:
+    with held_elsewhere(run, "score", (0, 2)) as holder:
+        for shard in ((0, 2), None):
+            with pytest.raises(BusyError, match=rf"process {holder.pid} on "):
+                enter(run, "score", shard)
+
+
+def test_a_run_that_ended_before_the_shards_began_is_not_named(run: Run) -> None:
+    enter(run, "score", None)
+    with held_elsewhere(run, "score", (0, 2)) as holder, pytest.raises(BusyError, match=rf"process {holder.pid} on "):
+        enter(run, "score", None)
+
+
+def test_an_output_whose_name_holds_a_slash_is_locked_below_the_run(run: Run) -> None:
+    with locked(run, "generate-a/b-m", None):
+        assert [path.name for path in (run.directory / ".locks").iterdir()] == ["generate-a-b-m"]
+
+
+def test_whoever_waits_goes_on_when_the_other_has_ended(run: Run) -> None:
+    with held_elsewhere(run, "score-parts", None) as holder:
+        program = (
+            "from pathlib import Path; from codetune.store.locks import waiting\n"
+            "from codetune.store.run_directory import Run\n"
+            "print('waits', flush=True)\n"
+            f"with waiting(Run(Path({str(run.directory)!r})), 'score-parts'): print('holds')"
+        )
+        waiter = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+        assert waiter.stdout is not None
+        assert waiter.stdout.readline() == "waits\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            waiter.wait(0.2)
+        holder.kill()
+        assert waiter.communicate(timeout=10)[0] == "holds\n"
+    with waiting(run, "score-parts"):
+        pass
+
+
+def enter(run: Run, output: str, shard: tuple[int, int] | None) -> None:
+    with locked(run, output, shard):
+        pass
+
+
+@contextlib.contextmanager
+def held_elsewhere(run: Run, output: str, shard: tuple[int, int] | None) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the lock until the block ends."""
+    program = (
+        "import time; from pathlib import Path; from codetune.store.locks import locked\n"
+        "from codetune.store.run_directory import Run\n"
+        f"with locked(Run(Path({str(run.directory)!r})), {output!r}, {shard!r}):\n"
+        "    print('holds', flush=True)\n"
+        "    time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    try:
+        assert holder.stdout.readline() == "holds\n"
+        yield holder
+    finally:
+        holder.kill()
+        holder.stdout.close()
+        holder.wait()
