@@ -47,6 +47,11 @@ class WorkerError(CodetuneError):
     """A worker process that died without being able to say why; the message says which, and how."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text: libraries add pages of advice and traces below it."""
+    return str(error).partition("\n")[0]
+
+
 def writing_failed(why: OSError) -> CodetuneError | None:
     """The error of a disk that is full or locked, or of a file that must not be read; None of any other."""
     if why.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):

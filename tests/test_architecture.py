@@ -82,7 +82,7 @@ IMPORT_LATE = (
     "launch.dispatch",
     "model.vllm_engine",  # vllm itself, an extra
     "training.parallelism",  # deepspeed itself, an extra
-    "model.find",  # transformers, for a model that comes with code
+    "model.model_files",  # transformers, for a model that comes with code
     "model.load",  # peft, for the models that have adapters
     "data.source",  # pyarrow and datasets, for the files that need them
 )
@@ -126,7 +126,7 @@ MODULES_WITHOUT_TORCH = (
     "benchmark.generate",
     "benchmark.statistics",
     "model.decoding",
-    "model.find",
+    "model.model_files",
 )
 # What a program under judgement raises can be anything, and is its own affair; in the sandbox nothing else runs. What a
 # worker dies of is told to its command, which knows whether it is the cause.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from codetune.benchmark.prompt import make_prompt
-from codetune.model.decoding import Decoder, Request
+from codetune.model.decoding import Decoder, GenerationRequest
 from codetune.project.sections import Generation
 from codetune.records import Completion, Problem, Solution
 
@@ -43,7 +43,9 @@ def generate(
     # Ties by id, so that the batches do not follow the order of the file.
     ordered = sorted(work, key=lambda item: (-len(prompts[item[0].task_id].tokens), item[0].task_id, item[1]))
     requests = [
-        Request(prompts[problem.task_id].tokens, prompts[problem.task_id].stops, stream_of(seed, problem, number))
+        GenerationRequest(
+            prompts[problem.task_id].tokens, prompts[problem.task_id].stops, stream_of(seed, problem, number)
+        )
         for problem, number in ordered
     ]
     record = Solution if kind == "chat" else Completion

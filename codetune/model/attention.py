@@ -5,9 +5,9 @@
     segments    (3, 2)                                                           a a a
     cumulative  0 3 5           longest 3                                              b
                                                                                        b b
-`flat_row` makes the inputs of any backend; all work forward and backward. On a GPU in half precision `VARLEN` (torch's
+`packed_inputs` makes the inputs of any backend; all work forward and backward. On a GPU in half precision `VARLEN` (torch's
 own variable-length flash attention) or `FLASH` (flash-attn, where it is installed) does a flat row in one kernel;
-`SEGMENTED` is one exact product per segment, anywhere. `attention_for` chooses, `require_isolation` tries on the model
+`SEGMENTED` is one exact product per segment, anywhere. `attention_implementation` chooses, `require_isolation` tries on the model
 itself that nothing leaks. Axes: B rows (1 of flat ones), H heads, K heads of keys and values, T tokens, D head
 dimension, N segments.
 """
@@ -36,7 +36,7 @@ _VARLEN_TAKES = frozenset(inspect.signature(varlen_attn).parameters)
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
+class AttentionSpec:
     """Where a network computes, as far as flash attention asks for it."""
 
     device: str  # cuda, cpu, ...
@@ -46,7 +46,7 @@ class Site:
     plain: bool  # attention scores are neither capped nor dropped at random
 
     @classmethod
-    def of(cls, network: PreTrainedModel, precision: str, on: str | None = None) -> Site:
+    def of(cls, network: PreTrainedModel, precision: str, on: str | None = None) -> AttentionSpec:
         """`on` is the device that it is going to compute on, where it does not lie there yet."""
         config, device = network.config.get_text_config(), torch.device(on) if on else network.device
         own, heads = getattr(config, "head_dim", None), getattr(config, "num_attention_heads", None)
@@ -59,7 +59,7 @@ class Site:
         )
 
 
-def attention_for(asked: str, flat: bool, place: Site) -> str:
+def attention_implementation(asked: str, flat: bool, place: AttentionSpec) -> str:
     """The implementation to set for flat or padded rows. `auto` is one kernel for a whole flat row where there is one,
     else segment by segment; for padded rows it is torch's own. Raises ModelError where what is asked for cannot work.
 
@@ -70,10 +70,10 @@ def attention_for(asked: str, flat: bool, place: Site) -> str:
         return KERNELS[asked]
     if asked != "auto":
         return asked
-    return (kernel_for(place) or SEGMENTED) if flat else "sdpa"
+    return (fused_kernel(place) or SEGMENTED) if flat else "sdpa"
 
 
-def set_plain_attention(network: PreTrainedModel) -> None:
+def set_default_attention(network: PreTrainedModel) -> None:
     """Torch's own; transformers' where the architecture knows no other."""
     try:
         network.set_attn_implementation("sdpa")
@@ -81,7 +81,7 @@ def set_plain_attention(network: PreTrainedModel) -> None:
         network.set_attn_implementation("eager")
 
 
-def require_no_chunks(network: PreTrainedModel, max_length: int) -> None:
+def require_no_chunked_attention(network: PreTrainedModel, max_length: int) -> None:
     """For flat rows, and for kernels: attention in chunks (Llama 4) would be counted from the beginning of the row, or
     not be in chunks at all."""
     chunk = getattr(network.config.get_text_config(), "attention_chunk_size", None)
@@ -94,20 +94,20 @@ def require_no_chunks(network: PreTrainedModel, max_length: int) -> None:
         )
 
 
-def kernel_for(place: Site) -> str | None:
+def fused_kernel(place: AttentionSpec) -> str | None:
     """The implementation that does a whole flat row in one kernel there, or None."""
-    return next((KERNELS[asked] for asked in KERNELS if not lacking(asked, place)), None)
+    return next((KERNELS[asked] for asked in KERNELS if not unsupported_reason(asked, place)), None)
 
 
-def require_kernel(asked: str, place: Site) -> None:
-    if lacks := lacking(asked, place):
+def require_kernel(asked: str, place: AttentionSpec) -> None:
+    if lacks := unsupported_reason(asked, place):
         raise ModelError(
             f"model.attention is {asked}, which cannot work here: {lacks}. Expected: flash attention's needs. Set "
             "model.attention: auto, which takes what does work."
         )
 
 
-def lacking(asked: str, place: Site) -> str:
+def unsupported_reason(asked: str, place: AttentionSpec) -> str:
     """What keeps a kernel from working in a place; "" where nothing does."""
     if place.device != "cuda":
         return f"it needs an NVIDIA GPU, the model is on {place.device}"
@@ -191,7 +191,7 @@ def segmented_attention(
     return torch.cat([part.transpose(1, 2) for part in attended], dim=1), None  # [B, T, H, D], in one piece
 
 
-def flat_row(samples: Sequence[torch.Tensor]) -> dict[str, Any]:
+def packed_inputs(samples: Sequence[torch.Tensor]) -> dict[str, Any]:
     """The model's inputs for samples laid end to end: positions start anew with each. `segments` is for `SEGMENTED`,
     the cumulative lengths (by transformers' own names) for the kernels; other backends look at the positions."""
     lengths = [len(sample) for sample in samples]
@@ -244,12 +244,12 @@ def _require_plain(
         raise _not_plain(module, lacks)
 
 
-class NotPlainError(ModelError):
+class UnsupportedAttentionError(ModelError):
     """What an architecture needs, and attention by segments or cumulative lengths does not have."""
 
 
-def _not_plain(module: torch.nn.Module, lacks: Sequence[str]) -> NotPlainError:
-    return NotPlainError(
+def _not_plain(module: torch.nn.Module, lacks: Sequence[str]) -> UnsupportedAttentionError:
+    return UnsupportedAttentionError(
         f"{type(module).__name__} needs {', '.join(lacks)}, which attention by segments does not have. Expected: "
         "plain causal attention. Set train.pad_mode: dynamic_pad, or model.attention: eager where that can do it."
     )

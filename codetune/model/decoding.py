@@ -4,6 +4,7 @@ or tokenizer, at the chat family's end of turn, before a stop string, or where t
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from codetune.errors import InputError
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedTokenizerBase
 
 # Looking for stop strings at every token would cost as much as a tiny model itself; up to 7 tokens are cut off again.
@@ -18,7 +20,7 @@ STOP_CHECK_TOKENS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class GenerationRequest:
     """One completion to be made; `stream` names its random numbers, which are nobody else's."""
 
     prompt: tuple[int, ...]
@@ -38,7 +40,7 @@ class GeneratedText:
 class Decoder(Protocol):
     """What writes: `complete.py`, `continuous.py`, `vllm_engine.py`."""
 
-    def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, GeneratedText]]:
+    def complete(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, GeneratedText]]:
         """The number of a request and what came of it, each once, in any order."""
 
 
@@ -58,11 +60,11 @@ class StopCriteria:
         windows = [getattr(configuration, "max_position_embeddings", None) for configuration in configurations]
         self._window: int | None = next((window for window in windows if window is not None), None)
 
-    def stops(self, request: Request) -> tuple[str, ...]:
+    def stops(self, request: GenerationRequest) -> tuple[str, ...]:
         """All texts before which the completion ends."""
         return (*request.stops, *self._texts)
 
-    def room(self, request: Request, max_new_tokens: int) -> int:
+    def room(self, request: GenerationRequest, max_new_tokens: int) -> int:
         """New tokens at most. Raises InputError for a prompt that fills the model's window."""
         if self._window is None:
             return max_new_tokens
@@ -73,7 +75,7 @@ class StopCriteria:
             )
         return min(max_new_tokens, self._window - len(request.prompt))
 
-    def has_stop(self, request: Request, tokens: Sequence[int]) -> bool:
+    def has_stop(self, request: GenerationRequest, tokens: Sequence[int]) -> bool:
         """Whether a stop string has appeared among the last `STOP_CHECK_TOKENS` new tokens."""
         stops = self.stops(request)
         # It then ends in the last few tokens, and a token is at least a byte.
@@ -84,7 +86,7 @@ class StopCriteria:
             and _first_stop(self._behind(request.prompt, tokens), stops) is not None
         )
 
-    def written(self, request: Request, tokens: Sequence[int]) -> GeneratedText:
+    def written(self, request: GenerationRequest, tokens: Sequence[int]) -> GeneratedText:
         """What the new tokens come to; one that ends a text can only be the last."""
         ended = bool(tokens) and tokens[-1] in self.tokens
         text = self._behind(request.prompt, tokens[:-1] if ended else tokens)
@@ -114,3 +116,39 @@ def _eos_tokens(holders: Sequence[Any]) -> set[int]:
     for named in (getattr(holder, "eos_token_id", None) for holder in holders):
         tokens |= set() if named is None else set(named) if isinstance(named, list | tuple) else {int(named)}
     return tokens
+
+
+def uniform(stream: str, place: int) -> float:
+    """In [0, 1), with 40 bits.
+
+    >>> uniform("42/Own/0/0", 0) == uniform("42/Own/0/0", 0) != uniform("42/Own/0/0", 1)
+    True
+    """
+    digest = hashlib.blake2b(f"{place}\n{stream}".encode(), digest_size=5).digest()
+    return int.from_bytes(digest, "big") / 2**40
+
+
+def stream_seed(stream: str) -> int:
+    """For engines that draw by themselves: 63 bits."""
+    return int.from_bytes(hashlib.blake2b(stream.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def sample(logits: torch.Tensor, temperature: float, top_p: float, numbers: Sequence[float]) -> torch.Tensor:
+    """The token of each row [B] for logits [B, V], by inversion of the cumulative distribution.
+
+    Tokens stand in the order of their ids: sorted by probability, two that are nearly equal could change places with
+    the rounding of a batch, and a whole token's worth of random numbers with them."""
+    shares = (logits.double() / temperature).softmax(-1)  # [B, V]
+    if top_p < 1:
+        shares = shares.where(shares >= _least_share(shares, top_p), 0.0)
+    reached = shares.cumsum(-1)  # [B, V]
+    drawn = reached.new_tensor(numbers)[:, None] * reached[:, -1:]  # [B, 1]
+    return (reached <= drawn).sum(-1)  # the first token whose sum is above
+
+
+def _least_share(shares: torch.Tensor, top_p: float) -> torch.Tensor:
+    """The share of the last token of the nucleus [B, 1]: the fewest likeliest tokens that make up `top_p` together.
+    Tokens of exactly that share all belong to it."""
+    ordered = shares.sort(dim=-1, descending=True).values
+    last = (ordered.cumsum(-1) < top_p).sum(-1, keepdim=True).clamp(max=shares.shape[-1] - 1)
+    return ordered.gather(-1, last)

@@ -21,9 +21,9 @@ from transformers import PreTrainedModel
 from codetune.data.packing import next_fit
 from codetune.data.tokens import Span
 from codetune.errors import ModelError
-from codetune.model.attention import KERNELS, Site, flat_row, kernel_for, require_kernel
-from codetune.model.lm_head import logits_of
-from codetune.model.memory import is_out_of_memory
+from codetune.model.attention import KERNELS, AttentionSpec, fused_kernel, packed_inputs, require_kernel
+from codetune.model.lm_head import hidden_to_logits
+from codetune.model.load import is_out_of_memory
 from codetune.model.packing_check import require_isolation
 
 BUCKET_TOKENS = 16
@@ -31,7 +31,7 @@ WINDOWS = ("max_position_embeddings", "max_seq_len", "n_positions", "n_ctx")  # 
 # Positions that are counted otherwise in a longer pass: a span is then read at its own length, by itself.
 LENGTH_DEPENDENT = ("dynamic", "longrope")
 CHUNK_LOGITS = 1 << 25  # float32 logits at once: 128 MiB
-MOST_TOKENS = 1 << 16  # of a pass: more fill no GPU better, and make a block last long
+MAX_TOKENS_PER_PASS = 1 << 16  # of a pass: more fill no GPU better, and make a block last long
 SPARED = 0.8  # of the memory that is free when it is looked at; the rest is for fragments and for others
 
 
@@ -46,7 +46,7 @@ class CausalScorer:
         self._by_length = [part for part in model.modules() if getattr(part, "rope_type", None) in LENGTH_DEPENDENT]
         # On a CPU the shape of the product with the head decides about last bits: it must be the span's own affair.
         self._span_by_span = model.device.type == "cpu" and not self._flat
-        self._logits = logits_of(model)
+        self._logits = hidden_to_logits(model)
         self._chunk = max(1, CHUNK_LOGITS // model.config.get_text_config().vocab_size)
 
     @property
@@ -113,7 +113,7 @@ class CausalScorer:
 
     def _lay_flat(self, spans: Sequence[Span]) -> tuple[dict[str, Any], Sequence[int]]:
         """The inputs of the model, and where each span begins in them."""
-        row = flat_row([torch.tensor(span.tokens) for span in spans])
+        row = packed_inputs([torch.tensor(span.tokens) for span in spans])
         inputs = {name: _to(value, self._model.device) for name, value in row.items()}
         return inputs, list(accumulate((len(span.tokens) for span in spans[:-1]), initial=0))
 
@@ -124,12 +124,12 @@ class CausalScorer:
         return {"input_ids": torch.tensor(rows, device=self._model.device)}, range(0, len(rows) * length, length)
 
 
-def set_attention(model: PreTrainedModel, asked: str) -> None:
+def set_scoring_attention(model: PreTrainedModel, asked: str) -> None:
     """For scoring: one kernel for whole flat rows where one was asked for, or works; elsewhere what the model has."""
-    place = Site.of(model, str(model.dtype).removeprefix("torch."))
+    place = AttentionSpec.of(model, str(model.dtype).removeprefix("torch."))
     if asked in KERNELS:
         require_kernel(asked, place)
-    kernel = KERNELS.get(asked) or (kernel_for(place) if asked == "auto" else None)
+    kernel = KERNELS.get(asked) or (fused_kernel(place) if asked == "auto" else None)
     by_length = any(getattr(part, "rope_type", None) in LENGTH_DEPENDENT for part in model.modules())
     if kernel is None or (asked == "auto" and by_length):
         return
@@ -164,7 +164,7 @@ def padded_passes(lengths: Sequence[int], budget: int, padded: Callable[[int], i
     return passes
 
 
-def find_tokens_per_pass(peak_of: Callable[[int], int], free_bytes: int, longest: int) -> int:
+def tokens_that_fit(peak_of: Callable[[int], int], free_bytes: int, longest: int) -> int:
     """How many tokens fit into `free_bytes`, from the peaks of two passes: memory grows with tokens along a line.
     `peak_of` gives the bytes that a pass of so many tokens takes, and may run out of memory."""
     first = peak_of(longest)
@@ -175,12 +175,12 @@ def find_tokens_per_pass(peak_of: Callable[[int], int], free_bytes: int, longest
     bytes_per_token = max(1, (more - first) // (3 * longest))
     fixed = max(0, first - bytes_per_token * longest)
     fitting = int(SPARED * free_bytes - fixed) // bytes_per_token
-    return max(longest, min(MOST_TOKENS, fitting // 1024 * 1024))
+    return max(longest, min(MAX_TOKENS_PER_PASS, fitting // 1024 * 1024))
 
 
 def measured_tokens_per_pass(model: PreTrainedModel, max_length: int) -> int:
     """What fits into the memory of the model's GPU at this moment."""
-    scorer = CausalScorer(model, MOST_TOKENS)
+    scorer = CausalScorer(model, MAX_TOKENS_PER_PASS)
     longest = min(max_length, scorer.window)
     span = Span(tuple(index % model.config.get_text_config().vocab_size for index in range(longest)), longest // 2)
 
@@ -193,7 +193,7 @@ def measured_tokens_per_pass(model: PreTrainedModel, max_length: int) -> int:
 
     longest = _fitting(peak_of, longest)  # the first pass of a process takes more: libraries set themselves up
     torch.cuda.empty_cache()
-    return find_tokens_per_pass(peak_of, torch.cuda.mem_get_info(model.device)[0], longest)
+    return tokens_that_fit(peak_of, torch.cuda.mem_get_info(model.device)[0], longest)
 
 
 def _fitting(peak_of: Callable[[int], int], longest: int) -> int:

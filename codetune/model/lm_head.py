@@ -12,29 +12,29 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from codetune.errors import ModelError
-from codetune.model.attention import KERNELS, SEGMENTED, flat_row
-from codetune.model.packing_check import Wrapped
+from codetune.model.attention import KERNELS, SEGMENTED, packed_inputs
+from codetune.model.packing_check import ShardedNetwork
 
 FLAT = (SEGMENTED, *KERNELS.values())  # attentions that want to be told where samples begin
 Logits = Callable[[torch.Tensor], torch.Tensor]  # [P, H] -> [P, V]
 
 
-def logits_of(network: PreTrainedModel) -> Logits:
+def hidden_to_logits(network: PreTrainedModel) -> Logits:
     """Raises ModelError where the model's own logits come about in another way."""
-    logits: Logits = output_layer(network) if ends_with_its_head(network) else _after_the_head(network)
+    logits: Logits = lm_head(network) if has_plain_lm_head(network) else _after_the_head(network)
     _require_own_logits(network, logits)
     return logits
 
 
-def output_layer(network: PreTrainedModel) -> Any:
+def lm_head(network: PreTrainedModel) -> Any:
     return network.get_output_embeddings()  # type: ignore[no-untyped-call]
 
 
-def ends_with_its_head(network: PreTrainedModel, shared: Wrapped | None = None) -> bool:
+def has_plain_lm_head(network: PreTrainedModel, shared: ShardedNetwork | None = None) -> bool:
     """Whether logits leave the model as its output layer gives them: found with marks so large that any change shows,
     as it hardly would in numbers of a usual size."""
     run, device = (shared.module, shared.device) if shared else (network, network.device)
-    head, marked = output_layer(network), torch.tensor(0.0)
+    head, marked = lm_head(network), torch.tensor(0.0)
     logits = head.forward
 
     def mark(hidden: torch.Tensor) -> torch.Tensor:
@@ -84,5 +84,5 @@ def _require_own_logits(network: PreTrainedModel, logits: Logits) -> None:
 def _few_tokens(network: PreTrainedModel, device: torch.device | str) -> dict[str, Any]:
     tokens = torch.arange(8, device=device)
     if network.config._attn_implementation in FLAT:
-        return flat_row([tokens])
+        return packed_inputs([tokens])
     return {"input_ids": tokens[None]}

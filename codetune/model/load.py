@@ -6,6 +6,7 @@ training is `attention.py`; adapters are made, and merged into the model below t
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,11 +31,17 @@ from transformers.utils.import_utils import is_bitsandbytes_available
 
 from codetune.data.chat import template
 from codetune.data.tokens import adds_bos
-from codetune.errors import ModelError
+from codetune.errors import ModelError, first_line
 from codetune.launch.devices import choose_device
-from codetune.model.attention import FLASH, KERNELS, Site, require_kernel
-from codetune.model.find import ADAPTER_CONFIG, base_of_adapters, find_model, model_below, read_json, tokenizer_of
-from codetune.model.memory import keep_freed_memory
+from codetune.model.attention import FLASH, KERNELS, AttentionSpec, require_kernel
+from codetune.model.model_files import (
+    ADAPTER_CONFIG,
+    base_model_directory,
+    base_model_name,
+    find_model,
+    read_json,
+    tokenizer_directory,
+)
 from codetune.project.sections import ChatFormat, Model, Quantization
 
 PROBE = "Write `f(x)`.\n\ndef f(x):\n\treturn x + 1  # caf\u00e9\n"  # words, code, white space and beyond ASCII
@@ -42,11 +49,14 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 # None lets transformers choose: sdpa where the architecture has it. What needs a kernel is set on the loaded network.
 ATTENTION = {"auto": None, "sdpa": "sdpa", "eager": "eager", "flash": None, "varlen": None}
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+_KEPT_BYTES = 1 << 30
+
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """The tokenizer, adding a BOS where its own configuration asks for one; of adapters without one that of the model
     below them."""
-    path = tokenizer_of(path)
+    path = tokenizer_directory(path)
     settings = read_json(path / "tokenizer_config.json")
     # Not every backend of transformers 5 reads it from the file (DeepSeek-Coder's does not), all take it as argument.
     asked = {key: settings[key] for key in ("add_bos_token",) if settings.get(key) is not None}
@@ -54,7 +64,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False, **asked)
     except (OSError, ValueError, KeyError) as why:
         raise ModelError(
-            f"The tokenizer in {path} cannot be read ({type(why).__name__}: {_first_line(why)}). Expected: the "
+            f"The tokenizer in {path} cannot be read ({type(why).__name__}: {first_line(why)}). Expected: the "
             "tokenizer.json and tokenizer_config.json that belong to the model. Copy them there from its source."
         ) from why
     if not tokenizer.is_fast:
@@ -94,10 +104,12 @@ def load_model(path: Path, model: Model, device: str) -> PreTrainedModel:
     """The network on `device`, in evaluation mode, in `model.dtype`; of adapters the model below them with the adapters
     merged into its weights."""
     if (path / ADAPTER_CONFIG).is_file():
-        from codetune.model.adapt import merge_adapters  # peft takes seconds to load, and few models have adapters
+        from codetune.model.adapters import (
+            merge_saved_adapters,  # peft takes seconds to load, and few models have adapters
+        )
 
-        below = load_model(find_model(base_of_adapters(path)), model, device)
-        merged = merge_adapters(below, path, device)
+        below = load_model(find_model(base_model_name(path)), model, device)
+        merged = merge_saved_adapters(below, path, device)
         if (path / "generation_config.json").is_file():  # where an answer ends was learned with the adapters
             merged.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
         return merged
@@ -107,7 +119,7 @@ def load_model(path: Path, model: Model, device: str) -> PreTrainedModel:
     return _attending(on_device, model)
 
 
-def outline_model(path: Path, model: Model) -> PreTrainedModel:
+def uninitialized_model(path: Path, model: Model) -> PreTrainedModel:
     """The network as `load_model` would give it to a CPU, but for its weights, which are whatever is there: for a
     process that is handed a part of them. Memory that is not written to is not taken either."""
     config = AutoConfig.from_pretrained(path, local_files_only=True)
@@ -121,7 +133,7 @@ def outline_model(path: Path, model: Model) -> PreTrainedModel:
     return network
 
 
-def load_model_part(path: Path, model: Model, count: int) -> PreTrainedModel:
+def load_model_shard(path: Path, model: Model, count: int) -> PreTrainedModel:
     """What each of `count` processes, which have met, holds of one network, on its GPU or in the CPU's memory."""
     try:
         return _attending(_read_network(path, model, {"distributed_config": DistributedConfig(tp_size=count)}), model)
@@ -129,7 +141,7 @@ def load_model_part(path: Path, model: Model, count: int) -> PreTrainedModel:
         if not isinstance(why.__cause__, ValueError):
             raise
         raise ModelError(  # transformers 5.17 divides no output layer with a remainder, 5.23 does
-            f"transformers does not divide the model in {path} over {count} processes ({_first_line(why.__cause__)}). "
+            f"transformers does not divide the model in {path} over {count} processes ({first_line(why.__cause__)}). "
             "Expected: sizes that their number divides. Set launch.processes to another number, or install the extra "
             "vllm and set generate.backend: vllm"
         ) from why
@@ -177,7 +189,7 @@ def _reading(path: Path) -> Iterator[None]:
     # Of assertions torch's own: such as of a padding token that the embeddings do not have.
     except (OSError, ValueError, RuntimeError, AssertionError, SafetensorError) as why:
         raise ModelError(
-            f"The model in {path} cannot be loaded ({type(why).__name__}: {_first_line(why)}). Expected: a config.json "
+            f"The model in {path} cannot be loaded ({type(why).__name__}: {first_line(why)}). Expected: a config.json "
             "and whole safetensors files that fit it. Copy or download the model again."
         ) from why
 
@@ -186,7 +198,7 @@ def _attending(network: PreTrainedModel, model: Model) -> PreTrainedModel:
     """In evaluation mode, with the attention asked for where that needs a kernel."""
     network.train(False)
     if model.attention in KERNELS:
-        require_kernel(model.attention, Site.of(network, str(network.dtype).removeprefix("torch.")))
+        require_kernel(model.attention, AttentionSpec.of(network, str(network.dtype).removeprefix("torch.")))
     # torch's variable-length attention is for flat rows, and set by whoever lays them; elsewhere it is sdpa.
     if model.attention == "flash":
         network.set_attn_implementation(FLASH)
@@ -196,9 +208,24 @@ def _attending(network: PreTrainedModel, model: Model) -> PreTrainedModel:
 def count_parameters(path: Path) -> int:
     """Of the network that the configuration describes, without adapters; no weights are read."""
     with _reading(path), torch.device("meta"):
-        config = AutoConfig.from_pretrained(model_below(path), local_files_only=True)
+        config = AutoConfig.from_pretrained(base_model_directory(path), local_files_only=True)
         network: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     return sum(weights.numel() for weights in network.parameters())
+
+
+def keep_freed_memory() -> None:
+    """Lets the C library keep what large tensors leave behind for those that follow. Else it goes back to the system at
+    the end of each, and comes anew page by page: logits and their softmax over 32,256 entries took a third longer, and
+    whole scoring a fifth. Does nothing where there is another C library than glibc."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, _KEPT_BYTES)
+        mallopt(_TRIM_THRESHOLD, 2 * _KEPT_BYTES - 1)
+
+
+def is_out_of_memory(why: RuntimeError) -> bool:
+    # torch's CPU allocator raises a plain RuntimeError (c10/core/impl/alloc_cpu.cpp).
+    return isinstance(why, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(why)
 
 
 def _require_complete(report: Mapping[str, Any], path: Path) -> None:
@@ -208,7 +235,3 @@ def _require_complete(report: Mapping[str, Any], path: Path) -> None:
             f"The weights in {path} leave {len(unfilled)} parameters unfilled ({', '.join(unfilled[:3])}). Expected: "
             "every parameter of config.json with its shape. Copy or download the model again."
         )
-
-
-def _first_line(why: Exception) -> str:
-    return str(why).partition("\n")[0]

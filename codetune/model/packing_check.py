@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from codetune.errors import ModelError
-from codetune.model.attention import SEGMENTED, NotPlainError, flat_row
+from codetune.errors import ModelError, first_line
+from codetune.model.attention import SEGMENTED, UnsupportedAttentionError, packed_inputs
 
 LENGTH = 7
 # Of a model's largest logit. In 16 bits a product's rounding may depend on the place in the row.
@@ -29,14 +29,14 @@ FAILURES = (ValueError, TypeError, IndexError, AttributeError, NotImplementedErr
 
 
 @dataclass(frozen=True, slots=True)
-class Wrapped:
+class ShardedNetwork:
     """What runs a network of which each process has a part: all of them have to call it, with inputs on `device`."""
 
     module: torch.nn.Module
     device: str
 
 
-def require_isolation(model: PreTrainedModel, shared: Wrapped | None = None) -> None:
+def require_isolation(model: PreTrainedModel, shared: ShardedNetwork | None = None) -> None:
     """Raises ModelError where it is not so, and names an attention with which it is."""
     fault = _fault(model, shared)
     if not fault:
@@ -48,7 +48,7 @@ def require_isolation(model: PreTrainedModel, shared: Wrapped | None = None) -> 
     raise ModelError(f"{fault}. Expected: each sees itself alone. Set train.pad_mode: dynamic_pad{other}.")
 
 
-def _works(model: PreTrainedModel, shared: Wrapped | None, attention: str) -> bool:
+def _works(model: PreTrainedModel, shared: ShardedNetwork | None, attention: str) -> bool:
     try:
         model.set_attn_implementation(attention)
     except (ValueError, ImportError):
@@ -56,21 +56,21 @@ def _works(model: PreTrainedModel, shared: Wrapped | None, attention: str) -> bo
     return not _fault(model, shared)
 
 
-def _fault(model: PreTrainedModel, shared: Wrapped | None) -> str:
+def _fault(model: PreTrainedModel, shared: ShardedNetwork | None) -> str:
     """What is wrong; "" where nothing is."""
     embeddings: torch.nn.Embedding = model.get_input_embeddings()  # type: ignore[assignment]
     device = shared.device if shared else embeddings.weight.device
     samples = [torch.arange(LENGTH, device=device) * step % embeddings.num_embeddings for step in (11, 3, 5, 7)]
     before, one, other, behind = samples
-    single = flat_row([torch.cat([before, one, behind])])
-    rows = [flat_row(row) for row in ([before, one, behind], [before, other, behind], [one, before, behind])]
+    single = packed_inputs([torch.cat([before, one, behind])])
+    rows = [packed_inputs(row) for row in ([before, one, behind], [before, other, behind], [one, before, behind])]
     rows += [single, {name: value for name, value in single.items() if name != "position_ids"}]
     try:
         first, changed, moved, placed, unplaced = _logits(model, shared, rows)
-    except NotPlainError as why:
+    except UnsupportedAttentionError as why:
         return str(why).partition(". Expected")[0]
     except FAILURES as why:
-        return f"{type(model).__name__} takes no packed samples ({str(why).partition(chr(10))[0]})"
+        return f"{type(model).__name__} takes no packed samples ({first_line(why)})"
     coarse = COARSE_TOLERANCE if _in_half_precision(model, device) else TOLERANCE
     shown = f"{type(model).__name__} with attention {model.config._attn_implementation!r}"
     ends = torch.cat([first[:LENGTH], first[2 * LENGTH :]]), torch.cat([changed[:LENGTH], changed[2 * LENGTH :]])
@@ -83,7 +83,9 @@ def _fault(model: PreTrainedModel, shared: Wrapped | None) -> str:
     return ""
 
 
-def _logits(model: PreTrainedModel, shared: Wrapped | None, rows: Sequence[dict[str, Any]]) -> list[torch.Tensor]:
+def _logits(
+    model: PreTrainedModel, shared: ShardedNetwork | None, rows: Sequence[dict[str, Any]]
+) -> list[torch.Tensor]:
     """[T, V] of each row. What is not a number says nothing of attention: the loss will tell of it."""
     run, was_training = shared.module if shared else model, model.training
     run.train(False)

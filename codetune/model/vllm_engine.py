@@ -16,22 +16,21 @@ from typing import Any, Protocol
 from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
 from codetune.errors import ProjectError
-from codetune.model.decoding import GeneratedText, Request, StopCriteria
-from codetune.model.find import ADAPTER_CONFIG
-from codetune.model.sampling import stream_seed
-from codetune.model.tensor_parallel import gpus_for, save_merged, weight_bytes
+from codetune.model.decoding import GeneratedText, GenerationRequest, StopCriteria, stream_seed
+from codetune.model.model_files import ADAPTER_CONFIG
+from codetune.model.tensor_parallel import save_merged, tensor_parallel_size, weight_bytes
 from codetune.project.sections import Generation, Model
 
 # vLLM hands a list over when all of it is done; what is lost to a kill is one of these.
 REQUESTS_AT_ONCE = 512
 
 
-class Engine(Protocol):
-    def generate(self, prompts: Sequence[Sequence[int]], settings: Sequence[dict[str, Any]]) -> list[Finished]:
+class CompletionEngine(Protocol):
+    def generate(self, prompts: Sequence[Sequence[int]], settings: Sequence[dict[str, Any]]) -> list[CompletionOutput]:
         """One for each prompt, in their order; settings are keywords of vLLM's SamplingParams."""
 
 
-class Finished(Protocol):
+class CompletionOutput(Protocol):
     token_ids: Sequence[int]
     finish_reason: str | None  # `length` where there was no more room
 
@@ -39,10 +38,10 @@ class Finished(Protocol):
 class VllmGenerator:
     """Implements `decoding.Decoder`."""
 
-    def __init__(self, engine: Engine, endings: StopCriteria, settings: Generation) -> None:
+    def __init__(self, engine: CompletionEngine, endings: StopCriteria, settings: Generation) -> None:
         self._engine, self._endings, self._settings = engine, endings, settings
 
-    def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, GeneratedText]]:
+    def complete(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, GeneratedText]]:
         """Number and completion of each request, in their order."""
         for start in range(0, len(requests), REQUESTS_AT_ONCE):
             part = requests[start : start + REQUESTS_AT_ONCE]
@@ -54,7 +53,7 @@ class VllmGenerator:
                     GeneratedText(written.text, written.tokens, written.truncated and end.finish_reason == "length"),
                 )
 
-    def _sampling(self, request: Request) -> dict[str, Any]:
+    def _sampling(self, request: GenerationRequest) -> dict[str, Any]:
         settings = self._settings
         drawn = {"top_p": settings.top_p, "seed": stream_seed(request.stream)} if settings.temperature > 0 else {}
         return {
@@ -111,13 +110,15 @@ class _Vllm:
             model=str(directory),
             tokenizer=str(tokenizer),
             dtype=dtype,
-            tensor_parallel_size=gpus_for(weight_bytes(directory, dtype), memory, torch.cuda.device_count()),
+            tensor_parallel_size=tensor_parallel_size(
+                weight_bytes(directory, dtype), memory, torch.cuda.device_count()
+            ),
             load_format="safetensors",
             generation_config="vllm",  # nothing of the model's own: it may repeat less, or sample
             disable_log_stats=True,
         )
 
-    def generate(self, prompts: Sequence[Sequence[int]], settings: Sequence[dict[str, Any]]) -> list[Finished]:
+    def generate(self, prompts: Sequence[Sequence[int]], settings: Sequence[dict[str, Any]]) -> list[CompletionOutput]:
         from vllm import SamplingParams
 
         answers = self._engine.generate(

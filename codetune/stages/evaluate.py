@@ -190,12 +190,12 @@ def _perform(context: RunContext, ordered: Order, advance: Callable[[int, int], 
 
 
 def _must_share(project: Project, model: Path, processes: int) -> bool:
-    from codetune.model.tensor_parallel import Crowd, find_gpus, must_share
+    from codetune.model.tensor_parallel import ProcessCounts, needs_tensor_parallel, visible_gpus
 
     here = current_rank()
     launched = here.world_size > 1
-    crowd = Crowd(here.world_size if launched else processes, here.local_world_size if launched else processes)
-    return must_share(model, project.model.dtype, crowd, find_gpus())
+    crowd = ProcessCounts(here.world_size if launched else processes, here.local_world_size if launched else processes)
+    return needs_tensor_parallel(model, project.model.dtype, crowd, visible_gpus())
 
 
 def _without_counts(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -81,10 +81,10 @@ def _rows(
     from codetune.benchmark.generate import generate
     from codetune.benchmark.problems import read_problems
     from codetune.benchmark.sanitize import sample_row
-    from codetune.model.backend import load_decoder
-    from codetune.model.complete import BatchGenerator
+    from codetune.model.batch_generator import BatchGenerator
+    from codetune.model.decoder_choice import load_decoder
     from codetune.model.load import load_trained_tokenizer
-    from codetune.model.tensor_parallel import load_shared
+    from codetune.model.tensor_parallel import load_tensor_parallel
 
     tasks = {problem.task_id: problem for problem in read_problems(ordered.benchmark, ordered.file)}
     model = _model_ref(ordered.model)
@@ -94,7 +94,7 @@ def _rows(
     if group is None:
         decoder = load_decoder(model.directory, tokenizer, project.model, end_of_turn(model), settings)
     else:
-        network = load_shared(model.directory, project.model, group, Path(ordered.parts))
+        network = load_tensor_parallel(model.directory, project.model, group, Path(ordered.parts))
         decoder = BatchGenerator(network, tokenizer, end_of_turn(model), settings, group)
     work = [(tasks[task_id], number) for task_id, number in mine]
     for made in generate(work, tokenizer, decoder, settings, project.seed):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from codetune.errors import UsageError
-from codetune.model.find import ADAPTER_CONFIG, base_of_adapters, find_model, tokenizer_of
+from codetune.model.model_files import ADAPTER_CONFIG, base_model_name, find_model, tokenizer_directory
 from codetune.project.sections import ChatFormat
 from codetune.stages.resume import RECIPE, TRAINED
 from codetune.stages.status import RunContext, require
@@ -46,7 +46,7 @@ def model_ref(context: RunContext, name: str) -> ModelRef:
         directory = find_model(project.locate(project.model.path if name == "base" else name))
     training = _training_of(directory)
     chat_format = training.get("model.chat_format")
-    tokenizer, digest = tokenizer_of(directory), model_digest(context, directory)
+    tokenizer, digest = tokenizer_directory(directory), model_digest(context, directory)
     if training and _is_checkpoint(directory):
         tokenizer = find_model(project.locate(training["model.path"]))
         digest = combined([digest, str(chat_format), context.digests.tree(tokenizer)])
@@ -78,7 +78,7 @@ def model_digest(context: RunContext, directory: Path) -> str:
     own = context.digests.tree(directory)
     if not (directory / ADAPTER_CONFIG).is_file():
         return own
-    return combined([own, model_digest(context, find_model(base_of_adapters(directory)))])
+    return combined([own, model_digest(context, find_model(base_model_name(directory)))])
 
 
 def prompt_kind(context: RunContext, name: str, directory: Path) -> Kind | None:

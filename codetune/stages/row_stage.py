@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from codetune.data.source import read_examples
 from codetune.launch.environment import Shard, thread_count
-from codetune.model import find
+from codetune.model import model_files
 from codetune.project.sections import Project
 from codetune.records import Example, Rank, Refusal
 from codetune.stages.blocks import Block, Work, do_missing
@@ -84,7 +84,7 @@ def _do(context: RunContext, recipe: Recipe, model: Path, shard: Shard, tell: Te
 
 def _scoring(context: RunContext, recipe: Recipe, directory: Path) -> Plan:
     from codetune.launch.devices import choose_device, use_threads
-    from codetune.model.likelihood import CausalScorer, measured_tokens_per_pass, set_attention
+    from codetune.model.likelihood import CausalScorer, measured_tokens_per_pass, set_scoring_attention
     from codetune.model.load import load_model, load_tokenizer
     from codetune.selection.score import plan_blocks, score_tokens, tokenise
 
@@ -93,7 +93,7 @@ def _scoring(context: RunContext, recipe: Recipe, directory: Path) -> Plan:
     @cache
     def network() -> Any:
         loaded = load_model(directory, model, choose_device())
-        set_attention(loaded, model.attention)
+        set_scoring_attention(loaded, model.attention)
         return loaded
 
     def measure() -> int:
@@ -196,7 +196,7 @@ def find_encoder(context: RunContext) -> tuple[Path, str]:
     """Where the encoder lies that the project names, and its digest."""
     model = context.project.embed.model
     if model != "hashing":
-        directory = find.find_encoder(context.project.locate(model))
+        directory = model_files.find_encoder(context.project.locate(model))
         return directory, context.digests.tree(directory)
     kept = _projection(context)
     return kept, context.digests.file(kept)

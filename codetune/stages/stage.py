@@ -23,7 +23,7 @@ from codetune.data.ids import IdIndex, pack_ids
 from codetune.errors import DataError
 from codetune.launch.dispatch import Job, perform, process_count
 from codetune.launch.environment import Shard, node
-from codetune.model.find import find_model
+from codetune.model.model_files import find_model
 from codetune.project.sections import Project
 from codetune.stages.blocks import Survey, count_missing, survey
 from codetune.stages.resume import TRAINED, claim_training, publish_training

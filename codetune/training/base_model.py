@@ -14,9 +14,9 @@ from transformers import AutoConfig, PreTrainedModel, TrainingArguments
 
 from codetune.errors import ModelError, ProjectError
 from codetune.launch.devices import choose_device
-from codetune.model.adapt import adapt
-from codetune.model.find import ADAPTER_CONFIG, model_below
-from codetune.model.load import load_model, load_quantized_model, outline_model
+from codetune.model.adapters import add_adapters
+from codetune.model.load import load_model, load_quantized_model, uninitialized_model
+from codetune.model.model_files import ADAPTER_CONFIG, base_model_directory
 from codetune.project.sections import Project, Training
 from codetune.training.arguments import Precision
 from codetune.training.parallelism import SHARDED, Strategy, loading_whole
@@ -54,14 +54,14 @@ def load_start(project: Project, start: Start, is_first: bool) -> PreTrainedMode
     if project.train.method == "qlora":
         return load_quantized_model(start.path, settings, choose_device(), project.train.quantization)
     if start.handed_out and not is_first:
-        return outline_model(start.path, settings)
+        return uninitialized_model(start.path, settings)
     return load_model(start.path, settings, "cpu" if start.strategy == "fsdp" else choose_device())
 
 
 def precision_of(project: Project, model_path: Path) -> Precision:
     if project.model.dtype != "auto":
         return project.model.dtype
-    configured = AutoConfig.from_pretrained(model_below(model_path), local_files_only=True).dtype
+    configured = AutoConfig.from_pretrained(base_model_directory(model_path), local_files_only=True).dtype
     match str(configured).removeprefix("torch."):
         case "bfloat16":
             return "bfloat16"
@@ -106,7 +106,7 @@ def whole_model(project: Project, start: Start, weights: Mapping[str, torch.Tens
     """A model like the one that was trained, in one piece in the CPU's memory, with the weights that were gathered."""
     settings = project.model.model_copy(update={"dtype": start.precision, "attention": "auto"})
     network = load_model(start.path, settings, "cpu")
-    model = adapt(network, project.train.method, project.train.lora, project.seed)
+    model = add_adapters(network, project.train.method, project.train.lora, project.seed)
     found = model.load_state_dict(weights, strict=False)
     assert not found.unexpected_keys, found.unexpected_keys
     return model

@@ -14,15 +14,15 @@ from codetune.data.packing import PACKED, MicroBatchPlan
 from codetune.errors import ModelError
 from codetune.launch.devices import choose_device
 from codetune.launch.process_group import ProcessGroup
-from codetune.model.adapt import adapt, whole_network
+from codetune.model.adapters import add_adapters, base_network
 from codetune.model.attention import (
     KERNELS,
-    Site,
-    attention_for,
-    require_no_chunks,
-    set_plain_attention,
+    AttentionSpec,
+    attention_implementation,
+    require_no_chunked_attention,
+    set_default_attention,
 )
-from codetune.model.packing_check import Wrapped, require_isolation
+from codetune.model.packing_check import ShardedNetwork, require_isolation
 from codetune.project.sections import Project, Training
 from codetune.training.arguments import Precision, arithmetic_in
 from codetune.training.batch_sampler import Share, StepPlan, samples_per_step
@@ -39,16 +39,16 @@ def make_ready(network: PreTrainedModel, project: Project, precision: Precision)
     settings = project.train
     packed = settings.pad_mode in PACKED
     asked = project.model.attention
-    wanted = attention_for(asked, packed, Site.of(network, precision, choose_device()))
+    wanted = attention_implementation(asked, packed, AttentionSpec.of(network, precision, choose_device()))
     if asked == "auto" and wanted == "sdpa":
-        set_plain_attention(network)
+        set_default_attention(network)
     else:
         network.set_attn_implementation(wanted)
     if packed or wanted in KERNELS.values():
-        require_no_chunks(network, settings.max_length)
+        require_no_chunked_attention(network, settings.max_length)
     if settings.gradient_checkpointing:
         _recompute_activations(network)
-    return adapt(network, settings.method, settings.lora, project.seed)
+    return add_adapters(network, settings.method, settings.lora, project.seed)
 
 
 def material_for(
@@ -59,7 +59,7 @@ def material_for(
     group: ProcessGroup,
 ) -> Material:
     """Padding is the pad token of the model's configuration, or any other: no loss and no sample ever looks at it."""
-    settings, network = project.train, whole_network(model)
+    settings, network = project.train, base_network(model)
     return Material(
         StepPlan(len(token_cache), samples_per_step(settings, group.count), project.seed),
         Share(token_cache, _micro_batch_plan(settings, network, group), group.member.rank),
@@ -75,7 +75,7 @@ def _begin(network: PreTrainedModel, project: Project, precision: Precision, tra
     """`trained` is the network or what has been wrapped around it. Raises ModelError where packed samples see each
     other and must not."""
     device, settings = choose_device(), project.train
-    shared = None if is_whole(network) else Wrapped(trained, device)
+    shared = None if is_whole(network) else ShardedNetwork(trained, device)
     with arithmetic_in(precision, torch.device(device)):
         if settings.pad_mode in PACKED and settings.pack_isolation:
             require_isolation(network, shared)

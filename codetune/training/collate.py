@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from codetune.data.packing import PACKED, PackedRow, pack
-from codetune.model.attention import flat_row
+from codetune.model.attention import packed_inputs
 from codetune.project.sections import PadMode
 from codetune.training.token_cache import Sample
 
@@ -74,7 +74,7 @@ class Collator:
             tokens = _tokens(row, drawn)
             segments += tokens if self.isolated else [torch.cat(tokens)]
             segments += [self._padding(row)] if row.padding else []
-        return flat_row(segments)
+        return packed_inputs(segments)
 
     def _padding(self, row: PackedRow) -> torch.Tensor:
         return torch.full((row.padding,), self.pad_token)
@@ -84,7 +84,7 @@ class Collator:
         which this adds zeros. No count knows of it."""
         ids = torch.full((2,), self.pad_token)
         none = torch.zeros(0, dtype=torch.int64)
-        inputs = flat_row([ids]) if self.pad_mode in PACKED else {"input_ids": ids[None]}
+        inputs = packed_inputs([ids]) if self.pad_mode in PACKED else {"input_ids": ids[None]}
         return {"inputs": inputs, "positions": none, "targets": none, "tokens_seen": 0, "rows": [], "row_ends": []}
 
 

@@ -14,8 +14,8 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from codetune.data.chat import stop_texts, template
 from codetune.data.tokens import adds_bos
 from codetune.errors import CodetuneError
-from codetune.model.adapt import merge, round_weights, whole_network
-from codetune.model.attention import set_plain_attention
+from codetune.model.adapters import base_network, cast_weights, merge_trained_adapters
+from codetune.model.attention import set_default_attention
 from codetune.project.sections import ChatFormat
 from codetune.training.arguments import Precision
 
@@ -37,8 +37,8 @@ def save_trained(
 ) -> None:
     """The model is of no use for training afterwards: its weights are rounded in place. Merged adapters are kept beside
     the whole model, in `adapter/`, where nobody who loads it stumbles over them."""
-    network = whole_network(model)
-    set_plain_attention(network)
+    network = base_network(model)
+    set_default_attention(network)
     network.config.use_cache = True
     network.generation_config = _generation_config(tokenizer, finish.chat_format, finish.last_tokens)
     dtype = getattr(torch, finish.precision)
@@ -46,10 +46,10 @@ def save_trained(
         if isinstance(model, PeftModel):
             _save_adapters(model, saved / MERGED_ADAPTERS if finish.merge else saved, dtype)
         if not isinstance(model, PeftModel):
-            round_weights(model, dtype)
+            cast_weights(model, dtype)
             model.save_pretrained(saved)
         elif finish.merge:
-            merge(model, dtype).save_pretrained(saved)
+            merge_trained_adapters(model, dtype).save_pretrained(saved)
         else:
             network.generation_config.save_pretrained(saved)
     except SafetensorError as why:  # how it reports a full disk

@@ -17,16 +17,16 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from codetune.model.lm_head import ends_with_its_head, output_layer
-from codetune.model.packing_check import Wrapped
+from codetune.model.lm_head import has_plain_lm_head, lm_head
+from codetune.model.packing_check import ShardedNetwork
 
 CHUNK_LOGITS = 1 << 25  # float32 logits at once: 128 MiB, and as much for their gradient
 Losses = Callable[[torch.nn.Module, dict[str, Any]], torch.Tensor]  # model and micro-batch -> [N]
 
 
-def losses_of(network: PreTrainedModel, shared: Wrapped | None = None) -> Losses:
+def losses_of(network: PreTrainedModel, shared: ShardedNetwork | None = None) -> Losses:
     """The frugal way where the architecture allows it: where its logits are what its output layer gives."""
-    return AnswerLoss(network, CHUNK_LOGITS) if ends_with_its_head(network, shared) else plain_losses
+    return AnswerLoss(network, CHUNK_LOGITS) if has_plain_lm_head(network, shared) else plain_losses
 
 
 def plain_losses(model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
@@ -38,7 +38,7 @@ class AnswerLoss:
     """Takes over the output layer of `network`: while a micro-batch is learned it gives losses, else logits."""
 
     def __init__(self, network: PreTrainedModel, chunk_logits: int) -> None:
-        self._head = output_layer(network)
+        self._head = lm_head(network)
         self._logits = self._head.forward
         self._chunk = max(1, chunk_logits // network.config.get_text_config().vocab_size)
         # Only adapters on the head itself draw random numbers there; looking after them makes a GPU wait.

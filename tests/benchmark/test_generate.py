@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from codetune.benchmark.generate import Generated, generate
-from codetune.model.decoding import Request, Written
+from codetune.model.decoding import GenerationRequest, Written
 from codetune.project.sections import Generation
 from codetune.records import Completion, Solution
 from tests.benchmark.tasks import problem
@@ -17,9 +17,9 @@ class Echo:
     """Completes with the length of the prompt and what it was told, last request first."""
 
     def __init__(self) -> None:
-        self.asked: list[Request] = []
+        self.asked: list[GenerationRequest] = []
 
-    def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Written]]:
+    def complete(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, Written]]:
         self.asked = list(requests)
         for number, request in reversed(list(enumerate(requests))):
             text = f"{len(request.prompt)} {request.stream} {request.stops[0]!r}"

@@ -16,8 +16,8 @@ from codetune.data.tokens import TrainingTokens, adds_bos, training_tokens
 from codetune.demo import pretrain
 from codetune.demo.pretrain import draw_text, learn_tokenizer, ship, write_nursery
 from codetune.demo.world import SHIPPED_BASE
-from codetune.model.find import find_model
 from codetune.model.load import load_model, load_tokenizer
+from codetune.model.model_files import find_model
 from codetune.project.file import read_project
 from codetune.records import Example, Message
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from codetune.model.backend import load_decoder
-from codetune.model.complete import BatchGenerator
-from codetune.model.continuous import ContinuousGenerator, flash_attention
-from codetune.model.decoding import GeneratedText, Request
+from codetune.model.batch_generator import BatchGenerator
+from codetune.model.continuous_batching import ContinuousGenerator, flash_attention
+from codetune.model.decoder_choice import load_decoder
+from codetune.model.decoding import GeneratedText, GenerationRequest
 from codetune.model.vllm_engine import is_installed
 from codetune.project.sections import Generation, Model
 from codetune.records import ALONE
@@ -41,11 +41,13 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def requests(count: int) -> list[Request]:
+def requests(count: int) -> list[GenerationRequest]:
     drawn = torch.Generator().manual_seed(1)
     lengths = torch.randint(3, 200, (count,), generator=drawn).tolist()
     return [
-        Request(tuple(torch.randint(3, 300, (length,), generator=drawn).tolist()), ("ab", "e\n"), f"42/{number}/0")
+        GenerationRequest(
+            tuple(torch.randint(3, 300, (length,), generator=drawn).tolist()), ("ab", "e\n"), f"42/{number}/0"
+        )
         for number, length in enumerate(lengths)
     ]
 

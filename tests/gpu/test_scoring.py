@@ -12,8 +12,8 @@ from scipy.stats import spearmanr
 from transformers import PreTrainedModel
 
 from codetune.data.tokens import Span
-from codetune.model.attention import FLASH, VARLEN, Site, lacking
-from codetune.model.likelihood import MOST_TOKENS, CausalScorer, measured_tokens_per_pass, set_attention
+from codetune.model.attention import FLASH, VARLEN, AttentionSpec, unsupported_reason
+from codetune.model.likelihood import MAX_TOKENS_PER_PASS, CausalScorer, measured_tokens_per_pass, set_scoring_attention
 from tests.model.builders import ARCHITECTURES, tiny_model
 from tests.model.test_likelihood import VOCABULARY, oracle, random_spans
 from tests.small_world import make_small_world, run_codetune
@@ -28,7 +28,7 @@ def as_in_production() -> None:
 
 def on_gpu(model: PreTrainedModel, asked: str) -> PreTrainedModel:
     moved = copy.deepcopy(model).to("cuda:0", torch.bfloat16)
-    set_attention(moved, asked)
+    set_scoring_attention(moved, asked)
     return moved
 
 
@@ -37,7 +37,7 @@ def on_gpu(model: PreTrainedModel, asked: str) -> PreTrainedModel:
 def test_flat_rows_keep_the_rank_of_float64_arithmetic(architecture: str, asked: str) -> None:
     model = tiny_model(architecture, VOCABULARY)
     moved = model.to("cuda:0", torch.bfloat16)
-    if asked == "flash" and lacking("flash", Site.of(moved, "bfloat16")):
+    if asked == "flash" and unsupported_reason("flash", AttentionSpec.of(moved, "bfloat16")):
         pytest.skip("flash-attn is not installed")
     model = tiny_model(architecture, VOCABULARY)
     spans = random_spans(200, 200, seed=1)
@@ -56,14 +56,14 @@ def test_the_same_spans_give_the_same_bits_again() -> None:
 
 
 def test_gradients_through_the_kernel_are_those_of_segments() -> None:
-    from codetune.model.attention import SEGMENTED, flat_row
+    from codetune.model.attention import SEGMENTED, packed_inputs
 
     samples = [torch.arange(3, 3 + length, device="cuda:0") for length in (11, 5, 1, 40)]
     gradients = []
     for attention in (VARLEN, SEGMENTED):
         model = copy.deepcopy(tiny_model("llama", VOCABULARY)).to("cuda:0", torch.bfloat16)
         model.set_attn_implementation(attention)
-        model(**flat_row(samples), use_cache=False).logits.float().logsumexp(-1).sum().backward()
+        model(**packed_inputs(samples), use_cache=False).logits.float().logsumexp(-1).sum().backward()
         gradients.append(torch.cat([weights.grad.float().flatten() for weights in model.parameters()]))
     assert (gradients[0] - gradients[1]).norm() < 0.02 * gradients[1].norm()
 
@@ -71,7 +71,7 @@ def test_gradients_through_the_kernel_are_those_of_segments() -> None:
 def test_what_was_found_to_fit_does_fit() -> None:
     model = on_gpu(tiny_model("llama", 32256, hidden=256), "auto")
     tokens = measured_tokens_per_pass(model, 2048)
-    assert 2048 <= tokens <= MOST_TOKENS
+    assert 2048 <= tokens <= MAX_TOKENS_PER_PASS
     dice = random.Random(0)
     span = Span(tuple(dice.randrange(32256) for _ in range(2048)), 1024)
     torch.cuda.reset_peak_memory_stats()

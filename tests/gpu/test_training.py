@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from codetune.model.attention import VARLEN, Site, attention_for
+from codetune.model.attention import VARLEN, AttentionSpec, attention_implementation
 from codetune.project.sections import Quantization
 from codetune.training.loss import AnswerLoss, Losses, plain_losses
 from tests.model.builders import ARCHITECTURES, tiny_model
@@ -42,7 +42,7 @@ def test_bfloat16_gradients_are_close_to_those_of_each_sample_alone(architecture
     expected = gradient(alone, loss)
     model = tiny_model(architecture, 90).cuda().train()
     flat = mode in ("paper_pack", "dynamic_pack")
-    attention = attention_for("auto", flat, Site.of(model, "bfloat16"))
+    attention = attention_implementation("auto", flat, AttentionSpec.of(model, "bfloat16"))
     assert attention == (VARLEN if flat else "sdpa")
     model.set_attn_implementation(attention)
     losses, count = AnswerLoss(model, 3 * 90), sum(int(one.learned[1:].sum()) for one in SAMPLES)

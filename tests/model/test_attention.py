@@ -16,13 +16,13 @@ from codetune.model.attention import (
     FLASH,
     SEGMENTED,
     VARLEN,
-    Site,
-    attention_for,
-    flat_row,
-    kernel_for,
-    lacking,
-    require_no_chunks,
+    AttentionSpec,
+    attention_implementation,
+    fused_kernel,
+    packed_inputs,
+    require_no_chunked_attention,
     segmented_attention,
+    unsupported_reason,
     varlen_attention,
 )
 from tests.model.builders import ARCHITECTURES, documented_varlen_attn, model_with, tiny_model
@@ -30,12 +30,12 @@ from tests.model.builders import ARCHITECTURES, documented_varlen_attn, model_wi
 SAMPLES = [torch.arange(3, 14), torch.arange(20, 25), torch.tensor([7]), torch.arange(40, 60)]
 BACKENDS = [SEGMENTED, VARLEN, "sdpa", "eager"]
 pytestmark = pytest.mark.usefixtures("varlen_on_a_cpu")
-GPU = Site("cuda", (9, 0), "bfloat16", 128, plain=True)
+GPU = AttentionSpec("cuda", (9, 0), "bfloat16", 128, plain=True)
 
 
 def logits(model: PreTrainedModel, samples: list[torch.Tensor]) -> list[torch.Tensor]:
     with torch.no_grad():
-        flat = model(**flat_row(samples), use_cache=False).logits[0]
+        flat = model(**packed_inputs(samples), use_cache=False).logits[0]
     return list(flat.split([len(sample) for sample in samples]))
 
 
@@ -67,7 +67,7 @@ def test_gradients_through_a_flat_row_are_those_of_the_samples_alone(attention: 
         return torch.cat([weights.grad.flatten() for weights in model.parameters()])
 
     model = model_with("llama", attention)
-    flat = model(**flat_row(SAMPLES), use_cache=False).logits[0].split([len(sample) for sample in SAMPLES])
+    flat = model(**packed_inputs(SAMPLES), use_cache=False).logits[0].split([len(sample) for sample in SAMPLES])
     packed = gradient(model, [part.logsumexp(-1).sum() for part in flat])
     plain = tiny_model("llama", 100)
     alone = gradient(plain, [plain(row[None], use_cache=False).logits[0].logsumexp(-1).sum() for row in SAMPLES])
@@ -135,25 +135,25 @@ def test_under_autocast_the_kernel_gets_half_precision(monkeypatch: pytest.Monke
 
 def test_auto_is_one_kernel_where_there_is_one_and_segments_elsewhere() -> None:
     cpu = replace(GPU, device="cpu", capability=(0, 0))
-    assert [attention_for("auto", flat, place) for flat in (True, False) for place in (GPU, cpu)] == [
+    assert [attention_implementation("auto", flat, place) for flat in (True, False) for place in (GPU, cpu)] == [
         VARLEN,
         SEGMENTED,
         "sdpa",
         "sdpa",
     ]
-    assert [kernel_for(place) for place in (GPU, cpu, replace(GPU, precision="float32"))] == [VARLEN, None, None]
-    assert attention_for("eager", True, GPU) == "eager"
-    assert attention_for("varlen", False, GPU) == VARLEN
+    assert [fused_kernel(place) for place in (GPU, cpu, replace(GPU, precision="float32"))] == [VARLEN, None, None]
+    assert attention_implementation("eager", True, GPU) == "eager"
+    assert attention_implementation("varlen", False, GPU) == VARLEN
 
 
 def test_flash_attn_is_taken_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     for installed, lacks in ((True, ""), (False, "flash-attn is not installed")):
         monkeypatch.setattr(attention_module, "is_flash_attn_2_available", lambda installed=installed: installed)
-        assert lacking("flash", GPU).startswith(lacks)
+        assert unsupported_reason("flash", GPU).startswith(lacks)
     monkeypatch.setattr(attention_module, "is_flash_attn_2_available", lambda: True)
-    assert attention_for("flash", True, GPU) == FLASH
+    assert attention_implementation("flash", True, GPU) == FLASH
     # It caps scores, which torch's kernel does not.
-    assert kernel_for(replace(GPU, plain=False)) == FLASH
+    assert fused_kernel(replace(GPU, plain=False)) == FLASH
 
 
 @pytest.mark.parametrize("asked", ["flash", "varlen"])
@@ -169,26 +169,28 @@ def test_flash_attn_is_taken_where_it_is_installed(monkeypatch: pytest.MonkeyPat
 )
 def test_a_kernel_that_cannot_work_is_refused_with_its_reason(asked: str, change: dict[str, Any], lack: str) -> None:
     with pytest.raises(ModelError, match=rf"model.attention is {asked}.*{lack}.*Set model.attention: auto"):
-        attention_for(asked, True, replace(GPU, **change))
+        attention_implementation(asked, True, replace(GPU, **change))
 
 
 def test_a_torch_without_windows_has_no_kernel_for_us(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert lacking("varlen", GPU) == ""
+    assert unsupported_reason("varlen", GPU) == ""
     monkeypatch.setattr(attention_module, "_VARLEN_TAKES", frozenset({"is_causal"}))
-    assert "too old" in lacking("varlen", GPU)
+    assert "too old" in unsupported_reason("varlen", GPU)
 
 
 def test_the_place_of_a_network_is_read_from_it() -> None:
-    assert Site.of(tiny_model("gemma", 100), "float32") == Site("cpu", (0, 0), "float32", 16, plain=True)
+    assert AttentionSpec.of(tiny_model("gemma", 100), "float32") == AttentionSpec(
+        "cpu", (0, 0), "float32", 16, plain=True
+    )
 
 
 def test_attention_in_chunks_wants_samples_that_fit_one() -> None:
     model = tiny_model("llama", 100)
-    require_no_chunks(model, 4096)
+    require_no_chunked_attention(model, 4096)
     model.config.attention_chunk_size = 64
-    require_no_chunks(model, 64)
+    require_no_chunked_attention(model, 64)
     with pytest.raises(ModelError, match=r"chunks of 64 tokens, and train\.max_length is 65.*train\.max_length: 64"):
-        require_no_chunks(model, 65)
+        require_no_chunked_attention(model, 65)
 
 
 @pytest.mark.parametrize("attention", [segmented_attention, varlen_attention])

@@ -17,16 +17,16 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MambaCon
 from codetune.data.packing import next_fit
 from codetune.data.tokens import Span
 from codetune.errors import ModelError
-from codetune.model.attention import SEGMENTED, VARLEN, Site
+from codetune.model.attention import SEGMENTED, VARLEN, AttentionSpec
 from codetune.model.likelihood import (
-    MOST_TOKENS,
+    MAX_TOKENS_PER_PASS,
     CausalScorer,
     bucket,
-    find_tokens_per_pass,
     padded_passes,
-    set_attention,
+    set_scoring_attention,
+    tokens_that_fit,
 )
-from codetune.model.lm_head import output_layer
+from codetune.model.lm_head import lm_head
 from tests.model.builders import ARCHITECTURES, CHANGED_LOGITS, documented_varlen_attn, tiny_model
 
 VOCABULARY = 320
@@ -90,7 +90,7 @@ def test_a_batch_agrees_with_float64_arithmetic(architecture: str, layout: str, 
 def test_logits_that_are_changed_after_the_output_layer_are_changed_here_too(architecture: str) -> None:
     model = tiny_model(architecture, VOCABULARY, hidden=32)
     with torch.no_grad():
-        output_layer(model).weight.mul_(20)  # so that a cap at 30 is felt
+        lm_head(model).weight.mul_(20)  # so that a cap at 30 is felt
     spans = random_spans(12, 150, seed=2)
     exact = [oracle(model, span) for span in spans]
     assert CausalScorer(model, 700).nll(spans) == pytest.approx(exact, rel=1e-6)
@@ -128,7 +128,7 @@ def test_positions_that_follow_the_length_of_a_pass_are_those_of_each_span(rope:
 def test_a_network_without_attention_or_with_an_odd_configuration_is_scored() -> None:
     config = MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=1, state_size=4)
     model = AutoModelForCausalLM.from_config(config).eval()
-    set_attention(model, "auto")
+    set_scoring_attention(model, "auto")
     spans = random_spans(4, 60, seed=3)
     assert CausalScorer(model, 700).nll(spans) == pytest.approx([oracle(model, span) for span in spans], rel=1e-5)
 
@@ -160,9 +160,9 @@ def test_every_span_is_in_one_pass_and_a_pass_keeps_to_the_budget(lengths: list[
 
 def test_what_fits_is_found_from_two_passes() -> None:
     # A pass takes 1,000 bytes and 10 for every token: of 8,000,000 * 0.8 free bytes 639,900 tokens fit.
-    assert find_tokens_per_pass(lambda tokens: 1000 + 10 * tokens, 8_000_000, 2048) == MOST_TOKENS
-    assert find_tokens_per_pass(lambda tokens: 1000 + 10 * tokens, 500_000, 2048) == 39_900 // 1024 * 1024
-    assert find_tokens_per_pass(lambda tokens: 1000 + 10 * tokens, 15_000, 2048) == 2048
+    assert tokens_that_fit(lambda tokens: 1000 + 10 * tokens, 8_000_000, 2048) == MAX_TOKENS_PER_PASS
+    assert tokens_that_fit(lambda tokens: 1000 + 10 * tokens, 500_000, 2048) == 39_900 // 1024 * 1024
+    assert tokens_that_fit(lambda tokens: 1000 + 10 * tokens, 15_000, 2048) == 2048
 
 
 def test_what_fits_is_one_row_where_four_do_not() -> None:
@@ -171,16 +171,16 @@ def test_what_fits_is_one_row_where_four_do_not() -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return tokens
 
-    assert find_tokens_per_pass(peak_of, 10**9, 2048) == 2048
+    assert tokens_that_fit(peak_of, 10**9, 2048) == 2048
 
 
 def test_on_a_cpu_the_attention_for_scoring_is_the_models_own() -> None:
     model = tiny_model("llama", VOCABULARY)
     before = model.config._attn_implementation
-    set_attention(model, "auto")
+    set_scoring_attention(model, "auto")
     assert model.config._attn_implementation == before
     with pytest.raises(ModelError, match="the model is on cpu"):
-        set_attention(model, "varlen")
+        set_scoring_attention(model, "varlen")
 
 
 @pytest.mark.parametrize("works", [True, False])
@@ -191,15 +191,15 @@ def test_a_kernel_is_kept_only_where_rows_do_not_see_each_other(works: bool, mon
 
     if not works:
         monkeypatch.setattr("codetune.model.attention.varlen_attn", leaks)
-    gpu = Site("cuda", (9, 0), "bfloat16", 128, plain=True)
-    monkeypatch.setattr(Site, "of", lambda *_: gpu)
+    gpu = AttentionSpec("cuda", (9, 0), "bfloat16", 128, plain=True)
+    monkeypatch.setattr(AttentionSpec, "of", lambda *_: gpu)
     model = tiny_model("llama", VOCABULARY)
     before = model.config._attn_implementation
-    set_attention(model, "auto")
+    set_scoring_attention(model, "auto")
     assert model.config._attn_implementation == (VARLEN if works else before)
     if not works:
         with pytest.raises(ModelError, match="see each other"):
-            set_attention(model, "varlen")
+            set_scoring_attention(model, "varlen")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

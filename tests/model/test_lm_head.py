@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from codetune.errors import ModelError
-from codetune.model.lm_head import ends_with_its_head, logits_of
+from codetune.model.lm_head import has_plain_lm_head, hidden_to_logits
 from tests.model.builders import ARCHITECTURES, CHANGED_LOGITS, tiny_model
 
 VOCABULARY = 320
@@ -15,14 +15,14 @@ VOCABULARY = 320
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_usual_architectures_end_with_their_output_layer(architecture: str) -> None:
     model = tiny_model(architecture, VOCABULARY).train()
-    assert ends_with_its_head(model)
+    assert has_plain_lm_head(model)
     assert model.training
     assert model(torch.arange(5)[None]).logits.shape == (1, 5, VOCABULARY)
 
 
 @pytest.mark.parametrize("architecture", CHANGED_LOGITS)
 def test_others_cap_or_scale_its_logits(architecture: str) -> None:
-    assert not ends_with_its_head(tiny_model(architecture, VOCABULARY))
+    assert not has_plain_lm_head(tiny_model(architecture, VOCABULARY))
 
 
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, *CHANGED_LOGITS])
@@ -32,7 +32,7 @@ def test_some_places_get_the_logits_that_the_whole_model_gives_them(architecture
     tokens = torch.arange(20)[None]
     hidden = model.base_model(tokens, use_cache=False).last_hidden_state[0]
     places = torch.tensor([19, 3, 4])
-    assert torch.allclose(logits_of(model)(hidden[places]), model(tokens).logits[0, places], atol=1e-6)
+    assert torch.allclose(hidden_to_logits(model)(hidden[places]), model(tokens).logits[0, places], atol=1e-6)
     assert torch.equal(model.base_model(tokens, use_cache=False).last_hidden_state[0], hidden)
 
 
@@ -40,4 +40,4 @@ def test_logits_that_come_from_elsewhere_are_an_error() -> None:
     model = tiny_model("llama", VOCABULARY)
     model.base_model.norm.register_forward_hook(lambda *given: given[-1] + torch.rand_like(given[-1]))
     with pytest.raises(ModelError, match="The architecture llama does not make its logits from its last hidden"):
-        logits_of(model)
+        hidden_to_logits(model)

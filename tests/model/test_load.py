@@ -18,9 +18,9 @@ from transformers import AutoConfig, GenerationConfig
 
 from codetune.errors import ModelError
 from codetune.launch.devices import choose_device
-from codetune.model.adapt import adapt
-from codetune.model.find import conversion_command, find_model
-from codetune.model.load import load_model, load_tokenizer, outline_model
+from codetune.model.adapters import add_adapters
+from codetune.model.load import load_model, load_tokenizer, uninitialized_model
+from codetune.model.model_files import conversion_command, find_model
 from codetune.project.sections import LoraSettings, Model
 from tests.model.builders import tiny_model
 
@@ -56,7 +56,7 @@ def test_the_attention_is_the_one_asked_for(saved: Path, name: str, used: str) -
 def adapter(saved: Path, tmp_path: Path) -> Path:
     """Random adapters of the saved model, which change what it writes."""
     path = tmp_path / "adapter"
-    adapted: Any = adapt(load_model(saved, FLOAT32, "cpu"), "lora", LoraSettings(r=2), seed=1)
+    adapted: Any = add_adapters(load_model(saved, FLOAT32, "cpu"), "lora", LoraSettings(r=2), seed=1)
     for name, weights in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weights, std=0.5, generator=torch.Generator().manual_seed(3))
@@ -81,7 +81,7 @@ def test_adapters_are_merged_into_their_base_and_write_the_same(adapter: Path, s
 
 def test_adapters_on_adapters_are_merged_in_their_order(adapter: Path, tmp_path: Path) -> None:
     upper = tmp_path / "upper"
-    adapted: Any = adapt(load_model(adapter, FLOAT32, "cpu"), "lora", LoraSettings(r=2), seed=2)
+    adapted: Any = add_adapters(load_model(adapter, FLOAT32, "cpu"), "lora", LoraSettings(r=2), seed=2)
     adapted.save_pretrained(upper, save_embedding_layers=False)
     assert json.loads((upper / "adapter_config.json").read_text())["base_model_name_or_path"] == str(adapter)
     # Fresh adapters change nothing, so the upper ones write what the lower ones do.
@@ -199,7 +199,7 @@ def test_attention_that_needs_a_gpu_is_refused_without_one(attention: str, tmp_p
 @pytest.mark.parametrize("architecture", ["llama", "gemma", "starcoder2"])
 def test_an_outline_is_the_model_but_for_its_weights(tmp_path: Path, architecture: str) -> None:
     tiny_model(architecture, 100).save_pretrained(tmp_path)
-    outline, model = outline_model(tmp_path, FLOAT32), load_model(tmp_path, FLOAT32, "cpu")
+    outline, model = uninitialized_model(tmp_path, FLOAT32), load_model(tmp_path, FLOAT32, "cpu")
     shapes = [{name: (each.shape, each.dtype) for name, each in one.named_parameters()} for one in (outline, model)]
     assert shapes[0] == shapes[1]
     assert all(torch.equal(each, model.get_buffer(name)) for name, each in outline.named_buffers())
@@ -211,7 +211,7 @@ def test_an_outline_takes_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # as these tests have it
     AutoConfig.for_model("llama", hidden_size=1024, num_hidden_layers=16, vocab_size=32256).save_pretrained(tmp_path)
     before = _resident_bytes()
-    outline = outline_model(tmp_path, FLOAT32)
+    outline = uninitialized_model(tmp_path, FLOAT32)
     numbers = sum(weights.numel() for weights in outline.parameters())
     assert numbers > 300e6
     assert _resident_bytes() - before < numbers

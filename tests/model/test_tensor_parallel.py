@@ -12,17 +12,24 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from codetune.errors import CodetuneError, ModelError
 from codetune.launch.process_group import ProcessGroup, file_store, join_process_group
-from codetune.model.adapt import adapt
-from codetune.model.complete import BatchGenerator
-from codetune.model.decoding import Request
+from codetune.model.adapters import add_adapters
+from codetune.model.batch_generator import BatchGenerator
+from codetune.model.decoding import GenerationRequest
 from codetune.model.load import load_model
-from codetune.model.tensor_parallel import Crowd, Gpus, heads_shared_by, load_shared, must_share, weight_bytes
+from codetune.model.tensor_parallel import (
+    ProcessCounts,
+    VisibleGpus,
+    kv_cache_ranks,
+    load_tensor_parallel,
+    needs_tensor_parallel,
+    weight_bytes,
+)
 from codetune.project.sections import Generation, LoraSettings, Model
 from codetune.records import Rank
 from tests.model.builders import byte_tokenizer, tiny_model
 
 IDS = torch.tensor([[5, 6, 7, 8]])
-TWO = Crowd(2, 2)
+TWO = ProcessCounts(2, 2)
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +40,9 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def gpus(directory: Path, share: float, count: int = 2) -> Gpus:
+def gpus(directory: Path, share: float, count: int = 2) -> VisibleGpus:
     """Of a memory that the model's weights in float32 are such a share of."""
-    return Gpus(count, int(weight_bytes(directory, "float32") / share))
+    return VisibleGpus(count, int(weight_bytes(directory, "float32") / share))
 
 
 def test_weights_are_counted_in_the_numbers_that_they_will_have(llama: Path) -> None:
@@ -47,33 +54,38 @@ def test_weights_are_counted_in_the_numbers_that_they_will_have(llama: Path) -> 
 
 
 def test_adapters_are_counted_with_the_weights_below_them(llama: Path, tmp_path: Path) -> None:
-    adapt(load_model(llama, Model(dtype="float32"), "cpu"), "lora", LoraSettings(), 1).save_pretrained(tmp_path)
+    add_adapters(load_model(llama, Model(dtype="float32"), "cpu"), "lora", LoraSettings(), 1).save_pretrained(tmp_path)
     assert weight_bytes(tmp_path, "float32") == weight_bytes(llama, "float32")
-    assert must_share(tmp_path, "float32", TWO, gpus(llama, 0.8))
+    assert needs_tensor_parallel(tmp_path, "float32", TWO, gpus(llama, 0.8))
 
 
 @pytest.mark.parametrize(("share", "shared"), [(0.69, False), (0.71, True), (1.5, True)])
 def test_what_leaves_a_gpu_too_little_room_is_held_together(llama: Path, share: float, shared: bool) -> None:
-    assert must_share(llama, "float32", TWO, gpus(llama, share)) is shared
-    assert not must_share(llama, "bfloat16", TWO, gpus(llama, share / 1.5))
-    assert not must_share(llama, "float32", TWO, None)  # the CPU's memory is not divided
+    assert needs_tensor_parallel(llama, "float32", TWO, gpus(llama, share)) is shared
+    assert not needs_tensor_parallel(llama, "bfloat16", TWO, gpus(llama, share / 1.5))
+    assert not needs_tensor_parallel(llama, "float32", TWO, None)  # the CPU's memory is not divided
 
 
 @pytest.mark.parametrize(
     ("crowd", "share", "count", "expected"),
     [
-        (Crowd(1, 1), 1.1, 1, "there is one process. Set launch.processes: auto on a machine with more GPUs"),
-        (Crowd(2, 2), 1.1, 1, "2 processes see 1 of them"),
-        (Crowd(3, 3), 1.1, 3, "3 processes do not divide its 4 attention heads and 2 of keys. Set launch.processes: 2"),
-        (Crowd(3, 3), 2.1, 3, "do not divide its 4 attention heads and 2 of keys. Install the extra vllm"),
-        (Crowd(2, 2), 2.1, 2, "2 are too few. Take more of them"),
+        (ProcessCounts(1, 1), 1.1, 1, "there is one process. Set launch.processes: auto on a machine with more GPUs"),
+        (ProcessCounts(2, 2), 1.1, 1, "2 processes see 1 of them"),
+        (
+            ProcessCounts(3, 3),
+            1.1,
+            3,
+            "3 processes do not divide its 4 attention heads and 2 of keys. Set launch.processes: 2",
+        ),
+        (ProcessCounts(3, 3), 2.1, 3, "do not divide its 4 attention heads and 2 of keys. Install the extra vllm"),
+        (ProcessCounts(2, 2), 2.1, 2, "2 are too few. Take more of them"),
     ],
 )
 def test_what_cannot_be_held_together_is_an_error_with_a_remedy(
-    llama: Path, crowd: Crowd, share: float, count: int, expected: str
+    llama: Path, crowd: ProcessCounts, share: float, count: int, expected: str
 ) -> None:
     with pytest.raises(ModelError) as told:
-        must_share(llama, "float32", crowd, gpus(llama, share, count))
+        needs_tensor_parallel(llama, "float32", crowd, gpus(llama, share, count))
     assert expected in str(told.value)
     assert str(told.value).startswith(f"The weights of {llama} take 0.")
     assert str(told.value).endswith("Or use the CPU: set CUDA_VISIBLE_DEVICES to nothing")
@@ -82,17 +94,17 @@ def test_what_cannot_be_held_together_is_an_error_with_a_remedy(
 def test_layers_that_nobody_has_divided_want_vllm(tmp_path: Path) -> None:
     GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=320)).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"cannot divide the layers of a gpt2. Install the extra vllm"):
-        must_share(tmp_path, "float32", TWO, gpus(tmp_path, 1.1))
+        needs_tensor_parallel(tmp_path, "float32", TWO, gpus(tmp_path, 1.1))
 
 
 def test_what_a_gpu_just_holds_is_tried_where_it_cannot_be_divided(llama: Path) -> None:
-    assert not must_share(llama, "float32", Crowd(1, 1), gpus(llama, 0.9, 1))
-    assert not must_share(llama, "float32", Crowd(3, 3), gpus(llama, 0.9, 3))
+    assert not needs_tensor_parallel(llama, "float32", ProcessCounts(1, 1), gpus(llama, 0.9, 1))
+    assert not needs_tensor_parallel(llama, "float32", ProcessCounts(3, 3), gpus(llama, 0.9, 3))
 
 
 def test_cached_heads_are_dealt_where_the_plan_divides_keys() -> None:
-    assert heads_shared_by(tiny_model("llama", 100).config, 4) == 4
-    assert heads_shared_by(GPT2Config(), 4) == 1
+    assert kv_cache_ranks(tiny_model("llama", 100).config, 4) == 4
+    assert kv_cache_ranks(GPT2Config(), 4) == 1
 
 
 def test_each_process_holds_a_part_and_all_give_what_the_whole_gives(llama: Path, tmp_path: Path) -> None:
@@ -121,7 +133,7 @@ def _hold(rank: int, directory: Path, out: Path) -> None:
         join_process_group(Rank(rank, 2, rank, 2), lambda: file_store(out / "meeting", 2)) as both,
         torch.inference_mode(),
     ):
-        part = load_shared(directory, Model(dtype="float32"), both, out)
+        part = load_tensor_parallel(directory, Model(dtype="float32"), both, out)
         numbers = sum(getattr(weights, "to_local", lambda w=weights: w)().numel() for weights in part.parameters())
         told: dict[str, Any] = {"logits": part(IDS).logits, "numbers": numbers, "least": both.min(7 + rank)}
         told["of_first"] = both.broadcast(torch.arange(3) + 10 * rank).tolist()
@@ -142,4 +154,4 @@ def test_a_full_gpu_among_several_is_an_error_for_the_others_cannot_begin_again(
     full: Any = Full()
     generator = BatchGenerator(full, byte_tokenizer(bos=True), [], Generation(), ProcessGroup(Rank(0, 2, 0, 2)))
     with pytest.raises(CodetuneError, match=r"2 prompts over 2 GPUs.* set generate.batch_size to a smaller number"):
-        list(generator.complete([Request((3,), (), "a"), Request((4,), (), "b")]))
+        list(generator.complete([GenerationRequest((3,), (), "a"), GenerationRequest((4,), (), "b")]))

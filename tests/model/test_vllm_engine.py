@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from codetune.model import vllm_engine
-from codetune.model.decoding import GeneratedText, Request, StopCriteria
+from codetune.model.decoding import GeneratedText, GenerationRequest, StopCriteria
 from codetune.model.vllm_engine import VllmGenerator
 from codetune.project.sections import Generation
 from tests.model.builders import byte_tokenizer
@@ -33,7 +33,7 @@ def generator(engine: Scripted, **settings: Any) -> VllmGenerator:
 
 def test_greedy_requests_name_every_end_and_their_room() -> None:
     engine = Scripted("return 1\ndef g", "stop")
-    ((number, written),) = generator(engine).complete([Request(tuple(range(3, 18)), ("\ndef ",), "s")])
+    ((number, written),) = generator(engine).complete([GenerationRequest(tuple(range(3, 18)), ("\ndef ",), "s")])
     assert (number, written.text, written.truncated) == (0, "return 1", False)
     ((prompt, settings),) = engine.asked
     assert tuple(prompt) == tuple(range(3, 18))
@@ -47,14 +47,18 @@ def test_greedy_requests_name_every_end_and_their_room() -> None:
 
 def test_samples_have_seeds_of_their_own() -> None:
     engine = Scripted("x", "length")
-    list(generator(engine, temperature=0.8, top_p=0.9).complete([Request((3,), (), f"42/a/{n}") for n in range(2)]))
+    list(
+        generator(engine, temperature=0.8, top_p=0.9).complete(
+            [GenerationRequest((3,), (), f"42/a/{n}") for n in range(2)]
+        )
+    )
     first, second = (settings for _, settings in engine.asked)
     assert (first["temperature"], first["top_p"]) == (0.8, 0.9)
     assert first["seed"] != second["seed"]
 
 
 def test_an_end_token_is_no_text_and_only_a_lack_of_room_truncates() -> None:
-    asked = [Request((3,), (), "")]
+    asked = [GenerationRequest((3,), (), "")]
     ended = Scripted("return 1", "stop", end=[7])
     assert next(generator(ended).complete(asked))[1] == GeneratedText("return 1", len(ended.ids), truncated=False)
     # Some engines leave the end token out.
@@ -64,5 +68,5 @@ def test_an_end_token_is_no_text_and_only_a_lack_of_room_truncates() -> None:
 
 def test_a_long_work_list_goes_in_parts_and_keeps_its_numbers(monkeypatch: Any) -> None:
     monkeypatch.setattr(vllm_engine, "REQUESTS_AT_ONCE", 2)
-    found = [number for number, _ in generator(Scripted("x", "stop")).complete([Request((3,), (), "")] * 5)]
+    found = [number for number, _ in generator(Scripted("x", "stop")).complete([GenerationRequest((3,), (), "")] * 5)]
     assert found == [0, 1, 2, 3, 4]

@@ -25,9 +25,9 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from codetune.benchmark.problems import read_problems
-from codetune.model.complete import BatchGenerator
-from codetune.model.continuous import ContinuousGenerator, flash_attention, use_flash_attention
-from codetune.model.decoding import Decoder, Request
+from codetune.model.batch_generator import BatchGenerator
+from codetune.model.continuous_batching import ContinuousGenerator, flash_attention, use_flash_attention
+from codetune.model.decoding import Decoder, GenerationRequest
 from codetune.project.sections import Generation
 from tests.model.builders import byte_tokenizer
 from tests.performance.record import write_record
@@ -135,7 +135,9 @@ def ways(model: Any, tokenizer: Any, prompts: Sequence[tuple[int, ...]], length:
 
 
 def completed(decoder: Decoder, prompts: Sequence[tuple[int, ...]]) -> int:
-    return sum(written.tokens for _, written in decoder.complete([Request(prompt, (), "") for prompt in prompts]))
+    return sum(
+        written.tokens for _, written in decoder.complete([GenerationRequest(prompt, (), "") for prompt in prompts])
+    )
 
 
 @torch.inference_mode()
@@ -157,7 +159,7 @@ def greedy(model: Any, prompts: Sequence[tuple[int, ...]], length: int) -> list[
 
 def same_text(model: Any, tokenizer: Any, prompts: Sequence[tuple[int, ...]], length: int) -> str:
     decoder = BatchGenerator(model, tokenizer, [], Generation(max_new_tokens=length))
-    ours = dict(decoder.complete([Request(prompt, (), "") for prompt in prompts]))
+    ours = dict(decoder.complete([GenerationRequest(prompt, (), "") for prompt in prompts]))
     equal = 0
     for number, tokens in enumerate(greedy(model, prompts, length)):
         whole, before = (tokenizer.decode(part, skip_special_tokens=True) for part in (tokens, prompts[number]))

@@ -31,9 +31,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Pre
 
 from codetune.data.source import read_examples
 from codetune.data.tokens import ScoringTokens
-from codetune.model.likelihood import CausalScorer, measured_tokens_per_pass, set_attention
-from codetune.model.load import load_tokenizer
-from codetune.model.memory import keep_freed_memory
+from codetune.model.likelihood import CausalScorer, measured_tokens_per_pass, set_scoring_attention
+from codetune.model.load import keep_freed_memory, load_tokenizer
 from codetune.project.sections import Dataset, Scoring
 from codetune.records import Example
 from codetune.selection.score import fill_prompt, plan_blocks, score_tokens, tokenise
@@ -88,7 +87,7 @@ def compare_scoring(
     rate: float | None,
 ) -> dict[str, Any]:
     plain = model.config._attn_implementation
-    set_attention(model, "auto")
+    set_scoring_attention(model, "auto")
     ours_attention = model.config._attn_implementation
     budget = AUTO_TOKENS_PER_BATCH
     if model.device.type == "cuda":

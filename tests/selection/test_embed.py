@@ -132,7 +132,7 @@ def minilm() -> Path:
 
 
 def test_a_real_model_puts_like_tasks_together_and_counts_what_it_cuts(minilm: Path, shared_data: Path) -> None:
-    from codetune.model.find import find_encoder
+    from codetune.model.model_files import find_encoder
     from codetune.selection.sentences import load_encoder
 
     torch.set_num_threads(1)
@@ -154,7 +154,7 @@ def test_a_real_model_puts_like_tasks_together_and_counts_what_it_cuts(minilm: P
 
 
 def test_an_embedding_model_with_pickle_weights_is_refused(minilm: Path, tmp_path: Path) -> None:
-    from codetune.model.find import find_encoder
+    from codetune.model.model_files import find_encoder
     from codetune.selection.sentences import load_encoder
 
     path = tmp_path / "pickled"

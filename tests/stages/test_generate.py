@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from codetune.errors import ModelError
-from codetune.model.adapt import adapt
+from codetune.model.adapters import add_adapters
 from codetune.model.load import load_model
-from codetune.model.tensor_parallel import Gpus
+from codetune.model.tensor_parallel import VisibleGpus
 from codetune.project.sections import LoraSettings, Model
 from codetune.records import ALONE, Rank
 from codetune.stages import evaluate
@@ -94,7 +94,9 @@ def test_processes_that_hold_one_model_together_write_what_one_does(tmp_path: Pa
 def test_generating_asks_first_whether_the_gpus_hold_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context = context_of(make_small_world(tmp_path, 6), launch__processes=1)
     bench, base = evaluate.open_bench(context, "tasks.jsonl"), model_ref(context, "base")
-    monkeypatch.setattr("codetune.model.tensor_parallel.find_gpus", lambda: Gpus(1, 1000))  # the machine, as it is not
+    monkeypatch.setattr(
+        "codetune.model.tensor_parallel.visible_gpus", lambda: VisibleGpus(1, 1000)
+    )  # the machine, as it is not
     with pytest.raises(ModelError, match=r"there is one process. Set launch.processes: auto"):
         evaluate.generate(context, bench, base)
 
@@ -167,7 +169,7 @@ def together(project: Path, parts: Path, settings: Mapping[str, Any]) -> Iterato
 def save_adapters(world: Path) -> Path:
     """Adapters of the base model that change what it writes."""
     base = load_model(world / "base", Model(dtype="float32"), "cpu")
-    model = adapt(base, "lora", LoraSettings(), 1)
+    model = add_adapters(base, "lora", LoraSettings(), 1)
     for name, weights in model.named_parameters():
         if "lora_B" in name:
             weights.data.normal_(0, 0.2)

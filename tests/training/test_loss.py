@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
-from codetune.model.adapt import adapt, whole_network
+from codetune.model.adapters import add_adapters, base_network
 from codetune.model.attention import SEGMENTED
 from codetune.project.sections import LoraSettings
 from codetune.training.loss import AnswerLoss, Losses, losses_of, plain_losses
@@ -155,19 +155,19 @@ def test_adapters_learn_the_same_also_on_the_output_layer_with_dropout(targets: 
     gradients = []
     for chunked in (False, True):
         settings = LoraSettings(dropout=0.5 if targets == ["q_proj"] else 0.0, target_modules=targets)
-        model = adapt(model_for("dynamic_pack"), "lora", settings, 1)
+        model = add_adapters(model_for("dynamic_pack"), "lora", settings, 1)
         for name, weights in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(weights, generator=torch.Generator().manual_seed(1))
-        losses = AnswerLoss(whole_network(model), 3 * VOCABULARY) if chunked else plain_losses
+        losses = AnswerLoss(base_network(model), 3 * VOCABULARY) if chunked else plain_losses
         gradients.append(gradient(model, loss_of(losses, model, collated("dynamic_pack"))))
     assert (gradients[0] - gradients[1]).norm() < 1e-5 * gradients[0].norm()
 
 
 def test_dropout_on_the_output_layer_is_drawn_once_for_both_ways() -> None:
-    model = adapt(model_for("dynamic_pack"), "lora", LoraSettings(dropout=0.5, target_modules=["lm_head"]), 1)
+    model = add_adapters(model_for("dynamic_pack"), "lora", LoraSettings(dropout=0.5, target_modules=["lm_head"]), 1)
     (adapter,) = [weights for name, weights in model.named_parameters() if "lora_B" in name]
-    losses = AnswerLoss(whole_network(model), 3 * VOCABULARY)
+    losses = AnswerLoss(base_network(model), 3 * VOCABULARY)
     (batch,) = collated("dynamic_pack", 5)[0]["micro_batches"]
 
     direction = torch.randn(adapter.shape, generator=torch.Generator().manual_seed(1))

@@ -24,8 +24,8 @@ from transformers import (
 )
 
 from codetune.errors import CodetuneError, InputError
-from codetune.model.complete import BatchGenerator, cache_bytes_per_token, rows_that_fit
-from codetune.model.decoding import GeneratedText, Request
+from codetune.model.batch_generator import BatchGenerator, cache_bytes_per_token, rows_that_fit
+from codetune.model.decoding import GeneratedText, GenerationRequest
 from codetune.project.sections import Generation
 
 EOS, END_OF_TURN = 256, 257
@@ -100,7 +100,7 @@ def in_order(
     generator: BatchGenerator, asked: Sequence[Sequence[int]], stops: Sequence[str] = ()
 ) -> list[GeneratedText]:
     """The stream of a request is its prompt, so that it goes with it into any batch."""
-    found = dict(generator.complete([Request(tuple(prompt), tuple(stops), str(prompt)) for prompt in asked]))
+    found = dict(generator.complete([GenerationRequest(tuple(prompt), tuple(stops), str(prompt)) for prompt in asked]))
     return [found[number] for number in range(len(asked))]
 
 
@@ -146,7 +146,7 @@ def test_neither_batch_size_nor_order_changes_a_completion(
 def test_samples_of_one_prompt_differ_and_each_can_be_made_again(tokenizer: PreTrainedTokenizerFast) -> None:
     settings = Generation(max_new_tokens=12, temperature=1.0, top_p=1.0)
     generator = BatchGenerator(network("llama"), tokenizer, [], settings)
-    requests = [Request((5, 6, 7), (), f"42/Own/0/{number}") for number in range(6)]
+    requests = [GenerationRequest((5, 6, 7), (), f"42/Own/0/{number}") for number in range(6)]
     first = dict(generator.complete(requests))
     assert len({written.text for written in first.values()}) == 6
     assert next(generator.complete(requests[3:4]))[1] == first[3]

@@ -16,7 +16,7 @@ from transformers.generation.continuous_batching.utils import WorkloadHints
 from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from codetune.errors import CodetuneError
-from codetune.model.decoding import STOP_CHECK_TOKENS, GeneratedText, Request, StopCriteria
+from codetune.model.decoding import STOP_CHECK_TOKENS, GeneratedText, GenerationRequest, StopCriteria
 from codetune.project.sections import Generation
 
 WAIT_SECONDS = 1.0
@@ -47,7 +47,7 @@ class ContinuousGenerator:
         self._settings = settings
         self._limits = limits
 
-    def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, GeneratedText]]:
+    def complete(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, GeneratedText]]:
         """Number and completion of each request as it is finished."""
         if not requests:
             return
@@ -72,7 +72,7 @@ class ContinuousGenerator:
                 for number in waiting:  # else leaving would wait for all of them
                     manager.cancel_request(str(number))
 
-    def _received(self, manager: Any, waiting: dict[int, Request]) -> Iterator[tuple[int, GeneratedText]]:
+    def _received(self, manager: Any, waiting: dict[int, GenerationRequest]) -> Iterator[tuple[int, GeneratedText]]:
         """The next output of the manager, where it ends a request."""
         output = manager.get_result(timeout=WAIT_SECONDS)
         if output is None:

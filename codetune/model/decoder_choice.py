@@ -11,16 +11,15 @@ from transformers import PreTrainedTokenizerBase
 
 from codetune.launch.devices import choose_device
 from codetune.model import vllm_engine
-from codetune.model.complete import BatchGenerator
-from codetune.model.continuous import ContinuousGenerator, flash_attention, use_flash_attention
+from codetune.model.batch_generator import BatchGenerator, is_recurrent
+from codetune.model.continuous_batching import ContinuousGenerator, flash_attention, use_flash_attention
 from codetune.model.decoding import Decoder
 from codetune.model.load import load_model
-from codetune.model.recurrent import is_recurrent
 from codetune.project.sections import Generation, Model
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class Capabilities:
     """What the choice depends on."""
 
     gpu: bool
@@ -28,11 +27,11 @@ class Machine:
     vllm: bool
 
 
-def wants_vllm(settings: Generation, machine: Machine) -> bool:
+def wants_vllm(settings: Generation, machine: Capabilities) -> bool:
     return settings.backend == "vllm" or (settings.backend == "auto" and machine.gpu and machine.vllm)
 
 
-def wants_continuous(settings: Generation, dtype: torch.dtype, machine: Machine) -> bool:
+def wants_continuous(settings: Generation, dtype: torch.dtype, machine: Capabilities) -> bool:
     """Continuous batching needs a GPU, flash attention (so no float32) and greedy decoding: sampled tokens have random
     numbers of their own in batches only. A `batch_size` that is said asks for batches."""
     half = dtype in (torch.bfloat16, torch.float16)
@@ -53,7 +52,7 @@ def load_decoder(
     device = choose_device()
     # Of several GPUs each has a process and a model of its own, which vLLM would not keep to.
     lies_ready = vllm_engine.is_installed() and torch.cuda.device_count() == 1
-    machine = Machine(device != "cpu", flash_attention(), lies_ready)
+    machine = Capabilities(device != "cpu", flash_attention(), lies_ready)
     if wants_vllm(settings, machine):
         return vllm_engine.load_vllm(directory, tokenizer, model, end_of_turn, settings)
     network = load_model(directory, model, device)

@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from codetune.errors import ProjectError
-from codetune.model.adapt import adapt, merge, whole_network
+from codetune.model.adapters import add_adapters, base_network, merge_trained_adapters
 from codetune.model.load import load_model, load_quantized_model
 from codetune.project.sections import LoraSettings, Method, Model, Quantization
 from tests.model.builders import ARCHITECTURES, tiny_model
@@ -20,13 +20,13 @@ IDS = torch.arange(3, 20)[None]
 
 
 def adapters(seed: int) -> dict[str, torch.Tensor]:
-    model = adapt(tiny_model("llama", 100), "lora", LoraSettings(), seed)
+    model = add_adapters(tiny_model("llama", 100), "lora", LoraSettings(), seed)
     return {name: weights for name, weights in model.named_parameters() if weights.requires_grad}
 
 
 def test_full_training_takes_the_network_as_it_is() -> None:
     model = tiny_model("llama", 100)
-    assert adapt(model, "full", LoraSettings(), 1) is model
+    assert add_adapters(model, "full", LoraSettings(), 1) is model
 
 
 def test_lora_trains_adapters_of_all_linear_layers_only() -> None:
@@ -37,7 +37,7 @@ def test_lora_trains_adapters_of_all_linear_layers_only() -> None:
 
 
 def test_adapters_change_nothing_before_they_are_trained() -> None:
-    model = adapt(tiny_model("llama", 100), "lora", LoraSettings(), 1)
+    model = add_adapters(tiny_model("llama", 100), "lora", LoraSettings(), 1)
     assert isinstance(model, PeftModel)
     with torch.no_grad():
         assert torch.equal(model.eval()(IDS).logits, tiny_model("llama", 100)(IDS).logits)
@@ -51,18 +51,18 @@ def test_adapters_follow_from_the_seed_and_leave_the_callers_randomness_alone() 
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    adapt(model, "lora", LoraSettings(), 1)
+    add_adapters(model, "lora", LoraSettings(), 1)
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_modules_that_the_model_lacks_are_named() -> None:
     with pytest.raises(ProjectError, match=r"train.lora.target_modules: \['wq'\] fits no module of LlamaForCausalLM"):
-        adapt(tiny_model("llama", 100), "lora", LoraSettings(target_modules=["wq"]), 1)
+        add_adapters(tiny_model("llama", 100), "lora", LoraSettings(target_modules=["wq"]), 1)
 
 
 def with_trained_adapters(network: PreTrainedModel, method: Method, **settings: Any) -> PeftModel:
     """Adapters that change the model, as after a training."""
-    model = adapt(network, method, LoraSettings(r=4, dropout=0.0, **settings), 1)
+    model = add_adapters(network, method, LoraSettings(r=4, dropout=0.0, **settings), 1)
     assert isinstance(model, PeftModel)
     drawn = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -91,7 +91,7 @@ def test_merged_adapters_are_the_model_with_its_adapters(saved: Path, targets: A
     model = with_trained_adapters(network, "lora", target_modules=targets)
     adapted = logits(model)
     assert not torch.allclose(adapted, before, atol=1e-2)
-    merged = merge(model, torch.float32)
+    merged = merge_trained_adapters(model, torch.float32)
     assert not [name for name, _ in merged.named_parameters() if "lora" in name]
     torch.testing.assert_close(logits(merged), adapted, rtol=1e-4, atol=1e-4)
     merged.save_pretrained(tmp_path / "merged")
@@ -111,14 +111,14 @@ def test_adapters_over_four_bits_merge_into_the_numbers_that_they_stand_for(
     model = with_trained_adapters(network, "qlora")
     adapted = logits(model)
     assert not torch.allclose(adapted, quantised, atol=1e-2)
-    torch.testing.assert_close(logits(merge(model, torch.float32)), adapted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits(merge_trained_adapters(model, torch.float32)), adapted, rtol=1e-4, atol=1e-4)
 
 
 def test_adapters_over_eight_bits_merge_but_for_the_rounding_of_activations(saved: Path) -> None:
     network = load_quantized_model(saved, Model(dtype="float32"), "cpu", Quantization(bits=8))
     model = with_trained_adapters(network, "qlora")
     adapted = logits(model)
-    merged = logits(merge(model, torch.float32))
+    merged = logits(merge_trained_adapters(model, torch.float32))
     assert (merged - adapted).norm() < 0.05 * adapted.norm()
 
 
@@ -134,7 +134,7 @@ def test_linear_layers_are_quantised_and_the_rest_is_as_it_was(saved: Path) -> N
 
 def test_a_merged_model_is_saved_as_a_whole_one(saved: Path, tmp_path: Path) -> None:
     model = with_trained_adapters(load_quantized_model(saved, Model(dtype="bfloat16"), "cpu", Quantization()), "qlora")
-    merged = merge(model, torch.bfloat16)
+    merged = merge_trained_adapters(model, torch.bfloat16)
     merged.save_pretrained(tmp_path / "merged")
     again = load_model(tmp_path / "merged", Model(dtype="auto"), "cpu")
     assert {weights.dtype for weights in again.parameters()} == {torch.bfloat16}
@@ -143,5 +143,5 @@ def test_a_merged_model_is_saved_as_a_whole_one(saved: Path, tmp_path: Path) -> 
 
 def test_the_network_below_the_adapters_is_found() -> None:
     network = tiny_model("llama", 100)
-    assert whole_network(network) is network
-    assert whole_network(adapt(network, "lora", LoraSettings(), 1)) is network
+    assert base_network(network) is network
+    assert base_network(add_adapters(network, "lora", LoraSettings(), 1)) is network

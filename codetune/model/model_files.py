@@ -51,21 +51,21 @@ def find_encoder(name: str) -> Path:
     return directory
 
 
-def model_below(directory: Path) -> Path:
+def base_model_directory(directory: Path) -> Path:
     """The directory of the whole model below adapters; that of a whole model is its own."""
     while (directory / ADAPTER_CONFIG).is_file():
-        directory = find_model(base_of_adapters(directory))
+        directory = find_model(base_model_name(directory))
     return directory
 
 
-def tokenizer_of(directory: Path) -> Path:
+def tokenizer_directory(directory: Path) -> Path:
     """Where a model's tokenizer lies: adapters as peft saves them have none, and the model below them has one."""
     while (directory / ADAPTER_CONFIG).is_file() and not any((directory / name).is_file() for name in TOKENIZER_FILES):
-        directory = find_model(base_of_adapters(directory))
+        directory = find_model(base_model_name(directory))
     return directory
 
 
-def base_of_adapters(directory: Path) -> str:
+def base_model_name(directory: Path) -> str:
     """The model that adapters belong to: a path or a hub id."""
     said = read_json(directory / ADAPTER_CONFIG).get("base_model_name_or_path")
     if not said or not isinstance(said, str) or Path(said).expanduser().resolve() == directory.resolve():
@@ -105,7 +105,7 @@ def _require_adapters(directory: Path, name: str) -> None:
             f"{_shown(name, directory)} has an {ADAPTER_CONFIG} and no adapter_model.safetensors. Expected: both, as "
             "peft saves them. Copy them there again; adapters in a pickle must be loaded with peft and saved once more."
         )
-    base = base_of_adapters(directory)
+    base = base_model_name(directory)
     try:
         find_model(base)
     except CodetuneError as why:

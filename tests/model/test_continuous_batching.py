@@ -11,9 +11,9 @@ import torch
 from transformers import ContinuousBatchingConfig
 
 from codetune.errors import CodetuneError
-from codetune.model.complete import BatchGenerator
-from codetune.model.continuous import ContinuousGenerator, _without_switching
-from codetune.model.decoding import Request
+from codetune.model.batch_generator import BatchGenerator
+from codetune.model.continuous_batching import ContinuousGenerator, _without_switching
+from codetune.model.decoding import GenerationRequest
 from codetune.project.sections import Generation
 from tests.model.builders import byte_tokenizer, tiny_model
 
@@ -22,10 +22,13 @@ TOKENIZER = byte_tokenizer(bos=True)
 SETTINGS = Generation(max_new_tokens=24)
 
 
-def requests(count: int, *stops: str) -> list[Request]:
+def requests(count: int, *stops: str) -> list[GenerationRequest]:
     drawn = torch.Generator().manual_seed(1)
     lengths = torch.randint(3, 60, (count,), generator=drawn).tolist()
-    return [Request(tuple(torch.randint(3, 300, (length,), generator=drawn).tolist()), stops, "") for length in lengths]
+    return [
+        GenerationRequest(tuple(torch.randint(3, 300, (length,), generator=drawn).tolist()), stops, "")
+        for length in lengths
+    ]
 
 
 def continuous(model: Any) -> ContinuousGenerator:
@@ -58,7 +61,7 @@ def test_who_stops_listening_does_not_wait_for_the_rest() -> None:
     model: Any = tiny_model("llama", len(TOKENIZER), hidden=32)
     patient = ContinuousGenerator(model, TOKENIZER, [], Generation(max_new_tokens=100_000), SMALL_CACHE)
     before = threading.active_count()
-    listening = patient.complete([*requests(3), Request((5, 6), ("e", "a", " ", "o", "i", "n"), "")])
+    listening = patient.complete([*requests(3), GenerationRequest((5, 6), ("e", "a", " ", "o", "i", "n"), "")])
     next(listening)
     listening.close()
     assert threading.active_count() == before

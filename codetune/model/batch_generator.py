@@ -12,19 +12,28 @@ Axes: B rows in the batch, P prompt tokens after padding, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from codetune.errors import CodetuneError, InputError
 from codetune.launch.process_group import SINGLE_PROCESS, ProcessGroup
-from codetune.model.decoding import STOP_CHECK_TOKENS, GeneratedText, Request, StopCriteria
-from codetune.model.recurrent import is_recurrent, run_in_step, takes_several_rows
-from codetune.model.sampling import sample, uniform
-from codetune.model.tensor_parallel import heads_shared_by
+from codetune.model.decoding import STOP_CHECK_TOKENS, GeneratedText, GenerationRequest, StopCriteria, sample, uniform
+from codetune.model.tensor_parallel import kv_cache_ranks
 from codetune.project.sections import Generation
 
 # Of a tiny model on two cores 32 to 64 is the fastest.
@@ -32,6 +41,8 @@ ROWS_ON_CPU = 32
 MOST_ROWS_ON_GPU = 256  # more wait for the longest among them
 # The cache grows by copying, and the prompts' activations want room as well.
 SHARE_FOR_CACHE = 0.4
+# What is masked by positions, so that padding can be; a kind of layer that is not known here counts as recurrent.
+ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 
 
 class BatchGenerator:
@@ -51,7 +62,7 @@ class BatchGenerator:
         self._endings = StopCriteria(tokenizer, [model.config, model.generation_config], end_of_turn)
         self._settings = settings
 
-    def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, GeneratedText]]:
+    def complete(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, GeneratedText]]:
         """Number and completion of each request as it is finished, in batches in the given order. A batch too large
         for the memory is halved, and those after it are no larger."""
         _require_embedded(self._model, requests)
@@ -92,7 +103,7 @@ class BatchGenerator:
         longest = max((len(row.request.prompt) + row.room for row in rows), default=1)
         free = int(self._team.min(torch.cuda.mem_get_info(self._model.device)[0]))
         per_token = cache_bytes_per_token(self._model.config, self._model.dtype)
-        return rows_that_fit(free, longest * per_token // heads_shared_by(self._model.config, self._team.count))
+        return rows_that_fit(free, longest * per_token // kv_cache_ranks(self._model.config, self._team.count))
 
     @torch.inference_mode()
     def _decode(self, rows: list[_Row]) -> Iterator[_Row]:
@@ -163,13 +174,13 @@ class BatchGenerator:
 @dataclass(slots=True)
 class _Row:
     number: int
-    request: Request
+    request: GenerationRequest
     room: int  # new tokens at most
     tokens: list[int] = field(default_factory=list)
     done: bool = False
 
 
-def _require_embedded(model: Any, requests: Sequence[Request]) -> None:
+def _require_embedded(model: Any, requests: Sequence[GenerationRequest]) -> None:
     """A tokenizer may have more tokens than the network, as long as none of them is written."""
     known = model.get_input_embeddings().weight.shape[0]
     largest = max((token for request in requests for token in request.prompt), default=0)
@@ -208,3 +219,68 @@ def _pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[t
         ids[index, longest - len(prompt) :] = torch.tensor(prompt)
         mask[index, longest - len(prompt) :] = 1
     return ids.to(device), mask.to(device)
+
+
+def is_recurrent(model: Any) -> bool:
+    """Whether padding on the left would change what a row becomes, as far as the network tells."""
+    layers = getattr(model.config, "layer_types", None) or ()
+    return (
+        # transformers' own mark (5.17 to 5.23); some with convolutions lack it
+        bool(getattr(model, "_is_stateful", False))
+        or not ATTENTION_LAYERS.issuperset(layers)
+        or "past_key_values" not in inspect.signature(model.forward).parameters
+    )
+
+
+def takes_several_rows(model: Any) -> bool:
+    """RWKV of transformers 5.17 to 5.23 mixes the rows of a batch: [B, D] is added to [B, 1, D]."""
+    return not {"past_key_values", "cache_params"}.isdisjoint(inspect.signature(model.forward).parameters)
+
+
+def run_in_step(
+    model: Any, prompts: Sequence[Sequence[int]], most: int, take: Callable[[torch.Tensor], tuple[torch.Tensor, bool]]
+) -> None:
+    """Feeds prompts of one length and then, `most` times at most, what `take` makes of the logits [B, V]: the token of
+    each row [B], and whether that was the last that is wanted."""
+    ids = torch.tensor([list(prompt) for prompt in prompts], device=model.device)  # [B, P]
+    taker = _Taker(take)
+    with _own_settings(model, most):
+        model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            logits_processor=LogitsProcessorList([taker]),
+            stopping_criteria=StoppingCriteriaList([_NoneWanted(taker)]),
+        )
+
+
+class _Taker(LogitsProcessor):
+    """Leaves one token that can be chosen."""
+
+    def __init__(self, take: Callable[[torch.Tensor], tuple[torch.Tensor, bool]]) -> None:
+        self._take = take
+        self.was_last = False
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        chosen, self.was_last = self._take(scores)
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen[:, None], 0.0)  # [B, V]
+
+
+class _NoneWanted(StoppingCriteria):
+    def __init__(self, taker: _Taker) -> None:
+        self._taker = taker
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+        return torch.full((len(input_ids),), self._taker.was_last, device=input_ids.device)
+
+
+@contextmanager
+def _own_settings(model: Any, most: int) -> Iterator[None]:
+    """Else what a model's generation configuration says (penalties, suppressed tokens) would be done to the logits."""
+    before = model.generation_config
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        do_sample=False, max_new_tokens=most, use_cache=True
+    )
+    try:
+        yield
+    finally:
+        model.generation_config = before

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from codetune.errors import ProjectError
-from codetune.model.backend import Machine, load_decoder, wants_continuous, wants_vllm
-from codetune.model.complete import BatchGenerator
+from codetune.model.batch_generator import BatchGenerator
+from codetune.model.decoder_choice import Capabilities, load_decoder, wants_continuous, wants_vllm
 from codetune.model.vllm_engine import is_installed
 from codetune.project.sections import Generation, Model
 from tests.model.builders import byte_tokenizer, tiny_model
 
-CPU, GPU = Machine(False, None, False), Machine(True, "flash_attention_2", False)
+CPU, GPU = Capabilities(False, None, False), Capabilities(True, "flash_attention_2", False)
 BFLOAT16 = torch.bfloat16
 
 
@@ -24,7 +24,7 @@ BFLOAT16 = torch.bfloat16
     [
         ({}, BFLOAT16, GPU, True),
         ({}, BFLOAT16, CPU, False),
-        ({}, BFLOAT16, Machine(True, None, False), False),
+        ({}, BFLOAT16, Capabilities(True, None, False), False),
         ({}, torch.float32, GPU, False),
         ({"temperature": 0.8}, BFLOAT16, GPU, False),
         ({"batch_size": 8}, BFLOAT16, GPU, False),
@@ -32,7 +32,7 @@ BFLOAT16 = torch.bfloat16
     ids=["gpu", "cpu", "no flash attention", "float32", "sampled", "batches asked for"],
 )
 def test_continuous_batching_needs_all_that_makes_it_faster(
-    settings: dict[str, Any], dtype: torch.dtype, machine: Machine, continuous: bool
+    settings: dict[str, Any], dtype: torch.dtype, machine: Capabilities, continuous: bool
 ) -> None:
     assert wants_continuous(Generation(**settings), dtype, machine) == continuous
 
@@ -40,14 +40,16 @@ def test_continuous_batching_needs_all_that_makes_it_faster(
 @pytest.mark.parametrize(
     ("backend", "machine", "vllm"),
     [
-        ("auto", Machine(True, None, True), True),
-        ("auto", Machine(False, None, True), False),
+        ("auto", Capabilities(True, None, True), True),
+        ("auto", Capabilities(False, None, True), False),
         ("auto", GPU, False),
-        ("transformers", Machine(True, None, True), False),
+        ("transformers", Capabilities(True, None, True), False),
         ("vllm", CPU, True),
     ],
 )
-def test_vllm_is_taken_where_it_is_asked_for_or_lies_ready_on_a_gpu(backend: str, machine: Machine, vllm: bool) -> None:
+def test_vllm_is_taken_where_it_is_asked_for_or_lies_ready_on_a_gpu(
+    backend: str, machine: Capabilities, vllm: bool
+) -> None:
     assert wants_vllm(Generation(backend=backend), machine) == vllm
 
 

@@ -13,7 +13,7 @@ import huggingface_hub.constants
 import pytest
 
 from codetune.errors import ModelError
-from codetune.model.find import find_model
+from codetune.model.model_files import find_model
 
 
 def test_a_name_that_is_nothing_is_refused_within_five_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +73,7 @@ def test_remote_code_is_refused_unless_transformers_needs_none(saved: Path) -> N
 
 def test_a_missing_model_is_told_before_torch_is_loaded() -> None:
     program = (
-        "import sys\nfrom codetune.errors import ModelError\nfrom codetune.model.find import find_model\n"
+        "import sys\nfrom codetune.errors import ModelError\nfrom codetune.model.model_files import find_model\n"
         "try: find_model('./nowhere')\nexcept ModelError: pass\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )

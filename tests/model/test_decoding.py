@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import TopPLogitsWarper
 
-from codetune.model.sampling import sample, stream_seed, uniform
+from codetune.model.decoding import sample, stream_seed, uniform
 
 
 def chosen(shares: list[float], number: float, temperature: float = 1.0, top_p: float = 1.0) -> int:

@@ -24,9 +24,9 @@ from transformers import (
     ZambaConfig,
 )
 
-from codetune.model.recurrent import is_recurrent
-from tests.model.test_complete import EOS, VOCABULARY, alone_without_cache, completed, prompts
-from tests.model.test_complete import tokenizer as tokenizer
+from codetune.model.batch_generator import is_recurrent
+from tests.model.test_batch_generator import EOS, VOCABULARY, alone_without_cache, completed, prompts
+from tests.model.test_batch_generator import tokenizer as tokenizer
 
 SIZES: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 4}
 HEADS: dict[str, Any] = {"intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4}

@@ -18,11 +18,11 @@ from peft.utils.integrations import dequantize_module_weight
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
-from codetune.errors import ModelError, ProjectError
+from codetune.errors import ModelError, ProjectError, first_line
 from codetune.project.sections import LoraSettings, Method
 
 
-def adapt(model: PreTrainedModel, method: Method, lora: LoraSettings, seed: int) -> PreTrainedModel | PeftModel:
+def add_adapters(model: PreTrainedModel, method: Method, lora: LoraSettings, seed: int) -> PreTrainedModel | PeftModel:
     """The adapters' first weights follow from the seed alone. For `qlora` the network comes quantised."""
     match method:
         case "full":
@@ -42,16 +42,16 @@ def _drawn_from(seed: int) -> Iterator[None]:
         yield
 
 
-def whole_network(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+def base_network(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """The network itself, with the adapters in its layers where it has some."""
     network: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model  # type: ignore[assignment]
     return network
 
 
-def merge(model: PeftModel, dtype: torch.dtype) -> PreTrainedModel:
+def merge_trained_adapters(model: PeftModel, dtype: torch.dtype) -> PreTrainedModel:
     """The network with its adapters added to the weights, as it was trained: quantised weights as the numbers that they
     stand for, not those that they were made from. The sums are made in float32 and rounded once. `model` is used up."""
-    network = whole_network(model)
+    network = base_network(model)
     adapted = {name: layer for name, layer in network.named_modules() if isinstance(layer, LoraLayer)}
     for name, layer in adapted.items():
         network.set_submodule(name, _merged_layer(layer, dtype))
@@ -66,11 +66,11 @@ def merge(model: PeftModel, dtype: torch.dtype) -> PreTrainedModel:
     ends: list[torch.nn.Module] = [network.get_input_embeddings(), network.get_output_embeddings()]  # type: ignore[no-untyped-call]
     if ends[0].weight is not ends[1].weight:  # an adapter on one of them has parted them
         network.config.tie_word_embeddings = False
-    round_weights(network, dtype)
+    cast_weights(network, dtype)
     return network
 
 
-def round_weights(network: torch.nn.Module, dtype: torch.dtype) -> None:
+def cast_weights(network: torch.nn.Module, dtype: torch.dtype) -> None:
     """Weights only: what else a network holds, such as the angles of its positions, keeps its precision."""
     for weights in network.parameters():
         weights.data = weights.data.to(dtype)
@@ -96,7 +96,7 @@ def _with_adapters(model: PreTrainedModel, lora: LoraSettings) -> PeftModel:
         ) from why
 
 
-def merge_adapters(model: PreTrainedModel, path: Path, device: str) -> PreTrainedModel:
+def merge_saved_adapters(model: PreTrainedModel, path: Path, device: str) -> PreTrainedModel:
     """`model` with the adapters of a directory in its weights. It then goes by that directory's name, so adapters
     trained on top of it know what they belong to. Raises ModelError for adapters that do not fit."""
     kind = json.loads((path / "adapter_config.json").read_text(encoding="utf-8")).get("peft_type")
@@ -111,7 +111,7 @@ def merge_adapters(model: PreTrainedModel, path: Path, device: str) -> PreTraine
             adapted = PeftModel.from_pretrained(model, str(path), torch_device=device)
         missing = _unfilled(adapted, path)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as why:
-        raise _misfit(path, f"{type(why).__name__}: {str(why).partition(chr(10))[0]}") from why
+        raise _misfit(path, f"{type(why).__name__}: {first_line(why)}") from why
     if missing:
         raise _misfit(path, f"{len(missing)} of their tensors are not there: {', '.join(missing[:3])}")
     merged: Any = adapted.merge_and_unload()
