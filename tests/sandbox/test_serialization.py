@@ -274,7 +274,7 @@ def test_a_forged_pickle_is_refused(content: bytes) -> None:
         decode(content)
 
 
-TAGGED = b"\x80\x04ccodetune.benchmark.wire\ntagged\n"
+TAGGED = b"\x80\x04ccodetune.sandbox.serialization\ntagged\n"
 
 
 @pytest.mark.parametrize(

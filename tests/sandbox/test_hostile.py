@@ -17,6 +17,8 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 import pytest
 
+from codetune.benchmark import judge as judging
+from codetune.benchmark import pool
 from codetune.benchmark.judge import JUDGE_BROKE, judge
 from codetune.records import Problem, Solution, Verdict
 from codetune.sandbox.launcher import Tier
@@ -69,7 +71,7 @@ FORGERIES = {
         "def double(x): return Always()"
     ),
     "exchanges_the_tables": (
-        f"{ALWAYS}import sys\nfor name, module in list(sys.modules.items()):\n    if name.endswith(('foreign', 'wire')):\n"
+        f"{ALWAYS}import sys\nfor name, module in list(sys.modules.items()):\n    if name.endswith(('stand_ins', 'serialization')):\n"
         "        for table in ('WRAPPERS', 'EXTENDED', 'EXACT', 'BUILT'):\n            setattr(module, table, dict())\n"
         "        module.plain = lambda value: (Always, None)\ndef double(x): return Always()"
     ),
@@ -332,7 +334,20 @@ def test_no_program_gets_out(
     assert not sleepers()
 
 
+@pytest.fixture
+def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A third of a second for a call instead of one, and for a run 1.3 s instead of 4: half of these programs end only
+    when their time is up, and on a busy machine they are judged twice."""
+    limits = "run_suite.DEFAULT_MIN_TIME_LIMIT, run_suite.GRACE_SECONDS = 0.3, 0.7"
+    main = "from codetune.benchmark.worker import main"
+    assert main in pool.WORKER
+    worker = pool.WORKER.replace(main, f"from codetune.benchmark import run_suite; {limits}; {main}")
+    monkeypatch.setattr(pool, "WORKER", worker)
+    monkeypatch.setattr(judging, "PATIENCE", 2)
+
+
 @each_tier()
+@pytest.mark.usefixtures("short_limits")
 def test_no_program_breaks_the_run(tier: Tier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     threads = threading.active_count()
