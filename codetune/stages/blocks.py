@@ -19,7 +19,7 @@ import numpy as np
 from codetune.data.ids import unpack_id
 from codetune.launch.environment import Shard
 from codetune.records import Example, Refusal
-from codetune.store.block_log import BlockLog, Rows, log_path
+from codetune.store.block_log import BlockLog, FinishedRows, log_path
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -107,7 +107,7 @@ def survey(rows: Iterable[Example | Refusal]) -> Survey:
 
 
 def do_missing(
-    blocks: Iterable[Block], directory: Path, finished: Rows, shard: Shard, load: Callable[[], Work[Prepared]]
+    blocks: Iterable[Block], directory: Path, finished: FinishedRows, shard: Shard, load: Callable[[], Work[Prepared]]
 ) -> Iterator[int]:
     """Does this shard's blocks, leaving out finished rows; yields the number of rows done with each block.
 
@@ -125,7 +125,7 @@ def do_missing(
             yield len(examples)
 
 
-def _missing(blocks: Iterable[Block], finished: Rows, shard: Shard) -> Iterator[Sequence[Example]]:
+def _missing(blocks: Iterable[Block], finished: FinishedRows, shard: Shard) -> Iterator[Sequence[Example]]:
     for block in blocks:
         if block.index % shard[1] == shard[0]:
             missing = [example for example in block.examples if example.id not in finished]
@@ -146,5 +146,5 @@ def ahead(items: Iterator[Item], count: int) -> Generator[Item]:
         thread.shutdown(cancel_futures=True)
 
 
-def count_missing(rows: Survey, finished: Rows) -> int:
+def count_missing(rows: Survey, finished: FinishedRows) -> int:
     return int(np.count_nonzero(~finished.holds(rows.usable_ids())))

@@ -21,7 +21,7 @@ from codetune.records import Example, Rank, Refusal
 from codetune.stages.blocks import Block, Work, do_missing
 from codetune.stages.status import Recipe, RunContext, content_digest, settings_of
 from codetune.store import row_artefacts
-from codetune.store.block_log import Rows, read_logs
+from codetune.store.block_log import FinishedRows, read_logs
 from codetune.store.digests import Digests, combined
 from codetune.store.files import remove, replacing, write_text
 from codetune.store.locks import SHARED, locked, waiting
@@ -152,7 +152,7 @@ def tokens_per_pass(context: RunContext, recipe: Recipe, device: str, measure: C
         return int(kept.read_text(encoding="ascii"))
 
 
-def finished_rows(context: RunContext, recipe: Recipe) -> Rows:
+def finished_rows(context: RunContext, recipe: Recipe) -> FinishedRows:
     """Every row that is done: in the logs of all processes, and in the last artefact where it was made alike. For
     whoever holds the lock of the parts: others merge and remove them."""
     rows = read_logs(context.run.parts(recipe.artefact))

@@ -37,8 +37,8 @@ from codetune.stages.status import (
     differing_settings,
     require,
 )
-from codetune.store import row_artefacts
-from codetune.store.block_log import Rows, open_parts
+from codetune.store import old_row_artefacts, row_artefacts
+from codetune.store.block_log import FinishedRows, open_parts
 from codetune.store.digests import Digests
 from codetune.store.files import remove, replacing, write_text
 from codetune.store.locks import SHARED, locked, waiting
@@ -129,7 +129,7 @@ def select(context: RunContext) -> StageResult:
         rows = joined_by_id(context, needs) if needs.scores else unscored(usable_rows(context))
         selected = select(rows, settings, project.seed)
         require_picks(selected, settings)
-        row_artefacts.write_selection(context.run, usable_rows(context), selected.picks)
+        old_row_artefacts.write_selection(context.run, usable_rows(context), selected.picks)
         refused = Counter({"no score": int(rows.refused.sum())})
         refused[f"IFD of {settings.max_ifd:g} or more"] = sum(cluster.dropped for cluster in selected.diagnostics)
         facts = {"clusters": [asdict(cluster) for cluster in selected.diagnostics]}
@@ -181,7 +181,7 @@ class _RowWork:
 
 
 def _make_rows(
-    context: RunContext, work: _RowWork, rows: Survey, began: float, write: Callable[[Rows], StageOutput]
+    context: RunContext, work: _RowWork, rows: Survey, began: float, write: Callable[[FinishedRows], StageOutput]
 ) -> StageResult:
     """Does the missing rows of this shard; whoever finds every row done writes the artefact and seals it."""
     recipe = work.recipe
@@ -275,13 +275,13 @@ def _survey(context: RunContext) -> Survey:
     return rows
 
 
-def _write_scores(context: RunContext, rows: Survey, finished: Rows) -> StageOutput:
-    scored, refused, truncated = row_artefacts.write_scores(context.run, rows, finished)
+def _write_scores(context: RunContext, rows: Survey, finished: FinishedRows) -> StageOutput:
+    scored, refused, truncated = old_row_artefacts.write_scores(context.run, rows, finished)
     return StageOutput(scored, refused, {"truncated": truncated})
 
 
-def _write_embeddings(context: RunContext, recipe: Recipe, rows: Survey, finished: Rows) -> StageOutput:
-    count, refused, cut = row_artefacts.write_embeddings(context.run, rows, finished, _known_cut(context, recipe))
+def _write_embeddings(context: RunContext, recipe: Recipe, rows: Survey, finished: FinishedRows) -> StageOutput:
+    count, refused, cut = old_row_artefacts.write_embeddings(context.run, rows, finished, _known_cut(context, recipe))
     return StageOutput(count, refused, {"cut": int(cut.sum()), "cut_rows": row_artefacts.pack_marks(cut)})
 
 

@@ -1,8 +1,8 @@
-"""Rows done so far: appended block by block, by any number of processes, and found again after any end.
+"""Append-only logs of finished work, which survive a crash at any byte: rows in blocks, and JSON documents in lines.
 
-Each process appends to a log of its own in `<artefact>.parts/`; a block is one header line (ids, lengths, checksum) and
-its rows as bytes, so that a block cut off by a crash is seen and left out. All logs together with the last sealed
-artefact answer "is this row done, and what are its bytes?" at 36 bytes of memory a row.
+Each process appends to its own log in `<artefact>.parts/`. A block is one header line (ids, lengths, CRC-32) and then
+its rows as bytes, so that a block that a crash left incomplete is recognised and ignored. All logs together with the
+last sealed artefact answer whether a row is finished, and with which bytes, at 36 bytes of memory a row.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -29,13 +28,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-MOST_OPEN = 128
+MAX_OPEN_FILES = 128  # memory-mapped logs; each takes a file descriptor
 ID = re.compile("[0-9a-f]{16}")
 
 
-class Rows:
-    """The finished rows of several files, found by id. Of a row done twice (by shards of different counts) the first
-    stands."""
+class FinishedRows:
+    """The finished rows of several files, found by id. Where several files hold a row (made by shards of different
+    counts), the first one counts."""
 
     def __init__(self) -> None:
         self._files: list[Path] = []
@@ -45,7 +44,7 @@ class Rows:
         self._made: IdIndex | None = None
 
     def add_file(self, path: Path, rows: Iterator[tuple[str, int, int]]) -> None:
-        """Takes in the rows of a file as (id, offset, length)."""
+        """Adds the rows of a file, given as (id, offset, length) each."""
         for row_id, offset, length in rows:
             self._ids.append(int(row_id, 16))
             self._offsets.append(offset)
@@ -61,17 +60,17 @@ class Rows:
         return len(self._index)
 
     def holds(self, ids: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """For each of `ids`, whether its row is done."""
+        """For each of `ids`, whether its row is finished."""
         return self._index.holds(ids)
 
     def read(self, row_id: str) -> bytes:
-        """The row's bytes; KeyError where it is not done."""
+        """The bytes of a row. Raises KeyError where it is not finished."""
         index = self._index.find(row_id)
         if index is None:
             raise KeyError(row_id)
         number = self._numbers[index]
         if number not in self._maps:
-            if len(self._maps) == MOST_OPEN:  # each takes a file descriptor
+            if len(self._maps) == MAX_OPEN_FILES:
                 self._maps.pop(next(iter(self._maps))).close()
             with self._files[number].open("rb") as file:
                 self._maps[number] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -86,7 +85,7 @@ class Rows:
 
 
 class BlockLog:
-    """The log that this process appends to. Opening it cuts off a block that an earlier end left unfinished."""
+    """The log of this process. Opening it removes an incomplete block at its end, which a crash left there."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +98,7 @@ class BlockLog:
         self._file = path.open("ab", buffering=0)
 
     def append(self, ids: Sequence[str], rows: Sequence[bytes]) -> None:
-        """Commits one block: after this returns, it survives the end of the process and of the machine."""
+        """Writes one block to disk: when this returns, it survives a crash of the process or of the machine."""
         payload = b"".join(rows)
         lengths = [len(row) for _, row in zip(ids, rows, strict=True)]
         header = {"ids": list(ids), "lengths": lengths, "crc": zlib.crc32(payload)}
@@ -108,15 +107,16 @@ class BlockLog:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
 
-def open_parts(directory: Path, settings: Mapping[str, Any], refuse_others: bool) -> bool:
-    """Makes `directory` ready for parts made with `settings`. Parts of other settings are removed (then True comes
-    back), or with `refuse_others`, where other shards may be at work on them, a StaleError says what differs."""
+def open_parts(directory: Path, settings: Mapping[str, object], refuse_others: bool) -> bool:
+    """Prepares `directory` for logs made with `settings`. Removes logs made with other settings and returns True for
+    them; with `refuse_others`, because other shards may be writing them, raises StaleError that names the difference
+    instead. Raises StaleError where the record of the settings is damaged."""
     record = directory / "settings.json"
-    started_anew = False
+    was_removed = False
     if record.exists():
         found = _read_settings(record)
         different = [
@@ -128,14 +128,14 @@ def open_parts(directory: Path, settings: Mapping[str, Any], refuse_others: bool
                 f"{directory} holds shards made with {key} {found.get(key)!r}, this one has {settings.get(key)!r}. "
                 f"Use the same settings, or start anew: rm -r {directory}"
             )
-        started_anew = bool(different)
-    if started_anew or not record.exists():
+        was_removed = bool(different)
+    if was_removed or not record.exists():
         remove(directory)
         write_text(record, json.dumps(dict(settings), indent=2) + "\n")
-    return started_anew
+    return was_removed
 
 
-def _read_settings(record: Path) -> dict[str, Any]:
+def _read_settings(record: Path) -> dict[str, object]:
     try:
         found = json.loads(record.read_text(encoding="utf-8"))
     except ValueError as why:  # no JSON, or no text
@@ -143,28 +143,29 @@ def _read_settings(record: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         reason = found if isinstance(found, ValueError) else "not an object"
         raise StaleError(
-            f"{record} is damaged ({reason}). Expected: the settings that made the rows beside it, which cannot be "
-            f"trusted without. Start anew: rm -r {record.parent}"
+            f"{record} is damaged ({reason}). Expected: the settings that made the rows beside it; without them "
+            f"the rows cannot be used. Start anew: rm -r {record.parent}"
         )
     return found
 
 
 def log_path(directory: Path, shard: tuple[int, int]) -> Path:
+    """The log of a shard (index, count)."""
     return directory / f"{shard[0]}-of-{shard[1]}.log"
 
 
-def read_logs(directory: Path) -> Rows:
-    """The rows of every finished block in the directory."""
-    rows = Rows()
+def read_logs(directory: Path) -> FinishedRows:
+    """The rows of every complete block of the logs in `directory`."""
+    rows = FinishedRows()
     for path in sorted(directory.glob("*.log")):
         rows.add_file(path, _read_log(path))
     return rows
 
 
 def _read_log(path: Path) -> Iterator[tuple[str, int, int]]:
-    """(id, offset, length) of the rows of every whole block; ends at the first that is not whole."""
+    """(id, offset, length) of each row of a log, up to the first incomplete block."""
     with path.open("rb") as file:
-        while (header := _read_header(file.readline())) and _is_of_a_block(header):
+        while (header := _read_document(file.readline())) and _is_block_header(header):
             offset = file.tell()
             payload = file.read(sum(header["lengths"]))
             if zlib.crc32(payload) != header["crc"] or file.read(1) != b"\n":
@@ -174,7 +175,7 @@ def _read_log(path: Path) -> Iterator[tuple[str, int, int]]:
                 offset += length
 
 
-def _is_of_a_block(header: Mapping[str, Any]) -> bool:
+def _is_block_header(header: Mapping[str, Any]) -> bool:
     ids, lengths = header.get("ids"), header.get("lengths")
     if not (isinstance(ids, list) and isinstance(lengths, list) and len(ids) == len(lengths) and "crc" in header):
         return False
@@ -183,16 +184,18 @@ def _is_of_a_block(header: Mapping[str, Any]) -> bool:
     )
 
 
-def _read_header(line: bytes) -> dict[str, Any] | None:
+def _read_document(line: bytes) -> dict[str, Any] | None:
+    """The JSON object of a line; None where a crash left the line incomplete."""
     try:
         header = json.loads(line)
     except (json.JSONDecodeError, UnicodeDecodeError):
-        return None  # a block that was cut off: whoever lost it does it again
+        return None
     return header if isinstance(header, dict) and line.endswith(b"\n") else None
 
 
 class LineLog:
-    """JSON documents appended one a line (completions, verdicts). Opening cuts away a last line that is not whole."""
+    """JSON objects, one a line (completions, verdicts). Opening it reads the objects that are there into `found` and
+    removes everything from the first incomplete line on."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -200,7 +203,7 @@ class LineLog:
         self.found: list[dict[str, Any]] = []
         if path.exists():
             for line in path.read_bytes().splitlines(keepends=True):
-                document = _read_header(line)
+                document = _read_document(line)
                 if document is None:
                     break
                 self.found.append(document)
@@ -208,19 +211,20 @@ class LineLog:
             os.truncate(path, end)
         self._file = path.open("ab", buffering=0)
 
-    def append(self, document: Mapping[str, Any]) -> None:
+    def append(self, document: Mapping[str, object]) -> None:
+        """Writes one object to disk: when this returns, it survives a crash of the process or of the machine."""
         _append(self._file, json.dumps(document).encode() + b"\n")
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
 
 def _append(file: FileIO, content: bytes) -> None:
-    rest = memoryview(content)
+    unwritten = memoryview(content)
     with naming(Path(str(file.name))):
-        while rest:  # an unbuffered write may take a part only, on a disk that fills up
-            rest = rest[file.write(rest) :]
+        while unwritten:  # an unbuffered write may write a part only, on a disk that fills up
+            unwritten = unwritten[file.write(unwritten) :]
         os.fsync(file.fileno())

@@ -1,5 +1,8 @@
-"""The row artefacts as files: scores.jsonl, embeddings.npy with embeddings.ids, selection.jsonl. Each is written from
-finished rows in data-set order (a selection in its own order) and read back as records.
+"""The row artefacts as files: scores.jsonl, embeddings.npy with embeddings.ids, selection.jsonl. Scores and embeddings
+are written from finished rows in the order of examples.jsonl, a selection in the order of its picks; all are read back
+as records.
+
+Streams: a writer keeps at most some 40 bytes a row in memory.
 """
 
 from __future__ import annotations
@@ -12,56 +15,55 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from codetune.data.ids import IdIndex, pack_ids, unpack_id
-from codetune.records import Embeddings, Example, Message, Picks, Refusal, Score
-from codetune.store.block_log import BlockLog, Rows, read_logs
-from codetune.store.files import remove, replacing
+from codetune.data.ids import IdIndex, pack_ids
+from codetune.records import Embeddings, Example, Picks, Refusal, Score
+from codetune.store.block_log import FinishedRows
+from codetune.store.examples import example_ids, id_of_line, read_ids, read_lines, read_messages
+from codetune.store.files import replacing
 from codetune.store.run_directory import Run
-
-if TYPE_CHECKING:
-    from codetune.stages.blocks import Survey
-
-SPOOL_ROWS = 1000  # rows of a selection held in memory while they are put in order
 
 
 def score_line(row: Score | Refusal) -> bytes:
-    """A line of scores.jsonl, without its end."""
+    """A line of scores.jsonl, without its newline."""
     return json.dumps(_refusal_document(row) if isinstance(row, Refusal) else asdict(row)).encode()
 
 
-def write_scores(run: Run, rows: Survey, finished: Rows) -> tuple[int, Counter[str], int]:
-    """Writes scores.jsonl; returns how many rows have a score, the others by reason, and how many answers were cut."""
-    scored, refused, truncated = 0, rows.refused(), 0
+def write_scores(run: Run, finished: FinishedRows) -> tuple[int, Counter[str], int]:
+    """Writes scores.jsonl from the finished rows, lines of it by id. Returns how many rows have a score, how many have
+    none by reason, and how many answers were truncated. Raises KeyError for a usable row that is not finished."""
+    scored, truncated = 0, 0
+    unusable, without_score = Counter[str](), Counter[str]()
     with replacing(run.scores) as temporary, temporary.open("wb") as file:
-        for row in rows.rows():
-            line = score_line(row) if isinstance(row, Refusal) else finished.read(row)
-            if not isinstance(row, Refusal):
+        for row in read_ids(run):
+            if isinstance(row, Refusal):
+                line = score_line(row)
+                unusable[row.kind] += 1
+            else:
+                line = finished.read(row)
                 document = json.loads(line)
-                reason = document.get("refused")
-                scored += reason is None
+                scored += "refused" not in document
                 truncated += document.get("truncated", False)
-                refused.update([reason] if reason else [])
+                without_score.update([document["refused"]] if "refused" in document else [])
             file.write(line + b"\n")
-    return scored, refused, truncated
+    return scored, unusable + without_score, truncated
 
 
 def sealed_scores(run: Run) -> Iterator[tuple[str, int, int]]:
-    """(id, offset, length) of the lines of scores.jsonl that belong to a row."""
+    """(id, offset, length) of each line of scores.jsonl that has an id, for `FinishedRows.add_file`."""
     offset = 0
     with run.scores.open("rb") as file:
         for line in file:
-            row_id = json.loads(line)["id"]
-            if row_id is not None:
+            if (row_id := id_of_line(line)) is not None:
                 yield row_id, offset, len(line) - 1
             offset += len(line)
 
 
 def read_scores(run: Run) -> Iterator[Score | Refusal]:
+    """The rows of scores.jsonl in their order."""
     with run.scores.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             document = json.loads(line)
@@ -72,7 +74,7 @@ def read_scores(run: Run) -> Iterator[Score | Refusal]:
 
 
 def read_difficulties(run: Run) -> tuple[NDArray[np.uint64], NDArray[np.float64]]:
-    """The ids in scores.jsonl and the IFD of each, NaN where it was refused; at 16 bytes a row."""
+    """The ids in scores.jsonl and the IFD of each (NaN for a row without a score): two columns, 16 bytes a row."""
     ids, difficulties = array("Q"), array("d")
     for row in read_scores(run):
         if row.id is not None:
@@ -82,39 +84,44 @@ def read_difficulties(run: Run) -> tuple[NDArray[np.uint64], NDArray[np.float64]
 
 
 def embedding_bytes(vector: np.ndarray[tuple[int], np.dtype[np.float32]], cut: bool) -> bytes:
-    """A finished row of embed: the vector, and a byte that tells whether the encoder's window cut its instruction."""
+    """A finished row of `embed`: the vector [dim], then one byte: 1 where the encoder's window cut the instruction."""
     return vector.tobytes() + bytes([cut])
 
 
 def write_embeddings(
-    run: Run, rows: Survey, finished: Rows, known_cut: IdIndex
+    run: Run, finished: FinishedRows, known_cut: IdIndex
 ) -> tuple[int, Counter[str], NDArray[np.bool_]]:
-    """Writes embeddings.npy and embeddings.ids. Returns the number of vectors, refusals by reason, and of each vector
-    whether its instruction was cut; `known_cut` are those of the last artefact, whose rows carry no such mark."""
-    cut, first = np.zeros(rows.usable, dtype=np.bool_), next(_usable(rows), None)
-    size = 4 * (len(finished.read(first)) // 4) if first is not None else 0  # bytes of a vector
+    """Writes embeddings.npy (float32 [rows, dim]) and embeddings.ids from the finished rows. Returns the number of
+    vectors, the refused rows by reason, and for each vector whether its instruction was cut. `known_cut` holds the cut
+    rows of the last artefact, whose bytes have no such mark. Raises KeyError for a usable row that is not finished."""
+    rows = len(example_ids(run))
+    cut, refused = np.zeros(rows, dtype=np.bool_), Counter[str]()
+    first = next((row for row in read_ids(run) if isinstance(row, str)), None)
+    vector_bytes = 4 * (len(finished.read(first)) // 4) if first is not None else 0
     with (
         replacing(run.embedding_ids) as ids_path,
         replacing(run.embeddings) as path,
         ids_path.open("w", encoding="ascii") as ids,
         path.open("wb") as vectors,
     ):
-        header = {"descr": "<f4", "fortran_order": False, "shape": (rows.usable, size // 4)}
+        header = {"descr": "<f4", "fortran_order": False, "shape": (rows, vector_bytes // 4)}
         np.lib.format.write_array_header_1_0(vectors, header)
-        for number, row_id in enumerate(_usable(rows)):
-            row = finished.read(row_id)
-            vectors.write(row[:size])
-            ids.write(f"{row_id}\n")
-            cut[number] = row[size:] == b"\x01" or (len(row) == size and known_cut.find(row_id) is not None)
-    return rows.usable, rows.refused(), cut
-
-
-def _usable(rows: Survey) -> Iterator[str]:
-    return (row for row in rows.rows() if isinstance(row, str))
+        index = 0
+        for row in read_ids(run):
+            if isinstance(row, Refusal):
+                refused[row.kind] += 1
+                continue
+            content = finished.read(row)
+            vectors.write(content[:vector_bytes])
+            ids.write(f"{row}\n")
+            has_mark = len(content) > vector_bytes
+            cut[index] = content[-1] == 1 if has_mark else known_cut.find(row) is not None
+            index += 1
+    return rows, refused, cut
 
 
 def pack_marks(marks: NDArray[np.bool_]) -> str:
-    """A mark for each row as text for a manifest, at a sixth of a byte a row.
+    """Packs one mark per row into text for a manifest, a sixth of a byte a row.
 
     >>> pack_marks(np.array([True, False, True])), unpack_marks("oA==", 3).tolist()
     ('oA==', [True, False, True])
@@ -123,12 +130,13 @@ def pack_marks(marks: NDArray[np.bool_]) -> str:
 
 
 def unpack_marks(text: str, rows: int) -> NDArray[np.bool_]:
+    """The marks that `pack_marks` packed, one for each of `rows` rows."""
     bits = np.frombuffer(base64.b64decode(text), dtype=np.uint8)
     return np.unpackbits(bits, count=rows).astype(np.bool_)
 
 
 def sealed_embeddings(run: Run) -> Iterator[tuple[str, int, int]]:
-    """(id, offset, length) of the vectors in embeddings.npy."""
+    """(id, offset, length) of each vector in embeddings.npy, for `FinishedRows.add_file`."""
     vectors = np.load(run.embeddings, mmap_mode="r", allow_pickle=False)
     length = vectors.shape[1] * 4
     start = run.embeddings.stat().st_size - len(vectors) * length
@@ -138,39 +146,26 @@ def sealed_embeddings(run: Run) -> Iterator[tuple[str, int, int]]:
 
 
 def read_embeddings(run: Run) -> Embeddings:
-    """The vectors, memory-mapped, and their ids."""
+    """The vectors (float32 [rows, dim], memory-mapped) and their ids."""
     vectors = np.load(run.embeddings, mmap_mode="r", allow_pickle=False)
     with run.embedding_ids.open(encoding="ascii") as ids:
         return Embeddings(pack_ids(ids), vectors)
 
 
-def write_selection(run: Run, examples: Iterator[Example], picks: Picks) -> None:
-    """Writes selection.jsonl in the order of `picks`, holding no more than some rows in memory."""
-    spool, index = run.parts(run.selection), IdIndex(picks.ids)
-    remove(spool)
-    with BlockLog(spool / "rows.log") as log:
-        waiting: dict[str, bytes] = {}
-        for example in examples:
-            place = index.find(example.id)
-            if place is not None:
-                waiting[example.id] = _selection_line(example, picks, place)
-            if len(waiting) == SPOOL_ROWS:
-                log.append(list(waiting), list(waiting.values()))
-                waiting.clear()
-        log.append(list(waiting), list(waiting.values()))
-    rows = read_logs(spool)
+def write_selection(run: Run, picks: Picks) -> None:
+    """Writes selection.jsonl in the order of `picks`. Raises KeyError for a pick that is no usable row."""
     with replacing(run.selection) as temporary, temporary.open("wb") as file:
-        file.writelines(rows.read(unpack_id(int(number))) + b"\n" for number in picks.ids)
-    remove(spool)
+        for index, line in enumerate(read_lines(run, picks.ids)):
+            row = json.loads(line)
+            file.write(_selection_line(row["id"], row["messages"], picks, index) + b"\n")
 
 
 def read_selection(path: Path) -> Iterator[Example]:
-    """The rows of a selection as training reads them."""
+    """The rows of a selection in its order."""
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             row = json.loads(line)
-            messages = tuple(Message(message["role"], message["content"]) for message in row["messages"])
-            yield Example(row["id"], messages, f"{path}:{number}")
+            yield Example(row["id"], read_messages(row["messages"]), f"{path}:{number}", str(path))
 
 
 def _refusal_document(refusal: Refusal) -> dict[str, str | None]:
@@ -179,14 +174,11 @@ def _refusal_document(refusal: Refusal) -> dict[str, str | None]:
     return {"id": refusal.id, "refused": refusal.reason}
 
 
-def _selection_line(example: Example, picks: Picks, place: int) -> bytes:
-    """What a strategy does not know is absent."""
-    row: dict[str, object] = {
-        "id": example.id,
-        "messages": [{"role": message.role, "content": message.content} for message in example.messages],
-    }
+def _selection_line(row_id: str, messages: object, picks: Picks, index: int) -> bytes:
+    """A line of selection.jsonl; a value that the strategy does not know is absent."""
+    row: dict[str, object] = {"id": row_id, "messages": messages}
     if picks.ifd is not None:
-        row["ifd"] = float(picks.ifd[place])
+        row["ifd"] = float(picks.ifd[index])
     if picks.cluster is not None:
-        row["cluster"] = int(picks.cluster[place])
+        row["cluster"] = int(picks.cluster[index])
     return json.dumps(row, ensure_ascii=False).encode()

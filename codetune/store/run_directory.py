@@ -1,7 +1,7 @@
 """The run directory: the path of each artefact, and the check that the directory belongs to the project.
 
     <output_dir>/project.json              the resolved project that the run was made with
-    <output_dir>/<artefact>                scores.jsonl, embeddings.npy, selection.jsonl, model/, ...
+    <output_dir>/<artefact>                examples.jsonl, scores.jsonl, embeddings.npy, model/, ...
     <output_dir>/<artefact>.seal           its manifest (manifest.py)
     <output_dir>/<artefact>.parts/         finished rows of an artefact in the making (block_log.py)
     <output_dir>/.cache/ .locks/ .before/  digests, locks (locks.py), artefacts kept until their successor is sealed
@@ -27,6 +27,10 @@ class Run:
     """The paths of one run. Benchmark artefacts are named by benchmark and model label."""
 
     directory: Path
+
+    @property
+    def examples(self) -> Path:
+        return self.directory / "examples.jsonl"
 
     @property
     def scores(self) -> Path:

@@ -16,7 +16,7 @@ from codetune.errors import DataError
 from codetune.launch.environment import Shard
 from codetune.records import Example, Message, Refusal
 from codetune.stages.blocks import BLOCKS_AHEAD, Work, ahead, count_missing, do_missing, survey
-from codetune.store.block_log import Rows, read_logs
+from codetune.store.block_log import FinishedRows, read_logs
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ def test_an_empty_data_set_has_no_rows() -> None:
 
 
 def test_each_block_is_committed_before_the_next_begins(tmp_path: Path) -> None:
-    work = do_missing(blocks(range(5), 2), tmp_path, Rows(), (0, 1), RunContext().load)
+    work = do_missing(blocks(range(5), 2), tmp_path, FinishedRows(), (0, 1), RunContext().load)
     assert next(work) == 2
     assert len(read_logs(tmp_path)) == 2
     assert list(work) == [2, 1]
@@ -129,18 +129,18 @@ def test_a_worker_that_fails_loses_its_block_only(tmp_path: Path) -> None:
         return [b"done"] * len(examples)
 
     with pytest.raises(MemoryError):
-        list(do_missing(blocks(range(6), 2), tmp_path, Rows(), (0, 1), lambda: work_of(work)))
+        list(do_missing(blocks(range(6), 2), tmp_path, FinishedRows(), (0, 1), lambda: work_of(work)))
     assert do(blocks(range(6), 2), tmp_path)[0] == [2, 2]
 
 
 def test_a_worker_that_forgets_a_row_is_not_believed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="shorter"):
-        list(do_missing(blocks(range(2), 2), tmp_path, Rows(), (0, 1), lambda: work_of(lambda _: [b"one"])))
+        list(do_missing(blocks(range(2), 2), tmp_path, FinishedRows(), (0, 1), lambda: work_of(lambda _: [b"one"])))
     assert len(read_logs(tmp_path)) == 0
 
 
 def test_refused_rows_are_not_missing() -> None:
-    assert count_missing(survey(ROWS), Rows()) == 2
+    assert count_missing(survey(ROWS), FinishedRows()) == 2
 
 
 def test_rows_are_missing_until_they_are_finished(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_blocks_are_prepared_ahead_and_finished_in_their_order(tmp_path: Path) -
         return [b"done"]
 
     work = Work(lambda examples: note("prepare", examples), finish)
-    assert list(do_missing(blocks(range(6), 1), tmp_path, Rows(), (0, 1), lambda: work)) == [1] * 6
+    assert list(do_missing(blocks(range(6), 1), tmp_path, FinishedRows(), (0, 1), lambda: work)) == [1] * 6
     for event in ("prepare", "finish"):
         assert [line for line in events if line.startswith(event)] == [f"{event} {number}" for number in range(6)]
     assert events.index("prepare 1") < events.index("finish 0")
@@ -192,5 +192,5 @@ def test_an_error_comes_after_all_that_came_before_it(tmp_path: Path) -> None:
 
     done = []
     with pytest.raises(DataError, match=r"a\.jsonl:5"):
-        done.extend(do_missing(damaged(), tmp_path, Rows(), (0, 1), RunContext().load))
+        done.extend(do_missing(damaged(), tmp_path, FinishedRows(), (0, 1), RunContext().load))
     assert len(read_logs(tmp_path)) == 4

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codetune.errors import StaleError
-from codetune.store.block_log import BlockLog, LineLog, Rows, log_path, open_parts, read_logs
+from codetune.store.block_log import BlockLog, FinishedRows, LineLog, log_path, open_parts, read_logs
 
 Block = list[tuple[str, bytes]]
 
@@ -105,7 +105,7 @@ def test_a_header_that_is_json_and_no_header_ends_the_log(header: dict[str, Any]
 
 
 def test_more_logs_than_may_be_open_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("codetune.store.block_log.MOST_OPEN", 2)
+    monkeypatch.setattr("codetune.store.block_log.MAX_OPEN_FILES", 2)
     for number in range(5):
         append(log_path(tmp_path, (number, 5)), [(f"{number:016x}", b"%d" % number)])
     rows = read_logs(tmp_path)
@@ -174,7 +174,7 @@ def test_rows_find_what_was_written_and_nothing_else(contents: dict[int, bytes],
         places = [
             (f"{row:016x}", start, end - start) for row, (start, end) in zip(contents, pairwise(ends), strict=True)
         ]
-        rows = Rows()
+        rows = FinishedRows()
         rows.add_file(path, iter(places))
         assert {row: rows.read(f"{row:016x}") for row in contents} == contents
         assert (f"{other:016x}" in rows) == (other in contents)
@@ -182,7 +182,7 @@ def test_rows_find_what_was_written_and_nothing_else(contents: dict[int, bytes],
 
 
 def test_a_row_that_is_not_done_is_a_key_error(tmp_path: Path) -> None:
-    assert "0000000000000000" not in Rows()
+    assert "0000000000000000" not in FinishedRows()
     with pytest.raises(KeyError, match="00000000000000aa"):
         read_logs(tmp_path).read("00000000000000aa")
 
@@ -197,7 +197,7 @@ def test_a_file_can_be_added_after_rows_were_looked_up(tmp_path: Path) -> None:
 
 
 def test_a_row_takes_24_bytes_of_memory() -> None:
-    rows = Rows()
+    rows = FinishedRows()
     columns = (rows._ids, rows._offsets, rows._lengths, rows._numbers)
     assert sum(column.itemsize for column in columns) == 24
 
@@ -283,7 +283,7 @@ def append(path: Path, block: Sequence[tuple[str, bytes]]) -> int:
     return path.stat().st_size
 
 
-def found(rows: Rows, blocks: list[Block]) -> Block:
+def found(rows: FinishedRows, blocks: list[Block]) -> Block:
     return [(row_id, rows.read(row_id)) for block in blocks for row_id, _ in block if row_id in rows]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tracemalloc
 from collections import Counter
@@ -14,10 +15,10 @@ from numpy.typing import NDArray
 
 from codetune.data.ids import IdIndex
 from codetune.records import Example, Message, Picks, Refusal, Score
-from codetune.stages.blocks import Survey, survey
-from codetune.store.block_log import BlockLog, Rows, log_path, read_logs
+from codetune.store.block_log import BlockLog, FinishedRows, log_path, read_logs
+from codetune.store.examples import write_examples
+from codetune.store.files import replacing
 from codetune.store.row_artefacts import (
-    SPOOL_ROWS,
     embedding_bytes,
     read_embeddings,
     read_scores,
@@ -31,6 +32,8 @@ from codetune.store.row_artefacts import (
 )
 from codetune.store.run_directory import Run
 
+Vector = np.ndarray[tuple[int], np.dtype[np.float32]]
+
 DUPLICATE = Refusal(None, "duplicate of a.jsonl:1", "a.jsonl:2")
 EMPTY = Refusal("00000000000000ee", "empty answer", "a.jsonl:3")
 
@@ -41,9 +44,9 @@ def run(tmp_path: Path) -> Run:
 
 
 def test_scores_stand_in_the_order_of_the_data_set_whatever_the_order_they_were_made_in(run: Run) -> None:
-    rows = survey([example(3), DUPLICATE, EMPTY, example(1), example(2)])
+    write_examples(run, [example(3), DUPLICATE, EMPTY, example(1), example(2)])
     scores = [score(1), Refusal(example(2).id, "non-finite likelihood", "a.jsonl:5"), score(3)]
-    counts = write_scores(run, rows, done(run, [(row.id, score_line(row)) for row in scores]))
+    counts = write_scores(run, done(run, [(row.id, score_line(row)) for row in scores]))
     assert [json.loads(line) for line in run.scores.read_text(encoding="utf-8").splitlines()] == [
         {"id": "0000000000000003", "ifd": 0.3, "nll_conditional": 0.1, "nll_unconditional": 0.7}
         | {"answer_tokens": 4, "truncated": False},
@@ -57,7 +60,8 @@ def test_scores_stand_in_the_order_of_the_data_set_whatever_the_order_they_were_
 
 
 def test_scores_are_read_as_they_were_made(run: Run) -> None:
-    write_scores(run, survey([example(3), DUPLICATE, EMPTY]), done(run, [(example(3).id, score_line(score(3)))]))
+    write_examples(run, [example(3), DUPLICATE, EMPTY])
+    write_scores(run, done(run, [(example(3).id, score_line(score(3)))]))
     assert list(read_scores(run)) == [
         score(3),
         DUPLICATE,
@@ -66,33 +70,34 @@ def test_scores_are_read_as_they_were_made(run: Run) -> None:
 
 
 def test_a_row_that_is_not_done_is_never_left_out_in_silence(run: Run) -> None:
+    write_examples(run, [example(1)])
     with pytest.raises(KeyError):
-        write_scores(run, survey([example(1)]), Rows())
+        write_scores(run, FinishedRows())
     assert not run.scores.exists()
 
 
 def test_sealed_scores_are_found_again_byte_by_byte(run: Run) -> None:
-    rows = survey([example(3), DUPLICATE, EMPTY, example(1)])
-    write_scores(run, rows, done(run, [(row.id, score_line(row)) for row in (score(1), score(3))]))
-    again = Rows()
+    write_examples(run, [example(3), DUPLICATE, EMPTY, example(1)])
+    write_scores(run, done(run, [(row.id, score_line(row)) for row in (score(1), score(3))]))
+    again = FinishedRows()
     again.add_file(run.scores, sealed_scores(run))
     assert [again.read(example(number).id) for number in (1, 3)] == [score_line(score(1)), score_line(score(3))]
     assert len(again) == 3  # the refused row that has an id is done as well
 
 
 def test_scores_made_of_their_own_rows_are_the_same_bytes(run: Run) -> None:
-    rows = survey([example(3), DUPLICATE, EMPTY, example(1)])
-    write_scores(run, rows, done(run, [(row.id, score_line(row)) for row in (score(1), score(3))]))
+    write_examples(run, [example(3), DUPLICATE, EMPTY, example(1)])
+    write_scores(run, done(run, [(row.id, score_line(row)) for row in (score(1), score(3))]))
     before = run.scores.read_bytes()
-    again = Rows()
+    again = FinishedRows()
     again.add_file(run.scores, sealed_scores(run))
-    write_scores(run, rows, again)
+    write_scores(run, again)
     assert run.scores.read_bytes() == before
 
 
 def test_embeddings_stand_in_the_order_of_the_data_set_with_their_ids(run: Run) -> None:
     vectors = {number: vector(number) for number in (1, 2, 3)}
-    rows = survey([example(3), EMPTY, example(1), DUPLICATE, example(2)])
+    rows = [example(3), EMPTY, example(1), DUPLICATE, example(2)]
     count, refused, cut = embed(run, rows, vectors, cut={1})
     assert (count, refused, cut.tolist()) == (3, {"empty answer": 1, "duplicate": 1}, [False, True, False])
     found = read_embeddings(run)
@@ -102,42 +107,43 @@ def test_embeddings_stand_in_the_order_of_the_data_set_with_their_ids(run: Run) 
 
 
 def test_numpy_writes_the_same_file(run: Run, tmp_path: Path) -> None:
-    embed(run, survey([example(1), example(2)]), {1: vector(1), 2: vector(2)}, cut=set())
+    embed(run, [example(1), example(2)], {1: vector(1), 2: vector(2)}, cut=set())
     np.save(tmp_path / "theirs.npy", np.stack([vector(1), vector(2)]))
     assert run.embeddings.read_bytes() == (tmp_path / "theirs.npy").read_bytes()
 
 
 def test_sealed_embeddings_are_found_again_and_what_was_cut_is_still_known(run: Run) -> None:
-    embed(run, survey([example(1), example(2)]), {1: vector(1), 2: vector(2)}, cut={2})
+    embed(run, [example(1), example(2)], {1: vector(1), 2: vector(2)}, cut={2})
     before = run.embeddings.read_bytes()
-    again = Rows()
+    again = FinishedRows()
     again.add_file(run.embeddings, sealed_embeddings(run))
     assert again.read(example(2).id) == vector(2).tobytes()
-    count, _, cut = write_embeddings(run, survey([example(1), example(2)]), again, index(2))
+    count, _, cut = write_embeddings(run, again, index(2))
     assert (count, cut.tolist()) == (2, [False, True])
     assert run.embeddings.read_bytes() == before
 
 
 def test_rows_added_later_stand_beside_those_of_the_last_artefact(run: Run) -> None:
-    embed(run, survey([example(1)]), {1: vector(1)}, cut={1})
+    embed(run, [example(1)], {1: vector(1)}, cut={1})
     old = run.embeddings.rename(run.directory / "old.npy")
     rows = done(run, [(example(2).id, embedding_bytes(vector(2), True))])
     start = old.stat().st_size - 12
     rows.add_file(old, iter([(example(1).id, start, 12)]))
-    _, _, cut = write_embeddings(run, survey([example(2), example(1)]), rows, index(1))
+    write_examples(run, [example(2), example(1)])
+    _, _, cut = write_embeddings(run, rows, index(1))
     assert cut.tolist() == [True, True]
     assert np.array_equal(read_embeddings(run).vectors, np.stack([vector(2), vector(1)]))
 
 
 def test_embeddings_of_nothing_can_be_read(run: Run) -> None:
-    assert embed(run, survey([EMPTY]), {}, cut=set())[0] == 0
+    assert embed(run, [EMPTY], {}, cut=set())[0] == 0
     found = read_embeddings(run)
     assert (list(found.ids), len(found.vectors), list(sealed_embeddings(run))) == ([], 0, [])
 
 
 def test_a_selection_stands_in_the_order_of_its_picks(run: Run) -> None:
-    picks = picked([2, 0], [0.5, 0.75], [1, 0])
-    write_selection(run, (example(number) for number in range(4)), picks)
+    write_examples(run, [*map(example, range(4)), EMPTY])
+    write_selection(run, picked([2, 0], [0.5, 0.75], [1, 0]))
     assert run.selection.read_text(encoding="utf-8").splitlines() == [
         '{"id": "0000000000000002", "messages": [{"role": "user", "content": "question 2 é"}, '
         '{"role": "assistant", "content": "answer 2"}], "ifd": 0.5, "cluster": 1}',
@@ -157,51 +163,58 @@ def test_a_selection_stands_in_the_order_of_its_picks(run: Run) -> None:
 def test_what_a_strategy_does_not_know_is_absent_and_a_zero_is_not(
     ifd: list[float] | None, cluster: list[int] | None, keys: list[str], run: Run
 ) -> None:
-    write_selection(run, iter([example(0)]), picked([0], ifd, cluster))
+    write_examples(run, [example(0)])
+    write_selection(run, picked([0], ifd, cluster))
     assert list(json.loads(run.selection.read_text(encoding="utf-8"))) == keys
 
 
 def test_a_selection_is_read_as_training_needs_it(run: Run) -> None:
-    write_selection(run, iter([example(0), example(1)]), picked([1]))
+    write_examples(run, [example(0), example(1)])
+    write_selection(run, picked([1]))
     assert list(read_selection(run.selection)) == [
-        Example(example(1).id, example(1).messages, f"{run.selection}:1"),
+        Example(example(1).id, example(1).messages, f"{run.selection}:1", str(run.selection)),
     ]
 
 
-@pytest.mark.parametrize("count", [SPOOL_ROWS - 1, SPOOL_ROWS, SPOOL_ROWS + 1, 2 * SPOOL_ROWS])
-def test_a_selection_longer_than_what_is_held_in_memory_is_whole(count: int, run: Run) -> None:
-    write_selection(run, map(example, range(count)), picked(list(reversed(range(count)))))
+def test_a_long_selection_is_whole(run: Run) -> None:
+    count = 2000
+    write_examples(run, map(example, range(count)))
+    write_selection(run, picked(list(reversed(range(count)))))
     assert [row.id for row in read_selection(run.selection)] == [example(n).id for n in reversed(range(count))]
-    assert [path.name for path in run.directory.iterdir()] == ["selection.jsonl"]
+    assert {path.name for path in run.directory.iterdir()} == {"examples.jsonl", "selection.jsonl"}
 
 
 def test_a_long_selection_takes_the_memory_of_a_part_of_it(run: Run) -> None:
-    count, length = 8 * SPOOL_ROWS, 2000
+    count, length = 8000, 2000
 
     def examples() -> Iterator[Example]:
         for number in range(count):
             yield Example(f"{number:016x}", (Message("user", "q"), Message("assistant", "a" * length)), "a.jsonl:1")
 
+    write_examples(run, examples())
     picks = picked(list(reversed(range(count))))
     tracemalloc.start()
-    write_selection(run, examples(), picks)
+    write_selection(run, picks)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < count * length * 0.75 < run.selection.stat().st_size
+    assert peak < count * 200 < run.selection.stat().st_size / 8
 
 
 def test_what_a_killed_selection_left_behind_is_not_taken_up(run: Run) -> None:
-    with BlockLog(run.parts(run.selection) / "rows.log") as log:
-        log.append([example(0).id], [b"half a selection of other settings"])
-    write_selection(run, iter([example(0)]), picked([0]))
+    write_examples(run, [example(0)])
+    with contextlib.suppress(ZeroDivisionError), replacing(run.selection) as temporary:
+        raise ZeroDivisionError
+    temporary.write_bytes(b"half a selection of other settings")
+    write_selection(run, picked([0]))
     assert next(read_selection(run.selection)).messages == example(0).messages
 
 
 def test_a_selection_that_fails_leaves_the_old_one(run: Run) -> None:
-    write_selection(run, iter([example(0)]), picked([0]))
+    write_examples(run, [example(0)])
+    write_selection(run, picked([0]))
     before = run.selection.read_bytes()
     with pytest.raises(KeyError, match=example(1).id):
-        write_selection(run, iter([example(0)]), picked([1]))
+        write_selection(run, picked([1]))
     assert run.selection.read_bytes() == before
 
 
@@ -214,12 +227,12 @@ def score(number: int) -> Score:
     return Score(example(number).id, number / 10, 0.1, 0.7, 4, False)
 
 
-def vector(number: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+def vector(number: int) -> Vector:
     return np.array([number, 1 / 3, -0.0], dtype=np.float32)
 
 
-def done(run: Run, rows: list[tuple[str, bytes]]) -> Rows:
-    """Rows as two shards leave them behind."""
+def done(run: Run, rows: list[tuple[str, bytes]]) -> FinishedRows:
+    """FinishedRows as two shards leave them behind."""
     directory = run.directory / "parts"
     for index in range(2):
         with BlockLog(log_path(directory, (index, 2))) as log:
@@ -228,10 +241,14 @@ def done(run: Run, rows: list[tuple[str, bytes]]) -> Rows:
 
 
 def embed(
-    run: Run, rows: Survey, vectors: dict[int, np.ndarray[tuple[int], np.dtype[np.float32]]], cut: set[int]
+    run: Run,
+    rows: list[Example | Refusal],
+    vectors: dict[int, np.ndarray[tuple[int], np.dtype[np.float32]]],
+    cut: set[int],
 ) -> tuple[int, Counter[str], NDArray[np.bool_]]:
     finished = [(example(number).id, embedding_bytes(made, number in cut)) for number, made in vectors.items()]
-    return write_embeddings(run, rows, done(run, finished), index())
+    write_examples(run, rows)
+    return write_embeddings(run, done(run, finished), index())
 
 
 def picked(numbers: list[int], ifd: list[float] | None = None, cluster: list[int] | None = None) -> Picks:
