@@ -84,7 +84,9 @@ IMPORT_LATE = (
     "training.parallelism",  # deepspeed itself, an extra
     "model.model_files",  # transformers, for a model that comes with code
     "model.load",  # peft, for the models that have adapters
-    "data.source",  # pyarrow and datasets, for the files that need them
+    "data.source",  # the hub, for data sets that are no files here
+    "data.files",  # pyarrow itself, for Parquet
+    "data.hub",  # datasets itself
 )
 ROOMS_WITHOUT_TORCH = (
     "project",
@@ -119,8 +121,8 @@ MODULES_WITHOUT_TORCH = (
     "data.packing",
     "data.source",
     "data.files",
+    "data.row_formats",
     "data.hub",
-    "data.tables",
     "benchmark.problems",
     "benchmark.prompt",
     "benchmark.generate",

@@ -1,14 +1,14 @@
-"""A repository on the Hugging Face hub -> the directory of its snapshot in the local cache.
+"""A repository on the Hugging Face hub -> its snapshot in the local cache, and the rows of a data set there.
 
-What is in the cache is taken from there without asking anybody. Otherwise the hub is asked once whether the repository
-exists, within seconds even where the name server is silent, before anything is downloaded. Opens no file itself."""
+A repository in the cache is taken from there without a request. Otherwise the hub is asked once whether it exists, and
+answers or is given up within seconds, even where the name server is silent, before anything is downloaded."""
 
 from __future__ import annotations
 
 import queue
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -16,19 +16,24 @@ import huggingface_hub.errors
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
+from codetune.data.files import FileRow
 from codetune.errors import CodetuneError, DataError, ModelError
 from codetune.text import first_line
 
-ANSWER_SECONDS = 4.0  # the whole refusal is promised within five
+RepositoryKind = Literal["model", "dataset"]
+ANSWER_SECONDS = 4.0  # the refusal as a whole is promised within five
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-OWN_MISTAKE = {"model": ModelError, "dataset": DataError}
+NOT_FOUND_ERRORS = {"model": ModelError, "dataset": DataError}
 
-# httpx up to huggingface_hub 1, httpx2 from 2 on: its own errors know which.
+# huggingface_hub 1 stands on httpx, version 2 on httpx2: its own errors module has the right class.
 TransportError: type[Exception] = huggingface_hub.errors.HTTPError  # type: ignore[attr-defined]
 
 
-def hub_snapshot(name: str, kind: Literal["model", "dataset"], patterns: Sequence[str]) -> Path:
-    """The newest snapshot of the files that match `patterns`; its directory is named by the commit."""
+def hub_snapshot(name: str, kind: RepositoryKind, patterns: Sequence[str]) -> Path:
+    """The directory of the newest snapshot, named by its commit; downloads the files that match `patterns`.
+
+    Raises ModelError or DataError where the repository is unknown or the hub cannot be reached, and CodetuneError where
+    the download breaks off."""
     allowed = list(patterns)
     try:
         return Path(snapshot_download(name, repo_type=kind, allow_patterns=allowed, local_files_only=True))
@@ -37,15 +42,42 @@ def hub_snapshot(name: str, kind: Literal["model", "dataset"], patterns: Sequenc
     _require_known(name, kind)
     try:
         return Path(snapshot_download(name, repo_type=kind, allow_patterns=allowed))
-    except (OSError, TransportError) as why:
+    except (OSError, TransportError) as error:
         raise CodetuneError(
-            f"The download of the {kind} {name} from the hub broke off ({type(why).__name__}: {first_line(why)}). "
-            "What has arrived is kept: run the same command again."
-        ) from why
+            f"The download of the {kind} {name} from the hub broke off ({type(error).__name__}: {first_line(error)}). "
+            "The files that have arrived are kept: run the same command again."
+        ) from error
 
 
-def is_cached(name: str, kind: Literal["model", "dataset"]) -> bool:
-    """Whether a snapshot lies in the local cache; asks nobody."""
+def dataset_snapshot(name: str) -> Path:
+    """The directory of the newest snapshot of a data set, with all its files. Raises as `hub_snapshot`."""
+    if not is_hub_id(name):
+        raise DataError(
+            f"{name} is neither a file nor a hub id. Expected: a data file, a directory, a glob, or an id such as "
+            "ise-uiuc/Magicoder-OSS-Instruct-75K. Correct dataset.path."
+        )
+    return hub_snapshot(name, "dataset", ["*"])
+
+
+def read_hub_rows(snapshot: Path, name: str, split: str) -> Iterator[FileRow]:
+    """The rows of one split, which `datasets` finds by the data set's card or by the names of its files."""
+    import datasets  # here, because it takes more than a second that models and local files need not spend
+    import pyarrow
+
+    try:
+        # From the snapshot, so that no request is made and the rows are those of the commit in the fingerprint.
+        rows = datasets.load_dataset(str(snapshot), split=split, streaming=True)
+        for number, value in enumerate(rows, start=1):
+            yield FileRow(name, number, value)
+    except (ValueError, datasets.exceptions.DatasetsError, pyarrow.ArrowException, OSError) as error:
+        raise DataError(
+            f"The split {split} of {name} cannot be read ({first_line(error)}). Expected: a split that the data set "
+            "has. Set dataset.split, or name a file of the data set."
+        ) from error
+
+
+def is_cached(name: str, kind: RepositoryKind) -> bool:
+    """Whether a snapshot is in the local cache. Makes no request."""
     try:
         snapshot_download(name, repo_type=kind, local_files_only=True)
     except LocalEntryNotFoundError:
@@ -62,31 +94,36 @@ def is_hub_id(name: str) -> bool:
     return HUB_ID.fullmatch(name) is not None
 
 
-def _require_known(name: str, kind: Literal["model", "dataset"]) -> None:
-    failures: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
-
-    def ask() -> None:
-        try:
-            HfApi().repo_info(name, repo_type=kind, timeout=ANSWER_SECONDS)
-            failures.put(None)
-        except (OSError, TransportError) as why:
-            failures.put(why)
-
-    # A thread, because no timeout reaches into the resolver; a daemon, because a hung one must not hold up the exit.
-    threading.Thread(target=ask, daemon=True).start()
-    try:
-        failure = failures.get(timeout=ANSWER_SECONDS)
-    except queue.Empty:
-        failure = TimeoutError(f"no answer in {ANSWER_SECONDS:g} s")
+def _require_known(name: str, kind: RepositoryKind) -> None:
+    failure = _ask_hub(name, kind)
     if failure is None:
         return
     missing = f"{name} is no path here and not in the hub's cache"
     if isinstance(failure, RepositoryNotFoundError):
-        raise OWN_MISTAKE[kind](
+        raise NOT_FOUND_ERRORS[kind](
             f"{missing}, and the hub has no {kind} of that name that you may read. Expected: a local path or the id of "
-            f"a {kind} on the hub. Mend the name, or log in where it is private: hf auth login"
+            f"a {kind} on the hub. Correct the name, or log in where it is private: hf auth login"
         )
-    raise OWN_MISTAKE[kind](
+    raise NOT_FOUND_ERRORS[kind](
         f"{missing}, and the hub cannot be asked ({type(failure).__name__}: {first_line(failure)}). Expected: a local "
         f"path, or a network. Name a local path, or where there is a network: hf download --repo-type {kind} {name}"
     )
+
+
+def _ask_hub(name: str, kind: RepositoryKind) -> Exception | None:
+    """None where the hub knows the repository, else why not, after at most ANSWER_SECONDS."""
+    answers: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            HfApi().repo_info(name, repo_type=kind, timeout=ANSWER_SECONDS)
+            answers.put(None)
+        except (OSError, TransportError) as error:
+            answers.put(error)
+
+    # A thread, because no timeout applies to the name resolver; a daemon, so that a hanging one delays no exit.
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        return answers.get(timeout=ANSWER_SECONDS)
+    except queue.Empty:
+        return TimeoutError(f"no answer in {ANSWER_SECONDS:g} s")

@@ -44,7 +44,7 @@ def distinct(count: int) -> list[dict[str, str]]:
 def test_a_row_becomes_an_example_with_its_content_id(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", [PAIR])
     messages = (Message("user", PAIR["problem"]), Message("assistant", PAIR["solution"]))
-    assert rows_of(path) == [Example(PAIR_ID, messages, f"{path}:1")]
+    assert rows_of(path) == [Example(PAIR_ID, messages, f"{path}:1", source=str(path))]
 
 
 def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
@@ -140,8 +140,10 @@ def test_a_glob_and_a_directory_are_read_in_the_order_of_their_names(tmp_path: P
     write_lines(tmp_path / "a.jsonl", [PAIR])
     write_lines(tmp_path / ".hidden.jsonl", distinct(3))
     (tmp_path / "README.md").write_text("not data")
-    assert [row.at for row in rows_of(tmp_path)] == ["a.jsonl:1", "deep/b.jsonl:1"]
-    assert [row.at for row in rows_of(tmp_path / "**" / "*.jsonl")] == ["a.jsonl:1", "deep/b.jsonl:1"]
+    for location in (tmp_path, tmp_path / "**" / "*.jsonl"):
+        examples = [row for row in rows_of(location) if isinstance(row, Example)]
+        assert [example.at for example in examples] == ["a.jsonl:1", "deep/b.jsonl:1"]
+        assert [example.source for example in examples] == ["a.jsonl", "deep/b.jsonl"]
 
 
 def test_a_split_of_a_file_is_an_error(tmp_path: Path) -> None:
@@ -234,7 +236,7 @@ def test_an_array_is_read_alike_whatever_the_size_of_the_window(
     path.write_text(json.dumps(values, ensure_ascii=False, indent=0), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "CHUNK_BYTES", chunk)
-        assert [row.value for row in files.read_json_rows(path, "a")] == values
+        assert [row.value for row in files.read_file_rows(path, "a")] == values
 
 
 def test_a_row_leaves_less_than_two_hundred_bytes_behind(tmp_path: Path) -> None:
@@ -288,15 +290,30 @@ def test_a_hub_data_set_that_cannot_be_asked_for_is_an_error_within_five_seconds
     assert time.monotonic() - started < 5
 
 
-def test_the_fingerprint_follows_names_and_contents(tmp_path: Path) -> None:
-    def fingerprint() -> str:
-        dataset = Dataset(path=str(tmp_path))
-        return dataset_fingerprint(dataset, str(tmp_path), lambda file: hashlib.sha256(file.read_bytes()).hexdigest())
+def fingerprint(location: Path, split: str = "train") -> str:
+    def digest(file: Path) -> str:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
 
+    return dataset_fingerprint(Dataset(path=str(location), split=split), str(location), digest)
+
+
+def test_the_fingerprint_follows_the_contents_of_the_files_their_order_and_the_split(tmp_path: Path) -> None:
     write_lines(tmp_path / "a.jsonl", [PAIR])
-    first = fingerprint()
-    assert first == fingerprint()
-    (tmp_path / "a.jsonl").rename(tmp_path / "b.jsonl")
-    renamed = fingerprint()
     write_lines(tmp_path / "b.jsonl", distinct(1))
-    assert len({first, renamed, fingerprint()}) == 3
+    first = fingerprint(tmp_path)
+    assert first == fingerprint(tmp_path)
+    (tmp_path / "a.jsonl").rename(tmp_path / "c.jsonl")  # now after b.jsonl
+    reordered = fingerprint(tmp_path)
+    write_lines(tmp_path / "c.jsonl", distinct(2))
+    assert len({first, reordered, fingerprint(tmp_path), fingerprint(tmp_path, split="test")}) == 4
+
+
+def test_a_copy_a_new_name_and_another_spelling_of_the_path_keep_the_fingerprint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "copy").mkdir()
+    path = write_lines(tmp_path / "a.jsonl", [PAIR])
+    copy = write_lines(tmp_path / "copy" / "renamed.jsonl", [PAIR])
+    monkeypatch.chdir(tmp_path)
+    found = {fingerprint(one) for one in (path, Path("a.jsonl"), copy, copy.parent, tmp_path / "copy" / "*.jsonl")}
+    assert len(found) == 1
