@@ -18,8 +18,8 @@ import typer
 from codetune import __version__, console
 from codetune.errors import BusyError, CodetuneError, InputError, UsageError, writing_failed
 from codetune.launch import dispatch
-from codetune.launch.environment import Node, current_rank, node, parse_shard, prepare_process, worker_task
-from codetune.launch.workers import leave
+from codetune.launch.environment import Node, current_node, current_rank, parse_shard, prepare_process, worker_task
+from codetune.launch.workers import exit_process
 from codetune.options import (
     METHODS,
     PAD_MODES,
@@ -45,6 +45,7 @@ from codetune.options import (
 from codetune.project.file import commented_yaml, read_project
 from codetune.project.presets import PRESETS
 from codetune.project.sections import PROJECT_FILE, Project
+from codetune.stages.jobs import run_job
 
 if TYPE_CHECKING:
     from codetune.console import Shown
@@ -69,10 +70,10 @@ def main() -> None:
         if signal.getsignal(number) is signal.SIG_DFL:  # as __main__ left the first; not where it is ignored
             signal.signal(number, signal.default_int_handler)
     try:
-        if (told := worker_task()) is not None:
-            dispatch.work(told)
+        if (task := worker_task()) is not None:
+            dispatch.run_worker(task, run_job)
         elif current_rank().rank > 0:
-            dispatch.follow()
+            dispatch.run_follower(run_job)
         else:
             _lead()
     except CodetuneError as error:
@@ -81,7 +82,7 @@ def main() -> None:
         console.show_error(type(error)(message))
         sys.exit(error.exit_status)
     except KeyboardInterrupt:  # a rank that follows; the first one says what it means
-        leave(130)
+        exit_process(130)
 
 
 def _lead() -> None:
@@ -89,7 +90,7 @@ def _lead() -> None:
         require_unicode(sys.argv)
         sys.exit(_answer())
     finally:
-        dispatch.dismiss()
+        dispatch.release_followers()
 
 
 def _answer() -> int:
@@ -190,7 +191,7 @@ def train(
 ) -> None:
     """Fine-tune on the selection -> model/. Continues from its last checkpoint by itself."""
     loaded = required_project(project, set_, {"train.pad_mode": pad_mode, "train.method": method})
-    if (here := node(loaded.launch.nodes)).rank > 0:
+    if (here := current_node(loaded.launch.nodes)).rank > 0:
         _perform(lambda: _follow(loaded, here), as_json)
     else:
         _stage(lambda verbs, context: verbs.train(context, restart), loaded, as_json)
@@ -408,7 +409,7 @@ def _stage(verb: Callable[[Any, RunContext], Any], project: Project, as_json: bo
 
 def _follow(project: Project, here: Node) -> Shown:
     """On every machine but the first: what the first one begins."""
-    dispatch.follow_first_machine(project, here)
+    dispatch.run_follower_node(project, here)
     return console.Shown({"node": here.rank, "state": "done"}, f"done, as machine {here.rank} of {here.count}")
 
 

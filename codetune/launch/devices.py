@@ -1,5 +1,5 @@
-"""The GPU and the CPU threads of this process. Says nothing about other processes; `tensor_parallel.py` decides whether a
-model needs several GPUs."""
+"""The GPU and the CPU threads of this process. Says nothing about other processes; `tensor_parallel.py` decides whether
+a model needs several GPUs."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""The work that the processes of a command share: what each of them does, and how it comes to do it.
+"""A job of a stage -> its result in every process that works on it, whatever started these processes.
 
-    one process         the command does the work itself
-    several             it starts workers and speaks for them (workers.py); they get the resolved project from it
-    torchrun, srun, ... the first of the ranks that the user started is the command, the others follow it
+    one process         the command runs the job itself
+    several             the command starts workers on this machine (workers.py), and shows their messages
+    torchrun, srun, ... rank 0 of the ranks that the user started is the command, the others run the jobs it sends
 
-Imports torch and the stages inside functions: a command that has nothing to share never loads them."""
+What a job does is the caller's: `run_job` gets the job and a `WorkerContext`. Imports torch inside functions, so that a
+command with one process and no GPU work never loads it."""
 
 from __future__ import annotations
 
@@ -12,17 +13,24 @@ import contextlib
 import json
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from codetune import console
 from codetune.errors import UsageError, writing_failed
-from codetune.launch.environment import Node, WorkerTask, current_rank, node, only_rank
-from codetune.launch.workers import Listen, Tell, WorkerSpec, leave, run_workers, speaking
+from codetune.launch.environment import Node, WorkerTask, current_node, current_rank, single_rank_environment
+from codetune.launch.workers import (
+    JSON,
+    OnProgress,
+    SendProgress,
+    WorkerSpec,
+    events_to_command,
+    exit_process,
+    run_workers,
+)
 from codetune.project.sections import Project
 from codetune.records import ALONE, Rank
 from codetune.store.run_directory import project_document, project_of
@@ -31,58 +39,81 @@ from codetune.store.scratch import scratch_directory
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
-Meeting = Callable[[], "Store"]
-RE_ENTERED = (sys.executable, "-m", "codetune", "worker")  # the last word is for whoever looks at processes
-GONE, PATIENCE_WITH_RANKS = "gone", 2.0  # seconds; those that have failed never say that they go
-_LAST = "null"  # in the place of a job: there are no more
+    from codetune.launch.process_group import OpenStore, ProcessGroup
+
+WORKER_COMMAND = (sys.executable, "-m", "codetune", "worker")  # the last word is for readers of `ps`
+FINISHED_RANKS, RELEASE_SECONDS = "finished-ranks", 2.0  # ranks that failed never count themselves as finished
+_NO_JOB = "null"  # in the place of a job: there are no more
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerContext:
-    """What a process knows of the others while it works: its place among them, and where they meet (None: it is
-    alone)."""
+    """What a process knows of the others that run the same job. `open_store` opens the store through which they form a
+    process group (None: there is one process); `send_progress` gives numbers to the command."""
 
-    place: Rank
-    meeting: Meeting | None
-    tell: Tell
+    rank: Rank
+    open_store: OpenStore | None
+    send_progress: SendProgress
+
+    @contextlib.contextmanager
+    def process_group(self, *, even_single: bool = False) -> Iterator[ProcessGroup]:
+        """The process group of the ranks that run this job. `even_single` makes a group of torch.distributed for one
+        rank as well: FSDP and ZeRO need one to offload to the CPU's memory."""
+        from codetune.launch.process_group import join_process_group
+
+        if self.open_store is not None or not even_single:
+            with join_process_group(self.rank, self.open_store) as group:
+                yield group
+            return
+        with (
+            scratch_directory() as scratch,
+            single_rank_environment() as rank,
+            join_process_group(rank, lambda: _file_store(scratch, rank)) as group,
+        ):
+            yield group
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is to be done: a key of `WORK`, and what that work needs beside the project. JSON, for it travels."""
+    """A piece of work of a stage, and what it needs beside the project. It reaches other processes as JSON."""
 
-    work: str
+    stage: str
     project: Project
-    details: Mapping[str, Any]
+    details: Mapping[str, JSON]
 
-    def text(self) -> str:
-        return json.dumps({"work": self.work, "details": self.details, "project": project_document(self.project)})
+    def to_json(self) -> str:
+        return json.dumps({"stage": self.stage, "details": self.details, "project": project_document(self.project)})
 
     @classmethod
-    def read(cls, text: str) -> Job:
+    def from_json(cls, text: str) -> Job:
         document = json.loads(text)
-        return cls(document["work"], project_of(document["project"]), document["details"])
+        return cls(document["stage"], project_of(document["project"]), document["details"])
 
 
-def perform(job: Job, processes: int, listen: Listen) -> list[Any]:
-    """What each process returned, by rank (of this machine, where there are several). `processes` are those to start
-    on this machine; where the user's launcher has started them, its number counts."""
-    here = current_rank()
-    if here.world_size > 1:
-        return _lead(job, here, processes, listen)
-    where = node(job.project.launch.nodes)
-    if where.rank > 0:
+RunJob = Callable[[Job, WorkerContext], JSON]
+
+
+def perform(job: Job, processes: int, on_progress: OnProgress, run_job: RunJob) -> list[JSON]:
+    """Runs the job, and returns what each process returned, by rank (of this machine, where there are several).
+
+    `processes` are started on this machine; under a launcher its ranks run the job instead. Raises UsageError where the
+    launcher started another number of them than the project says, and on every machine but the first."""
+    rank = current_rank()
+    if rank.world_size > 1:
+        return _run_with_ranks(job, rank, processes, on_progress, run_job)
+    node = current_node(job.project.launch.nodes)
+    if node.rank > 0:
         raise UsageError(
-            f"This is machine {where.rank} of {where.count}, which follows the first one. Expected: a stage "
-            "by itself, begun on all machines. Run the earlier stages on one machine, then: codetune " + job.work
+            f"This is machine {node.rank} of {node.count}, which follows the first one. Expected: a stage "
+            "by itself, started on all machines. Run the earlier stages on one machine, then: codetune " + job.stage
         )
-    if processes * where.count == 1:
-        return [_do(job, WorkerContext(ALONE, None, lambda message: listen(0, message)))]
-    return _start(job.text(), processes, where, listen)
+    if processes * node.count == 1:
+        return [_run(job, WorkerContext(ALONE, None, lambda progress: on_progress(0, progress)), run_job)]
+    return _start_workers(job.to_json(), processes, node, on_progress)
 
 
 def process_count(project: Project) -> int:
-    """`launch.processes` of one machine: as many as the project says, or one for each GPU, and 1 without."""
+    """The processes of one machine: `launch.processes`, or for `auto` one for each GPU, and 1 without a GPU."""
     if project.launch.processes != "auto":
         return project.launch.processes
     from codetune.launch.devices import count_gpus
@@ -90,167 +121,109 @@ def process_count(project: Project) -> int:
     return current_rank().local_world_size if current_rank().world_size > 1 else max(1, count_gpus())
 
 
-def work(worker_task: WorkerTask) -> None:
-    """A worker's whole life."""
-    with speaking(worker_task.descriptor) as tell:
-        text, here = worker_task.job.read_text(encoding="utf-8"), current_rank()
-        meeting = lambda: _meeting_in(worker_task.job.parent, here)  # noqa: E731
-        if here.world_size > here.local_world_size:
-            meeting = _store
-            if text == _LAST:
-                text = _awaited("job-1")
-            elif here.rank == 0:
-                _store().set("job-1", text)
-        tell({"result": _do(Job.read(text), WorkerContext(here, meeting, tell))})
+def run_worker(task: WorkerTask, run_job: RunJob) -> None:
+    """The whole life of a worker process: runs its job, sends the result to the command, and exits."""
+    with events_to_command(task.descriptor) as send:
+        text, rank = task.job.read_text(encoding="utf-8"), current_rank()
+        open_store: OpenStore = lambda: _file_store(task.job.parent, rank)  # noqa: E731
+        if rank.world_size > rank.local_world_size:
+            open_store = _launcher_store
+            if text == _NO_JOB:
+                text = _read_key("job-1")
+            elif rank.rank == 0:
+                _launcher_store().set("job-1", text)
+        context = WorkerContext(rank, open_store, lambda progress: send("progress", progress))
+        send("result", _run(Job.from_json(text), context, run_job))
 
 
-def follow() -> None:
-    """In every rank but the first that the user's launcher started: does the jobs of the first one, until it ends."""
-    here, number = current_rank(), 1
+def run_follower(run_job: RunJob) -> None:
+    """The whole life of a rank, other than 0, that the user's launcher started: runs the jobs that rank 0 sends until
+    there are no more, and exits."""
+    rank, number = current_rank(), 1
     with console.own_stdout():
-        while (text := _awaited(f"job-{number}")) != _LAST:
-            result = _do(Job.read(text), WorkerContext(here, _meeting_for(number), lambda message: None))
-            _store().set(f"result-{number}-{here.rank}", json.dumps(result))
+        while (text := _read_key(f"job-{number}")) != _NO_JOB:
+            context = WorkerContext(rank, _store_of_job(number), lambda progress: None)
+            result = _run(Job.from_json(text), context, run_job)
+            _launcher_store().set(f"result-{number}-{rank.rank}", json.dumps(result))
             number += 1
-        _store().add(GONE, 1)
-    leave(0)
+        _launcher_store().add(FINISHED_RANKS, 1)
+    exit_process(0)
 
 
-def follow_first_machine(project: Project, here: Node) -> None:
-    """On every machine but the first, where the user started the command on each: workers for the job of the first."""
-    _start(_LAST, process_count(project), here, lambda rank, message: None)
+def run_follower_node(project: Project, node: Node) -> None:
+    """On every machine but the first, where the user started the command on each: starts workers, which run the job of
+    the first machine."""
+    _start_workers(_NO_JOB, process_count(project), node, lambda rank, progress: None)
 
 
-def dismiss() -> None:
-    """Lets the ranks that follow this one end. For the end of the command, whatever came of it."""
+def release_followers() -> None:
+    """Lets the ranks of `run_follower` exit. Called at the end of the command, after an error as well."""
     if current_rank().world_size > 1:
-        _store().set(f"job-{_store().add('jobs', 1)}", _LAST)
-        # Of srun's ranks the first one keeps what all of them read: it must not go before the others have read it.
-        until = time.monotonic() + PATIENCE_WITH_RANKS
-        while _store().add(GONE, 0) < current_rank().world_size - 1 and time.monotonic() < until:
+        store = _launcher_store()
+        store.set(f"job-{store.add('jobs', 1)}", _NO_JOB)
+        # Under srun rank 0 keeps the store: it must not exit before the others have read this key.
+        until = time.monotonic() + RELEASE_SECONDS
+        while store.add(FINISHED_RANKS, 0) < current_rank().world_size - 1 and time.monotonic() < until:
             time.sleep(0.01)
 
 
-def _start(text: str, processes: int, where: Node, listen: Listen) -> list[Any]:
+def _start_workers(text: str, processes: int, node: Node, on_progress: OnProgress) -> list[JSON]:
     with scratch_directory() as scratch:
         file = scratch / "job.json"
         file.write_text(text, encoding="utf-8")
-        return run_workers(WorkerSpec(RE_ENTERED, processes, where, file), listen, console.relay)
+        return run_workers(WorkerSpec(WORKER_COMMAND, processes, node, file), on_progress, console.relay)
 
 
-def _lead(job: Job, here: Rank, processes: int, listen: Listen) -> list[Any]:
-    if job.project.launch.processes != "auto" and processes != here.local_world_size:
+def _run_with_ranks(job: Job, rank: Rank, processes: int, on_progress: OnProgress, run_job: RunJob) -> list[JSON]:
+    if job.project.launch.processes != "auto" and processes != rank.local_world_size:
         raise UsageError(
-            f"launch.processes is {processes}, and this command was started {here.local_world_size} times on this "
+            f"launch.processes is {processes}, and this command was started {rank.local_world_size} times on this "
             "machine. Expected: the same number. Set launch.processes: auto, or start it without a launcher"
         )
-    number = _store().add("jobs", 1)
-    _store().set(f"job-{number}", job.text())
-    result = _do(job, WorkerContext(here, _meeting_for(number), lambda message: listen(0, message)))
-    others = [json.loads(_awaited(f"result-{number}-{rank}")) for rank in range(1, here.world_size)]
-    return [result, *others]
+    store = _launcher_store()
+    number = store.add("jobs", 1)
+    store.set(f"job-{number}", job.to_json())
+    context = WorkerContext(rank, _store_of_job(number), lambda progress: on_progress(0, progress))
+    result = _run(job, context, run_job)
+    return [result, *(json.loads(_read_key(f"result-{number}-{other}")) for other in range(1, rank.world_size))]
 
 
-def _do(job: Job, worker_context: WorkerContext) -> Any:
-    from codetune.launch.devices import take_gpu
+def _run(job: Job, context: WorkerContext, run_job: RunJob) -> JSON:
+    if context.rank.world_size > 1:
+        from codetune.launch.devices import take_gpu
 
-    if worker_context.place.world_size > 1:
-        take_gpu(worker_context.place.local_rank)
-    with _disk():
-        return WORK[job.work](job.project, job.details, worker_context)
-
-
-@contextlib.contextmanager
-def _disk() -> Iterator[None]:
+        take_gpu(context.rank.local_rank)
     try:
-        yield
+        return run_job(job, context)
     except OSError as why:
         if (failed := writing_failed(why)) is None:
             raise
         raise failed from why
 
 
-def _awaited(name: str) -> str:
-    """What another process says under that name, when it does."""
+def _read_key(key: str) -> str:
+    """The value of a key of the launcher's store; waits until another process has set it."""
     from codetune.launch.process_group import interruptible
 
-    store = _store()
-    return interruptible(lambda: store.get(name).decode())
+    store = _launcher_store()
+    return interruptible(lambda: store.get(key).decode())
 
 
 @cache
-def _store() -> Store:
-    """Where processes that a launcher, or a command on each machine, has started leave word for each other."""
+def _launcher_store() -> Store:
+    """The store of ranks that a launcher has started, or a command on each of several machines."""
     from codetune.launch.process_group import rendezvous_store
 
     return rendezvous_store()
 
 
-def _meeting_for(number: int) -> Meeting:
-    """Of the ranks of a launcher, for the job of that number."""
+def _store_of_job(number: int) -> OpenStore:
     from codetune.launch.process_group import prefix_store
 
-    return lambda: prefix_store(_store(), f"meeting-{number}")
+    return lambda: prefix_store(_launcher_store(), f"process-group-{number}")
 
 
-def _meeting_in(directory: Path, here: Rank) -> Store:
+def _file_store(directory: Path, rank: Rank) -> Store:
     from codetune.launch.process_group import file_store
 
-    return file_store(directory / "meeting", here.world_size)
-
-
-@contextlib.contextmanager
-def _shared(project: Project, worker_context: WorkerContext) -> Iterator[tuple[Rank, Meeting | None]]:
-    """The worker_context of a training; one that is alone is a group of one where the project names how a model is shared."""
-    if worker_context.meeting is not None or project.launch.strategy in ("auto", "ddp"):
-        yield worker_context.place, worker_context.meeting
-        return
-    with scratch_directory() as scratch, only_rank() as here:
-        yield here, lambda: _meeting_in(scratch, here)
-
-
-def _train(project: Project, details: Mapping[str, Any], worker_context: WorkerContext) -> Any:
-    from codetune.launch.process_group import join_process_group
-    from codetune.store.row_artefacts import read_selection
-    from codetune.store.run_directory import Run
-    from codetune.training.train import train
-
-    run = Run(project.run_dir)
-    with _shared(project, worker_context) as (here, meeting), join_process_group(here, meeting) as ranks:
-        summary = train(
-            read_selection(run.selection),
-            project,
-            Path(details["model"]),
-            Path(details["directory"]),
-            Path(details["saved"]),
-            worker_context.tell,
-            ranks,
-        )
-    refused = Counter(refusal.kind for refusal in summary.dropped)
-    facts = {name: value for name, value in asdict(summary).items() if name not in ("rows", "dropped")}
-    return {"rows": summary.rows, "refused": refused, "facts": facts}
-
-
-def _rows(project: Project, details: Mapping[str, Any], worker_context: WorkerContext) -> Any:
-    from codetune.stages.row_stage import do_part
-
-    return do_part(project, details, worker_context.place, worker_context.tell)
-
-
-def _generate(project: Project, details: Mapping[str, Any], worker_context: WorkerContext) -> int:
-    from codetune.launch.process_group import join_process_group
-    from codetune.stages.generate import Order, complete, complete_together
-
-    ordered, advance = Order(**details), lambda tokens: worker_context.tell({"tokens": tokens})
-    if not ordered.together:
-        return complete(project, ordered, worker_context.place, advance)
-    with join_process_group(worker_context.place, worker_context.meeting) as ranks:
-        return complete_together(project, ordered, ranks, advance)
-
-
-WORK: Mapping[str, Callable[[Project, Mapping[str, Any], WorkerContext], Any]] = {
-    "score": _rows,
-    "embed": _rows,
-    "train": _train,
-    "generate": _generate,
-}
+    return file_store(directory / "store", rank.world_size)

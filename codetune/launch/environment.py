@@ -35,7 +35,7 @@ QUIET = {
 TALKATIVE = ("bitsandbytes", "DeepSpeed")
 # What torchrun, accelerate and deepspeed tell each process that they start, and we ours.
 RANK, WORLD, LOCAL_RANK, LOCAL_WORLD = "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"
-WORKER_TASK = "CODETUNE_ERRAND"  # and what we tell ours besides
+WORKER_TASK = "CODETUNE_WORKER_TASK"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def current_rank() -> Rank:
 
 
 @contextlib.contextmanager
-def only_rank() -> Iterator[Rank]:
+def single_rank_environment() -> Iterator[Rank]:
     """Lets this one process look like a launcher's: what shares a model over processes wants to be told of them, also
     where there is one (to use the CPU's memory as well, say)."""
     told = {
@@ -123,7 +123,7 @@ def only_rank() -> Iterator[Rank]:
                 os.environ[name] = value
 
 
-def node(count: int) -> Node:
+def current_node(count: int) -> Node:
     """This machine among the `count` of `launch.nodes`, as NODE_RANK or Slurm say. Raises UsageError where neither
     does."""
     if count == 1:

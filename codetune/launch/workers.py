@@ -1,12 +1,7 @@
-"""The worker processes of one command: started, watched and spoken for by the command that the user called.
+"""The worker processes of one command: started, watched, and ended with it.
 
-A worker speaks to its command by lines of JSON through a pipe of its own: what it has done, its result, its error. The
-command shows them; what a worker prints goes to standard error for the first one, and for another is shown only where
-it dies of something that codetune cannot name.
-
-Why not below torchrun's agent: on an interrupt it gives its workers 30 s, too short for the checkpoint of a large
-model, and a worker that failed is told as the agent's own report. Workers get the same environment as from torchrun,
-and a command that torchrun has started takes part in the same way (`dispatch.py`)."""
+A worker sends events through a pipe of its own: progress, its result, its error. What rank 0 prints is shown on
+standard error; what another rank prints only where it dies of an error that codetune cannot name."""
 
 from __future__ import annotations
 
@@ -14,101 +9,105 @@ import atexit
 import contextlib
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
 import threading
 import time
 import traceback
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Literal, TypeAlias
 
 from codetune import errors
 from codetune.errors import CodetuneError, WorkerError
 from codetune.launch.environment import Node, WorkerTask, worker_environment
 
-Message = Mapping[str, Any]
-Listen = Callable[[int, Message], None]  # rank, what it told
-Show = Callable[[str], None]  # text for standard error
-Tell = Callable[[Message], None]
+JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
+Progress = Mapping[str, float | None]
+OnProgress = Callable[[int, Progress], None]  # rank, its message
+SendProgress = Callable[[Progress], None]
+EventKind = Literal["progress", "result", "error", "traceback", "interrupted"]
+SendEvent = Callable[[EventKind, JSON], None]
+WriteText = Callable[[str], None]
 
-# What the lines that are not progress are about.
-RESULT, ERROR, TRACEBACK, INTERRUPTED = "result", "error", "traceback", "interrupted"
-# After the first worker has failed, the others have this long to tell what they know, and end: most die of its death.
-SECONDS_TO_TELL = 1.0
-# Workers that were asked to stop write their checkpoint together; one that is still there so long after another has
-# gone waits for somebody who will not come.
-SECONDS_TO_FOLLOW = 20.0
-_KEPT_LINES = 60
+POLL_SECONDS = 0.05
+# After the first failure the other workers get this long to report their own errors: most of them only lost their
+# connection to the one that failed, but one of them may know the cause.
+SECONDS_TO_REPORT = 1.0
+# Interrupted workers write one checkpoint together; a worker that still runs so long after another has exited waits for
+# a rank that is gone.
+SECONDS_TO_EXIT = 20.0
+SHOWN_CHARACTERS = 8_000  # of the output of a worker that failed: the end of it
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """Which workers to start: so many on this machine, which is one of several, each with this command and job."""
+    """The workers to start on this machine, which is `node` of several: each runs `command` for the job in a file."""
 
     command: Sequence[str]
-    local_count: int
-    where: Node
+    local_world_size: int
+    node: Node
     job: Path
 
 
-def run_workers(planned: WorkerSpec, listen: Listen, show: Show) -> list[Any]:
-    """Gives what each worker returned, by rank.
+def run_workers(spec: WorkerSpec, on_progress: OnProgress, write_stderr: WriteText) -> list[JSON]:
+    """Starts the workers, waits for all of them, and returns their results by rank.
 
-    Raises the error of the worker that failed first, after ending the others; KeyboardInterrupt when the user asked to
-    stop and all of them have."""
-    workers = [_Worker.start(planned, local_rank) for local_rank in range(planned.local_count)]
+    The first SIGINT or SIGTERM is forwarded, and the workers may take as long as they need to write a checkpoint; the
+    second one kills them. Raises the error of the worker that failed first, after killing the others;
+    KeyboardInterrupt where the workers were interrupted."""
+    workers = [_Worker.start(spec, local_rank) for local_rank in range(spec.local_world_size)]
     try:
-        with _asked_to_stop(workers) as asked:
-            _watch(workers, listen, show, asked)
+        with _forwarded_signals(workers) as received:
+            _watch(workers, on_progress, write_stderr, received)
     finally:
         for worker in workers:
-            worker.end()
-    failed = _culprit(workers)
+            worker.kill()
+    failed = _cause(workers)
     if failed is not None:
         if failed.error is None:
-            show("".join(failed.last_lines) + failed.traceback)
+            write_stderr(failed.new_output()[-SHOWN_CHARACTERS:] + failed.traceback)
         raise failed.failure()
-    if any(worker.process.returncode for worker in workers):  # not where they were done before they heard of it
+    if any(worker.process.returncode for worker in workers):  # not where they finished before the signal arrived
         raise KeyboardInterrupt
     return [worker.result for worker in workers]
 
 
 @contextlib.contextmanager
-def speaking(descriptor: int) -> Iterator[Tell]:
-    """In a worker: what tells the command. Signals interrupt it, whatever the shell had set; it dies with its command;
-    and an error that ends it is told, not printed."""
+def events_to_command(descriptor: int) -> Iterator[SendEvent]:
+    """In a worker: yields the function that sends an event to the command, and exits the process after the block.
+    SIGINT and SIGTERM raise KeyboardInterrupt, the death of the command kills the worker, and an error is sent, not
+    printed."""
+    connection = Connection(descriptor, readable=False)
 
-    def tell(message: Message) -> None:
-        line = json.dumps(message).encode() + b"\n"
-        while line:
-            line = line[os.write(descriptor, line) :]
+    def send(kind: EventKind, value: JSON) -> None:
+        connection.send_bytes(json.dumps([kind, value]).encode())
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     threading.Thread(target=_die_with_command, daemon=True).start()
     status = 0
     try:
-        yield tell
+        yield send
     except CodetuneError as error:
-        tell({ERROR: {"kind": type(error).__name__, "message": str(error)}})
+        send("error", {"kind": type(error).__name__, "message": str(error)})
         status = error.exit_status
     except Exception:  # noqa: BLE001 - the command decides whether it is the cause, or only follows from it
-        tell({TRACEBACK: traceback.format_exc()})
+        send("traceback", traceback.format_exc())
         status = 1
     except KeyboardInterrupt:
-        tell({INTERRUPTED: True})
+        send("interrupted", None)
         status = 130
-    leave(status)
+    exit_process(status)
 
 
-def leave(status: int) -> None:
-    """Ends the process as if it had run out, but without taking Python apart: threads of torch that are still there
-    then can abort it ("terminate called without an active exception", seen once in some dozen trainings)."""
+def exit_process(status: int) -> None:
+    """Runs the exit functions, flushes, and exits without tearing Python down: threads of torch that still run then can
+    abort the process ("terminate called without an active exception", seen once in some dozen trainings)."""
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -116,108 +115,90 @@ def leave(status: int) -> None:
 
 
 def _die_with_command() -> None:
-    """Its standard input is a pipe that ends when the command does, whatever ended it."""
+    """Standard input is a pipe that the command holds open: it ends when the command dies, also of SIGKILL."""
     while os.read(0, 1):
         pass
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-class _Pipe:
-    """What a worker writes and the command reads, without ever waiting for it."""
-
-    def __init__(self) -> None:
-        self.out, self.into = os.pipe()
-        os.set_blocking(self.out, False)
-        self.is_open = True
-        self._half_line = b""
-
-    def lines(self) -> list[bytes]:
-        """The whole lines that have come since."""
-        text = self._half_line
-        with contextlib.suppress(BlockingIOError):
-            while piece := os.read(self.out, 65_536):
-                text += piece
-            self.is_open = False
-        *whole, self._half_line = text.splitlines(keepends=True) or [b""]
-        if self._half_line.endswith(b"\n") or not self.is_open:
-            whole, self._half_line = [*whole, self._half_line], b""
-        return [line for line in whole if line]
-
-
 @dataclass(slots=True)
 class _Worker:
     rank: int
-    count: int
+    world_size: int
     process: subprocess.Popen[bytes]
-    told: _Pipe
-    printed: _Pipe
-    result: Any = None
+    events: Connection
+    output: int  # descriptor of a file in memory: what it prints
+    shown_bytes: int = 0  # of the output
+    result: JSON = None
     error: CodetuneError | None = None
     traceback: str = ""  # of an error that codetune cannot name
     interrupted: bool = False
     failed_at: float | None = None
     ended_at: float | None = None
-    last_lines: deque[str] = field(default_factory=lambda: deque(maxlen=_KEPT_LINES))
 
     @classmethod
-    def start(cls, planned: WorkerSpec, local_rank: int) -> _Worker:
-        told, printed = _Pipe(), _Pipe()
-        count, where = planned.local_count, planned.where
+    def start(cls, spec: WorkerSpec, local_rank: int) -> _Worker:
+        receiver, sender = os.pipe()
+        output = os.memfd_create("codetune worker")
+        rank, world_size = spec.node.rank * spec.local_world_size + local_rank, spec.node.count * spec.local_world_size
         process = subprocess.Popen(
-            planned.command,
-            env=worker_environment(local_rank, count, where, WorkerTask(planned.job, told.into)),
+            spec.command,
+            env=worker_environment(local_rank, spec.local_world_size, spec.node, WorkerTask(spec.job, sender)),
             stdin=subprocess.PIPE,
-            stdout=printed.into,
-            stderr=printed.into,
-            pass_fds=[told.into],
-            start_new_session=True,  # Ctrl-C reaches the command alone, which passes it on
+            stdout=output,
+            stderr=output,
+            pass_fds=[sender],
+            start_new_session=True,  # Ctrl-C reaches the command alone, which forwards it
         )
-        for pipe in (told, printed):
-            os.close(pipe.into)
-        return cls(where.rank * count + local_rank, where.count * count, process, told, printed)
+        os.close(sender)
+        return cls(rank, world_size, process, Connection(receiver, writable=False), output)
 
-    def look(self, listen: Listen) -> None:
-        """Hears what it has told, and notes its end; in this order, for what it told last says why it ended."""
+    def poll(self, on_progress: OnProgress) -> None:
+        """Takes its events, then notes its end: in this order, because the last event says why it ended."""
+        if self.ended_at is not None:
+            return
         status = self.process.poll()
-        for line in self.told.lines():
-            self._hear(json.loads(line), listen)
-        if status is None or self.ended_at is not None:
+        with contextlib.suppress(EOFError):
+            while self.events.poll():
+                kind, value = json.loads(self.events.recv_bytes())
+                self._take(kind, value, on_progress)
+        if status is None:
             return
         self.ended_at = time.monotonic()
-        self.interrupted |= status == -signal.SIGINT  # before it could tell
+        self.interrupted |= status == -signal.SIGINT  # before it could send the event
         if status != 0 and not self.interrupted:
             self.failed_at = self.failed_at or self.ended_at
 
-    def _hear(self, message: dict[str, Any], listen: Listen) -> None:
-        if RESULT in message:
-            self.result = message[RESULT]
-        elif ERROR in message:
-            self.error, self.failed_at = _as_error(**message[ERROR]), time.monotonic()
-        elif TRACEBACK in message:
-            self.traceback, self.failed_at = message[TRACEBACK], time.monotonic()
-        elif INTERRUPTED in message:
-            self.interrupted = True
-        else:
-            listen(self.rank, message)
+    def _take(self, kind: EventKind, value: Any, on_progress: OnProgress) -> None:
+        match kind:
+            case "progress":
+                on_progress(self.rank, value)
+            case "result":
+                self.result = value
+            case "error":
+                self.error, self.failed_at = _as_error(**value), time.monotonic()
+            case "traceback":
+                self.traceback, self.failed_at = value, time.monotonic()
+            case "interrupted":
+                self.interrupted = True
 
-    def relay(self, show: Show | None) -> None:
-        """What it printed is shown, or kept in case it dies."""
-        text = [line.decode(errors="replace") for line in self.printed.lines()]
-        if show is not None and text:
-            show("".join(text))
-        else:
-            self.last_lines.extend(text)
+    def new_output(self) -> str:
+        """What it printed since the last call, in whole lines while it runs."""
+        text = os.pread(self.output, 1 << 20, self.shown_bytes)
+        if self.ended_at is None:
+            text = text[: text.rfind(b"\n") + 1]
+        self.shown_bytes += len(text)
+        return text.decode(errors="replace")
 
-    def ask_to_stop(self) -> None:
+    def interrupt(self) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
 
-    def end(self) -> None:
+    def kill(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
-        os.close(self.told.out)
-        os.close(self.printed.out)
+        self.events.close()
         if self.process.stdin is not None:
             self.process.stdin.close()
 
@@ -228,75 +209,70 @@ class _Worker:
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         hint = " (the system does so when memory runs out)" if status == -signal.SIGKILL else ""
         return WorkerError(
-            f"Process {self.rank} of {self.count} (pid {self.process.pid}) {how}{hint}; the others were ended. "
-            "Expected: that all of them finish. Nothing finished is lost: mend the cause, and run the command again"
+            f"Process {self.rank} of {self.world_size} (pid {self.process.pid}) {how}{hint}; the others were ended. "
+            "Expected: that all of them finish. Nothing finished is lost: fix the cause, and run the command again"
         )
 
 
-def _watch(workers: Sequence[_Worker], listen: Listen, show: Show, asked: Sequence[int]) -> None:
-    """Returns when all have ended, or when those that remain will not."""
+def _watch(
+    workers: Sequence[_Worker], on_progress: OnProgress, write_stderr: WriteText, signals: Sequence[int]
+) -> None:
+    """Returns when all workers have ended, or when those that still run will not end by themselves."""
     while True:
-        open_pipes = [pipe.out for worker in workers for pipe in (worker.told, worker.printed) if pipe.is_open]
-        if open_pipes:
-            select.select(open_pipes, [], [], 0.1)
-        else:
-            time.sleep(0.05)
         for worker in workers:
-            worker.look(listen)
-        healthy = all(worker.failed_at is None for worker in workers)
-        for worker in workers:
-            worker.relay(show if healthy and worker is workers[0] else None)
-        if all(worker.ended_at is not None for worker in workers) or _is_hopeless(workers, asked):
+            worker.poll(on_progress)
+        # After a failure the output of rank 0 is about its lost connections.
+        if all(worker.failed_at is None for worker in workers) and (text := workers[0].new_output()):
+            write_stderr(text)
+        if all(worker.ended_at is not None for worker in workers) or _must_kill(workers, signals):
             return
+        time.sleep(POLL_SECONDS)
 
 
-def _is_hopeless(workers: Sequence[_Worker], asked: Sequence[int]) -> bool:
+def _must_kill(workers: Sequence[_Worker], signals: Sequence[int]) -> bool:
     now = time.monotonic()
-    failed = min((worker.failed_at for worker in workers if worker.failed_at is not None), default=None)
-    if failed is not None:
-        return now - failed > SECONDS_TO_TELL
-    left = min(
-        (worker.ended_at for worker in workers if worker.interrupted and worker.ended_at is not None), default=None
-    )
-    return len(asked) > 1 or (left is not None and now - left > SECONDS_TO_FOLLOW)
+    failed = [worker.failed_at for worker in workers if worker.failed_at is not None]
+    if failed:
+        return now - min(failed) > SECONDS_TO_REPORT
+    left = [worker.ended_at for worker in workers if worker.interrupted and worker.ended_at is not None]
+    return len(signals) > 1 or (bool(left) and now - min(left) > SECONDS_TO_EXIT)
 
 
-def _culprit(workers: Sequence[_Worker]) -> _Worker | None:
-    """Whose end is the cause. What was killed from outside, and what can say why it failed, comes before those that
-    only lost their connection to it; among equals the first. Who loses it to one that was interrupted has not failed.
-    """
+def _cause(workers: Sequence[_Worker]) -> _Worker | None:
+    """The worker that failed first. Those that were killed from outside, or sent a named error, come before those that
+    only lost their connection. A worker that lost it to an interrupted one has not failed."""
     interrupted = any(worker.interrupted for worker in workers)
 
-    def blame(worker: _Worker) -> tuple[bool, float]:
+    def order(worker: _Worker) -> tuple[bool, float]:
         named = worker.error is not None or worker.process.returncode == -signal.SIGKILL
         return not named, worker.failed_at or 0.0
 
     failed = [worker for worker in workers if worker.failed_at is not None and (worker.error or not interrupted)]
-    return min(failed, key=blame, default=None)
+    return min(failed, key=order, default=None)
 
 
 @contextlib.contextmanager
-def _asked_to_stop(workers: Sequence[_Worker]) -> Iterator[list[int]]:
-    """The signals that asked to stop. The first is passed on, and the workers are waited for; the second ends them."""
-    asked: list[int] = []
+def _forwarded_signals(workers: Sequence[_Worker]) -> Iterator[list[int]]:
+    """Sends SIGINT to the workers for each SIGINT or SIGTERM of the command; yields the list of those received."""
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield asked  # Python hands signals to the main thread only
+        yield received  # Python handles signals in the main thread only
         return
 
-    def pass_on(number: int, frame: Any) -> None:
-        asked.append(number)
+    def forward(number: int, frame: FrameType | None) -> None:
+        received.append(number)
         for worker in workers:
-            worker.ask_to_stop()
+            worker.interrupt()
 
-    earlier = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    earlier = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked
+        yield received
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
 
 
 def _as_error(kind: str, message: str) -> CodetuneError:
-    found = getattr(errors, kind)(message)
-    assert isinstance(found, CodetuneError)
-    return found
+    error = getattr(errors, kind)(message)
+    assert isinstance(error, CodetuneError)
+    return error

@@ -19,6 +19,7 @@ from codetune.launch.environment import current_rank, thread_count, user_cache
 from codetune.project.sections import BENCHMARK_NAMES, EVALPLUS_NAMES, Project
 from codetune.records import Completion, Problem, Solution, Verdict
 from codetune.stages.generate import COUNTS, Order, completed_rows, order
+from codetune.stages.jobs import run_job
 from codetune.stages.model_ref import Kind, model_digest, prompt_kind
 from codetune.stages.model_ref import ModelRef as ModelRef
 from codetune.stages.model_ref import model_ref as model_ref
@@ -186,7 +187,7 @@ def _perform(context: RunContext, ordered: Order, advance: Callable[[int, int], 
     if not vllm and _must_share(project, Path(ordered.model["directory"]), processes):
         ordered = replace(ordered, together=True)
     job = Job("generate", project, asdict(ordered))
-    perform(job, processes, lambda rank, message: advance(1, message["tokens"]))
+    perform(job, processes, lambda rank, message: advance(1, int(message["tokens"] or 0)), run_job)
 
 
 def _must_share(project: Project, model: Path, processes: int) -> bool:

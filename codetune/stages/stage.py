@@ -22,10 +22,11 @@ from codetune import console
 from codetune.data.ids import IdIndex, pack_ids
 from codetune.errors import DataError
 from codetune.launch.dispatch import Job, perform, process_count
-from codetune.launch.environment import Shard, node
+from codetune.launch.environment import Shard, current_node
 from codetune.model.model_files import find_model
 from codetune.project.sections import Project
 from codetune.stages.blocks import Survey, count_missing, survey
+from codetune.stages.jobs import run_job
 from codetune.stages.resume import TRAINED, claim_training, publish_training
 from codetune.stages.row_stage import find_encoder, finished_rows, keep_before, rows_of, sealed_alike, usable_rows
 from codetune.stages.status import (
@@ -151,11 +152,13 @@ def train(context: RunContext, restart: bool = False) -> StageResult:
         directory = claim_training(run, recipe, restart)
         with replacing(run.model) as saved, console.progress("training", None, "step") as advance:
             details = {"model": str(base), "directory": str(directory), "saved": str(saved)}
-            told, *_ = perform(
+            results: Any = perform(
                 Job("train", project, details),
                 process_count(project),
-                lambda rank, at: advance.to(int(at["step"]), int(at["steps"])) if rank == 0 else None,
+                lambda rank, at: advance.to(int(at["step"] or 0), int(at["steps"] or 0)) if rank == 0 else None,
+                run_job,
             )
+            told = results[0]
             write_text(saved / TRAINED, json.dumps(recipe.identity(), indent=2) + "\n")
         publish_training(run, directory)
         return seal_artefact(context, recipe, StageOutput(told["rows"], told["refused"], told["facts"]), 0, began)
@@ -215,7 +218,7 @@ def _of_this_machine(project: Project) -> Shard | None:
     other, and the last one merges."""
     if project.launch.nodes == 1:
         return None
-    here = node(project.launch.nodes)
+    here = current_node(project.launch.nodes)
     return here.rank, here.count
 
 
@@ -228,7 +231,12 @@ def _share_out(context: RunContext, work: _RowWork, rows: int, reused: int) -> N
     details = {"stage": work.recipe.stage, "inputs": work.recipe.inputs, "model": work.model, "shard": work.shard}
     here = context.project.model_copy(update={"launch": launch.model_copy(update={"nodes": 1})})
     with console.progress(work.recipe.stage, rows, "row", reused) as advance:
-        perform(Job(work.recipe.stage, here, details), processes, lambda rank, told: advance(told["rows"]))
+        perform(
+            Job(work.recipe.stage, here, details),
+            processes,
+            lambda rank, told: advance(int(told["rows"] or 0)),
+            run_job,
+        )
 
 
 def already(context: RunContext, recipe: Recipe, began: float) -> StageResult | None:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from codetune.errors import UsageError
-from codetune.launch.dispatch import WORK, Job, perform, process_count
+from codetune.launch.dispatch import Job, perform, process_count
 from codetune.project.file import read_project
 from codetune.stages import stage as pipeline
+from codetune.stages.jobs import run_job
 from tests.small_world import context_of, make_small_world
 
 
@@ -18,7 +19,7 @@ def test_a_job_arrives_as_it_was_sent(tmp_path: Path) -> None:
     file = tmp_path / "codetune.yaml"
     file.write_text("name: far\nlaunch: {processes: 3}\ntrain: {learning_rate: 3e-4}\n")
     sent = Job("train", read_project(file, ["select.ratio=0.1"], {}), {"saved": "/a b/model"})
-    arrived = Job.read(sent.text())
+    arrived = Job.from_json(sent.to_json())
     assert arrived == sent
     assert arrived.project.root == tmp_path.resolve()
     assert arrived.project.overrides == {"select.ratio": 0.1}
@@ -38,7 +39,9 @@ def test_one_process_is_the_commands_own(tmp_path: Path) -> None:
     context = context_of(make_small_world(tmp_path, 30), select__strategy="random", launch__processes=1)
     pipeline.select(context)
     details = {"model": str(tmp_path / "base"), "directory": str(tmp_path / "train"), "saved": str(tmp_path / "saved")}
-    (told,) = perform(Job("train", context.project, details), 1, lambda rank, message: heard.append((rank, message)))
+    (told,) = perform(
+        Job("train", context.project, details), 1, lambda rank, message: heard.append((rank, message)), run_job
+    )
     assert told["rows"] == 12
     assert [message["step"] for _, message in heard] == [1, 2, 3]
     assert (tmp_path / "saved" / "model.safetensors").exists()
@@ -53,7 +56,7 @@ def test_another_number_than_the_users_launcher_has_started_is_an_error(
     file.write_text("launch: {processes: 3}\n")
     project = read_project(file, [], {})
     with pytest.raises(UsageError, match=r"launch.processes is 3, and this command was started 2 times"):
-        perform(Job("train", project, {}), process_count(project), lambda rank, message: None)
+        perform(Job("train", project, {}), process_count(project), lambda rank, progress: None, run_job)
 
 
 def test_another_machine_than_the_first_begins_nothing_of_its_own(
@@ -64,8 +67,4 @@ def test_another_machine_than_the_first_begins_nothing_of_its_own(
     file = tmp_path / "codetune.yaml"
     file.write_text("launch: {nodes: 2}\n")
     with pytest.raises(UsageError, match=r"machine 1 of 2, which follows .* codetune train$"):
-        perform(Job("train", read_project(file, [], {}), {}), 1, lambda rank, message: None)
-
-
-def test_every_work_is_named_like_its_command() -> None:
-    assert set(WORK) <= {"score", "embed", "train", "generate"}
+        perform(Job("train", read_project(file, [], {}), {}), 1, lambda rank, progress: None, run_job)

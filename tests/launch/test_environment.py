@@ -16,11 +16,11 @@ from codetune.errors import UsageError
 from codetune.launch.environment import (
     Node,
     WorkerTask,
+    current_node,
     current_rank,
-    node,
-    only_rank,
     parse_shard,
     prepare_process,
+    single_rank_environment,
     thread_count,
     worker_environment,
     worker_task,
@@ -121,7 +121,7 @@ def test_one_task_of_srun_on_each_machine_is_a_command_on_each(nowhere: pytest.M
         nowhere.setenv(name, value)
     prepare_process()
     assert current_rank() == ALONE
-    assert node(2) == Node(1, 2)
+    assert current_node(2) == Node(1, 2)
 
 
 def test_a_batch_script_outside_srun_is_alone(nowhere: pytest.MonkeyPatch) -> None:
@@ -132,16 +132,16 @@ def test_a_batch_script_outside_srun_is_alone(nowhere: pytest.MonkeyPatch) -> No
 
 
 def test_several_machines_need_to_know_which_they_are(nowhere: pytest.MonkeyPatch) -> None:
-    assert node(1) == Node(0, 1)
+    assert current_node(1) == Node(0, 1)
     with pytest.raises(UsageError, match=r"launch.nodes is 3, and NODE_RANK \(now None\).*up to NODE_RANK=2"):
-        node(3)
+        current_node(3)
     nowhere.setenv("NODE_RANK", "2")
     with pytest.raises(UsageError, match=r"MASTER_ADDR \(now None\)"):
-        node(3)
+        current_node(3)
     nowhere.setenv("MASTER_ADDR", "first")
-    assert node(3) == Node(2, 3)
+    assert current_node(3) == Node(2, 3)
     with pytest.raises(UsageError, match="NODE_RANK"):
-        node(2)
+        current_node(2)
 
 
 def test_a_worker_finds_what_torchrun_would_tell_and_its_errand(nowhere: pytest.MonkeyPatch) -> None:
@@ -155,7 +155,7 @@ def test_a_worker_finds_what_torchrun_would_tell_and_its_errand(nowhere: pytest.
 
 def test_the_only_rank_is_told_so_for_a_while(nowhere: pytest.MonkeyPatch) -> None:
     nowhere.setenv("MASTER_PORT", "1")
-    with only_rank() as here:
+    with single_rank_environment() as here:
         assert here == current_rank() == ALONE
         assert os.environ["RANK"] == "0"
     assert "RANK" not in os.environ

@@ -22,10 +22,10 @@ from codetune.launch.workers import WorkerSpec, run_workers
 BEGIN = """
 import os, signal, sys, time
 from codetune.launch.environment import worker_task, current_rank
-from codetune.launch.workers import speaking
-told, here = worker_task(), current_rank()
+from codetune.launch.workers import events_to_command
+task, here = worker_task(), current_rank()
 print(f"printed by {here.rank}", flush=True)
-with speaking(told.descriptor) as tell:
+with events_to_command(task.descriptor) as send:
 """
 
 
@@ -55,9 +55,9 @@ def workers(directory: Path, program: str, count: int, where: Node = Node(0, 1))
 def test_every_worker_is_heard_and_results_come_by_rank(tmp_path: Path, shown: list[str]) -> None:
     heard: list[tuple[int, Mapping[str, Any]]] = []
     program = """
-        tell({"step": here.rank})
+        send("progress", {"step": here.rank})
         time.sleep(0.2 * (3 - here.rank))
-        tell({"result": [here.rank, here.world_size, here.local_rank, str(told.job.name)]})
+        send("result", [here.rank, here.world_size, here.local_rank, str(task.job.name)])
     """
     assert run(tmp_path, program, 3, shown, heard) == [[rank, 3, rank, "job.json"] for rank in range(3)]
     assert sorted(rank for rank, _ in heard) == [0, 1, 2]
@@ -65,13 +65,13 @@ def test_every_worker_is_heard_and_results_come_by_rank(tmp_path: Path, shown: l
 
 
 def test_only_the_first_one_is_seen_to_print(tmp_path: Path, shown: list[str]) -> None:
-    run(tmp_path, 'tell({"result": None})', 3, shown)
+    run(tmp_path, 'send("result", None)', 3, shown)
     assert "".join(shown) == "printed by 0\n"
 
 
 def test_a_worker_of_the_second_machine_counts_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTER_ADDR", "first")
-    program = 'tell({"result": [here.rank, here.world_size, here.local_rank, os.environ["MASTER_ADDR"]]})'
+    program = 'send("result", [here.rank, here.world_size, here.local_rank, os.environ["MASTER_ADDR"]])'
     planned = workers(tmp_path, program, 2, Node(1, 3))
     assert run_workers(planned, lambda rank, message: None, lambda text: None) == [
         [2, 6, 0, "first"],
@@ -198,7 +198,7 @@ def test_those_who_were_done_before_they_heard_of_it_are_done(tmp_path: Path, sh
         try:
             time.sleep(60)
         except KeyboardInterrupt:
-            tell({"result": "all of it"})
+            send("result", "all of it")
     """
     when_up(tmp_path, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert run(tmp_path, program, 2, shown) == ["all of it"] * 2

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from codetune import console
 from codetune.errors import CodetuneError
-from codetune.launch.dispatch import Job, dismiss, follow, perform
+from codetune.launch.dispatch import Job, perform, release_followers, run_follower
 from codetune.launch.environment import current_rank, prepare_process
 from codetune.project.file import read_project
 from codetune.stages import evaluate
 from codetune.stages.generate import completed_rows, order
+from codetune.stages.jobs import run_job
 from codetune.stages.model_ref import model_ref
 from codetune.stages.stage import open_context
 
@@ -30,13 +31,13 @@ def main(project: Path, processes: int, parts: Path, settings: list[str], models
         missing = [item for item in work if item not in found]
         alone = order(model_ref(context, name), (bench.said, bench.file), missing, own)
         job = Job("generate", context.project, asdict(replace(alone, together=True)))
-        perform(job, processes, lambda rank, message: None)
+        perform(job, processes, lambda rank, message: None, run_job)
 
 
 if __name__ == "__main__":
     prepare_process()
     if current_rank().rank > 0:
-        follow()
+        run_follower(run_job)
     status, cut = 0, sys.argv.index("--")
     try:
         main(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:cut], sys.argv[cut + 1 :])
@@ -46,5 +47,5 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         status = 130
     finally:
-        dismiss()
+        release_followers()
     sys.exit(status)
