@@ -1,6 +1,6 @@
 """The nouns that flow from stage to stage, as frozen records. No behaviour beyond tiny derived properties, no I/O.
 
-source --Example|Refusal--> score --Score|Refusal--> select --Picks--> train
+source --Example|Refusal--> score --Score|Refusal--> select --SelectedRows--> train
    +----------------------> embed --Embeddings-------+
 problems --Problem--> generate --Completion--> sanitize --Solution--> evaluate --Verdict--> Report
 """
@@ -99,7 +99,7 @@ class Embeddings:
 
 
 @dataclass(frozen=True, slots=True)
-class Picks:
+class SelectedRows:
     """Selected rows in the order of the selection, as columns; None where the strategy knows no IFD, or no cluster."""
 
     ids: NDArray[np.uint64]

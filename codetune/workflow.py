@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from codetune.console import counts, percent
 from codetune.errors import StaleError, UsageError
-from codetune.selection.select import NEEDS
+from codetune.selection.select import STRATEGIES
 from codetune.stages import evaluate
 from codetune.stages import stage as pipeline
 from codetune.stages.resume import begun_otherwise, training_place
@@ -91,8 +91,8 @@ def compare(context: RunContext, reports: Sequence[Report]) -> list[Comparison]:
 
 def needed(context: RunContext, stage: RowStage) -> bool:
     """Whether the selection strategy makes any use of the stage."""
-    needs = NEEDS[context.project.select.strategy]
-    return {"score": needs.scores, "embed": needs.embeddings}.get(stage, True)
+    strategy = STRATEGIES[context.project.select.strategy]
+    return {"score": strategy.needs_scores, "embed": strategy.needs_embeddings}.get(stage, True)
 
 
 def status(context: RunContext) -> list[Line]:
@@ -140,7 +140,8 @@ def _row_stage(context: RunContext, stage: RowStage) -> StageResult:
 
 def _row_line(context: RunContext, stage: RowStage) -> Line:
     if not needed(context, stage):
-        return Line(stage, "not needed", f"select.strategy is {context.project.select.strategy}", "")
+        strategy = STRATEGIES[context.project.select.strategy]
+        return Line(stage, "not needed", f"select.strategy is {strategy.name}: {strategy.description}", "")
     found = stage_status(context, stage)
     command = f"codetune {stage}"
     if found.manifest is not None and found.state == "done":

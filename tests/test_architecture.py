@@ -82,6 +82,7 @@ IMPORT_LATE = (
     "launch.dispatch",
     "model.vllm_engine",  # vllm itself, an extra
     "training.parallelism",  # deepspeed itself, an extra
+    "selection.embed",  # sentence_transformers, which the hashing encoder does without
     "model.model_files",  # transformers, for a model that comes with code
     "model.load",  # peft, for the models that have adapters
     "data.source",  # the hub, for data sets that are no files here
@@ -114,7 +115,8 @@ MODULES_WITHOUT_TORCH = (
     "stages.select",
     "stages.status",
     "demo.run",
-    "selection.ifd",
+    "selection.blocks",
+    "selection.embed",
     "selection.select",
     "data.chat",
     "data.ids",

@@ -1,8 +1,6 @@
-"""Unit vectors -> which cluster each row is in: K-means (k-means++ start, Lloyd's iterations, ten starts).
+"""Unit vectors -> a cluster for each row, by K-means (Lloyd 1982) from k-means++ starts (Arthur and Vassilvitskii 2007).
 
-The rows are to come sorted by id, so that the order of the data set changes nothing. One thread: scikit-learn adds the
-partial sums of several in the order in which they finish. Says nothing about how many clusters are right. The vectors
-are given away: their last bits may change."""
+Does not say how many clusters are right."""
 
 from __future__ import annotations
 
@@ -16,20 +14,24 @@ from threadpoolctl import threadpool_limits
 
 from codetune.errors import InputError
 
-STARTS = 10  # scikit-learn's own default before it trusted k-means++ with one
+STARTS = 10  # scikit-learn's default before 1.4; its default with k-means++ is one now
 
 
 def cluster_rows(vectors: NDArray[np.float32], clusters: int, seed: int) -> NDArray[np.int32]:
-    """A label from 0 for every row; a label may stay unused where fewer than `clusters` vectors are distinct."""
+    """A label from 0 to `clusters` - 1 for each row: [rows, dimensions] -> [rows].
+
+    The caller sorts the rows by id, so that the order of the data set changes nothing. Writable `vectors` are used as
+    working memory, and their last bits may change. A label stays unused where fewer vectors are distinct. Raises
+    InputError where there are more clusters than rows."""
     if clusters > len(vectors):
         raise InputError(
             f"select.clusters is {clusters}, the embeddings have {len(vectors)} rows. Expected: at most as many "
             f"clusters as rows. Set select.clusters to {max(1, len(vectors) // 10)}, or add rows to the data set."
         )
-    # Copied only where it must be: for the variance that its tolerance is a part of, it holds one copy anyway.
-    copied = not vectors.flags.writeable
-    kmeans = KMeans(n_clusters=clusters, n_init=STARTS, random_state=seed, copy_x=copied)
+    # A second copy would double the memory: KMeans makes one already, for the variance in its tolerance.
+    kmeans = KMeans(n_clusters=clusters, n_init=STARTS, random_state=seed, copy_x=not vectors.flags.writeable)
+    # One thread: with several, scikit-learn adds partial sums in the order in which the threads finish.
     with threadpool_limits(1), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # that labels stay unused is no fault here
+        warnings.simplefilter("ignore", ConvergenceWarning)  # unused labels are expected here
         labels: NDArray[np.int32] = kmeans.fit_predict(vectors).astype(np.int32)
     return labels

@@ -1,16 +1,16 @@
-"""Scored and clustered rows -> the rows to train on (arXiv 2504.12687, sec. 3; the rule of the published scripts).
+"""Scored and clustered rows -> the rows to train on.
 
-`ifd_cluster`: in each cluster drop the rows whose instruction does not help (IFD of `max_ifd` and above), and of the
-rest take the hardest `floor(n * ratio)`, so that the selection is harder and still covers what the whole set covers.
-`random` and `all` are the controls. A strategy is a function in a table. Rows are columns in the order of their ids, 20
-bytes a row; ties go by id, and the order of the data set changes nothing."""
+A strategy is a record in the table STRATEGIES. `ifd_cluster` is the rule of Lyu et al. 2025 (arXiv 2504.12687, sec. 3)
+as their scripts apply it: in each cluster drop the rows with an IFD of `max_ifd` or more, and of the n rows that are
+left take the floor(n * ratio) with the highest IFD. `random` and `all` are controls. Rows are columns in ascending order
+of their ids, 20 bytes a row. Ties are broken by id, and the order of the data set changes nothing.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,19 +18,19 @@ from numpy.typing import NDArray
 from codetune.data.ids import unpack_id
 from codetune.errors import DataError
 from codetune.project.sections import Selection
-from codetune.records import Picks
+from codetune.records import SelectedRows
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
-Rows = NDArray[np.int64]  # places in the columns of the candidates
+RowIndices = NDArray[np.int64]  # positions in the columns of SelectionInputs
 
 
 @dataclass(frozen=True, slots=True)
-class Candidates:
-    """What is known of the rows. A column that the strategy does not need is None."""
+class SelectionInputs:
+    """What is known of each row, as columns. A column that the strategy does not need is None."""
 
-    ids: NDArray[np.uint64]  # ascending
-    ifd: NDArray[np.float64] | None  # NaN where scoring gave a reason instead of a number
-    cluster: NDArray[np.int32] | None
+    ids: NDArray[np.uint64]  # [rows], ascending
+    ifd: NDArray[np.float64] | None  # [rows]; NaN where scoring refused the row
+    cluster: NDArray[np.int32] | None  # [rows]
 
     @property
     def refused(self) -> NDArray[np.bool_]:
@@ -38,8 +38,20 @@ class Candidates:
 
 
 @dataclass(frozen=True, slots=True)
+class SelectionStrategy:
+    """A rule that chooses rows, and the stages whose artefacts it reads."""
+
+    name: str
+    description: str
+    needs_scores: bool
+    needs_embeddings: bool
+    choose: Callable[[SelectionInputs, Selection, int], RowIndices]  # inputs, settings, seed
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterDiagnostics:
-    """rows = refused + dropped + eligible, and taken of the eligible; of the whole set where `cluster` is None."""
+    """Counts of one cluster, or of the whole set where `cluster` is None. `rows` is the sum of `refused` (no score),
+    `dropped` (IFD too high) and `eligible`; `taken` is a part of `eligible`."""
 
     cluster: int | None
     rows: int
@@ -47,51 +59,40 @@ class ClusterDiagnostics:
     dropped: int
     eligible: int
     taken: int
-    ifd_quantiles: tuple[float, ...] | None  # minimum, quartiles, maximum of all scored rows; None without any
+    ifd_quantiles: tuple[float, ...] | None  # minimum, quartiles, maximum of the scored rows; None without any
 
 
 @dataclass(frozen=True, slots=True)
-class Selected:
-    picks: Picks
+class SelectionResult:
+    rows: SelectedRows
     diagnostics: tuple[ClusterDiagnostics, ...]
 
 
-class Needs(NamedTuple):
-    scores: bool
-    embeddings: bool
-
-
-NEEDS: Mapping[str, Needs] = {
-    "ifd_cluster": Needs(scores=True, embeddings=True),
-    "random": Needs(scores=False, embeddings=False),
-    "all": Needs(scores=False, embeddings=False),
-}
-
-
-def select(candidates: Candidates, settings: Selection, seed: int) -> Selected:
-    """The picks by cluster, then by IFD from the hardest down, then by id."""
-    needs = NEEDS[settings.strategy]
-    assert not (needs.scores and candidates.ifd is None)
-    assert not (needs.embeddings and candidates.cluster is None)
-    is_taken = np.zeros(len(candidates.ids), dtype=np.bool_)
-    is_taken[STRATEGIES[settings.strategy](candidates, settings, seed)] = True
+def select(inputs: SelectionInputs, settings: Selection, seed: int) -> SelectionResult:
+    """The selected rows, sorted by cluster, then by IFD in descending order, then by id; and counts for each cluster."""
+    strategy = STRATEGIES[settings.strategy]
+    assert not (strategy.needs_scores and inputs.ifd is None)
+    assert not (strategy.needs_embeddings and inputs.cluster is None)
+    is_taken = np.zeros(len(inputs.ids), dtype=np.bool_)
+    is_taken[strategy.choose(inputs, settings, seed)] = True
     taken = np.flatnonzero(is_taken)
-    keys = [column[taken] for column in (_hardness(candidates), candidates.cluster) if column is not None]
-    ordered = taken[np.lexsort(keys)] if keys else taken  # stable: what ties stays in the order of ids
-    picks = Picks(
-        candidates.ids[ordered],
-        None if candidates.ifd is None else candidates.ifd[ordered],
-        None if candidates.cluster is None else candidates.cluster[ordered],
+    keys = [column[taken] for column in (_negative_ifd(inputs), inputs.cluster) if column is not None]
+    ordered = taken[np.lexsort(keys)] if keys else taken  # stable: ties stay in the order of ids
+    rows = SelectedRows(
+        inputs.ids[ordered],
+        None if inputs.ifd is None else inputs.ifd[ordered],
+        None if inputs.cluster is None else inputs.cluster[ordered],
     )
-    parts = _by_cluster(candidates)
-    return Selected(picks, tuple(_diagnose(candidates, *part, settings, is_taken) for part in parts))
+    return SelectionResult(
+        rows, tuple(_diagnose(inputs, *cluster, settings, is_taken) for cluster in _by_cluster(inputs))
+    )
 
 
-def require_picks(selected: Selected, settings: Selection) -> None:
-    """Raises DataError where nothing is taken, and says where the rows went."""
-    if len(selected.picks.ids):
+def require_selected_rows(result: SelectionResult, settings: Selection) -> None:
+    """Raises DataError where no row is selected; the message counts why."""
+    if len(result.rows.ids):
         return
-    clusters = selected.diagnostics
+    clusters = result.diagnostics
     rows, refused, dropped, eligible = (
         sum(getattr(cluster, name) for cluster in clusters) for name in ("rows", "refused", "dropped", "eligible")
     )
@@ -103,72 +104,96 @@ def require_picks(selected: Selected, settings: Selection) -> None:
     )
 
 
-def _take_hardest_of_each_cluster(candidates: Candidates, settings: Selection, seed: int) -> Rows:
-    taken, hardness = [np.empty(0, dtype=np.int64)], _hardness(candidates)
-    assert hardness is not None
-    for _, rows in _by_cluster(candidates):
-        eligible = rows[_is_eligible(candidates, rows, settings)]
-        hardest_first = eligible[np.argsort(hardness[eligible], kind="stable")]
-        quota = _share(len(eligible) if settings.ratio_of == "eligible" else len(rows), settings.ratio)
+def _hardest_of_each_cluster(inputs: SelectionInputs, settings: Selection, seed: int) -> RowIndices:
+    taken, negative_ifd = [np.empty(0, dtype=np.int64)], _negative_ifd(inputs)
+    assert negative_ifd is not None
+    for _, rows in _by_cluster(inputs):
+        eligible = rows[_is_eligible(inputs, rows, settings)]
+        hardest_first = eligible[np.argsort(negative_ifd[eligible], kind="stable")]
+        quota = _quota(len(eligible) if settings.ratio_of == "eligible" else len(rows), settings.ratio)
         taken.append(hardest_first[:quota])
     return np.concatenate(taken)
 
 
-def _take_at_random(candidates: Candidates, settings: Selection, seed: int) -> Rows:
-    # By a digest and not by position: a larger ratio holds the smaller, and added rows move none of the others.
-    digests = (
-        hashlib.sha256(f"{seed}:{unpack_id(number)}".encode()).digest()[:8] for number in map(int, candidates.ids)
-    )
+def _random_rows(inputs: SelectionInputs, settings: Selection, seed: int) -> RowIndices:
+    """The rows with the smallest digests of seed and id. A larger ratio contains the smaller one, and added rows do not
+    change the digests of the others."""
+    digests = (hashlib.sha256(f"{seed}:{unpack_id(number)}".encode()).digest()[:8] for number in map(int, inputs.ids))
     draws = np.fromiter((int.from_bytes(digest) for digest in digests), dtype=np.uint64)
-    return np.argsort(draws, kind="stable")[: _share(len(draws), settings.ratio)]
+    return np.argsort(draws, kind="stable")[: _quota(len(draws), settings.ratio)]
 
 
-def _take_all(candidates: Candidates, settings: Selection, seed: int) -> Rows:
-    return np.arange(len(candidates.ids))
+def _all_rows(inputs: SelectionInputs, settings: Selection, seed: int) -> RowIndices:
+    return np.arange(len(inputs.ids))
 
 
-STRATEGIES: Mapping[str, Callable[[Candidates, Selection, int], Rows]] = {
-    "ifd_cluster": _take_hardest_of_each_cluster,
-    "random": _take_at_random,
-    "all": _take_all,
+STRATEGIES: Mapping[str, SelectionStrategy] = {
+    strategy.name: strategy
+    for strategy in (
+        SelectionStrategy(
+            "ifd_cluster",
+            "in each cluster the rows with the highest IFD below select.max_ifd",
+            needs_scores=True,
+            needs_embeddings=True,
+            choose=_hardest_of_each_cluster,
+        ),
+        SelectionStrategy(
+            "random",
+            "a random draw of the data set; reads neither scores nor embeddings",
+            needs_scores=False,
+            needs_embeddings=False,
+            choose=_random_rows,
+        ),
+        SelectionStrategy(
+            "all",
+            "every row of the data set; reads neither scores nor embeddings",
+            needs_scores=False,
+            needs_embeddings=False,
+            choose=_all_rows,
+        ),
+    )
 }
 
 
-def _share(rows: int, ratio: float) -> int:
-    # In double precision, as published: int(100 * 0.29) is 28.
+def _quota(rows: int, ratio: float) -> int:
+    """floor(rows * ratio) in double precision, as in the published scripts.
+
+    >>> _quota(100, 0.29)  # 100 * 0.29 is 28.999999999999996
+    28
+    """
     return int(rows * ratio)
 
 
-def _hardness(candidates: Candidates) -> NDArray[np.float64] | None:
-    """Ascending from the hardest row; rows without an IFD come last."""
-    return None if candidates.ifd is None else -candidates.ifd
+def _negative_ifd(inputs: SelectionInputs) -> NDArray[np.float64] | None:
+    """A sort key, ascending from the hardest row; rows without a score (NaN) come last."""
+    return None if inputs.ifd is None else -inputs.ifd
 
 
-def _is_eligible(candidates: Candidates, rows: Rows, settings: Selection) -> NDArray[np.bool_]:
-    """Only a strategy that reads scores drops by them."""
-    if candidates.ifd is None or not NEEDS[settings.strategy].scores:
-        return ~candidates.refused[rows]
-    below: NDArray[np.bool_] = candidates.ifd[rows] < settings.max_ifd  # False for NaN
-    return below
+def _is_eligible(inputs: SelectionInputs, rows: RowIndices, settings: Selection) -> NDArray[np.bool_]:
+    """Whether each row may be taken. Only a strategy that needs scores drops rows by their IFD."""
+    if inputs.ifd is None or not STRATEGIES[settings.strategy].needs_scores:
+        return ~inputs.refused[rows]
+    is_below: NDArray[np.bool_] = inputs.ifd[rows] < settings.max_ifd  # False for NaN
+    return is_below
 
 
-def _by_cluster(candidates: Candidates) -> Iterator[tuple[int | None, Rows]]:
-    """Each cluster with its rows, in the order of their ids; the whole set where there are no clusters."""
-    if candidates.cluster is None:
-        if len(candidates.ids):
-            yield None, np.arange(len(candidates.ids))
+def _by_cluster(inputs: SelectionInputs) -> Iterator[tuple[int | None, RowIndices]]:
+    """Each cluster with its rows in the order of their ids; the whole set as one where there are no clusters."""
+    if inputs.cluster is None:
+        if len(inputs.ids):
+            yield None, np.arange(len(inputs.ids))
         return
-    for cluster in np.unique(candidates.cluster).tolist():
-        yield cluster, np.flatnonzero(candidates.cluster == cluster)
+    for cluster in np.unique(inputs.cluster).tolist():
+        yield cluster, np.flatnonzero(inputs.cluster == cluster)
 
 
 def _diagnose(
-    candidates: Candidates, cluster: int | None, rows: Rows, settings: Selection, is_taken: NDArray[np.bool_]
+    inputs: SelectionInputs, cluster: int | None, rows: RowIndices, settings: Selection, is_taken: NDArray[np.bool_]
 ) -> ClusterDiagnostics:
-    scores = np.empty(0) if candidates.ifd is None else candidates.ifd[rows]
+    scores = np.empty(0) if inputs.ifd is None else inputs.ifd[rows]
     scores = scores[~np.isnan(scores)]
-    refused = int(candidates.refused[rows].sum())
-    eligible = int(_is_eligible(candidates, rows, settings).sum())
+    refused = int(inputs.refused[rows].sum())
+    eligible = int(_is_eligible(inputs, rows, settings).sum())
     return ClusterDiagnostics(
         cluster=cluster,
         rows=len(rows),

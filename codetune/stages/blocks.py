@@ -12,13 +12,14 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
 from codetune.data.ids import unpack_id
 from codetune.launch.environment import Shard
 from codetune.records import Example, Refusal
+from codetune.selection.blocks import Block
 from codetune.store.block_log import BlockLog, FinishedRows, log_path
 
 if TYPE_CHECKING:
@@ -37,13 +38,6 @@ class Work(Generic[Prepared]):
 
     prepare: Callable[[Sequence[Example]], Prepared]
     finish: Callable[[Sequence[Example], Prepared], Sequence[bytes]]
-
-
-class Block(Protocol):
-    @property
-    def index(self) -> int: ...
-    @property
-    def examples(self) -> Sequence[Example]: ...
 
 
 class Refusals:

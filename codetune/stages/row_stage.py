@@ -18,7 +18,8 @@ from codetune.launch.environment import Shard, thread_count
 from codetune.model import model_files
 from codetune.project.sections import Project
 from codetune.records import Example, Rank, Refusal
-from codetune.stages.blocks import Block, Work, do_missing
+from codetune.selection.blocks import Block
+from codetune.stages.blocks import Work, do_missing
 from codetune.stages.status import Recipe, RunContext, content_digest, settings_of
 from codetune.store import row_artefacts
 from codetune.store.block_log import FinishedRows, read_logs
@@ -86,7 +87,8 @@ def _scoring(context: RunContext, recipe: Recipe, directory: Path) -> Plan:
     from codetune.launch.devices import choose_device, use_threads
     from codetune.model.likelihood import CausalScorer, measured_tokens_per_pass, set_scoring_attention
     from codetune.model.load import load_model, load_tokenizer
-    from codetune.selection.score import plan_blocks, score_tokens, tokenise
+    from codetune.selection.blocks import plan_scoring_blocks
+    from codetune.selection.score import score_tokens, tokenise
 
     model, settings = context.project.model, context.project.score
 
@@ -109,20 +111,20 @@ def _scoring(context: RunContext, recipe: Recipe, directory: Path) -> Plan:
             lambda examples, tokens: [row_artefacts.score_line(row) for row in score_tokens(examples, tokens, scorer)],
         )
 
-    return Plan(plan_blocks(usable_rows(context), budget, settings.max_length), load)
+    return Plan(plan_scoring_blocks(usable_rows(context), budget, settings.max_length), load)
 
 
 def _embedding(context: RunContext, recipe: Recipe, place: Path) -> Plan:
-    from codetune.selection.embed import embed_block, plan_embedding_blocks
+    from codetune.selection.blocks import plan_embedding_blocks
 
     def load() -> Work[Sequence[bool]]:
         encoder = _load_encoder(context, place, threads_of(context, recipe))
 
         def finish(examples: Sequence[Example], cut: Sequence[bool]) -> list[bytes]:
-            _, vectors = embed_block(examples, encoder)
+            vectors = encoder.encode([example.instruction for example in examples])
             return [row_artefacts.embedding_bytes(vector, flag) for vector, flag in zip(vectors, cut, strict=True)]
 
-        return Work(lambda examples: encoder.cut([example.instruction for example in examples]), finish)
+        return Work(lambda examples: encoder.truncates([example.instruction for example in examples]), finish)
 
     return Plan(plan_embedding_blocks(usable_rows(context), context.project.embed.batch_size), load)
 
@@ -208,7 +210,7 @@ def _load_encoder(context: RunContext, place: Path, threads: int) -> Encoder:
 
         return HashingEncoder.load(place)
     from codetune.launch.devices import choose_device, use_threads
-    from codetune.selection.sentences import load_encoder
+    from codetune.selection.embed import load_encoder
 
     use_threads(threads)
     return load_encoder(place, choose_device())

@@ -16,28 +16,28 @@ from codetune.data.ids import IdIndex, pack_ids, unpack_id
 from codetune.errors import StaleError
 from codetune.records import Example
 from codetune.selection.cluster import cluster_rows
-from codetune.selection.select import Candidates, Needs
+from codetune.selection.select import SelectionInputs, SelectionStrategy
 from codetune.stages.status import RunContext
 from codetune.store import row_artefacts
 
 CHUNK_ROWS = 4096
 
 
-def unscored(examples: Iterable[Example]) -> Candidates:
-    return Candidates(np.sort(pack_ids(example.id for example in examples)), None, None)
+def unscored(examples: Iterable[Example]) -> SelectionInputs:
+    return SelectionInputs(np.sort(pack_ids(example.id for example in examples)), None, None)
 
 
-def joined_by_id(context: RunContext, needs: Needs) -> Candidates:
+def joined_by_id(context: RunContext, strategy: SelectionStrategy) -> SelectionInputs:
     """The scored rows, with their clusters where these are needed. Raises StaleError where scores and embeddings are
     not of the same rows."""
     ids, difficulties = row_artefacts.read_difficulties(context.run)
     index = IdIndex(ids)
-    if not needs.embeddings:
+    if not strategy.needs_embeddings:
         order = np.argsort(ids)
-        return Candidates(ids[order], difficulties[order], None)
+        return SelectionInputs(ids[order], difficulties[order], None)
     embedded, clusters = _clusters(context, index)
     _require_embedded(context, ids[~np.isnan(difficulties)], embedded)
-    return Candidates(embedded, difficulties[index.places(embedded)], clusters)
+    return SelectionInputs(embedded, difficulties[index.places(embedded)], clusters)
 
 
 def _clusters(context: RunContext, scored: IdIndex) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:

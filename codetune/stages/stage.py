@@ -112,29 +112,29 @@ def embed(context: RunContext, shard: Shard | None) -> StageResult:
 
 def select(context: RunContext) -> StageResult:
     """The rows worth training on -> selection.jsonl, in the strategy's order, as chat messages."""
-    from codetune.selection.select import NEEDS, require_picks, select
+    from codetune.selection.select import STRATEGIES, require_selected_rows, select
     from codetune.stages.select import joined_by_id, unscored
 
     project, settings = context.project, context.project.select
     with locked(context.run, "select", None):
         began = time.monotonic()
-        needs = NEEDS[settings.strategy]
+        strategy = STRATEGIES[settings.strategy]
         inputs = {"dataset": dataset_digest(context)}
-        if needs.scores:
+        if strategy.needs_scores:
             inputs["score"] = require(context, "score").digest
-        if needs.embeddings:
+        if strategy.needs_embeddings:
             inputs["embed"] = require(context, "embed").digest
         recipe = Recipe.of(context, "select", context.run.selection, inputs)
         if done := already(context, recipe, began):
             return done
-        rows = joined_by_id(context, needs) if needs.scores else unscored(usable_rows(context))
+        rows = joined_by_id(context, strategy) if strategy.needs_scores else unscored(usable_rows(context))
         selected = select(rows, settings, project.seed)
-        require_picks(selected, settings)
-        old_row_artefacts.write_selection(context.run, usable_rows(context), selected.picks)
+        require_selected_rows(selected, settings)
+        old_row_artefacts.write_selection(context.run, usable_rows(context), selected.rows)
         refused = Counter({"no score": int(rows.refused.sum())})
         refused[f"IFD of {settings.max_ifd:g} or more"] = sum(cluster.dropped for cluster in selected.diagnostics)
         facts = {"clusters": [asdict(cluster) for cluster in selected.diagnostics]}
-        return seal_artefact(context, recipe, StageOutput(len(selected.picks.ids), +refused, facts), 0, began)
+        return seal_artefact(context, recipe, StageOutput(len(selected.rows.ids), +refused, facts), 0, began)
 
 
 def train(context: RunContext, restart: bool = False) -> StageResult:

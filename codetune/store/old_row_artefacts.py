@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codetune.data.ids import IdIndex, unpack_id
-from codetune.records import Example, Picks, Refusal
+from codetune.records import Example, Refusal, SelectedRows
 from codetune.store.block_log import BlockLog, FinishedRows, read_logs
 from codetune.store.files import remove, replacing
 from codetune.store.row_artefacts import score_line
@@ -66,7 +66,7 @@ def _usable(rows: Survey) -> Iterator[str]:
     return (row for row in rows.rows() if isinstance(row, str))
 
 
-def write_selection(run: Run, examples: Iterator[Example], picks: Picks) -> None:
+def write_selection(run: Run, examples: Iterator[Example], picks: SelectedRows) -> None:
     """Writes selection.jsonl in the order of `picks`, holding no more than some rows in memory."""
     spool, index = run.parts(run.selection), IdIndex(picks.ids)
     remove(spool)
@@ -86,7 +86,7 @@ def write_selection(run: Run, examples: Iterator[Example], picks: Picks) -> None
     remove(spool)
 
 
-def _selection_line(example: Example, picks: Picks, place: int) -> bytes:
+def _selection_line(example: Example, picks: SelectedRows, place: int) -> bytes:
     """What a strategy does not know is absent."""
     row: dict[str, object] = {
         "id": example.id,

@@ -1,5 +1,5 @@
 """The row artefacts as files: scores.jsonl, embeddings.npy with embeddings.ids, selection.jsonl. Scores and embeddings
-are written from finished rows in the order of examples.jsonl, a selection in the order of its picks; all are read back
+are written from finished rows in the order of examples.jsonl, a selection in the order of its selected; all are read back
 as records.
 
 Streams: a writer keeps at most some 40 bytes a row in memory.
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codetune.data.ids import IdIndex, pack_ids
-from codetune.records import Embeddings, Example, Picks, Refusal, Score
+from codetune.records import Embeddings, Example, Refusal, Score, SelectedRows
 from codetune.store.block_log import FinishedRows
 from codetune.store.examples import example_ids, id_of_line, read_ids, read_lines, read_messages
 from codetune.store.files import replacing
@@ -152,12 +152,12 @@ def read_embeddings(run: Run) -> Embeddings:
         return Embeddings(pack_ids(ids), vectors)
 
 
-def write_selection(run: Run, picks: Picks) -> None:
-    """Writes selection.jsonl in the order of `picks`. Raises KeyError for a pick that is no usable row."""
+def write_selection(run: Run, selected: SelectedRows) -> None:
+    """Writes selection.jsonl in the order of `selected`. Raises KeyError for a selected row that is no usable row."""
     with replacing(run.selection) as temporary, temporary.open("wb") as file:
-        for index, line in enumerate(read_lines(run, picks.ids)):
+        for index, line in enumerate(read_lines(run, selected.ids)):
             row = json.loads(line)
-            file.write(_selection_line(row["id"], row["messages"], picks, index) + b"\n")
+            file.write(_selection_line(row["id"], row["messages"], selected, index) + b"\n")
 
 
 def read_selection(path: Path) -> Iterator[Example]:
@@ -174,11 +174,11 @@ def _refusal_document(refusal: Refusal) -> dict[str, str | None]:
     return {"id": refusal.id, "refused": refusal.reason}
 
 
-def _selection_line(row_id: str, messages: object, picks: Picks, index: int) -> bytes:
+def _selection_line(row_id: str, messages: object, selected: SelectedRows, index: int) -> bytes:
     """A line of selection.jsonl; a value that the strategy does not know is absent."""
     row: dict[str, object] = {"id": row_id, "messages": messages}
-    if picks.ifd is not None:
-        row["ifd"] = float(picks.ifd[index])
-    if picks.cluster is not None:
-        row["cluster"] = int(picks.cluster[index])
+    if selected.ifd is not None:
+        row["ifd"] = float(selected.ifd[index])
+    if selected.cluster is not None:
+        row["cluster"] = int(selected.cluster[index])
     return json.dumps(row, ensure_ascii=False).encode()

@@ -35,7 +35,8 @@ from codetune.model.likelihood import CausalScorer, measured_tokens_per_pass, se
 from codetune.model.load import keep_freed_memory, load_tokenizer
 from codetune.project.sections import Dataset, Scoring
 from codetune.records import Example
-from codetune.selection.score import fill_prompt, plan_blocks, score_tokens, tokenise
+from codetune.selection.blocks import plan_embedding_blocks, plan_scoring_blocks
+from codetune.selection.score import fill_prompt, score_tokens, tokenise
 from codetune.stages.blocks import Work, do_missing
 from codetune.stages.row_stage import AUTO_TOKENS_PER_BATCH
 from codetune.store.block_log import Rows
@@ -131,7 +132,7 @@ def score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequ
         lambda examples, tokens: [score_line(row) for row in score_tokens(examples, tokens, scorer)],
     )
     with tempfile.TemporaryDirectory() as directory:
-        blocks = plan_blocks(rows, budget, SETTINGS.max_length)
+        blocks = plan_scoring_blocks(rows, budget, SETTINGS.max_length)
         assert sum(do_missing(blocks, Path(directory), Rows(), (0, 1), lambda: work)) == len(rows)
 
 
@@ -152,14 +153,13 @@ def score_one_at_a_time(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
 def compare_embedding(encoder: Path, rows: Sequence[Example], device: str, turns: int) -> dict[str, Any]:
     from sentence_transformers import SentenceTransformer
 
-    from codetune.selection.embed import embed_block, plan_embedding_blocks
-    from codetune.selection.sentences import load_encoder
+    from codetune.selection.embed import load_encoder
 
     plain, own = SentenceTransformer(str(encoder), device=device), load_encoder(encoder, device)
     texts = [row.instruction for row in rows]
     work = Work(
-        lambda examples: own.cut([row.instruction for row in examples]),
-        lambda examples, cut: [vector.tobytes() for vector in embed_block(examples, own)[1]],
+        lambda examples: own.truncates([row.instruction for row in examples]),
+        lambda examples, cut: [vector.tobytes() for vector in own.encode([row.instruction for row in examples])],
     )
 
     def ours() -> None:

@@ -22,7 +22,7 @@ from codetune.project.sections import (
     sealing_keys,
     value_at,
 )
-from codetune.selection.select import NEEDS
+from codetune.selection.select import STRATEGIES
 
 PACKAGE = Path(__file__).resolve().parents[2] / "codetune"
 KEYS = dict(keys())
@@ -151,7 +151,7 @@ def test_values_that_this_version_lacks_are_values_of_the_contract() -> None:
 
 def test_the_strategies_that_are_not_refused_are_those_that_exist() -> None:
     refused = NOT_IN_THIS_VERSION["select.strategy"]
-    assert {strategy for strategy in _choices("select.strategy") if strategy not in refused} == set(NEEDS)
+    assert {strategy for strategy in _choices("select.strategy") if strategy not in refused} == set(STRATEGIES)
 
 
 def test_presets_name_keys_and_differ_from_the_defaults() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from codetune.errors import ModelError
 from codetune.project.sections import Dataset
 from codetune.records import Example, Message, content_id
 from codetune.selection import embed
-from codetune.selection.embed import HashingEncoder, embed_block, plan_embedding_blocks
+from codetune.selection.embed import HashingEncoder
 
 TASKS = [
     *(f"Write a Python function that sorts a list of {thing}." for thing in ("numbers", "words", "dates", "tuples")),
@@ -48,24 +47,6 @@ def assert_like_tasks_are_close(vectors: NDArray[np.float32]) -> None:
     likeness = vectors @ vectors.T
     assert likeness[:4, :4].min() > likeness[:4, 4:].max()
     assert likeness[4:, 4:].min() > likeness[4:, :4].max()
-
-
-class LengthEncoder:
-    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        return np.array([[len(text)] for text in texts], dtype=np.float32)
-
-    def cut(self, texts: Sequence[str]) -> Sequence[bool]:
-        return [False] * len(texts)
-
-
-def test_blocks_hold_every_row_once_sorted_by_length_and_vectors_keep_their_ids() -> None:
-    rows = [example("x" * length) for length in (5, 1, 4, 2, 3)]
-    blocks = list(plan_embedding_blocks(rows, 2))
-    assert [block.index for block in blocks] == [0, 1, 2]
-    assert [len(row.instruction) for block in blocks for row in block.examples] == [1, 2, 3, 4, 5]
-    ids, vectors = embed_block(blocks[1].examples, LengthEncoder())
-    assert ids == (rows[4].id, rows[2].id)
-    assert vectors.tolist() == [[3.0], [4.0]]
 
 
 def test_like_tasks_lie_close_together_without_any_model() -> None:
@@ -133,7 +114,7 @@ def minilm() -> Path:
 
 def test_a_real_model_puts_like_tasks_together_and_counts_what_it_cuts(minilm: Path, shared_data: Path) -> None:
     from codetune.model.model_files import find_encoder
-    from codetune.selection.sentences import load_encoder
+    from codetune.selection.embed import load_encoder
 
     torch.set_num_threads(1)
     encoder = load_encoder(find_encoder(str(minilm)), "cpu")
@@ -141,21 +122,21 @@ def test_a_real_model_puts_like_tasks_together_and_counts_what_it_cuts(minilm: P
     assert_unit(vectors, 8)
     assert vectors.shape[1] == 384
     assert_like_tasks_are_close(vectors)
-    assert encoder.cut(["short", "word " * 253, "word " * 255]) == [
+    assert encoder.truncates(["short", "word " * 253, "word " * 255]) == [
         False,
         False,
         True,
     ]  # 256 pieces, two of them special
     path = str(shared_data / "instruct" / "evol-round1.json")
     rows = read_examples(Dataset(path=path, instruction="instruction", response="output"), path)
-    examples = [row for row in islice(rows, 40) if isinstance(row, Example)]
-    first, second = (embed_block(examples, encoder)[1] for _ in range(2))
+    texts = [row.instruction for row in islice(rows, 40) if isinstance(row, Example)]
+    first, second = (encoder.encode(texts) for _ in range(2))
     assert first.tobytes() == second.tobytes()
 
 
 def test_an_embedding_model_with_pickle_weights_is_refused(minilm: Path, tmp_path: Path) -> None:
     from codetune.model.model_files import find_encoder
-    from codetune.selection.sentences import load_encoder
+    from codetune.selection.embed import load_encoder
 
     path = tmp_path / "pickled"
     shutil.copytree(minilm, path, ignore=shutil.ignore_patterns("*.safetensors"))

@@ -1,9 +1,8 @@
-"""Blocks, refusals and scores; the scores of real rows against float64 arithmetic done by other means."""
+"""The formula, refusals and scores; the scores of real rows against float64 arithmetic done by other means."""
 
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Sequence
 from itertools import islice
@@ -11,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import example as example_of
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -23,11 +21,9 @@ from codetune.model.likelihood import CausalScorer
 from codetune.model.load import load_tokenizer
 from codetune.project.sections import Dataset, Scoring
 from codetune.records import Example, Message, Refusal, Score, content_id
-from codetune.selection import score
-from codetune.selection.score import Block, plan_blocks, score_block
+from codetune.selection.blocks import pair_characters
+from codetune.selection.score import Scorer, ifd, score_tokens, tokenise
 from tests.model.builders import byte_tokenizer, tiny_model
-
-LONGEST = 50  # tokens
 
 
 class FakeScorer:
@@ -47,58 +43,41 @@ def example(instruction: str, answer: str) -> Example:
     return Example(content_id(messages), messages, "a:1")
 
 
-def examples(lengths: Sequence[int]) -> list[Example]:
-    return [example(f"{number}", "x" * length) for number, length in enumerate(lengths)]
-
-
 def evol(shared_data: Path, count: int) -> list[Example]:
     path = str(shared_data / "instruct" / "evol-round1.json")
     rows = read_examples(Dataset(path=path, instruction="instruction", response="output"), path)
     return [row for row in islice(rows, count) if isinstance(row, Example)]
 
 
-@example_of([0, 0, 0, 0, 0, 0, 0, 45, 57, 126, 125], 171)  # as long in characters, not in estimated tokens
-@given(st.lists(st.integers(0, 200), max_size=60), st.integers(1, 300))
-def test_every_row_is_in_one_block_whatever_the_budget(lengths: list[int], budget: int) -> None:
-    rows = examples(lengths)
-    blocks = list(plan_blocks(rows, budget, LONGEST))
-    assert [block.index for block in blocks] == list(range(len(blocks)))
-    assert sorted(row.id for block in blocks for row in block.examples) == sorted(row.id for row in rows)
-    for block in blocks:
-        estimates = [score.estimated_tokens(row, LONGEST) for row in block.examples]
-        assert sum(estimates) <= budget or len(estimates) == 1
-        characters = [score.characters_of_pair(row) for row in block.examples]
-        assert characters == sorted(characters)
+def score_rows(
+    rows: Sequence[Example], tokenizer: PreTrainedTokenizerBase, scorer: Scorer, settings: Scoring
+) -> list[Score | Refusal]:
+    return score_tokens(rows, tokenise(rows, tokenizer, scorer.window, settings), scorer)
 
 
-def test_the_estimate_of_real_rows_is_on_the_side_of_too_many(shared_data: Path) -> None:
-    rows = evol(shared_data, 300)
-    for name in ("deepseek-coder-6.7b-instruct", "codellama"):
-        tokenizer = load_tokenizer(shared_data / "tokenizers" / name)
-        tokenised = [row for row in score.tokenise(rows, tokenizer, 10**6, Scoring()) if not isinstance(row, Refusal)]
-        tokens = sum(len(row.conditional.tokens) + len(row.unconditional.tokens) for row in tokenised)
-        assert tokens < sum(score.estimated_tokens(row, 2048) for row in rows) < 1.5 * tokens
+def test_a_question_that_helps_makes_the_answer_easier() -> None:
+    # Alone 1.0 nats a token, given the question 0.5: exp(0.5) / exp(1.0) = exp(-0.5)
+    assert ifd(0.5, 1.0) == pytest.approx(0.6065306597)
+    assert ifd(1.0, 1.0) == 1.0
 
 
-def test_blocks_do_not_depend_on_the_order_of_rows_within_a_window() -> None:
-    rows = examples([5, 5, 9, 1, 30, 5])
-    assert list(plan_blocks(rows, 12, LONGEST)) == list(plan_blocks(rows[::-1], 12, LONGEST))
+@given(st.floats(0, 300), st.floats(0, 300))
+def test_it_is_the_ratio_of_the_perplexities(conditional: float, unconditional: float) -> None:
+    assert ifd(conditional, unconditional) == pytest.approx(math.exp(conditional) / math.exp(unconditional), rel=1e-9)
 
 
-def test_a_window_is_all_that_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(score, "WINDOW_ROWS", 3)
-    rows = examples([9, 8, 7, 3, 2, 1])
-    taken = []
-    blocks = plan_blocks((taken.append(row) or row for row in rows), 10**6, LONGEST)
-    assert next(blocks) == Block(0, (rows[2], rows[1], rows[0]))
-    assert len(taken) == 3
-    assert next(blocks) == Block(1, (rows[5], rows[4], rows[3]))
+@pytest.mark.parametrize(
+    ("conditional", "unconditional"),
+    [(math.nan, 1), (1, math.nan), (math.inf, 1), (1, math.inf), (math.inf, math.inf), (800, 0), (0, 800)],
+)
+def test_what_is_no_positive_number_is_no_score(conditional: float, unconditional: float) -> None:
+    assert ifd(conditional, unconditional) is None
 
 
 def test_a_row_has_the_formula_of_its_two_likelihoods() -> None:
     tokenizer = byte_tokenizer(bos=True)
     row = example("Add.", "def add(a, b):")
-    (result,) = score_block([row], tokenizer, FakeScorer(0.5), Scoring())
+    (result,) = score_rows([row], tokenizer, FakeScorer(0.5), Scoring())
     tokens = len(tokenizer("def add(a, b):").input_ids)
     assert result == Score(row.id, pytest.approx(0.6065306597), 0.5, 1.0, tokens, False)
 
@@ -114,14 +93,14 @@ def test_a_row_has_the_formula_of_its_two_likelihoods() -> None:
 )
 def test_a_failure_is_a_refusal_and_never_a_number(conditional: float | None, reason: str) -> None:
     row = example("Add.", "def add(a, b):")
-    assert score_block([row], byte_tokenizer(bos=True), FakeScorer(conditional), Scoring()) == [
+    assert score_rows([row], byte_tokenizer(bos=True), FakeScorer(conditional), Scoring()) == [
         Refusal(row.id, reason, "a:1")
     ]
 
 
 def test_results_keep_the_order_of_their_rows_around_a_refusal() -> None:
     rows = [example("Add.", "a + b"), example("x" * 500, "y"), example("Sub.", "a - b")]
-    results = score_block(rows, byte_tokenizer(bos=True), FakeScorer(0.5), Scoring(max_length=100))
+    results = score_rows(rows, byte_tokenizer(bos=True), FakeScorer(0.5), Scoring(max_length=100))
     assert [result.id for result in results] == [row.id for row in rows]
     assert results[1] == Refusal(rows[1].id, "prompt leaves no room for the answer in 100 tokens", "a:1")
 
@@ -129,7 +108,7 @@ def test_results_keep_the_order_of_their_rows_around_a_refusal() -> None:
 def test_a_models_window_bounds_what_the_project_asks_for() -> None:
     scorer = FakeScorer(0.5)
     scorer.window = 40
-    (result,) = score_block([example("Add.", "a + b" * 40)], byte_tokenizer(bos=True), scorer, Scoring())
+    (result,) = score_rows([example("Add.", "a + b" * 40)], byte_tokenizer(bos=True), scorer, Scoring())
     assert isinstance(result, Score)
     assert result.truncated
 
@@ -140,10 +119,10 @@ def test_real_rows_agree_with_float64_arithmetic_whatever_their_batch(shared_dat
     path = shared_data / "tokenizers" / name
     tokenizer = load_tokenizer(path)
     model = tiny_model("llama", len(tokenizer), hidden=32)
-    rows = sorted(evol(shared_data, 36), key=score.characters_of_pair)[:30]
+    rows = sorted(evol(shared_data, 36), key=pair_characters)[:30]
     settings = Scoring(max_length=300)
-    results = score_block(rows, tokenizer, CausalScorer(model, 4096), settings)
-    alone = [score_block([row], tokenizer, CausalScorer(model, 4096), settings)[0] for row in rows]
+    results = score_rows(rows, tokenizer, CausalScorer(model, 4096), settings)
+    alone = [score_rows([row], tokenizer, CausalScorer(model, 4096), settings)[0] for row in rows]
     assert alone == results
     exact, reference = copy.deepcopy(model).double(), Tokenizer.from_file(str(path / "tokenizer.json"))
     for row, result in zip(rows, results, strict=True):
@@ -178,8 +157,8 @@ def test_the_published_way_gives_the_same_where_it_means_the_same_tokens(
     torch.set_num_threads(1)
     tokenizer = load_tokenizer(shared_data / "tokenizers" / name)
     model = tiny_model("llama", len(tokenizer), hidden=32)
-    rows = sorted(evol(shared_data, 36), key=score.characters_of_pair)[:30]
-    results = score_block(rows, tokenizer, CausalScorer(model, 4096), Scoring(max_length=300))
+    rows = sorted(evol(shared_data, 36), key=pair_characters)[:30]
+    results = score_rows(rows, tokenizer, CausalScorer(model, 4096), Scoring(max_length=300))
     for row, result in zip(rows, results, strict=True):
         assert isinstance(result, Score)
         published, same_tokens = published_ifd(model, tokenizer, row, 300)
@@ -203,10 +182,3 @@ def published_ifd(
             logits = model(kept).logits[0, first - 1 : -1]
         perplexities.append(math.exp(torch.nn.functional.cross_entropy(logits, kept[0, first:])))
     return perplexities[0] / perplexities[1], (bos + ids[1])[before:] == ids[2]
-
-
-def test_every_row_of_a_real_file_is_planned_once(shared_data: Path) -> None:
-    text = json.loads((shared_data / "instruct" / "evol-round1.json").read_text(encoding="utf-8"))
-    blocks = list(plan_blocks(evol(shared_data, 10**6), 8192, 2048))
-    assert sum(len(block.examples) for block in blocks) <= len(text)
-    assert max(len(block.examples) for block in blocks) > 8

@@ -13,8 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codetune.project.sections import Selection
-from codetune.records import Picks
-from codetune.selection.select import NEEDS, STRATEGIES, Candidates, ClusterDiagnostics, Selected, select
+from codetune.records import SelectedRows
+from codetune.selection.select import (
+    STRATEGIES,
+    ClusterDiagnostics,
+    RowIndices,
+    SelectionInputs,
+    SelectionResult,
+    SelectionStrategy,
+    select,
+)
 
 
 class Row(NamedTuple):
@@ -28,21 +36,21 @@ def row(name: str, ifd: float | None, cluster: int | None) -> Row:
     return Row(ord(name), ifd, cluster)
 
 
-def columns(rows: list[Row]) -> Candidates:
+def columns(rows: list[Row]) -> SelectionInputs:
     rows = sorted(rows)
     has_scores, has_clusters = any(row.ifd is not None for row in rows), any(row.cluster is not None for row in rows)
-    return Candidates(
+    return SelectionInputs(
         np.array([row.id for row in rows], dtype=np.uint64),
         np.array([math.nan if row.ifd is None else row.ifd for row in rows]) if has_scores else None,
         np.array([row.cluster for row in rows], dtype=np.int32) if has_clusters else None,
     )
 
 
-def names(picks: Picks) -> str:
-    return "".join(map(chr, picks.ids.tolist()))
+def names(selected: SelectedRows) -> str:
+    return "".join(map(chr, selected.ids.tolist()))
 
 
-def pick_from(rows: list[Row], settings: Selection, seed: int = 42) -> Selected:
+def select_from(rows: list[Row], settings: Selection, seed: int = 42) -> SelectionResult:
     return select(columns(rows), settings, seed)
 
 
@@ -60,10 +68,10 @@ ROWS = [
 
 def test_each_cluster_gives_its_hardest_rows_below_the_limit() -> None:
     # Cluster 0: a .9, d .7, e .7, b .5 eligible, floor(4 * 0.5) = 2. Cluster 1: g, f eligible, floor(2 * 0.5) = 1.
-    selected = pick_from(ROWS, Selection(ratio=0.5))
-    assert names(selected.picks) == "adg"
-    assert (selected.picks.ifd.tolist(), selected.picks.cluster.tolist()) == ([0.9, 0.7, 0.3], [0, 0, 1])
-    assert selected.diagnostics == (
+    result = select_from(ROWS, Selection(ratio=0.5))
+    assert names(result.rows) == "adg"
+    assert (result.rows.ifd.tolist(), result.rows.cluster.tolist()) == ([0.9, 0.7, 0.3], [0, 0, 1])
+    assert result.diagnostics == (
         ClusterDiagnostics(0, 5, 0, 1, 4, 2, (0.5, 0.7, 0.7, 0.9, 1.0)),
         ClusterDiagnostics(1, 3, 1, 0, 2, 1, (0.2, pytest.approx(0.225), 0.25, pytest.approx(0.275), 0.3)),
     )
@@ -71,17 +79,17 @@ def test_each_cluster_gives_its_hardest_rows_below_the_limit() -> None:
 
 def test_the_share_can_be_of_all_rows_but_never_more_than_are_eligible() -> None:
     # Cluster 0: floor(5 * 0.8) = 4 of 4. Cluster 1: floor(3 * 0.8) = 2 of 2.
-    assert names(pick_from(ROWS, Selection(ratio=0.8, ratio_of="all")).picks) == "adebgf"
-    assert len(pick_from(ROWS, Selection(ratio=1.0, ratio_of="all")).picks.ids) == 6
+    assert names(select_from(ROWS, Selection(ratio=0.8, ratio_of="all")).rows) == "adebgf"
+    assert len(select_from(ROWS, Selection(ratio=1.0, ratio_of="all")).rows.ids) == 6
 
 
 def test_the_quota_is_the_published_floor_in_double_precision() -> None:
     rows = [Row(number, 0.5, 0) for number in range(100)]
-    assert len(pick_from(rows, Selection(ratio=0.29)).picks.ids) == 28
+    assert len(select_from(rows, Selection(ratio=0.29)).rows.ids) == 28
 
 
 def test_the_limit_can_be_moved() -> None:
-    assert names(pick_from(ROWS, Selection(ratio=1.0, max_ifd=0.7)).picks) == "bgf"
+    assert names(select_from(ROWS, Selection(ratio=1.0, max_ifd=0.7)).rows) == "bgf"
 
 
 @given(st.lists(st.tuples(st.floats(0.01, 2), st.integers(0, 3), st.booleans()), max_size=60), st.floats(0.01, 1))
@@ -89,14 +97,14 @@ def test_the_rule_holds_for_any_rows(values: list[tuple[float, int, bool]], rati
     rows = [Row(number, None if refused else ifd, cluster) for number, (ifd, cluster, refused) in enumerate(values)] + [
         Row(1000, 1.5, 0)
     ]  # so that there are scores, and this one is never taken
-    selected = pick_from(rows, Selection(ratio=ratio))
-    taken, picked = Counter(selected.picks.cluster.tolist()), set(selected.picks.ids.tolist())
+    result = select_from(rows, Selection(ratio=ratio))
+    taken, chosen = Counter(result.rows.cluster.tolist()), set(result.rows.ids.tolist())
     for cluster in range(4):
         eligible = [r for r in rows if r.cluster == cluster and r.ifd is not None and r.ifd < 1]
         assert taken[cluster] == math.floor(len(eligible) * ratio)
-        left = [r.ifd for r in eligible if r.id not in picked]
-        assert max(left, default=0) <= min((r.ifd for r in eligible if r.id in picked), default=9)
-    for part in selected.diagnostics:
+        left = [r.ifd for r in eligible if r.id not in chosen]
+        assert max(left, default=0) <= min((r.ifd for r in eligible if r.id in chosen), default=9)
+    for part in result.diagnostics:
         assert part.rows == part.refused + part.dropped + part.eligible
         assert part.taken == taken[part.cluster]
 
@@ -104,7 +112,7 @@ def test_the_rule_holds_for_any_rows(values: list[tuple[float, int, bool]], rati
 def test_a_random_draw_follows_from_the_seed_and_a_larger_one_holds_it() -> None:
     rows = [Row(number, None, None) for number in range(200)]
     small, again, large, other = (
-        set(pick_from(rows, Selection(strategy="random", ratio=ratio), seed).picks.ids.tolist())
+        set(select_from(rows, Selection(strategy="random", ratio=ratio), seed).rows.ids.tolist())
         for ratio, seed in ((0.2, 1), (0.2, 1), (0.5, 1), (0.2, 2))
     )
     assert small == again
@@ -117,17 +125,17 @@ def test_rows_added_later_move_none_of_a_random_draw() -> None:
     # A draw of half of a third more rows takes those of the others that it took before, as far as there is room.
     few, many = ([Row(number, None, None) for number in range(count)] for count in (60, 90))
     before, after = (
-        set(pick_from(rows, Selection(strategy="random", ratio=0.5)).picks.ids.tolist()) for rows in (few, many)
+        set(select_from(rows, Selection(strategy="random", ratio=0.5)).rows.ids.tolist()) for rows in (few, many)
     )
     assert before <= after or after - {*range(60, 90)} <= before
 
 
-def test_a_random_draw_favours_nobody() -> None:
+def test_a_random_draw_favours_no_row() -> None:
     rows = [Row(number, None, None) for number in range(100)]
     draws = Counter(
         number
         for seed in range(400)
-        for number in pick_from(rows, Selection(strategy="random", ratio=0.5), seed).picks.ids.tolist()
+        for number in select_from(rows, Selection(strategy="random", ratio=0.5), seed).rows.ids.tolist()
     )
     # 400 draws of a half: 200 each, with a standard deviation of 10
     assert len(draws) == 100
@@ -136,23 +144,48 @@ def test_a_random_draw_favours_nobody() -> None:
 
 def test_all_takes_every_row_and_knows_no_more_than_it_was_told() -> None:
     rows = [row("b", None, None), row("a", None, None)]
-    selected = pick_from(rows, Selection(strategy="all", ratio=0.1))
-    assert names(selected.picks) == "ab"
-    assert (selected.picks.ifd, selected.picks.cluster) == (None, None)
-    assert selected.diagnostics == (ClusterDiagnostics(None, 2, 0, 0, 2, 2, None),)
+    result = select_from(rows, Selection(strategy="all", ratio=0.1))
+    assert names(result.rows) == "ab"
+    assert (result.rows.ifd, result.rows.cluster) == (None, None)
+    assert result.diagnostics == (ClusterDiagnostics(None, 2, 0, 0, 2, 2, None),)
 
 
-def test_no_rows_give_no_picks() -> None:
-    empty = Candidates(np.empty(0, np.uint64), np.empty(0), np.empty(0, np.int32))
-    assert len(select(empty, Selection(), 42).picks.ids) == 0
-    assert len(pick_from([], Selection(strategy="all")).picks.ids) == 0
+def test_no_rows_give_an_empty_selection() -> None:
+    empty = SelectionInputs(np.empty(0, np.uint64), np.empty(0), np.empty(0, np.int32))
+    assert len(select(empty, Selection(), 42).rows.ids) == 0
+    assert len(select_from([], Selection(strategy="all")).rows.ids) == 0
 
 
 def test_diagnostics_are_plain_numbers_that_json_takes() -> None:
-    for part in pick_from(ROWS, Selection()).diagnostics:
+    for part in select_from(ROWS, Selection()).diagnostics:
         assert {type(value) for value in asdict(part).values()} == {int, tuple}
         assert {type(value) for value in part.ifd_quantiles} == {float}
 
 
-def test_every_strategy_says_what_it_needs() -> None:
-    assert NEEDS.keys() == STRATEGIES.keys()
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_strategy_is_a_record_with_its_name_and_one_line_of_description(name: str) -> None:
+    strategy = STRATEGIES[name]
+    assert strategy.name == name
+    assert strategy.description
+    assert "\n" not in strategy.description
+
+
+@pytest.mark.parametrize(
+    ("name", "needs_scores", "needs_embeddings"),
+    [("ifd_cluster", True, True), ("random", False, False), ("all", False, False)],
+)
+def test_a_strategy_needs_these_stages(name: str, needs_scores: bool, needs_embeddings: bool) -> None:
+    strategy = STRATEGIES[name]
+    assert (strategy.needs_scores, strategy.needs_embeddings) == (needs_scores, needs_embeddings)
+
+
+def test_a_new_strategy_is_one_more_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    def easiest_row(inputs: SelectionInputs, settings: Selection, seed: int) -> RowIndices:
+        assert inputs.ifd is not None
+        return np.array([np.nanargmin(inputs.ifd)])
+
+    easiest = SelectionStrategy("ifd", "the easiest row", needs_scores=True, needs_embeddings=False, choose=easiest_row)
+    monkeypatch.setitem(STRATEGIES, "ifd", easiest)
+    result = select_from(ROWS, Selection(strategy="ifd"))
+    assert names(result.rows) == "f"
+    assert [(part.dropped, part.taken) for part in result.diagnostics] == [(1, 0), (0, 1)]

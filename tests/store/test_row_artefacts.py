@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from codetune.data.ids import IdIndex
-from codetune.records import Example, Message, Picks, Refusal, Score
+from codetune.records import Example, Message, Refusal, Score, SelectedRows
 from codetune.store.block_log import BlockLog, FinishedRows, log_path, read_logs
 from codetune.store.examples import write_examples
 from codetune.store.files import replacing
@@ -251,8 +251,8 @@ def embed(
     return write_embeddings(run, done(run, finished), index())
 
 
-def picked(numbers: list[int], ifd: list[float] | None = None, cluster: list[int] | None = None) -> Picks:
-    return Picks(
+def picked(numbers: list[int], ifd: list[float] | None = None, cluster: list[int] | None = None) -> SelectedRows:
+    return SelectedRows(
         np.array(numbers, dtype=np.uint64),
         None if ifd is None else np.array(ifd),
         None if cluster is None else np.array(cluster, dtype=np.int32),
