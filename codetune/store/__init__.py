@@ -1,2 +1,3 @@
-"""The run directory: where artefacts lie and how they are sealed (run), how rows come to be there (rowwise, parts),
-as which files (artefacts), and what of it is still true (stages)."""
+"""The run directory. Paths and ownership (run_directory), atomic writes (files), what made an artefact (manifest),
+digests of inputs, locks; the data set as read (examples), finished rows of an artefact in the making (block_log), the
+artefacts of rows (row_artefacts), and temporary directories (scratch)."""

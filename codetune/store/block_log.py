@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import json
 import mmap
-import os
 import re
 import zlib
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from io import FileIO
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -22,7 +21,7 @@ import numpy as np
 
 from codetune.data.ids import IdIndex
 from codetune.errors import StaleError
-from codetune.store.files import naming, remove, write_text
+from codetune.store.files import append_to_disk, remove, write_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,8 +39,8 @@ class FinishedRows:
         self._files: list[Path] = []
         self._maps: dict[int, mmap.mmap] = {}
         self._ids, self._offsets = array("Q"), array("Q")
-        self._lengths, self._numbers = array("I"), array("I")
-        self._made: IdIndex | None = None
+        self._lengths, self._file_numbers = array("I"), array("I")
+        self._built_index: IdIndex | None = None
 
     def add_file(self, path: Path, rows: Iterator[tuple[str, int, int]]) -> None:
         """Adds the rows of a file, given as (id, offset, length) each."""
@@ -49,9 +48,9 @@ class FinishedRows:
             self._ids.append(int(row_id, 16))
             self._offsets.append(offset)
             self._lengths.append(length)
-            self._numbers.append(len(self._files))
+            self._file_numbers.append(len(self._files))
         self._files.append(path)
-        self._made = None
+        self._built_index = None
 
     def __contains__(self, row_id: str) -> bool:
         return self._index.find(row_id) is not None
@@ -68,7 +67,7 @@ class FinishedRows:
         index = self._index.find(row_id)
         if index is None:
             raise KeyError(row_id)
-        number = self._numbers[index]
+        number = self._file_numbers[index]
         if number not in self._maps:
             if len(self._maps) == MAX_OPEN_FILES:
                 self._maps.pop(next(iter(self._maps))).close()
@@ -79,36 +78,62 @@ class FinishedRows:
 
     @property
     def _index(self) -> IdIndex:
-        if self._made is None:
-            self._made = IdIndex(np.frombuffer(self._ids, dtype=np.uint64))
-        return self._made
+        if self._built_index is None:
+            self._built_index = IdIndex(np.frombuffer(self._ids, dtype=np.uint64))
+        return self._built_index
 
 
-class BlockLog:
-    """The log of this process. Opening it removes an incomplete block at its end, which a crash left there."""
+class _AppendOnlyFile:
+    """A file of entries for one writer, each of which is on disk when its write returns; for use in a `with`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, end: int) -> None:
+        """Opens the file and cuts it at `end` (bytes), behind which a crash left an incomplete entry."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        end = 0
-        if path.exists():
-            for _, offset, length in _read_log(path):
-                end = offset + length
-            end += 1 if end else 0  # the newline that closes the last block
-            os.truncate(path, end)
         self._file = path.open("ab", buffering=0)
-
-    def append(self, ids: Sequence[str], rows: Sequence[bytes]) -> None:
-        """Writes one block to disk: when this returns, it survives a crash of the process or of the machine."""
-        payload = b"".join(rows)
-        lengths = [len(row) for _, row in zip(ids, rows, strict=True)]
-        header = {"ids": list(ids), "lengths": lengths, "crc": zlib.crc32(payload)}
-        _append(self._file, json.dumps(header).encode() + b"\n" + payload + b"\n")
+        self._file.truncate(end)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+
+class BlockLog(_AppendOnlyFile):
+    """The log of this process: blocks of rows. Opening it removes an incomplete block at its end."""
+
+    def __init__(self, path: Path) -> None:
+        end = 0
+        for _, offset, length in _read_log(path):
+            end = offset + length + 1  # with the newline that closes the block
+        super().__init__(path, end)
+
+    def append(self, ids: Sequence[str], rows: Sequence[bytes]) -> None:
+        """Writes one block to disk: when this returns, it survives a crash of the process or of the machine."""
+        payload = b"".join(rows)
+        lengths = [len(row) for _, row in zip(ids, rows, strict=True)]
+        header = {"ids": list(ids), "lengths": lengths, "crc": zlib.crc32(payload)}
+        append_to_disk(self._file, json.dumps(header).encode() + b"\n" + payload + b"\n")
+
+
+class LineLog(_AppendOnlyFile):
+    """JSON objects, one a line (completions, verdicts). Opening it reads the objects that are there into `found` and
+    removes everything from the first incomplete line on."""
+
+    def __init__(self, path: Path) -> None:
+        self.found: list[dict[str, Any]] = []
+        end = 0
+        for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+            document = _read_object(line)
+            if document is None:
+                break
+            self.found.append(document)
+            end += len(line)
+        super().__init__(path, end)
+
+    def append(self, document: Mapping[str, object]) -> None:
+        """Writes one object to disk: when this returns, it survives a crash of the process or of the machine."""
+        append_to_disk(self._file, json.dumps(document).encode() + b"\n")
 
 
 def open_parts(directory: Path, settings: Mapping[str, object], refuse_others: bool) -> bool:
@@ -163,68 +188,41 @@ def read_logs(directory: Path) -> FinishedRows:
 
 
 def _read_log(path: Path) -> Iterator[tuple[str, int, int]]:
-    """(id, offset, length) of each row of a log, up to the first incomplete block."""
+    """(id, offset, length) of each row of a log, up to the first incomplete block; nothing where there is no log."""
+    if not path.exists():
+        return
     with path.open("rb") as file:
-        while (header := _read_document(file.readline())) and _is_block_header(header):
+        while header := _read_header(file.readline()):
             offset = file.tell()
-            payload = file.read(sum(header["lengths"]))
-            if zlib.crc32(payload) != header["crc"] or file.read(1) != b"\n":
+            payload = file.read(sum(header.lengths))
+            if zlib.crc32(payload) != header.crc or file.read(1) != b"\n":
                 return
-            for row_id, length in zip(header["ids"], header["lengths"], strict=True):
+            for row_id, length in zip(header.ids, header.lengths, strict=True):
                 yield row_id, offset, length
                 offset += length
 
 
-def _is_block_header(header: Mapping[str, Any]) -> bool:
-    ids, lengths = header.get("ids"), header.get("lengths")
-    if not (isinstance(ids, list) and isinstance(lengths, list) and len(ids) == len(lengths) and "crc" in header):
-        return False
-    return all(isinstance(row_id, str) and ID.fullmatch(row_id) for row_id in ids) and all(
-        isinstance(length, int) and length >= 0 for length in lengths
-    )
+@dataclass(frozen=True, slots=True)
+class _BlockHeader:
+    ids: list[str]
+    lengths: list[int]  # bytes of each row
+    crc: int  # of all bytes of the rows
 
 
-def _read_document(line: bytes) -> dict[str, Any] | None:
+def _read_header(line: bytes) -> _BlockHeader | None:
+    match _read_object(line):
+        case {"ids": list(ids), "lengths": list(lengths), "crc": int(crc)} if len(ids) == len(lengths):
+            is_valid = all(isinstance(row_id, str) and ID.fullmatch(row_id) for row_id in ids) and all(
+                isinstance(length, int) and length >= 0 for length in lengths
+            )
+            return _BlockHeader(ids, lengths, crc) if is_valid else None
+    return None
+
+
+def _read_object(line: bytes) -> dict[str, object] | None:
     """The JSON object of a line; None where a crash left the line incomplete."""
     try:
-        header = json.loads(line)
+        document = json.loads(line)
     except (json.JSONDecodeError, UnicodeDecodeError):
         return None
-    return header if isinstance(header, dict) and line.endswith(b"\n") else None
-
-
-class LineLog:
-    """JSON objects, one a line (completions, verdicts). Opening it reads the objects that are there into `found` and
-    removes everything from the first incomplete line on."""
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        end = 0
-        self.found: list[dict[str, Any]] = []
-        if path.exists():
-            for line in path.read_bytes().splitlines(keepends=True):
-                document = _read_document(line)
-                if document is None:
-                    break
-                self.found.append(document)
-                end += len(line)
-            os.truncate(path, end)
-        self._file = path.open("ab", buffering=0)
-
-    def append(self, document: Mapping[str, object]) -> None:
-        """Writes one object to disk: when this returns, it survives a crash of the process or of the machine."""
-        _append(self._file, json.dumps(document).encode() + b"\n")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-
-def _append(file: FileIO, content: bytes) -> None:
-    unwritten = memoryview(content)
-    with naming(Path(str(file.name))):
-        while unwritten:  # an unbuffered write may write a part only, on a disk that fills up
-            unwritten = unwritten[file.write(unwritten) :]
-        os.fsync(file.fileno())
+    return document if isinstance(document, dict) and line.endswith(b"\n") else None

@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
+from io import FileIO
 from pathlib import Path
 
 
@@ -42,6 +43,16 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
     """Replaces a text file by `lines`, which are streamed; the caller holds the lock of `path`."""
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(f"{line}\n" for line in lines)
+
+
+def append_to_disk(file: FileIO, content: bytes) -> None:
+    """Appends to an unbuffered file; when this returns, `content` would survive a loss of power. Raises OSError that
+    names the file."""
+    unwritten = memoryview(content)
+    with naming(Path(str(file.name))):
+        while unwritten:  # an unbuffered write may write a part only, on a disk that fills up
+            unwritten = unwritten[file.write(unwritten) :]
+        os.fsync(file.fileno())
 
 
 def flush_to_disk(path: Path) -> None:

@@ -27,7 +27,7 @@ class Manifest:
     refused: Mapping[str, int]  # reason -> rows
     inputs: Mapping[str, str]  # name of the input -> digest
     settings: Mapping[str, Any]  # dotted key -> value
-    overrides: Mapping[str, Any]  # the settings that came by flag
+    overrides: Mapping[str, object]  # the settings that came by flag
     seconds: float
     facts: Mapping[str, Any] = field(default_factory=dict)  # diagnostics of the stage
     version: str = __version__

@@ -12,10 +12,9 @@ Knows nothing of what the artefacts mean.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from codetune.errors import InputError
 from codetune.project.sections import Project
@@ -87,6 +86,14 @@ class Run:
         return artefact.with_name(f"{artefact.name}.parts")
 
 
+class ProjectDocument(TypedDict):
+    """A resolved project as JSON: all that another process needs to work on it."""
+
+    root: str  # the directory of the project file
+    overrides: dict[str, object]  # dotted key -> value, given by flag
+    settings: dict[str, object]  # all keys of the project file
+
+
 def open_run(project: Project) -> Run:
     """Creates the project's run directory where it is missing and writes its `project.json`. Raises InputError as
     `inspect_run` does, and where the directory cannot be created."""
@@ -124,12 +131,12 @@ def inspect_run(project: Project) -> Run:
     return Run(directory)
 
 
-def project_document(project: Project) -> dict[str, Any]:
-    """The resolved project as a JSON object: everything that another process needs to work on it."""
+def project_document(project: Project) -> ProjectDocument:
+    """The JSON form of a resolved project, for project.json and for worker processes."""
     return {"root": str(project.root), "overrides": dict(project.overrides), "settings": project.model_dump()}
 
 
-def project_of(document: Mapping[str, Any]) -> Project:
+def project_of(document: ProjectDocument) -> Project:
     """The project that `project_document` wrote."""
     return Project.model_validate(document["settings"]).placed(Path(document["root"]), document["overrides"])
 

@@ -1,5 +1,5 @@
-"""Directories for what lives as long as one command. A lock (flock) holds each; it dies with its process, however that
-ends, and the next command removes what nobody holds any more."""
+"""Temporary directories of one command. The command holds a lock (flock) on its own directory; the kernel frees it when
+the process ends, however that happens, and the next command removes the directories whose lock is free."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ LOCK = ".held"
 
 @contextmanager
 def scratch_directory() -> Iterator[Path]:
-    """An empty one below $TMPDIR, but for its lock, gone at the end of the block."""
+    """Gives a new directory below $TMPDIR, empty but for its lock file, and removes it at the end of the block."""
     _remove_abandoned(Path(tempfile.gettempdir()))
     with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as name:
         directory = Path(name)
         with (directory / "lock").open("w", encoding="utf-8") as file:
-            with suppress(OSError):  # a file system without locks: then nobody takes it for abandoned
+            with suppress(OSError):  # on a file system without locks LOCK never exists: never taken for abandoned
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # Held before it is found under its name, so that nobody sees it free in between.
+                # Locked before it has its name, so that no other command sees it free in between.
                 (directory / "lock").rename(directory / LOCK)
             yield directory
 
 
-def _remove_abandoned(place: Path) -> None:
-    """Only the user's own. What cannot be removed stays: it is in nobody's way."""
+def _remove_abandoned(parent: Path) -> None:
+    """Removes the directories of this user whose lock is free. One that cannot be removed stays without an error."""
     with suppress(OSError):
-        for entry in list(os.scandir(place)):
+        for entry in list(os.scandir(parent)):
             if entry.name.startswith(PREFIX) and _is_own_directory(entry) and _is_abandoned(Path(entry.path)):
                 shutil.rmtree(entry.path, ignore_errors=True)
 
@@ -41,7 +41,7 @@ def _remove_abandoned(place: Path) -> None:
 def _is_own_directory(entry: os.DirEntry[str]) -> bool:
     try:
         found = entry.stat(follow_symlinks=False)
-    except OSError:  # gone in the meantime
+    except OSError:  # another command removed it meanwhile
         return False
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
 

@@ -1,4 +1,4 @@
-"""Logs of finished rows: what survives an end at any byte, and what is found again."""
+"""Logs of finished rows: what survives a crash at any byte, and what is read again."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BLOCKS = st.lists(st.lists(CONTENTS, max_size=4), min_size=1, max_size=5)
 
 @settings(max_examples=40, deadline=None)
 @given(BLOCKS, st.data())
-def test_a_log_cut_off_at_any_byte_keeps_exactly_its_whole_blocks(
+def test_a_log_truncated_at_any_byte_keeps_exactly_its_complete_blocks(
     contents: list[list[bytes]], data: st.DataObject
 ) -> None:
     blocks = numbered(contents)
@@ -49,7 +49,7 @@ def test_a_log_cut_off_at_any_byte_keeps_exactly_its_whole_blocks(
 
 @settings(max_examples=40, deadline=None)
 @given(BLOCKS, st.data())
-def test_a_log_is_continued_behind_its_last_whole_block(contents: list[list[bytes]], data: st.DataObject) -> None:
+def test_a_log_is_continued_after_its_last_complete_block(contents: list[list[bytes]], data: st.DataObject) -> None:
     blocks = numbered(contents)
     with tempfile.TemporaryDirectory() as directory:
         log = Path(directory) / "0-of-1.log"
@@ -62,7 +62,7 @@ def test_a_log_is_continued_behind_its_last_whole_block(contents: list[list[byte
         assert found(read_logs(log.parent), [*blocks, added]) == [*kept, *added]
 
 
-def test_every_cut_of_one_small_log(tmp_path: Path) -> None:
+def test_every_truncation_of_a_small_log_keeps_its_complete_blocks(tmp_path: Path) -> None:
     log = tmp_path / "0-of-1.log"
     blocks = numbered([[b"a", b""], [b"b\n"]])
     ends = [append(log, block) for block in blocks]
@@ -73,7 +73,7 @@ def test_every_cut_of_one_small_log(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("garbage", [b"\0" * 100, b"\xff\xfe{", b"{}\n", b'{"ids": ["0"', b"5\n"])
-def test_what_a_power_cut_leaves_behind_the_last_block_is_cut_away(garbage: bytes, tmp_path: Path) -> None:
+def test_garbage_after_the_last_complete_block_is_removed(garbage: bytes, tmp_path: Path) -> None:
     log = tmp_path / "0-of-1.log"
     (block,) = numbered([[b"a"]])
     end = append(log, block)
@@ -95,7 +95,7 @@ def test_what_a_power_cut_leaves_behind_the_last_block_is_cut_away(garbage: byte
         {"ids": 3, "lengths": [1], "crc": 0},
     ],
 )
-def test_a_header_that_is_json_and_no_header_ends_the_log(header: dict[str, Any], tmp_path: Path) -> None:
+def test_a_line_of_json_that_is_no_block_header_ends_the_log(header: dict[str, Any], tmp_path: Path) -> None:
     log = tmp_path / "0-of-1.log"
     (block,) = numbered([[b"a"]])
     append(log, block)
@@ -104,7 +104,7 @@ def test_a_header_that_is_json_and_no_header_ends_the_log(header: dict[str, Any]
     assert found(read_logs(tmp_path), [block]) == block
 
 
-def test_more_logs_than_may_be_open_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_logs_are_read_than_may_be_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("codetune.store.block_log.MAX_OPEN_FILES", 2)
     for number in range(5):
         append(log_path(tmp_path, (number, 5)), [(f"{number:016x}", b"%d" % number)])
@@ -114,7 +114,7 @@ def test_more_logs_than_may_be_open_are_read(tmp_path: Path, monkeypatch: pytest
     assert len(rows._maps) == 2
 
 
-def test_a_row_that_was_damaged_is_not_done(tmp_path: Path) -> None:
+def test_a_damaged_row_is_not_finished(tmp_path: Path) -> None:
     log = tmp_path / "0-of-1.log"
     append(log, [("0000000000000001", b"abc")])
     log.write_bytes(log.read_bytes().replace(b"abc", b"abd"))
@@ -122,8 +122,8 @@ def test_a_row_that_was_damaged_is_not_done(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["BlockLog", "LineLog"])
-def test_a_process_killed_at_any_moment_loses_at_most_what_it_had_not_committed(kind: str, tmp_path: Path) -> None:
-    path, told = tmp_path / "0-of-1.log", 0
+def test_a_process_killed_at_any_moment_loses_only_what_it_had_not_committed(kind: str, tmp_path: Path) -> None:
+    path, count = tmp_path / "0-of-1.log", 0
     program = f"""
 import sys
 from pathlib import Path
@@ -139,23 +139,23 @@ with {kind}(path) as log:
 """
     for _ in range(3):
         process = subprocess.Popen(
-            [sys.executable, "-c", program, str(told), str(path)], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", program, str(count), str(path)], stdout=subprocess.PIPE, text=True
         )
         assert process.stdout is not None
         process.stdout.readline()
         time.sleep(0.03)
         process.send_signal(signal.SIGKILL)
-        committed = [told, *map(int, process.stdout.read().split())]
+        committed = [count, *map(int, process.stdout.read().split())]
         process.stdout.close()
         process.wait()
         rows = rows_of(kind, path)
-        # What was told is there; one more may have been committed and not yet told.
+        # Every printed row is there; one more may have been committed and not yet printed.
         assert rows[: committed[-1] + 1] == list(range(committed[-1] + 1))
         assert len(rows) <= committed[-1] + 2
-        told = len(rows)
+        count = len(rows)
 
 
-def test_several_logs_are_one_and_of_a_row_done_twice_the_first_stands(tmp_path: Path) -> None:
+def test_several_logs_are_read_together_and_of_a_row_finished_twice_the_first_counts(tmp_path: Path) -> None:
     # So many that a sort which is not stable would mix them.
     ids = [f"{number:016x}" for number in range(300)]
     append(log_path(tmp_path, (1, 2)), [(row_id, b"second") for row_id in reversed(ids[100:])])
@@ -166,28 +166,28 @@ def test_several_logs_are_one_and_of_a_row_done_twice_the_first_stands(tmp_path:
 
 
 @given(st.dictionaries(st.integers(0, 2**64 - 1), st.binary(max_size=5), max_size=20), st.integers(0, 2**64 - 1))
-def test_rows_find_what_was_written_and_nothing_else(contents: dict[int, bytes], other: int) -> None:
+def test_finished_rows_hold_the_rows_that_were_written_and_no_other(contents: dict[int, bytes], other: int) -> None:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "rows"
         path.write_bytes(b"".join(contents.values()) + b".")
         ends = accumulate(map(len, contents.values()), initial=0)
-        places = [
+        rows_of_file = [
             (f"{row:016x}", start, end - start) for row, (start, end) in zip(contents, pairwise(ends), strict=True)
         ]
         rows = FinishedRows()
-        rows.add_file(path, iter(places))
+        rows.add_file(path, iter(rows_of_file))
         assert {row: rows.read(f"{row:016x}") for row in contents} == contents
         assert (f"{other:016x}" in rows) == (other in contents)
         assert len(rows) == len(contents)
 
 
-def test_a_row_that_is_not_done_is_a_key_error(tmp_path: Path) -> None:
+def test_reading_a_row_that_is_not_finished_raises_a_key_error(tmp_path: Path) -> None:
     assert "0000000000000000" not in FinishedRows()
     with pytest.raises(KeyError, match="00000000000000aa"):
         read_logs(tmp_path).read("00000000000000aa")
 
 
-def test_a_file_can_be_added_after_rows_were_looked_up(tmp_path: Path) -> None:
+def test_a_file_can_be_added_after_a_row_was_read(tmp_path: Path) -> None:
     append(log_path(tmp_path, (0, 1)), [("0000000000000001", b"one")])
     rows = read_logs(tmp_path)
     assert "0000000000000002" not in rows
@@ -196,15 +196,15 @@ def test_a_file_can_be_added_after_rows_were_looked_up(tmp_path: Path) -> None:
     assert (rows.read("0000000000000002"), rows.read("0000000000000001")) == (b"two", b"one")
 
 
-def test_a_row_takes_24_bytes_of_memory() -> None:
+def test_a_finished_row_takes_24_bytes_of_memory_beside_the_index() -> None:
     rows = FinishedRows()
-    columns = (rows._ids, rows._offsets, rows._lengths, rows._numbers)
+    columns = (rows._ids, rows._offsets, rows._lengths, rows._file_numbers)
     assert sum(column.itemsize for column in columns) == 24
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.dictionaries(st.text(max_size=3), st.text(max_size=5), max_size=2), max_size=5), st.data())
-def test_a_line_log_cut_off_at_any_byte_keeps_exactly_its_whole_lines(
+def test_a_line_log_truncated_at_any_byte_keeps_exactly_its_complete_lines(
     documents: list[dict[str, Any]], data: st.DataObject
 ) -> None:
     with tempfile.TemporaryDirectory() as directory:
@@ -222,17 +222,17 @@ def test_a_line_log_cut_off_at_any_byte_keeps_exactly_its_whole_lines(
         assert [json.loads(line) for line in path.read_bytes().splitlines()] == [*kept, {"added": True}]
 
 
-def test_parts_are_kept_for_the_settings_that_made_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("refuse_others", [False, True])
+def test_logs_are_kept_for_the_settings_that_made_them(refuse_others: bool, tmp_path: Path) -> None:
     parts = tmp_path / "scores.jsonl.parts"
     made = {"score.max_length": 512, "score.prompt": "é {instruction}", "lora": {"r": 8, "modules": ("a", "b")}}
     assert open_parts(parts, made, refuse_others=False) is False
     append(log_path(parts, (0, 1)), [("0000000000000001", b"one")])
-    for refuse in (False, True):
-        assert open_parts(parts, made, refuse_others=refuse) is False
-        assert "0000000000000001" in read_logs(parts)
+    assert open_parts(parts, made, refuse_others=refuse_others) is False
+    assert "0000000000000001" in read_logs(parts)
 
 
-def test_parts_of_other_settings_start_anew_where_nobody_else_is_at_work(tmp_path: Path) -> None:
+def test_logs_of_other_settings_are_removed_where_no_other_shard_works(tmp_path: Path) -> None:
     parts = tmp_path / "scores.jsonl.parts"
     open_parts(parts, {"a": 1, "b": 2}, refuse_others=False)
     append(log_path(parts, (0, 1)), [("0000000000000001", b"one")])
@@ -242,7 +242,7 @@ def test_parts_of_other_settings_start_anew_where_nobody_else_is_at_work(tmp_pat
 
 
 @pytest.mark.parametrize("other", [{"a": 1, "b": 3}, {"a": 1}, {"a": 1, "b": 2, "c": 0}])
-def test_a_shard_made_with_other_settings_is_refused_and_harms_nothing(other: dict[str, int], tmp_path: Path) -> None:
+def test_a_shard_with_other_settings_is_refused_and_the_logs_are_kept(other: dict[str, int], tmp_path: Path) -> None:
     parts = tmp_path / "scores.jsonl.parts"
     open_parts(parts, {"a": 1, "b": 2}, refuse_others=True)
     append(log_path(parts, (0, 2)), [("0000000000000001", b"one")])
@@ -252,18 +252,20 @@ def test_a_shard_made_with_other_settings_is_refused_and_harms_nothing(other: di
 
 
 @pytest.mark.parametrize("content", [b'{"a": 1', b"", b"\xff", b"[1]", b"null"])
-def test_a_damaged_record_of_settings_is_told_with_the_way_out(content: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("refuse_others", [False, True])
+def test_a_damaged_record_of_settings_is_an_error_that_names_the_fix(
+    refuse_others: bool, content: bytes, tmp_path: Path
+) -> None:
     parts = tmp_path / "scores.jsonl.parts"
     open_parts(parts, {"a": 1}, refuse_others=False)
     append(log_path(parts, (0, 1)), [("0000000000000001", b"one")])
     (parts / "settings.json").write_bytes(content)
-    for refuse in (False, True):
-        with pytest.raises(StaleError, match=r"settings.json is damaged \(.*Expected.*Start anew: rm -r .*\.parts"):
-            open_parts(parts, {"a": 1}, refuse_others=refuse)
+    with pytest.raises(StaleError, match=r"settings.json is damaged \(.*Expected.*Start anew: rm -r .*\.parts"):
+        open_parts(parts, {"a": 1}, refuse_others=refuse_others)
     assert len(read_logs(parts)) == 1
 
 
-def test_logs_without_a_record_of_their_settings_are_not_trusted(tmp_path: Path) -> None:
+def test_logs_without_a_record_of_their_settings_are_removed(tmp_path: Path) -> None:
     parts = tmp_path / "scores.jsonl.parts"
     append(log_path(parts, (0, 1)), [("0000000000000001", b"one")])
     open_parts(parts, {"a": 1}, refuse_others=False)

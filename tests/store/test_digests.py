@@ -28,7 +28,7 @@ def test_a_changed_file_has_a_new_digest(run: Run) -> None:
 
 
 @pytest.mark.parametrize(("text", "nanoseconds"), [("longer", 10**18), ("two", 10**18 + 1)])
-def test_a_file_changed_in_its_place_is_known_by_its_size_or_its_time(text: str, nanoseconds: int, run: Run) -> None:
+def test_an_overwritten_file_is_recognised_by_its_size_or_its_time(text: str, nanoseconds: int, run: Run) -> None:
     path = aged(run.directory / "data.jsonl", "one")
     digests = Digests(run)
     digests.file(path)
@@ -37,7 +37,7 @@ def test_a_file_changed_in_its_place_is_known_by_its_size_or_its_time(text: str,
     assert digests.file(path) == hashlib.sha256(text.encode()).hexdigest()
 
 
-def test_a_file_that_was_just_written_is_read_again_every_time(run: Run) -> None:
+def test_the_digest_of_a_file_that_was_just_written_is_not_cached(run: Run) -> None:
     path = run.directory / "data.jsonl"
     write_text(path, "one")
     digests = Digests(run)
@@ -49,7 +49,7 @@ def test_a_file_that_was_just_written_is_read_again_every_time(run: Run) -> None
     assert digests.file(path) == hashlib.sha256(b"two").hexdigest()
 
 
-def test_an_old_file_is_read_once(run: Run) -> None:
+def test_the_digest_of_an_old_file_is_cached(run: Run) -> None:
     path = aged(run.directory / "weights.safetensors", "one")
     first = Digests(run).file(path)
     memory = run.directory / ".cache" / "digests.json"
@@ -57,14 +57,14 @@ def test_an_old_file_is_read_once(run: Run) -> None:
     assert Digests(run).file(path) == "remembered"
 
 
-def test_a_digest_that_cannot_be_remembered_is_given_all_the_same(run: Run) -> None:
+def test_a_cache_that_cannot_be_written_is_no_error(run: Run) -> None:
     path = aged(run.directory / "data.jsonl", "one")
     (run.directory / ".cache").touch()  # where the directory of the memory would be
     assert Digests(run).file(path) == hashlib.sha256(b"one").hexdigest()
 
 
 @pytest.mark.parametrize("memory", [b"{", b"", b"\xff\xfe"])
-def test_a_damaged_memory_of_digests_is_forgotten(memory: bytes, run: Run) -> None:
+def test_a_damaged_cache_of_digests_is_ignored(memory: bytes, run: Run) -> None:
     path = aged(run.directory / "data.jsonl", "one")
     (run.directory / ".cache").mkdir()
     (run.directory / ".cache" / "digests.json").write_bytes(memory)
@@ -81,7 +81,7 @@ def test_any_file_that_belongs_to_a_model_changes_its_digest(name: str, run: Run
     assert Digests(run).artefact(model) != before
 
 
-def test_what_does_not_belong_to_a_model_changes_nothing(run: Run) -> None:
+def test_a_file_that_does_not_belong_to_a_model_leaves_its_digest(run: Run) -> None:
     model = run.directory / "model"
     write_text(model / "config.json", "{}")
     before = Digests(run).tree(model)

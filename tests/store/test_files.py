@@ -13,7 +13,7 @@ import pytest
 from codetune.store.files import naming, remove, replacing, write_lines
 
 
-def test_a_file_takes_its_place_when_the_block_ends(tmp_path: Path) -> None:
+def test_a_file_appears_when_the_block_ends(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "scores.jsonl"
     with replacing(target) as temporary:
         temporary.write_text("new", encoding="utf-8")
@@ -23,7 +23,7 @@ def test_a_file_takes_its_place_when_the_block_ends(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["file", "directory"])
-def test_an_error_in_the_block_leaves_the_old_one(kind: str, tmp_path: Path) -> None:
+def test_an_error_in_the_block_leaves_the_old_content(kind: str, tmp_path: Path) -> None:
     target = tmp_path / "artefact"
     make(target, kind, "old")
     with contextlib.suppress(ZeroDivisionError), replacing(target) as temporary:
@@ -35,9 +35,7 @@ def test_an_error_in_the_block_leaves_the_old_one(kind: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("left_behind", ["file", "directory"])
 @pytest.mark.parametrize("kind", ["file", "directory"])
-def test_what_a_killed_process_left_under_the_temporary_name_is_removed_first(
-    left_behind: str, kind: str, tmp_path: Path
-) -> None:
+def test_a_leftover_of_a_killed_process_is_removed_first(left_behind: str, kind: str, tmp_path: Path) -> None:
     target = tmp_path / "artefact"
     with replacing(target) as temporary:
         make(temporary, kind, "old")
@@ -73,7 +71,7 @@ def test_a_reader_never_sees_a_part_of_what_several_processes_write(tmp_path: Pa
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_lines_that_cannot_be_made_leave_the_old_file(tmp_path: Path) -> None:
+def test_an_error_while_lines_are_made_leaves_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "rows.jsonl"
     write_lines(target, ["é", "b"])
     with pytest.raises(ZeroDivisionError):

@@ -21,26 +21,26 @@ def run(tmp_path: Path) -> Run:
     return Run(tmp_path / "run")
 
 
-def test_one_process_holds_an_output_and_a_second_names_it(run: Run) -> None:
+def test_a_second_process_is_refused_with_the_name_of_the_holder(run: Run) -> None:
     with held_elsewhere(run, "score", None) as holder, pytest.raises(BusyError, match=rf"process {holder.pid} on "):
         enter(run, "score", None)
 
 
-def test_the_holder_is_named_alone_whoever_held_it_before(run: Run) -> None:
+def test_only_the_present_holder_is_named(run: Run) -> None:
     enter(run, "score", None)
-    with locked(run, "score", None), pytest.raises(BusyError) as told:
+    with locked(run, "score", None), pytest.raises(BusyError) as busy:
         enter(run, "score", None)
-    assert str(told.value).count("process ") == 1
+    assert str(busy.value).count("process ") == 1
 
 
-def test_a_killed_process_frees_what_it_held(run: Run) -> None:
+def test_a_killed_process_frees_its_lock(run: Run) -> None:
     with held_elsewhere(run, "score", None) as holder:
         holder.send_signal(signal.SIGKILL)
         holder.wait()
         enter(run, "score", None)
 
 
-def test_different_outputs_are_made_at_once(run: Run) -> None:
+def test_different_outputs_are_locked_independently(run: Run) -> None:
     with locked(run, "score", None), locked(run, "generate-b-m", None):
         enter(run, "embed", None)
 
@@ -52,13 +52,13 @@ def test_a_lock_is_free_again_after_an_error(run: Run) -> None:
 
 
 @pytest.mark.parametrize("shard", [(0, 2), None])
-def test_a_shard_excludes_its_twin_and_unsharded_runs(shard: tuple[int, int] | None, run: Run) -> None:
+def test_a_shard_excludes_the_same_shard_and_unsharded_runs(shard: tuple[int, int] | None, run: Run) -> None:
     with held_elsewhere(run, "score", (0, 2)) as holder, pytest.raises(BusyError, match=rf"process {holder.pid} on "):
         enter(run, "score", shard)
 
 
 @pytest.mark.parametrize("shard", [(1, 2), (0, 3)])
-def test_other_shards_work_beside_it(shard: tuple[int, int], run: Run) -> None:
+def test_other_shards_are_not_excluded(shard: tuple[int, int], run: Run) -> None:
     with held_elsewhere(run, "score", (0, 2)):
         enter(run, "score", shard)
 
@@ -68,7 +68,7 @@ def test_an_unsharded_run_excludes_every_shard(run: Run) -> None:
         enter(run, "score", (0, 2))
 
 
-def test_a_shard_that_still_works_is_named_after_another_has_ended(run: Run) -> None:
+def test_a_working_shard_is_named_after_another_has_ended(run: Run) -> None:
     with held_elsewhere(run, "score", (0, 2)) as holder:
         with locked(run, "score", (1, 2)):
             pass
@@ -76,11 +76,13 @@ def test_a_shard_that_still_works_is_named_after_another_has_ended(run: Run) -> 
             enter(run, "score", None)
 
 
-def test_a_twin_that_was_refused_is_not_named(run: Run) -> None:
+@pytest.mark.parametrize("shard", [(0, 2), None])
+def test_a_shard_that_was_refused_is_not_named(shard: tuple[int, int] | None, run: Run) -> None:
     with held_elsewhere(run, "score", (0, 2)) as holder:
-        for shard in ((0, 2), None):
-            with pytest.raises(BusyError, match=rf"process {holder.pid} on "):
-                enter(run, "score", shard)
+        with pytest.raises(BusyError, match=rf"process {holder.pid} on "):
+            enter(run, "score", (0, 2))
+        with pytest.raises(BusyError, match=rf"process {holder.pid} on "):
+            enter(run, "score", shard)
 
 
 def test_a_run_that_ended_before_the_shards_began_is_not_named(run: Run) -> None:
@@ -94,7 +96,7 @@ def test_an_output_whose_name_holds_a_slash_is_locked_below_the_run(run: Run) ->
         assert [path.name for path in (run.directory / ".locks").iterdir()] == ["generate-a-b-m"]
 
 
-def test_whoever_waits_goes_on_when_the_other_has_ended(run: Run) -> None:
+def test_a_waiting_process_continues_when_the_holder_has_ended(run: Run) -> None:
     with held_elsewhere(run, "score-parts", None) as holder:
         program = (
             "from pathlib import Path; from codetune.store.locks import waiting\n"

@@ -16,7 +16,7 @@ MANIFEST = Manifest(
 )
 
 
-def test_a_seal_comes_back_as_it_was_written(tmp_path: Path) -> None:
+def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
     artefact = tmp_path / "scores.jsonl"
     artefact.touch()
     write_manifest(artefact, MANIFEST)
@@ -25,13 +25,13 @@ def test_a_seal_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert read_manifest(artefact) is None
 
 
-def test_a_seal_without_its_artefact_is_none(tmp_path: Path) -> None:
+def test_a_manifest_without_its_artefact_is_none(tmp_path: Path) -> None:
     write_manifest(tmp_path / "scores.jsonl", MANIFEST)
     assert read_manifest(tmp_path / "scores.jsonl") is None
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"{}", b"\xff", b'{"stage": "score", "unknown": 1}'])
-def test_a_damaged_seal_is_told_with_the_command_that_removes_it(content: bytes, tmp_path: Path) -> None:
+def test_a_damaged_manifest_is_an_error_with_the_command_that_removes_it(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "scores.jsonl").touch()
     manifest_path(tmp_path / "scores.jsonl").write_bytes(content)
     with pytest.raises(StaleError, match=r"scores\.jsonl\.seal is damaged .*rm .*scores\.jsonl\.seal"):
@@ -39,7 +39,7 @@ def test_a_damaged_seal_is_told_with_the_command_that_removes_it(content: bytes,
 
 
 @pytest.mark.parametrize("field", ["stage", "digest", "rows", "refused", "inputs", "settings", "overrides", "facts"])
-def test_a_seal_whose_field_is_of_another_kind_is_damaged(field: str, tmp_path: Path) -> None:
+def test_a_manifest_with_a_field_of_another_type_is_damaged(field: str, tmp_path: Path) -> None:
     artefact = tmp_path / "scores.jsonl"
     artefact.touch()
     write_manifest(artefact, MANIFEST)
@@ -49,5 +49,5 @@ def test_a_seal_whose_field_is_of_another_kind_is_damaged(field: str, tmp_path: 
         read_manifest(artefact)
 
 
-def test_seals_of_other_contents_differ() -> None:
+def test_manifests_with_other_contents_differ() -> None:
     assert replace(MANIFEST, rows=4) != MANIFEST

@@ -43,7 +43,7 @@ def run(tmp_path: Path) -> Run:
     return Run(tmp_path)
 
 
-def test_scores_stand_in_the_order_of_the_data_set_whatever_the_order_they_were_made_in(run: Run) -> None:
+def test_scores_are_written_in_data_set_order(run: Run) -> None:
     write_examples(run, [example(3), DUPLICATE, EMPTY, example(1), example(2)])
     scores = [score(1), Refusal(example(2).id, "non-finite likelihood", "a.jsonl:5"), score(3)]
     counts = write_scores(run, done(run, [(row.id, score_line(row)) for row in scores]))
@@ -69,14 +69,14 @@ def test_scores_are_read_as_they_were_made(run: Run) -> None:
     ]
 
 
-def test_a_row_that_is_not_done_is_never_left_out_in_silence(run: Run) -> None:
+def test_a_usable_row_that_is_not_finished_is_an_error(run: Run) -> None:
     write_examples(run, [example(1)])
     with pytest.raises(KeyError):
         write_scores(run, FinishedRows())
     assert not run.scores.exists()
 
 
-def test_sealed_scores_are_found_again_byte_by_byte(run: Run) -> None:
+def test_sealed_scores_are_finished_rows_with_the_same_bytes(run: Run) -> None:
     write_examples(run, [example(3), DUPLICATE, EMPTY, example(1)])
     write_scores(run, done(run, [(row.id, score_line(row)) for row in (score(1), score(3))]))
     again = FinishedRows()
@@ -85,7 +85,7 @@ def test_sealed_scores_are_found_again_byte_by_byte(run: Run) -> None:
     assert len(again) == 3  # the refused row that has an id is done as well
 
 
-def test_scores_made_of_their_own_rows_are_the_same_bytes(run: Run) -> None:
+def test_scores_written_from_sealed_scores_have_the_same_bytes(run: Run) -> None:
     write_examples(run, [example(3), DUPLICATE, EMPTY, example(1)])
     write_scores(run, done(run, [(row.id, score_line(row)) for row in (score(1), score(3))]))
     before = run.scores.read_bytes()
@@ -95,7 +95,7 @@ def test_scores_made_of_their_own_rows_are_the_same_bytes(run: Run) -> None:
     assert run.scores.read_bytes() == before
 
 
-def test_embeddings_stand_in_the_order_of_the_data_set_with_their_ids(run: Run) -> None:
+def test_embeddings_are_written_in_data_set_order_with_their_ids(run: Run) -> None:
     vectors = {number: vector(number) for number in (1, 2, 3)}
     rows = [example(3), EMPTY, example(1), DUPLICATE, example(2)]
     count, refused, cut = embed(run, rows, vectors, cut={1})
@@ -106,13 +106,13 @@ def test_embeddings_stand_in_the_order_of_the_data_set_with_their_ids(run: Run) 
     assert np.array_equal(found.vectors, np.stack([vectors[3], vectors[1], vectors[2]]))
 
 
-def test_numpy_writes_the_same_file(run: Run, tmp_path: Path) -> None:
+def test_embeddings_have_the_bytes_that_numpy_writes(run: Run, tmp_path: Path) -> None:
     embed(run, [example(1), example(2)], {1: vector(1), 2: vector(2)}, cut=set())
     np.save(tmp_path / "theirs.npy", np.stack([vector(1), vector(2)]))
     assert run.embeddings.read_bytes() == (tmp_path / "theirs.npy").read_bytes()
 
 
-def test_sealed_embeddings_are_found_again_and_what_was_cut_is_still_known(run: Run) -> None:
+def test_sealed_embeddings_are_finished_rows_and_keep_their_cut_marks(run: Run) -> None:
     embed(run, [example(1), example(2)], {1: vector(1), 2: vector(2)}, cut={2})
     before = run.embeddings.read_bytes()
     again = FinishedRows()
@@ -123,7 +123,7 @@ def test_sealed_embeddings_are_found_again_and_what_was_cut_is_still_known(run: 
     assert run.embeddings.read_bytes() == before
 
 
-def test_rows_added_later_stand_beside_those_of_the_last_artefact(run: Run) -> None:
+def test_rows_added_later_are_merged_with_those_of_the_last_artefact(run: Run) -> None:
     embed(run, [example(1)], {1: vector(1)}, cut={1})
     old = run.embeddings.rename(run.directory / "old.npy")
     rows = done(run, [(example(2).id, embedding_bytes(vector(2), True))])
@@ -135,13 +135,13 @@ def test_rows_added_later_stand_beside_those_of_the_last_artefact(run: Run) -> N
     assert np.array_equal(read_embeddings(run).vectors, np.stack([vector(2), vector(1)]))
 
 
-def test_embeddings_of_nothing_can_be_read(run: Run) -> None:
+def test_embeddings_of_no_rows_can_be_read(run: Run) -> None:
     assert embed(run, [EMPTY], {}, cut=set())[0] == 0
     found = read_embeddings(run)
     assert (list(found.ids), len(found.vectors), list(sealed_embeddings(run))) == ([], 0, [])
 
 
-def test_a_selection_stands_in_the_order_of_its_picks(run: Run) -> None:
+def test_a_selection_is_written_in_the_order_of_its_picks(run: Run) -> None:
     write_examples(run, [*map(example, range(4)), EMPTY])
     write_selection(run, picked([2, 0], [0.5, 0.75], [1, 0]))
     assert run.selection.read_text(encoding="utf-8").splitlines() == [
@@ -160,7 +160,7 @@ def test_a_selection_stands_in_the_order_of_its_picks(run: Run) -> None:
         (None, [0], ["id", "messages", "cluster"]),
     ],
 )
-def test_what_a_strategy_does_not_know_is_absent_and_a_zero_is_not(
+def test_a_value_that_a_strategy_does_not_know_is_absent_and_a_zero_is_not(
     ifd: list[float] | None, cluster: list[int] | None, keys: list[str], run: Run
 ) -> None:
     write_examples(run, [example(0)])
@@ -168,7 +168,7 @@ def test_what_a_strategy_does_not_know_is_absent_and_a_zero_is_not(
     assert list(json.loads(run.selection.read_text(encoding="utf-8"))) == keys
 
 
-def test_a_selection_is_read_as_training_needs_it(run: Run) -> None:
+def test_a_selection_is_read_as_examples(run: Run) -> None:
     write_examples(run, [example(0), example(1)])
     write_selection(run, picked([1]))
     assert list(read_selection(run.selection)) == [
@@ -176,7 +176,7 @@ def test_a_selection_is_read_as_training_needs_it(run: Run) -> None:
     ]
 
 
-def test_a_long_selection_is_whole(run: Run) -> None:
+def test_a_long_selection_is_complete(run: Run) -> None:
     count = 2000
     write_examples(run, map(example, range(count)))
     write_selection(run, picked(list(reversed(range(count)))))
@@ -184,7 +184,7 @@ def test_a_long_selection_is_whole(run: Run) -> None:
     assert {path.name for path in run.directory.iterdir()} == {"examples.jsonl", "selection.jsonl"}
 
 
-def test_a_long_selection_takes_the_memory_of_a_part_of_it(run: Run) -> None:
+def test_a_selection_is_streamed(run: Run) -> None:
     count, length = 8000, 2000
 
     def examples() -> Iterator[Example]:
@@ -200,7 +200,7 @@ def test_a_long_selection_takes_the_memory_of_a_part_of_it(run: Run) -> None:
     assert peak < count * 200 < run.selection.stat().st_size / 8
 
 
-def test_what_a_killed_selection_left_behind_is_not_taken_up(run: Run) -> None:
+def test_a_leftover_of_a_killed_selection_is_not_used(run: Run) -> None:
     write_examples(run, [example(0)])
     with contextlib.suppress(ZeroDivisionError), replacing(run.selection) as temporary:
         raise ZeroDivisionError
@@ -209,7 +209,7 @@ def test_what_a_killed_selection_left_behind_is_not_taken_up(run: Run) -> None:
     assert next(read_selection(run.selection)).messages == example(0).messages
 
 
-def test_a_selection_that_fails_leaves_the_old_one(run: Run) -> None:
+def test_a_failed_selection_leaves_the_old_one(run: Run) -> None:
     write_examples(run, [example(0)])
     write_selection(run, picked([0]))
     before = run.selection.read_bytes()

@@ -23,7 +23,7 @@ def run(tmp_path: Path) -> Run:
     return Run(tmp_path / "run")
 
 
-def test_a_run_lies_below_its_project_and_says_whose_it_is(tmp_path: Path) -> None:
+def test_a_run_is_created_below_its_project_and_names_its_project(tmp_path: Path) -> None:
     run = open_run(project(tmp_path, name="mine", seed=7))
     assert run.directory == tmp_path / "runs" / "mine"
     record = json.loads((run.directory / "project.json").read_text(encoding="utf-8"))
@@ -35,12 +35,12 @@ def test_an_output_directory_is_relative_to_the_project_file(tmp_path: Path) -> 
     assert inspect_run(project(tmp_path, output_dir="/elsewhere/out")).directory == Path("/elsewhere/out")
 
 
-def test_looking_makes_nothing(tmp_path: Path) -> None:
+def test_inspecting_a_run_writes_nothing(tmp_path: Path) -> None:
     inspect_run(project(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_directory_of_another_project_is_left_alone(tmp_path: Path) -> None:
+def test_the_directory_of_another_project_is_refused_and_unchanged(tmp_path: Path) -> None:
     open_run(project(tmp_path, name="first", output_dir="out"))
     before = (tmp_path / "out" / "project.json").read_bytes()
     with pytest.raises(InputError, match=r"belongs to project 'first', this one is 'second'\..*rm -r"):
@@ -48,44 +48,44 @@ def test_the_directory_of_another_project_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "project.json").read_bytes() == before
 
 
-def test_a_directory_with_files_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+def test_a_directory_with_foreign_files_is_refused_and_unchanged(tmp_path: Path) -> None:
     write_text(tmp_path / "out" / "thesis.tex", "years of work")
     with pytest.raises(InputError, match=r"holds thesis\.tex but no project\.json"):
         open_run(project(tmp_path, output_dir="out"))
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 
 
-def test_an_empty_directory_and_one_with_a_cut_off_temporary_file_are_taken(tmp_path: Path) -> None:
+def test_a_directory_with_a_leftover_temporary_file_is_accepted(tmp_path: Path) -> None:
     write_text(tmp_path / "out" / ".project.json.123.tmp", "{")
     assert open_run(project(tmp_path, output_dir="out")).directory.is_dir()
 
 
 @pytest.mark.parametrize("output_dir", ["file", "file/below"])
-def test_a_file_where_the_directory_should_be_is_told(output_dir: str, tmp_path: Path) -> None:
+def test_a_file_instead_of_the_directory_is_refused(output_dir: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x", encoding="utf-8")
     with pytest.raises(InputError, match="Set output_dir to"):
         open_run(project(tmp_path, output_dir=output_dir))
 
 
-def test_who_only_looks_is_told_of_a_file_where_the_directory_should_be_as_well(tmp_path: Path) -> None:
+def test_inspecting_refuses_a_file_instead_of_the_directory(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file is a file; expected a directory"):
         inspect_run(project(tmp_path, output_dir="file"))
 
 
-def test_the_project_is_written_as_it_was_resolved(tmp_path: Path) -> None:
+def test_project_json_holds_the_resolved_project(tmp_path: Path) -> None:
     wanted = project(tmp_path, seed=7).placed(tmp_path, {"seed": 7})
     document = json.loads((open_run(wanted).directory / "project.json").read_text(encoding="utf-8"))
     assert document == {"root": str(tmp_path), "overrides": {"seed": 7}, "settings": wanted.model_dump()}
 
 
-def test_a_place_where_one_may_not_write_is_told() -> None:
+def test_a_directory_without_write_permission_is_refused() -> None:
     with as_nobody() as root, pytest.raises(InputError, match=r"cannot be made \(Permission denied\)\. Set output_dir"):
         open_run(project(root))
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[]", b"{}", b'{"settings": 3}', b'{"name": "npm"}'])
-def test_a_project_json_that_codetune_did_not_write_is_told(content: bytes, tmp_path: Path) -> None:
+def test_a_project_json_that_codetune_did_not_write_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "project.json").write_bytes(content)
     with pytest.raises(InputError, match=r"project\.json is not what codetune writes there\. Set output_dir"):

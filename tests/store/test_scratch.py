@@ -1,3 +1,5 @@
+"""Temporary directories: gone at the end of a command, or removed by the next one."""
+
 from __future__ import annotations
 
 import os
@@ -14,46 +16,46 @@ from codetune.store.scratch import LOCK, scratch_directory
 HOLDER = """
 import time
 from codetune.store.scratch import scratch_directory
-with scratch_directory() as place:
-    (place / "left").mkdir()
-    print(place, flush=True)
+with scratch_directory() as directory:
+    (directory / "left").mkdir()
+    print(directory, flush=True)
     time.sleep(60)
 """
 
 
 @pytest.fixture(autouse=True)
-def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
 
 
-def test_it_is_gone_at_the_end() -> None:
-    with scratch_directory() as place:
-        assert [path.name for path in place.iterdir()] == [LOCK]
-        (place / "file").touch()
-    assert not place.exists()
+def test_a_temporary_directory_is_removed_at_the_end() -> None:
+    with scratch_directory() as directory:
+        assert [path.name for path in directory.iterdir()] == [LOCK]
+        (directory / "file").touch()
+    assert not directory.exists()
 
 
-def test_what_a_killed_command_has_left_goes_with_the_next_one_and_what_is_held_stays() -> None:
+def test_the_directory_of_a_killed_command_is_removed_by_the_next_one_and_a_locked_one_stays() -> None:
     holders = [
         subprocess.Popen([sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         for _ in range(2)
     ]
-    places = [Path(holder.stdout.readline().strip()) for holder in holders if holder.stdout]
+    directories = [Path(holder.stdout.readline().strip()) for holder in holders if holder.stdout]
     holders[0].kill()
     holders[0].wait()
-    assert all((place / "left").is_dir() for place in places)
+    assert all((directory / "left").is_dir() for directory in directories)
     try:
         with scratch_directory():
-            assert [place.exists() for place in places] == [False, True]
+            assert [directory.exists() for directory in directories] == [False, True]
     finally:
         holders[1].send_signal(signal.SIGINT)
         for holder in holders:
             holder.communicate()
-    assert not places[1].exists()
+    assert not directories[1].exists()
 
 
-def test_nothing_else_is_taken_for_abandoned(tmp_path: Path) -> None:
+def test_other_directories_and_files_are_kept(tmp_path: Path) -> None:
     (tmp_path / "codetune-mine").mkdir()  # without a lock
     (tmp_path / "codetune-file").touch()
     (other := tmp_path / "other").mkdir()
@@ -70,7 +72,7 @@ def test_nothing_else_is_taken_for_abandoned(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give directories away")
-def test_another_users_directory_is_left_alone(tmp_path: Path) -> None:
+def test_the_directory_of_another_user_is_kept(tmp_path: Path) -> None:
     (theirs := tmp_path / "codetune-theirs").mkdir()
     (theirs / LOCK).touch()
     os.chown(theirs, 12345, 12345)
