@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from codetune import workflow
-from codetune.data.chat import stop_texts
+from codetune.data.chat import stop_strings
 from codetune.errors import StaleError, UsageError
 from codetune.model.load import load_trained_tokenizer
 from codetune.stages import evaluate, model_ref
@@ -135,7 +135,7 @@ def test_every_checkpoint_of_a_training_is_a_model_of_its_own(method: str, tmp_p
     models = [model_ref.model_ref(context, name) for name in [*names, "tuned"]]
     assert [re.sub("-[0-9a-f]{8}$", "", model.label) for model in models] == [*(Path(n).name for n in names), "tuned"]
     assert len({model.digest for model in models}) == 4
-    assert {(model.kind, model_ref.end_of_turn(model)) for model in models} == {("chat", stop_texts("deepseek"))}
+    assert {(model.kind, model_ref.end_of_turn(model)) for model in models} == {("chat", stop_strings("deepseek"))}
     # The last checkpoint is the finished model: the same tokenizer, template and weights.
     tokenizers = [load_trained_tokenizer(model.directory, model.tokenizer, model.chat_format) for model in models]
     turns = [{"role": "user", "content": "Add."}]

@@ -1,16 +1,15 @@
-"""Conversations -> the text a model is trained on, and the same thing as a Jinja template for its tokenizer.
+"""Messages -> the text that a model is trained on, and the Jinja chat template that writes the same text.
 
-Each chat family is a row of one table (method.md, section 2), read by `converse` here and by `template`, whose result
-is saved with the trained tokenizer: both write the same text, so training and generation cannot drift apart. Every
-answer is closed by the tokenizer's EOS. Knows characters only; which tokens those become is for `tokens.py`.
-"""
+A chat family is one record of `FAMILIES` (method.md, section 2). Both `render_chat` and `chat_template` read it; the
+template is saved with the trained tokenizer, so that training and generation use the same text. Every answer ends with
+the tokenizer's EOS. Works on characters alone; `tokens.py` makes tokens of them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from jinja2.exceptions import TemplateError
 
@@ -19,79 +18,82 @@ from codetune.project.sections import ChatFormat
 from codetune.records import Message
 from codetune.text import first_line
 
-Span = tuple[int, int]  # characters [start, end)
+CharacterSpan = tuple[int, int]  # [start, end)
 
 
 @dataclass(frozen=True, slots=True)
-class Conversation:
-    """A conversation written out, and which of its characters the model learns to write."""
+class RenderedChat:
+    """A conversation as text. The model is trained to write the characters of `answers`, each up to behind its EOS."""
 
     text: str
-    answers: tuple[Span, ...]  # each ends behind the answer's EOS
+    answers: tuple[CharacterSpan, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
-    """What stands around the texts. Where a family has no place for a system text, it opens the first user turn."""
+class ChatFamily:
+    """What a family of models writes around the messages."""
 
-    user: tuple[str, str]  # before a user's text, and from there to where the answer starts
-    between: str  # after an answer's EOS, where another turn follows
-    system: tuple[str, str] | None = None
-    bos_every_turn: bool = False
-    stops: tuple[str, ...] = ()  # the family's end of turn; EOS always stops
+    before_user: str
+    before_answer: str  # after the user's text
+    between_turns: str  # after an answer's EOS, where another turn follows
+    around_system: tuple[str, str] | None = None  # None: a system text is put before the first user's text
+    bos_every_turn: bool = False  # or at the start of the text alone
+    stop_strings: tuple[str, ...] = ()  # end generation, beside EOS
 
 
-_INSTRUCTION = Family(user=("### Instruction:\n", "\n### Response:\n"), between="\n")
+_INSTRUCTION = ChatFamily(before_user="### Instruction:\n", before_answer="\n### Response:\n", between_turns="\n")
 
-FAMILIES: Mapping[str, Family] = {
+FAMILIES: Mapping[str, ChatFamily] = {
     "deepseek": _INSTRUCTION,
     "starcoder2": _INSTRUCTION,
-    "codellama": Family(user=("[INST] ", " [/INST]"), between="", bos_every_turn=True),
-    "codegemma": Family(
-        user=("<start_of_turn>user\n", "<end_of_turn>\n<start_of_turn>model\n"),
-        between="<end_of_turn>\n",
-        stops=("<end_of_turn>",),
+    "codellama": ChatFamily(before_user="[INST] ", before_answer=" [/INST]", between_turns="", bos_every_turn=True),
+    "codegemma": ChatFamily(
+        before_user="<start_of_turn>user\n",
+        before_answer="<end_of_turn>\n<start_of_turn>model\n",
+        between_turns="<end_of_turn>\n",
+        stop_strings=("<end_of_turn>",),
     ),
-    "codeqwen": Family(
-        user=("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"),
-        between="\n",
-        system=("<|im_start|>system\n", "<|im_end|>\n"),
+    "codeqwen": ChatFamily(
+        before_user="<|im_start|>user\n",
+        before_answer="<|im_end|>\n<|im_start|>assistant\n",
+        between_turns="\n",
+        around_system=("<|im_start|>system\n", "<|im_end|>\n"),
         bos_every_turn=True,
-        stops=("<|im_end|>",),
+        stop_strings=("<|im_end|>",),
     ),
-    "llama3": Family(
-        user=(
-            "<|start_header_id|>user<|end_header_id|>\n\n",
-            "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
-        ),
-        between="<|eot_id|>",
-        system=("<|start_header_id|>system<|end_header_id|>\n\n", "<|eot_id|>"),
-        stops=("<|eot_id|>",),
+    "llama3": ChatFamily(
+        before_user="<|start_header_id|>user<|end_header_id|>\n\n",
+        before_answer="<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        between_turns="<|eot_id|>",
+        around_system=("<|start_header_id|>system<|end_header_id|>\n\n", "<|eot_id|>"),
+        stop_strings=("<|eot_id|>",),
     ),
 }
 
 
 class ChatTokenizer(Protocol):
-    """What `converse` asks of a tokenizer; transformers' own satisfy it."""
+    """The part of a transformers tokenizer that `render_chat` uses."""
 
     @property
-    def eos_token(self) -> Any: ...
+    def eos_token(self) -> object: ...
 
     @property
     def all_special_tokens(self) -> list[str]: ...
 
     def apply_chat_template(
         self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool
-    ) -> Any: ...
+    ) -> object: ...
 
 
-def converse(
+def render_chat(
     chat_format: ChatFormat, messages: Sequence[Message], tokenizer: ChatTokenizer, bos: str
-) -> Conversation | str:
-    """The conversation as text, or the reason why it cannot be written so. `bos` is empty where none is wanted; the
-    tokenizer's own template (`tokenizer`) puts its BOS itself."""
+) -> RenderedChat | str:
+    """The conversation as text, or the reason why the format cannot express it.
+
+    `bos` is the BOS token, or "" for none; `tokenizer` as format writes its own BOS. Raises ModelError for a tokenizer
+    without EOS, and for a template of its own that is missing or closes no answer."""
     if chat_format == "tokenizer":
-        return _converse_by_template(messages, tokenizer)
+        return _render_by_tokenizer(messages, tokenizer)
     if not _alternates(messages):
         return "turns do not alternate between user and assistant"
     if tokenizer.eos_token is None:
@@ -99,24 +101,25 @@ def converse(
             "The model's tokenizer has no EOS token (eos_token), so nothing would teach the model where answers end. "
             'Expected: one that it knows. Name it in tokenizer_config.json, such as "eos_token": "</s>".'
         )
-    return _converse_by_family(FAMILIES[chat_format], messages, bos, tokenizer.eos_token)
+    return _render_by_family(FAMILIES[chat_format], messages, bos, str(tokenizer.eos_token))
 
 
-def template(chat_format: ChatFormat, with_bos: bool) -> str:
-    """The Jinja chat template that writes what `converse` writes; not for `tokenizer`, which has its own.
+def chat_template(chat_format: ChatFormat, with_bos: bool) -> str:
+    """The Jinja chat template that writes what `render_chat` writes, for any format but `tokenizer`.
 
-    The header of the answer belongs to the user's turn, so `add_generation_prompt` changes nothing.
+    The header of an answer belongs to the user's turn, so `add_generation_prompt` changes nothing.
     """
     family = FAMILIES[chat_format]
-    between = _quoted(family.between) + (" + bos_token" if with_bos and family.bos_every_turn else "")
-    before_user = _quoted(family.user[0])
-    if family.system is None:
+    between = _quoted(family.between_turns) + (" + bos_token" if with_bos and family.bos_every_turn else "")
+    before_user, before_answer = _quoted(family.before_user), _quoted(family.before_answer)
+    if family.around_system is None:
         system = "{%- set first.system = message['content'] + '\\n\\n' -%}"
-        user = f"{{{{- {before_user} + first.system + message['content'] + {_quoted(family.user[1])} -}}}}"
+        user = f"{{{{- {before_user} + first.system + message['content'] + {before_answer} -}}}}"
         user += "{%- set first.system = '' -%}"
     else:
-        system = f"{{{{- {_quoted(family.system[0])} + message['content'] + {_quoted(family.system[1])} -}}}}"
-        user = f"{{{{- {before_user} + message['content'] + {_quoted(family.user[1])} -}}}}"
+        before_system, after_system = map(_quoted, family.around_system)
+        system = f"{{{{- {before_system} + message['content'] + {after_system} -}}}}"
+        user = f"{{{{- {before_user} + message['content'] + {before_answer} -}}}}"
     return (
         ("{{- bos_token -}}" if with_bos else "")
         + "{%- set first = namespace(system='') -%}"
@@ -131,9 +134,9 @@ def template(chat_format: ChatFormat, with_bos: bool) -> str:
     )
 
 
-def stop_texts(chat_format: ChatFormat) -> tuple[str, ...]:
-    """What ends a turn beside EOS, in the family's words; a tokenizer's own template is not taken apart here."""
-    return () if chat_format == "tokenizer" else FAMILIES[chat_format].stops
+def stop_strings(chat_format: ChatFormat) -> tuple[str, ...]:
+    """The strings that end generation beside EOS. None for `tokenizer`, whose template is not analysed."""
+    return () if chat_format == "tokenizer" else FAMILIES[chat_format].stop_strings
 
 
 def _alternates(messages: Sequence[Message]) -> bool:
@@ -142,82 +145,71 @@ def _alternates(messages: Sequence[Message]) -> bool:
     return len(turns) % 2 == 0 and turns == ["user", "assistant"] * (len(turns) // 2) and bool(turns)
 
 
-def _converse_by_family(family: Family, messages: Sequence[Message], bos: str, eos: str) -> Conversation:
+def _render_by_family(family: ChatFamily, messages: Sequence[Message], bos: str, eos: str) -> RenderedChat:
     text, answers, system = bos, [], ""
-    for number, message in enumerate(messages):
-        if message.role == "system" and family.system is None:
+    for index, message in enumerate(messages):
+        if message.role == "system" and family.around_system is None:
             system = message.content + "\n\n"
-        elif message.role == "system" and family.system is not None:
-            text += family.system[0] + message.content + family.system[1]
+        elif message.role == "system" and family.around_system is not None:
+            text += family.around_system[0] + message.content + family.around_system[1]
         elif message.role == "user":
-            text += family.user[0] + system + message.content + family.user[1]
+            text += family.before_user + system + message.content + family.before_answer
             system = ""
         else:
             start = len(text)
             text += message.content + eos
             answers.append((start, len(text)))
-            if number + 1 < len(messages):
-                text += family.between + (bos if family.bos_every_turn else "")
-    return Conversation(text, tuple(answers))
+            if index + 1 < len(messages):
+                text += family.between_turns + (bos if family.bos_every_turn else "")
+    return RenderedChat(text, tuple(answers))
 
 
-def _converse_by_template(messages: Sequence[Message], tokenizer: ChatTokenizer) -> Conversation | str:
-    """An answer runs from the end of the generation prompt to the EOS behind it (or, in templates that close a turn
-    by another special token, to that)."""
+def _render_by_tokenizer(messages: Sequence[Message], tokenizer: ChatTokenizer) -> RenderedChat | str:
+    """The text of the tokenizer's own template. An answer runs from the end of its generation prompt to behind the EOS
+    that follows, or another special token in templates that close a turn by one."""
     turns = [{"role": message.role, "content": message.content} for message in messages]
     try:
-        text = _render(tokenizer, turns, add_generation_prompt=False)
+        text = _apply_template(tokenizer, turns, add_generation_prompt=False)
         prompts = {
-            number: _render(tokenizer, turns[:number], add_generation_prompt=True)
-            for number, message in enumerate(messages)
+            index: _apply_template(tokenizer, turns[:index], add_generation_prompt=True)
+            for index, message in enumerate(messages)
             if message.role == "assistant"
         }
-    except TemplateError as why:
-        return f"the tokenizer's chat template refuses it: {first_line(why)}"
-    except ValueError as why:  # how transformers says that there is none
+    except TemplateError as error:
+        return f"the tokenizer's chat template refuses it: {first_line(error)}"
+    except ValueError as error:  # transformers raises it where there is no template
         raise ModelError(
             "The model's tokenizer has no chat template, and model.chat_format says `tokenizer`. Expected: an instruct "
             "model's tokenizer. Set model.chat_format to one of the families, such as deepseek"
-        ) from why
-    closers = {token: 1 for token in tokenizer.all_special_tokens if token}
-    if tokenizer.eos_token is not None:
-        closers[tokenizer.eos_token] = 0
+        ) from error
     answers = []
-    for number, prompt in prompts.items():
-        written = text.find(messages[number].content.strip(), len(prompt))
-        if not text.startswith(prompt) or written < 0:
+    for index, prompt in prompts.items():
+        content = messages[index].content.strip()
+        start = text.find(content, len(prompt))
+        if not text.startswith(prompt) or start < 0:
             return "the tokenizer's chat template rewrites earlier turns or the answer"
-        following = _start_of_next(text, messages, number, written)
-        end = _end_of_answer(text, written + len(messages[number].content.strip()), following, closers)
-        if end is None:
-            raise ModelError(
-                "The tokenizer's chat template closes an answer with no special token, so nothing would teach the "
-                "model to stop. Expected: its EOS behind every answer. Set model.chat_format to one of "
-                f"{', '.join(FAMILIES)}, or mend the template."
-            )
-        answers.append((len(prompt), end))
-    return Conversation(text, tuple(answers))
+        answers.append((len(prompt), _end_of_answer(text, start + len(content), messages[index + 1 :], tokenizer)))
+    return RenderedChat(text, tuple(answers))
 
 
-def _render(tokenizer: ChatTokenizer, turns: list[dict[str, str]], add_generation_prompt: bool) -> str:
+def _apply_template(tokenizer: ChatTokenizer, turns: list[dict[str, str]], add_generation_prompt: bool) -> str:
     return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt))
 
 
-def _start_of_next(text: str, messages: Sequence[Message], number: int, written: int) -> int:
-    if number + 1 == len(messages):
-        return len(text)
-    behind = written + len(messages[number].content.strip())
-    return text.find(messages[number + 1].content.strip(), behind)
-
-
-def _end_of_answer(text: str, start: int, end: int, closers: Mapping[str, int]) -> int | None:
-    """Behind the first EOS in [start, end), else behind the first special token, else None."""
-    found = [
-        (rank, place, place + len(token))
-        for token, rank in closers.items()
-        if (place := text.find(token, start, end)) >= 0
-    ]
-    return min(found)[2] if found else None
+def _end_of_answer(text: str, start: int, following: Sequence[Message], tokenizer: ChatTokenizer) -> int:
+    """The index behind the first EOS between `start` and the next message, else behind the first special token there.
+    Raises ModelError where there is neither."""
+    end = text.find(following[0].content.strip(), start) if following else len(text)
+    eos = [] if tokenizer.eos_token is None else [str(tokenizer.eos_token)]
+    for tokens in (eos, [token for token in tokenizer.all_special_tokens if token]):
+        found = [(index, index + len(token)) for token in tokens if (index := text.find(token, start, end)) >= 0]
+        if found:
+            return min(found)[1]
+    raise ModelError(
+        "The tokenizer's chat template closes an answer with no special token, so nothing would teach the model to "
+        f"stop. Expected: its EOS behind every answer. Set model.chat_format to one of {', '.join(FAMILIES)}, or fix "
+        "the template."
+    )
 
 
 def _quoted(text: str) -> str:

@@ -1,4 +1,7 @@
-"""Examples -> token ids, for scoring and for training. What is cut is counted, what leaves nothing is refused."""
+"""Examples -> token ids, for scoring (method.md, section 1) and for training (section 2).
+
+Tokens that are cut off are counted; an example of which nothing is left is refused. Padding is planned by
+`packing.py`."""
 
 from __future__ import annotations
 
@@ -7,32 +10,32 @@ from dataclasses import dataclass, replace
 
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-from codetune.data.chat import converse
+from codetune.data.chat import CharacterSpan, render_chat
 from codetune.project.sections import ChatFormat
 from codetune.records import Example, Refusal
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingTokens:
-    """A sample as the model is trained on it; `learned[i]` says whether token `i` is one that it learns to write."""
+    """A sample as the model is trained on it. The loss is over the tokens `i` with `learned[i]`."""
 
     ids: tuple[int, ...]
-    learned: tuple[bool, ...]
+    learned: tuple[bool, ...]  # as long as `ids`
     truncated: bool
-    lost_tokens: int
+    lost_tokens: int  # cut off at the end
 
 
 @dataclass(frozen=True, slots=True)
 class DroppedSample:
-    """One that nothing is learned from: why, and how many tokens that costs (0 where it could not be written)."""
+    """An example that is not trained on."""
 
     refusal: Refusal
-    tokens: int
+    tokens: int  # its length; 0 where it was never tokenised
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Tokens of which those from `start` on are to be predicted, each from all before it; `start` is at least 1."""
+    """A sequence of tokens; those from index `start` (at least 1) are predicted, each from all tokens before it."""
 
     tokens: tuple[int, ...]
     start: int
@@ -40,11 +43,11 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class ScoringTokens:
-    """An answer and what stands before it; `context` begins with the BOS where the tokenizer has one."""
+    """An answer and its context in the conditional pass: the BOS, where the tokenizer has one, and the prompt."""
 
     context: tuple[int, ...]
     answer: tuple[int, ...]
-    bos: int | None
+    bos: int | None  # its token id
     truncated: bool
 
     @property
@@ -53,25 +56,25 @@ class ScoringTokens:
 
     @property
     def unconditional(self) -> Span:
-        """The same answer tokens as in `conditional`, after nothing but the BOS."""
+        """The same answer tokens, after the BOS alone."""
         return Span(self.answer if self.bos is None else (self.bos, *self.answer), 1)
 
     @property
     def scored(self) -> int:
-        """How many answer tokens both passes predict."""
+        """The number of answer tokens that both passes predict."""
         return len(self.answer) - self._unscored
 
     @property
     def _unscored(self) -> int:
-        # Without a BOS nothing stands before the first answer token in the unconditional pass: both leave it out.
+        # Without a BOS the unconditional pass has no context for the first answer token: both passes leave it out.
         return 1 if self.bos is None else 0
 
 
 def scoring_tokens(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], examples: Sequence[Example], max_length: int
 ) -> list[ScoringTokens | Refusal]:
-    """For each example its answer tokenised as it stands after its filled prompt, without EOS, cut to fit `max_length`
-    with it. All at once: the tokenizer then takes several cores."""
+    """For each example the tokens of its answer as it stands after its filled prompt, without EOS; the answer is cut so
+    that both fit into `max_length` tokens. One call for many examples, because the tokenizer then uses all cores."""
     encoded = _encode(tokenizer, [prompt + row.answer for prompt, row in zip(prompts, examples, strict=True)])
     whole = zip(encoded["input_ids"], encoded["offset_mapping"], prompts, examples, strict=True)
     return [
@@ -97,15 +100,16 @@ def _fit(
 def training_tokens(
     tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat, example: Example, max_length: int, too_long: str
 ) -> TrainingTokens | DroppedSample:
-    """The whole conversation tokenised at once, so that the saved chat template gives the very same tokens; loss is on
-    the tokens that hold a character of an answer or its EOS. A cut answer gets no EOS."""
+    """The tokens of the whole conversation, tokenised at once as the saved chat template is. The loss is over the
+    tokens with a character of an answer or its EOS. A longer conversation is truncated (a cut answer gets no EOS), or
+    dropped with `too_long` "drop". Raises ModelError as `render_chat` does."""
     bos = str(tokenizer.bos_token) if adds_bos(tokenizer) else ""
-    conversation = converse(chat_format, example.messages, tokenizer, bos)
+    conversation = render_chat(chat_format, example.messages, tokenizer, bos)
     if isinstance(conversation, str):
         return _dropped(example, conversation, 0)
     encoded = tokenizer(conversation.text, add_special_tokens=False, return_offsets_mapping=True)
     ids: list[int] = encoded["input_ids"]
-    learned = _inside(encoded["offset_mapping"], conversation.answers)
+    learned = _tokens_in_spans(encoded["offset_mapping"], conversation.answers)
     if len(ids) > max_length and too_long == "drop":
         return _dropped(example, f"longer than {max_length} tokens", len(ids))
     if not any(learned[1:max_length]):  # the first token is predicted from nothing
@@ -119,31 +123,35 @@ def _dropped(example: Example, reason: str, tokens: int) -> DroppedSample:
 
 
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the model's configuration asks for a BOS: whether the tokenizer, asked plainly, puts one."""
+    """Whether the tokenizer puts a BOS before a text, as the model's configuration asks."""
     return tokenizer.bos_token_id is not None and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
 
 
-def _inside(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
-    """Which tokens hold a character of one of the spans; both are in the order of the text."""
-    inside, waiting = [], list(reversed(spans))
+def _tokens_in_spans(offsets: Sequence[CharacterSpan], spans: Sequence[CharacterSpan]) -> list[bool]:
+    """For each token, whether it has a character in one of the spans. Both lists are in the order of the text.
+
+    >>> _tokens_in_spans([(0, 2), (2, 5), (5, 6), (6, 9)], [(4, 6)])
+    [False, True, True, False]
+    """
+    inside, remaining = [], list(reversed(spans))
     for start, end in offsets:
-        while waiting and start >= waiting[-1][1]:
-            waiting.pop()
-        inside.append(bool(waiting) and end > waiting[-1][0])
+        while remaining and start >= remaining[-1][1]:
+            remaining.pop()
+        inside.append(bool(remaining) and end > remaining[-1][0])
     return inside
 
 
 def _split_at_answer(
-    tokenizer: PreTrainedTokenizerBase, ids: list[int], offsets: list[tuple[int, int]], prompt: str, answer: str
+    tokenizer: PreTrainedTokenizerBase, ids: list[int], offsets: list[CharacterSpan], prompt: str, answer: str
 ) -> tuple[list[int], list[int]]:
-    """Prompt and answer tokenised together (`ids`), cut where the answer's characters begin; tokenised apart where a
-    token spans the boundary."""
+    """The tokens of the prompt and of the answer: `ids`, which are of both together, cut where the answer's characters
+    begin; where a token spans that boundary, both tokenised apart."""
     boundary = len(prompt)
     first = next((index for index, (_, end) in enumerate(offsets) if end > boundary), len(ids))
     if 0 < first < len(ids) and offsets[first][0] == boundary == offsets[first - 1][1] > offsets[first - 1][0]:
         return ids[:first], ids[first:]
     # Either a token spans the boundary, or the tokenizer leaves white space out of its offsets (ByteLevel with
-    # trim_offsets does): whether the prompt's own tokens come first tells the two apart.
+    # trim_offsets does). In the second case the tokens begin with those of the prompt alone.
     before: list[int] = _encode(tokenizer, [prompt])["input_ids"][0]
     if ids[: len(before)] == before:
         return before, ids[len(before) :]
@@ -151,7 +159,7 @@ def _split_at_answer(
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> BatchEncoding:
-    # Not verbose: the tokenizer would warn of its own window, which is not the one that counts here.
+    # Not verbose: the tokenizer would warn of its own maximum length, which does not apply here.
     encoded: BatchEncoding = tokenizer(
         texts,
         add_special_tokens=False,

@@ -29,7 +29,7 @@ from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.initialization import no_init_weights
 from transformers.utils.import_utils import is_bitsandbytes_available
 
-from codetune.data.chat import template
+from codetune.data.chat import chat_template
 from codetune.data.tokens import adds_bos
 from codetune.errors import ModelError, first_line
 from codetune.launch.devices import choose_device
@@ -81,7 +81,7 @@ def load_trained_tokenizer(path: Path, source: Path, chat_format: ChatFormat | N
     if path == source or not chat_format or chat_format == "tokenizer":
         return load_tokenizer(source)
     tokenizer = load_tokenizer(source)
-    tokenizer.chat_template = template(chat_format, with_bos=adds_bos(tokenizer))
+    tokenizer.chat_template = chat_template(chat_format, with_bos=adds_bos(tokenizer))
     return tokenizer
 
 

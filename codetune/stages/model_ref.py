@@ -93,9 +93,9 @@ def prompt_kind(context: RunContext, name: str, directory: Path) -> Kind | None:
 
 def end_of_turn(model: ModelRef) -> tuple[str, ...]:
     """What closes an answer beside EOS: of a model that codetune trained its family's own text."""
-    from codetune.data.chat import stop_texts
+    from codetune.data.chat import stop_strings
 
-    return stop_texts(model.chat_format) if model.kind == "chat" and model.chat_format else ()
+    return stop_strings(model.chat_format) if model.kind == "chat" and model.chat_format else ()
 
 
 def _training_of(directory: Path) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from codetune.data.chat import stop_texts, template
+from codetune.data.chat import chat_template, stop_strings
 from codetune.data.tokens import adds_bos
 from codetune.errors import CodetuneError
 from codetune.model.adapters import base_network, cast_weights, merge_trained_adapters
@@ -58,7 +58,7 @@ def save_trained(
             "then run again: codetune train (it continues from the last checkpoint)"
         ) from why
     if finish.chat_format != "tokenizer":
-        tokenizer.chat_template = template(finish.chat_format, with_bos=adds_bos(tokenizer))
+        tokenizer.chat_template = chat_template(finish.chat_format, with_bos=adds_bos(tokenizer))
     tokenizer.save_pretrained(saved)
 
 
@@ -75,7 +75,7 @@ def _generation_config(
 ) -> GenerationConfig:
     """Generation stops at EOS, at what closed the answers, and at the family's end of turn where it is one token."""
     vocabulary = tokenizer.get_vocab()
-    stops = {vocabulary[text] for text in stop_texts(chat_format) if text in vocabulary}
+    stops = {vocabulary[text] for text in stop_strings(chat_format) if text in vocabulary}
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return GenerationConfig(  # type: ignore[no-untyped-call]
         bos_token_id=tokenizer.bos_token_id,

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import get_args
 
-from codetune.data.chat import FAMILIES, Conversation, converse, stop_texts
+import pytest
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from codetune.data import chat
+from codetune.data.chat import FAMILIES, ChatFamily, RenderedChat, chat_template, render_chat, stop_strings
 from codetune.errors import ModelError
+from codetune.project.sections import ChatFormat
 from codetune.records import Message, Role
 
 # before the answer "yo" to "hi"; between that answer and the next user turn "ho"
@@ -56,7 +61,7 @@ def test_a_tokenizer_without_an_eos_is_an_error() -> None:
     tokenizer = FakeTokenizer()
     tokenizer.eos_token = None
     with pytest.raises(ModelError, match=r"no EOS token \(eos_token\).*tokenizer_config.json"):
-        converse("deepseek", messages(("user", "hi"), ("assistant", "yo")), tokenizer, "")
+        render_chat("deepseek", messages(("user", "hi"), ("assistant", "yo")), tokenizer, "")
 
 
 TWO_ANSWERS = messages(("user", "hi"), ("assistant", "yo"), ("user", "ho"), ("assistant", "ya"))
@@ -65,17 +70,17 @@ TWO_ANSWERS = messages(("user", "hi"), ("assistant", "yo"), ("user", "ho"), ("as
 @pytest.mark.parametrize("family", WRITTEN)
 def test_a_family_writes_two_turns_as_the_method_says(family: str) -> None:
     before, between = WRITTEN[family]
-    written = converse(family, TWO_ANSWERS, FakeTokenizer(), "<s>")
-    assert isinstance(written, Conversation)
-    assert written.text == f"<s>{before}yo</s>{between}ya</s>"
-    assert [written.text[start:end] for start, end in written.answers] == ["yo</s>", "ya</s>"]
+    rendered = render_chat(family, TWO_ANSWERS, FakeTokenizer(), "<s>")
+    assert isinstance(rendered, RenderedChat)
+    assert rendered.text == f"<s>{before}yo</s>{between}ya</s>"
+    assert [rendered.text[start:end] for start, end in rendered.answers] == ["yo</s>", "ya</s>"]
 
 
 @pytest.mark.parametrize("family", WRITTEN)
 def test_without_a_bos_none_is_written(family: str) -> None:
-    written = converse(family, TWO_ANSWERS, FakeTokenizer(), "")
-    assert isinstance(written, Conversation)
-    assert "<s>" not in written.text
+    rendered = render_chat(family, TWO_ANSWERS, FakeTokenizer(), "")
+    assert isinstance(rendered, RenderedChat)
+    assert "<s>" not in rendered.text
 
 
 @pytest.mark.parametrize(
@@ -91,43 +96,59 @@ def test_without_a_bos_none_is_written(family: str) -> None:
         ),
     ],
 )
-def test_a_system_text_has_its_place_or_opens_the_first_user_turn(family: str, start: str) -> None:
-    written = converse(family, messages(("system", "be brief"), *_pairs(TWO_ANSWERS)), FakeTokenizer(), "")
-    assert isinstance(written, Conversation)
-    assert written.text.startswith(start)
-    assert written.text.count("be brief") == 1
+def test_a_system_text_is_a_turn_of_its_own_or_precedes_the_first_users_text(family: str, start: str) -> None:
+    rendered = render_chat(family, messages(("system", "be brief"), *_pairs(TWO_ANSWERS)), FakeTokenizer(), "")
+    assert isinstance(rendered, RenderedChat)
+    assert rendered.text.startswith(start)
+    assert rendered.text.count("be brief") == 1
 
 
 @pytest.mark.parametrize(
     "roles", [["user", "user", "assistant"], ["user", "assistant", "system", "user", "assistant"], ["system"]]
 )
 def test_turns_that_do_not_alternate_are_a_reason(roles: list[Role]) -> None:
-    turns = messages(*((role, "x") for role in roles))
-    assert converse("deepseek", turns, FakeTokenizer(), "") == "turns do not alternate between user and assistant"
+    turns = [Message(role, "x") for role in roles]
+    assert render_chat("deepseek", turns, FakeTokenizer(), "") == "turns do not alternate between user and assistant"
 
 
 def test_the_end_of_turn_stops_generation_where_a_family_has_one() -> None:
-    stops = {family: stop_texts(family) for family in FAMILIES}
+    stops = {family: stop_strings(family) for family in FAMILIES}
     assert {family: texts for family, texts in stops.items() if texts} == {
         "codegemma": ("<end_of_turn>",),
         "codeqwen": ("<|im_end|>",),
         "llama3": ("<|eot_id|>",),
     }
-    assert stop_texts("tokenizer") == ()
+    assert stop_strings("tokenizer") == ()
 
 
-def test_of_the_tokenizers_own_template_the_answers_are_found() -> None:
-    written = converse("tokenizer", TWO_ANSWERS, FakeTokenizer(), "<s>")
-    assert isinstance(written, Conversation)
-    assert written.text == "user:hi\nassistant:yo</s>\nuser:ho\nassistant:ya</s>\n"
-    assert [written.text[start:end] for start, end in written.answers] == ["yo</s>", "ya</s>"]
+def test_the_answers_are_found_in_the_text_of_the_tokenizers_own_template() -> None:
+    rendered = render_chat("tokenizer", TWO_ANSWERS, FakeTokenizer(), "<s>")
+    assert isinstance(rendered, RenderedChat)
+    assert rendered.text == "user:hi\nassistant:yo</s>\nuser:ho\nassistant:ya</s>\n"
+    assert [rendered.text[start:end] for start, end in rendered.answers] == ["yo</s>", "ya</s>"]
 
 
 def test_a_template_may_close_answers_by_another_special_token() -> None:
-    written = converse("tokenizer", TWO_ANSWERS, FakeTokenizer(closer="<end>"), "")
-    assert isinstance(written, Conversation)
-    assert [written.text[start:end] for start, end in written.answers] == ["yo<end>", "ya<end>"]
+    rendered = render_chat("tokenizer", TWO_ANSWERS, FakeTokenizer(closer="<end>"), "")
+    assert isinstance(rendered, RenderedChat)
+    assert [rendered.text[start:end] for start, end in rendered.answers] == ["yo<end>", "ya<end>"]
 
 
 def _pairs(turns: list[Message]) -> list[tuple[Role, str]]:
     return [(turn.role, turn.content) for turn in turns]
+
+
+def test_every_family_is_a_value_of_the_setting() -> None:
+    assert set(get_args(ChatFormat)) == {*FAMILIES, "tokenizer"}
+
+
+def test_a_family_is_added_by_one_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    added = ChatFamily(before_user="Q: ", before_answer=" A: ", between_turns=" ", stop_strings=("Q:",))
+    monkeypatch.setattr(chat, "FAMILIES", {**FAMILIES, "added": added})
+    rendered = render_chat("added", TWO_ANSWERS, FakeTokenizer(), "<s>")
+    assert isinstance(rendered, RenderedChat)
+    assert rendered.text == "<s>Q: hi A: yo</s> Q: ho A: ya</s>"
+    assert stop_strings("added") == ("Q:",)
+    template = ImmutableSandboxedEnvironment().from_string(chat_template("added", with_bos=True))
+    turns = [{"role": message.role, "content": message.content} for message in TWO_ANSWERS]
+    assert template.render(messages=turns, bos_token="<s>", eos_token="</s>") == rendered.text

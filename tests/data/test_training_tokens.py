@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from codetune.data.chat import FAMILIES, template
+from codetune.data.chat import FAMILIES, chat_template
 from codetune.data.tokens import DroppedSample, TrainingTokens, adds_bos, training_tokens
 from codetune.errors import ModelError
 from codetune.model.load import load_tokenizer
@@ -50,7 +50,7 @@ def real(shared_data: Path) -> dict[str, PreTrainedTokenizerBase]:
 def test_the_saved_template_gives_the_tokens_of_training(
     real: dict[str, PreTrainedTokenizerBase], name: str, chat_format: str, tmp_path: Path
 ) -> None:
-    real[name].chat_template = template(chat_format, with_bos=adds_bos(real[name]))
+    real[name].chat_template = chat_template(chat_format, with_bos=adds_bos(real[name]))
     real[name].save_pretrained(tmp_path)
     # others than codetune load it as well
     saved = AutoTokenizer.from_pretrained(tmp_path) if chat_format == "llama3" else load_tokenizer(tmp_path)
@@ -158,7 +158,7 @@ def test_any_text_is_trained_as_it_is_rendered(
     for question, answer in pairs:
         turns += [("user", question), ("assistant", answer)]
     tokens = trained(TOKENIZER, chat_format, turns)
-    TOKENIZER.chat_template = template(chat_format, with_bos=False)
+    TOKENIZER.chat_template = chat_template(chat_format, with_bos=False)
     assert rendered(TOKENIZER, turns) == list(tokens.ids)
     closed = [TOKENIZER.eos_token_id == token for token in tokens.ids]
     assert sum(closed) == len(pairs)
