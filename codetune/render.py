@@ -10,8 +10,7 @@ from codetune.stages.stage import StageResult
 from codetune.workflow import Line
 
 if TYPE_CHECKING:
-    from codetune.benchmark.evaluate import Report
-    from codetune.benchmark.model_comparison import Comparison, Difference
+    from codetune.benchmark.evaluate import ModelComparison, PairedTest, Report
 
 SHOWN_TASKS = 5  # by name, of those that two models differ on
 SHOWN_PAIRS = 3
@@ -49,7 +48,7 @@ def stage(result: StageResult) -> Shown:
     return Shown(stage_document(result), title, columns, rows, [*notes, *more])
 
 
-def evaluation(reports: Sequence[Report], compared: Sequence[Comparison]) -> Shown:
+def evaluation(reports: Sequence[Report], compared: Sequence[ModelComparison]) -> Shown:
     """One model's document is its own; several come as a list under "models" with the comparison beside it."""
     document: Any = reports[0]
     if len(reports) > 1:
@@ -62,7 +61,7 @@ def evaluation(reports: Sequence[Report], compared: Sequence[Comparison]) -> Sho
     )
 
 
-def journey(results: Sequence[StageResult | Report], compared: Sequence[Comparison]) -> Shown:
+def journey(results: Sequence[StageResult | Report], compared: Sequence[ModelComparison]) -> Shown:
     """Everything that a run of the pipeline came to."""
     stages = [result for result in results if isinstance(result, StageResult)]
     reports: list[Report] = [result for result in results if not isinstance(result, StageResult)]
@@ -174,7 +173,7 @@ def _losses(reports: Sequence[Report]) -> list[str]:
     return lines
 
 
-def comparison_lines(compared: Comparison) -> list[str]:
+def comparison_lines(compared: ModelComparison) -> list[str]:
     """A line for each suite: how far the second model is from the first, and which tasks make the difference."""
     first, second = compared["models"]
     return [
@@ -184,7 +183,7 @@ def comparison_lines(compared: Comparison) -> list[str]:
     ]
 
 
-def _difference(found: Difference) -> str:
+def _difference(found: PairedTest) -> str:
     low, high = found["interval_95"]
     return (
         f"{100 * found['difference']:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}; {found['test']} "
@@ -202,7 +201,7 @@ def _named(tasks: Sequence[str]) -> str:
     return f"{len(tasks)}" + (f" ({', '.join(tasks[:SHOWN_TASKS])}{more})" if tasks else "")
 
 
-def _compared_lines(compared: Sequence[Comparison]) -> list[str]:
+def _compared_lines(compared: Sequence[ModelComparison]) -> list[str]:
     """Of many models all against the first of their benchmark; the document has every pair."""
     firsts = {entry["benchmark"]: entry["models"][0] for entry in reversed(compared)}
     shown = [entry for entry in compared if entry["models"][0] == firsts[entry["benchmark"]]]

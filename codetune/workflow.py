@@ -22,8 +22,7 @@ from codetune.store.block_log import read_logs
 from codetune.store.manifest import Manifest, manifest_path, read_manifest
 
 if TYPE_CHECKING:
-    from codetune.benchmark.evaluate import Report
-    from codetune.benchmark.model_comparison import Comparison
+    from codetune.benchmark.evaluate import ModelComparison, Report
 
 Stage = Literal["score", "embed", "select", "train", "generate", "sanitize", "evaluate"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -80,11 +79,11 @@ def _evaluated(context: RunContext, bench: evaluate.Bench, model: evaluate.Model
     return report
 
 
-def compare(context: RunContext, reports: Sequence[Report]) -> list[Comparison]:
+def compare(context: RunContext, reports: Sequence[Report]) -> list[ModelComparison]:
     """Every two models on the same benchmark."""
     if len(reports) < 2:
         return []
-    from codetune.benchmark.model_comparison import compare
+    from codetune.benchmark.evaluate import compare
 
     return compare(reports, context.project.seed)
 

@@ -74,6 +74,7 @@ IMPORT_LATE = (
     "cli",
     "workflow",
     "demo.run",
+    "benchmark.benchmarks",  # evalplus.data, which loads pandas and datasets
     "stages.stage",
     "stages.evaluate",
     "stages.model_ref",
@@ -125,8 +126,8 @@ MODULES_WITHOUT_TORCH = (
     "data.files",
     "data.row_formats",
     "data.hub",
-    "benchmark.problems",
-    "benchmark.prompt",
+    "benchmark.benchmarks",
+    "benchmark.evalplus_format",
     "benchmark.generate",
     "benchmark.statistics",
     "model.decoding",
@@ -139,8 +140,8 @@ LONGEST_FILE = 420  # lines
 TORCH_COMES_WITH = {"torch", "transformers", "accelerate", "peft", "sentence_transformers"}
 READS_ENVIRONMENT = (
     "launch.environment",
-    "benchmark.problems",
-    "benchmark.pool",
+    "benchmark.benchmarks",
+    "benchmark.worker_pool",
     "sandbox.launcher",
     "sandbox.probe",
 )  # an override of EvalPlus; what a child gets of it

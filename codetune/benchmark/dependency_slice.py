@@ -1,10 +1,10 @@
-"""Which statements of a program a function needs, and which names a program lacks: by Python's own syntax tree and
-symbol table.
+"""A program -> the statements that one function of it needs, and the names that it loads and never binds, by Python's
+own syntax tree and symbol table (a static backward slice: Weiser 1981, of whole statements of the module).
 
-What `evalplus.sanitize` looks at is assignments, imports, classes and functions that return something, each of them
-bare: a decorator, a `try` around an import, two names assigned at once or a helper that only changes its argument, and
-the definition is lost. Here a statement is kept for the names that it binds, whatever its form. Knows nothing of
-Markdown; runs nothing.
+`evalplus.sanitize` keeps assignments, imports, classes and functions that return something, each of them bare. A
+decorator, a `try` around an import, two names assigned at once, a helper that only changes its argument, or a statement
+that fills a table of the module item by item, and what the function needs is lost. Here a statement of any form is kept
+for the names that it binds or whose values it changes. Knows nothing of Markdown; runs nothing.
 """
 
 from __future__ import annotations
@@ -14,36 +14,38 @@ import builtins
 import re
 import symtable
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-
-from codetune.benchmark.module_state import asks_for_input, filled_names
+from typing import TypeGuard
 
 BUILTIN_NAMES = frozenset(dir(builtins))
 SCOPES = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda
+DEFINITIONS = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom
+BLOCKS = ast.For | ast.While | ast.If | ast.With | ast.Try
+STREAMS = (("sys", "stdin"), ("sys", "argv"))
 LINE = re.compile(r"[^\r\n]*(?:\r\n?|\n)|[^\r\n]+")
 LINE_END = re.compile(r"\r\n?|\n")  # as Python counts lines
 FUTURE = 0  # rank of what must stand first
 ANY_NAME = "*"  # what `from module import *` binds
 
 
-def needed_part(code: str, entry_point: str) -> str:
-    """The statements that bind the entry point and what it needs, or fill it before any test; imports first. "" where
-    nothing binds it."""
-    tree = parsed(code)
+def dependency_slice(code: str, entry_point: str) -> str:
+    """The statements that bind the entry point and what it needs, or change its values before any test; imports first.
+    "" where no statement binds the entry point."""
+    tree = parse(code)
     if tree is None:
         return ""
-    statements = [node for node in _without_twins(tree.body) if not _is_for_scripts(node)]
-    bound, filled = {node: _bound(node) for node in statements}, filled_names(tree.body, entry_point)
+    statements = [node for node in _without_twins(tree.body) if not _is_main_block(node)]
+    bound, changed = {node: _bound(node) for node in statements}, changed_names(tree.body, entry_point)
     texts = {node: _text(code, node) for node in statements}
     kept = {node for node in statements if _rank(node) == FUTURE}
     needed, waiting = {entry_point, ANY_NAME}, [entry_point, ANY_NAME]
     while waiting:
         name = waiting.pop()
         for node in statements:
-            if node not in kept and (name in bound[node] or name in filled.get(node, ())):
+            if node not in kept and (name in bound[node] or name in changed.get(node, ())):
                 kept.add(node)
-                found = _loaded(texts[node]) - needed
+                found = _loaded_names(texts[node]) - needed
                 needed |= found
                 waiting += found
     if not any(entry_point in bound[node] for node in kept):
@@ -52,8 +54,8 @@ def needed_part(code: str, entry_point: str) -> str:
 
 
 def defines(code: str, entry_point: str) -> bool:
-    """Whether calling the entry point can come to anything: a function that never returns is a stub."""
-    tree = parsed(code)
+    """Whether the program binds the entry point to something of use: a function that never returns is a stub."""
+    tree = parse(code)
     for node in _own_nodes(tree) if tree else ():
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == entry_point:
             if _gives_something(node):
@@ -63,41 +65,42 @@ def defines(code: str, entry_point: str) -> bool:
     return False
 
 
-def names_defined(code: str) -> set[str]:
-    tree = parsed(code)
+def defined_names(code: str) -> set[str]:
+    """The names that the statements of a program bind in its module."""
+    tree = parse(code)
     return {name for node in tree.body for name in _bound(node)} if tree else set()
 
 
-def fillings(code: str, entry_point: str) -> dict[str, set[str]]:
-    """The statements that fill what the entry point needs, as `statements` has them, and the names of it."""
-    part = needed_part(code, entry_point)
-    tree = parsed(part)
-    return {_words(part, node): names for node, names in filled_names(tree.body, entry_point).items()} if tree else {}
+def undefined_names(code: str) -> set[str]:
+    """The names that a program loads and no statement of it binds, without Python's own. `from module import *` may
+    bind some of them."""
+    return _loaded_names(code) - defined_names(code) - BUILTIN_NAMES
 
 
-def statements(code: str) -> set[str]:
-    """As texts to be compared."""
-    tree = parsed(code)
-    return {_words(code, node) for node in tree.body} if tree else set()
+def state_statements(code: str, entry_point: str) -> dict[str, set[str]]:
+    """The statements that change the values of names which the entry point needs, as `statement_texts` has them, and
+    these names."""
+    part = dependency_slice(code, entry_point)
+    tree = parse(part)
+    if tree is None:
+        return {}
+    return {_normalized(part, node): names for node, names in changed_names(tree.body, entry_point).items()}
 
 
-def _words(code: str, node: ast.stmt) -> str:
-    """However it is indented and its lines end."""
-    return " ".join(_text(code, node).split())
+def statement_texts(code: str) -> set[str]:
+    """The statements of a program as texts that can be compared, however they are indented and their lines end."""
+    tree = parse(code)
+    return {_normalized(code, node) for node in tree.body} if tree else set()
 
 
-def asks(code: str) -> bool:
-    """Whether it reads input as soon as it is loaded."""
-    tree = parsed(code)
-    return tree is not None and asks_for_input(tree.body)
+def reads_input(code: str) -> bool:
+    """Whether a program reads standard input or its arguments as soon as it is loaded."""
+    tree = parse(code)
+    return tree is not None and any(_reads_input(node) for node in tree.body if not isinstance(node, DEFINITIONS))
 
 
-def names_lacking(code: str) -> set[str]:
-    """What a program loads and none of its statements binds; it may take all names of a module, which bind some."""
-    return _loaded(code) - names_defined(code) - BUILTIN_NAMES
-
-
-def parsed(code: str) -> ast.Module | None:
+def parse(code: str) -> ast.Module | None:
+    """The syntax tree; None where it is no Python."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the parser's, about escapes and comparisons in the model's code
@@ -106,27 +109,55 @@ def parsed(code: str) -> ast.Module | None:
         return None
 
 
+def changed_names(statements: Sequence[ast.stmt], entry_point: str) -> Mapping[ast.stmt, set[str]]:
+    """Statement -> the module's names whose values it changes: a sieve in a loop, an item of a table, a call of a
+    function that sets it up. A statement that reads input or prints is left out, and so is all that stands behind the
+    first test, which calls the function as an example."""
+    imported = {
+        (alias.asname or alias.name).partition(".")[0]
+        for node in statements
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+    functions = {node.name: node for node in statements if isinstance(node, ast.FunctionDef)}
+    found = {}
+    for node in statements:
+        if isinstance(node, DEFINITIONS):
+            continue
+        if _is_test(node, entry_point):
+            break
+        called = [functions[name] for name in _called(node) & functions.keys()]
+        if any(_reads_input(part) or "print" in _called(part) for part in (node, *called)):
+            continue
+        names = _changed(node).union(*(_changed_inside(function) for function in called)) - imported
+        if not _has_attribute_of(node, entry_point):
+            names.discard(entry_point)  # a variable that a body names like its function, read out of the function
+        if names:
+            found[node] = names
+    return found
+
+
 def _without_twins(statements: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
-    """Of several functions or classes of one name, and what else is called by it, the first that gives something, as
-    EvalPlus does: an answer's second version is an afterthought, and a prompt's stub is none."""
+    """Of several functions or classes of one name, and other values bound to it, the first that gives something, as in
+    EvalPlus: an answer's second version is an afterthought, and a prompt's stub gives nothing."""
     versions: dict[str, list[ast.stmt]] = {}
     for node in statements:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             versions.setdefault(node.name, []).append(node)
-        elif name := _named_anew(node):
+        elif name := _rebound_name(node):
             versions.setdefault(name, []).append(node)
     versions = {
-        name: of
-        for name, of in versions.items()
-        if not all(isinstance(node, ast.Assign | ast.AnnAssign) for node in of)
+        name: nodes
+        for name, nodes in versions.items()
+        if not all(isinstance(node, ast.Assign | ast.AnnAssign) for node in nodes)
     }
-    chosen = {next((node for node in of if _gives_something(node)), of[-1]) for of in versions.values()}
-    others = {node for of in versions.values() for node in of} - chosen
+    chosen = {next((node for node in nodes if _gives_something(node)), nodes[-1]) for nodes in versions.values()}
+    others = {node for nodes in versions.values() for node in nodes} - chosen
     return (node for node in statements if node not in others)
 
 
-def _named_anew(node: ast.stmt) -> str | None:
-    """`name = something`, where that is not the name itself once more, such as `f = cache(f)`."""
+def _rebound_name(node: ast.stmt) -> str | None:
+    """The name of `name = value`, where the value is not made of the name itself, such as `f = cache(f)`."""
     match node:
         case (
             ast.Assign(targets=[ast.Name(id=name)], value=value) | ast.AnnAssign(target=ast.Name(id=name), value=value)
@@ -144,7 +175,7 @@ def _gives_something(node: ast.stmt) -> bool:
     return any(isinstance(inner, ast.Return | ast.Yield | ast.YieldFrom) for inner in _own_nodes(node))
 
 
-def _is_for_scripts(node: ast.stmt) -> bool:
+def _is_main_block(node: ast.stmt) -> bool:
     """`if __name__ == "__main__":`"""
     return isinstance(node, ast.If) and any(
         isinstance(part, ast.Name) and part.id == "__name__" for part in ast.walk(node.test)
@@ -156,6 +187,10 @@ def _rank(node: ast.stmt) -> int:
     if isinstance(node, ast.ImportFrom) and node.module == "__future__":
         return FUTURE
     return 1 if isinstance(node, ast.Import | ast.ImportFrom) else 2
+
+
+def _normalized(code: str, node: ast.stmt) -> str:
+    return " ".join(_text(code, node).split())
 
 
 def _text(code: str, node: ast.stmt) -> str:
@@ -175,7 +210,7 @@ def _lines(code: str) -> list[str]:
 
 
 def _bound(statement: ast.stmt) -> set[str]:
-    """By a statement, and the blocks inside of it, in the scope where it stands."""
+    """The names that a statement, and the blocks inside of it, binds in the scope where it stands."""
     return _bound_here(statement).union(
         *(() if isinstance(statement, SCOPES) else map(_bound_here, _own_nodes(statement)))
     )
@@ -193,7 +228,7 @@ def _bound_here(node: ast.AST) -> set[str]:
 
 
 def _own_nodes(tree: ast.AST) -> Iterator[ast.AST]:
-    """Without those of functions, classes and comprehensions inside, which have names of their own."""
+    """All nodes but those of functions, classes and comprehensions inside, which have names of their own."""
     waiting = [tree]
     while waiting:
         for node in ast.iter_child_nodes(waiting.pop()):
@@ -202,8 +237,8 @@ def _own_nodes(tree: ast.AST) -> Iterator[ast.AST]:
                 waiting.append(node)
 
 
-def _loaded(code: str) -> set[str]:
-    """Names that are looked up in the module, from wherever in it."""
+def _loaded_names(code: str) -> set[str]:
+    """The names that are looked up in the module, from anywhere in it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -220,3 +255,67 @@ def _loaded(code: str) -> set[str]:
         }
         waiting += table.get_children()
     return found
+
+
+def _reads_input(tree: ast.AST) -> bool:
+    return "input" in _called(tree) or any(
+        isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and (node.value.id, node.attr) in STREAMS
+        for node in ast.walk(tree)
+    )
+
+
+def _has_attribute_of(tree: ast.AST, name: str) -> bool:
+    """Whether an attribute of the name is set, such as `f.table = {}`."""
+    stored = (node.value for node in ast.walk(tree) if isinstance(node, ast.Attribute) and not _is_loaded(node))
+    return any(isinstance(owner, ast.Name) and owner.id == name for owner in stored)
+
+
+def _is_test(node: ast.stmt, entry_point: str) -> bool:
+    called = _called(node)
+    return isinstance(node, ast.Assert) or entry_point in called or (isinstance(node, ast.Expr) and "print" in called)
+
+
+def _called(tree: ast.AST) -> set[str]:
+    calls = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
+    return {function.id for function in calls if isinstance(function, ast.Name)}
+
+
+def _changed(statement: ast.stmt) -> set[str]:
+    """By the statement itself, the blocks in it included. A bare name counts where it is bound once more."""
+    rebinds = isinstance(statement, BLOCKS | ast.AugAssign | ast.Delete)
+    return {
+        name
+        for node in ast.walk(statement)
+        for name in (*_changed_roots(node), *([node.id] if rebinds and _is_written(node) else []))
+    }
+
+
+def _changed_inside(function: ast.FunctionDef) -> set[str]:
+    """By a call of the function: what it declares global, and what is not its own."""
+    nodes = list(ast.walk(function))
+    declared = {name for node in nodes if isinstance(node, ast.Global) for name in node.names}
+    own = {node.id for node in nodes if _is_written(node)} | {node.arg for node in nodes if isinstance(node, ast.arg)}
+    return declared | ({name for node in nodes for name in _changed_roots(node)} - own)
+
+
+def _is_written(node: ast.AST) -> TypeGuard[ast.Name]:
+    return isinstance(node, ast.Name) and not _is_loaded(node)
+
+
+def _is_loaded(node: ast.Name | ast.Attribute) -> bool:
+    return isinstance(node.ctx, ast.Load)
+
+
+def _changed_roots(node: ast.AST) -> Iterator[str]:
+    """The name whose item or attribute is set or deleted, or whose method is called for its effect."""
+    match node:
+        case ast.Subscript(ctx=ast.Store() | ast.Del()) | ast.Attribute(ctx=ast.Store() | ast.Del()):
+            part: ast.AST = node.value
+        case ast.Expr(value=ast.Call(func=ast.Attribute(value=part))):
+            pass
+        case _:
+            return
+    while isinstance(part, ast.Subscript | ast.Attribute):
+        part = part.value
+    if isinstance(part, ast.Name):
+        yield part.id

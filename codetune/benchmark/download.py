@@ -1,7 +1,8 @@
-"""EvalPlus' own benchmark file: in its cache, else downloaded there from where EvalPlus gets it.
+"""EvalPlus' own benchmark file: from EvalPlus' cache, else downloaded into it from the address that EvalPlus uses.
 
 EvalPlus' `make_cache` prints to stdout, waits without limit where there is no network, and leaves half a file when it
-is killed; so only its address and its place in the cache are used, and the file is fetched here."""
+is killed. So only its address and the path in its cache are used, and the file is fetched here.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +21,9 @@ from codetune.errors import CodetuneError, InputError
 CONNECT_SECONDS = 5
 
 
-def official_file(dataset: str, version: str) -> Path:
-    """The path of the JSONL, after downloading it if it is not there yet."""
+def cached_file(dataset: str, version: str) -> Path:
+    """The path of the JSONL, after downloading it where it is missing. Raises InputError where the address cannot be
+    reached, CodetuneError where the download breaks off."""
     address, cached = get_dataset_metadata(dataset, version, mini=False)
     path = Path(cached)
     if not path.is_file():

@@ -1,14 +1,27 @@
-"""Verdicts -> the report document of `codetune evaluate --json`: pass@k with its interval, and every verdict. Fractions
-are 0 to 1. Judges nothing itself (`judge.py`) and compares no models (`statistics.py`)."""
+"""Verdicts -> the report of a model, the document of `codetune evaluate --json`; reports -> comparisons of models.
+
+A report has pass@k with its interval and every verdict; a comparison names the tasks that one model does better and
+says whether that could be chance. Fractions are 0 to 1. Programs are judged in `judge.py`, formulas are in
+`statistics.py`. A comparison gives no reasons, and corrects for no number of comparisons: of twenty pairs of equal
+models, one looks different.
+"""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import combinations
 from typing import NotRequired, TypedDict
 
-from codetune.benchmark.problems import pair_with_problems
-from codetune.benchmark.statistics import bootstrap_interval, pass_at_k, wilson_interval
+from codetune.benchmark.evalplus_format import pair_with_problems
+from codetune.benchmark.expected_outputs import Suite
+from codetune.benchmark.statistics import (
+    bootstrap_interval,
+    mcnemar_test,
+    paired_bootstrap,
+    pass_at_k,
+    wilson_interval,
+)
 from codetune.errors import InputError
 from codetune.records import Completion, Problem, Solution, Verdict
 
@@ -23,8 +36,31 @@ class Report(TypedDict):
     pass_at_k: dict[str, dict[str, float]]  # base or plus -> pass@k -> fraction
     interval_95: dict[str, dict[str, tuple[float, float]]]
     verdicts: dict[str, list[dict[str, str]]]
-    failures: dict[str, list[str]]  # of tasks with one: the first call that went wrong, and how; "" where none did
+    failures: dict[str, list[str]]  # of tasks with one: the first call that failed, and how; "" where none did
     completions: NotRequired[dict[str, int]]  # tokens, truncated, changed, not_parsing: where codetune generated them
+
+
+class PairedTest(TypedDict):
+    """The second model against the first, on one suite. `won` and `lost` name the tasks that the second does better and
+    worse, in the benchmark's order."""
+
+    test: str
+    p_value: float  # two-sided
+    difference: float  # of pass@1, as a fraction
+    interval_95: tuple[float, float]
+    only_first: int
+    only_second: int
+    won: list[str]
+    lost: list[str]
+
+
+class ModelComparison(TypedDict):
+    benchmark: str
+    models: list[str]
+    tasks: int  # that both have
+    one_task: float  # what one task more is worth, as a fraction of pass@1
+    base: PairedTest
+    plus: PairedTest
 
 
 def evaluate(
@@ -36,12 +72,13 @@ def evaluate(
     k: Sequence[int],
     seed: int,
 ) -> Report:
-    """`verdicts` in any order; tasks without one are counted in `tasks_in_benchmark` only. `seed` draws the bootstrap,
-    which stands in for Wilson's interval where tasks have several samples."""
+    """The report of one model. `verdicts` may have any order; tasks without one only count in `tasks_in_benchmark`.
+    `seed` draws the bootstrap, which replaces Wilson's interval where tasks have several samples. Raises InputError
+    where there are no verdicts, or a task has fewer samples than the largest `k`."""
     by_task: dict[str, list[Verdict]] = defaultdict(list)
     for verdict in sorted(verdicts, key=lambda verdict: verdict.sample):
         by_task[verdict.task_id].append(verdict)
-    # In the benchmark's order, so that the document does not depend on who finished first.
+    # In the benchmark's order, so that the document does not depend on which worker finished first.
     judged = {problem.task_id: by_task[problem.task_id] for problem in problems if problem.task_id in by_task}
     _require_samples(Counter({task_id: len(of_task) for task_id, of_task in judged.items()}), k)
     figures = {
@@ -69,20 +106,36 @@ def evaluate(
 
 
 def check_samples(problems: Sequence[Problem], samples: Sequence[Completion | Solution], k: Sequence[int]) -> None:
-    """What would make the figures impossible, said before anything is run."""
+    """Raises, before anything is run, the errors of samples that no report can be made of: DataError for unknown tasks,
+    InputError for fewer samples than the largest `k`."""
     pair_with_problems(problems, samples)
     _require_samples(Counter(sample.task_id for sample in samples), k)
 
 
-def _base_passes(verdict: Verdict) -> bool:
-    return verdict.base == "pass"
+def compare(reports: Sequence[Report], seed: int) -> list[ModelComparison]:
+    """Compares every two models that were judged on the same benchmark and have a task in common. With one sample a
+    task by the exact McNemar test, with several by the paired bootstrap of pass@1, drawn with `seed`."""
+    compared = []
+    for first, second in combinations(reports, 2):
+        tasks = [task for task in first["verdicts"] if task in second["verdicts"]]
+        if first["benchmark"] == second["benchmark"] and tasks:
+            compared.append(
+                ModelComparison(
+                    benchmark=first["benchmark"],
+                    models=[first["model"], second["model"]],
+                    tasks=len(tasks),
+                    one_task=1 / len(tasks),
+                    base=_paired_test(first, second, tasks, "base", seed),
+                    plus=_paired_test(first, second, tasks, "plus", seed),
+                )
+            )
+    return compared
 
 
-def _plus_passes(verdict: Verdict) -> bool:
-    return verdict.plus == "pass"
-
-
-SUITES: Mapping[str, Callable[[Verdict], bool]] = {"base": _base_passes, "plus": _plus_passes}
+SUITES: Mapping[Suite, Callable[[Verdict], bool]] = {
+    "base": lambda verdict: verdict.base == "pass",
+    "plus": lambda verdict: verdict.plus == "pass",
+}
 
 
 def _figure(
@@ -110,3 +163,28 @@ def _require_samples(counts: Counter[str], k: Sequence[int]) -> None:
             f"many samples of every task as the largest k. Set evaluate.k to numbers up to {fewest}, or make more "
             "samples."
         )
+
+
+def _paired_test(first: Report, second: Report, tasks: Sequence[str], suite: Suite, seed: int) -> PairedTest:
+    before, after = ([_passed_share(report, task, suite) for task in tasks] for report in (first, second))
+    bootstrap = paired_bootstrap(before, after, seed)
+    single = all(len(report["verdicts"][task]) == 1 for report in (first, second) for task in tasks)
+    exact = mcnemar_test([share == 1 for share in before], [share == 1 for share in after])
+    won = [task for task, old, new in zip(tasks, before, after, strict=True) if new > old]
+    lost = [task for task, old, new in zip(tasks, before, after, strict=True) if new < old]
+    return PairedTest(
+        test="exact McNemar" if single else "paired bootstrap",
+        p_value=exact.p_value if single else bootstrap.p_value,
+        difference=bootstrap.difference,
+        interval_95=(bootstrap.low, bootstrap.high),
+        only_first=len(lost),
+        only_second=len(won),
+        won=won,
+        lost=lost,
+    )
+
+
+def _passed_share(report: Report, task: str, suite: Suite) -> float:
+    """pass@1 of one task."""
+    verdicts = report["verdicts"][task]
+    return sum(verdict[suite] == "pass" for verdict in verdicts) / len(verdicts)

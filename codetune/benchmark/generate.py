@@ -1,14 +1,21 @@
-"""Tasks and sample numbers -> what a model writes for them: one work list, longest prompts first, so that batches are
-of about equal length and a machine too small for the work fails at once. Yields each as it is finished; leaving out
-what is done is for the caller. The network is behind `Decoder`."""
+"""Tasks -> prompts -> what a model writes for them, one sample at a time.
+
+A base model continues the raw prompt, an instruct model answers a chat turn (docs/method.md, section 3); which of the
+two a model gets is decided by the caller, and what is asked stands in the record of the benchmark (`benchmarks.py`).
+The longest prompts go first, so that batches are of about equal length and a machine that is too small for the work
+fails at once. The network is behind `Decoder`; samples that exist already are left out by the caller.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from codetune.benchmark.prompt import make_prompt
+from jinja2.exceptions import TemplateError
+
+from codetune.benchmark.benchmarks import FENCE, spec_of
+from codetune.errors import ModelError
 from codetune.model.decoding import Decoder, GenerationRequest
 from codetune.project.sections import Generation
 from codetune.records import Completion, Problem, Solution
@@ -16,12 +23,20 @@ from codetune.records import Completion, Problem, Solution
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Work = tuple[Problem, int]  # a task and the number of a sample of it
+STOPS_IN_FENCE = ("\n```",)
 
 
 @dataclass(frozen=True, slots=True)
-class Generated:
-    """A sample and what it took; `truncated` where the token limit has cut it."""
+class Prompt:
+    """What the model is given for a task."""
+
+    tokens: tuple[int, ...]  # with BOS, where the model has one
+    stops: tuple[str, ...]  # the completion ends before the first of them
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedSample:
+    """A sample with its number of tokens; `truncated` where the token limit has cut it."""
 
     sample: Completion | Solution
     tokens: int
@@ -29,31 +44,71 @@ class Generated:
 
 
 def generate(
-    work: Sequence[Work],
+    work: Sequence[tuple[Problem, int]],
     tokenizer: PreTrainedTokenizerBase,
     decoder: Decoder,
     settings: Generation,
     seed: int,
-) -> Iterator[Generated]:
-    """A raw prompt's continuation is a `Completion`, a chat answer a `Solution` that still has to be sanitized: the
-    two forms of EvalPlus. `settings.prompt` has been decided (not `auto`)."""
+) -> Iterator[GeneratedSample]:
+    """Yields every sample as it is finished. `work` is a task and the number of the sample, each; `settings.prompt` has
+    been decided (not `auto`). A raw prompt's continuation is a `Completion`, a chat answer a `Solution` that still has
+    to be sanitized: the two forms of EvalPlus. Raises ModelError where the tokenizer cannot chat."""
     kind = settings.prompt
     assert kind != "auto"
     prompts = {problem.task_id: make_prompt(problem, tokenizer, kind) for problem, _ in work}
-    # Ties by id, so that the batches do not follow the order of the file.
+    # Ties by id, so that the batches do not depend on the order of the file.
     ordered = sorted(work, key=lambda item: (-len(prompts[item[0].task_id].tokens), item[0].task_id, item[1]))
     requests = [
         GenerationRequest(
-            prompts[problem.task_id].tokens, prompts[problem.task_id].stops, stream_of(seed, problem, number)
+            prompts[problem.task_id].tokens, prompts[problem.task_id].stops, random_stream(seed, problem, number)
         )
         for problem, number in ordered
     ]
     record = Solution if kind == "chat" else Completion
     for index, written in decoder.complete(requests):
         problem, number = ordered[index]
-        yield Generated(record(problem.task_id, written.text, number), written.tokens, written.truncated)
+        yield GeneratedSample(record(problem.task_id, written.text, number), written.tokens, written.truncated)
 
 
-def stream_of(seed: int, problem: Problem, number: int) -> str:
-    """The name of a sample's random numbers: of nothing but the seed, the task and which of its samples it is."""
+def random_stream(seed: int, problem: Problem, number: int) -> str:
+    """The name of a sample's random numbers: it depends on nothing but the seed, the task and the sample's number."""
     return f"{seed}/{problem.task_id}/{number}"
+
+
+def make_prompt(problem: Problem, tokenizer: PreTrainedTokenizerBase, kind: Literal["completion", "chat"]) -> Prompt:
+    """Tokenizes the prompt of a task, with one BOS at most: the tokenizer adds it to a raw prompt, the chat template to
+    its own text. Raises ModelError where the tokenizer has no chat template that takes a single user turn."""
+    if kind == "chat":
+        tokens = tokenizer(chat_text(problem, tokenizer), add_special_tokens=False)["input_ids"]
+        return Prompt(tuple(tokens), STOPS_IN_FENCE)
+    tokens = tokenizer(raw_prompt(problem.prompt))["input_ids"]
+    return Prompt(tuple(tokens), spec_of(problem.task_id).stop_strings(problem))
+
+
+def raw_prompt(prompt: str) -> str:
+    """Without whitespace around it, but for the line break that it ends with, as evalplus 0.3.1 gives it to base
+    models.
+
+    >>> raw_prompt("\\n\\ndef f(x):\\n    ")
+    'def f(x):\\n'
+    """
+    text = prompt.strip()
+    return text + "\n" if "\n" in prompt[len(prompt.rstrip()) :] else text
+
+
+def chat_text(problem: Problem, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The conversation up to the code: the model's answer begins with an open Markdown fence."""
+    if not tokenizer.chat_template:
+        raise ModelError(
+            f"The tokenizer of {tokenizer.name_or_path} has no chat template. Expected: an instruct model's tokenizer. "
+            "For a base model say: --base"
+        )
+    turns = [{"role": "user", "content": spec_of(problem.task_id).instruction(problem)}]
+    try:
+        conversation = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except TemplateError as why:
+        raise ModelError(
+            f"The chat template of {tokenizer.name_or_path} refuses a single user turn ({why}). Expected: a template "
+            "that writes it. Fix the template, or say: --base"
+        ) from why
+    return f"{conversation}{FENCE}"

@@ -1,16 +1,15 @@
-"""Whether what a program returned is what was expected, by EvalPlus' rules. Pure; on the trusted side of the sandbox.
+"""Outputs of a program and of the canonical solution -> whether they match, by EvalPlus' rules.
 
-EvalPlus 0.3.1 compares inside `unsafe_execute`, beside the program, so those lines are restated here; its constants and
-special oracles are its own. Two things about HumanEval/32, find_zero, whose oracle puts the answer into the polynomial.
-EvalPlus looks at the polynomial that the program has left, here it is the task's. And EvalPlus forgets to count the
-calls of this task, so that by its command no solution ever passes, its own neither; as figures are to be compared with
-those of its command, the same holds here, and the report says why (`is_never_counted`).
+EvalPlus 0.3.1 compares in `unsafe_execute`, in the same process as the program. codetune compares outside of the
+sandbox, so those lines are restated here; EvalPlus' constants, task lists and special oracles are imported. A special
+rule belongs to one function of one benchmark; the tables at the end go into the records of `benchmarks.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from evalplus.eval import is_floats
@@ -22,54 +21,75 @@ from evalplus.eval._special_oracle import (
     _surface_Area,
 )
 
-from codetune.benchmark.problems import rules_of
-from codetune.records import Problem
-
-LEAST_FLOAT_TOLERANCE, RELATIVE_TOLERANCE = 1e-6, 1e-7  # both EvalPlus', the second numpy.testing's
+LEAST_FLOAT_TOLERANCE = 1e-6  # EvalPlus'
+RELATIVE_TOLERANCE = 1e-7  # the default of numpy.testing, which EvalPlus takes over
 # numpy would expand a small value that refers to its parts many times over; no honest output has so many parts.
 MOST_PARTS = 20_000_000
-# What comparing values of any types can raise, numpy's own code and EvalPlus' oracles too: then they are not equal.
-INCOMPARABLE = (
-    *(ArithmeticError, AssertionError, AttributeError, BufferError, LookupError, MemoryError, RuntimeError),
-    *(SystemError, TypeError, ValueError),
+# What comparing values of any types can raise, in numpy's code and EvalPlus' oracles too: then they do not match.
+COMPARISON_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    BufferError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    SystemError,
+    TypeError,
+    ValueError,
 )
 
-
-def compares_sets(problem: Problem) -> bool:
-    """The order and number of what is returned do not count, and an iterator will do."""
-    return rules_of(problem) == "mbpp" and problem.entry_point in MBPP_OUTPUT_SET_EQ_TASKS
+Value = Any  # an argument or an output of a program: any value that `sandbox/serialization.py` decodes
 
 
-def wants_presence_only(problem: Problem) -> bool:
-    """Whether something is returned is all that counts; what is expected is then a bool."""
-    return rules_of(problem) == "mbpp" and problem.entry_point in MBPP_OUTPUT_NOT_NONE_TASKS
+@dataclass(frozen=True, slots=True)
+class ComparedCall:
+    """One call of a program, and what `==` says of its output: not always a bool, numpy compares element by element."""
+
+    arguments: Sequence[Value]  # those of the task, not what the program has left of them
+    output: Value
+    expected: Value
+    equal: Value
+    tolerance: float
 
 
-def is_never_counted(problem: Problem) -> bool:
-    """Whether EvalPlus' loop leaves the right answers of this task out, by a `continue` before they are noted."""
-    return rules_of(problem) == "humaneval" and problem.entry_point == "find_zero" and bool(problem.base_input)
+def is_equal(call: ComparedCall) -> Value:
+    return call.equal
 
 
-class Comparison:
-    """The outputs of one run of a program, in order. The tolerance stays once a float was expected, as in EvalPlus."""
+@dataclass(frozen=True, slots=True)
+class OutputRule:
+    """How the outputs of one function are compared, before the tolerance for floats applies.
 
-    def __init__(self, problem: Problem) -> None:
-        self._problem = problem
-        self._tolerance = problem.atol
+    `kind` says what of an output counts: its `value`; its elements as a `set`, which the sandbox makes of an iterator
+    as well; or its `presence`, whether it is not None. Then the expected output is a bool. An `oracle` decides alone,
+    whatever `==` or the tolerance say. `never_counted`: EvalPlus counts no solution of this task."""
 
-    def agrees(self, call: Sequence[Any], output: Any, expected: Any) -> bool:
+    matches: Callable[[ComparedCall], Value] = is_equal
+    kind: Literal["value", "set", "presence"] = "value"
+    oracle: bool = False
+    never_counted: bool = False
+
+
+class OutputComparison:
+    """Compares the outputs of one run of a program, in order. `atol` is the absolute tolerance of the task."""
+
+    def __init__(self, rule: OutputRule, atol: float) -> None:
+        self._rule = rule
+        self._tolerance = atol
+
+    def matches(self, arguments: Sequence[Value], output: Value, expected: Value) -> bool:
         try:
-            return self._agrees(call, output, expected)
-        except INCOMPARABLE:
+            return self._matches(arguments, output, expected)
+        except COMPARISON_ERRORS:
             return False
 
-    def _agrees(self, call: Sequence[Any], output: Any, expected: Any) -> bool:
-        rules, name = rules_of(self._problem), self._problem.entry_point
-        if rules == "humaneval" and name == "find_zero":
-            return bool(abs(_poly(*call, output)) <= self._tolerance)
-        exact = output == expected
-        if rules == "mbpp":
-            exact = self._by_special_rule(name, call, output, expected, exact)
+    def _matches(self, arguments: Sequence[Value], output: Value, expected: Value) -> bool:
+        call = ComparedCall(arguments, output, expected, output == expected, self._tolerance)
+        exact = self._rule.matches(call)
+        if self._rule.oracle:
+            return bool(exact)
+        # As in EvalPlus, the tolerance holds for all later calls once a float was expected.
         if self._tolerance == 0 and is_floats(expected):
             self._tolerance = LEAST_FLOAT_TOLERANCE
         if exact or self._tolerance == 0:
@@ -80,24 +100,9 @@ class Comparison:
             return False
         return bool(np.allclose(output, expected, rtol=RELATIVE_TOLERANCE, atol=self._tolerance))
 
-    def _by_special_rule(self, name: str, call: Sequence[Any], output: Any, expected: Any, exact: Any) -> Any:
-        match name:
-            case "are_equivalent":  # Mbpp/164: any answer will do
-                return True
-            case "sum_div":  # Mbpp/295
-                return exact or output == 0
-            case "surface_Area":  # Mbpp/581
-                return exact or abs(output - _surface_Area(*call)) <= self._tolerance
-            case "digit_distance_nums":  # Mbpp/558
-                return exact or output == _digit_distance_nums(*call)
-            case _ if name in MBPP_OUTPUT_SET_EQ_TASKS:
-                return set(output) == set(expected)
-            case _ if name in MBPP_OUTPUT_NOT_NONE_TASKS:
-                return output == expected if isinstance(output, bool) else expected == (output is not None)
-        return exact
 
-
-def _has_over(value: Any, most: int) -> bool:
+def _has_over(value: Value, most: int) -> bool:
+    """Whether nested lists and tuples have more parts, counted as often as they are referred to."""
     waiting, parts = [value], 0
     while waiting and parts <= most:
         found = waiting.pop()
@@ -105,3 +110,51 @@ def _has_over(value: Any, most: int) -> bool:
             parts += len(found)
             waiting += found
     return parts > most
+
+
+def _is_root(call: ComparedCall) -> bool:
+    """Whether the output is a zero of the polynomial. EvalPlus evaluates the polynomial that the program has left,
+    which may have changed it; here it is the polynomial of the task."""
+    return bool(abs(_poly(*call.arguments, call.output)) <= call.tolerance)
+
+
+def _is_anything(_: ComparedCall) -> bool:
+    return True
+
+
+def _is_equal_or_zero(call: ComparedCall) -> Value:
+    return call.equal or call.output == 0
+
+
+def _is_a_surface_area(call: ComparedCall) -> Value:
+    return call.equal or abs(call.output - _surface_Area(*call.arguments)) <= call.tolerance
+
+
+def _is_a_digit_distance(call: ComparedCall) -> Value:
+    return call.equal or call.output == _digit_distance_nums(*call.arguments)
+
+
+def _has_the_same_elements(call: ComparedCall) -> bool:
+    return set(call.output) == set(call.expected)
+
+
+def _is_present_as_expected(call: ComparedCall) -> Value:
+    if isinstance(call.output, bool):
+        return call.output == call.expected
+    return call.expected == (call.output is not None)
+
+
+# Tables: name of the function -> its rule.
+#
+# EvalPlus 0.3.1 leaves its loop over the calls of find_zero (HumanEval/32) by a `continue` before it notes that the
+# call was right, so that its command passes no solution, not even its own. Figures must agree with those of its
+# command: the same holds here, and the report says why.
+HUMANEVAL_RULES: Mapping[str, OutputRule] = {"find_zero": OutputRule(_is_root, oracle=True, never_counted=True)}
+MBPP_RULES: Mapping[str, OutputRule] = {
+    "are_equivalent": OutputRule(_is_anything),  # Mbpp/164
+    "sum_div": OutputRule(_is_equal_or_zero),  # Mbpp/295
+    "surface_Area": OutputRule(_is_a_surface_area),  # Mbpp/581
+    "digit_distance_nums": OutputRule(_is_a_digit_distance),  # Mbpp/558
+    **dict.fromkeys(MBPP_OUTPUT_SET_EQ_TASKS, OutputRule(_has_the_same_elements, "set")),
+    **dict.fromkeys(MBPP_OUTPUT_NOT_NONE_TASKS, OutputRule(_is_present_as_expected, "presence")),
+}

@@ -1,5 +1,8 @@
-"""pass@k and what can be said about it: the unbiased estimator (Chen et al. 2021, section 2.1), 95 % intervals, and
-the comparison of two models on the same tasks. Pure; says nothing about tasks that are not in the benchmark."""
+"""Outcomes of samples -> pass@k by the unbiased estimator (Chen et al. 2021, section 2.1), its 95 % intervals (Wilson
+1927; percentile bootstrap), and tests of two models on the same tasks (exact McNemar; paired bootstrap).
+
+Pure functions. The intervals are about tasks like those of the benchmark, and say nothing about any others.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ NORMAL_95 = 1.959963984540054  # two-sided
 
 
 def pass_at_k(samples: int, passed: int, k: int) -> float:
-    """Probability that one of `k` samples, drawn without replacement, passes.
+    """The probability that one of `k` samples, drawn without replacement, passes.
 
     >>> pass_at_k(samples=4, passed=2, k=2)  # 1 - C(2, 2) / C(4, 2)
     0.8333333333333334
@@ -34,14 +37,14 @@ def wilson_interval(passed: float, tasks: int) -> tuple[float, float]:
     share, squared = passed / tasks, NORMAL_95**2
     middle = (share + squared / (2 * tasks)) / (1 + squared / tasks)
     half = NORMAL_95 * math.sqrt(share * (1 - share) / tasks + squared / (4 * tasks**2)) / (1 + squared / tasks)
-    # At 0 and at all the bound is exact; floating point leaves it 1e-17 beside.
+    # Where none or all pass, the bound is exactly 0 or 1; floating point misses it by 1e-17.
     return (0.0 if passed == 0 else max(0.0, middle - half)), (1.0 if passed == tasks else min(1.0, middle + half))
 
 
 def bootstrap_interval(estimates: Sequence[float], seed: int) -> tuple[float, float]:
-    """Percentile bootstrap over tasks at 95 % of the mean of one estimate a task. Where every task has the same one, no
-    resample tells them apart: then it is Wilson's of that rate, as if each task had one sample, for how much tasks
-    differ is not known."""
+    """The 95 % percentile bootstrap, over tasks, of the mean of one estimate a task. Where all estimates are equal, the
+    bootstrap has no width: then the interval is Wilson's of that rate, as if each task had one sample, since how much
+    tasks differ is not known."""
     if max(estimates) - min(estimates) < 1e-12:
         return wilson_interval(estimates[0] * len(estimates), len(estimates))
     low, high = np.quantile(_resampled_means(np.asarray(estimates, dtype=np.float64), seed), [0.025, 0.975])
@@ -49,8 +52,8 @@ def bootstrap_interval(estimates: Sequence[float], seed: int) -> tuple[float, fl
 
 
 @dataclass(frozen=True, slots=True)
-class Paired:
-    """The second model less the first, in the mean over tasks, with its 95 % interval."""
+class BootstrapDifference:
+    """The mean over tasks of the second model minus the first, with its 95 % interval."""
 
     difference: float
     low: float
@@ -58,16 +61,16 @@ class Paired:
     p_value: float  # two-sided
 
 
-def paired_bootstrap(first: Sequence[float], second: Sequence[float], seed: int) -> Paired:
-    """Percentile bootstrap over tasks of the difference of two models' estimates, one each a task, in the same order.
-    The p-value is twice the smaller share of resamples on either side of no difference, 1 / 10,001 at least."""
+def paired_bootstrap(first: Sequence[float], second: Sequence[float], seed: int) -> BootstrapDifference:
+    """The percentile bootstrap, over tasks, of the difference of two models' estimates, one each a task, in the same
+    order. The p-value is twice the smaller share of resamples on either side of zero, 1 / 10,001 at least."""
     differences = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)  # [tasks]
     means = _resampled_means(differences, seed)
     low, high = np.quantile(means, [0.025, 0.975])
-    # Sums of the same numbers in another order may miss zero by rounding.
+    # Sums of the same numbers in another order may miss zero by rounding: hence 1e-12.
     sides = [int((means <= 1e-12).sum()), int((means >= -1e-12).sum())]
     p_value = min(1.0, 2 * (min(sides) + 1) / (RESAMPLES + 1))
-    return Paired(float(differences.mean()), float(low), float(high), p_value)
+    return BootstrapDifference(float(differences.mean()), float(low), float(high), p_value)
 
 
 def _resampled_means(values: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
@@ -79,22 +82,22 @@ def _resampled_means(values: NDArray[np.float64], seed: int) -> NDArray[np.float
 
 
 @dataclass(frozen=True, slots=True)
-class McNemar:
-    """Two models on the same tasks: only the tasks on which they differ tell them apart."""
+class McNemarTest:
+    """Two models on the same tasks; only the tasks on which they differ count."""
 
     only_first: int
     only_second: int
     p_value: float  # two-sided
 
 
-def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
-    """Exact McNemar test on paired outcomes, one a task, in the same order.
+def mcnemar_test(first: Sequence[bool], second: Sequence[bool]) -> McNemarTest:
+    """The exact McNemar test of paired outcomes, one a task, in the same order.
 
-    >>> mcnemar([True] * 5 + [False], [False] * 5 + [True]).p_value  # 2 * (1 + 6) / 2**6
+    >>> mcnemar_test([True] * 5 + [False], [False] * 5 + [True]).p_value  # 2 * (1 + 6) / 2**6
     0.21875
     """
     only_first = sum(bool(a and not b) for a, b in zip(first, second, strict=True))
     only_second = sum(bool(b and not a) for a, b in zip(first, second, strict=True))
     differing, fewer = only_first + only_second, min(only_first, only_second)
     tail = sum(math.comb(differing, count) for count in range(fewer + 1)) / 2**differing
-    return McNemar(only_first, only_second, min(1.0, 2 * tail))
+    return McNemarTest(only_first, only_second, min(1.0, 2 * tail))

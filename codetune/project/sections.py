@@ -17,8 +17,6 @@ from pydantic.fields import FieldInfo
 from codetune.errors import InputError
 
 PROJECT_FILE = "codetune.yaml"
-EVALPLUS_NAMES = ("humaneval", "mbpp")
-BENCHMARK_NAMES = (*EVALPLUS_NAMES, "demo")  # any other benchmark is a path
 
 StageName = Literal["score", "embed", "select", "train", "generate", "sanitize", "evaluate"]
 ChatFormat = Literal["codellama", "codegemma", "deepseek", "starcoder2", "codeqwen", "llama3", "tokenizer"]

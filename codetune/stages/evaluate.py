@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codetune import console
-from codetune.benchmark.rows import read_rows
 from codetune.errors import DataError, StaleError, UsageError
 from codetune.launch.dispatch import Job, perform, process_count
 from codetune.launch.environment import current_rank, thread_count, user_cache
-from codetune.project.sections import BENCHMARK_NAMES, EVALPLUS_NAMES, Project
+from codetune.project.sections import Project
 from codetune.records import Completion, Problem, Solution, Verdict
 from codetune.stages.generate import COUNTS, Order, completed_rows, order
 from codetune.stages.jobs import run_job
@@ -50,17 +49,16 @@ class Bench:
 
 
 def open_bench(context: RunContext, said: str) -> Bench:
-    from codetune.benchmark.problems import benchmark_digest, find_benchmark, read_problems
+    from codetune.benchmark.benchmarks import locate_benchmark, open_benchmark
 
-    location = _own_file(context, said)
-    file = find_benchmark(said, None if location is None else str(location))
-    problems, name = read_problems(said, str(file)), bench_name(context, said)
-    return Bench(name, said, file.resolve(), benchmark_digest(problems), problems, problems, name, complete=False)
+    file = locate_benchmark(said, _project_path(context, said), lambda: _demo_file(context))
+    found = open_benchmark(said, file, bench_name(context, said))
+    return Bench(found.name, said, found.file, found.digest, found.problems, found.whole, found.title, complete=False)
 
 
 def part_of(bench: Bench, limit: int | None, tasks: Sequence[str], complete: bool) -> Bench:
     """The first `limit` of the tasks named, or of all; with artefacts of its own, so that those of the whole stay."""
-    from codetune.benchmark.problems import benchmark_digest, pick_problems
+    from codetune.benchmark.benchmarks import benchmark_digest, pick_problems
 
     picked = pick_problems(bench.problems, tasks)[:limit]
     if len(picked) == len(bench.problems):
@@ -70,12 +68,11 @@ def part_of(bench: Bench, limit: int | None, tasks: Sequence[str], complete: boo
 
 
 def bench_name(context: RunContext, said: str) -> str:
-    """The directory name of a benchmark: of a file its name without endings; where that is the name of one of ours,
-    with 8 digits of the file's digest, so that nobody's own tasks are taken for HumanEval's."""
-    if said in BENCHMARK_NAMES:
-        return said
-    stem, file = _stem(Path(said)), _own_file(context, said)
-    return f"{stem}-{context.digests.file(file)[:8]}" if stem in BENCHMARK_NAMES and file is not None else stem
+    """The directory name of a benchmark's artefacts."""
+    from codetune.benchmark.benchmarks import artefact_name
+
+    path = _project_path(context, said)
+    return artefact_name(said, lambda: context.digests.file(path) if path.is_file() else None)
 
 
 def generate(context: RunContext, bench: Bench, model: ModelRef) -> StageResult:
@@ -118,7 +115,7 @@ def sanitize(context: RunContext, bench: Bench, model: ModelRef) -> StageResult:
 
 def sanitize_file(context: RunContext, path: Path) -> StageResult:
     """A samples file of anybody's, for the benchmark that its task ids tell."""
-    from codetune.benchmark.sanitize import read_samples
+    from codetune.benchmark.evalplus_format import read_samples
 
     samples = read_samples(path)
     return _sanitize(
@@ -128,10 +125,12 @@ def sanitize_file(context: RunContext, path: Path) -> StageResult:
 
 def is_samples_file(context: RunContext, said: str) -> bool:
     """Whether a word names a file of samples, not a benchmark: by its first row, for both may hold prompts."""
-    if said in BENCHMARK_NAMES or not Path(said).is_file() or said in context.project.evaluate.benchmarks:
+    from codetune.benchmark.benchmarks import spec_named
+    from codetune.benchmark.evalplus_format import holds_samples
+
+    if spec_named(said) or not Path(said).is_file() or said in context.project.evaluate.benchmarks:
         return False
-    _, first = next(read_rows(Path(said), "a benchmark, or samples"), ("", {}))
-    return not {"prompt", "entry_point"} & first.keys() or bool({"completion", "solution"} & first.keys())
+    return holds_samples(Path(said))
 
 
 def evaluate(context: RunContext, bench: Bench, model: ModelRef, part: Bench) -> Report:
@@ -205,8 +204,8 @@ def _without_counts(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sanitize(context: RunContext, bench: Bench, label: str, source: Path) -> StageResult:
-    from codetune.benchmark.problems import pair_with_problems
-    from codetune.benchmark.sanitize import read_samples, sanitize
+    from codetune.benchmark.evalplus_format import pair_with_problems, read_samples
+    from codetune.benchmark.sanitize import sanitize
 
     recipe = _solutions(context, bench, label, source)
     with locked(context.run, f"sanitize-{bench.name}-{label}", None):
@@ -227,8 +226,8 @@ def _sanitize(context: RunContext, bench: Bench, label: str, source: Path) -> St
 
 
 def _evaluate(context: RunContext, bench: Bench, label: str, source: Path) -> Report:
+    from codetune.benchmark.evalplus_format import as_solution
     from codetune.benchmark.evaluate import evaluate
-    from codetune.benchmark.sanitize import as_it_is
     from codetune.sandbox.probe import choose_tier
 
     recipe, settings = _evaluation(context, bench, label, source), context.project.evaluate
@@ -245,7 +244,7 @@ def _evaluate(context: RunContext, bench: Bench, label: str, source: Path) -> Re
                 "files and reach the network"
             )
         tasks = {problem.task_id: problem for problem in bench.problems}
-        solutions = [as_it_is(tasks[sample.task_id], sample) for sample in samples]
+        solutions = [as_solution(tasks[sample.task_id], sample) for sample in samples]
         verdicts = _verdicts(context, recipe, bench, solutions, tier)
         report = evaluate(bench.title, label, tier, bench.whole, verdicts, settings.k, context.project.seed)
         write_text(recipe.artefact, json.dumps(report, indent=2) + "\n")
@@ -257,8 +256,8 @@ def _evaluate(context: RunContext, bench: Bench, label: str, source: Path) -> Re
 
 def _samples(bench: Bench, source: Path, k: Sequence[int]) -> list[Completion | Solution]:
     """Those for the benchmark's tasks; what makes figures impossible, or is missing, is said before anything runs."""
+    from codetune.benchmark.evalplus_format import read_samples
     from codetune.benchmark.evaluate import check_samples
-    from codetune.benchmark.sanitize import read_samples
 
     tasks = {problem.task_id for problem in bench.problems}
     others = {problem.task_id for problem in bench.whole} - tasks
@@ -354,7 +353,7 @@ def _require_made(context: RunContext, recipe: Recipe, command: str) -> None:
 
 
 def _sample_row(sample: Completion | Solution) -> dict[str, Any]:
-    from codetune.benchmark.sanitize import sample_row
+    from codetune.benchmark.evalplus_format import sample_row
 
     return sample_row(sample)
 
@@ -374,14 +373,13 @@ def _stem(path: Path) -> str:
 
 def _benchmark_of(context: RunContext, path: Path, samples: Sequence[Completion | Solution]) -> str:
     """By the task ids HumanEval, MBPP or the demo; else what of the project's benchmarks knows the first task."""
+    from codetune.benchmark.benchmarks import spec_named, spec_of
+
     first = samples[0].task_id
-    for prefix, name in (("HumanEval/", "humaneval"), ("Mbpp/", "mbpp"), ("Demo/", "demo")):
-        if first.startswith(prefix):
-            return name
+    if name := spec_of(first).name:
+        return name
     for said in context.project.evaluate.benchmarks:
-        if said not in EVALPLUS_NAMES and any(
-            problem.task_id == first for problem in open_bench(context, said).problems
-        ):
+        if not spec_named(said) and any(problem.task_id == first for problem in open_bench(context, said).problems):
             return said
     raise UsageError(
         f"{path}: the task {first!r} is of no benchmark that the project names; expected humaneval, mbpp or one of "
@@ -389,12 +387,9 @@ def _benchmark_of(context: RunContext, path: Path, samples: Sequence[Completion 
     )
 
 
-def _own_file(context: RunContext, said: str) -> Path | None:
-    """The file of a benchmark that is not EvalPlus', where there is one."""
-    if said in EVALPLUS_NAMES:
-        return None
-    file = _demo_file(context) if said == "demo" else Path(context.project.locate(said)).expanduser()
-    return file if file.is_file() else None
+def _project_path(context: RunContext, said: str) -> Path:
+    """A benchmark that is no name but a path, beside the project file if it is there."""
+    return Path(context.project.locate(said)).expanduser()
 
 
 def _demo_file(context: RunContext) -> Path:

@@ -78,15 +78,15 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     if not mine:
         return
+    from codetune.benchmark.benchmarks import read_problems
+    from codetune.benchmark.evalplus_format import sample_row
     from codetune.benchmark.generate import generate
-    from codetune.benchmark.problems import read_problems
-    from codetune.benchmark.sanitize import sample_row
     from codetune.model.batch_generator import BatchGenerator
     from codetune.model.decoder_choice import load_decoder
     from codetune.model.load import load_trained_tokenizer
     from codetune.model.tensor_parallel import load_tensor_parallel
 
-    tasks = {problem.task_id: problem for problem in read_problems(ordered.benchmark, ordered.file)}
+    tasks = {problem.task_id: problem for problem in read_problems(Path(ordered.file))}
     model = _model_ref(ordered.model)
     tokenizer = load_trained_tokenizer(model.directory, model.tokenizer, model.chat_format)
     settings = project.generate.model_copy(update={"prompt": model.kind})

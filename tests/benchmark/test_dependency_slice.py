@@ -1,8 +1,17 @@
 from __future__ import annotations
 
+import ast
+
 import pytest
 
-from codetune.benchmark.dependency_slice import defines, names_defined, names_lacking, needed_part
+from codetune.benchmark.dependency_slice import (
+    changed_names,
+    defined_names,
+    defines,
+    dependency_slice,
+    reads_input,
+    undefined_names,
+)
 
 PROGRAM = """from __future__ import annotations
 import os, math as m
@@ -26,23 +35,23 @@ double([])
 def test_a_statement_is_kept_for_a_name_that_it_binds_and_the_first_version_counts() -> None:
     lines = PROGRAM.split("\n")
     # os, which `unused` loads, comes with it: it decorates the helper
-    assert needed_part(PROGRAM, "double").split("\n") == lines[:12]
+    assert dependency_slice(PROGRAM, "double").split("\n") == lines[:12]
 
 
 def test_an_import_goes_first_wherever_it_stood() -> None:
-    assert needed_part("@cache\ndef f(x): return x\nfrom functools import cache", "f") == (
+    assert dependency_slice("@cache\ndef f(x): return x\nfrom functools import cache", "f") == (
         "from functools import cache\n@cache\ndef f(x): return x"
     )
 
 
 def test_a_stub_gives_way_to_what_returns_or_yields() -> None:
-    assert needed_part("def f(x): pass\ndef f(x): yield x", "f") == "def f(x): yield x"
-    assert needed_part("def f(x): pass\ndef f(x): print(x)", "f") == "def f(x): print(x)"
+    assert dependency_slice("def f(x): pass\ndef f(x): yield x", "f") == "def f(x): yield x"
+    assert dependency_slice("def f(x): pass\ndef f(x): print(x)", "f") == "def f(x): print(x)"
 
 
 @pytest.mark.parametrize("code", ["x = 1", "f(", "\0", "return f", ""])
 def test_there_is_no_part_where_nothing_defines_the_entry_point(code: str) -> None:
-    assert needed_part(code, "f") == ""
+    assert dependency_slice(code, "f") == ""
     assert not defines(code, "f")
 
 
@@ -62,10 +71,46 @@ def test_there_is_no_part_where_nothing_defines_the_entry_point(code: str) -> No
     ],
 )
 def test_names_are_lacking_that_are_loaded_and_bound_by_nobody(code: str, found: set[str]) -> None:
-    assert names_lacking(code) == found
+    assert undefined_names(code) == found
 
 
 def test_names_are_defined_by_every_form_of_binding() -> None:
-    assert names_defined(PROGRAM) >= {"os", "m", "*", "first", "second", "rest", "unused", "helper", "index", "limit"}
-    assert names_defined("try:\n    import a.b\nexcept E:\n    a = None\nelse:\n    class C: d = 1") == {"a", "C"}
-    assert names_defined("def f():\n    g = 1\n[h for h in ()]") == {"f"}
+    assert defined_names(PROGRAM) >= {"os", "m", "*", "first", "second", "rest", "unused", "helper", "index", "limit"}
+    assert defined_names("try:\n    import a.b\nexcept E:\n    a = None\nelse:\n    class C: d = 1") == {"a", "C"}
+    assert defined_names("def f():\n    g = 1\n[h for h in ()]") == {"f"}
+
+
+@pytest.mark.parametrize(
+    ("statement", "names"),
+    [
+        ("table[0] = 1", {"table"}),
+        ("table.rows[0].name = 1", {"table"}),
+        ("del table[0]", {"table"}),
+        ("table.append(1)", {"table"}),
+        ("count += 1", {"count"}),
+        ("for n in (1, 2): table[n] = n", {"table", "n"}),
+        ("fill()", {"table", "total"}),
+        ("table = [1]", set()),
+        ("shown(table)", set()),
+        ("json.loads('1')", set()),
+        ("table.append(input())", set()),
+        ("for n in (1, 2): print(table[n])", set()),
+        ("f.table = {}", {"f"}),
+        ("f.append(1)", set()),
+    ],
+)
+def test_a_statement_changes_the_values_that_it_sets(statement: str, names: set[str]) -> None:
+    before = "import json\ndef fill():\n    global total\n    row = {}\n    row[1] = total = 2\n    table[0] = row\n"
+    tree = ast.parse(f"{before}{statement}")
+    assert changed_names(tree.body, "f").get(tree.body[-1], set()) == names
+
+
+@pytest.mark.parametrize("test", ["assert table", "print(table)", "x = f(1)"])
+def test_nothing_is_changed_behind_a_test(test: str) -> None:
+    assert changed_names(ast.parse(f"{test}\ntable[0] = 1").body, "f") == {}
+
+
+def test_input_is_read_when_a_program_is_loaded_or_when_it_is_called() -> None:
+    assert reads_input("n = int(input())")
+    assert reads_input("import sys\nfor line in sys.stdin: pass")
+    assert not reads_input("def f(): return input()")

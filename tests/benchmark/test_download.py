@@ -48,12 +48,12 @@ def at(address: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_file_in_the_cache_is_taken_without_a_network(cached: Path) -> None:
     cached.parent.mkdir()
     cached.write_text("{}", encoding="utf-8")
-    assert download.official_file("HumanEvalPlus", "v0.1.10") == cached
+    assert download.cached_file("HumanEvalPlus", "v0.1.10") == cached
 
 
 def test_a_download_is_unpacked_into_the_cache(address: str, cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at(address, cached, monkeypatch)
-    assert download.official_file("HumanEvalPlus", "v0.1.10").read_bytes() == gzip.decompress(CONTENT)
+    assert download.cached_file("HumanEvalPlus", "v0.1.10").read_bytes() == gzip.decompress(CONTENT)
     assert list(cached.parent.iterdir()) == [cached]
 
 
@@ -62,7 +62,7 @@ def test_a_download_that_breaks_off_failed_and_leaves_nothing(
 ) -> None:
     at(f"{address}/broken", cached, monkeypatch)
     with pytest.raises(CodetuneError, match="broke off") as error:
-        download.official_file("HumanEvalPlus", "v0.1.10")
+        download.cached_file("HumanEvalPlus", "v0.1.10")
     assert error.value.exit_status == 1
     assert not cached.exists()
 
@@ -73,4 +73,4 @@ def test_what_cannot_be_reached_is_the_users_to_mend(
 ) -> None:
     at(f"{address}/{place}" if place else "http://127.0.0.1:1/", cached, monkeypatch)
     with pytest.raises(InputError, match="cannot be reached"):
-        download.official_file("HumanEvalPlus", "v0.1.10")
+        download.cached_file("HumanEvalPlus", "v0.1.10")

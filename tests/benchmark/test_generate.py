@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from codetune.benchmark.generate import Generated, generate
-from codetune.model.decoding import GenerationRequest, Written
+from codetune.benchmark.benchmarks import instruction
+from codetune.benchmark.generate import GeneratedSample, generate, make_prompt
+from codetune.errors import ModelError
+from codetune.model.decoding import GeneratedText, GenerationRequest
 from codetune.project.sections import Generation
 from codetune.records import Completion, Solution
 from tests.benchmark.tasks import problem
@@ -19,11 +22,11 @@ class Echo:
     def __init__(self) -> None:
         self.asked: list[GenerationRequest] = []
 
-    def complete(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, Written]]:
+    def complete(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, GeneratedText]]:
         self.asked = list(requests)
         for number, request in reversed(list(enumerate(requests))):
             text = f"{len(request.prompt)} {request.stream} {request.stops[0]!r}"
-            yield number, Written(text, len(request.prompt), truncated=len(request.prompt) == 9)
+            yield number, GeneratedText(text, len(request.prompt), truncated=len(request.prompt) == 9)
 
 
 @pytest.fixture
@@ -56,10 +59,55 @@ def test_the_work_list_is_longest_first_whatever_its_order(tokenizer: PreTrained
 def test_each_text_goes_to_the_task_and_sample_that_asked_for_it(tokenizer: PreTrainedTokenizerFast) -> None:
     found = list(generate([(TASKS[0], 4), (TASKS[1], 2)], tokenizer, Echo(), COMPLETION, 7))
     assert found[0].sample == Completion("Own/3", "3 7/Own/3/4 '\\nif __name__'", 4)
-    assert found[1] == Generated(Completion("Own/9", "9 7/Own/9/2 '\\nif __name__'", 2), 9, truncated=True)
+    assert found[1] == GeneratedSample(Completion("Own/9", "9 7/Own/9/2 '\\nif __name__'", 2), 9, truncated=True)
 
 
 def test_a_chat_answer_stands_on_its_own(tokenizer: PreTrainedTokenizerFast) -> None:
     [found] = generate([(TASKS[0], 0)], tokenizer, Echo(), Generation(prompt="chat"), 42)
     assert isinstance(found.sample, Solution)
     assert found.sample.solution.endswith(" '\\n```'")
+
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.fixture
+def chatting() -> PreTrainedTokenizerFast:
+    """One that puts a BOS before every text, as CodeLlama's does."""
+    vocabulary = {chr(code): code for code in range(1, 128)} | {"<s>": 0}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<s>"))
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    backend.decoder = decoders.Fuse()
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", chat_template=TEMPLATE)
+
+
+def test_a_raw_prompt_has_one_bos_before_it_and_one_line_break_behind(chatting: PreTrainedTokenizerFast) -> None:
+    made = make_prompt(problem(prompt="\n\ndef double(x):\n  '''Twice.'''\n"), chatting, "completion")
+    assert chatting.decode(made.tokens) == "<s>def double(x):\n  '''Twice.'''\n"
+    made = make_prompt(problem(prompt="def double(x):  "), chatting, "completion")
+    assert chatting.decode(made.tokens) == "<s>def double(x):"
+
+
+def test_a_chat_prompt_has_one_bos_and_opens_the_answers_fence(chatting: PreTrainedTokenizerFast) -> None:
+    made = make_prompt(problem(), chatting, "chat")
+    text: Any = chatting.decode(made.tokens)
+    assert text == f"<s><user>{instruction(problem())}<assistant>```python\n"
+    assert "`double`" in text
+    assert problem().prompt.strip() in text
+    assert made.stops == ("\n```",)
+
+
+def test_a_tokenizer_without_a_template_cannot_chat(chatting: PreTrainedTokenizerFast) -> None:
+    chatting.chat_template = None
+    with pytest.raises(ModelError, match=r"no chat template.*--base"):
+        make_prompt(problem(), chatting, "chat")
+
+
+def test_a_template_that_refuses_is_named(chatting: PreTrainedTokenizerFast) -> None:
+    chatting.chat_template = "{{ raise_exception('system first') }}"
+    with pytest.raises(ModelError, match=r"refuses a single user turn .system first"):
+        make_prompt(problem(), chatting, "chat")

@@ -14,10 +14,11 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 from codetune.benchmark import run_suite
-from codetune.benchmark.expected import Calls
-from codetune.benchmark.judge import count_missing, judge, prepare
-from codetune.benchmark.pool import run_jobs
-from codetune.benchmark.worker import Check
+from codetune.benchmark.expected_outputs import SuiteOutputs
+from codetune.benchmark.judge import JudgeSolution, count_missing, judge, prepare
+from codetune.benchmark.output_match import OutputRule
+from codetune.benchmark.run_suite import Candidate
+from codetune.benchmark.worker_pool import run_jobs
 from codetune.errors import CodetuneError, DataError
 from codetune.records import Problem, Solution, Verdict
 from codetune.sandbox.launcher import Sandbox
@@ -25,11 +26,6 @@ from codetune.sandbox.probe import find_trouble
 from tests.benchmark.tasks import PROMPT, problem
 
 TIER = "landlock" if find_trouble("landlock") is None else "none"
-
-
-@pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("expected")
 
 
 def verdict_of(program: str, expected: Path, task: Problem) -> tuple[str, str]:
@@ -118,8 +114,8 @@ def test_an_endless_canonical_solution_is_named_in_good_time(tmp_path: Path, mon
     task = problem(task_id="Own/9", prompt="", canonical_solution=endless)
     sandbox = Sandbox.start(TIER, tmp_path)
     monkeypatch.setattr(run_suite, "CANONICAL_SECONDS", 1)
-    with pytest.raises(run_suite.CanonicalError, match=r"double\(1\): all calls took over 1 s"):
-        run_suite.canonical_calls(sandbox, task, "base")
+    with pytest.raises(run_suite.CanonicalSolutionError, match=r"double\(1\): all calls took over 1 s"):
+        run_suite.run_canonical_solution(sandbox, task, OutputRule(), "base")
     sandbox.close()
 
 
@@ -139,7 +135,8 @@ def test_expected_outputs_leave_a_value_its_memory(tmp_path: Path, monkeypatch: 
     answer = [*range(10**6)]
     for mebibytes in (0, 512):
         expected_outputs = bytearray(mebibytes << 20)
-        found = run_suite.judge_suite(sandbox, task, code, ("base", Calls([answer], [0.0])), 1)
+        candidate = Candidate(task, OutputRule(), code, 1)
+        found = run_suite.judge_suite(sandbox, candidate, "base", SuiteOutputs([answer], [0.0]))
         assert found.outcome == "pass", found.failure
         del expected_outputs
     sandbox.close()
@@ -178,7 +175,7 @@ def test_a_sleeper_is_not_starved(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     prepared = list(prepare([task], tmp_path, 1, TIER))
     [found] = judge(prepared, [Solution("Own/0", "import time\ndef double(x): time.sleep(9)")], tmp_path, 1, TIER)
     assert found.failure.endswith("took over 1 s")
-    assert [job.patience for job in seen if isinstance(job, Check)] == [1]
+    assert [job.candidate.patience for job in seen if isinstance(job, JudgeSolution)] == [1]
 
 
 def test_how_many_expected_outputs_are_missing_is_known_beforehand(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from evalplus.eval import PASS, untrusted_check
 
-from codetune.benchmark.output_match import Comparison, compares_sets, is_never_counted
-from codetune.benchmark.problems import rules_of
+from codetune.benchmark.benchmarks import output_rule, spec_of
+from codetune.benchmark.output_match import OutputComparison, OutputRule
 from codetune.records import Problem
 from codetune.sandbox.serialization import decode, encode
 from tests.benchmark.tasks import problem
@@ -32,22 +32,47 @@ def plain(expected: Any, output: Any, atol: float = 0) -> Any:
     return of("Own/0", "double", atol, ([1], expected, output))
 
 
+# what is expected, and what a program returns
+PAIRS = [
+    (1, 1),
+    (1, 2),
+    (1, True),
+    (1, 1.0),
+    (1.0, 1),
+    (0, None),
+    ([1], (1,)),
+    ((1,), [1]),
+    ([1], [1]),
+    ("a", "a"),
+    ("a", b"a"),
+    (1.0, 1.0 + 9e-7),
+    (1.0, 1.0 + 2e-6),
+    (1.0, np.float64(1)),
+    ([1.0], [1.0 + 9e-7]),
+    ([1.0], (1.0,)),
+    ([1.0], [1.0, 2.0]),
+    ((0.1, 2), (0.1 + 1e-9, 2)),
+    ([], []),
+    ([], ()),
+    ({1}, {1.0}),
+    (1e300, float("inf")),
+    (float("inf"), float("inf")),
+    (float("nan"), float("nan")),
+    (0.5, Fraction(1, 2)),
+    (0.5, Decimal("0.5")),
+    (Fraction(1, 3), 1 / 3),
+    (10**400, 1.5),
+    ({"a": 1}, Counter("a")),
+    ([1], deque([1])),
+    (1 + 2j, 1 + 2j),
+    (np.array([1.0]), np.array([1.0])),
+    ([1, 2], np.array([1, 2])),
+    ("x", object()),
+    (None, object()),
+    (True, object()),
+]
 CASES = [
-    *(plain(expected, output) for expected, output in [(1, 1), (1, 2), (1, True), (1, 1.0), (1.0, 1), (0, None)]),
-    *(plain(expected, output) for expected, output in [([1], (1,)), ((1,), [1]), ([1], [1]), ("a", "a"), ("a", b"a")]),
-    *(plain(expected, output) for expected, output in [(1.0, 1.0 + 9e-7), (1.0, 1.0 + 2e-6), (1.0, np.float64(1))]),
-    *(plain(expected, output) for expected, output in [([1.0], [1.0 + 9e-7]), ([1.0], (1.0,)), ([1.0], [1.0, 2.0])]),
-    *(plain(expected, output) for expected, output in [((0.1, 2), (0.1 + 1e-9, 2)), ([], []), ([], ()), ({1}, {1.0})]),
-    *(plain(expected, output) for expected, output in [(1e300, float("inf")), (float("inf"), float("inf"))]),
-    *(plain(expected, output) for expected, output in [(float("nan"), float("nan")), (0.5, Fraction(1, 2))]),
-    *(plain(expected, output) for expected, output in [(0.5, Decimal("0.5")), (Fraction(1, 3), 1 / 3), (10**400, 1.5)]),
-    *(plain(expected, output) for expected, output in [({"a": 1}, Counter("a")), ([1], deque([1])), (1 + 2j, 1 + 2j)]),
-    *(plain(expected, output) for expected, output in [(np.array([1.0]), np.array([1.0])), ([1, 2], np.array([1, 2]))]),
-    *(
-        plain(expected, output)
-        for expected, output in [(np.array([1.0, 2.0]), np.array([1.0, 2.0])), ([3], np.array([3]))]
-    ),
-    *(plain(expected, output) for expected, output in [("x", object()), (None, object()), (True, object())]),
+    *[plain(expected, output) for expected, output in PAIRS],
     plain(5, 6, atol=1),
     plain([[1, 2], [3]], [[1, 2], [3]], atol=0.1),
     plain([[1, 2], [3, 4]], [[1.0, 2.0], [3.05, 4.0]], atol=0.1),
@@ -83,9 +108,10 @@ CASES = [
 
 
 def ours(task: Problem, steps: list[Step]) -> bool:
-    comparison = Comparison(task)
-    return not is_never_counted(task) and all(
-        comparison.agrees(call, output, expected) for call, expected, output in steps
+    rule = output_rule(task)
+    comparison = OutputComparison(rule, task.atol)
+    return not rule.never_counted and all(
+        comparison.matches(call, output, expected) for call, expected, output in steps
     )
 
 
@@ -93,7 +119,7 @@ def evalplus(task: Problem, steps: list[Step]) -> bool:
     content = pickle.dumps([output for _, _, output in steps])
     code = f"import pickle\nvalues = iter(pickle.loads({content!r}))\ndef {task.entry_point}(*_): return next(values)"
     status, _ = untrusted_check(
-        rules_of(task),
+        spec_of(task.task_id).name,
         code,
         [call for call, _, _ in steps],
         task.entry_point,
@@ -125,29 +151,30 @@ def test_a_small_value_of_many_parts_is_wrong_before_numpy_expands_it() -> None:
     bomb: Any = 1.0
     for _ in range(60):
         bomb = [bomb, bomb]
-    assert not Comparison(problem(atol=0.1)).agrees([1], bomb, [1.0, 2.0])
+    assert not OutputComparison(OutputRule(), 0.1).matches([1], bomb, [1.0, 2.0])
 
 
 def test_an_oracle_looks_at_the_input_as_the_task_has_it() -> None:
     # 1 + 2x has its zero at -0.5.
     task = problem(task_id="HumanEval/32", entry_point="find_zero", atol=1e-4, base_input=[[[1, 2]]])
-    assert Comparison(task).agrees([[1, 2]], -0.5, -0.5)
-    assert not Comparison(task).agrees([[1, 2]], 77.0, -0.5)
+    rule = output_rule(task)
+    assert OutputComparison(rule, task.atol).matches([[1, 2]], -0.5, -0.5)
+    assert not OutputComparison(rule, task.atol).matches([[1, 2]], 77.0, -0.5)
 
 
 def test_evalplus_counts_no_solution_of_one_task() -> None:
-    """The day this fails, `is_never_counted` can go."""
+    """The day this fails, `never_counted` can go."""
     task = problem(task_id="HumanEval/32", entry_point="find_zero", atol=1e-4, base_input=[[[1, 2]]])
     assert not evalplus(task, [([[1, 2]], -0.5, -0.5)])
-    assert is_never_counted(task)
-    assert not is_never_counted(problem(entry_point="find_zero"))
+    assert output_rule(task).never_counted
+    assert not output_rule(problem(entry_point="find_zero")).never_counted
 
 
 def _is_read_as_set(task: Problem, output: Any) -> bool:
-    return compares_sets(task) and hasattr(output, "__next__")
+    return output_rule(task).kind == "set" and hasattr(output, "__next__")
 
 
 @pytest.mark.parametrize("expected", [None, {1: 2}, "a", 1])
 def test_what_numpy_breaks_at_equals_nothing(expected: Any) -> None:
     broken = np.frombuffer(b"\xff\xff\xff\x7f", dtype="<U1")  # a character that there is not
-    assert not Comparison(problem()).agrees([1], broken, expected)
+    assert not OutputComparison(OutputRule(), 0).matches([1], broken, expected)

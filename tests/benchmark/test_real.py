@@ -6,29 +6,23 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
 from evalplus.eval._special_oracle import MBPP_OUTPUT_NOT_NONE_TASKS, MBPP_OUTPUT_SET_EQ_TASKS
 from evalplus.sanitize import sanitize as extract
 
+from codetune.benchmark.benchmarks import read_problems
+from codetune.benchmark.evalplus_format import read_rows, read_samples
 from codetune.benchmark.evaluate import evaluate
 from codetune.benchmark.judge import judge
-from codetune.benchmark.pool import usable_cores
-from codetune.benchmark.problems import read_problems
-from codetune.benchmark.rows import read_rows
-from codetune.benchmark.sanitize import read_samples, sanitize
+from codetune.benchmark.sanitize import sanitize
+from codetune.benchmark.worker_pool import usable_cores
 from codetune.records import Completion, Problem, Solution, Verdict
 from codetune.sandbox.probe import choose_tier
 
 TIER = choose_tier("auto")
 
 
-@pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("expected")
-
-
 def read_benchmark(shared_data: Path, file: str) -> list[Problem]:
-    return read_problems(str(shared_data / "benchmarks" / file), None)
+    return read_problems(shared_data / "benchmarks" / file)
 
 
 def sanitized(problems: Sequence[Problem], samples: Sequence[Completion | Solution]) -> list[Solution]:
@@ -77,9 +71,7 @@ def test_mbpps_canonical_solutions_pass_where_inputs_or_rules_are_special(shared
     oracles = {"are_equivalent", "sum_div", "surface_Area", "digit_distance_nums"}
     special = oracles.union(MBPP_OUTPUT_NOT_NONE_TASKS, MBPP_OUTPUT_SET_EQ_TASKS)
     problems = [
-        task
-        for task in read_problems(str(file), None)
-        if task.base_input != written[task.task_id] or task.entry_point in special
+        task for task in read_problems(file) if task.base_input != written[task.task_id] or task.entry_point in special
     ]
     solutions = [Solution(task.task_id, task.prompt + task.canonical_solution) for task in problems]
     verdicts = list(judge(problems, solutions, expected, usable_cores(), TIER))

@@ -3,7 +3,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +10,10 @@ from evalplus.sanitize import sanitize as extract
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codetune.benchmark.sanitize import as_it_is, read_samples, sample_row, sanitize
-from codetune.errors import DataError
+from codetune.benchmark.sanitize import sanitize
 from codetune.records import Completion, Solution
 from tests.benchmark.answers import LOSING, WHOLE
-from tests.benchmark.tasks import PROMPT, problem, write_rows
+from tests.benchmark.tasks import PROMPT, problem
 
 ANSWER = """Sure, here it is:
 
@@ -305,39 +303,6 @@ def test_sanitizing_twice_changes_nothing(text: list[str], form: type[Solution |
     once = sanitize(problem(), form("Own/0", "\n".join(text)))
     again = sanitize(problem(), once.solution)
     assert (again.solution, again.changed) == (once.solution, False)
-
-
-def test_samples_of_both_forms_are_read_and_counted(tmp_path: Path) -> None:
-    path = write_rows(
-        tmp_path / "samples.jsonl",
-        {"task_id": "Own/0", "completion": " return 1", "more": 1},
-        {"task_id": "Own/1", "completion": "x", "solution": "y"},
-        {"task_id": "Own/0", "solution": "z"},
-    )
-    found = read_samples(path)
-    assert found == [Completion("Own/0", " return 1", 0), Solution("Own/1", "y", 0), Solution("Own/0", "z", 1)]
-    assert read_samples(write_rows(tmp_path / "again.jsonl", *map(sample_row, found))) == found
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"task_id": "Own/0"}, "neither completion nor solution"),
-        ({"task_id": "Own/0", "solution": ["a", "b"]}, "solution is list"),
-        ({"solution": "a"}, "no task_id that is text"),
-        ({"task_id": "Own/\ud800", "solution": "a"}, r"task_id is 'Own/\\ud800', which is no text"),
-    ],
-)
-def test_a_sample_of_another_form_is_named_with_its_line(tmp_path: Path, row: object, message: str) -> None:
-    with pytest.raises(DataError, match=f"samples.jsonl:1: {message}"):
-        read_samples(write_rows(tmp_path / "samples.jsonl", row))
-    with pytest.raises(DataError, match="no samples"):
-        read_samples(write_rows(tmp_path / "empty.jsonl"))
-
-
-def test_a_sample_that_was_not_sanitized_is_judged_as_evalplus_would() -> None:
-    assert as_it_is(problem(), Completion("Own/0", " return 1", 2)) == Solution("Own/0", PROMPT + " return 1", 2)
-    assert as_it_is(problem(), Solution("Own/0", ANSWER)) == Solution("Own/0", ANSWER)
 
 
 def test_its_import_says_nothing_and_loads_no_torch() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, ttest_rel
 
-from codetune.benchmark.statistics import bootstrap_interval, mcnemar, paired_bootstrap, pass_at_k, wilson_interval
+from codetune.benchmark.statistics import bootstrap_interval, mcnemar_test, paired_bootstrap, pass_at_k, wilson_interval
 
 
 @given(st.data())
@@ -56,7 +56,7 @@ def test_equal_models_are_not_told_apart_by_the_paired_bootstrap() -> None:
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=60))
 def test_mcnemar_is_the_binomial_test_of_the_tasks_that_differ(pairs: list[tuple[bool, bool]]) -> None:
-    found = mcnemar([first for first, _ in pairs], [second for _, second in pairs])
+    found = mcnemar_test([first for first, _ in pairs], [second for _, second in pairs])
     differing = found.only_first + found.only_second
     assert differing == sum(first != second for first, second in pairs)
     assert found.p_value == pytest.approx(binomtest(found.only_first, differing).pvalue if differing else 1.0)

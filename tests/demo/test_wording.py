@@ -7,7 +7,7 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codetune.benchmark.prompt import instruction
+from codetune.benchmark.benchmarks import instruction
 from codetune.demo.grammar import draw_task
 from codetune.demo.wording import AROUND_THE_PROMPT, answer, describe, instruct, prompt
 from codetune.records import Problem

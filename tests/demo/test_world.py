@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from codetune.benchmark.problems import read_problems
+from codetune.benchmark.benchmarks import read_problems
 from codetune.data.source import read_examples
 from codetune.demo.grammar import is_reserved
 from codetune.demo.steps import STEPS
@@ -59,7 +59,7 @@ def test_no_composition_of_the_benchmark_occurs_in_the_data(world: World) -> Non
 
 
 def test_the_benchmark_reads_as_evalplus_tasks_whose_solutions_run(world: World) -> None:
-    problems = read_problems(str(world.benchmark), None)
+    problems = read_problems(world.benchmark)
     assert len({problem.task_id for problem in problems}) == TASKS
     for problem in problems:
         names: dict[str, Any] = {}

@@ -23,14 +23,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from codetune.benchmark.benchmarks import EvalPlusDownload, read_problems, spec_of
+from codetune.benchmark.evalplus_format import as_solution, read_samples, sample_row
 from codetune.benchmark.judge import judge, prepare
-from codetune.benchmark.problems import read_problems
-from codetune.benchmark.sanitize import as_it_is, read_samples, sample_row, sanitize
+from codetune.benchmark.sanitize import sanitize
 from codetune.records import Problem, Solution
 from codetune.sandbox.probe import choose_tier
 
 RESULT = Path(__file__).with_name("results") / "evaluate.json"
-OVERRIDE = {"HumanEval": ("humaneval", "HUMANEVAL_OVERRIDE_PATH"), "Mbpp": ("mbpp", "MBPP_OVERRIDE_PATH")}
 
 
 def main() -> None:
@@ -41,10 +41,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--sandbox", default="auto")
     wanted = parser.parse_args()
-    problems = read_problems(str(wanted.benchmark), None)
+    problems = read_problems(wanted.benchmark)
     tasks = {problem.task_id: problem for problem in problems}
     samples = [sanitize(tasks[sample.task_id], sample).solution for sample in read_samples(wanted.samples)]
-    solutions = [as_it_is(tasks[sample.task_id], sample) for sample in samples]
+    solutions = [as_solution(tasks[sample.task_id], sample) for sample in samples]
     with tempfile.TemporaryDirectory() as scratch:
         record = compare(wanted, problems, solutions, Path(scratch))
     RESULT.parent.mkdir(exist_ok=True)
@@ -99,14 +99,19 @@ def run_evalplus(
     wanted: argparse.Namespace, problems: Sequence[Problem], solutions: Sequence[Solution], scratch: Path
 ) -> tuple[float, dict[str, tuple[bool, bool]]]:
     """In a fresh directory, as it would take up an old result; with a home of its own, as its cache lies there."""
-    name, variable = OVERRIDE[problems[0].task_id.partition("/")[0]]
+    spec = spec_of(problems[0].task_id)
+    assert isinstance(spec.source, EvalPlusDownload), "EvalPlus' command knows its own benchmarks only"
     directory = scratch / "evalplus"
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
     rows = "".join(json.dumps(sample_row(solution)) + "\n" for solution in solutions)
     (directory / "samples.jsonl").write_text(rows, encoding="utf-8")
-    command = [sys.executable, "-m", "evalplus.evaluate", name, str(directory / "samples.jsonl")]
-    surroundings = {**os.environ, variable: str(wanted.benchmark.resolve()), "XDG_CACHE_HOME": str(scratch / "cache")}
+    command = [sys.executable, "-m", "evalplus.evaluate", spec.name, str(directory / "samples.jsonl")]
+    surroundings = {
+        **os.environ,
+        spec.source.variable: str(wanted.benchmark.resolve()),
+        "XDG_CACHE_HOME": str(scratch / "cache"),
+    }
     began = time.perf_counter()
     subprocess.run(
         [*command, "--parallel", str(wanted.workers)],

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from codetune.benchmark.problems import read_problems
+from codetune.benchmark.benchmarks import read_problems
 from codetune.model.batch_generator import BatchGenerator
 from codetune.model.continuous_batching import ContinuousGenerator, flash_attention, use_flash_attention
 from codetune.model.decoding import Decoder, GenerationRequest
@@ -51,7 +51,7 @@ def main() -> None:
     given = arguments.parse_args()
     torch.set_num_threads(thread_count())
     gpu = torch.cuda.is_available()
-    texts = [problem.prompt.strip() for problem in read_problems("humaneval", str(given.problems))]
+    texts = [problem.prompt.strip() for problem in read_problems(given.problems)]
     sizes = given.size or (["1.3B", "6.7B"] if gpu else ["0.8M", "100M"])
     for size in sizes:
         settings = {"rounds": given.rounds, "shape": SHAPES[size]}

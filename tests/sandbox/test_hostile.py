@@ -18,7 +18,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 from codetune.benchmark import judge as judging
-from codetune.benchmark import pool
+from codetune.benchmark import worker_pool
 from codetune.benchmark.judge import JUDGE_BROKE, judge
 from codetune.records import Problem, Solution, Verdict
 from codetune.sandbox.launcher import Tier
@@ -339,10 +339,10 @@ def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """A third of a second for a call instead of one, and for a run 1.3 s instead of 4: half of these programs end only
     when their time is up, and on a busy machine they are judged twice."""
     limits = "run_suite.DEFAULT_MIN_TIME_LIMIT, run_suite.GRACE_SECONDS = 0.3, 0.7"
-    main = "from codetune.benchmark.worker import main"
-    assert main in pool.WORKER
-    worker = pool.WORKER.replace(main, f"from codetune.benchmark import run_suite; {limits}; {main}")
-    monkeypatch.setattr(pool, "WORKER", worker)
+    main = "from codetune.benchmark.worker_pool import serve"
+    assert main in worker_pool.WORKER
+    worker = worker_pool.WORKER.replace(main, f"from codetune.benchmark import run_suite; {limits}; {main}")
+    monkeypatch.setattr(worker_pool, "WORKER", worker)
     monkeypatch.setattr(judging, "PATIENCE", 2)
 
 

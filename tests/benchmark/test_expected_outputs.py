@@ -10,14 +10,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from codetune.benchmark.expected import Calls, Expected, expected_path, read_expected, write_expected
+from codetune.benchmark.expected_outputs import (
+    ExpectedOutputs,
+    SuiteOutputs,
+    expected_path,
+    read_expected,
+    write_expected,
+)
 from codetune.benchmark.judge import prepare
 from codetune.records import Problem
 from codetune.sandbox.serialization import WireError
 from tests.benchmark.tasks import problem
 
+ONE_CALL = ExpectedOutputs(SuiteOutputs([1], [0.0]), SuiteOutputs([], []))
 
-def computed(task: Problem, directory: Path) -> Expected:
+
+def computed(task: Problem, directory: Path) -> ExpectedOutputs:
     list(prepare([task], directory, 1, "none"))
     return read_expected(expected_path(directory, task))
 
@@ -73,6 +81,6 @@ def test_another_task_is_another_file(tmp_path: Path) -> None:
 
 
 def test_a_file_is_written_whole(tmp_path: Path) -> None:
-    write_expected(Expected(Calls([1], [0.0]), Calls([], [])), tmp_path / "a.values")
-    assert read_expected(tmp_path / "a.values") == Expected(Calls([1], [0.0]), Calls([], []))
+    write_expected(ONE_CALL, tmp_path / "a.values")
+    assert read_expected(tmp_path / "a.values") == ONE_CALL
     assert [path.name for path in tmp_path.iterdir()] == ["a.values"]

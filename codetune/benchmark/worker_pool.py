@@ -1,13 +1,16 @@
-"""Jobs -> answers from worker processes (`worker.py`), as many at a time as asked for, each with its own scratch
-directory. Knows deadlines and deaths, nothing of what the jobs mean.
+"""Jobs -> answers from worker processes, as many at a time as asked for, each with its own scratch directory. Handles
+deadlines and deaths; what the jobs do is not known here.
 
 Workers are fresh interpreters in sessions of their own: they share neither memory nor Ctrl-C with this process, which
-may hold a model. When the iterator ends, for whatever reason, they and all that they started are gone.
+may hold a model. They are disposable, which is part of the defence against hostile programs: a value that kills the
+worker that reads it costs one job. An answer is JSON, so that nothing of a worker is ever unpickled here. When the
+iterator ends, for whatever reason, the workers and all that they started are gone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -15,42 +18,50 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Protocol, Self, TypeVar
 
 import psutil
 
+from codetune.sandbox import kernel
 from codetune.store.scratch import scratch_directory
 
 Key = TypeVar("Key")
-Job = Any  # worker.Job, of which nothing is known here
 
-# Places of import are appended: in front of the standard library, a user's own types.py would take its place.
-WORKER = "import sys; sys.path += sys.argv[2:]; from codetune.benchmark.worker import main; main()"
-STOP_PASSES = 20  # a program that starts others while it is being killed
+# Import paths are appended: in front of the standard library, a user's own types.py would replace its module.
+WORKER = "import sys; sys.path += sys.argv[2:]; from codetune.benchmark.worker_pool import serve; serve()"
+STOP_PASSES = 20  # a program may start others while it is being killed
+
+
+class Job(Protocol):
+    """What a worker is given, as a pickle of this process."""
+
+    def perform(self) -> Mapping[str, object]:
+        """Runs in the worker; returns what JSON can hold."""
 
 
 @dataclass(frozen=True, slots=True)
-class Died:
-    """The worker ended without an answer: by a signal, twice, or by an error of its own, with these last words."""
+class WorkerDied:
+    """The worker ended without an answer: by a signal, twice, or by an error of its own, whose last line is given."""
 
     signal: int | None
-    last_words: str
+    last_line: str
 
 
 @dataclass(frozen=True, slots=True)
-class Overdue:
+class WorkerTimedOut:
     """There was no answer within the limit."""
 
 
-def run_jobs(
-    jobs: Sequence[tuple[Key, Job]], workers: int, limit_seconds: float
-) -> Iterator[tuple[Key, bytes | Died | Overdue]]:
-    """Answers as they come, not in order. A job whose worker was killed is tried once more: it may have been another
-    program's fault, or the machine's."""
+Answer = bytes | WorkerDied | WorkerTimedOut
+
+
+def run_jobs(jobs: Sequence[tuple[Key, Job]], workers: int, limit_seconds: float) -> Iterator[tuple[Key, Answer]]:
+    """Yields answers as they come, not in order. A job whose worker was killed is tried once more: another program or
+    the machine may have been the cause."""
     waiting = deque((key, job, True) for key, job in jobs)
     running: dict[Connection[Job, bytes], tuple[_Worker, Key, Job, bool]] = {}
     idle: list[_Worker] = []
@@ -60,23 +71,37 @@ def run_jobs(
                 while waiting and len(running) < workers:
                     key, job, again = waiting.popleft()
                     worker = idle.pop() if idle else _Worker.start(scratch)
-                    worker.give(job, limit_seconds)
+                    worker.send(job, limit_seconds)
                     running[worker.connection] = (worker, key, job, again)
-                ready = _first_ready([worker for worker, *_ in running.values()])
-                for connection in ready:
+                for connection in _first_ready([worker for worker, *_ in running.values()]):
                     worker, key, job, again = running.pop(connection)
-                    answer = worker.answer()
+                    answer = worker.receive()
                     if isinstance(answer, bytes):
                         idle.append(worker)
                     else:
                         worker.stop()
-                    if isinstance(answer, Died) and answer.signal and again:
+                    if isinstance(answer, WorkerDied) and answer.signal and again:
                         waiting.append((key, job, False))
                     else:
                         yield key, answer
         finally:
             for worker in (*idle, *(worker for worker, *_ in running.values())):
                 worker.stop()
+
+
+def serve() -> None:
+    """The loop of a worker, which ends when the connection does. The first argument is the socket's descriptor."""
+    descriptor = int(sys.argv[1])
+    os.set_inheritable(descriptor, False)
+    connection: Connection[bytes, Job] = Connection(descriptor)
+    kernel.die_with_parent()
+    kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
+    while True:
+        try:
+            job = connection.recv()
+        except EOFError:
+            return
+        connection.send_bytes(json.dumps(job.perform()).encode())
 
 
 def usable_cores() -> int:
@@ -86,9 +111,9 @@ def usable_cores() -> int:
 
 def _first_ready(workers: Sequence[_Worker]) -> list[Connection[Job, bytes]]:
     """Waits for an answer, a death or a deadline."""
-    patience = max(0.0, min(worker.deadline for worker in workers) - time.monotonic())
-    answered = wait([worker.connection for worker in workers], patience)
-    return [worker.connection for worker in workers if worker.connection in answered or worker.overdue]
+    remaining = max(0.0, min(worker.deadline for worker in workers) - time.monotonic())
+    answered = wait([worker.connection for worker in workers], remaining)
+    return [worker.connection for worker in workers if worker.connection in answered or worker.is_overdue]
 
 
 @dataclass(slots=True)
@@ -106,7 +131,7 @@ class _Worker:
         with theirs, errors.open("wb") as stderr:
             process = subprocess.Popen(
                 # -P: nothing that a program leaves in its directory is ever imported.
-                [sys.executable, "-P", "-c", WORKER, str(theirs.fileno()), *_import_places()],
+                [sys.executable, "-P", "-c", WORKER, str(theirs.fileno()), *_import_paths()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
@@ -118,26 +143,26 @@ class _Worker:
         return cls(process, Connection(ours.detach()), errors, deadline=0.0)
 
     @property
-    def overdue(self) -> bool:
+    def is_overdue(self) -> bool:
         return time.monotonic() >= self.deadline
 
-    def give(self, job: Job, limit_seconds: float) -> None:
+    def send(self, job: Job, limit_seconds: float) -> None:
         self.deadline = time.monotonic() + limit_seconds
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # dead: `answer` will say so
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # dead: `receive` will say so
             self.connection.send(job)
 
-    def answer(self) -> bytes | Died | Overdue:
+    def receive(self) -> Answer:
         try:
-            return self.connection.recv_bytes() if self.connection.poll() else Overdue()
+            return self.connection.recv_bytes() if self.connection.poll() else WorkerTimedOut()
         except (EOFError, ConnectionResetError):
             status = self.process.wait()
-            last_words = ""
+            last_line = ""
             with contextlib.suppress(FileNotFoundError):  # without a sandbox a program can remove it
-                last_words = self.errors.read_text(errors="replace").strip().rpartition("\n")[2]
-            return Died(-status if status < 0 else None, last_words or f"exit status {status}")
+                last_line = self.errors.read_text(errors="replace").strip().rpartition("\n")[2]
+            return WorkerDied(-status if status < 0 else None, last_line or f"exit status {status}")
 
     def stop(self) -> None:
-        """Descendants first: while the worker lives, orphans are its children and can be found."""
+        """Kills descendants first: while the worker lives, orphans are its children and can be found."""
         for _ in range(STOP_PASSES):
             if not (left := _descendants(self.process.pid)):
                 break
@@ -149,15 +174,15 @@ class _Worker:
         self.connection.close()
 
 
-def _descendants(pid: int) -> list[Any]:
+def _descendants(pid: int) -> list[psutil.Process]:
     try:
         return [child for child in psutil.Process(pid).children(recursive=True) if child.status() != "zombie"]
     except psutil.NoSuchProcess:
         return []
 
 
-def _import_places() -> list[str]:
-    return [str(Path(place).resolve()) for place in sys.path]
+def _import_paths() -> list[str]:
+    return [str(Path(path).resolve()) for path in sys.path]
 
 
 def _environment(directory: Path) -> dict[str, str]:

@@ -8,10 +8,11 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from codetune.benchmark.expected import expected_path
-from codetune.benchmark.judge import prepare
-from codetune.benchmark.pool import Overdue, run_jobs
-from codetune.benchmark.worker import Check
+from codetune.benchmark.expected_outputs import expected_path
+from codetune.benchmark.judge import JudgeSolution, prepare
+from codetune.benchmark.output_match import OutputRule
+from codetune.benchmark.run_suite import Candidate
+from codetune.benchmark.worker_pool import WorkerTimedOut, run_jobs
 from tests.benchmark.tasks import PROMPT, problem
 
 SLOW = f"import time\ntime.sleep(1.5)\n{PROMPT}    return 2 * x"
@@ -19,9 +20,9 @@ TASK = problem(plus_input=[[5]] * 3)
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Check:
-    list(prepare([TASK], tmp_path, 1, "none"))
-    return Check(TASK, expected_path(tmp_path, TASK), "none", SLOW, 1)
+def job(expected: Path) -> JudgeSolution:
+    list(prepare([TASK], expected, 1, "none"))
+    return JudgeSolution(Candidate(TASK, OutputRule(), SLOW, 1), expected_path(expected, TASK), "none")
 
 
 def kill_workers(times: int) -> None:
@@ -37,7 +38,7 @@ def kill_workers(times: int) -> None:
 
 
 @pytest.mark.parametrize(("times", "answered"), [(1, True), (2, False)])
-def test_a_job_whose_worker_is_killed_is_tried_once_more(job: Check, times: int, answered: bool) -> None:
+def test_a_job_whose_worker_is_killed_is_tried_once_more(job: JudgeSolution, times: int, answered: bool) -> None:
     killer = threading.Thread(target=kill_workers, args=(times,))
     killer.start()
     [(key, answer)] = run_jobs([("key", job)], 1, 60)
@@ -47,11 +48,11 @@ def test_a_job_whose_worker_is_killed_is_tried_once_more(job: Check, times: int,
         assert isinstance(answer, bytes)
         assert json.loads(answer) == {"base": "pass", "plus": "pass", "failure": "", "starved": False}
     else:
-        assert not isinstance(answer, bytes | Overdue)
+        assert not isinstance(answer, bytes | WorkerTimedOut)
         assert answer.signal == 9
 
 
-def test_a_job_over_its_limit_is_given_up(job: Check) -> None:
+def test_a_job_over_its_limit_is_given_up(job: JudgeSolution) -> None:
     start = time.monotonic()
-    assert list(run_jobs([("key", job)], 1, 1.0)) == [("key", Overdue())]
+    assert list(run_jobs([("key", job)], 1, 1.0)) == [("key", WorkerTimedOut())]
     assert time.monotonic() - start < 5

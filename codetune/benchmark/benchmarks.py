@@ -1,0 +1,236 @@
+"""The table of benchmarks, one record each, and a name or a path -> the benchmark with its tasks.
+
+EvalPlus' HumanEval+ and MBPP+ and the demo's own tasks are in the table; any other benchmark is a JSONL file in the
+same format. A task follows the record whose prefix its id has, wherever it stands, so a copy or a subset of a benchmark
+is treated like the original. To add a benchmark in EvalPlus' format, add a record and its test. Runs no programs.
+
+`evalplus.data` is imported inside the functions that need it: it loads pandas and datasets, which take seconds.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+from codetune.benchmark.evalplus_format import CallInputs, read_tasks
+from codetune.benchmark.output_match import HUMANEVAL_RULES, MBPP_RULES, OutputRule
+from codetune.errors import DataError, UsageError
+from codetune.records import Problem
+
+FENCE = "```python\n"
+# Where the continuation of a raw prompt leaves the function, as EvalPlus cuts base models (evalplus 0.3.1, codegen).
+STOPS = ("\nif __name__", "\ndef main(", "\nprint(", "\nassert")
+STOPS_IN_FUNCTION = ("\ndef ", "\nclass ", "\nimport ", "\nfrom ")  # the prompt has begun the function (HumanEval)
+STOPS_AFTER_DESCRIPTION = ('\n"""',)  # the function is still to come (MBPP)
+
+
+@dataclass(frozen=True, slots=True)
+class EvalPlusDownload:
+    """A file that EvalPlus publishes: the environment variable by which EvalPlus reads another file instead, and the
+    name of the data set and the version that evalplus 0.3.1 asks for."""
+
+    variable: str
+    dataset: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class DemoFile:
+    """The held-out tasks of the demo, which the caller finds or writes."""
+
+
+def stop_strings(problem: Problem) -> tuple[str, ...]:
+    """Where the continuation of a raw prompt ends, by the shape of the prompt: a user's tasks may have either."""
+    begun = f"def {problem.entry_point}(" in problem.prompt
+    return STOPS + (STOPS_IN_FUNCTION if begun else STOPS_AFTER_DESCRIPTION)
+
+
+def instruction(problem: Problem) -> str:
+    """The user turn for an instruct model."""
+    return (
+        f"Write the Python function `{problem.entry_point}` that solves the task below. Answer with one Markdown code "
+        f"block that holds the whole function and the imports it needs.\n\n{FENCE}{problem.prompt.strip()}\n```"
+    )
+
+
+def _unchanged(_: str, inputs: CallInputs) -> CallInputs:
+    return inputs
+
+
+def _mbpp_inputs(task_id: str, inputs: CallInputs) -> CallInputs:
+    """Tuples, sets and complex numbers where the task has them: JSON has none of them."""
+    from evalplus.data.mbpp import mbpp_deserialize_inputs
+
+    rebuilt: CallInputs = mbpp_deserialize_inputs(task_id, inputs)
+    return rebuilt
+
+
+@dataclass(frozen=True, slots=True)
+class BenchmarkSpec:
+    """Everything in which benchmarks differ. All programs are called alike: `entry_point(*arguments)`."""
+
+    name: str  # as users say it
+    task_prefix: str  # the ids of its tasks begin with it, those of no other benchmark do
+    source: EvalPlusDownload | DemoFile | None  # where its file comes from; None: the user names the file
+    output_rules: Mapping[str, OutputRule] = field(
+        default_factory=dict
+    )  # entry point -> its rule; others compare by `==`
+    rebuild_inputs: Callable[[str, CallInputs], CallInputs] = _unchanged  # task id and inputs as JSON has them
+    stop_strings: Callable[[Problem], tuple[str, ...]] = stop_strings  # for a base model's continuation
+    instruction: Callable[[Problem], str] = instruction  # for an instruct model
+
+
+BENCHMARKS: tuple[BenchmarkSpec, ...] = (
+    BenchmarkSpec(
+        name="humaneval",
+        task_prefix="HumanEval/",
+        source=EvalPlusDownload("HUMANEVAL_OVERRIDE_PATH", "HumanEvalPlus", "v0.1.10"),
+        output_rules=HUMANEVAL_RULES,
+    ),
+    BenchmarkSpec(
+        name="mbpp",
+        task_prefix="Mbpp/",
+        source=EvalPlusDownload("MBPP_OVERRIDE_PATH", "MbppPlus", "v0.2.0"),
+        output_rules=MBPP_RULES,
+        rebuild_inputs=_mbpp_inputs,
+    ),
+    BenchmarkSpec(name="demo", task_prefix="Demo/", source=DemoFile()),
+)
+OWN_TASKS = BenchmarkSpec(name="", task_prefix="", source=None)  # of a user's file, whose ids have no known prefix
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """A benchmark, or a part of one, with its tasks."""
+
+    name: str  # of its artefacts' directory; of a part with 8 digits of its digest
+    title: str  # the name of the whole
+    reference: str  # the name or path that the user gave
+    file: Path
+    digest: str
+    problems: Sequence[Problem]
+    whole: Sequence[Problem]  # all tasks, of which `problems` may be a part
+
+
+def open_benchmark(reference: str, file: Path, name: str) -> Benchmark:
+    """Reads all tasks of a file. `reference` is what the user called it, `name` what its artefacts are called. Raises
+    DataError where the file is not in EvalPlus format."""
+    problems = read_problems(file)
+    return Benchmark(name, name, reference, file.resolve(), benchmark_digest(problems), problems, problems)
+
+
+def read_problems(file: Path) -> list[Problem]:
+    """The tasks of a file, in its order. Raises DataError where the file is not in EvalPlus format."""
+    return read_tasks(file, lambda task_id, inputs: spec_of(task_id).rebuild_inputs(task_id, inputs))
+
+
+def part_of(benchmark: Benchmark, limit: int | None, task_ids: Sequence[str]) -> Benchmark:
+    """The first `limit` of the named tasks, or of all where none is named, with a name of its own: the artefacts of the
+    whole benchmark stay. Raises UsageError for an unknown task id."""
+    picked = pick_problems(benchmark.problems, task_ids)[:limit]
+    if len(picked) == len(benchmark.problems):
+        return benchmark
+    digest = benchmark_digest(picked)
+    return replace(benchmark, name=f"{benchmark.name}-{digest[:8]}", digest=digest, problems=picked)
+
+
+def locate_benchmark(reference: str, project_path: Path, demo_file: Callable[[], Path]) -> Path:
+    """The file of a benchmark: of an official one EvalPlus' override, else its cache, else a download; of the demo what
+    `demo_file` gives; else the file at `project_path` or at the reference itself. Raises UsageError for a reference
+    that is neither a name nor a file."""
+    spec = spec_named(reference)
+    match spec.source if spec else None:
+        case EvalPlusDownload() as download:
+            return _override(download) or _cached_file(download)
+        case DemoFile():
+            return demo_file()
+    for path in (project_path, Path(reference).expanduser()):
+        if path.is_file():
+            return path
+    raise _unknown_benchmark(reference)
+
+
+def spec_named(name: str) -> BenchmarkSpec | None:
+    return next((spec for spec in BENCHMARKS if spec.name == name), None)
+
+
+def spec_of(task_id: str) -> BenchmarkSpec:
+    return next((spec for spec in BENCHMARKS if task_id.startswith(spec.task_prefix)), OWN_TASKS)
+
+
+def output_rule(problem: Problem) -> OutputRule:
+    return spec_of(problem.task_id).output_rules.get(problem.entry_point, OutputRule())
+
+
+def artefact_name(reference: str, file_digest: Callable[[], str | None]) -> str:
+    """The directory name of a benchmark's artefacts: of a file its name without endings. Where that is the name of a
+    benchmark in the table, 8 digits of the file's digest follow, so that a user's own tasks are never taken for
+    HumanEval's; `file_digest` gives None where there is no such file."""
+    if spec_named(reference):
+        return reference
+    stem = Path(reference).name.lstrip(".").partition(".")[0]
+    digest = file_digest() if spec_named(stem) else None
+    return f"{stem}-{digest[:8]}" if digest else stem
+
+
+def pick_problems(problems: Sequence[Problem], task_ids: Sequence[str]) -> list[Problem]:
+    """The tasks of these ids, in the benchmark's order; all where no id is given. Raises UsageError for an unknown
+    id."""
+    known = {problem.task_id for problem in problems}
+    for task_id in task_ids:
+        if task_id not in known:
+            near = difflib.get_close_matches(task_id, known, n=1)
+            raise UsageError(
+                f"--task {task_id}: the benchmark has no such task{f' (did you mean {near[0]}?)' if near else ''}. "
+                f"Expected: an id such as {problems[0].task_id}. Correct it."
+            )
+    return [problem for problem in problems if not task_ids or problem.task_id in task_ids]
+
+
+def benchmark_digest(problems: Sequence[Problem]) -> str:
+    """Equal for equal tasks in equal order, whatever file they came from; results are keyed by it."""
+    return hashlib.sha256("\n".join(problem_digest(problem) for problem in problems).encode()).hexdigest()
+
+
+def problem_digest(problem: Problem) -> str:
+    parts = {part.name: getattr(problem, part.name) for part in fields(problem)}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=_canonical).encode()).hexdigest()
+
+
+def _canonical(value: object) -> object:
+    """A value that JSON cannot hold, with the elements of a set in an order that is the same in every run."""
+    return sorted(map(repr, value)) if isinstance(value, set | frozenset) else repr(value)
+
+
+def _override(source: EvalPlusDownload) -> Path | None:
+    """EvalPlus reads its variable at import; it is read here, so that an empty value is no path and a wrong path is
+    named."""
+    override = os.environ.get(source.variable)
+    if override and not Path(override).is_file():
+        raise DataError(
+            f"{source.variable} names {override}, which is no file. Expected: {source.dataset}-{source.version}.jsonl "
+            "or .jsonl.gz. Correct the variable, or unset it."
+        )
+    return Path(override) if override else None
+
+
+def _cached_file(source: EvalPlusDownload) -> Path:
+    from codetune.benchmark.download import cached_file
+
+    return cached_file(source.dataset, source.version)
+
+
+def _unknown_benchmark(reference: str) -> UsageError:
+    names = [spec.name for spec in BENCHMARKS]
+    near = difflib.get_close_matches(reference, names, n=1)
+    path = Path(reference)
+    kind = "file" if path.suffix or len(path.parts) > 1 else "benchmark"
+    return UsageError(
+        f"There is no {kind} {reference!r}{f' (did you mean {near[0]}?)' if near else ''}. Expected: "
+        f"{', '.join(names)}, or the path of a JSONL file of tasks in EvalPlus format. Name one of them."
+    )

@@ -1,0 +1,67 @@
+"""The expected outputs of a task: what its canonical solution returns for every call, and how long each call takes.
+Computed once (`run_suite.py`) and kept, one file a task.
+
+The files have the format in which values come out of the sandbox (`sandbox/serialization.py`), as JSON would lose
+tuples and sets, and are read by the same reader, which admits no code. EvalPlus' own pickles are never read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+from codetune.benchmark.benchmarks import problem_digest
+from codetune.benchmark.output_match import Value
+from codetune.records import Problem
+from codetune.sandbox import serialization
+
+Suite = Literal["base", "plus"]
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteOutputs:
+    """Of every call of a suite, in order: what it returned, and how many seconds it took."""
+
+    outputs: list[Value]
+    seconds: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedOutputs:
+    base: SuiteOutputs
+    plus: SuiteOutputs
+
+    def of(self, suite: Suite) -> SuiteOutputs:
+        return self.base if suite == "base" else self.plus
+
+
+def expected_path(directory: Path, problem: Problem) -> Path:
+    """The file of a task. Another task, EvalPlus, Python or format is another file: values and times may differ."""
+    made_by = (
+        f"{problem_digest(problem)} evalplus {version('evalplus')} python {platform.python_version()} "
+        f"format {serialization.FORMAT}"
+    )
+    return directory / f"{hashlib.sha256(made_by.encode()).hexdigest()}.values"
+
+
+def write_expected(expected: ExpectedOutputs, path: Path) -> None:
+    content = serialization.encode([(suite.outputs, suite.seconds) for suite in (expected.base, expected.plus)])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(descriptor)
+    Path(name).replace(path)
+
+
+def read_expected(path: Path) -> ExpectedOutputs:
+    """Raises the reader's WireError for a file that `write_expected` has not written."""
+    base, plus = serialization.decode(path.read_bytes())
+    return ExpectedOutputs(SuiteOutputs(*base), SuiteOutputs(*plus))
