@@ -61,10 +61,10 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "huggingface_hub": ("data",),
     "transformers": ("model", "training", "data", "selection", "benchmark"),  # the last three know its tokenizers alone
     "tokenizers": ("model", "demo"),
-    "psutil": ("benchmark", "sandbox"),
+    "psutil": ("benchmark",),
     "vllm": ("model",),
     "deepspeed": ("training",),
-    "subprocess": ("sandbox", "launch"),
+    "subprocess": ("benchmark", "sandbox", "launch"),
     "pickle": ("benchmark", "sandbox"),  # expected outputs and requests, written by codetune itself
     "fcntl": ("store",),
     "logging": ("launch",),  # to quieten libraries; nothing of ours logs
@@ -143,7 +143,6 @@ READS_ENVIRONMENT = (
     "benchmark.benchmarks",
     "benchmark.worker_pool",
     "sandbox.launcher",
-    "sandbox.probe",
 )  # an override of EvalPlus; what a child gets of it
 
 
