@@ -151,7 +151,7 @@ def open_parts(directory: Path, settings: Mapping[str, object], refuse_others: b
             key = different[0]
             raise StaleError(
                 f"{directory} holds shards made with {key} {found.get(key)!r}, this one has {settings.get(key)!r}. "
-                f"Use the same settings, or start anew: rm -r {directory}"
+                f"Use the same settings, or start again: rm -r {directory}"
             )
         was_removed = bool(different)
     if was_removed or not record.exists():
@@ -169,7 +169,7 @@ def _read_settings(record: Path) -> dict[str, object]:
         reason = found if isinstance(found, ValueError) else "not an object"
         raise StaleError(
             f"{record} is damaged ({reason}). Expected: the settings that made the rows beside it; without them "
-            f"the rows cannot be used. Start anew: rm -r {record.parent}"
+            f"the rows cannot be used. Start again: rm -r {record.parent}"
         )
     return found
 

@@ -1,5 +1,6 @@
 """The row artefacts as files: scores.jsonl, embeddings.npy with embeddings.ids, selection.jsonl. Scores and embeddings
-are written from finished rows in the order of examples.jsonl, a selection in its own order; all are read back as records.
+are written from finished rows in the order of examples.jsonl, a selection in its own order; all of them are read back
+as records.
 
 Streams: a writer keeps at most some 40 bytes a row in memory.
 """

@@ -260,7 +260,7 @@ def test_a_damaged_record_of_settings_is_an_error_that_names_the_fix(
     open_parts(parts, {"a": 1}, refuse_others=False)
     append(log_path(parts, (0, 1)), [("0000000000000001", b"one")])
     (parts / "settings.json").write_bytes(content)
-    with pytest.raises(StaleError, match=r"settings.json is damaged \(.*Expected.*Start anew: rm -r .*\.parts"):
+    with pytest.raises(StaleError, match=r"settings.json is damaged \(.*Expected.*Start again: rm -r .*\.parts"):
         open_parts(parts, {"a": 1}, refuse_others=refuse_others)
     assert len(read_logs(parts)) == 1
 
