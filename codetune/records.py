@@ -1,7 +1,7 @@
-"""The nouns that flow from stage to stage, as frozen records. No behaviour beyond tiny derived properties, no I/O.
+"""The records that flow from stage to stage, and the rank of a process. No behaviour beyond derived properties, no I/O.
 
-source --Example|Refusal--> score --Score|Refusal--> select --SelectedRows--> train
-   +----------------------> embed --Embeddings-------+
+data set --Example|Refusal--> score --Score|Refusal--> select --SelectedRows--> train
+   +------------------------> embed --Embeddings-------+
 problems --Problem--> generate --Completion--> sanitize --Solution--> evaluate --Verdict--> Report
 """
 
@@ -22,8 +22,8 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True, slots=True)
 class Rank:
-    """Which of the processes that work together this one is, in torch's terms. The ranks of one machine follow each
-    other; `local_rank` is also the index of the process's GPU."""
+    """The index of a process among those that work together, as torch counts them. The ranks of one machine are
+    consecutive; `local_rank` is also the index of the process's GPU."""
 
     rank: int
     world_size: int  # processes on all machines
@@ -36,13 +36,15 @@ ALONE = Rank(0, 1, 0, 1)
 
 @dataclass(frozen=True, slots=True)
 class Message:
+    """One turn of a conversation."""
+
     role: Role
     content: str
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One usable row of the instruction set: the conversation, ending with the assistant's answer."""
+    """One usable row of the data set: a conversation that ends with the assistant's answer."""
 
     id: str  # 16 hex digits, see `content_id`
     messages: tuple[Message, ...]
@@ -51,26 +53,27 @@ class Example:
 
     @property
     def instruction(self) -> str:
-        """What the last answer answers: the contents of all earlier turns, a blank line between them."""
+        """The contents of all turns before the answer, with blank lines between them."""
         return "\n\n".join(message.content for message in self.messages[:-1])
 
     @property
     def answer(self) -> str:
+        """The content of the last turn."""
         return self.messages[-1].content
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A row that got no result, and why: never a zero. `at` stands in for the id of a row that has none of its own
-    (a duplicate, or one that is not text)."""
+    """A row without a result, and the reason; a missing result is never a zero. A duplicate has no id of its own, nor
+    has a row that is not text: both are known by `at`."""
 
     id: str | None
-    reason: str  # counted by this text, so it holds nothing particular to the row but the place of its original
+    reason: str  # one of a few texts, so that they can be counted; only a duplicate's names a row
     at: str
 
     @property
     def kind(self) -> str:
-        """The reason without the place that it may end in: what refusals are counted by.
+        """The reason without the row that a duplicate repeats: refusals are counted by kind.
 
         >>> Refusal(None, "duplicate of a.jsonl:3", "a.jsonl:9").kind
         'duplicate'
@@ -80,12 +83,12 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Instruction-following difficulty of one row and what it was made of; likelihoods in nats per answer token."""
+    """Instruction-following difficulty (IFD) of one row, and the two negative log-likelihoods that it is made of."""
 
     id: str
-    ifd: float
-    nll_conditional: float
-    nll_unconditional: float
+    ifd: float  # exp(nll_conditional - nll_unconditional)
+    nll_conditional: float  # of the answer after its prompt, in nats a token
+    nll_unconditional: float  # of the answer alone, over the same tokens
     answer_tokens: int
     truncated: bool
 
@@ -100,7 +103,7 @@ class Embeddings:
 
 @dataclass(frozen=True, slots=True)
 class SelectedRows:
-    """Selected rows in the order of the selection, as columns; None where the strategy knows no IFD, or no cluster."""
+    """The selected rows as columns, in the order of the selection. None where the strategy does not use a column."""
 
     ids: NDArray[np.uint64]
     ifd: NDArray[np.float64] | None
@@ -124,7 +127,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What the model wrote for a task, as it came; `sample` counts from 0 where a task has several."""
+    """The text that a model generated for a task, unchanged. The samples of a task are counted from 0."""
 
     task_id: str
     completion: str
@@ -133,7 +136,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """A whole program for a task: what the judge runs."""
+    """A whole program for a task, which can be run."""
 
     task_id: str
     solution: str
@@ -145,8 +148,8 @@ Outcome = Literal["pass", "fail", "timeout"]
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How one solution did; `plus` is `pass` only where the base tests and the plus tests pass. `failure` is the first
-    call that went wrong, shortened, and how."""
+    """The outcome of one solution: of the base tests, and of base and plus tests together. `failure` is the first call
+    that went wrong, shortened, and how it did."""
 
     task_id: str
     base: Outcome
@@ -156,7 +159,8 @@ class Verdict:
 
 
 def content_id(messages: Sequence[Message]) -> str:
-    """First 16 hex digits of the SHA-256 of the messages' canonical JSON (product.md, Artefacts).
+    """The id of a row: the first 16 hex digits of the SHA-256 of its messages as canonical JSON (sorted keys, ASCII, no
+    white space).
 
     >>> content_id([Message("user", "hi"), Message("assistant", "yo")])
     'c250886073cb6456'

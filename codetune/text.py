@@ -1,4 +1,4 @@
-"""Two questions about a text that every layer asks: can it be written as UTF-8, and what is its first line?
+"""The check that a text can be written as UTF-8, for command lines, project files, data files and benchmarks.
 
 Imports nothing, because the command line needs it before anything else is loaded."""
 
@@ -18,12 +18,3 @@ def lone_surrogate(text: str) -> int | None:
     except UnicodeEncodeError as error:
         return error.start
     return None
-
-
-def first_line(error: BaseException | str) -> str:
-    """The first line of an error's message; libraries often add pages of advice.
-
-    >>> first_line(ValueError("no such split\\nAvailable: train"))
-    'no such split'
-    """
-    return str(error).partition("\n")[0]

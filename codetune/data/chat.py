@@ -13,10 +13,9 @@ from typing import Protocol
 
 from jinja2.exceptions import TemplateError
 
-from codetune.errors import ModelError
+from codetune.errors import ModelError, first_line
 from codetune.project.sections import ChatFormat
 from codetune.records import Message
-from codetune.text import first_line
 
 CharacterSpan = tuple[int, int]  # [start, end)
 

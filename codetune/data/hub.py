@@ -17,8 +17,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
 from codetune.data.files import FileRow
-from codetune.errors import CodetuneError, DataError, ModelError
-from codetune.text import first_line
+from codetune.errors import CodetuneError, DataError, ModelError, first_line
 
 RepositoryKind = Literal["model", "dataset"]
 ANSWER_SECONDS = 4.0  # the refusal as a whole is promised within five

@@ -1,6 +1,7 @@
-"""Row ids as 8-byte numbers in columns, and where each stands: what keeps a million rows in tens of megabytes.
+"""Row ids as columns of 64-bit numbers, and an index from ids to positions.
 
-A content id is 16 hex digits; as a number it takes 8 bytes, as text in a dictionary some 150.
+A content id is 16 hex digits. As a number it takes 8 bytes, as text in a dictionary some 150: a million rows stay in
+tens of megabytes.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ if TYPE_CHECKING:
 
 
 def pack_ids(ids: Iterable[str]) -> NDArray[np.uint64]:
+    """Ids of 16 hex digits as a column of numbers."""
     return np.fromiter((int(row_id, 16) for row_id in ids), dtype=np.uint64)
 
 
 def unpack_id(number: int) -> str:
-    """
+    """The id of 16 hex digits that `pack_ids` made a number of.
+
     >>> unpack_id(10)
     '000000000000000a'
     """
@@ -27,7 +30,7 @@ def unpack_id(number: int) -> str:
 
 
 class IdIndex:
-    """Where each id stands in a column, at 12 bytes a row; of an id that stands there twice the first place counts."""
+    """The position of each id in a column, at 12 bytes a row; of an id that occurs twice, the first position."""
 
     def __init__(self, ids: NDArray[np.uint64]) -> None:
         # Stable, so that the first of several comes first.
@@ -35,10 +38,11 @@ class IdIndex:
         self._sorted = ids[self._order]
 
     def __len__(self) -> int:
-        """How many different ids there are."""
+        """The number of different ids."""
         return int(np.count_nonzero(self._sorted[1:] != self._sorted[:-1])) + (len(self._sorted) > 0)
 
     def find(self, row_id: str) -> int | None:
+        """The position of one id; None where the column does not have it."""
         wanted = np.uint64(int(row_id, 16))
         at = int(np.searchsorted(self._sorted, wanted))
         if at == len(self._sorted) or self._sorted[at] != wanted:
@@ -46,7 +50,7 @@ class IdIndex:
         return int(self._order[at])
 
     def holds(self, ids: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """For each of `ids`, whether it is there."""
+        """For each of `ids`, whether the column has it."""
         if not len(self._sorted):
             return np.zeros(len(ids), dtype=np.bool_)
         at = np.searchsorted(self._sorted, ids)
@@ -54,7 +58,7 @@ class IdIndex:
         found: NDArray[np.bool_] = self._sorted[at] == ids
         return found
 
-    def places(self, ids: NDArray[np.uint64]) -> NDArray[np.uint32]:
-        """Where each of `ids` stands; all of them must."""
+    def positions(self, ids: NDArray[np.uint64]) -> NDArray[np.uint32]:
+        """The position of each of `ids`; the column must have all of them."""
         assert self.holds(ids).all()
         return self._order[np.searchsorted(self._sorted, ids)]

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from codetune.errors import ProjectError
-from codetune.text import first_line, lone_surrogate
+from codetune.errors import ProjectError, first_line
+from codetune.text import lone_surrogate
 
 Key = tuple[str | int, ...]  # ("train", "epochs"), or ("evaluate", "k", 0) for an item of a list
 

@@ -37,7 +37,7 @@ def joined_by_id(context: RunContext, strategy: SelectionStrategy) -> SelectionI
         return SelectionInputs(ids[order], difficulties[order], None)
     embedded, clusters = _clusters(context, index)
     _require_embedded(context, ids[~np.isnan(difficulties)], embedded)
-    return SelectionInputs(embedded, difficulties[index.places(embedded)], clusters)
+    return SelectionInputs(embedded, difficulties[index.positions(embedded)], clusters)
 
 
 def _clusters(context: RunContext, scored: IdIndex) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:

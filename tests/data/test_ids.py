@@ -26,5 +26,5 @@ def test_an_index_is_the_dictionary_that_it_stands_for(numbers: list[int], other
         assert index.find(unpack_id(number)) == first.get(number)
     asked = np.array([*others, *numbers], dtype=np.uint64)
     assert index.holds(asked).tolist() == [number in first for number in (*others, *numbers)]
-    places = index.places(np.array(numbers, dtype=np.uint64)).tolist()
-    assert [numbers[place] for place in places] == numbers
+    positions = index.positions(np.array(numbers, dtype=np.uint64)).tolist()
+    assert [numbers[position] for position in positions] == numbers
