@@ -48,7 +48,7 @@ from codetune.project.sections import PROJECT_FILE, Project
 from codetune.stages.jobs import run_job
 
 if TYPE_CHECKING:
-    from codetune.console import Shown
+    from codetune.console import CommandResult
     from codetune.stages.status import RunContext
 
 _WrongUsage: Any = typer.BadParameter.__base__  # click's UsageError, which typer 0.29 has a copy of
@@ -78,7 +78,7 @@ def main() -> None:
             _lead()
     except CodetuneError as error:
         # What holds a lock is another command, told as it was given.
-        message = str(error) if isinstance(error, BusyError) else console.for_project(str(error))
+        message = str(error) if isinstance(error, BusyError) else console.with_project_option(str(error))
         console.show_error(type(error)(message))
         sys.exit(error.exit_status)
     except KeyboardInterrupt:  # a rank that follows; the first one says what it means
@@ -120,7 +120,7 @@ def top(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
-        console.show(console.Shown({"version": __version__}, f"codetune {__version__}"), False, sys.stdout)
+        console.show(console.CommandResult({"version": __version__}, f"codetune {__version__}"), False, sys.stdout)
         raise typer.Exit
 
 
@@ -138,10 +138,10 @@ def init(
     if (path := directory / PROJECT_FILE).exists():
         raise InputError(f"{path} exists already; it was left as it is. Name another directory: codetune init DIR")
 
-    def write() -> Shown:
+    def write() -> CommandResult:
         directory.mkdir(parents=True, exist_ok=True)
         path.write_text(commented_yaml(values), encoding="utf-8")
-        return console.Shown(
+        return console.CommandResult(
             {"artefact": str(path), "preset": preset}, f"wrote {path}", notes=["edit it, then: codetune run"]
         )
 
@@ -209,7 +209,7 @@ def generate(
     """Completions of a benchmark's tasks. Continues where it stopped."""
     loaded = optional_project(project, set_, prompt_flag(instruct))
 
-    def work() -> Shown:
+    def work() -> CommandResult:
         from codetune import render
         from codetune.stages import evaluate
 
@@ -233,7 +233,7 @@ def sanitize(
     """Completions -> programs that can be run."""
     loaded = optional_project(project, set_, prompt_flag(instruct))
 
-    def work() -> Shown:
+    def work() -> CommandResult:
         from codetune import render
         from codetune.stages import evaluate
 
@@ -264,7 +264,7 @@ def evaluate(
     file = only_samples(samples, model)
     loaded = optional_project(project, set_, prompt_flag(instruct))
 
-    def work() -> Shown:
+    def work() -> CommandResult:
         from codetune import render
         from codetune.stages import evaluate
 
@@ -296,7 +296,7 @@ def eval_(
     """Generate, sanitize and evaluate in one go; several models are compared."""
     loaded = optional_project(project, set_, prompt_flag(instruct))
 
-    def work() -> Shown:
+    def work() -> CommandResult:
         from codetune import render, workflow
         from codetune.stages import evaluate, model_ref
 
@@ -323,7 +323,7 @@ def run(
     stages = workflow.stages_between(first, last)
     loaded = required_project(project, set_, {})
 
-    def work() -> Shown:
+    def work() -> CommandResult:
         from codetune import render
 
         context = _context(loaded)
@@ -338,12 +338,12 @@ def status(project: ProjectOption = None, set_: SetOption = None, as_json: JsonO
     """A line per stage: done, stale (and why), partial (how far), missing; and the next command."""
     loaded = required_project(project, set_, {})
 
-    def work() -> Shown:
+    def work() -> CommandResult:
         from codetune import render, workflow
         from codetune.stages import stage as pipeline
 
         lines = workflow.status(pipeline.read_context(loaded))
-        return render.status([replace(line, command=console.for_project(line.command)) for line in lines])
+        return render.status([replace(line, command=console.with_project_option(line.command)) for line in lines])
 
     _perform(work, as_json)
 
@@ -359,7 +359,7 @@ def demo(
     """A complete little world without any download, run through every stage."""
     read_project(None, set_ or [], {})  # mistakes in them are told before the world is made
 
-    def work() -> Shown:
+    def work() -> CommandResult:
         from codetune.demo import run
 
         return run.demo(directory, full, seed, set_ or [])
@@ -398,7 +398,7 @@ def _model(context: RunContext, said: str | None, instead: str = "") -> str:
 
 
 def _stage(verb: Callable[[Any, RunContext], Any], project: Project, as_json: bool) -> None:
-    def work() -> Shown:
+    def work() -> CommandResult:
         from codetune import render
         from codetune.stages import stage as pipeline
 
@@ -407,16 +407,16 @@ def _stage(verb: Callable[[Any, RunContext], Any], project: Project, as_json: bo
     _perform(work, as_json)
 
 
-def _follow(project: Project, here: Node) -> Shown:
+def _follow(project: Project, here: Node) -> CommandResult:
     """On every machine but the first: what the first one begins."""
     dispatch.run_follower_node(project, here)
-    return console.Shown({"node": here.rank, "state": "done"}, f"done, as machine {here.rank} of {here.count}")
+    return console.CommandResult({"node": here.rank, "state": "done"}, f"done, as machine {here.rank} of {here.count}")
 
 
-def _perform(work: Callable[[], Shown], as_json: bool) -> None:
+def _perform(work: Callable[[], CommandResult], as_json: bool) -> None:
     """Does the work and shows what came of it; says what an interrupt and a full disk mean."""
     try:
-        with console.own_stdout() as output:
+        with console.reserved_stdout() as output:
             console.show(work(), as_json, output)
     except KeyboardInterrupt:
         console.say("interrupted; what was finished is kept, and the same command goes on from there")

@@ -1,5 +1,6 @@
-"""Everything the user sees on the terminal. Results go to standard output (for people, or one JSON document), progress
-and errors to standard error. Quiet when that is no terminal. Libraries that print are sent to standard error meanwhile.
+"""The terminal. Results go to standard output, as text or as one JSON document; progress, warnings and errors go to
+standard error, progress only where that is a terminal. While a command runs, libraries that print write to standard
+error, too.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TypeVar
 
 from rich.console import Console
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -28,14 +29,14 @@ from codetune.errors import CodetuneError, UsageError
 NAMED_COMMAND = r"\bcodetune (?:score|embed|select|train|generate|sanitize|evaluate|eval|run|status)\b"
 T = TypeVar("T")
 _warned: set[str] = set()
-_STDERR_WIDTH_WITHOUT_TERMINAL = 10_000  # a message in a log file is one line
+_LOG_FILE_WIDTH = 10_000  # characters; a message in a log file stays one line
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """A result: the document of `--json`, and the same for people as a title and rows of a table."""
+class CommandResult:
+    """The result of a command: the document of `--json`, and the same as text (title, table and notes)."""
 
-    document: Any
+    document: Mapping[str, object]
     title: str
     columns: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
@@ -43,9 +44,9 @@ class Shown:
 
 
 @contextlib.contextmanager
-def own_stdout() -> Iterator[IO[str]]:
-    """The real standard output, while descriptor 1 leads to standard error: a library that prints cannot spoil the
-    JSON document. Raises UsageError where standard output is closed."""
+def reserved_stdout() -> Iterator[IO[str]]:
+    """The real standard output. Meanwhile file descriptor 1 leads to standard error, so that a library that prints
+    cannot spoil the JSON document. Raises UsageError where standard output is closed."""
     if sys.stdout is None:
         raise UsageError(
             "Standard output is closed, so there is nowhere to put the result. Open it, or use: >/dev/null"
@@ -62,19 +63,19 @@ def own_stdout() -> Iterator[IO[str]]:
         os.close(real)
 
 
-def show(result: Shown, as_json: bool, output: IO[str]) -> None:
-    """Raises OSError, of the file `standard output`, where the result does not fit there."""
+def show(result: CommandResult, as_json: bool, output: IO[str]) -> None:
+    """Writes a result to `output`. Raises OSError with the file name `standard output` where writing fails."""
     try:
         _write(result, as_json, output)
         output.flush()
     except OSError as why:
         why.filename = "standard output"
-        with Path(os.devnull).open("wb") as nowhere:  # for what is left in the buffer when it is closed
-            os.dup2(nowhere.fileno(), output.fileno())
+        with Path(os.devnull).open("wb") as null:  # takes what is left in the buffer when `output` is closed
+            os.dup2(null.fileno(), output.fileno())
         raise
 
 
-def _write(result: Shown, as_json: bool, output: IO[str]) -> None:
+def _write(result: CommandResult, as_json: bool, output: IO[str]) -> None:
     if as_json:
         output.write(json.dumps(result.document, ensure_ascii=False, allow_nan=False) + "\n")
         return
@@ -108,13 +109,13 @@ def warn_once(message: str) -> None:
 
 
 def relay(text: str) -> None:
-    """What another process printed on its standard error."""
-    sys.stderr.write(text)  # a progress bar that is shown meanwhile lets it pass above itself
+    """Writes what a worker process printed to its standard error. A visible progress bar stays below the text."""
+    sys.stderr.write(text)
     sys.stderr.flush()
 
 
-def for_project(text: str) -> str:
-    """Commands in a text, with the project file that the user has named: without it they would be of another one."""
+def with_project_option(text: str) -> str:
+    """`text` with `-p PATH` added to each codetune command in it, where the user has named a project file."""
     words = sys.argv[1:]
     named = [word.partition("=")[2] for word in words if word.startswith("--project=")]
     named += [after for word, after in pairwise(words) if word in ("-p", "--project")]
@@ -126,22 +127,22 @@ def say(message: str) -> None:
 
 
 def note(message: str) -> None:
-    """Says what goes on; only on a terminal."""
+    """Writes a message about progress; only on a terminal."""
     if _stderr().is_terminal:
         say(message)
 
 
-def track(items: Iterable[T], label: str, total: int | None, unit: str, done: int = 0) -> Iterator[T]:
-    """Passes the items on under a progress bar with rate and time left; `done` of the total were found done."""
-    with progress(label, total, unit, done) as advance:
+def track(items: Iterable[T], label: str, total: int | None, unit: str) -> Iterator[T]:
+    """Yields the items under a progress bar with their rate and the time left."""
+    with progress(label, total, unit) as bar:
         for item in items:
             yield item
-            advance(1)
+            bar.advance(1)
 
 
 @contextlib.contextmanager
-def progress(label: str, total: int | None, unit: str, done: int = 0) -> Iterator[Advance]:
-    """A bar to be moved by hand: the value it gives is called with how many units have been done."""
+def progress(label: str, total: int | None, unit: str, done: int = 0) -> Iterator[ProgressBar]:
+    """A progress bar that the caller moves; `done` of the `total` units were done before."""
     console = _stderr()
     bar = Progress(
         TextColumn("{task.description}"),
@@ -154,36 +155,38 @@ def progress(label: str, total: int | None, unit: str, done: int = 0) -> Iterato
         disable=not console.is_terminal,
     )
     with bar:
-        task = bar.add_task(label, total=total, completed=done, rate="")
-        yield Advance(bar, task, unit)
+        yield ProgressBar(bar, bar.add_task(label, total=total, completed=done, rate=""), unit)
 
 
 @dataclass(slots=True)
-class Advance:
-    _bar: Progress
-    _task: Any
+class ProgressBar:
+    _progress: Progress
+    _task: TaskID
     _unit: str
     _began: float = field(default_factory=time.monotonic)
     _tokens: int = 0
 
-    def __call__(self, amount: int, tokens: int = 0) -> None:
-        """Where units are made of tokens, their rate is told."""
+    def advance(self, amount: int, tokens: int = 0) -> None:
+        """Adds `amount` units; where they were made of tokens, the rate is in tokens per second."""
         self._tokens += tokens
-        self._bar.advance(self._task, amount)
-        speed = self._bar.tasks[0].speed
-        rate = f"{speed:,.1f} {self._unit}/s" if speed else ""
+        self._progress.advance(self._task, amount)
+        self._show_rate(1)
+
+    def move_to(self, completed: int, total: int | None = None) -> None:
+        self._progress.update(self._task, completed=completed, total=total)
+        self._show_rate(2)
+
+    def _show_rate(self, decimals: int) -> None:
+        speed = self._progress.tasks[0].speed
+        rate = f"{speed:,.{decimals}f} {self._unit}/s" if speed else ""
         if self._tokens:
             rate = f"{self._tokens / max(time.monotonic() - self._began, 1e-9):,.0f} tokens/s"
-        self._bar.update(self._task, rate=rate)
-
-    def to(self, completed: int, total: int | None = None) -> None:
-        self._bar.update(self._task, completed=completed, total=total)
-        speed = self._bar.tasks[0].speed
-        self._bar.update(self._task, rate=f"{speed:,.2f} {self._unit}/s" if speed else "")
+        self._progress.update(self._task, rate=rate)
 
 
 def percent(fraction: float) -> str:
-    """
+    """A fraction in per cent, with one decimal.
+
     >>> percent(0.6158)
     '61.6 %'
     """
@@ -191,7 +194,8 @@ def percent(fraction: float) -> str:
 
 
 def counts(refused: Mapping[str, int]) -> str:
-    """
+    """Refusals counted by their reasons, as text.
+
     >>> counts({"duplicate": 3, "empty answer": 1})
     '3 duplicate, 1 empty answer'
     """
@@ -199,4 +203,4 @@ def counts(refused: Mapping[str, int]) -> str:
 
 
 def _stderr() -> Console:
-    return Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else _STDERR_WIDTH_WITHOUT_TERMINAL)
+    return Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else _LOG_FILE_WIDTH)

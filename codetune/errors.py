@@ -1,6 +1,7 @@
-"""The mistakes codetune can name, and whose they are. Each message has four parts: what was found, where, what was
-expected, and the command or edit that mends it. The exit status follows from the class: the user's input is 2, work
-that failed is 1, an interrupt is 130 (`cli.py` is the only place that catches them)."""
+"""The mistakes that codetune can name. Each message has four parts: what was found, where, what was expected, and the
+command or edit that fixes it. The class decides the exit status: 2 for wrong input, 1 for work that failed; `cli.py`,
+the only place that catches these errors, gives 130 to an interrupt.
+"""
 
 import errno
 import os
@@ -8,13 +9,13 @@ from pathlib import Path
 
 
 class CodetuneError(Exception):
-    """Work that failed for a reason codetune can name: network, disk, memory, a second run on the same output."""
+    """Work that failed for a known reason: network, disk, memory, a second run with the same output."""
 
     exit_status = 1
 
 
 class InputError(CodetuneError):
-    """The user's input is wrong: usage, project file, data, a model or data name that cannot be resolved."""
+    """Wrong input: usage, project file, data, or a name of a model or data set that cannot be resolved."""
 
     exit_status = 2
 
@@ -28,15 +29,15 @@ class ProjectError(InputError):
 
 
 class DataError(InputError):
-    """A data file, column, benchmark or samples file that cannot be read as what it should be."""
+    """A data set, benchmark or samples file with content that cannot be read, or without an expected column."""
 
 
 class ModelError(InputError):
-    """A model or tokenizer that cannot be found, or must not be loaded (pickle weights, unasked remote code)."""
+    """A model or tokenizer that cannot be found, or must not be loaded (pickle weights, code of its own)."""
 
 
 class StaleError(InputError):
-    """An artefact that is missing, or was made from other inputs or settings than the project says now."""
+    """An artefact that is missing, or was made from other inputs or settings than the project's present ones."""
 
 
 class BusyError(CodetuneError):
@@ -44,7 +45,7 @@ class BusyError(CodetuneError):
 
 
 class WorkerError(CodetuneError):
-    """A worker process that died without being able to say why; the message says which, and how."""
+    """A worker process that ended without an error message; ours says which one, and by which signal or status."""
 
 
 def first_line(error: BaseException) -> str:
@@ -53,7 +54,7 @@ def first_line(error: BaseException) -> str:
 
 
 def writing_failed(why: OSError) -> CodetuneError | None:
-    """The error of a disk that is full or locked, or of a file that must not be read; None of any other."""
+    """The error for a full or read-only disk, or for a file without read permission; None for any other OSError."""
     if why.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
         return None
     if why.filename and Path(why.filename).exists() and not os.access(why.filename, os.R_OK):
@@ -61,8 +62,8 @@ def writing_failed(why: OSError) -> CodetuneError | None:
             f"{why.filename} cannot be read: {why.strerror}. Allow reading it, then run the same command again: "
             f"chmod u+r {why.filename}"
         )
-    place = f" ({why.filename})" if why.filename else ""
+    location = f" ({why.filename})" if why.filename else ""
     return CodetuneError(
-        f"writing failed: {why.strerror}{place}. Nothing that was finished is lost. Make room or allow writing, then "
-        "run the same command again"
+        f"writing failed: {why.strerror}{location}. Nothing that was finished is lost. Make room or allow writing, "
+        "then run the same command again"
     )

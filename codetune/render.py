@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from codetune.console import Shown, counts, percent
+from codetune.console import CommandResult, counts, percent
 from codetune.stages.stage import StageResult
 from codetune.workflow import Line
 
@@ -33,7 +33,7 @@ def stage_document(result: StageResult) -> dict[str, Any]:
     }
 
 
-def stage(result: StageResult) -> Shown:
+def stage(result: StageResult) -> CommandResult:
     title = f"{result.stage}: {result.state}, {result.rows:,} rows in {result.artefact}"
     if result.state == "partial":
         title = f"{result.stage}: partial, {result.rows:,} rows so far; {result.artefact} follows with the last shard"
@@ -45,15 +45,15 @@ def stage(result: StageResult) -> Shown:
     if result.facts.get("replaced"):
         notes.append(f"in the place of the last one: {result.facts['replaced']}")
     columns, rows, more = _details(result)
-    return Shown(stage_document(result), title, columns, rows, [*notes, *more])
+    return CommandResult(stage_document(result), title, columns, rows, [*notes, *more])
 
 
-def evaluation(reports: Sequence[Report], compared: Sequence[ModelComparison]) -> Shown:
+def evaluation(reports: Sequence[Report], compared: Sequence[ModelComparison]) -> CommandResult:
     """One model's document is its own; several come as a list under "models" with the comparison beside it."""
     document: Any = reports[0]
     if len(reports) > 1:
         document = {"models": list(reports), "comparison": list(compared)}
-    return Shown(
+    return CommandResult(
         document,
         "pass@k (95 % interval)",
         *_figures(reports),
@@ -61,7 +61,7 @@ def evaluation(reports: Sequence[Report], compared: Sequence[ModelComparison]) -
     )
 
 
-def journey(results: Sequence[StageResult | Report], compared: Sequence[ModelComparison]) -> Shown:
+def journey(results: Sequence[StageResult | Report], compared: Sequence[ModelComparison]) -> CommandResult:
     """Everything that a run of the pipeline came to."""
     stages = [result for result in results if isinstance(result, StageResult)]
     reports: list[Report] = [result for result in results if not isinstance(result, StageResult)]
@@ -74,11 +74,11 @@ def journey(results: Sequence[StageResult | Report], compared: Sequence[ModelCom
     notes = [f"time: {', '.join(times)}", *_compared_lines(compared)]
     if not reports:
         lines = [[result.stage, result.state, f"{result.rows:,}", counts(result.refused)] for result in stages]
-        return Shown(document, "run: done", ("stage", "state", "rows", "refused"), lines, notes)
-    return Shown(document, "pass@k (95 % interval)", *_figures(reports), [_caption(reports), *notes])
+        return CommandResult(document, "run: done", ("stage", "state", "rows", "refused"), lines, notes)
+    return CommandResult(document, "pass@k (95 % interval)", *_figures(reports), [_caption(reports), *notes])
 
 
-def status(lines: Sequence[Line]) -> Shown:
+def status(lines: Sequence[Line]) -> CommandResult:
     following = next((line.command for line in lines if line.state not in ("done", "not needed")), None)
     document = {
         "stages": [{"stage": line.stage, "state": line.state, "detail": line.detail} for line in lines],
@@ -86,7 +86,7 @@ def status(lines: Sequence[Line]) -> Shown:
     }
     rows = [[line.stage, line.state, line.detail] for line in lines]
     note = f"next: {following}" if following else "everything is done"
-    return Shown(document, "status", ("stage", "state", ""), rows, [note])
+    return CommandResult(document, "status", ("stage", "state", ""), rows, [note])
 
 
 def _details(result: StageResult) -> tuple[Sequence[str], Sequence[Sequence[str]], Sequence[str]]:

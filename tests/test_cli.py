@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from codetune.cli import NOT_IN_THIS_VERSION, _perform
-from codetune.console import Shown
+from codetune.console import CommandResult
 from codetune.errors import InputError
 from codetune.project.file import read_project
 from codetune.stages import stage as pipeline
@@ -266,7 +266,7 @@ def test_a_file_that_may_not_be_read_is_the_users_to_mend(tmp_path: Path, monkey
     weights.touch()
     monkeypatch.setattr("os.access", lambda path, mode: False)  # root may read everything
 
-    def read() -> Shown:
+    def read() -> CommandResult:
         raise PermissionError(errno.EACCES, "Permission denied", str(weights))
 
     with pytest.raises(InputError, match=f"{weights} cannot be read: .*chmod u\\+r {weights}"):

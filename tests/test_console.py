@@ -15,10 +15,12 @@ import pytest
 from rich.progress import Progress
 
 from codetune import console
-from codetune.console import Shown
+from codetune.console import CommandResult
 from codetune.errors import UsageError
 
-RESULT = Shown({"ratio": 0.5, "name": "é"}, "select: done", ["stage", "rows"], [["select", "12"]], ["by flag: ratio"])
+RESULT = CommandResult(
+    {"ratio": 0.5, "name": "é"}, "select: done", ["stage", "rows"], [["select", "12"]], ["by flag: ratio"]
+)
 
 
 def test_a_result_as_json_is_one_line_of_json() -> None:
@@ -26,9 +28,9 @@ def test_a_result_as_json_is_one_line_of_json() -> None:
     assert shown(RESULT, as_json=True).count("\n") == 1
 
 
-def test_a_figure_that_json_does_not_know_is_never_printed() -> None:
+def test_a_number_that_json_lacks_is_never_printed() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
-        shown(Shown({"loss": float("nan")}, "train"), as_json=True)
+        shown(CommandResult({"loss": float("nan")}, "train"), as_json=True)
 
 
 def test_a_result_for_people_is_a_title_a_table_and_notes() -> None:
@@ -41,22 +43,22 @@ def test_a_result_for_people_is_a_title_a_table_and_notes() -> None:
 
 
 def test_text_in_brackets_is_shown_as_it_is() -> None:
-    result = Shown({}, "[bold]title[/bold]", ["[a]"], [["[red]x[/red]"]], ["models/[v1] :smile:"])
+    result = CommandResult({}, "[bold]title[/bold]", ["[a]"], [["[red]x[/red]"]], ["models/[v1] :smile:"])
     text = shown(result, as_json=False)
     assert all(part in text for part in ("[bold]title[/bold]", "[red]x[/red]", "models/[v1] :smile:"))
 
 
 def test_a_long_note_is_one_line() -> None:
     note = "Run: codetune score " + "x" * 500
-    assert note in shown(Shown({}, "title", notes=[note]), as_json=False).splitlines()
+    assert note in shown(CommandResult({}, "title", notes=[note]), as_json=False).splitlines()
 
 
 def test_a_library_that_prints_cannot_spoil_the_document() -> None:
     program = """
 import os, subprocess, sys
-from codetune.console import own_stdout
+from codetune.console import reserved_stdout
 print("before")
-with own_stdout() as output:
+with reserved_stdout() as output:
     print("printed by a library")
     os.system("echo printed by a child")
     os.write(1, b"written below Python\\n")
@@ -65,13 +67,13 @@ print("after")
 """
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     command = [sys.executable, "-c", program]
-    told = subprocess.run(command, env=buffered, capture_output=True, text=True, check=True)
-    assert told.stdout == "before\nthe document\nafter\n"
-    assert sorted(told.stderr.splitlines()) == ["printed by a child", "printed by a library", "written below Python"]
+    ended = subprocess.run(command, env=buffered, capture_output=True, text=True, check=True)
+    assert ended.stdout == "before\nthe document\nafter\n"
+    assert sorted(ended.stderr.splitlines()) == ["printed by a child", "printed by a library", "written below Python"]
 
 
 def test_standard_output_is_itself_again_after_an_error(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ZeroDivisionError), console.own_stdout():
+    with pytest.raises(ZeroDivisionError), console.reserved_stdout():
         raise ZeroDivisionError
     subprocess.run(["echo", "after"], check=True)
     assert capfd.readouterr().out == "after\n"
@@ -88,42 +90,44 @@ def test_every_mistake_of_a_project_file_keeps_its_line(capfd: pytest.CaptureFix
     assert capfd.readouterr().err == "error: a:1: first\na:2: second\n"
 
 
-def test_a_warning_is_said_once(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_repeated_warning_is_written_once(capfd: pytest.CaptureFixture[str]) -> None:
     for _ in range(2):
         console.warn_once("this test warns")
     assert capfd.readouterr() == ("", "warning: this test warns\n")
 
 
-def test_nothing_but_warnings_and_errors_is_said_where_no_terminal_is(capfd: pytest.CaptureFixture[str]) -> None:
+def test_only_warnings_and_errors_are_written_where_there_is_no_terminal(capfd: pytest.CaptureFixture[str]) -> None:
     console.note("goes on")
     assert list(console.track(range(3), "score", 3, "row")) == [0, 1, 2]
-    with console.progress("train", None, "step") as advance:
-        advance(2)
-        advance.to(3, 10)
+    with console.progress("train", None, "step") as bar:
+        bar.advance(2)
+        bar.move_to(3, 10)
     assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(
     ("move", "completed", "total"),
     [
-        (lambda advance: advance(2), 6, 9),
-        (lambda advance: advance.to(7), 7, 9),
-        (lambda advance: advance.to(1, 5), 1, 5),
+        (lambda bar: bar.advance(2), 6, 9),
+        (lambda bar: bar.move_to(7), 7, 9),
+        (lambda bar: bar.move_to(1, 5), 1, 5),
     ],
 )
-def test_a_bar_stands_where_it_was_moved(move: Callable[[console.Advance], None], completed: int, total: int) -> None:
-    with console.progress("score", 9, "row", done=4) as advance:
-        move(advance)
-        (task,) = bar_of(advance).tasks
+def test_a_bar_stands_where_it_was_moved(
+    move: Callable[[console.ProgressBar], None], completed: int, total: int
+) -> None:
+    with console.progress("score", 9, "row", done=4) as bar:
+        move(bar)
+        (task,) = rich_progress(bar).tasks
         assert (task.completed, task.total) == (completed, total)
 
 
-def test_where_units_are_made_of_tokens_their_rate_is_told() -> None:
-    with console.progress("generate", 9, "sample") as advance:
-        advance(1, tokens=50)
+def test_where_units_are_made_of_tokens_the_rate_is_in_tokens_per_second() -> None:
+    with console.progress("generate", 9, "sample") as bar:
+        bar.advance(1, tokens=50)
         time.sleep(0.01)
-        advance(1, tokens=50)
-        (task,) = bar_of(advance).tasks
+        bar.advance(1, tokens=50)
+        (task,) = rich_progress(bar).tasks
         assert re.fullmatch(r"[\d,]+ tokens/s", task.fields["rate"])
         assert 0 < int(task.fields["rate"].split()[0].replace(",", "")) <= 10_000  # 100 in a hundredth of a second
 
@@ -135,16 +139,16 @@ def test_a_fraction_is_shown_in_per_cent_with_one_decimal(fraction: float, text:
     assert console.percent(fraction) == text
 
 
-def test_counts_are_told_with_their_reasons() -> None:
+def test_counts_are_shown_with_their_reasons() -> None:
     assert console.counts({"duplicate": 1203, "empty answer": 1}) == "1,203 duplicate, 1 empty answer"
     assert console.counts({}) == ""
 
 
-def shown(result: Shown, as_json: bool) -> str:
+def shown(result: CommandResult, as_json: bool) -> str:
     output = io.StringIO()
     console.show(result, as_json, output)
     return output.getvalue()
 
 
-def bar_of(advance: console.Advance) -> Progress:
-    return advance._bar
+def rich_progress(bar: console.ProgressBar) -> Progress:
+    return bar._progress

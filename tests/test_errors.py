@@ -1,4 +1,4 @@
-"""Whose mistake an error is, and so the exit status of the command."""
+"""The class of an error decides the exit status of the command."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from codetune import errors
 
 
 @pytest.mark.parametrize("kind", ["InputError", "UsageError", "ProjectError", "DataError", "ModelError", "StaleError"])
-def test_what_the_user_can_mend_ends_with_2(kind: str) -> None:
+def test_wrong_input_ends_with_status_2(kind: str) -> None:
     assert getattr(errors, kind).exit_status == 2
 
 
 @pytest.mark.parametrize("kind", ["CodetuneError", "BusyError"])
-def test_work_that_failed_ends_with_1(kind: str) -> None:
+def test_work_that_failed_ends_with_status_1(kind: str) -> None:
     assert getattr(errors, kind).exit_status == 1

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codetune import render, workflow
-from codetune.console import Shown, percent
+from codetune.console import CommandResult, percent
 from codetune.errors import InputError
 from codetune.project.file import read_project
 from codetune.project.sections import PROJECT_FILE
@@ -37,7 +37,7 @@ class Way:
     report: Report
 
 
-def demo(directory: Path, full: bool, seed: int, assignments: Sequence[str]) -> Shown:
+def demo(directory: Path, full: bool, seed: int, assignments: Sequence[str]) -> CommandResult:
     """Runs the whole pipeline in `directory`; with `full` also tuned on a random draw of the same size, and on all."""
     from codetune.demo.world import make_world
 
@@ -102,7 +102,7 @@ def _dropped(context: RunContext, world: World) -> tuple[int, int]:
 
 def _shown(
     context: RunContext, world: World, stages: list[StageResult], ways: list[Way], seconds: Mapping[str, float]
-) -> Shown:
+) -> CommandResult:
     mismatched, others = _dropped(context, world)
     good = len(world.trivial) + len(world.composed)
     compared = workflow.compare(context, [way.report for way in ways[:2]])
@@ -130,7 +130,9 @@ def _shown(
         f"everything lies in {world.directory}; try: cd {world.directory} && codetune status",
     ]
     tasks = f"{world.tasks} held-out tasks"
-    return Shown(document, f"demo: {tasks}, pass@1 (95 % interval)", ("model", "rows", "base", "plus"), table, notes)
+    return CommandResult(
+        document, f"demo: {tasks}, pass@1 (95 % interval)", ("model", "rows", "base", "plus"), table, notes
+    )
 
 
 def _figure(report: Report, suite: str) -> str:

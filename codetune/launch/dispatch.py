@@ -140,7 +140,7 @@ def run_follower(run_job: RunJob) -> None:
     """The whole life of a rank, other than 0, that the user's launcher started: runs the jobs that rank 0 sends until
     there are no more, and exits."""
     rank, number = current_rank(), 1
-    with console.own_stdout():
+    with console.reserved_stdout():
         while (text := _read_key(f"job-{number}")) != _NO_JOB:
             context = WorkerContext(rank, _store_of_job(number), lambda progress: None)
             result = _run(Job.from_json(text), context, run_job)

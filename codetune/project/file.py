@@ -1,7 +1,7 @@
-"""Reads and writes the project file: everything wrong with it is said at once, each with its line, what was expected
-and the nearest valid name. Values of the contract whose feature this version lacks are refused as well.
+"""Reads and writes the project file. All its mistakes are reported at once, each with its line, what was expected and
+the nearest valid name. Valid values whose feature this version lacks are refused, too.
 
-Says nothing about data, models or the run directory: those are looked at by the stage that uses them.
+Checks no data, model or run directory: the stage that reads one does.
 """
 
 from __future__ import annotations
@@ -11,48 +11,35 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from codetune.errors import ProjectError
 from codetune.project.sections import NOT_IN_THIS_VERSION, Project, keys, value_at
-from codetune.project.yaml import Key, Reading, read_file, read_value
+from codetune.project.yaml import Key, ParsedYaml, read_file, read_value
 
 
-def read_project(path: Path | None, assignments: Sequence[str], flags: Mapping[str, Any]) -> Project:
-    """The project of `path`, or of the defaults when it is None, with `--set` assignments and then flags on top.
+def read_project(path: Path | None, assignments: Sequence[str], flags: Mapping[str, object]) -> Project:
+    """The project in `path`, or the defaults where it is None, overridden by `--set` assignments and then by flags.
 
-    Raises ProjectError with every mistake of the file, the assignments and the flags, a line each."""
-    reading = read_file(path) if path else Reading()
-    overridden: list[str] = []
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals or not key or not key.isprintable():
-            fault = "no key before the `=`" if equals else "no `=`"
-            reading.mistakes.append(f"--set {assignment}: {fault}; expected --set section.key=value")
-            continue
-        place, told = f"--set {assignment}", len(reading.mistakes)
-        value = read_value(text, place, reading)
-        if len(reading.mistakes) == told:
-            _assign(reading, key, value, place)
-        overridden.append(key)
+    `flags` are values by dotted key. Raises ProjectError with every mistake, one a line."""
+    parsed = read_file(path) if path else ParsedYaml()
+    overridden = [key for assignment in assignments if (key := _apply_assignment(parsed, assignment))]
     for key, value in flags.items():
-        _assign(reading, key, value, f"--{key.rpartition('.')[2].replace('_', '-')}")
+        _assign(parsed, key, value, f"--{key.rpartition('.')[2].replace('_', '-')}")
         overridden.append(key)
-    project = _validate(reading)
-    if reading.mistakes or project is None:
-        raise ProjectError("\n".join(reading.mistakes))
+    project = _validate(parsed)
+    if parsed.mistakes or project is None:
+        raise ProjectError("\n".join(parsed.mistakes))
     overrides = {
-        key: value_at(project, key) for key, _ in keys() if any(f"{key}.".startswith(f"{said}.") for said in overridden)
+        key: value_at(project, key) for key, _ in keys() if any(f"{key}.".startswith(f"{name}.") for name in overridden)
     }
     return project.placed(path.parent if path else Path.cwd(), overrides)
 
 
-def commented_yaml(values: Mapping[str, Any]) -> str:
-    """A project file with every key, its documentation beside it, and `values` (dotted keys) over the defaults."""
+def commented_yaml(values: Mapping[str, object]) -> str:
+    """The text of a project file with every key and its documentation: `values` by dotted key, else the defaults."""
     lines = [
         "# A codetune project. Every key is here with its default or the preset's value; any of them may be left out.",
         "# Relative paths are looked for beside this file. Check it at any time: codetune status",
@@ -69,62 +56,79 @@ def commented_yaml(values: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _assign(reading: Reading, key: str, value: Any, place: str) -> None:
+def _apply_assignment(parsed: ParsedYaml, assignment: str) -> str:
+    """Applies `section.key=value` and returns the key; "" where there is none."""
+    source = f"--set {assignment}"
+    key, equals, text = assignment.partition("=")
+    if not equals or not key or not key.isprintable():
+        fault = "no key before the `=`" if equals else "no `=`"
+        parsed.mistakes.append(f"{source}: {fault}; expected --set section.key=value")
+        return ""
+    mistakes = len(parsed.mistakes)
+    value = read_value(text, source, parsed)
+    if len(parsed.mistakes) == mistakes:
+        _assign(parsed, key, value, source)
+    return key
+
+
+def _assign(parsed: ParsedYaml, key: str, value: object, source: str) -> None:
     *parents, name = key.split(".")
-    data = reading.data
+    data = parsed.data
     for depth, parent in enumerate(parents):
         if data.get(parent) is None:
             data[parent] = {}
-        reading.places.setdefault(tuple(parents[: depth + 1]), place)
-        data = data[parent]
-        if not isinstance(data, dict):
-            reading.mistakes.append(f"{place}: {parent} is not a section")
+        parsed.locations.setdefault(tuple(parents[: depth + 1]), source)
+        section = data[parent]
+        if not isinstance(section, dict):
+            parsed.mistakes.append(f"{source}: {parent} is not a section")
             return
+        data = section
     data[name] = value
-    reading.places[tuple(key.split("."))] = place
+    parsed.locations[tuple(key.split("."))] = source
 
 
-def _validate(reading: Reading) -> Project | None:
-    """The project, or None with its mistakes noted. What is well formed is checked further even when some is not."""
+def _validate(parsed: ParsedYaml) -> Project | None:
+    """The project, or None where even the faultless keys make none. Adds mistakes to `parsed`."""
     wrong: set[str] = set()
-    for _ in range(3):  # faulty keys are taken out and the rest is read again
+    for _ in range(3):  # faulty keys are removed and the others are validated again
         try:
-            project = Project.model_validate(reading.data)
+            project = Project.model_validate(parsed.data)
             break
         except ValidationError as why:
-            for key in _note_errors(why, reading):
+            for key in _note_errors(why, parsed):
                 wrong.add(_dotted(key))
-                _remove(reading.data, key)
+                _remove(parsed.data, key)
     else:
         return None
-    for name, message in (*_not_in_this_version(project), *_impossible(project)):
+    for name, message in (*_missing_features(project), *_conflicts(project)):
         if name not in wrong:
-            reading.mistakes.append(f"{_place(tuple(name.split('.')), reading)}: {name}: {message}")
+            parsed.mistakes.append(f"{_location(tuple(name.split('.')), parsed)}: {name}: {message}")
     return project
 
 
-def _note_errors(why: ValidationError, reading: Reading) -> list[Key]:
-    """One mistake for each key that pydantic refuses (it names a key once for each branch of a union)."""
+def _note_errors(why: ValidationError, parsed: ParsedYaml) -> list[Key]:
+    """Adds one mistake for each key that pydantic refuses, and returns the keys. (Pydantic reports a key once for each
+    branch of a union.)"""
     refused: dict[Key, list[str]] = {}
     for error in why.errors(include_url=False):
-        key = _key_in(reading.data, error["loc"])
+        key = _key_in(parsed.data, error["loc"])
         if error["type"] == "extra_forbidden":
-            refused.setdefault(key, []).append(f"unknown key{_nearest(key)}")
+            refused.setdefault(key, []).append(f"unknown key{_suggestion(key)}")
         else:
-            refused.setdefault(key, []).append(_expectation(_without_lacking(key, error)))
+            refused.setdefault(key, []).append(_expectation(_possible_choices(key, error)))
     for key, reasons in refused.items():
-        place = f"{_place(key, reading)}: {_dotted(key)}"
+        location = f"{_location(key, parsed)}: {_dotted(key)}"
         if reasons[0].startswith("unknown key"):
-            reading.mistakes.append(f"{place}: {reasons[0]}")
+            parsed.mistakes.append(f"{location}: {reasons[0]}")
         else:
             expected = " or ".join(dict.fromkeys(reasons))
-            found = _shown(_get(reading.data, key))
-            reading.mistakes.append(f"{place} is {found}; expected {expected}{_meaning(key)}")
+            found = _shortened(_get(parsed.data, key))
+            parsed.mistakes.append(f"{location} is {found}; expected {expected}{_description(key)}")
     return list(refused)
 
 
-# What pydantic says is expected, as it is said here.
-_EXPECTATIONS = {
+# Parts of pydantic's messages, and our words for them.
+_OUR_WORDS = {
     ", unable to parse raw data as a unicode string": " of UTF-8",
     "have at least 1 item": "at least one item",
     "have at least 1 character": "at least one character",
@@ -134,7 +138,7 @@ _EXPECTATIONS = {
 
 
 def _expectation(message: str) -> str:
-    """What pydantic's message expects, as the end of a sentence.
+    """The expectation in a message of pydantic, as the end of a sentence.
 
     >>> _expectation("Input should be less than or equal to 1")
     'less than or equal to 1'
@@ -142,13 +146,13 @@ def _expectation(message: str) -> str:
     for opening in ("Input should be ", "String should ", "List should "):
         message = message.removeprefix(opening)
     message = re.sub(r"a valid dictionary or instance of \w+", "a section with keys of its own", message)
-    for pydantic_says, we_say in _EXPECTATIONS.items():
-        message = message.replace(pydantic_says, we_say)
+    for pydantic_words, our_words in _OUR_WORDS.items():
+        message = message.replace(pydantic_words, our_words)
     return message.partition(" after validation")[0]
 
 
-def _without_lacking(key: Key, error: ErrorDetails) -> str:
-    """Pydantic's message; of a choice, without the values that this version would refuse as well."""
+def _possible_choices(key: Key, error: ErrorDetails) -> str:
+    """Pydantic's message; the message about a choice without the values that this version refuses."""
     lacking = NOT_IN_THIS_VERSION.get(_dotted(key), ())
     if error["type"] != "literal_error" or not lacking:
         return error["msg"]
@@ -156,97 +160,116 @@ def _without_lacking(key: Key, error: ErrorDetails) -> str:
     return f"Input should be {', '.join(others)} or {last}"
 
 
-def _not_in_this_version(project: Project) -> Iterator[tuple[str, str]]:
+def _missing_features(project: Project) -> Iterator[tuple[str, str]]:
+    """Key and message of each value whose feature this version lacks."""
     fields = dict(keys())
     for key, values in NOT_IN_THIS_VERSION.items():
-        if value_at(project, key) in values:
-            yield key, f"{_shown(value_at(project, key))} is not in this version. Leave it at {_default(fields[key])}"
+        value, default = value_at(project, key), _as_yaml(fields[key].default)
+        if value in values:
+            yield key, f"{_shortened(value)} is not in this version. Leave it at {default}"
 
 
-def _impossible(project: Project) -> Iterator[tuple[str, str]]:
-    """Settings that are well formed each and cannot go together."""
+def _conflicts(project: Project) -> Iterator[tuple[str, str]]:
+    """Key and message of each pair of settings that are valid one by one and not together."""
+    train, generate = project.train, project.generate
     if "{instruction}" not in project.score.prompt:
         yield (
             "score.prompt",
             "holds no {instruction}; expected a text that contains it, such as 'Question:\\n{instruction}\\n'",
         )
-    if project.train.save_minutes is None and project.train.save_steps is None:
-        yield (
-            "train.save_steps",
-            "null while train.save_minutes is null as well: no checkpoint would ever be written. Set one",
-        )
-    if told := _impossible_sharing(project):
-        yield told
-    if project.generate.samples_per_task > 1 and project.generate.temperature == 0:
+    if train.save_minutes is None and train.save_steps is None:
+        yield "train.save_steps", "null, and so is train.save_minutes: no checkpoint would ever be written. Set one"
+    yield from _launch_conflicts(project)
+    if generate.samples_per_task > 1 and generate.temperature == 0:
         yield (
             "generate.samples_per_task",
-            f"{project.generate.samples_per_task} greedy samples of a task are all the same. Set generate.temperature "
-            "above 0, or leave it at 1",
+            f"{generate.samples_per_task} samples of a task are all the same with greedy decoding. Set "
+            "generate.temperature above 0, or generate.samples_per_task to 1",
         )
-    if not project.train.pack_isolation and project.train.pad_mode not in ("dynamic_pack", "paper_pack"):
+    if not train.pack_isolation and train.pad_mode not in ("dynamic_pack", "paper_pack"):
         yield (
             "train.pack_isolation",
-            f"false asks that packed samples see each other, and train.pad_mode {project.train.pad_mode} packs none. "
-            "Say dynamic_pack or paper_pack, or leave it at true",
+            f"false lets packed samples see each other, and train.pad_mode {train.pad_mode} packs none. Set "
+            "train.pad_mode to dynamic_pack or paper_pack, or train.pack_isolation to true",
         )
-    if project.train.quantization.bits == 8 and project.train.quantization.type == "fp4":
-        yield "train.quantization.type", "fp4 is a format of 4 bits, and train.quantization.bits is 8. Say 4 bits"
-    if project.model.dtype == "float16" and project.train.method == "full":
+    if train.quantization.bits == 8 and train.quantization.type == "fp4":
+        yield (
+            "train.quantization.type",
+            "fp4 is a format of 4 bits, and train.quantization.bits is 8. Set train.quantization.bits to 4",
+        )
+    if project.model.dtype == "float16" and train.method == "full":
         yield (
             "model.dtype",
-            "float16 cannot train all weights (its gradients overflow). Say bfloat16 or float32, or train.method: lora",
+            "float16 cannot train all weights (its gradients overflow). Set bfloat16 or float32, or train.method: lora",
         )
 
 
-def _impossible_sharing(project: Project) -> tuple[str, str] | None:
+def _launch_conflicts(project: Project) -> Iterator[tuple[str, str]]:
     strategy, offload = project.launch.strategy, project.launch.offload
     if strategy in ("fsdp", "zero3") and project.train.method == "qlora":
-        return "launch.strategy", f"{strategy} cuts weights apart, which quantised ones do not allow. Say ddp, or zero2"
-    offers = {"fsdp": ("none", "all"), "zero1": ("none", "optimizer"), "zero2": ("none", "optimizer")}
-    possible = offers.get(strategy, ("none", "optimizer", "all") if strategy == "zero3" else ("none",))
+        yield "launch.strategy", f"{strategy} shards weights, and quantised weights cannot be sharded. Set ddp or zero2"
+        return
+    offloads = {
+        "fsdp": ("none", "all"),
+        "zero1": ("none", "optimizer"),
+        "zero2": ("none", "optimizer"),
+        "zero3": ("none", "optimizer", "all"),
+    }
+    possible = offloads.get(strategy, ("none",))
     if offload not in possible:
-        return "launch.offload", f"{offload} does not go with launch.strategy {strategy}. Say {' or '.join(possible)}"
-    return None
+        yield (
+            "launch.offload",
+            f"{offload} is not possible with launch.strategy {strategy}. Set {' or '.join(possible)}",
+        )
 
 
-def _key_in(data: Any, location: Key) -> Key:
-    """The part of a pydantic location that names something in the data; the rest are branches of unions."""
+def _key_in(data: object, location: Key) -> Key:
+    """The beginning of a pydantic location that exists in the data; the rest names branches of unions."""
     key: list[str | int] = []
     for part in location:
-        inside = part in data if isinstance(data, dict) else isinstance(data, list) and isinstance(part, int)
-        if not inside:
+        try:
+            data = _child(data, part)
+        except KeyError:
             break
         key.append(part)
-        data = data[part]
     return tuple(key)
 
 
-def _get(data: Any, key: Key) -> Any:
+def _get(data: object, key: Key) -> object:
     for part in key:
-        data = data[part]
+        data = _child(data, part)
     return data
 
 
-def _remove(data: dict[str, Any], key: Key) -> None:
-    """Takes the faulty key out; an item of a list takes its whole list along."""
-    names = [part for part in key if isinstance(part, str)]
-    for part in names[:-1]:
-        data = data[part]
-    data.pop(names[-1], None)
+def _child(data: object, part: str | int) -> object:
+    if isinstance(data, dict):
+        return data[part]
+    if isinstance(data, list) and isinstance(part, int):
+        return data[part]
+    raise KeyError(part)
 
 
-def _place(key: Key, reading: Reading) -> str:
-    while key not in reading.places and key:
+def _remove(data: dict[str, object], key: Key) -> None:
+    """Removes the faulty key; for an item of a list, the whole list."""
+    *parents, name = [part for part in key if isinstance(part, str)]
+    section = _get(data, tuple(parents))
+    assert isinstance(section, dict)
+    section.pop(name, None)
+
+
+def _location(key: Key, parsed: ParsedYaml) -> str:
+    """Where the key stands, or else the nearest section around it."""
+    while key not in parsed.locations and key:
         key = key[:-1]
-    return reading.places.get(key, "the defaults")
+    return parsed.locations.get(key, "the defaults")
 
 
 def _dotted(key: Key) -> str:
     return ".".join(str(part) for part in key)
 
 
-def _nearest(key: Key) -> str:
-    """The nearest valid name in the same section, else the full name of a key elsewhere that is spelt so."""
+def _suggestion(key: Key) -> str:
+    """The full names of the keys elsewhere that are spelt so, else the nearest name in the same section."""
     *parents, name = map(str, key)
     known = [known for known, _ in keys()]
     prefix = "".join(f"{parent}." for parent in parents)
@@ -260,17 +283,13 @@ def _nearest(key: Key) -> str:
     return f"; expected one of: {', '.join(sorted(siblings))}"
 
 
-def _meaning(key: Key) -> str:
+def _description(key: Key) -> str:
     description = {name: field.description for name, field in keys()}.get(_dotted(key))
     return f" ({description})" if description else ""
 
 
-def _default(field: FieldInfo) -> str:
-    return _as_yaml(field.default)
-
-
-def _as_yaml(value: Any) -> str:
-    """A value as `codetune init` writes it: JSON is YAML, and plain words need no quotes."""
+def _as_yaml(value: object) -> str:
+    """A value as `codetune init` writes it: in JSON, which is YAML, but plain words without quotes."""
     if (
         isinstance(value, str)
         and re.fullmatch(r"[A-Za-z][A-Za-z0-9_./-]*", value)
@@ -285,6 +304,6 @@ def _as_yaml(value: Any) -> str:
     return json.dumps(value)
 
 
-def _shown(value: Any) -> str:
+def _shortened(value: object) -> str:
     text = "true" if value is True else "false" if value is False else "null" if value is None else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,7 +1,7 @@
-"""The project: one frozen model per section, the presets, and which values this version lacks. Defaults live here only.
+"""The project: one frozen model for each section of the project file. All defaults are here.
 
-Every key has one line of documentation, which `codetune init` writes beside it. How the file is read, and how its
-mistakes are told, is in `file.py`.
+A key says in its `setting` its line of documentation, which `codetune init` writes, and the stages whose artefacts
+become stale with its value. The file is read, and its mistakes are reported, in `project/file.py`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import glob
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr
 from pydantic.fields import FieldInfo
@@ -228,8 +228,8 @@ class Launch(Section):
 
 
 class Project(Section):
-    """A whole project, resolved. `root` is the directory that relative paths start from; `overrides` are the settings
-    that came by flag or `--set`, not from the file."""
+    """A whole project. `root` is the directory that relative paths start from; `overrides` are the settings, by dotted
+    key, that came by flag or `--set` instead of the file."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = setting(
         "default", "names the run: letters, digits, dot, dash, underscore"
@@ -249,14 +249,14 @@ class Project(Section):
     launch: Launch = Launch()
 
     _root: Path = PrivateAttr(default_factory=Path.cwd)
-    _overrides: dict[str, Any] = PrivateAttr(default_factory=dict)
+    _overrides: dict[str, object] = PrivateAttr(default_factory=dict)
 
     @property
     def root(self) -> Path:
         return self._root
 
     @property
-    def overrides(self) -> Mapping[str, Any]:
+    def overrides(self) -> Mapping[str, object]:
         return self._overrides
 
     @property
@@ -264,30 +264,33 @@ class Project(Section):
         return self.root / (self.output_dir or f"runs/{self.name}")
 
     def locate(self, name: str) -> str:
-        """`name` as a path beside the project file, else below the current directory, else unchanged (a hub id)."""
+        """`name` as a path relative to the project file, else to the current directory, else unchanged (a hub id).
+
+        Raises InputError where the name cannot be a path."""
         try:
             for path in (base / Path(name).expanduser() for base in (self.root, Path.cwd())):
                 pattern = str(path) if glob.has_magic(name) else ""
                 if path.exists() or any(glob.iglob(pattern, recursive=True)):  # noqa: PTH207 - as data/source has it
                     return str(path)
         except (RuntimeError, OSError) as why:  # no such user's home; a name longer than any file's
-            raise InputError(f"{name} cannot be a path: {why}. Mend it in the project file") from None
+            raise InputError(f"{name} cannot be a path: {why}. Fix it in the project file") from None
         return name
 
-    def placed(self, root: Path, overrides: Mapping[str, Any]) -> Self:
+    def placed(self, root: Path, overrides: Mapping[str, object]) -> Self:
+        """A copy with the directory that relative paths start from, and the settings that came by flag."""
         copy = self.model_copy()
         copy._root, copy._overrides = root.resolve(), dict(overrides)
         return copy
 
 
-# A feature of the contract that this version lacks: its values are refused, never accepted and ignored.
+# Valid values whose feature this version lacks: they are refused, never accepted and ignored.
 NOT_IN_THIS_VERSION: Mapping[str, Sequence[object]] = {
     "select.strategy": ("parametric", "ifd", "perplexity", "kcenter", "length"),
 }
 
 
 def keys(section: type[BaseModel] = Project, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every key of the project file with a value of its own, dotted, in the file's order."""
+    """Every key that is not a section, dotted, with its field, in the order of the file."""
     for name, field in section.model_fields.items():
         if isinstance(field.default, BaseModel):
             yield from keys(type(field.default), f"{prefix}{name}.")
@@ -312,13 +315,13 @@ def _is_marked(field: FieldInfo, mark: str) -> bool:
     return isinstance(field.json_schema_extra, dict) and mark in field.json_schema_extra
 
 
-def value_at(project: BaseModel, key: str) -> Any:
-    """The value at a dotted key. A section comes as a plain dictionary.
+def value_at(project: BaseModel, key: str) -> object:
+    """The value at a dotted key; a section as a plain dictionary.
 
     >>> value_at(Project(), "select.ratio")
     0.4
     """
-    value: Any = project
+    value: object = project
     for name in key.split("."):
         value = getattr(value, name)
     return value.model_dump() if isinstance(value, BaseModel) else value

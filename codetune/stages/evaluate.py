@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,9 +94,9 @@ def generate(context: RunContext, bench: Bench, model: ModelRef) -> StageResult:
         work = [(problem.task_id, number) for problem in bench.problems for number in numbers]
         rows = completed_rows(parts)
         reused = len(rows)
-        with console.progress(f"generate {bench.name} {model.label}", len(work), "sample", reused) as advance:
+        with console.progress(f"generate {bench.name} {model.label}", len(work), "sample", reused) as bar:
             missing = [item for item in work if item not in rows]
-            _perform(context, order(model, (bench.said, bench.file), missing, parts), advance)
+            _perform(context, order(model, (bench.said, bench.file), missing, parts), bar)
         rows = completed_rows(parts)
         written = [rows[item] for item in work]
         write_lines(recipe.artefact, (json.dumps(_without_counts(row)) for row in written))
@@ -174,7 +174,7 @@ def evaluate_file(context: RunContext, bench: Bench, path: Path) -> Report:
     return _evaluate(context, bench, _file_label(context, path), path)
 
 
-def _perform(context: RunContext, ordered: Order, advance: Callable[[int, int], None]) -> None:
+def _perform(context: RunContext, ordered: Order, bar: console.ProgressBar) -> None:
     """In one process for each GPU, or as many as the project says; in those of other machines only where a launcher has
     started them. They hold one model together where a GPU does not hold it. vLLM spreads over GPUs by itself."""
     if not ordered.missing:
@@ -186,7 +186,7 @@ def _perform(context: RunContext, ordered: Order, advance: Callable[[int, int], 
     if not vllm and _must_share(project, Path(ordered.model["directory"]), processes):
         ordered = replace(ordered, together=True)
     job = Job("generate", project, asdict(ordered))
-    perform(job, processes, lambda rank, message: advance(1, int(message["tokens"] or 0)), run_job)
+    perform(job, processes, lambda rank, message: bar.advance(1, int(message["tokens"] or 0)), run_job)
 
 
 def _must_share(project: Project, model: Path, processes: int) -> bool:
@@ -290,11 +290,11 @@ def _verdicts(
         wanted = {solution.task_id for solution in missing}
         problems = [problem for problem in bench.problems if problem.task_id in wanted]
         if unknown := count_missing(problems, expected):
-            with console.progress(f"expected outputs of {bench.name}", unknown, "task", 0) as advance:
+            with console.progress(f"expected outputs of {bench.name}", unknown, "task", 0) as bar:
                 for _ in prepare(problems, expected, workers, tier):
-                    advance(1)
+                    bar.advance(1)
         label = f"evaluate {bench.name} {recipe.artefact.stem}"
-        with console.progress(label, len(solutions), "sample", len(verdicts)) as advance:
+        with console.progress(label, len(solutions), "sample", len(verdicts)) as bar:
             for verdict in judge(problems, missing, expected, workers, tier):
                 log.append(asdict(verdict))
                 if verdict.failure.startswith(JUDGE_BROKE):
@@ -303,7 +303,7 @@ def _verdicts(
                         "not for the task's own solution. Look at that sample, and please report it"
                     )
                 verdicts[(verdict.task_id, verdict.sample)] = verdict
-                advance(1)
+                bar.advance(1)
     return list(verdicts.values())
 
 

@@ -150,12 +150,12 @@ def train(context: RunContext, restart: bool = False) -> StageResult:
         if not restart and (done := already(context, recipe, began)):
             return done
         directory = claim_training(run, recipe, restart)
-        with replacing(run.model) as saved, console.progress("training", None, "step") as advance:
+        with replacing(run.model) as saved, console.progress("training", None, "step") as bar:
             details = {"model": str(base), "directory": str(directory), "saved": str(saved)}
             results: Any = perform(
                 Job("train", project, details),
                 process_count(project),
-                lambda rank, at: advance.to(int(at["step"] or 0), int(at["steps"] or 0)) if rank == 0 else None,
+                lambda rank, at: bar.move_to(int(at["step"] or 0), int(at["steps"] or 0)) if rank == 0 else None,
                 run_job,
             )
             told = results[0]
@@ -230,11 +230,11 @@ def _share_out(context: RunContext, work: _RowWork, rows: int, reused: int) -> N
     processes = 1 if in_array and launch.processes == "auto" else process_count(context.project)
     details = {"stage": work.recipe.stage, "inputs": work.recipe.inputs, "model": work.model, "shard": work.shard}
     here = context.project.model_copy(update={"launch": launch.model_copy(update={"nodes": 1})})
-    with console.progress(work.recipe.stage, rows, "row", reused) as advance:
+    with console.progress(work.recipe.stage, rows, "row", reused) as bar:
         perform(
             Job(work.recipe.stage, here, details),
             processes,
-            lambda rank, told: advance(int(told["rows"] or 0)),
+            lambda rank, told: bar.advance(int(told["rows"] or 0)),
             run_job,
         )
 

@@ -1,5 +1,5 @@
-"""The project file: all mistakes at once, each with its place, what was expected and the nearest name; what overrides
-what; and that `codetune init` writes what is read again."""
+"""The project file: all mistakes at once, each with its location, what was expected and the nearest name; what
+overrides what; and that `codetune init` writes what is read again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KEYS = dict(keys())
 REFUSED = [(key, value) for key, values in NOT_IN_THIS_VERSION.items() for value in values]
 
 
-def test_all_mistakes_are_told_at_once_each_in_a_line_of_its_own(tmp_path: Path) -> None:
+def test_all_mistakes_are_reported_at_once_each_in_a_line_of_its_own(tmp_path: Path) -> None:
     text = (
         "seed: -1\n"
         "select:\n"
@@ -125,7 +125,7 @@ def test_a_mistake_has_the_line_of_what_is_wrong(text: str, line: int, key: str,
         ("evaluate: {benchmarks: []}", "at least one item"),
     ],
 )
-def test_a_wrong_value_is_told_with_what_was_expected(text: str, expected: str, tmp_path: Path) -> None:
+def test_a_wrong_value_is_reported_with_what_was_expected(text: str, expected: str, tmp_path: Path) -> None:
     (told,) = mistakes(tmp_path, text)
     assert f"; expected {expected}" in told
 
@@ -182,8 +182,8 @@ def test_what_goes_together_is_not(text: str, tmp_path: Path) -> None:
     read(tmp_path, text)
 
 
-def test_what_an_assignment_makes_impossible_has_the_assignment_for_its_place() -> None:
-    with pytest.raises(ProjectError, match=r"^--set train.save_minutes=null: train.save_steps: null while "):
+def test_what_an_assignment_makes_impossible_has_the_assignment_for_its_location() -> None:
+    with pytest.raises(ProjectError, match=r"^--set train.save_minutes=null: train.save_steps: null, and so is "):
         read_project(None, ["train.save_minutes=null"], {})
 
 
@@ -233,7 +233,7 @@ def test_an_equals_sign_may_stand_in_a_value() -> None:
         ("train={lora: {r: 0}}", "train.lora.r is 0; "),
     ],
 )
-def test_a_mistake_in_an_assignment_has_the_assignment_for_its_place(assignment: str, reason: str) -> None:
+def test_a_mistake_in_an_assignment_has_the_assignment_for_its_location(assignment: str, reason: str) -> None:
     with pytest.raises(ProjectError) as error:
         read_project(None, [assignment], {})
     assert str(error.value).startswith(f"--set {assignment}: {reason}")
@@ -241,13 +241,13 @@ def test_a_mistake_in_an_assignment_has_the_assignment_for_its_place(assignment:
 
 
 @pytest.mark.parametrize("text", ["[1", "!!int x", "*nowhere"])
-def test_a_value_by_set_that_cannot_be_read_is_told_once(text: str) -> None:
+def test_a_value_by_set_that_cannot_be_read_is_reported_once(text: str) -> None:
     with pytest.raises(ProjectError) as error:
         read_project(None, [f"seed={text}"], {})
     assert str(error.value).count(f"--set seed={text}: ") == 1
 
 
-def test_a_value_of_the_file_that_cannot_be_read_is_told_once(tmp_path: Path) -> None:
+def test_a_value_of_the_file_that_cannot_be_read_is_reported_once(tmp_path: Path) -> None:
     (told,) = mistakes(tmp_path, "seed: !!int x\n")
     assert told.startswith("codetune.yaml:1: cannot read 'x'")
 
@@ -256,15 +256,15 @@ def test_a_value_of_the_file_that_cannot_be_read_is_told_once(tmp_path: Path) ->
     ("key", "value", "flag"),
     [("select.ratio", 1.4, "--ratio"), ("train.pad_mode", "none", "--pad-mode"), ("train.method", "dora", "--method")],
 )
-def test_a_mistake_in_a_flag_has_the_flag_for_its_place(key: str, value: Any, flag: str, tmp_path: Path) -> None:
+def test_a_mistake_in_a_flag_has_the_flag_for_its_location(key: str, value: Any, flag: str, tmp_path: Path) -> None:
     assert mistakes(tmp_path, "seed: 1\n", [], {key: value})[0].startswith(f"{flag}: {key}")
 
 
-def test_an_override_mends_what_is_wrong_in_the_file(tmp_path: Path) -> None:
+def test_an_override_replaces_a_wrong_value_of_the_file(tmp_path: Path) -> None:
     assert read(tmp_path, "select: {ratio: 7}\n", ["select.ratio=0.5"]).select.ratio == 0.5
 
 
-def test_an_assignment_below_what_is_no_section_tells_both(tmp_path: Path) -> None:
+def test_an_assignment_below_what_is_no_section_reports_both(tmp_path: Path) -> None:
     told = mistakes(tmp_path, "train: 3\n", ["train.epochs=1"])
     assert told == [
         "--set train.epochs=1: train is not a section",

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codetune.errors import ProjectError
-from codetune.project.yaml import Reading, read_file, read_value
+from codetune.project.yaml import ParsedYaml, read_file, read_value
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_every_whole_number_is_read_as_python_writes_it(number: int) -> None:
 
 def test_every_key_and_item_has_the_line_it_stands_in(tmp_path: Path) -> None:
     path = written(tmp_path, "# a comment\nseed: 1\ntrain:\n  lora:\n    r: 2\nk:\n  - 1\n  - 2\n")
-    assert read_file(path).places == {
+    assert read_file(path).locations == {
         (): f"{path}:2",
         ("seed",): f"{path}:2",
         ("train",): f"{path}:3",
@@ -74,21 +74,21 @@ def test_every_key_and_item_has_the_line_it_stands_in(tmp_path: Path) -> None:
 
 def test_of_a_duplicate_key_the_first_is_kept_and_both_lines_are_told(tmp_path: Path) -> None:
     path = written(tmp_path, "seed: 1\nname: a\nseed: 2\ntrain:\n  lora: {r: 1, r: 2}\n")
-    reading = read_file(path)
-    assert reading.data == {"seed": 1, "name": "a", "train": {"lora": {"r": 1}}}
-    assert reading.mistakes == [
+    parsed = read_file(path)
+    assert parsed.data == {"seed": 1, "name": "a", "train": {"lora": {"r": 1}}}
+    assert parsed.mistakes == [
         f"{path}:3: duplicate key seed; the first is at line 1. Keep one of them",
         f"{path}:5: duplicate key train.lora.r; the first is at line 5. Keep one of them",
     ]
 
 
 @pytest.mark.parametrize("key", ["[a, b]", "{a: 1}", "? [a]\n"])
-def test_a_key_that_is_no_word_is_a_mistake_told_as_it_is_written(key: str, tmp_path: Path) -> None:
+def test_a_key_that_is_no_text_is_a_mistake_told_as_it_is_written(key: str, tmp_path: Path) -> None:
     path = written(tmp_path, f"seed: 1\n{key}: 2\n")
-    reading = read_file(path)
-    assert reading.data == {"seed": 1}
-    (mistake,) = reading.mistakes
-    assert mistake.startswith(f"{path}:2: a key that is no word")
+    parsed = read_file(path)
+    assert parsed.data == {"seed": 1}
+    (mistake,) = parsed.mistakes
+    assert mistake.startswith(f"{path}:2: a key that is not text")
 
 
 @pytest.mark.parametrize(
@@ -106,8 +106,8 @@ def test_an_anchor_stands_for_its_value(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "# only a comment\n", "\n\n"])
 def test_an_empty_file_is_an_empty_mapping(text: str, tmp_path: Path) -> None:
-    reading = read_file(written(tmp_path, text))
-    assert (reading.data, reading.mistakes) == ({}, [])
+    parsed = read_file(written(tmp_path, text))
+    assert (parsed.data, parsed.mistakes) == ({}, [])
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "only words\n", "[1, 2]\n", "3\n"])
@@ -200,28 +200,28 @@ def test_a_python_object_is_not_made(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["[a", "{a: b", "a: b: c", "*nowhere", "one\n---\ntwo"])
 def test_a_single_value_that_is_no_yaml_is_noted_with_its_place(text: str) -> None:
-    reading = Reading()
-    assert read_value(text, f"--set name={text}", reading) is None
-    (mistake,) = reading.mistakes
+    parsed = ParsedYaml()
+    assert read_value(text, f"--set name={text}", parsed) is None
+    (mistake,) = parsed.mistakes
     assert mistake.startswith(f"--set name={text}: not a YAML value")
 
 
 def test_a_duplicate_key_in_a_single_value_is_noted_with_its_place() -> None:
-    reading = Reading()
-    read_value("{epochs: 1, epochs: 2}", "--set train=...", reading)
-    assert reading.mistakes == ["--set train=...: duplicate key epochs. Keep one of them"]
+    parsed = ParsedYaml()
+    read_value("{epochs: 1, epochs: 2}", "--set train=...", parsed)
+    assert parsed.mistakes == ["--set train=...: duplicate key epochs. Keep one of them"]
 
 
-def test_a_single_value_leaves_the_places_of_the_file_alone() -> None:
-    reading = Reading(places={("epochs",): "file:1"})
-    assert read_value("{epochs: 1}", "--set train={epochs: 1}", reading) == {"epochs": 1}
-    assert reading.places == {("epochs",): "file:1"}
+def test_a_single_value_leaves_the_locations_of_the_file_alone() -> None:
+    parsed = ParsedYaml(locations={("epochs",): "file:1"})
+    assert read_value("{epochs: 1}", "--set train={epochs: 1}", parsed) == {"epochs": 1}
+    assert parsed.locations == {("epochs",): "file:1"}
 
 
 def value_of(text: str) -> Any:
-    reading = Reading()
-    value = read_value(text, "--set a.b", reading)
-    assert not reading.mistakes
+    parsed = ParsedYaml()
+    value = read_value(text, "--set a.b", parsed)
+    assert not parsed.mistakes
     return value
 
 
