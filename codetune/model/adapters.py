@@ -1,6 +1,8 @@
-"""A loaded network -> the network that is trained: itself, or itself frozen with LoRA adapters (through peft), over
-whole weights or quantised ones; and back again: the adapters, fresh from training or read from their directory, merged
-into one whole network."""
+"""LoRA adapters through peft: added to a network before training, over plain or quantized weights, and merged into it
+afterwards, fresh from training or read from their directory.
+
+A weight matrix W becomes W + (alpha / r) B A with B and A of rank r, and B zero at first (Hu et al. 2021, arXiv
+2106.09685, sec. 4.1). QLoRA is the same over a quantized W (Dettmers et al. 2023, arXiv 2305.14314)."""
 
 from __future__ import annotations
 
@@ -19,64 +21,19 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from codetune.errors import ModelError, ProjectError, first_line
+from codetune.model.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from codetune.project.sections import LoraSettings, Method
 
 
-def add_adapters(model: PreTrainedModel, method: Method, lora: LoraSettings, seed: int) -> PreTrainedModel | PeftModel:
-    """The adapters' first weights follow from the seed alone. For `qlora` the network comes quantised."""
-    match method:
-        case "full":
-            return model
-        case "lora" | "qlora":
-            with _drawn_from(seed):
-                return _with_adapters(model, lora)
+def add_adapters(
+    network: PreTrainedModel, method: Method, lora: LoraSettings, seed: int
+) -> PreTrainedModel | PeftModel:
+    """The model to train: the network itself for `full`, the frozen network with new adapters for `lora` and `qlora`.
 
-
-@contextmanager
-def _drawn_from(seed: int) -> Iterator[None]:
-    """What is drawn on the CPU, and on the GPU of this process; it leaves no trace in what is drawn afterwards. (Asked
-    for all GPUs, torch would begin work on each of them.)"""
-    gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=gpus):
-        torch.manual_seed(seed)
-        yield
-
-
-def base_network(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """The network itself, with the adapters in its layers where it has some."""
-    network: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model  # type: ignore[assignment]
-    return network
-
-
-def merge_trained_adapters(model: PeftModel, dtype: torch.dtype) -> PreTrainedModel:
-    """The network with its adapters added to the weights, as it was trained: quantised weights as the numbers that they
-    stand for, not those that they were made from. The sums are made in float32 and rounded once. `model` is used up."""
-    network = base_network(model)
-    adapted = {name: layer for name, layer in network.named_modules() if isinstance(layer, LoraLayer)}
-    for name, layer in adapted.items():
-        network.set_submodule(name, _merged_layer(layer, dtype))
-    quantised = {name: layer for name, layer in network.named_modules() if _is_quantised(layer)}
-    for name, layer in quantised.items():
-        network.set_submodule(name, _linear(layer, _numbers(layer), dtype))
-    if hasattr(network.config, "quantization_config"):
-        del network.config.quantization_config
-        # Else transformers would save it as quantised, and refuse another number format.
-        for name in ("hf_quantizer", "quantization_method", "is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit"):
-            network.__dict__.pop(name, None)
-    ends: list[torch.nn.Module] = [network.get_input_embeddings(), network.get_output_embeddings()]  # type: ignore[no-untyped-call]
-    if ends[0].weight is not ends[1].weight:  # an adapter on one of them has parted them
-        network.config.tie_word_embeddings = False
-    cast_weights(network, dtype)
-    return network
-
-
-def cast_weights(network: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Weights only: what else a network holds, such as the angles of its positions, keeps its precision."""
-    for weights in network.parameters():
-        weights.data = weights.data.to(dtype)
-
-
-def _with_adapters(model: PreTrainedModel, lora: LoraSettings) -> PeftModel:
+    The first weights of the adapters follow from `seed` alone; the random generators of the process stay as they were.
+    Raises ProjectError if `target_modules` fits no module of the network."""
+    if method == "full":
+        return network
     settings = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
@@ -85,21 +42,103 @@ def _with_adapters(model: PreTrainedModel, lora: LoraSettings) -> PeftModel:
         target_modules=lora.target_modules,
     )
     try:
-        with warnings.catch_warnings():
+        with _seeded(seed), warnings.catch_warnings():
             # peft 0.21 reads the old name of a property that transformers 5.23 has renamed.
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-            return get_peft_model(model, settings)
-    except ValueError as why:
+            return get_peft_model(network, settings)
+    except ValueError as error:
         raise ProjectError(
-            f"train.lora.target_modules: {lora.target_modules} fits no module of {type(model).__name__} ({why}). "
-            "Expected: `all-linear`, or names such as [q_proj, v_proj]. Mend the project file."
-        ) from why
+            f"train.lora.target_modules: {lora.target_modules} fits no module of {type(network).__name__} ({error}). "
+            "Expected: `all-linear`, or names such as [q_proj, v_proj]. Fix the project file."
+        ) from error
 
 
-def merge_saved_adapters(model: PreTrainedModel, path: Path, device: str) -> PreTrainedModel:
-    """`model` with the adapters of a directory in its weights. It then goes by that directory's name, so adapters
-    trained on top of it know what they belong to. Raises ModelError for adapters that do not fit."""
-    kind = json.loads((path / "adapter_config.json").read_text(encoding="utf-8")).get("peft_type")
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seeds the generators of the CPU and of this process's GPU inside the block, and restores them after it. (With all
+    GPUs as `devices`, torch would create a context on each.)"""
+    gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=gpus):
+        torch.manual_seed(seed)
+        yield
+
+
+def base_network(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """The network of transformers without peft's wrapper. Its layers still contain the adapters."""
+    network: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model  # type: ignore[assignment]
+    return network
+
+
+def merge_trained_adapters(model: PeftModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The network with its adapters added to its weights, in `dtype`. Consumes `model`.
+
+    Adapters over quantized weights were trained with the dequantized values, so those are what they are added to, not
+    the original weights. Sums are computed in float32 and rounded once."""
+    network = base_network(model)
+    adapted = {name: layer for name, layer in network.named_modules() if isinstance(layer, LoraLayer)}
+    for name, layer in adapted.items():
+        network.set_submodule(name, _merged_layer(layer, dtype))
+    quantized = {name: layer for name, layer in network.named_modules() if _is_quantized(layer)}
+    for name, layer in quantized.items():
+        network.set_submodule(name, _linear(layer, _dequantized(layer), dtype))
+    if hasattr(network.config, "quantization_config"):
+        del network.config.quantization_config
+        # Otherwise transformers saves the network as quantized, and refuses another dtype.
+        for name in ("hf_quantizer", "quantization_method", "is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit"):
+            network.__dict__.pop(name, None)
+    ends: list[torch.nn.Module] = [network.get_input_embeddings(), network.get_output_embeddings()]  # type: ignore[no-untyped-call]
+    if ends[0].weight is not ends[1].weight:  # an adapter on one of them has untied them
+        network.config.tie_word_embeddings = False
+    cast_weights(network, dtype)
+    return network
+
+
+def cast_weights(network: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Casts the parameters in place. Buffers, such as the frequencies of rotary embeddings, keep their precision."""
+    for weights in network.parameters():
+        weights.data = weights.data.to(dtype)
+
+
+def _merged_layer(layer: LoraLayer, dtype: torch.dtype) -> torch.nn.Module:
+    base: torch.nn.Module = layer.get_base_layer()
+    if isinstance(base, torch.nn.Linear):
+        (adapter,) = layer.active_adapters
+        weights = _dequantized(base) + layer.get_delta_weight(adapter).float()  # type: ignore[attr-defined]
+        return _linear(base, weights, dtype)
+    # Embeddings and other layers that are never quantized. First a copy of the weight: the output layer may share it.
+    base.weight = torch.nn.Parameter(base.weight.detach().clone(), requires_grad=False)  # type: ignore[operator]
+    layer.merge()
+    return base
+
+
+def _dequantized(layer: torch.nn.Linear) -> torch.Tensor:
+    """The weights in float32; for quantized ones the values that their codes stand for."""
+    state = getattr(layer.weight, "quant_state", None)
+    # bitsandbytes reorders and rounds the weights when a CPU uses them in evaluation mode: codetune never does.
+    assert not getattr(state, "packing_format_for_cpu", False)
+    weights: torch.Tensor = dequantize_module_weight(layer)
+    return weights.float()
+
+
+def _linear(like: torch.nn.Linear, weights: torch.Tensor, dtype: torch.dtype) -> torch.nn.Linear:
+    """A plain linear layer of the shape and with the bias of `like`."""
+    plain = torch.nn.Linear(like.in_features, like.out_features, bias=like.bias is not None, device="meta")
+    plain.weight = torch.nn.Parameter(weights.detach().to(dtype), requires_grad=False)
+    if like.bias is not None:
+        plain.bias = torch.nn.Parameter(like.bias.detach().to(dtype), requires_grad=False)
+    return plain
+
+
+def _is_quantized(layer: torch.nn.Module) -> bool:
+    # By name, so that bitsandbytes is imported only where something is quantized.
+    return type(getattr(layer, "weight", None)).__name__ in ("Params4bit", "Int8Params")
+
+
+def merge_saved_adapters(network: PreTrainedModel, path: Path, device: str) -> PreTrainedModel:
+    """`network` with the adapters in the directory `path` merged into its weights, in evaluation mode. Its name becomes
+    `path`, so that adapters trained on top of it name the right base model. Raises ModelError for adapters that are not
+    LoRA, incomplete, or of another model."""
+    kind = json.loads((path / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("peft_type")
     if kind != "LORA":
         raise ModelError(
             f"The adapters in {path} are of the kind {kind}. Expected: LORA, which can be merged. Merge them with the "
@@ -108,10 +147,10 @@ def merge_saved_adapters(model: PreTrainedModel, path: Path, device: str) -> Pre
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # peft warns of missing adapters; they are an error below
-            adapted = PeftModel.from_pretrained(model, str(path), torch_device=device)
-        missing = _unfilled(adapted, path)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as why:
-        raise _misfit(path, f"{type(why).__name__}: {first_line(why)}") from why
+            adapted = PeftModel.from_pretrained(network, str(path), torch_device=device, local_files_only=True)
+        missing = _missing_tensors(adapted, path)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise _misfit(path, f"{type(error).__name__}: {first_line(error)}") from error
     if missing:
         raise _misfit(path, f"{len(missing)} of their tensors are not there: {', '.join(missing[:3])}")
     merged: Any = adapted.merge_and_unload()
@@ -120,48 +159,14 @@ def merge_saved_adapters(model: PreTrainedModel, path: Path, device: str) -> Pre
     return whole
 
 
-def _unfilled(adapted: PeftModel, path: Path) -> list[str]:
-    """Adapters of the configuration that the file does not hold: peft would leave them at their start."""
-    with safe_open(path / "adapter_model.safetensors", framework="pt") as file:
+def _missing_tensors(adapted: PeftModel, path: Path) -> list[str]:
+    """Names of adapter tensors that the file does not hold: peft leaves them at their initial values."""
+    with safe_open(path / ADAPTER_WEIGHTS, framework="pt") as file:
         return sorted(set(get_peft_model_state_dict(adapted, save_embedding_layers=False)) - set(file.keys()))
 
 
 def _misfit(path: Path, found: str) -> ModelError:
     return ModelError(
-        f"The adapters in {path} do not fit the model below them ({found}). Expected: the whole adapters of the model "
-        "that adapter_config.json names. Copy them there again, or mend base_model_name_or_path."
+        f"The adapters in {path} do not fit their base model ({found}). Expected: the whole adapters of the model that "
+        f"{ADAPTER_CONFIG} names. Copy them there again, or fix base_model_name_or_path."
     )
-
-
-def _merged_layer(layer: LoraLayer, dtype: torch.dtype) -> torch.nn.Module:
-    base: torch.nn.Module = layer.get_base_layer()
-    if isinstance(base, torch.nn.Linear):
-        (adapter,) = layer.active_adapters
-        weights = _numbers(base) + layer.get_delta_weight(adapter).float()  # type: ignore[attr-defined]
-        return _linear(base, weights, dtype)
-    # Embeddings and other kinds, which are never quantised. A weight of their own first: the output layer may share it.
-    base.weight = torch.nn.Parameter(base.weight.detach().clone(), requires_grad=False)  # type: ignore[operator]
-    layer.merge()
-    return base
-
-
-def _numbers(layer: torch.nn.Linear) -> torch.Tensor:
-    """The weights in float32, of quantised ones the numbers that they stand for."""
-    state = getattr(layer.weight, "quant_state", None)
-    # bitsandbytes lays the weights out anew, and rounds, when a CPU uses them in evaluation mode: codetune never does.
-    assert not getattr(state, "packing_format_for_cpu", False)
-    weights: torch.Tensor = dequantize_module_weight(layer)
-    return weights.float()
-
-
-def _linear(like: torch.nn.Linear, weights: torch.Tensor, dtype: torch.dtype) -> torch.nn.Linear:
-    plain = torch.nn.Linear(like.in_features, like.out_features, bias=like.bias is not None, device="meta")
-    plain.weight = torch.nn.Parameter(weights.detach().to(dtype), requires_grad=False)
-    if like.bias is not None:
-        plain.bias = torch.nn.Parameter(like.bias.detach().to(dtype), requires_grad=False)
-    return plain
-
-
-def _is_quantised(layer: torch.nn.Module) -> bool:
-    # By name, so that bitsandbytes is not loaded where nothing is quantised.
-    return type(getattr(layer, "weight", None)).__name__ in ("Params4bit", "Int8Params")

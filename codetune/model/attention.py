@@ -1,21 +1,21 @@
-"""Attention for flat rows: samples laid end to end, each of which sees itself alone.
+"""Attention over packed rows: samples concatenated into one row, each of which attends to itself only.
 
-    tokens      a a a b b       a's query sees a, b's sees b, both causally:     a .
-    positions   0 1 2 0 1       they start anew with each sample                 a a
-    segments    (3, 2)                                                           a a a
+    tokens      a a a b b       the attention of sample a covers a,              a .
+    positions   0 1 2 0 1       that of b covers b, both causally;               a a
+    segments    (3, 2)          positions restart with each sample               a a a
     cumulative  0 3 5           longest 3                                              b
                                                                                        b b
-`packed_inputs` makes the inputs of any backend; all work forward and backward. On a GPU in half precision `VARLEN` (torch's
-own variable-length flash attention) or `FLASH` (flash-attn, where it is installed) does a flat row in one kernel;
-`SEGMENTED` is one exact product per segment, anywhere. `attention_implementation` chooses, `require_isolation` tries on the model
-itself that nothing leaks. Axes: B rows (1 of flat ones), H heads, K heads of keys and values, T tokens, D head
-dimension, N segments.
-"""
+`packed_inputs` makes the inputs for any implementation; all have a forward and a backward pass. On a GPU in half
+precision `VARLEN` (torch's variable-length flash attention) or `FLASH` (flash-attn, if it is installed) computes a
+packed row in one kernel; `SEGMENTED` is one exact product per segment, on any device. `packing_check.py` tests whether
+samples are isolated in a given network.
+
+Axes: B rows (1 if packed), H query heads, K key-value heads, T tokens, D head dimension, N samples."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -30,51 +30,51 @@ from codetune.errors import ModelError
 
 SEGMENTED = "codetune_segmented"
 VARLEN = "codetune_varlen"
-FLASH = "flash_attention_2"  # as transformers calls it
-KERNELS = {"varlen": VARLEN, "flash": FLASH}  # what a project asks for -> the implementation to set
-_VARLEN_TAKES = frozenset(inspect.signature(varlen_attn).parameters)
+FLASH = "flash_attention_2"  # the name in transformers
+KERNELS = {"varlen": VARLEN, "flash": FLASH}  # model.attention -> the implementation to set
+ModelInputs = dict[str, Any]  # keyword arguments of a network
+_VARLEN_PARAMETERS = frozenset(inspect.signature(varlen_attn).parameters)
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionSpec:
-    """Where a network computes, as far as flash attention asks for it."""
+    """What an attention kernel has to support: the device, the dtype and the attention of a network."""
 
     device: str  # cuda, cpu, ...
-    capability: tuple[int, int]  # of an NVIDIA GPU, (0, 0) elsewhere
-    precision: str  # of the arithmetic (under autocast not that of the weights): float32, bfloat16 or float16
-    head_dimension: int  # 0 of a network without attention
-    plain: bool  # attention scores are neither capped nor dropped at random
+    capability: tuple[int, int]  # compute capability of an NVIDIA GPU, (0, 0) of other devices
+    dtype: str  # of the computation (under autocast not that of the weights): float32, bfloat16 or float16
+    head_dimension: int  # 0 for a network without attention
+    plain: bool  # attention scores have neither softcapping nor dropout
 
     @classmethod
-    def of(cls, network: PreTrainedModel, precision: str, on: str | None = None) -> AttentionSpec:
-        """`on` is the device that it is going to compute on, where it does not lie there yet."""
-        config, device = network.config.get_text_config(), torch.device(on) if on else network.device
-        own, heads = getattr(config, "head_dim", None), getattr(config, "num_attention_heads", None)
+    def of(cls, network: PreTrainedModel, dtype: str, device: str | None = None) -> AttentionSpec:
+        """`device` is where the network is going to run, if it is not there yet."""
+        config, runs_on = network.config.get_text_config(), torch.device(device or network.device)
+        explicit, heads = getattr(config, "head_dim", None), getattr(config, "num_attention_heads", None)
         return cls(
-            device.type,
-            torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0),
-            precision,
-            own or (config.hidden_size // heads if heads else 0),
+            runs_on.type,
+            torch.cuda.get_device_capability(runs_on) if runs_on.type == "cuda" else (0, 0),
+            dtype,
+            explicit or (config.hidden_size // heads if heads else 0),
             not (getattr(config, "attn_logit_softcapping", None) or getattr(config, "attention_dropout", 0)),
         )
 
 
-def attention_implementation(asked: str, flat: bool, place: AttentionSpec) -> str:
-    """The implementation to set for flat or padded rows. `auto` is one kernel for a whole flat row where there is one,
-    else segment by segment; for padded rows it is torch's own. Raises ModelError where what is asked for cannot work.
-
-    `sdpa` and `eager` isolate flat rows too, by a dense mask that transformers builds from restarted positions.
-    """
+def attention_implementation(asked: str, packed: bool, spec: AttentionSpec) -> str:
+    """The implementation to set for `model.attention`, for packed or padded rows. For packed rows `auto` is a fused
+    kernel if one works, otherwise `SEGMENTED`; for padded rows it is sdpa. `sdpa` and `eager` isolate packed samples
+    too, through a dense mask that transformers builds from the positions. Raises ModelError for a kernel that cannot
+    work."""
     if asked in KERNELS:
-        require_kernel(asked, place)
+        require_kernel(asked, spec)
         return KERNELS[asked]
     if asked != "auto":
         return asked
-    return (fused_kernel(place) or SEGMENTED) if flat else "sdpa"
+    return (fused_kernel(spec) or SEGMENTED) if packed else "sdpa"
 
 
 def set_default_attention(network: PreTrainedModel) -> None:
-    """Torch's own; transformers' where the architecture knows no other."""
+    """Sets sdpa, or eager for an architecture without sdpa."""
     try:
         network.set_attn_implementation("sdpa")
     except ValueError:
@@ -82,8 +82,8 @@ def set_default_attention(network: PreTrainedModel) -> None:
 
 
 def require_no_chunked_attention(network: PreTrainedModel, max_length: int) -> None:
-    """For flat rows, and for kernels: attention in chunks (Llama 4) would be counted from the beginning of the row, or
-    not be in chunks at all."""
+    """Raises ModelError for chunked attention (Llama 4) with samples longer than a chunk. In packed rows chunks would
+    be counted from the start of the row, and kernels have none."""
     chunk = getattr(network.config.get_text_config(), "attention_chunk_size", None)
     if chunk is not None and chunk < max_length:
         raise ModelError(
@@ -94,106 +94,42 @@ def require_no_chunked_attention(network: PreTrainedModel, max_length: int) -> N
         )
 
 
-def fused_kernel(place: AttentionSpec) -> str | None:
-    """The implementation that does a whole flat row in one kernel there, or None."""
-    return next((KERNELS[asked] for asked in KERNELS if not unsupported_reason(asked, place)), None)
+def fused_kernel(spec: AttentionSpec) -> str | None:
+    """The implementation that computes a packed row in one kernel; None if none works."""
+    return next((KERNELS[asked] for asked in KERNELS if not unsupported_reason(asked, spec)), None)
 
 
-def require_kernel(asked: str, place: AttentionSpec) -> None:
-    if lacks := unsupported_reason(asked, place):
+def require_kernel(asked: str, spec: AttentionSpec) -> None:
+    """Raises ModelError with the reason why the kernel cannot work."""
+    if reason := unsupported_reason(asked, spec):
         raise ModelError(
-            f"model.attention is {asked}, which cannot work here: {lacks}. Expected: flash attention's needs. Set "
-            "model.attention: auto, which takes what does work."
+            f"model.attention is {asked}, which cannot work here: {reason}. Expected: what flash attention needs. Set "
+            "model.attention: auto, which takes an attention that works."
         )
 
 
-def unsupported_reason(asked: str, place: AttentionSpec) -> str:
-    """What keeps a kernel from working in a place; "" where nothing does."""
-    if place.device != "cuda":
-        return f"it needs an NVIDIA GPU, the model is on {place.device}"
-    if place.capability < (8, 0):
+def unsupported_reason(asked: str, spec: AttentionSpec) -> str:
+    """Why the kernel cannot work; "" if it can."""
+    if spec.device != "cuda":
+        return f"it needs an NVIDIA GPU, the model is on {spec.device}"
+    if spec.capability < (8, 0):
         return "it needs a GPU of compute capability 8.0 (Ampere) or newer"
-    if place.precision not in ("bfloat16", "float16"):
-        return f"it computes in bfloat16 or float16, model.dtype is {place.precision}"
-    if not place.head_dimension or place.head_dimension % 8 or place.head_dimension > 256:
-        return f"it needs a head dimension that is a multiple of 8 up to 256, the model has {place.head_dimension}"
+    if spec.dtype not in ("bfloat16", "float16"):
+        return f"it computes in bfloat16 or float16, model.dtype is {spec.dtype}"
+    if not spec.head_dimension or spec.head_dimension % 8 or spec.head_dimension > 256:
+        return f"it needs a head dimension that is a multiple of 8 up to 256, the model has {spec.head_dimension}"
     if asked == "flash":
         return "" if is_flash_attn_2_available() else "flash-attn is not installed (pip install 'codetune[flash]')"
-    if not place.plain:
+    if not spec.plain:
         return "the model caps its attention scores or drops some, which torch's variable-length attention does not"
     # Before torch 2.11 it had neither a scale nor a window.
-    return "" if {"scale", "window_size"} <= _VARLEN_TAKES else f"torch {torch.__version__} is too old for it"
+    return "" if {"scale", "window_size"} <= _VARLEN_PARAMETERS else f"torch {torch.__version__} is too old for it"
 
 
-def varlen_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    cu_seq_lens_q: torch.Tensor | None = None,
-    max_length_q: int | None = None,
-    **others: Any,
-) -> tuple[torch.Tensor, None]:
-    """A flat row by torch's own kernel, https://docs.pytorch.org/docs/2.12/nn.attention.varlen.html. Rows without
-    cumulative lengths are taken as they are: each sees itself alone, and nothing sees the padding at its right."""
-    rows, _, length, _ = query.shape
-    if cu_seq_lens_q is None or max_length_q is None:
-        cu_seq_lens_q = torch.arange(0, rows * length + 1, length, dtype=torch.int32, device=query.device)
-        max_length_q = length
-    _require_plain(
-        module, (query, key), others | {"dropout": dropout or None, "attention_mask": attention_mask}, cu_seq_lens_q
-    )
-    precision = _half_precision(query)
-    q, k, v = (states.transpose(1, 2).flatten(0, 1).to(precision) for states in (query, key, value))  # [B * T, H, D]
-    more: dict[str, Any] = {}
-    if q.shape[1] != k.shape[1] and "enable_gqa" in _VARLEN_TAKES:
-        more = {"enable_gqa": True}
-    elif q.shape[1] != k.shape[1]:  # torch 2.11
-        k, v = (states.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for states in (k, v))
-    # A window of W tokens in transformers is the token itself and W - 1 before it.
-    more["window_size"] = (-1 if sliding_window is None else sliding_window - 1, 0)
-    cumulative = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
-    attended = varlen_attn(q, k, v, *cumulative, scale=scaling, **more)
-    assert isinstance(attended, torch.Tensor)
-    return attended.view(rows, length, *attended.shape[1:]).to(query.dtype), None  # [B, T, H, D]
-
-
-def segmented_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    segments: tuple[int, ...] | None = None,
-    **others: Any,
-) -> tuple[torch.Tensor, None]:
-    """Causal attention within each of `segments` (lengths that add up to T), for one flat row."""
-    if segments is None:
-        raise _not_plain(module, ["segments (the model does not hand them on)"])
-    own = {"attention_mask": attention_mask}  # such as a bias that is learned
-    _require_plain(module, (query, key), others | own, torch.tensor([0, sum(segments)]))
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)  # [B, H, T, D]
-    # split, not slices: its backward is one concatenation, that of n slices n additions over the whole row.
-    parts = zip(*(torch.split(states, list(segments), dim=2) for states in (query, key, value)), strict=True)
-    attended = [
-        scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling, **_causal(q, sliding_window))
-        for q, k, v in parts
-    ]
-    return torch.cat([part.transpose(1, 2) for part in attended], dim=1), None  # [B, T, H, D], in one piece
-
-
-def packed_inputs(samples: Sequence[torch.Tensor]) -> dict[str, Any]:
-    """The model's inputs for samples laid end to end: positions start anew with each. `segments` is for `SEGMENTED`,
-    the cumulative lengths (by transformers' own names) for the kernels; other backends look at the positions."""
+def packed_inputs(samples: Sequence[torch.Tensor]) -> ModelInputs:
+    """The inputs of a network for the token ids [T_n] of N samples in one row. Positions restart with each sample.
+    `segments` is for `SEGMENTED`, the cumulative lengths (named as in transformers) for the kernels; other
+    implementations use the positions."""
     lengths = [len(sample) for sample in samples]
     device = samples[0].device
     cumulative = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)  # [N + 1]
@@ -208,49 +144,126 @@ def packed_inputs(samples: Sequence[torch.Tensor]) -> dict[str, Any]:
     }
 
 
-def _causal(query: torch.Tensor, sliding_window: int | None) -> dict[str, Any]:
+def varlen_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    **others: object,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention within each sample of a packed row by torch's kernel
+    (https://docs.pytorch.org/docs/2.12/nn.attention.varlen.html): query [B, H, T, D], key and value [B, K, T, D] ->
+    [B, T, H, D]. Without cumulative lengths each row is one sample, with padding on the right at most. Raises
+    UnsupportedAttentionError for arguments that the kernel would ignore."""
+    rows, _, length, _ = query.shape
+    if cu_seq_lens_q is None or max_length_q is None:
+        cu_seq_lens_q = torch.arange(0, rows * length + 1, length, dtype=torch.int32, device=query.device)
+        max_length_q = length
+    _require_supported(
+        module, (query, key), others | {"dropout": dropout or None, "attention_mask": attention_mask}, cu_seq_lens_q
+    )
+    dtype = _kernel_dtype(query)
+    q, k, v = (states.transpose(1, 2).flatten(0, 1).to(dtype) for states in (query, key, value))  # [B * T, H or K, D]
+    grouped, options = q.shape[1] != k.shape[1], dict[str, Any]()
+    if grouped and "enable_gqa" in _VARLEN_PARAMETERS:
+        options = {"enable_gqa": True}
+    elif grouped:  # torch 2.11
+        k, v = (states.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for states in (k, v))
+    # A window of W tokens in transformers is the token itself and W - 1 before it.
+    window = (-1 if sliding_window is None else sliding_window - 1, 0)
+    cumulative = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
+    attended = varlen_attn(q, k, v, *cumulative, scale=scaling, window_size=window, **options)
+    assert isinstance(attended, torch.Tensor)
+    return attended.view(rows, length, *attended.shape[1:]).to(query.dtype), None  # [B, T, H, D]
+
+
+def segmented_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    segments: tuple[int, ...] | None = None,
+    **others: object,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention within each sample of one packed row by a product per sample: query [1, H, T, D], key and value
+    [1, K, T, D] -> [1, T, H, D]. `segments` are the lengths of the samples and add up to T. Raises
+    UnsupportedAttentionError without them, and for arguments that would be ignored."""
+    if segments is None:
+        raise _unsupported(module, ["segments (the model does not hand them on)"])
+    # An attention mask here is the architecture's own, such as a learned bias.
+    _require_supported(
+        module, (query, key), others | {"attention_mask": attention_mask}, torch.tensor([0, sum(segments)])
+    )
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)  # [B, H, T, D]
+    # split, not slices: its backward is one concatenation, that of n slices n additions over the whole row.
+    parts = zip(*(torch.split(states, list(segments), dim=2) for states in (query, key, value)), strict=True)
+    attended = []
+    for q, k, v in parts:
+        mask = _window_mask(q, sliding_window)
+        attended.append(
+            scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
+            )
+        )
+    return torch.cat([part.transpose(1, 2) for part in attended], dim=1), None  # [B, T, H, D], contiguous
+
+
+def _window_mask(query: torch.Tensor, sliding_window: int | None) -> torch.Tensor | None:
+    """[T, T], True where a token attends; None if plain causal attention is the same."""
     length = query.shape[2]
     if sliding_window is None or length <= sliding_window:
-        return {"is_causal": True}
-    ahead = torch.arange(length, device=query.device)[:, None] - torch.arange(length, device=query.device)
-    return {"attn_mask": (ahead >= 0) & (ahead < sliding_window)}  # [T, T]
+        return None
+    distance = torch.arange(length, device=query.device)[:, None] - torch.arange(length, device=query.device)
+    return (distance >= 0) & (distance < sliding_window)
 
 
-def _half_precision(query: torch.Tensor) -> torch.dtype:
-    """Rotary embeddings give float32 under autocast, which no kernel takes on a GPU."""
+def _kernel_dtype(query: torch.Tensor) -> torch.dtype:
+    """The autocast dtype under autocast, where rotary embeddings return float32, which no kernel takes on a GPU."""
     device = query.device.type
     if query.dtype == torch.float32 and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return query.dtype
 
 
-def _require_plain(
+def _require_supported(
     module: torch.nn.Module,
     states: tuple[torch.Tensor, torch.Tensor],
-    others: dict[str, Any],
+    others: Mapping[str, object],
     cumulative: torch.Tensor,
 ) -> None:
-    """Refuses what would otherwise be got wrong in silence."""
+    """Raises UnsupportedAttentionError for anything that would be ignored and make the result wrong."""
     (rows, _, length, _), keys = states[0].shape, states[1].shape[2]
-    needs = ("softcap", "s_aux", "position_bias", "dropout", "attention_mask")
-    lacks = [name for name in needs if others.get(name) is not None]
+    ignored = ("softcap", "s_aux", "position_bias", "dropout", "attention_mask")
+    needs = [name for name in ignored if others.get(name) is not None]
     if keys != length:
-        lacks.append("keys of earlier calls (use_cache)")
-    if cumulative.device.type == "cpu" and int(cumulative[-1]) != rows * length:  # on a GPU the look would wait for it
-        lacks.append(f"rows of the shape {(rows, length)}")
+        needs.append("keys of earlier calls (use_cache)")
+    if cumulative.device.type == "cpu" and int(cumulative[-1]) != rows * length:  # on a GPU this would synchronize
+        needs.append(f"rows of the shape {(rows, length)}")
     if not getattr(module, "is_causal", True) or others.get("is_causal") is False:
-        lacks.append("attention to later tokens")
-    if lacks:
-        raise _not_plain(module, lacks)
+        needs.append("attention to later tokens")
+    if needs:
+        raise _unsupported(module, needs)
 
 
 class UnsupportedAttentionError(ModelError):
-    """What an architecture needs, and attention by segments or cumulative lengths does not have."""
+    """An architecture needs a feature of attention that attention over packed rows does not have."""
 
 
-def _not_plain(module: torch.nn.Module, lacks: Sequence[str]) -> UnsupportedAttentionError:
+def _unsupported(module: torch.nn.Module, needs: Sequence[str]) -> UnsupportedAttentionError:
     return UnsupportedAttentionError(
-        f"{type(module).__name__} needs {', '.join(lacks)}, which attention by segments does not have. Expected: "
+        f"{type(module).__name__} needs {', '.join(needs)}, which attention by segments does not have. Expected: "
         "plain causal attention. Set train.pad_mode: dynamic_pad, or model.attention: eager where that can do it."
     )
 

@@ -1,10 +1,9 @@
-"""Greedy completions by the continuous batching of transformers (5.17 to 5.23): requests enter as others leave, over a
-paged cache. For GPUs with flash attention: without it every step masks all requests' keys against each other, and on a
-CPU it is several times slower than `complete.py`.
+"""Greedy completions by the continuous batching of transformers (5.17 to 5.23): requests join the running batch as
+others leave it, over a paged key-value cache. For GPUs with flash attention: without it every step masks the keys of
+all requests against each other, and on a CPU it is several times slower than `batch_generator.py`.
 
-The manager is driven here, not `generate_batch`: that knows no stop strings, hands nothing over before the end, and
-turns errors into missing results.
-"""
+Drives the manager itself instead of `generate_batch`, which has no stop strings, returns nothing before the end, and
+turns errors into missing results."""
 
 from __future__ import annotations
 
@@ -19,103 +18,99 @@ from codetune.errors import CodetuneError
 from codetune.model.decoding import STOP_CHECK_TOKENS, GeneratedText, GenerationRequest, StopCriteria
 from codetune.project.sections import Generation
 
-WAIT_SECONDS = 1.0
+RESULT_TIMEOUT_SECONDS = 1.0
 
 
 def flash_attention() -> str | None:
-    """The kind of flash attention that is installed here, if any."""
+    """The implementation of flash attention that is installed; None without one."""
     if is_flash_attn_3_available():
         return "flash_attention_3"
     return "flash_attention_2" if is_flash_attn_2_available() else None
 
 
 class ContinuousGenerator:
-    """Implements `decoding.Decoder`. `limits` bound the cache (num_blocks, max_batch_tokens); without them
-    it takes what the GPU has left."""
+    """Implements `decoding.Decoder`. `limits` bound the cache (num_blocks, max_batch_tokens); without them it takes the
+    free memory of the GPU."""
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        network: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         end_of_turn: Sequence[str],
         settings: Generation,
         limits: Mapping[str, Any],
     ) -> None:
-        assert settings.temperature == 0, "sampled tokens would depend on who shares the batch"
-        self._model: Any = model
-        self._endings = StopCriteria(tokenizer, [model.config, model.generation_config], end_of_turn)
+        assert settings.temperature == 0, "sampled tokens would depend on the other requests in the batch"
+        self._network: Any = network
+        self._criteria = StopCriteria(tokenizer, [network.config, network.generation_config], end_of_turn)
         self._settings = settings
         self._limits = limits
 
     def complete(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, GeneratedText]]:
-        """Number and completion of each request as it is finished."""
+        """Index and completion of each request when it is finished. Raises InputError for a prompt that fills the
+        window, CodetuneError if the manager fails."""
         if not requests:
             return
-        most = self._settings.max_new_tokens
-        rooms = [self._endings.room(request, most) for request in requests]
-        session = self._model.continuous_batching_context_manager(
+        limit = self._settings.max_new_tokens
+        token_limits = [self._criteria.token_limit(request, limit) for request in requests]
+        session = self._network.continuous_batching_context_manager(
             generation_config=self._generation_config(),
-            continuous_batching_config=ContinuousBatchingConfig(**{**self._limits, **_without_switching()}),
-            warmup=self._model.device.type == "cuda",
-            workload_hints=WorkloadHints(max(len(request.prompt) for request in requests), most, len(requests)),
+            continuous_batching_config=ContinuousBatchingConfig(**self._limits, **_fixed_attention()),
+            warmup=self._network.device.type == "cuda",
+            workload_hints=WorkloadHints(max(len(request.prompt) for request in requests), limit, len(requests)),
         )
         with session as manager:
-            for number, request in enumerate(requests):
-                manager.add_request(
-                    list(request.prompt), str(number), rooms[number], streaming=bool(self._endings.stops(request))
-                )
+            for index, request in enumerate(requests):
+                streaming = bool(self._criteria.stop_strings(request))
+                manager.add_request(list(request.prompt), str(index), token_limits[index], streaming=streaming)
             waiting = dict(enumerate(requests))
             try:
                 while waiting:
-                    yield from self._received(manager, waiting)
+                    yield from self._receive(manager, waiting)
             finally:
-                for number in waiting:  # else leaving would wait for all of them
-                    manager.cancel_request(str(number))
+                for index in waiting:  # otherwise leaving the session waits for all of them
+                    manager.cancel_request(str(index))
 
-    def _received(self, manager: Any, waiting: dict[int, GenerationRequest]) -> Iterator[tuple[int, GeneratedText]]:
-        """The next output of the manager, where it ends a request."""
-        output = manager.get_result(timeout=WAIT_SECONDS)
+    def _receive(self, manager: Any, waiting: dict[int, GenerationRequest]) -> Iterator[tuple[int, GeneratedText]]:
+        """Takes the next output of the manager. If its request is finished, yields it and removes it from `waiting`."""
+        output = manager.get_result(timeout=RESULT_TIMEOUT_SECONDS)
         if output is None:
             if not manager.is_running():
-                raise CodetuneError(_broken("it stopped", len(waiting)))
+                raise _broken("it stopped", len(waiting))
             return
-        number = int(output.request_id)
-        request = waiting.get(number)
-        if request is None:  # cancelled at its stop string, and still on its way out
+        index = int(output.request_id)
+        request = waiting.get(index)
+        if request is None:  # cancelled at its stop string, with an output still in the queue
             return
         if output.error is not None:
-            raise CodetuneError(_broken(output.error, len(waiting)))
+            raise _broken(output.error, len(waiting))
         tokens = output.generated_tokens
-        stopped = len(tokens) % STOP_CHECK_TOKENS == 0 and self._endings.has_stop(request, tokens)
+        stopped = len(tokens) % STOP_CHECK_TOKENS == 0 and self._criteria.has_stop(request, tokens)
         if not stopped and not output.is_finished():
             return
         if not output.is_finished():
             manager.cancel_request(output.request_id)
-        del waiting[number]
-        yield number, self._endings.written(request, tokens)
+        del waiting[index]
+        yield index, self._criteria.generated_text(request, tokens)
 
     def _generation_config(self) -> GenerationConfig:
-        """Of nothing but the greedy choice: a model's own may repeat less, or sample."""
-        ends = sorted(self._endings.tokens) or None
+        """Greedy decoding and nothing else: the model's own configuration may penalize repetition, or sample."""
+        eos = sorted(self._criteria.tokens) or None
         return GenerationConfig(  # type: ignore[no-untyped-call]
-            do_sample=False, eos_token_id=ends, max_new_tokens=self._settings.max_new_tokens
+            do_sample=False, eos_token_id=eos, max_new_tokens=self._settings.max_new_tokens
         )
 
 
-def use_flash_attention(model: PreTrainedModel, kind: str) -> None:
-    model.set_attn_implementation(kind)
-
-
-def _without_switching() -> dict[str, Any]:
-    """Which attention runs is decided when the model is loaded; left alone, transformers 5.23 may fetch one from the
-    hub. 5.17 has no such switch and leaves flash attention as it is."""
+def _fixed_attention() -> dict[str, Any]:
+    """Keeps the attention that was set when the model was loaded: by default transformers 5.23 may fetch another one
+    from the hub. 5.17 has no such option and keeps flash attention."""
     known = "auto_switch_to_flash" in ContinuousBatchingConfig.__dataclass_fields__
     return {"auto_switch_to_flash": False} if known else {}
 
 
-def _broken(why: str, waiting: int) -> str:
-    memory = " Lower generate.max_new_tokens, or use a larger GPU." if "memory" in why.lower() else ""
-    return (
-        f"Continuous batching ended with {waiting} completions to go ({why}). Nothing that was finished is "
+def _broken(reason: str, waiting: int) -> CodetuneError:
+    memory = " Lower generate.max_new_tokens, or use a larger GPU." if "memory" in reason.lower() else ""
+    return CodetuneError(
+        f"Continuous batching ended with {waiting} completions to go ({reason}). Nothing that was finished is "
         f"lost.{memory} Run the same command again, or set generate.batch_size to a number: batches go without it."
     )

@@ -1,13 +1,18 @@
-"""What all ways of decoding share: a request, what became of it, and where a text ends. A text ends at the EOS of model
-or tokenizer, at the chat family's end of turn, before a stop string, or where there is no room. Runs no network.
-"""
+"""What all decoders share: a request, its generated text, the choice of the next token, and where a text ends: at EOS,
+at the end of turn of the chat family, before a stop string, or at the token limit. Runs no network.
+
+Sampling is by temperature and nucleus (Holtzman et al. 2019, arXiv 1904.09751, sec. 3.1). The random number of a token
+is a hash of the sample's name and the token's index. There is no generator state, so batch size, order and restarts do
+not change a sample (in float32; except for a number within rounding of a boundary).
+
+Axes: B rows in the batch, V vocabulary."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from codetune.errors import InputError
 
@@ -15,41 +20,41 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-# Looking for stop strings at every token would cost as much as a tiny model itself; up to 7 tokens are cut off again.
+# A search for stop strings after every token would cost as much as a tiny model; up to 7 tokens are cut off again.
 STOP_CHECK_TOKENS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One completion to be made; `stream` names its random numbers, which are nobody else's."""
+    """One completion to generate."""
 
     prompt: tuple[int, ...]
     stops: tuple[str, ...]
-    stream: str
+    stream: str  # names the random numbers of this sample; no other request has the same
 
 
 @dataclass(frozen=True, slots=True)
 class GeneratedText:
-    """The text behind a prompt, before its first stop string; `truncated` where only the lack of room has ended it."""
+    """The text after a prompt, up to its first stop string."""
 
     text: str
-    tokens: int  # that the model has made for it
-    truncated: bool
+    tokens: int  # how many the model generated for it
+    truncated: bool  # whether only the token limit ended it
 
 
 class Decoder(Protocol):
-    """What writes: `complete.py`, `continuous.py`, `vllm_engine.py`."""
+    """Generates completions: `batch_generator.py`, `continuous_batching.py`, `vllm_engine.py`."""
 
     def complete(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, GeneratedText]]:
-        """The number of a request and what came of it, each once, in any order."""
+        """Index and completion of each request, each once, in any order."""
 
 
 class StopCriteria:
-    """Where the completions of one model end. `configurations` may name EOS tokens: the model's own and its generation
-    configuration."""
+    """Where the completions of one model end. `configurations` are those that may name EOS tokens and the window: the
+    model's own and its generation configuration."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, configurations: Sequence[Any], end_of_turn: Sequence[str]
+        self, tokenizer: PreTrainedTokenizerBase, configurations: Sequence[object], end_of_turn: Sequence[str]
     ) -> None:
         vocabulary = tokenizer.get_vocab()
         self._tokenizer = tokenizer
@@ -60,11 +65,11 @@ class StopCriteria:
         windows = [getattr(configuration, "max_position_embeddings", None) for configuration in configurations]
         self._window: int | None = next((window for window in windows if window is not None), None)
 
-    def stops(self, request: GenerationRequest) -> tuple[str, ...]:
+    def stop_strings(self, request: GenerationRequest) -> tuple[str, ...]:
         """All texts before which the completion ends."""
         return (*request.stops, *self._texts)
 
-    def room(self, request: GenerationRequest, max_new_tokens: int) -> int:
+    def token_limit(self, request: GenerationRequest, max_new_tokens: int) -> int:
         """New tokens at most. Raises InputError for a prompt that fills the model's window."""
         if self._window is None:
             return max_new_tokens
@@ -76,79 +81,78 @@ class StopCriteria:
         return min(max_new_tokens, self._window - len(request.prompt))
 
     def has_stop(self, request: GenerationRequest, tokens: Sequence[int]) -> bool:
-        """Whether a stop string has appeared among the last `STOP_CHECK_TOKENS` new tokens."""
-        stops = self.stops(request)
+        """Whether a stop string has appeared in the last `STOP_CHECK_TOKENS` of the new tokens."""
+        stops = self.stop_strings(request)
         # It then ends in the last few tokens, and a token is at least a byte.
         recent = STOP_CHECK_TOKENS + max((len(stop.encode()) for stop in stops), default=0)
-        # Decoded from the middle a text can differ at its edge, so the whole has the last word.
+        # Text that is decoded from the middle can differ at its start, so the whole text decides.
         return (
-            _first_stop(self._plain(tokens[-recent:]), stops) is not None
-            and _first_stop(self._behind(request.prompt, tokens), stops) is not None
+            _first_stop(self._decoded(tokens[-recent:]), stops) is not None
+            and _first_stop(self._decoded_after(request.prompt, tokens), stops) is not None
         )
 
-    def written(self, request: GenerationRequest, tokens: Sequence[int]) -> GeneratedText:
-        """What the new tokens come to; one that ends a text can only be the last."""
+    def generated_text(self, request: GenerationRequest, tokens: Sequence[int]) -> GeneratedText:
+        """The text of the new tokens. An EOS can only be the last of them."""
         ended = bool(tokens) and tokens[-1] in self.tokens
-        text = self._behind(request.prompt, tokens[:-1] if ended else tokens)
-        stop = _first_stop(text, self.stops(request))
+        text = self._decoded_after(request.prompt, tokens[:-1] if ended else tokens)
+        stop = _first_stop(text, self.stop_strings(request))
         return GeneratedText(text[:stop], len(tokens), truncated=stop is None and not ended)
 
-    def _behind(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
-        """Decoded behind the prompt: alone, a SentencePiece tokenizer would drop the first token's leading space."""
-        before, whole = self._plain(prompt), self._plain([*prompt, *tokens])
-        return whole[len(before) :] if whole.startswith(before) else self._plain(tokens)
+    def _decoded_after(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
+        """Decoded together with the prompt: alone, a SentencePiece tokenizer drops the leading space."""
+        before, whole = self._decoded(prompt), self._decoded([*prompt, *tokens])
+        return whole[len(before) :] if whole.startswith(before) else self._decoded(tokens)
 
-    def _plain(self, tokens: Sequence[int]) -> str:
-        # Without the clean-up that old configurations ask for: it takes spaces out of code.
+    def _decoded(self, tokens: Sequence[int]) -> str:
+        # Without the clean-up that old configurations ask for: it removes spaces from code.
         text = self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)  # one sequence, one text
         return text
 
 
 def _first_stop(text: str, stops: Sequence[str]) -> int | None:
-    """Where the earliest stop string begins."""
-    found = [place for stop in stops if (place := text.find(stop)) >= 0]
+    """The offset of the earliest stop string; None without one."""
+    found = [offset for stop in stops if (offset := text.find(stop)) >= 0]
     return min(found, default=None)
 
 
-def _eos_tokens(holders: Sequence[Any]) -> set[int]:
+def _eos_tokens(configurations: Sequence[object]) -> set[int]:
     tokens: set[int] = set()
-    for named in (getattr(holder, "eos_token_id", None) for holder in holders):
+    for named in (getattr(configuration, "eos_token_id", None) for configuration in configurations):
         tokens |= set() if named is None else set(named) if isinstance(named, list | tuple) else {int(named)}
     return tokens
 
 
-def uniform(stream: str, place: int) -> float:
-    """In [0, 1), with 40 bits.
+def uniform(stream: str, index: int) -> float:
+    """The random number of the token at `index` of a sample: in [0, 1), with 40 bits.
 
     >>> uniform("42/Own/0/0", 0) == uniform("42/Own/0/0", 0) != uniform("42/Own/0/0", 1)
     True
     """
-    digest = hashlib.blake2b(f"{place}\n{stream}".encode(), digest_size=5).digest()
+    digest = hashlib.blake2b(f"{index}\n{stream}".encode(), digest_size=5).digest()
     return int.from_bytes(digest, "big") / 2**40
 
 
 def stream_seed(stream: str) -> int:
-    """For engines that draw by themselves: 63 bits."""
+    """A seed of 63 bits for engines that sample by themselves."""
     return int.from_bytes(hashlib.blake2b(stream.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def sample(logits: torch.Tensor, temperature: float, top_p: float, numbers: Sequence[float]) -> torch.Tensor:
-    """The token of each row [B] for logits [B, V], by inversion of the cumulative distribution.
-
-    Tokens stand in the order of their ids: sorted by probability, two that are nearly equal could change places with
-    the rounding of a batch, and a whole token's worth of random numbers with them."""
-    shares = (logits.double() / temperature).softmax(-1)  # [B, V]
+    """Samples a token per row, [B], from logits [B, V] and random numbers [B], by inversion of the cumulative
+    distribution. Tokens are in the order of their ids: sorted by probability, two that are nearly equal could change
+    places through the rounding of a batch, and then a different token would be chosen."""
+    probabilities = (logits.double() / temperature).softmax(-1)  # [B, V]
     if top_p < 1:
-        shares = shares.where(shares >= _least_share(shares, top_p), 0.0)
-    reached = shares.cumsum(-1)  # [B, V]
-    drawn = reached.new_tensor(numbers)[:, None] * reached[:, -1:]  # [B, 1]
-    return (reached <= drawn).sum(-1)  # the first token whose sum is above
+        probabilities = probabilities.where(probabilities >= _smallest_in_nucleus(probabilities, top_p), 0.0)
+    cumulative = probabilities.cumsum(-1)  # [B, V]
+    thresholds = cumulative.new_tensor(numbers)[:, None] * cumulative[:, -1:]  # [B, 1]
+    return (cumulative <= thresholds).sum(-1)  # the first token whose cumulative probability is above
 
 
-def _least_share(shares: torch.Tensor, top_p: float) -> torch.Tensor:
-    """The share of the last token of the nucleus [B, 1]: the fewest likeliest tokens that make up `top_p` together.
-    Tokens of exactly that share all belong to it."""
-    ordered = shares.sort(dim=-1, descending=True).values
-    last = (ordered.cumsum(-1) < top_p).sum(-1, keepdim=True).clamp(max=shares.shape[-1] - 1)
+def _smallest_in_nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
+    """The smallest probability in the nucleus, [B, 1]: the fewest tokens of the highest probabilities that sum to
+    `top_p`. All tokens of exactly that probability belong to it."""
+    ordered = probabilities.sort(dim=-1, descending=True).values
+    last = (ordered.cumsum(-1) < top_p).sum(-1, keepdim=True).clamp(max=probabilities.shape[-1] - 1)
     return ordered.gather(-1, last)

@@ -1,61 +1,63 @@
-"""The output layer of a causal model by itself: hidden states of the places that matter -> their logits, as the whole
-model would give them. Most architectures end with that layer; some cap (Gemma 2) or scale (Cohere, Granite) what it
-gives. Shapes: P places, H width, V vocabulary."""
+"""The language-model head (output layer) of a network by itself: hidden states of some positions -> their logits, equal
+to those of the whole network. Most architectures end with that layer; some cap (Gemma 2) or scale (Cohere, Granite) its
+output. Axes: P positions, H width, V vocabulary."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from codetune.errors import ModelError
-from codetune.model.attention import KERNELS, SEGMENTED, packed_inputs
+from codetune.model.attention import KERNELS, SEGMENTED, ModelInputs, packed_inputs
 from codetune.model.packing_check import ShardedNetwork
 
-FLAT = (SEGMENTED, *KERNELS.values())  # attentions that want to be told where samples begin
-Logits = Callable[[torch.Tensor], torch.Tensor]  # [P, H] -> [P, V]
+NEEDS_SEGMENTS = (SEGMENTED, *KERNELS.values())  # attentions that need the inputs of packed rows
+HiddenToLogits = Callable[[torch.Tensor], torch.Tensor]  # [P, H] -> [P, V]
 
 
-def hidden_to_logits(network: PreTrainedModel) -> Logits:
-    """Raises ModelError where the model's own logits come about in another way."""
-    logits: Logits = lm_head(network) if has_plain_lm_head(network) else _after_the_head(network)
+def lm_head(network: PreTrainedModel) -> torch.nn.Module:
+    """The output layer, in an adapter's wrapper if it has one."""
+    head: torch.nn.Module = network.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return head
+
+
+def hidden_to_logits(network: PreTrainedModel) -> HiddenToLogits:
+    """The function from last hidden states to logits: the head, or what the network does after its body. Raises
+    ModelError if the network computes its logits from anything else as well."""
+    logits = lm_head(network) if has_plain_lm_head(network) else _after_the_body(network)
     _require_own_logits(network, logits)
     return logits
 
 
-def lm_head(network: PreTrainedModel) -> Any:
-    return network.get_output_embeddings()  # type: ignore[no-untyped-call]
-
-
-def has_plain_lm_head(network: PreTrainedModel, shared: ShardedNetwork | None = None) -> bool:
-    """Whether logits leave the model as its output layer gives them: found with marks so large that any change shows,
-    as it hardly would in numbers of a usual size."""
-    run, device = (shared.module, shared.device) if shared else (network, network.device)
+def has_plain_lm_head(network: PreTrainedModel, sharded: ShardedNetwork | None = None) -> bool:
+    """Whether the logits of the network are the output of its head, unchanged. Tested by a head that returns 1000
+    everywhere: capping or scaling hardly changes logits of usual size."""
+    run, device = (sharded.module, sharded.device) if sharded else (network, network.device)
     head, marked = lm_head(network), torch.tensor(0.0)
-    logits = head.forward
+    forward = head.forward
 
     def mark(hidden: torch.Tensor) -> torch.Tensor:
         nonlocal marked
-        marked = torch.full_like(logits(hidden), 1000.0)
+        marked = torch.full_like(forward(hidden), 1000.0)
         return marked
 
     head.forward = mark
     was_training = network.training
-    run.train()  # in evaluation mode bitsandbytes would rearrange 4-bit weights for good, and lose their gradients
+    run.train()  # in evaluation mode bitsandbytes reorders 4-bit weights for good, without gradients
     try:
         with torch.no_grad():
-            given = run(**_few_tokens(network, device), use_cache=False).logits
+            logits = run(**_few_tokens(network, device), use_cache=False).logits
     finally:
-        head.forward = logits
+        head.forward = forward
         run.train(was_training)
-    return torch.equal(given.float(), marked.float())
+    return torch.equal(logits.float(), marked.float())
 
 
-def _after_the_head(network: PreTrainedModel) -> Logits:
-    """The network itself, with the hidden states put in the place of those that its body would make."""
+def _after_the_body(network: PreTrainedModel) -> HiddenToLogits:
+    """Runs the whole network with its body replaced by one that returns the given hidden states."""
     body, few = network.base_model, _few_tokens(network, network.device)
 
     def logits(hidden: torch.Tensor) -> torch.Tensor:
@@ -70,19 +72,21 @@ def _after_the_head(network: PreTrainedModel) -> Logits:
 
 
 @torch.inference_mode()
-def _require_own_logits(network: PreTrainedModel, logits: Logits) -> None:
+def _require_own_logits(network: PreTrainedModel, logits: HiddenToLogits) -> None:
     few = _few_tokens(network, network.device)
-    whole = network(**few, use_cache=False).logits[0]
-    own = logits(network.base_model(**few, use_cache=False).last_hidden_state[0])
-    if own.shape != whole.shape or not torch.allclose(whole.float(), own.float(), rtol=1e-2, atol=1e-2, equal_nan=True):
+    expected = network(**few, use_cache=False).logits[0]
+    found = logits(network.base_model(**few, use_cache=False).last_hidden_state[0])
+    if found.shape != expected.shape or not torch.allclose(
+        expected.float(), found.float(), rtol=1e-2, atol=1e-2, equal_nan=True
+    ):
         raise ModelError(
             f"The architecture {network.config.model_type} does not make its logits from its last hidden states alone. "
             "Expected: a model that does. Set score.model to one of another architecture."
         )
 
 
-def _few_tokens(network: PreTrainedModel, device: torch.device | str) -> dict[str, Any]:
+def _few_tokens(network: PreTrainedModel, device: torch.device | str) -> ModelInputs:
     tokens = torch.arange(8, device=device)
-    if network.config._attn_implementation in FLAT:
+    if network.config._attn_implementation in NEEDS_SEGMENTS:
         return packed_inputs([tokens])
     return {"input_ids": tokens[None]}

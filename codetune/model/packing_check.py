@@ -1,95 +1,95 @@
-"""Whether samples that stand end to end in one row are to the model what each is alone: tried on the model itself, with
-the attention that it is going to compute with.
+"""Tests on a network itself, with the attention that it is going to use, whether packed samples are isolated.
 
     row          before | one    | behind
-    row          before | other  | behind    nothing may change but in the middle: else they see each other
-    row          one    | before | behind    each is what it was: else its place in the row counts
-    one sample, its positions given and not  the same: else the model counts them otherwise than from 0
+    row          before | other  | behind    only the middle may change; otherwise samples attend to each other
+    row          one    | before | behind    each sample keeps its logits; otherwise its offset in the row matters
+    one sample, with positions and without   the same logits; otherwise the network does not count positions from 0
 
-All rows have the same shape, so what is isolated has the same bits, or nearly."""
+All rows have the same shape, so isolated samples have the same bits, or nearly. Axes: T tokens, V vocabulary."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from codetune.errors import ModelError, first_line
-from codetune.model.attention import SEGMENTED, UnsupportedAttentionError, packed_inputs
+from codetune.model.attention import SEGMENTED, ModelInputs, UnsupportedAttentionError, packed_inputs
 
 LENGTH = 7
-# Of a model's largest logit. In 16 bits a product's rounding may depend on the place in the row.
-TOLERANCE, COARSE_TOLERANCE = 1e-4, 2e-2
-ALTERNATIVES = {"auto": SEGMENTED, "sdpa": "sdpa", "eager": "eager"}  # what a project asks for -> what it may become
-# How architectures fail that take no flat rows. Out of memory is a RuntimeError.
-FAILURES = (ValueError, TypeError, IndexError, AttributeError, NotImplementedError)
+# Parts of the largest logit. In 16 bits the rounding of a product may depend on the offset in the row.
+TOLERANCE, HALF_PRECISION_TOLERANCE = 1e-4, 2e-2
+ALTERNATIVES = {"auto": SEGMENTED, "sdpa": "sdpa", "eager": "eager"}  # model.attention -> an implementation to advise
+# Errors of architectures that take no packed rows. Out of memory is a RuntimeError.
+UNSUITED = (ValueError, TypeError, IndexError, AttributeError, NotImplementedError)
 
 
 @dataclass(frozen=True, slots=True)
 class ShardedNetwork:
-    """What runs a network of which each process has a part: all of them have to call it, with inputs on `device`."""
+    """The module that wraps a network whose weights are sharded over processes (FSDP, ZeRO). All processes have to call
+    it together, with inputs on `device`."""
 
     module: torch.nn.Module
     device: str
 
 
-def require_isolation(model: PreTrainedModel, shared: ShardedNetwork | None = None) -> None:
-    """Raises ModelError where it is not so, and names an attention with which it is."""
-    fault = _fault(model, shared)
+def require_isolation(network: PreTrainedModel, sharded: ShardedNetwork | None = None) -> None:
+    """Raises ModelError if packed samples are not isolated in the network. The message names an attention with which
+    they are, if there is one. A sharded network runs through its wrapper."""
+    fault = _fault(network, sharded)
     if not fault:
         return
-    used = model.config._attn_implementation
-    others = [name for name, other in ALTERNATIVES.items() if other != used and _works(model, shared, other)]
-    model.set_attn_implementation(used)
-    other = f", or model.attention: {others[0]}" if others else ""
-    raise ModelError(f"{fault}. Expected: each sees itself alone. Set train.pad_mode: dynamic_pad{other}.")
+    used = network.config._attn_implementation
+    others = [name for name, other in ALTERNATIVES.items() if other != used and _isolates(network, sharded, other)]
+    network.set_attn_implementation(used)
+    advice = f", or model.attention: {others[0]}" if others else ""
+    raise ModelError(f"{fault}. Expected: isolated samples. Set train.pad_mode: dynamic_pad{advice}.")
 
 
-def _works(model: PreTrainedModel, shared: ShardedNetwork | None, attention: str) -> bool:
+def _isolates(network: PreTrainedModel, sharded: ShardedNetwork | None, attention: str) -> bool:
     try:
-        model.set_attn_implementation(attention)
+        network.set_attn_implementation(attention)
     except (ValueError, ImportError):
         return False
-    return not _fault(model, shared)
+    return not _fault(network, sharded)
 
 
-def _fault(model: PreTrainedModel, shared: ShardedNetwork | None) -> str:
-    """What is wrong; "" where nothing is."""
-    embeddings: torch.nn.Embedding = model.get_input_embeddings()  # type: ignore[assignment]
-    device = shared.device if shared else embeddings.weight.device
+def _fault(network: PreTrainedModel, sharded: ShardedNetwork | None) -> str:
+    """What breaks the isolation; "" if nothing does."""
+    embeddings: torch.nn.Embedding = network.get_input_embeddings()  # type: ignore[assignment]
+    device = sharded.device if sharded else embeddings.weight.device
     samples = [torch.arange(LENGTH, device=device) * step % embeddings.num_embeddings for step in (11, 3, 5, 7)]
     before, one, other, behind = samples
     single = packed_inputs([torch.cat([before, one, behind])])
     rows = [packed_inputs(row) for row in ([before, one, behind], [before, other, behind], [one, before, behind])]
     rows += [single, {name: value for name, value in single.items() if name != "position_ids"}]
     try:
-        first, changed, moved, placed, unplaced = _logits(model, shared, rows)
-    except UnsupportedAttentionError as why:
-        return str(why).partition(". Expected")[0]
-    except FAILURES as why:
-        return f"{type(model).__name__} takes no packed samples ({first_line(why)})"
-    coarse = COARSE_TOLERANCE if _in_half_precision(model, device) else TOLERANCE
-    shown = f"{type(model).__name__} with attention {model.config._attn_implementation!r}"
+        first, changed, moved, positioned, unpositioned = _logits(network, sharded, rows)
+    except UnsupportedAttentionError as error:
+        return str(error).partition(". Expected")[0]
+    except UNSUITED as error:
+        return f"{type(network).__name__} takes no packed samples ({first_line(error)})"
+    tolerance = HALF_PRECISION_TOLERANCE if _in_half_precision(network, device) else TOLERANCE
+    shown = f"{type(network).__name__} with attention {network.config._attn_implementation!r}"
     ends = torch.cat([first[:LENGTH], first[2 * LENGTH :]]), torch.cat([changed[:LENGTH], changed[2 * LENGTH :]])
     if not _are_close(*ends, TOLERANCE):
         return f"Packed samples see each other in {shown}"
-    if not _are_close(first, torch.cat([moved[LENGTH : 2 * LENGTH], moved[:LENGTH], moved[2 * LENGTH :]]), coarse):
-        return f"Packed samples depend on their place in the row in {shown}"
-    if not _are_close(placed, unplaced, coarse):
-        return f"{type(model).__name__} counts positions otherwise than from 0, as packed samples have them"
+    if not _are_close(first, torch.cat([moved[LENGTH : 2 * LENGTH], moved[:LENGTH], moved[2 * LENGTH :]]), tolerance):
+        return f"Packed samples depend on their offset in the row in {shown}"
+    if not _are_close(positioned, unpositioned, tolerance):
+        return f"{type(network).__name__} counts positions otherwise than from 0, as packed samples have them"
     return ""
 
 
 def _logits(
-    model: PreTrainedModel, shared: ShardedNetwork | None, rows: Sequence[dict[str, Any]]
+    network: PreTrainedModel, sharded: ShardedNetwork | None, rows: Sequence[ModelInputs]
 ) -> list[torch.Tensor]:
-    """[T, V] of each row. What is not a number says nothing of attention: the loss will tell of it."""
-    run, was_training = shared.module if shared else model, model.training
+    """[T, V] of each row. NaN becomes 0: it says nothing about attention, and the loss will show it."""
+    run, was_training = sharded.module if sharded else network, network.training
     run.train(False)
-    for layer in run.modules():  # bitsandbytes would rearrange 4-bit weights for good, and lose their gradients
+    for layer in run.modules():  # in evaluation mode bitsandbytes reorders 4-bit weights for good, without gradients
         weight = getattr(layer, "weight", None)
         layer.training = isinstance(weight, torch.Tensor) and not weight.is_floating_point()
     try:
@@ -103,5 +103,5 @@ def _are_close(one: torch.Tensor, other: torch.Tensor, tolerance: float) -> bool
     return torch.allclose(one, other, rtol=0, atol=tolerance * float(one.abs().max()))
 
 
-def _in_half_precision(model: PreTrainedModel, device: torch.device | str) -> bool:
-    return model.dtype != torch.float32 or torch.is_autocast_enabled(torch.device(device).type)
+def _in_half_precision(network: PreTrainedModel, device: torch.device | str) -> bool:
+    return network.dtype != torch.float32 or torch.is_autocast_enabled(torch.device(device).type)

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from codetune.errors import CodetuneError
-from codetune.model.load import is_out_of_memory
+from codetune.launch.devices import is_out_of_memory
 from codetune.project.sections import Training
 from codetune.training.batch_sampler import Share, StepPlan
 from codetune.training.callbacks import Course, Due

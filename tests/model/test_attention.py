@@ -76,7 +76,7 @@ def test_gradients_through_a_flat_row_are_those_of_the_samples_alone(attention: 
 
 def test_grouped_heads_are_repeated_for_a_torch_that_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = logits(model_with("qwen2", VARLEN), SAMPLES)
-    monkeypatch.setattr(attention_module, "_VARLEN_TAKES", frozenset({"scale", "window_size"}))
+    monkeypatch.setattr(attention_module, "_VARLEN_PARAMETERS", frozenset({"scale", "window_size"}))
 
     def without_groups(*args: object, scale: float | None, window_size: tuple[int, int]) -> torch.Tensor:
         return documented_varlen_attn(*args, scale=scale, window_size=window_size)  # type: ignore[arg-type]
@@ -141,7 +141,7 @@ def test_auto_is_one_kernel_where_there_is_one_and_segments_elsewhere() -> None:
         "sdpa",
         "sdpa",
     ]
-    assert [fused_kernel(place) for place in (GPU, cpu, replace(GPU, precision="float32"))] == [VARLEN, None, None]
+    assert [fused_kernel(place) for place in (GPU, cpu, replace(GPU, dtype="float32"))] == [VARLEN, None, None]
     assert attention_implementation("eager", True, GPU) == "eager"
     assert attention_implementation("varlen", False, GPU) == VARLEN
 
@@ -162,7 +162,7 @@ def test_flash_attn_is_taken_where_it_is_installed(monkeypatch: pytest.MonkeyPat
     [
         ({"device": "cpu"}, "needs an NVIDIA GPU, the model is on cpu"),
         ({"capability": (7, 5)}, "compute capability 8.0"),
-        ({"precision": "float32"}, "model.dtype is float32"),
+        ({"dtype": "float32"}, "model.dtype is float32"),
         ({"head_dimension": 12}, "the model has 12"),
         ({"head_dimension": 512}, "the model has 512"),
     ],
@@ -174,7 +174,7 @@ def test_a_kernel_that_cannot_work_is_refused_with_its_reason(asked: str, change
 
 def test_a_torch_without_windows_has_no_kernel_for_us(monkeypatch: pytest.MonkeyPatch) -> None:
     assert unsupported_reason("varlen", GPU) == ""
-    monkeypatch.setattr(attention_module, "_VARLEN_TAKES", frozenset({"is_causal"}))
+    monkeypatch.setattr(attention_module, "_VARLEN_PARAMETERS", frozenset({"is_causal"}))
     assert "too old" in unsupported_reason("varlen", GPU)
 
 

@@ -12,7 +12,7 @@ from transformers import ContinuousBatchingConfig
 
 from codetune.errors import CodetuneError
 from codetune.model.batch_generator import BatchGenerator
-from codetune.model.continuous_batching import ContinuousGenerator, _without_switching
+from codetune.model.continuous_batching import ContinuousGenerator, _fixed_attention
 from codetune.model.decoding import GenerationRequest
 from codetune.project.sections import Generation
 from tests.model.builders import byte_tokenizer, tiny_model
@@ -72,7 +72,7 @@ class Dying(ContinuousGenerator):
 
     def received(self, output: Any) -> None:
         manager = SimpleNamespace(get_result=lambda timeout: output, is_running=lambda: False)
-        list(self._received(manager, dict(enumerate(requests(2)))))
+        list(self._receive(manager, dict(enumerate(requests(2)))))
 
 
 @pytest.mark.parametrize(
@@ -89,4 +89,4 @@ def test_a_manager_that_breaks_is_an_error_and_no_missing_text(output: Any, told
 
 
 def test_no_attention_is_fetched_behind_the_users_back() -> None:
-    assert all(name in ContinuousBatchingConfig.__dataclass_fields__ for name in (*SMALL_CACHE, *_without_switching()))
+    assert all(name in ContinuousBatchingConfig.__dataclass_fields__ for name in (*SMALL_CACHE, *_fixed_attention()))

@@ -65,7 +65,7 @@ def scorer_with(layout: str, model: PreTrainedModel, budget: int = BUDGET) -> Ca
     if layout not in ("padded", "together"):
         model.set_attn_implementation(layout)
     scorer = CausalScorer(model, budget)
-    scorer._flat = layout not in ("padded", "together")
+    scorer._packed = layout not in ("padded", "together")
     scorer._span_by_span = layout == "padded"
     return scorer
 

@@ -101,7 +101,7 @@ def test_adapters_that_do_not_fit_or_are_not_whole_are_refused(adapter: Path, sa
     save_file(
         {name: tensor[:, :1].contiguous() for name, tensor in weights.items()}, adapter / "adapter_model.safetensors"
     )
-    with pytest.raises(ModelError, match="do not fit the model below them"):
+    with pytest.raises(ModelError, match="do not fit their base model"):
         load_model(adapter, FLOAT32, "cpu")
     (adapter / "adapter_model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"no adapter_model\.safetensors"):

@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from codetune.model.load import keep_freed_memory
+from codetune.launch.devices import keep_freed_memory
 
 PROGRAM = """
 import resource, sys, torch
-from codetune.model.load import keep_freed_memory
+from codetune.launch.devices import keep_freed_memory
 if sys.argv[1] == "kept":
     keep_freed_memory()
 torch.ones(1)

@@ -86,7 +86,7 @@ def test_positions_that_are_counted_on_along_the_row_are_found() -> None:
     bart = {"d_model": 16, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 16}
     model = spread(BartConfig(**SHAPE, **bart, **NO_DROPOUT, is_decoder=True, is_encoder_decoder=False))
     model.set_attn_implementation(SEGMENTED)
-    with pytest.raises(ModelError, match=r"depend on their place in the row.*Set train.pad_mode: dynamic_pad\.$"):
+    with pytest.raises(ModelError, match=r"depend on their offset in the row.*Set train.pad_mode: dynamic_pad\.$"):
         require_isolation(model)
 
 

@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from codetune.benchmark.benchmarks import read_problems
 from codetune.model.batch_generator import BatchGenerator
-from codetune.model.continuous_batching import ContinuousGenerator, flash_attention, use_flash_attention
+from codetune.model.continuous_batching import ContinuousGenerator, flash_attention
 from codetune.model.decoding import Decoder, GenerationRequest
 from codetune.project.sections import Generation
 from tests.model.builders import byte_tokenizer
@@ -124,7 +124,7 @@ def ways(model: Any, tokenizer: Any, prompts: Sequence[tuple[int, ...]], length:
     if kind is not None:
 
         def continuous() -> int:
-            use_flash_attention(model, kind)
+            model.set_attn_implementation(kind)
             try:
                 return completed(ContinuousGenerator(model, tokenizer, [], settings, {}), prompts)
             finally:

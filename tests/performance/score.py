@@ -31,8 +31,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Pre
 
 from codetune.data.source import read_examples
 from codetune.data.tokens import ScoringTokens
+from codetune.launch.devices import keep_freed_memory
 from codetune.model.likelihood import CausalScorer, measured_tokens_per_pass, set_scoring_attention
-from codetune.model.load import keep_freed_memory, load_tokenizer
+from codetune.model.load import load_tokenizer
 from codetune.project.sections import Dataset, Scoring
 from codetune.records import Example
 from codetune.selection.blocks import plan_embedding_blocks, plan_scoring_blocks
