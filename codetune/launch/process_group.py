@@ -19,7 +19,7 @@ import torch.distributed as distributed
 from torch._C._distributed_c10d import FileStore, PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from codetune.errors import CodetuneError
+from codetune.errors import CodetuneError, first_line
 from codetune.records import ALONE, Rank
 
 T = TypeVar("T")
@@ -102,7 +102,7 @@ def rendezvous_store() -> Store:
     except distributed.DistError as why:
         raise CodetuneError(
             f"Rank 0 did not answer within {RENDEZVOUS_TIMEOUT.seconds // 60} minutes "
-            f"({str(why).partition(chr(10))[0]}). Expected: the same command on every machine, started at about the "
+            f"({first_line(why)}). Expected: the same command on every machine, started at about the "
             "same time. Check the output of rank 0, and MASTER_ADDR and MASTER_PORT"
         ) from why
     store.set_timeout(COLLECTIVE_TIMEOUT)

@@ -23,7 +23,7 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 from threadpoolctl import threadpool_limits
 
-from codetune.errors import ModelError
+from codetune.errors import ModelError, first_line
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -127,7 +127,7 @@ def load_encoder(directory: Path, device: str) -> SentenceEncoder:
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as why:
         raise ModelError(
             f"The embedding model {directory} cannot be loaded ({type(why).__name__}: "
-            f"{str(why).partition(chr(10))[0]}). Expected: a sentence-transformers model. Copy it again, or set "
+            f"{first_line(why)}). Expected: a sentence-transformers model. Copy it again, or set "
             "embed.model to `hashing`, which needs none."
         ) from why
     return SentenceEncoder(model.eval())

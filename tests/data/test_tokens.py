@@ -1,4 +1,4 @@
-"""Where the prompt ends and the answer begins, token by token, in scoring."""
+"""The boundary between prompt and answer, and what is truncated, in scoring."""
 
 from __future__ import annotations
 
@@ -71,17 +71,19 @@ def test_codellamas_answer_is_the_one_that_follows_the_prompt(shared_data: Path)
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_where_a_token_spans_the_boundary_both_sides_are_tokenised_apart(shared_data: Path, name: str) -> None:
+@pytest.mark.parametrize(("prompt", "answer"), [("Answer: ", "def f"), ("Answer:\n\n ", "   x = 1"), ("Ans", "wer")])
+def test_where_a_token_spans_the_boundary_both_sides_are_tokenised_apart(
+    shared_data: Path, name: str, prompt: str, answer: str
+) -> None:
     tokenizer = load_tokenizer(shared_data / "tokenizers" / name)
 
     def apart(text: str) -> tuple[int, ...]:
         return tuple(tokenizer(text, add_special_tokens=False).input_ids)
 
-    for prompt, answer in (("Answer: ", "def f"), ("Answer:\n\n ", "   x = 1"), ("Ans", "wer")):
-        tokens = split(tokenizer, prompt, answer)
-        joint = apart(prompt + answer)
-        assert (*tokens.context[1:], *tokens.answer) != joint, "no token spans this boundary"
-        assert (tokens.context[1:], tokens.answer) == (apart(prompt), apart(answer))
+    tokens = split(tokenizer, prompt, answer)
+    joint = apart(prompt + answer)
+    assert (*tokens.context[1:], *tokens.answer) != joint, "no token spans this boundary"
+    assert (tokens.context[1:], tokens.answer) == (apart(prompt), apart(answer))
 
 
 @settings(max_examples=300, deadline=None)

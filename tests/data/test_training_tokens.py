@@ -1,4 +1,4 @@
-"""What is trained on is what the saved tokenizer writes, token by token, with real tokenizers."""
+"""The tokens of training are those that the saved tokenizer writes, one by one, with real tokenizers."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def test_loss_is_on_every_answer_and_its_eos_and_nothing_else(
     tokenizer = real[name]
     tokens = trained(tokenizer, chat_format, turns)
     runs: list[list[int]] = []
-    for place, (token, learned) in enumerate(zip(tokens.ids, tokens.learned, strict=True)):
-        if learned and not (place and tokens.learned[place - 1]):
+    for index, (token, learned) in enumerate(zip(tokens.ids, tokens.learned, strict=True)):
+        if learned and not (index and tokens.learned[index - 1]):
             runs.append([])
         if learned:
             runs[-1].append(token)
@@ -96,16 +96,18 @@ def test_a_tokenizer_that_adds_no_bos_gets_none() -> None:
     assert tokenizer.bos_token_id not in trained(tokenizer, "codellama", CONVERSATIONS["two turns"]).ids
 
 
-def test_deepseeks_own_template_is_learned_up_to_its_eos(shared_data: Path) -> None:
+@pytest.mark.parametrize("turns", CONVERSATIONS.values(), ids=CONVERSATIONS)
+def test_with_deepseeks_own_template_the_loss_is_on_answers_up_to_their_eos(
+    turns: list[tuple[str, str]], shared_data: Path
+) -> None:
     tokenizer = load_tokenizer(shared_data / "tokenizers" / REAL["deepseek"])
-    for turns in CONVERSATIONS.values():
-        tokens = trained(tokenizer, "tokenizer", turns)
-        assert list(tokens.ids) == rendered(tokenizer, turns)
-        assert tokens.ids.count(tokenizer.bos_token_id) == 1
-        learned = [token for token, is_learned in zip(tokens.ids, tokens.learned, strict=True) if is_learned]
-        answers = [content for role, content in turns if role == "assistant"]
-        # that template writes a newline between the answer and its EOS
-        assert tokenizer.decode(learned).split("<|EOT|>")[:-1] == [answer + "\n" for answer in answers]
+    tokens = trained(tokenizer, "tokenizer", turns)
+    assert list(tokens.ids) == rendered(tokenizer, turns)
+    assert tokens.ids.count(tokenizer.bos_token_id) == 1
+    learned = [token for token, is_learned in zip(tokens.ids, tokens.learned, strict=True) if is_learned]
+    answers = [content for role, content in turns if role == "assistant"]
+    # that template writes a newline between the answer and its EOS
+    assert tokenizer.decode(learned).split("<|EOT|>")[:-1] == [answer + "\n" for answer in answers]
 
 
 def test_a_template_that_never_closes_an_answer_is_an_error() -> None:
