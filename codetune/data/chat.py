@@ -1,8 +1,8 @@
 """Messages -> the text that a model is trained on, and the Jinja chat template that writes the same text.
 
-A chat family is one record of `FAMILIES` (method.md, section 2). Both `render_chat` and `chat_template` read it; the
-template is saved with the trained tokenizer, so that training and generation use the same text. Every answer ends with
-the tokenizer's EOS. Works on characters alone; `tokens.py` makes tokens of them."""
+A chat family is one record of `FAMILIES` (docs/method.md, section 2). Both `render_chat` and `chat_template` read it;
+the template is saved with the trained tokenizer, so that training and generation use the same text. Every answer ends
+with the tokenizer's EOS. Works on characters alone; `tokens.py` makes tokens of them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """The lengths of an optimizer step's samples -> micro-batches for each process, and the rows of a micro-batch
-(method.md, section 2). Works on lengths in tokens alone; tensors are made by `training/collate.py`.
+(docs/method.md, section 2). Works on lengths in tokens alone; tensors are made by `training/collate.py`.
 
     max_length    each sample in a row of the maximum length             a a a . . . . .
                                                                          b b . . . . . .

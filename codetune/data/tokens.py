@@ -1,4 +1,4 @@
-"""Examples -> token ids, for scoring (method.md, section 1) and for training (section 2).
+"""Examples -> token ids, for scoring (docs/method.md, section 1) and for training (section 2).
 
 Tokens that are cut off are counted; an example of which nothing is left is refused. Padding is planned by
 `packing.py`."""

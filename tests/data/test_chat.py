@@ -1,4 +1,4 @@
-"""Chat families against method.md, section 2, written out by hand."""
+"""Chat families against docs/method.md, section 2, written out by hand."""
 
 from __future__ import annotations
 

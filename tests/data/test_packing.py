@@ -155,7 +155,7 @@ def evol(shared_data: Path) -> list[int]:
     return lengths
 
 
-# method.md, section 2; batches of 16, maximum length 2048.
+# docs/method.md, section 2; batches of 16, maximum length 2048.
 @pytest.mark.parametrize(
     ("mode", "published", "tolerance"),
     [
