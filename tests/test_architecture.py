@@ -51,7 +51,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "typer": ("cli", "options"),
     "rich": ("console",),
     "pydantic": ("project",),
-    "evalplus": ("benchmark", "sandbox"),
+    "evalplus": ("benchmark",),
     "sklearn": ("selection",),
     "sentence_transformers": ("selection",),
     "accelerate": ("training",),

@@ -62,6 +62,6 @@ def write_expected(expected: ExpectedOutputs, path: Path) -> None:
 
 
 def read_expected(path: Path) -> ExpectedOutputs:
-    """Raises the reader's WireError for a file that `write_expected` has not written."""
+    """Raises the reader's DecodeError for a file that `write_expected` has not written."""
     base, plus = serialization.decode(path.read_bytes())
     return ExpectedOutputs(SuiteOutputs(*base), SuiteOutputs(*plus))

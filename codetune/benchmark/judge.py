@@ -33,6 +33,7 @@ from codetune.benchmark.expected_outputs import (
 )
 from codetune.benchmark.output_match import OutputRule
 from codetune.benchmark.run_suite import (
+    EVALPLUS_HARNESS,
     Candidate,
     CanonicalSolutionError,
     SuiteVerdict,
@@ -42,7 +43,7 @@ from codetune.benchmark.run_suite import (
 from codetune.benchmark.worker_pool import Answer, WorkerDied, WorkerTimedOut, run_jobs
 from codetune.errors import CodetuneError, DataError
 from codetune.records import Outcome, Problem, Solution, Verdict
-from codetune.sandbox.launcher import Sandbox, Tier
+from codetune.sandbox.launcher import Sandbox
 
 # The longest run is 62 s, base and plus are two; the rest is for starting and reading on a busy machine.
 JUDGE_SECONDS = 2 * 62 + 76
@@ -55,7 +56,7 @@ JUDGE_BROKE = "judging it broke twice"  # a failure that begins with it is a fau
 
 
 def judge(
-    problems: Sequence[Problem], solutions: Sequence[Solution], expected: Path, workers: int, tier: Tier
+    problems: Sequence[Problem], solutions: Sequence[Solution], expected: Path, workers: int, tier: str
 ) -> Iterator[Verdict]:
     """Yields a verdict for every solution, as they are found. `expected` is the directory of expected outputs; those
     that are missing are computed first. A program that breaks its worker twice has failed; where that was by an error
@@ -82,7 +83,7 @@ def judge(
         yield _verdict(solution, judgement)
 
 
-def prepare(problems: Sequence[Problem], expected: Path, workers: int, tier: Tier) -> Iterator[Problem]:
+def prepare(problems: Sequence[Problem], expected: Path, workers: int, tier: str) -> Iterator[Problem]:
     """Computes the expected outputs that are missing, by running canonical solutions; yields the tasks done. Raises
     DataError for a canonical solution that gives none."""
     jobs = [
@@ -119,7 +120,7 @@ class JudgeSolution:
 
     candidate: Candidate
     path: Path
-    tier: Tier
+    tier: str
 
     def perform(self) -> Judgement:
         expected = _read_expected(self.path)
@@ -143,7 +144,7 @@ class ComputeExpectedOutputs:
     problem: Problem
     rule: OutputRule
     path: Path
-    tier: Tier
+    tier: str
 
     def perform(self) -> Mapping[str, str]:
         """Returns nothing, or the `error` of the canonical solution."""
@@ -228,7 +229,7 @@ def _read_expected(path: Path) -> ExpectedOutputs:
         gc.enable()
 
 
-def _sandbox(tier: Tier) -> Sandbox:
+def _sandbox(tier: str) -> Sandbox:
     """The sandbox of this worker process, started once and again where a program has broken it."""
     if _started_sandbox(tier).broken:
         _started_sandbox.cache_clear()
@@ -236,14 +237,14 @@ def _sandbox(tier: Tier) -> Sandbox:
 
 
 @cache
-def _started_sandbox(tier: Tier) -> Sandbox:
-    return Sandbox.start(tier, Path.cwd())
+def _started_sandbox(tier: str) -> Sandbox:
+    return Sandbox.start(tier, Path.cwd(), EVALPLUS_HARNESS)
 
 
 def _kill_strays(sandbox: Sandbox) -> None:
-    """Kills what a program has started, which it can in the tier `none` only. They are descendants of this process,
-    which adopts those whose parent is gone; the zygote stays."""
-    if sandbox.tier != "none":
+    """Kills what a program has started, which only a tier that confines nothing allows. They are descendants of this
+    process, which adopts those whose parent is gone; the zygote stays."""
+    if sandbox.tier.confines:
         return
     deadline = time.monotonic() + KILL_SECONDS
     while (left := _strays(sandbox)) and time.monotonic() < deadline:

@@ -9,6 +9,7 @@ where a program can stretch it; that of all calls together is kept here, where i
 from __future__ import annotations
 
 import pickle
+import re
 import reprlib
 import resource
 import signal
@@ -19,13 +20,18 @@ from dataclasses import dataclass
 import psutil
 from evalplus.config import DEFAULT_GT_TIME_LIMIT_FACTOR, DEFAULT_MIN_TIME_LIMIT
 from evalplus.eval import query_maximum_memory_bytes
+from evalplus.eval.utils import reliability_guard, swallow_io
 
 from codetune.benchmark.expected_outputs import Suite, SuiteOutputs
 from codetune.benchmark.output_match import COMPARISON_ERRORS, OutputComparison, OutputRule, Value
 from codetune.records import Outcome, Problem
 from codetune.sandbox import program, serialization
-from codetune.sandbox.launcher import Ended, Frame, Run, Sandbox
+from codetune.sandbox.launcher import CallReport, ProgramEnded, RunningProgram, Sandbox
 
+# EvalPlus' guard and swallowed output surround a program in the sandbox as they do under its own command.
+EVALPLUS_HARNESS = program.Harness(guard=reliability_guard, streams=swallow_io)
+# EvalPlus' own process happens to have these loaded; its guard takes away what they need to be imported.
+LOADED_BEFORE_GUARD = re.compile(r"\b(?:pandas|pyarrow|datasets)\b")
 LONGEST_RUN_SECONDS = 60  # EvalPlus' bound on the sum of a task's limits
 GRACE_SECONDS = 2  # and what its two joins add to it
 CANONICAL_SECONDS = 60  # for all calls of a suite
@@ -73,16 +79,16 @@ def judge_suite(sandbox: Sandbox, candidate: Candidate, suite: Suite, expected: 
     limits = [max(DEFAULT_MIN_TIME_LIMIT, DEFAULT_GT_TIME_LIMIT_FACTOR * seconds) for seconds in expected.seconds]
     total = candidate.patience * (min(LONGEST_RUN_SECONDS, sum(limits)) + GRACE_SECONDS)
     comparison, most_bytes = OutputComparison(rule, problem.atol), _own_bytes() + READING_BYTES
-    with sandbox.run(_request(candidate, suite, limits), total) as run:
-        frames = run.frames()
+    with sandbox.run(_request(candidate, suite, limits), total) as running:
+        reports = running.reports()
         for number, arguments in enumerate(_inputs(problem, suite)):
             try:
-                content = _content(next(frames), limits[number], total)
+                content = _content(next(reports), limits[number], total)
                 _require_match(comparison, arguments, content, expected.outputs[number], most_bytes)
             except FailedCallError as why:
                 failure = f"{suite} call {number + 1}, {_shown_call(problem, arguments)}: {why}"
                 outcome: Outcome = "timeout" if why.limit_seconds == total else "fail"
-                return SuiteVerdict(outcome, failure, _is_starved(run, why))
+                return SuiteVerdict(outcome, failure, _is_starved(running, why))
     if rule.never_counted:
         return SuiteVerdict("fail", "every call is right, but EvalPlus 0.3.1 counts no solution of this task")
     return SuiteVerdict("pass")
@@ -93,11 +99,12 @@ def run_canonical_solution(sandbox: Sandbox, problem: Problem, rule: OutputRule,
     inputs = _inputs(problem, suite)
     candidate = Candidate(problem, rule, problem.prompt + problem.canonical_solution, 1)
     outputs, seconds = [], []
-    with sandbox.run(_request(candidate, suite, [float(CANONICAL_SECONDS)] * len(inputs)), CANONICAL_SECONDS) as run:
-        frames = run.frames()
+    request = _request(candidate, suite, [float(CANONICAL_SECONDS)] * len(inputs))
+    with sandbox.run(request, CANONICAL_SECONDS) as running:
+        reports = running.reports()
         for number, arguments in enumerate(inputs):
             try:
-                output, took = _canonical_output(next(frames), rule)
+                output, took = _canonical_output(next(reports), rule)
             except FailedCallError as why:
                 at = f"{suite} call {number + 1}, {_shown_call(problem, arguments)}"
                 raise CanonicalSolutionError(f"{at}: {why}") from None
@@ -106,16 +113,16 @@ def run_canonical_solution(sandbox: Sandbox, problem: Problem, rule: OutputRule,
     return SuiteOutputs(outputs, seconds)
 
 
-def _canonical_output(frame: Frame | Ended, rule: OutputRule) -> tuple[Value, float]:
+def _canonical_output(report: CallReport | ProgramEnded, rule: OutputRule) -> tuple[Value, float]:
     """The output as it is kept, and the seconds of the call."""
-    content = _content(frame, CANONICAL_SECONDS, CANONICAL_SECONDS)
-    assert isinstance(frame, Frame)
-    output, is_known = serialization.decode_and_tell(content)
+    content = _content(report, CANONICAL_SECONDS, CANONICAL_SECONDS)
+    assert isinstance(report, CallReport)
+    output, is_known = serialization.decode_and_check(content)
     if rule.kind == "presence":
-        return output is not None, frame.seconds
+        return output is not None, report.seconds
     if not is_known:
         raise FailedCallError("returned what is no plain value")
-    return output, frame.seconds
+    return output, report.seconds
 
 
 def _inputs(problem: Problem, suite: Suite) -> list[list[object]]:
@@ -127,34 +134,36 @@ def _shown_call(problem: Problem, arguments: Sequence[object]) -> str:
     return f"{problem.entry_point}({', '.join(map(reprlib.repr, arguments))})"[:200]
 
 
-def _request(candidate: Candidate, suite: Suite, limits: Sequence[float]) -> program.Request:
-    return program.Request(
+def _request(candidate: Candidate, suite: Suite, limits: Sequence[float]) -> program.ExecutionRequest:
+    return program.ExecutionRequest(
         candidate.code,
         candidate.problem.entry_point,
-        pickle.dumps(_inputs(candidate.problem, suite), protocol=5),
-        tuple(limits),
-        candidate.patience,
-        query_maximum_memory_bytes() or psutil.virtual_memory().total,
-        "set" if candidate.rule.kind == "set" else "value",
+        calls=pickle.dumps(_inputs(candidate.problem, suite), protocol=5),
+        seconds=tuple(limits),
+        wall_factor=candidate.patience,
+        memory_bytes=query_maximum_memory_bytes() or psutil.virtual_memory().total,
+        returns="set" if candidate.rule.kind == "set" else "value",
+        # Only what the program names: to load all of them in the zygote would make each fork three times as slow.
+        imports=tuple(sorted(set(LOADED_BEFORE_GUARD.findall(candidate.code)))),
     )
 
 
-def _content(frame: Frame | Ended, limit: float, total: float) -> bytearray:
+def _content(report: CallReport | ProgramEnded, limit: float, total: float) -> bytearray:
     """What a call returned, still encoded."""
-    match frame:
-        case Frame(kind=program.VALUE, content=content):
+    match report:
+        case CallReport(kind=program.VALUE, content=content):
             return content
-        case Frame(kind=program.LATE):
+        case CallReport(kind=program.TIMED_OUT):
             raise FailedCallError(f"took over {limit:.3g} s", limit)
-        case Frame(kind=program.RAISED, content=name):
+        case CallReport(kind=program.RAISED, content=name):
             raise FailedCallError(f"raised {_error_name(name)}")
-        case Frame(kind=program.NOT_LOADED, content=name):
+        case CallReport(kind=program.NOT_LOADED, content=name):
             raise FailedCallError(f"the program did not load ({_error_name(name)})")
-        case Frame(kind=program.NOT_DEFINED):
+        case CallReport(kind=program.NOT_DEFINED):
             raise FailedCallError("the program does not define it")
-        case Ended(how="late"):
+        case ProgramEnded(reason="timeout"):
             raise FailedCallError(f"all calls took over {total:.3g} s", total)
-        case Ended(how="died"):
+        case ProgramEnded(reason="died"):
             raise FailedCallError("the process died")
     raise FailedCallError("what came back was too much, or nothing that a program sends")
 
@@ -201,5 +210,5 @@ def _own_bytes() -> int:
     return int(psutil.Process().memory_info().vms)
 
 
-def _is_starved(run: Run, why: FailedCallError) -> bool:
-    return why.limit_seconds is not None and run.waited_seconds() > STARVED_SHARE * why.limit_seconds
+def _is_starved(running: RunningProgram, why: FailedCallError) -> bool:
+    return why.limit_seconds is not None and running.cpu_wait_seconds() > STARVED_SHARE * why.limit_seconds

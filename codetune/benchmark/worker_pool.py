@@ -26,7 +26,7 @@ from typing import Protocol, Self, TypeVar
 
 import psutil
 
-from codetune.sandbox import kernel
+from codetune.sandbox import confinement
 from codetune.store.scratch import scratch_directory
 
 Key = TypeVar("Key")
@@ -94,8 +94,8 @@ def serve() -> None:
     descriptor = int(sys.argv[1])
     os.set_inheritable(descriptor, False)
     connection: Connection[bytes, Job] = Connection(descriptor)
-    kernel.die_with_parent()
-    kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
+    confinement.die_with_parent()
+    confinement.adopt_orphans()
     while True:
         try:
             job = connection.recv()

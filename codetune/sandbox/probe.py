@@ -1,8 +1,8 @@
-"""Which sandbox works on this machine, found by trying: a program that wants out is run in it, against a server, files
-and sockets that are there for it. What a kernel says about itself proves nothing: containers and security modules bar
-calls that it has.
+"""Finds out which tiers work on this machine, by trying them: the same program attempts to escape from each tier,
+towards a server, files and sockets that are made for it.
 
-Fail closed: a tier in which anything was possible that should not be is not used, and without any there is an error.
+What the kernel and its settings say is no evidence, since containers and security modules bar calls that the kernel
+has. A tier in which an attempt succeeds is not used; where no tier works, there is an error.
 """
 
 from __future__ import annotations
@@ -15,83 +15,83 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, get_args
 
 from codetune.errors import CodetuneError
 from codetune.sandbox import program, serialization
-from codetune.sandbox.launcher import Frame, Sandbox, SandboxError, Tier
+from codetune.sandbox.launcher import CallReport, Sandbox
+from codetune.sandbox.tiers import TIERS, SandboxError
 from codetune.store.scratch import scratch_directory
 
-LADDER: tuple[Tier, ...] = tuple(tier for tier in get_args(Tier) if tier != "none")
+CONFINING_TIERS = tuple(name for name, tier in TIERS.items() if tier.confines)
 PROBE_SECONDS = 20
 PROBE_BYTES = 2**32
 
-# Returns what succeeded that must not, in words. Through the C library where the guard has taken Python's own away.
-INTRUDER = """
+# Returns, in words, the attempts that succeeded. Processes, signals and traces are attempted through the C library.
+ESCAPE_PROGRAM = """
 import ctypes, os, socket
 libc = ctypes.CDLL(None, use_errno=True)
 
-def connects(family, address):
+def connect(family, address):
     with socket.socket(family, socket.SOCK_STREAM) as s:
         s.settimeout(2)
         s.connect(address)
 
-def sends(address):
+def send(address):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
         s.sendto(b"x", address)
 
-def reads(path):
+def read(path):
     os.read(os.open(path, os.O_RDONLY), 1)
 
-def writes(path):
+def write(path):
     os.write(os.open(path, os.O_WRONLY | os.O_CREAT), b"x")
 
-def done(result):
+def check(result):
     if result < 0:
         raise OSError(ctypes.get_errno())
 
-def forks():
+def fork():
     child = libc.fork()
     if child == 0:
         libc._exit(0)
-    done(child)
+    check(child)
 
-def intrude(port, abstract, secret, new, judge):
+def attempt_escapes(port, abstract, secret, new, launcher):
     attempts = {
-        "connect by TCP": lambda: connects(socket.AF_INET, ("127.0.0.1", port)),
-        "connect to an abstract socket": lambda: connects(socket.AF_UNIX, abstract),
-        "send by UDP": lambda: sends(("127.0.0.1", port)),
-        "read a file of the user": lambda: reads(secret),
-        "write a file of the user": lambda: writes(secret),
-        "make a file": lambda: writes(new),
-        "read the judge's environment": lambda: reads(f"/proc/{judge}/environ"),
-        "start a process": forks,
-        "signal the judge": lambda: done(libc.kill(judge, 0)),
-        "trace the judge": lambda: done(libc.ptrace(0x4206, judge, 0, 0)),
+        "connect by TCP": lambda: connect(socket.AF_INET, ("127.0.0.1", port)),
+        "connect to an abstract socket": lambda: connect(socket.AF_UNIX, abstract),
+        "send by UDP": lambda: send(("127.0.0.1", port)),
+        "read a file of the user": lambda: read(secret),
+        "write a file of the user": lambda: write(secret),
+        "make a file": lambda: write(new),
+        "read the environment of the process outside": lambda: read(f"/proc/{launcher}/environ"),
+        "start a process": fork,
+        "signal the process outside": lambda: check(libc.kill(launcher, 0)),
+        "trace the process outside": lambda: check(libc.ptrace(0x4206, launcher, 0, 0)),
     }
-    open_ways = [f"see {name} of the environment" for name in os.environ if name == "CODETUNE_PROBE"]
+    succeeded = []
     for name, attempt in attempts.items():
         try:
             attempt()
-            open_ways.append(name)
+            succeeded.append(name)
         except OSError:
             pass
     import numpy
-    return open_ways, float(numpy.arange(4).sum())
+    return succeeded, float(numpy.arange(4).sum())
 """
 
 
-def choose_tier(wanted: Literal["auto", "bubblewrap", "namespaces", "landlock", "none"]) -> Tier:
-    """The strongest tier that works, or the one that was asked for if it does."""
+def choose_tier(wanted: str) -> str:
+    """The strongest tier that works for `auto`, else the tier `wanted` if it works. Raises CodetuneError if not."""
     if wanted == "none":
         return "none"
     failures = []
-    for tier in LADDER if wanted == "auto" else (wanted,):
-        trouble = find_trouble(tier)
-        if trouble is None:
+    for tier in CONFINING_TIERS if wanted == "auto" else (wanted,):
+        failure = find_failure(tier)
+        if failure is None:
             return tier
-        failures.append(trouble)
-    expected = f"one of {', '.join(LADDER)}" if wanted == "auto" else wanted
+        failures.append(failure)
+    expected = f"one of {', '.join(CONFINING_TIERS)}" if wanted == "auto" else wanted
     raise CodetuneError(
         f"No sandbox works here, and no program is run without one. Tried: {'; '.join(failures)}. "
         f"Expected: {expected}. Install bubblewrap, or use Linux 5.13 or newer where containers allow Landlock and "
@@ -99,51 +99,51 @@ def choose_tier(wanted: Literal["auto", "bubblewrap", "namespaces", "landlock", 
     )
 
 
-def find_trouble(tier: Tier) -> str | None:
-    """Why a tier cannot be used, or None."""
-    with scratch_directory() as scratch, _bait() as (secret, port, abstract):
-        (place := scratch / tier).mkdir()
+def find_failure(tier: str) -> str | None:
+    """Why a tier cannot be used here; None where it works."""
+    with scratch_directory() as scratch, _escape_targets() as (secret, port, abstract):
+        (directory := scratch / "sandbox").mkdir()
         try:
-            sandbox = Sandbox.start(tier, place)
+            sandbox = Sandbox.start(tier, directory)
         except SandboxError as why:
             return str(why)
         try:
-            return _result(tier, sandbox, (port, abstract, str(secret), f"{secret}.new", os.getpid()))
+            failure = _attempt_escapes(sandbox, (port, abstract, str(secret), f"{secret}.new", os.getpid()))
         except SandboxError as why:
-            return f"{tier}: {why}"
+            failure = str(why)
         finally:
             sandbox.close()
+    return failure and f"{tier}: {failure}"
 
 
-def _result(tier: Tier, sandbox: Sandbox, call: tuple[object, ...]) -> str | None:
-    calls = pickle.dumps([call])
-    request = program.Request(INTRUDER, "intrude", calls, (float(PROBE_SECONDS),), 1, PROBE_BYTES, "value")
-    with sandbox.run(request, PROBE_SECONDS) as run:
-        frame = next(run.frames())
-        if not isinstance(frame, Frame) or frame.kind != program.VALUE:
-            why = frame.content.decode(errors="replace") if isinstance(frame, Frame) else frame.how
-            return f"{tier}: a plain program does not run in it ({why})"
-        open_ways, total = serialization.decode(frame.content)
+def _attempt_escapes(sandbox: Sandbox, call: tuple[object, ...]) -> str | None:
+    request = program.ExecutionRequest(
+        ESCAPE_PROGRAM,
+        "attempt_escapes",
+        calls=pickle.dumps([call]),
+        seconds=(float(PROBE_SECONDS),),
+        wall_factor=1,
+        memory_bytes=PROBE_BYTES,
+        returns="value",
+    )
+    with sandbox.run(request, PROBE_SECONDS) as running:
+        report = next(running.reports())
+        if not isinstance(report, CallReport) or report.kind != program.VALUE:
+            why = report.content.decode(errors="replace") if isinstance(report, CallReport) else report.reason
+            return f"a plain program does not run in it ({why})"
+        succeeded, total = serialization.decode(report.content)
     if total != 6.0:
-        return f"{tier}: a plain program does not compute in it"
-    return f"{tier}: a program in it could {', '.join(open_ways)}" if open_ways else None
-
-
-def _open_to_all(place: Path) -> Path:
-    """Like $TMPDIR itself: what keeps the intruder out must be the sandbox."""
-    (below := place / "bait").mkdir()
-    place.chmod(0o755)
-    below.chmod(0o777)
-    return below
+        return "a plain program does not compute in it"
+    return f"a program in it could {', '.join(succeeded)}" if succeeded else None
 
 
 @contextmanager
-def _bait() -> Iterator[tuple[Path, int, str]]:
-    """A file that only the user can read, and servers that answer."""
+def _escape_targets() -> Iterator[tuple[Path, int, str]]:
+    """A file that only the user can read, the port of a server, and the name of an abstract socket that accepts."""
     abstract = f"\0codetune-{secrets.token_hex(8)}"
     with (
-        scratch_directory() as place,  # another than the intruder's own
-        tempfile.NamedTemporaryFile(dir=_open_to_all(place)) as file,
+        scratch_directory() as outside,  # not the directory of the zygote
+        tempfile.NamedTemporaryFile(dir=_open_to_all(outside)) as file,
         socket.create_server(("127.0.0.1", 0)) as tcp,
         socket.socket(socket.AF_UNIX) as unix,
     ):
@@ -152,3 +152,11 @@ def _bait() -> Iterator[tuple[Path, int, str]]:
         unix.bind(abstract)
         unix.listen()
         yield Path(file.name), tcp.getsockname()[1], abstract
+
+
+def _open_to_all(directory: Path) -> Path:
+    """A directory below it in which anybody may write, so that only the sandbox can keep the program out."""
+    (below := directory / "targets").mkdir()
+    directory.chmod(0o755)
+    below.chmod(0o777)
+    return below

@@ -1,9 +1,8 @@
-"""Inside the sandbox: one program, called with its inputs; what it returns goes out call by call.
+"""Runs one program inside the sandbox: calls its function with each input, and sends a message for each call.
 
-EvalPlus' own guard, time limit of a call and swallowed output hold around the program, so that honest ones find what
-they find there, and packages that cannot be loaded behind the guard are loaded before it, as they are there. Whatever
-happens here proves nothing: the program can change all of it, and gains only the right to send values of its own
-choice. Nothing that it could look for is here: no expected outputs, no files, no other process.
+A message is a header (kind, seconds, length) and a content. Nothing that is sent is proof of anything: the program can
+change all that happens in this process, and can only gain that values of its own choice are sent. The process has no
+expected outputs, no readable files of the user and no contact with other processes.
 """
 
 from __future__ import annotations
@@ -11,127 +10,149 @@ from __future__ import annotations
 import importlib
 import os
 import pickle
-import re
+import resource
 import signal
 import struct
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from evalplus.eval.utils import TimeoutException, reliability_guard, swallow_io, time_limit
-
 from codetune.sandbox import serialization
+from codetune.sandbox.confinement import lower_limit
 
-# Of a frame: what it is, seconds that the call took, length of what follows.
-HEADER = struct.Struct("<cdQ")
-LARGEST_FRAME_BYTES = 2**28
-# EvalPlus' own process happens to have these, and its guard takes away what they need when they are loaded.
-LOADED_BEFORE_GUARD = re.compile(r"\b(?:pandas|pyarrow|datasets)\b")
-HELLO, VALUE, RAISED, LATE, NOT_LOADED, NOT_DEFINED = b"h", b"v", b"r", b"t", b"n", b"d"
+HEADER = struct.Struct("<cdQ")  # kind, seconds that the call took, bytes of content
+MAX_MESSAGE_BYTES = 2**28
+CONFINED, VALUE, RAISED, TIMED_OUT, NOT_LOADED, NOT_DEFINED = b"h", b"v", b"r", b"t", b"n", b"d"
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """A program and how it is to be called."""
+class Harness:
+    """What surrounds every program of a zygote. Functions of installed packages: they are pickled by name, and their
+    modules are imported once, in the zygote."""
+
+    guard: Callable[[], object]  # called once, before the program is loaded
+    streams: Callable[[], AbstractContextManager[object]]  # entered while the program is loaded, and for each call
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutionRequest:
+    """A program, and how it is called."""
 
     code: str
     entry_point: str
-    calls: bytes  # pickled, as several programs get the same
-    seconds: tuple[float, ...]  # that each call may take
-    patience: int  # times as long by the clock, where that much is bounded in seconds of CPU instead
+    calls: bytes  # a pickled list of argument lists; in bytes, as several programs get the same
+    seconds: tuple[float, ...]  # time limit of each call
+    wall_factor: (
+        int  # 1: limits are wall-clock time. More: limits are CPU time, and this many times as long by the clock
+    )
     memory_bytes: int
     returns: Literal["value", "set"]
+    imports: tuple[
+        str, ...
+    ] = ()  # packages that cannot be imported once the guard was called; missing ones are skipped
 
 
-def run(request: Request, channel: int) -> None:
-    """Sends a frame for every call, up to the first that fails."""
-    calls = pickle.loads(request.calls)  # from the judge, before anything of the program has run
-    _load_packages(request.code)
-    reliability_guard(request.memory_bytes)
-    # What the program may replace is held here.
-    clock, dump, opaque = time.perf_counter, serialization.encode, serialization.encode_opaque
-    function = _load(request, channel)
+class CallTimeoutError(Exception):
+    """A call used up its time."""
+
+
+def do_nothing() -> None:
+    """The guard of a harness that has none."""
+
+
+def run(request: ExecutionRequest, harness: Harness, channel: int) -> None:
+    """Sends a message for each call, up to the first call that fails."""
+    calls = pickle.loads(request.calls)  # from the launcher, before any of the program has run
+    for name in request.imports:
+        _try_import(name)
+    for limit_kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_STACK):
+        lower_limit(limit_kind, request.memory_bytes)
+    harness.guard()
+    # Held in local variables, as the program may replace the attributes of modules.
+    clock, encode, encode_opaque = time.perf_counter, serialization.encode, serialization.encode_opaque
+    function = _load(request, harness, channel)
     if function is None:
         return
     for call, limit in zip(calls, request.seconds, strict=True):
-        began = clock()
+        start = clock()
         try:
-            with _limited(limit, request.patience), swallow_io():
+            with _time_limit(limit, request.wall_factor), harness.streams():
                 output = function(*call)
-        except BaseException as why:  # noqa: BLE001 - a stranger's program
-            late = isinstance(why, TimeoutException)
-            send(channel, LATE if late else RAISED, clock() - began, type(why).__name__.encode())
+        except BaseException as error:  # noqa: BLE001 - raised by an untrusted program
+            message = TIMED_OUT if isinstance(error, CallTimeoutError) else RAISED
+            send(channel, message, clock() - start, type(error).__name__.encode())
             return
-        seconds = clock() - began
+        seconds = clock() - start
         try:
-            content = dump(_as_set(output) if request.returns == "set" else output)
-        except BaseException:  # noqa: BLE001 - a stranger's program
-            content = opaque(output)  # too deep, or whatever its class does when it is looked at
-        if len(content) > LARGEST_FRAME_BYTES:
-            content = opaque(output)
+            content = encode(_to_set(output) if request.returns == "set" else output)
+        except BaseException:  # noqa: BLE001 - too deep, or raised by methods of the program's own class
+            content = encode_opaque(output)
+        if len(content) > MAX_MESSAGE_BYTES:
+            content = encode_opaque(output)
         send(channel, VALUE, seconds, content)
 
 
 def send(channel: int, kind: bytes, seconds: float, content: bytes) -> None:
-    frame = memoryview(HEADER.pack(kind, seconds, len(content)) + content)
-    while frame:
-        frame = frame[os.write(channel, frame) :]
+    """Writes one message."""
+    message = memoryview(HEADER.pack(kind, seconds, len(content)) + content)
+    while message:
+        message = message[os.write(channel, message) :]
 
 
-def receive(channel: int) -> Request:
+def receive(channel: int) -> tuple[ExecutionRequest, Harness]:
+    """Reads what the launcher sends, before any of the program has run. Raises EOFError where the launcher is gone."""
     (length,) = struct.unpack("<Q", _read(channel, 8))
-    request = pickle.loads(_read(channel, length))  # from the judge, before anything of the program has run
-    assert isinstance(request, Request)
-    return request
+    request, harness = pickle.loads(_read(channel, length))
+    assert isinstance(request, ExecutionRequest)
+    assert isinstance(harness, Harness)
+    return request, harness
 
 
-def _load_packages(code: str) -> None:
-    """Only what the program names: all of them in every zygote would make each fork three times as slow, and leave a
-    thread of theirs in it."""
-    for name in sorted(set(LOADED_BEFORE_GUARD.findall(code))):
-        try:
-            importlib.import_module(name)
-        except BaseException:  # noqa: BLE001 - not there, or broken: the program will find that out
-            continue
+def _try_import(name: str) -> None:
+    try:
+        importlib.import_module(name)
+    except BaseException:  # noqa: BLE001 - missing or broken packages raise anything; the program's own import will too
+        return
 
 
-def _load(request: Request, channel: int) -> Any:
+def _load(request: ExecutionRequest, harness: Harness, channel: int) -> Callable[..., object] | None:
     names: dict[str, Any] = {}
     try:
-        with swallow_io():
-            # Without our own `from __future__`, which exec would hand on.
+        with harness.streams():
+            # dont_inherit: the program does not get this module's `from __future__` imports.
             exec(compile(request.code, "<string>", "exec", dont_inherit=True), names)
-    except BaseException as why:  # noqa: BLE001 - a stranger's program
-        send(channel, NOT_LOADED, 0.0, type(why).__name__.encode())
+    except BaseException as error:  # noqa: BLE001 - raised by an untrusted program
+        send(channel, NOT_LOADED, 0.0, type(error).__name__.encode())
         return None
     if request.entry_point not in names:
         send(channel, NOT_DEFINED, 0.0, b"")
         return None
-    return names[request.entry_point]
+    function: Callable[..., object] = names[request.entry_point]
+    return function
 
 
 @contextmanager
-def _limited(seconds: float, patience: int) -> Iterator[None]:
-    with time_limit(seconds * patience):
-        if patience == 1:
-            yield
-            return
-        signal.signal(signal.SIGPROF, _out_of_time)
+def _time_limit(seconds: float, wall_factor: int) -> Iterator[None]:
+    signal.signal(signal.SIGALRM, _raise_timeout)
+    signal.signal(signal.SIGPROF, _raise_timeout)
+    signal.setitimer(signal.ITIMER_REAL, seconds * wall_factor)
+    if wall_factor > 1:
         signal.setitimer(signal.ITIMER_PROF, seconds)
-        try:
-            yield
-        finally:
-            signal.setitimer(signal.ITIMER_PROF, 0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
-def _out_of_time(*_: object) -> None:
-    raise TimeoutException("Timed out!")
+def _raise_timeout(*_: object) -> None:
+    raise CallTimeoutError
 
 
-def _as_set(output: Any) -> Any:
-    """An iterator is used up here; what cannot be a set goes out as it is, and is compared in vain."""
+def _to_set(output: Any) -> object:
+    """A set of what an iterable holds; an output that cannot become a set is sent as it is, and equals no set."""
     try:
         return set(output)
     except TypeError:

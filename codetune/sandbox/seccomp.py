@@ -1,10 +1,11 @@
-"""seccomp: which system calls a program may make. A list of what is allowed; every other call is refused with EPERM, so
-what the kernel learns tomorrow is refused as well. Needs no privilege beyond no-new-privileges; cannot be undone.
+"""seccomp: the system calls that a program may make. The table lists what is allowed; every other call fails with
+EPERM, so calls of later kernels are refused as well. Needs no-new-privileges; cannot be undone.
 
-Not on the list, and why: starting processes or other programs (only threads), sockets but for connected pairs, signals
-to others, tracing, mounts, namespaces, keys, shared memory, io_uring, and changing modes, owners or times of files,
-which Landlock does not govern. Documentation: https://docs.kernel.org/userspace-api/seccomp_filter.html,
-linux/seccomp.h, linux/filter.h; numbers from asm/unistd_64.h and asm-generic/unistd.h.
+Not in the table: starting processes or other programs (threads are allowed), sockets other than connected pairs,
+signals to other processes, tracing, mounts, namespaces, keys, shared memory, io_uring, and changing modes, owners or
+times of files, which Landlock does not govern. Documentation:
+https://docs.kernel.org/userspace-api/seccomp_filter.html, linux/seccomp.h, linux/filter.h; numbers from asm/unistd_64.h
+and asm-generic/unistd.h.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from codetune.sandbox import kernel
+from codetune.sandbox import confinement
 
-# linux/audit.h; a filter must know which machine's numbers it is asked about. The position in the tables follows.
+# linux/audit.h: the architecture that the filter checks, as numbers differ between them; then the column of the table.
 MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 
 # fmt: off
-# name: its number on x86-64 and on aarch64, where it has one
+# name: its number on x86-64, and on aarch64 where it has one
 ALLOWED: Mapping[str, tuple[int, int | None]] = {
     # files that are open
     "read": (0, 63), "write": (1, 64), "readv": (19, 65), "writev": (20, 66), "pread64": (17, 67),
@@ -53,7 +54,7 @@ ALLOWED: Mapping[str, tuple[int, int | None]] = {
     "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139), "rt_sigpending": (127, 136),
     "rt_sigsuspend": (130, 133), "rt_sigtimedwait": (128, 137), "sigaltstack": (131, 132),
     "restart_syscall": (219, 128),
-    # who and where it is
+    # ids and resources of the process
     "getpid": (39, 172), "gettid": (186, 178), "getppid": (110, 173), "getpgrp": (111, None), "getpgid": (121, 155),
     "getsid": (124, 156), "getuid": (102, 174), "geteuid": (107, 175), "getgid": (104, 176), "getegid": (108, 177),
     "getgroups": (115, 158), "getresuid": (118, 148), "getresgid": (120, 150), "uname": (63, 160),
@@ -68,11 +69,11 @@ ALLOWED: Mapping[str, tuple[int, int | None]] = {
     "getpeername": (52, 205), "getsockopt": (55, 209), "setsockopt": (54, 208),
 }
 # fmt: on
-CLONE3 = 435  # its flags lie in memory, where a filter cannot look; told that it is missing, the C library uses clone
+CLONE3 = 435  # its flags are in memory, which a filter cannot read; after ENOSYS the C library uses clone
 
 CLONE_THREAD = 0x10000
 NEW_NAMESPACES = 0x7E020000
-# Python's, for itself: is this a terminal, how much is there to read, blocking, close on exec.
+# What Python itself uses: is this a terminal, bytes to read, blocking, close on exec.
 TCGETS, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX = 0x5401, 0x541B, 0x5421, 0x5450, 0x5451
 PR_SET_NAME, PR_GET_NAME, PR_SET_VMA = 15, 16, 0x53564D41
 # F_DUPFD to F_SETLKW, and F_DUPFD_CLOEXEC: F_SETOWN and F_SETSIG would send signals to other processes.
@@ -81,12 +82,12 @@ EVERY_BIT = 0xFFFFFFFF
 
 LOAD, EQUAL, AND, RETURN = 0x20, 0x15, 0x54, 0x06  # BPF: ld word abs, jeq k, and k, ret k
 ALLOW, REFUSE, KILL = 0x7FFF0000, 0x00050000, 0x80000000
-NUMBER_AT, MACHINE_AT, ARGUMENTS_AT = 0, 4, 16  # struct seccomp_data, the low word of an argument first
+NUMBER_OFFSET, MACHINE_OFFSET, ARGUMENTS_OFFSET = 0, 4, 16  # struct seccomp_data; of an argument the low word is first
 
 
 @dataclass(frozen=True, slots=True)
-class Condition:
-    """Of a call that is allowed for some values of one argument, after masking, only."""
+class ArgumentCheck:
+    """A call that is allowed only where one argument, after masking, has one of some values."""
 
     number: tuple[int, int]
     argument: int
@@ -94,51 +95,58 @@ class Condition:
     values: tuple[int, ...]
 
 
-def conditions(own_pid: int) -> list[Condition]:
+def argument_checks(own_pid: int) -> list[ArgumentCheck]:
+    """`own_pid`: the process that the filter is for, the only one it may send signals to or set limits of."""
     return [
-        Condition((56, 220), 0, CLONE_THREAD | NEW_NAMESPACES, (CLONE_THREAD,)),  # clone
-        Condition((72, 25), 1, EVERY_BIT, FCNTL_COMMANDS),  # fcntl
-        Condition((16, 29), 1, EVERY_BIT, (TCGETS, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX)),  # ioctl
-        Condition((157, 167), 0, EVERY_BIT, (PR_SET_NAME, PR_GET_NAME, PR_SET_VMA)),  # prctl
-        Condition((302, 261), 0, EVERY_BIT, (0, own_pid)),  # prlimit64
-        Condition((234, 131), 0, EVERY_BIT, (own_pid,)),  # tgkill
+        ArgumentCheck((56, 220), 0, CLONE_THREAD | NEW_NAMESPACES, (CLONE_THREAD,)),  # clone
+        ArgumentCheck((72, 25), 1, EVERY_BIT, FCNTL_COMMANDS),  # fcntl
+        ArgumentCheck((16, 29), 1, EVERY_BIT, (TCGETS, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX)),  # ioctl
+        ArgumentCheck((157, 167), 0, EVERY_BIT, (PR_SET_NAME, PR_GET_NAME, PR_SET_VMA)),  # prctl
+        ArgumentCheck((302, 261), 0, EVERY_BIT, (0, own_pid)),  # prlimit64
+        ArgumentCheck((234, 131), 0, EVERY_BIT, (own_pid,)),  # tgkill
         # socketpair: streams only, as a datagram can be sent to an address. asyncio wakes itself by one.
-        Condition((53, 199), 1, 0xF, (socket.SOCK_STREAM,)),
+        ArgumentCheck((53, 199), 1, 0xF, (socket.SOCK_STREAM,)),
     ]
 
 
 def is_supported() -> bool:
+    """Whether the table has a column for this machine."""
     return platform.machine() in MACHINES
 
 
 def build_filter(own_pid: int) -> bytes:
-    """The filter as the kernel reads it, for the process of that id."""
+    """The filter for the process of that id, as the kernel reads it: BPF instructions of 8 bytes."""
     machine, column = MACHINES[platform.machine()]
-    program = [_step(LOAD, MACHINE_AT), _step(EQUAL, machine, 1, 0), _step(RETURN, KILL), _step(LOAD, NUMBER_AT)]
+    program = [
+        _step(LOAD, MACHINE_OFFSET),
+        _step(EQUAL, machine, 1, 0),
+        _step(RETURN, KILL),
+        _step(LOAD, NUMBER_OFFSET),
+    ]
     for numbers in ALLOWED.values():
         if (number := numbers[column]) is not None:
             program += [_step(EQUAL, number, 0, 1), _step(RETURN, ALLOW)]
-    for condition in conditions(own_pid):
-        program += _conditional(condition, column)
+    for check in argument_checks(own_pid):
+        program += _check_argument(check, column)
     program += [_step(EQUAL, CLONE3, 0, 1), _step(RETURN, REFUSE | errno.ENOSYS), _step(RETURN, REFUSE | errno.EPERM)]
     return b"".join(program)
 
 
-def confine_self(program: bytes) -> None:
-    """Needs no-new-privileges. Every thread that is started later inherits it."""
+def apply_filter(program: bytes) -> None:
+    """Applies the filter to this process and to the threads that it starts. Needs no-new-privileges."""
     instructions = ctypes.create_string_buffer(program, len(program))
-    # struct sock_fprog: their number, and where they lie
+    # struct sock_fprog: the number of instructions, and their address
     fprog = struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(instructions))
-    kernel.prctl(kernel.PR_SET_SECCOMP, 2, fprog)  # 2: a filter
+    confinement.prctl(confinement.PR_SET_SECCOMP, 2, fprog)  # 2: a filter
 
 
-def _conditional(condition: Condition, column: int) -> list[bytes]:
-    low_word = ARGUMENTS_AT + 8 * condition.argument
-    tests = [_step(LOAD, low_word), _step(AND, condition.mask)]
-    for value in condition.values:
+def _check_argument(check: ArgumentCheck, column: int) -> list[bytes]:
+    low_word = ARGUMENTS_OFFSET + 8 * check.argument
+    tests = [_step(LOAD, low_word), _step(AND, check.mask)]
+    for value in check.values:
         tests += [_step(EQUAL, value, 0, 1), _step(RETURN, ALLOW)]
     tests.append(_step(RETURN, REFUSE | errno.EPERM))
-    return [_step(EQUAL, condition.number[column], 0, len(tests)), *tests]
+    return [_step(EQUAL, check.number[column], 0, len(tests)), *tests]
 
 
 def _step(code: int, constant: int, if_true: int = 0, if_false: int = 0) -> bytes:

@@ -1,43 +1,51 @@
-"""Values out of the sandbox, as plain data: what an honest solution returns arrives as it was, and no code comes along.
+"""Values of an untrusted program, as bytes that admit no code.
 
-The bytes are a pickle, as nothing else keeps tuples, sets, huge integers and speed; but of a restricted kind, which is
-ours: the reader admits one constructor, `tagged`, that makes an inert pair, and only a whole value that was read is
-built up, by the tables below. Any other name in a pickle is refused. What has no place in the tables becomes `Opaque`,
-which equals nothing, or what `stand_ins.py` has for it: instances of subclasses arrive as what they extend, without the
-subclass' own idea of equality.
+The bytes are a restricted pickle. JSON loses tuples and sets, and fails on integers of millions of bits;
+`ast.literal_eval` knows builtin types only and is slow; a common pickle runs code. The reader admits one name,
+`tagged`, which makes an inert pair of a tag and data, and builds the values from these pairs by the tables below; every
+other name is refused. Reading can still use memory and time without bound: the caller bounds both.
 
-Reading can still take memory and time without end; whoever reads bounds both (`worker.py`).
+A value of a type that the tables lack arrives as `Opaque`, which equals nothing, or as a stand-in, which equals the
+same plain data and has another type. Without stand-ins an honest program that returns a named tuple, an enumeration's
+member, a view, a wrapper of `collections` or a number of sympy would fail where it passes if compared in its own
+process. They are rare: none of 870 solutions of HumanEval and MBPP (the canonical ones and two models') returned one,
+so they are made from short tables.
 """
 
 from __future__ import annotations
 
+import collections
 import datetime
 import io
 import math
+import numbers
 import pickle
 import re
 import sys
+import types
+import zoneinfo
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, ItemsView, KeysView, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-from codetune.sandbox.stand_ins import FIXED_ZONES, STANDING_IN, plain
-
-FORMAT = 2  # of what is kept in files: another one is another number
-CONSTRUCTOR = ("codetune.sandbox.serialization", "tagged")
+FORMAT = 3  # number of this format, for values that are kept in files
+CONSTRUCTOR = (__name__, "tagged")
 NUMPY_TYPE = re.compile(r"[<>|=][biufcSUmM][0-9]{1,9}(\[[0-9]{0,6}[a-zA-Z]{1,2}\])?")
+Tagged = tuple[str, object]
+# The types of values are known only when they arrive, and each entry of a table takes apart, or builds, values of one.
+Convert = Callable[[Any], object]
 
 
-class WireError(ValueError):
-    """Bytes that no value of ours was written as."""
+class DecodeError(ValueError):
+    """Bytes that `encode` does not write."""
 
 
 class Opaque:
-    """Something that is there, and equals nothing: an instance of a class that the wire does not know."""
+    """An instance of a class that the tables lack: it exists, and equals nothing."""
 
     __slots__ = ("type_name",)
 
@@ -51,13 +59,13 @@ class Opaque:
         return 0
 
 
-def tagged(tag: str, data: Any) -> Any:
-    """Named in pickles; never called by that name."""
-    raise WireError(f"{tag} with {type(data).__name__} was read as a common pickle")
+def tagged(tag: str, data: object) -> Tagged:
+    """The name that the pickles contain; called only when one is read by the common unpickler."""
+    raise DecodeError(f"{tag} with {type(data).__name__} was read as a common pickle")
 
 
-def encode(value: Any) -> bytes:
-    """Runs beside untrusted code, so nothing is proved by what it writes."""
+def encode(value: object) -> bytes:
+    """Runs in the same process as the program, so the bytes prove nothing. Raises whatever the value's class raises."""
     stream = io.BytesIO()
     _Writer(stream, protocol=5).dump(value)
     return stream.getvalue()
@@ -68,17 +76,17 @@ def encode_opaque(value: object) -> bytes:
 
 
 def decode(content: bytes | bytearray) -> Any:
-    """The value; WireError where there is none, and MemoryError or RecursionError where it is too large."""
-    return decode_and_tell(content)[0]
+    """The value. Raises DecodeError where the bytes hold none, MemoryError or RecursionError where it is too large."""
+    return decode_and_check(content)[0]
 
 
-def decode_and_tell(content: bytes | bytearray) -> tuple[Any, bool]:
-    """The value, and whether all of it is known, nothing opaque."""
+def decode_and_check(content: bytes | bytearray) -> tuple[Any, bool]:
+    """The value, and whether it holds nothing opaque. Raises like `decode`."""
     reader, builder = _Reader(io.BytesIO(content)), _Builder()
     try:
         value = reader.load()
         return (builder.build(value) if reader.has_tags else value), not builder.found_opaque
-    # What unpickling and the constructors below raise for bytes that nobody wrote honestly.
+    # What unpickling and the constructors below raise for bytes that `encode` does not write.
     except (
         pickle.UnpicklingError,
         EOFError,
@@ -88,24 +96,24 @@ def decode_and_tell(content: bytes | bytearray) -> tuple[Any, bool]:
         ValueError,
         ArithmeticError,
         BufferError,
-        SystemError,  # numpy's, in some places where Python does not allow a value
+        SystemError,  # from numpy, where it accepts a value that Python does not allow
     ) as why:
-        raise WireError(f"{type(why).__name__}: {why}") from None
+        raise DecodeError(f"{type(why).__name__}: {why}") from None
 
 
-class _Inert(tuple[str, Any]):
-    """A tag and its data. Without attributes, so that a pickle cannot give it any."""
+class _TaggedPair(Tagged):
+    """Has no attributes that a pickle could set."""
 
     __slots__ = ()
 
 
 class _Constructor:
-    """What the one admitted name stands for: an object that can be called and cannot be changed."""
+    """Stands for `tagged` while a pickle is read: it can be called, and a pickle cannot change it."""
 
     __slots__ = ()
 
-    def __call__(self, tag: str, data: Any) -> _Inert:
-        return _Inert((tag, data))
+    def __call__(self, tag: str, data: object) -> _TaggedPair:
+        return _TaggedPair((tag, data))
 
 
 class _Reader(pickle.Unpickler):
@@ -113,7 +121,7 @@ class _Reader(pickle.Unpickler):
         super().__init__(stream)
         self.has_tags = False
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> _Constructor:
         if (module, name) != CONSTRUCTOR:
             raise pickle.UnpicklingError(f"{module}.{name} is not admitted")
         self.has_tags = True
@@ -121,104 +129,191 @@ class _Reader(pickle.Unpickler):
 
 
 class _Writer(pickle.Pickler):
-    def reducer_override(self, value: Any) -> Any:
-        """Asked for everything that is no builtin value of exactly that type."""
-        return NotImplemented if value is tagged else (tagged, _taken_apart(value))
+    def reducer_override(self, value: object) -> Any:
+        """Called for every value whose type is not exactly a builtin one."""
+        return NotImplemented if value is tagged else (tagged, _take_apart(value))
 
 
-def _taken_apart(value: Any) -> tuple[str, Any]:
+class _Builder:
+    """Builds values from tagged pairs, wherever these are. Parts that are shared stay shared; a value that contains
+    itself is refused."""
+
+    def __init__(self) -> None:
+        self._built: dict[int, object] = {}
+        self._unfinished: set[int] = set()
+        self.found_opaque = False
+
+    def build(self, value: object) -> object:
+        if not isinstance(value, list | tuple | dict | set | frozenset):
+            return value
+        key = id(value)
+        if key in self._built:
+            return self._built[key]
+        if key in self._unfinished:
+            raise DecodeError("a value that contains itself")
+        self._unfinished.add(key)
+        self._built[key] = self._build_new(value)
+        self._unfinished.discard(key)
+        return self._built[key]
+
+    def _build_new(self, value: Any) -> object:
+        if isinstance(value, _TaggedPair):
+            tag, data = value
+            self.found_opaque |= tag == "opaque"
+            return BUILDERS[tag](self.build(data))
+        if isinstance(value, dict):
+            return {self.build(key): self.build(item) for key, item in value.items()}
+        return type(value)(self.build(item) for item in value)
+
+
+def _take_apart(value: object) -> Tagged:
     kind = type(value)
-    if kind is Opaque:
+    if type(value) is Opaque:
         return "opaque", value.type_name
-    if kind in EXACT:
-        return kind.__name__, EXACT[kind][0](value)
+    if kind in EXACT_TYPES:
+        return kind.__name__, EXACT_TYPES[kind][0](value)
     if isinstance(value, np.generic | np.ndarray) and not value.dtype.fields:
-        return _array(value)
-    for moment, parts in MOMENTS.items():
-        if isinstance(value, moment):
-            return _moment(moment, value, parts)
-    stand_in = plain(value)
-    return ("opaque", kind.__name__) if stand_in is None else (stand_in[0].__name__, stand_in[1])
+        return _take_array_apart(value)
+    for extended, parts in DATE_TYPES.items():
+        if isinstance(value, extended):
+            return _take_date_apart(extended, value, parts)
+    return _stand_in(value) or ("opaque", kind.__name__)
 
 
-def _moment(kind: type, value: Any, parts: Sequence[str]) -> tuple[str, Any]:
-    """Its numbers by the class that is extended, and how far it is from UTC, where it says so; a time zone of another
-    class could say anything, at every look."""
-    zone = None if kind is datetime.date else kind.tzinfo.__get__(value)  # type: ignore[attr-defined]
-    if zone is not None and type(zone) not in FIXED_ZONES:
-        return "opaque", type(value).__name__
-    offset = None if zone is None else zone.utcoffset(value if kind is datetime.datetime else None)
-    return kind.__name__, (tuple(getattr(kind, part).__get__(value) for part in parts), offset)
-
-
-def _zone(offset: datetime.timedelta | None) -> datetime.timezone | None:
-    return None if offset is None else datetime.timezone(offset)
-
-
-def _array(value: Any) -> tuple[str, Any]:
+def _take_array_apart(value: np.generic | np.ndarray) -> Tagged:
     if value.dtype.hasobject:
         return "objects", (value.shape, tuple(value.ravel().tolist()))
     name = "scalar" if isinstance(value, np.generic) else "array"
     return name, (value.dtype.str, value.shape, np.ascontiguousarray(value).tobytes())
 
 
-def _build_array(data: Any) -> Any:
+def _take_date_apart(extended: type, value: Any, parts: Sequence[str]) -> Tagged:
+    """Its numbers, read by the class that is extended, and its offset from UTC. A time zone of the program's own class
+    makes it opaque, as such a class could answer differently each time."""
+    zone = None if extended is datetime.date else _read(extended, "tzinfo", value)
+    if zone is not None and type(zone) not in (datetime.timezone, zoneinfo.ZoneInfo):
+        return "opaque", type(value).__name__
+    offset = None if zone is None else zone.utcoffset(value if extended is datetime.datetime else None)
+    return extended.__name__, (tuple(_read(extended, part, value) for part in parts), offset)
+
+
+def _read(extended: type, attribute: str, value: object) -> Any:
+    """An attribute as the extended class defines it, which the class of `value` may have overridden."""
+    return getattr(extended, attribute).__get__(value)
+
+
+def _time_zone(offset: datetime.timedelta | None) -> datetime.timezone | None:
+    return None if offset is None else datetime.timezone(offset)
+
+
+def _build_array(data: tuple[str, tuple[int, ...], bytes]) -> np.ndarray:
     name, shape, content = data
     if not NUMPY_TYPE.fullmatch(name):
-        raise WireError(f"{name!r} is no plain type of numpy")
+        raise DecodeError(f"{name!r} is not a plain type of numpy")
     kind = np.dtype(name)
-    kind = kind if kind.itemsize else np.dtype(f"{name[:2]}1")  # numpy's empty texts have room for a character
+    kind = kind if kind.itemsize else np.dtype(f"{name[:2]}1")  # numpy's empty strings have room for a character
     if math.prod(shape) * kind.itemsize != len(content):
-        raise WireError("an array whose content is not of its size")
+        raise DecodeError("an array whose content does not have its size")
     if kind.kind == "U" and np.frombuffer(content, f"{name[0]}u4").max(initial=0) > sys.maxunicode:
-        raise WireError("a text with characters that there are not")  # at which numpy breaks, later and anywhere
+        raise DecodeError("a string with invalid characters")  # numpy would fail on it later, anywhere
     return np.ndarray(shape, kind, buffer=bytearray(content) or bytearray(1)).copy()
 
 
-def _build_objects(data: Any) -> Any:
+def _build_objects(data: tuple[tuple[int, ...], Sequence[object]]) -> np.ndarray:
     shape, items = data
     if math.prod(shape) != len(items):
-        raise WireError("an array whose content is not of its size")
+        raise DecodeError("an array whose content does not have its size")
     filled = np.empty(len(items), dtype=object)
     for index, item in enumerate(items):
         filled[index] = item
     return filled.reshape(shape)
 
 
-def _each(*names: str) -> Callable[[Any], Any]:
+def _attributes(*names: str) -> Convert:
     return lambda value: tuple(getattr(value, name) for name in names)
 
 
-def _with(kind: Callable[..., Any]) -> Callable[[Any], Any]:
+def _unpacked(kind: Callable[..., object]) -> Convert:
     return lambda data: kind(*data)
 
 
 DAY, TIME = ("year", "month", "day"), ("hour", "minute", "second", "microsecond")
-# Type -> what it is taken apart into, and how that is put together.
-EXACT: Mapping[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
-    complex: (_each("real", "imag"), _with(complex)),
-    range: (_each("start", "stop", "step"), _with(range)),
-    slice: (_each("start", "stop", "step"), _with(slice)),
+# Type -> how it is taken apart, and how it is built.
+EXACT_TYPES: Mapping[type, tuple[Convert, Convert]] = {
+    complex: (_attributes("real", "imag"), _unpacked(complex)),
+    range: (_attributes("start", "stop", "step"), _unpacked(range)),
+    slice: (_attributes("start", "stop", "step"), _unpacked(slice)),
     Counter: (dict, Counter),
     OrderedDict: (lambda value: list(value.items()), OrderedDict),
     defaultdict: (dict, lambda data: defaultdict(None, data)),
-    deque: (lambda value: (list(value), value.maxlen), _with(deque)),
-    Fraction: (_each("numerator", "denominator"), _with(Fraction)),
+    deque: (lambda value: (list(value), value.maxlen), _unpacked(deque)),
+    Fraction: (_attributes("numerator", "denominator"), _unpacked(Fraction)),
     Decimal: (str, Decimal),
-    datetime.timedelta: (_each("days", "seconds", "microseconds"), _with(datetime.timedelta)),
+    datetime.timedelta: (_attributes("days", "seconds", "microseconds"), _unpacked(datetime.timedelta)),
 }
-# Of subclasses as well, which equal the same moments. The first that fits: a datetime is a date.
-MOMENTS: Mapping[type, tuple[str, ...]] = {
+# Subclasses too, as they equal the same dates. The first that fits is taken: a datetime is a date.
+DATE_TYPES: Mapping[type, tuple[str, ...]] = {
     datetime.datetime: (*DAY, *TIME),
     datetime.date: DAY,
     datetime.time: TIME,
 }
-BUILT: Mapping[str, Callable[[Any], Any]] = {
-    **{kind.__name__: build for kind, (_, build) in EXACT.items()},
-    **{kind.__name__: kind for kind in STANDING_IN},
-    "datetime": lambda data: datetime.datetime(*data[0]).replace(tzinfo=_zone(data[1])),
+
+# Stand-ins. Each builtin type has a subclass that adds nothing; the methods of the builtin type, which a subclass of
+# the program cannot override, read the data of what extends it.
+EXTENDED_TYPES: Mapping[type, Convert] = {
+    int: int.__int__,
+    float: float.__float__,
+    str: str.__str__,
+    bytes: lambda value: bytes(memoryview(value)),
+    tuple: lambda value: tuple(tuple.__iter__(value)),
+    list: lambda value: list(list.__iter__(value)),
+    dict: lambda value: dict(dict.items(value)),
+    set: lambda value: set(set.__iter__(value)),
+    frozenset: lambda value: frozenset(frozenset.__iter__(value)),
+}
+# Exactly these types, since a subclass may have another equality -> the builtin type that they equal, and their data.
+# Collected when this module is loaded: a program can replace the names in `collections`.
+WRAPPER_TYPES: Mapping[type, tuple[type, Convert]] = {
+    collections.UserList: (list, lambda value: list(value.data)),
+    collections.UserDict: (dict, lambda value: dict(value.data)),
+    collections.UserString: (str, lambda value: str(value.data)),
+    collections.ChainMap: (dict, dict),
+    types.MappingProxyType: (dict, dict),
+    KeysView: (set, set),
+    ItemsView: (set, set),
+    type({}.keys()): (set, set),
+    type({}.items()): (set, set),
+    type(OrderedDict().keys()): (set, set),
+    type(OrderedDict().items()): (set, set),
+}
+SYMPY_BOOLEANS = tuple(("sympy.logic.boolalg", name) for name in ("BooleanTrue", "BooleanFalse"))
+
+
+def _number_type(name: str, base: type[int] | type[float], equal_types: tuple[type, ...]) -> type:
+    """A stand-in for a number that equals only numbers of some types, as those of sympy since 1.13 do."""
+
+    def equals(self: object, other: object) -> bool:
+        return isinstance(other, equal_types) and base.__eq__(self, other) is True  # type: ignore[operator]
+
+    return type(name, (base,), {"__slots__": (), "__eq__": equals, "__hash__": base.__hash__})
+
+
+STAND_INS: Mapping[str, type] = {
+    **{
+        f"foreign {kind.__name__}": type(f"Foreign{kind.__name__}", (kind,), {"__slots__": ()})
+        for kind in EXTENDED_TYPES
+    },
+    "integer that equals no float": _number_type("NotFloat", int, (int,)),  # sympy.Integer
+    "float that equals no integer": _number_type("OnlyFloat", float, (float,)),  # sympy.Float
+    "integer that equals only a bool": _number_type("OnlyBool", int, (bool,)),  # sympy.true
+    "number that equals none": _number_type("NoNumber", float, ()),  # sympy.Rational(1, 2): can be calculated with
+}
+BUILDERS: Mapping[str, Convert] = {
+    **{kind.__name__: build for kind, (_, build) in EXACT_TYPES.items()},
+    **STAND_INS,
+    "datetime": lambda data: datetime.datetime(*data[0]).replace(tzinfo=_time_zone(data[1])),
     "date": lambda data: datetime.date(*data[0]),
-    "time": lambda data: datetime.time(*data[0]).replace(tzinfo=_zone(data[1])),
+    "time": lambda data: datetime.time(*data[0]).replace(tzinfo=_time_zone(data[1])),
     "opaque": lambda name: Opaque(str(name)[:100]),
     "scalar": lambda data: _build_array(data)[()],
     "array": _build_array,
@@ -226,32 +321,36 @@ BUILT: Mapping[str, Callable[[Any], Any]] = {
 }
 
 
-class _Builder:
-    """Puts tagged data together, whatever it lies in. What is shared stays shared; what contains itself is refused."""
+def _stand_in(value: Any) -> Tagged | None:
+    """The stand-in for a value, found by asking the value; None where no plain data equals it. A program that answers
+    falsely only sends another value."""
+    kind = type(value)
+    if kind in WRAPPER_TYPES:
+        equal, data_of = WRAPPER_TYPES[kind]
+        return f"foreign {equal.__name__}", data_of(value)
+    if kind is memoryview:  # of other formats or dimensions it equals no bytes
+        return ("foreign bytes", value.tobytes()) if (value.format, value.ndim) == ("B", 1) else None
+    for extended, data_of in EXTENDED_TYPES.items():
+        if isinstance(value, extended):
+            return f"foreign {extended.__name__}", data_of(value)
+    if (kind.__module__, kind.__name__) in SYMPY_BOOLEANS:
+        return "integer that equals only a bool", int(bool(value))
+    is_sympy_real = kind.__module__.startswith("sympy.") and getattr(value, "is_extended_real", False)  # such as pi
+    return _number_stand_in(value) if isinstance(value, numbers.Real) or is_sympy_real else None
 
-    def __init__(self) -> None:
-        self._done: dict[int, Any] = {}
-        self._open: set[int] = set()
-        self.found_opaque = False
 
-    def build(self, value: Any) -> Any:
-        if not isinstance(value, list | tuple | dict | set | frozenset):
-            return value
-        place = id(value)
-        if place in self._done:
-            return self._done[place]
-        if place in self._open:
-            raise WireError("a value that contains itself")
-        self._open.add(place)
-        self._done[place] = self._new(value)
-        self._open.discard(place)
-        return self._done[place]
+def _number_stand_in(value: Any) -> Tagged:
+    if isinstance(value, numbers.Integral):
+        return ("foreign int" if _equals_its_float(value) else "integer that equals no float"), int(value)
+    number = float(value)
+    if not _equals_its_float(value):
+        return "number that equals none", number
+    is_whole = number.is_integer() and value == int(number)
+    return ("foreign float" if is_whole else "float that equals no integer"), number
 
-    def _new(self, value: Any) -> Any:
-        if isinstance(value, _Inert):
-            tag, data = value
-            self.found_opaque |= tag == "opaque"
-            return BUILT[tag](self.build(data))
-        if isinstance(value, dict):
-            return {self.build(key): self.build(item) for key, item in value.items()}
-        return type(value)(self.build(item) for item in value)
+
+def _equals_its_float(value: Any) -> bool:
+    try:
+        return bool(value == float(value))
+    except OverflowError:  # an integer beyond the floats
+        return True

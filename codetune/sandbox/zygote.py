@@ -1,14 +1,16 @@
-"""Inside the sandbox: the process that programs are forked from, one at a time; `launcher.py` starts it.
+"""The process inside the sandbox from which programs are forked, one at a time; `launcher.py` starts it.
 
-Python, numpy and EvalPlus' guard are loaded once; a fork of that takes milliseconds, where a fresh interpreter takes a
-hundred. This process is trusted and never reads a byte of a program: it takes a socket, forks, waits, and says that the
-child is gone. The child confines itself before it reads what it is to run, in this order: descriptors closed, Landlock,
-limits, seccomp; what fails there ends the child, unheard. There is no way back out of any of it.
+Python, numpy and the harness are loaded once: a fork takes milliseconds, a new interpreter 100. This process is trusted
+and reads nothing that a program wrote: it receives a socket, forks, waits, and reports that the child has ended. The
+child confines itself before it reads its program, in this order: descriptors closed, Landlock, limits, seccomp. Where a
+step fails, the child ends before it has reported that it is confined, and gets no program.
 """
 
 from __future__ import annotations
 
 import gc
+import importlib
+import json
 import os
 import resource
 import shutil
@@ -19,168 +21,190 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from codetune.sandbox import kernel, landlock, namespaces, program, seccomp
+from codetune.sandbox import confinement, program, seccomp
 
-LARGEST_FILE_BYTES = 64 * 2**20
-MOST_OPEN_FILES = 256
-MOST_THREADS_ALONE = 256  # of a user that exists for this process only
-MOST_THREADS = 4096  # together with all that the same user runs elsewhere
-FIRST_UNUSED_USER = 2_000_000_000
-READY = b"ready"
+MAX_FILE_BYTES = 64 * 2**20
+MAX_OPEN_FILES = 256
+MAX_THREADS = 4096  # counted together with all other threads of the same user
+MAX_THREADS_OF_OWN_USER = 256  # where the user id is used by this sandbox only
+FIRST_UNUSED_USER_ID = 2_000_000_000
+READY, ENDED = b"ready", b"."
 
 
 @dataclass(frozen=True, slots=True)
-class Confinement:
-    """What the forks of this process still have to put on."""
+class Mechanisms:
+    """What the zygote of a tier applies besides seccomp, resource limits and the drop of privileges."""
 
-    rules: int | None  # descriptor of the Landlock rules
+    unshare: bool  # it makes namespaces and a new root itself
+    landlock_required: bool  # else Landlock is a second barrier, used where the kernel has it
+    scratch: bool  # programs may write to confinement.SCRATCH, in the new root
+
+
+@dataclass(frozen=True, slots=True)
+class StartOptions:
+    """What the launcher tells the zygote, as one argument of JSON."""
+
+    control: int  # descriptor of the control socket
+    mechanisms: Mechanisms | None
+    preload: list[str]  # modules of the harness
+    readable: list[str]  # paths
+
+    @classmethod
+    def from_json(cls, text: str) -> StartOptions:
+        fields = json.loads(text)
+        mechanisms = fields.pop("mechanisms")
+        return cls(**fields, mechanisms=Mechanisms(**mechanisms) if mechanisms else None)
+
+
+@dataclass(frozen=True, slots=True)
+class ForkRestrictions:
+    """What every fork of the zygote applies to itself."""
+
+    ruleset: int | None  # descriptor of the Landlock rules
     seccomp: bool
-    most_threads: int | None
-    scratch: Path | None
+    max_threads: int | None
+    scratch: Path | None  # emptied after each program
 
 
 def main() -> None:
-    """Arguments: descriptor of the control socket, tier, paths that stay readable."""
-    descriptor, tier, *paths = sys.argv[1:]
-    control = socket.socket(fileno=int(descriptor))
+    """Runs until the launcher closes the control socket. The argument is a `StartOptions` in JSON."""
+    options = StartOptions.from_json(sys.argv[1])
+    control = socket.socket(fileno=options.control)
     try:
-        confinement = _enter(tier, [Path(path) for path in paths])
-    except OSError as why:
-        control.send(f"{tier}: {why}".encode())
+        for module in options.preload:
+            importlib.import_module(module)
+        restrictions = _confine(options.mechanisms, [Path(path) for path in options.readable])
+    except (OSError, ImportError) as why:
+        control.send(str(why).encode())
         return
     gc.freeze()  # else the first collection in every fork would copy all that is loaded
     control.send(READY)
     while True:
         _, descriptors, _, _ = socket.recv_fds(control, 1, 1)
-        if not descriptors:  # the judge is gone, or done
+        if not descriptors:
             return
         child = os.fork()
         if child == 0:
-            _be_the_program(descriptors[0], confinement)
+            _run_program(descriptors[0], restrictions)
         os.close(descriptors[0])
         os.waitpid(child, 0)
-        if confinement.scratch:
-            _empty(confinement.scratch)
-        control.send(b".")
+        if restrictions.scratch:
+            _empty(restrictions.scratch)
+        control.send(ENDED)
 
 
-def _enter(tier: str, readable: Sequence[Path]) -> Confinement:
-    """Goes where the tier wants this process to be. Returns in the process that will fork programs."""
-    kernel.die_with_parent()
-    unused_user = FIRST_UNUSED_USER + os.getpid() % 100_000_000  # another one in every worker
-    if tier == "none":
-        return Confinement(None, seccomp=False, most_threads=None, scratch=_go_to(Path(tempfile.mkdtemp(dir="."))))
+def _confine(mechanisms: Mechanisms | None, readable: Sequence[Path]) -> ForkRestrictions:
+    """Confines the zygote as far as it can be; returns, in the process that will fork programs, what is left to do."""
+    confinement.die_with_parent()
+    if mechanisms is None:
+        own_directory = _change_directory(Path(tempfile.mkdtemp(dir=".")))
+        return ForkRestrictions(None, seccomp=False, max_threads=None, scratch=own_directory)
     if not seccomp.is_supported():
         raise OSError("no table of system calls for this kind of processor")
-    if tier == "namespaces":
-        namespaces.enter(readable, Path(tempfile.mkdtemp(dir=".")).absolute())
+    user_id = FIRST_UNUSED_USER_ID + os.getpid() % 100_000_000  # a different one in every zygote
+    if mechanisms.unshare:
+        confinement.enter_namespaces(readable, Path(tempfile.mkdtemp(dir=".")).absolute())
         _become_process_one()
-    alone = _leave_root(unused_user, readable)
-    kernel.drop_capabilities()
-    kernel.gain_no_privileges()
-    # These two last: the kernel forgets them when the user changes.
-    kernel.hide_from_own_user()
-    kernel.die_with_parent()
-    tempfile.tempdir = str(Path.cwd())  # some packages insist on one, and need not write to it
-    scratch = None if tier == "landlock" else _go_to(namespaces.SCRATCH)
-    return Confinement(
-        _rules(tier, readable, scratch),
+    has_own_user = _change_user(user_id, readable)
+    confinement.drop_capabilities()
+    confinement.gain_no_privileges()
+    # These two come last: the kernel resets them when the user id changes.
+    confinement.hide_from_own_user()
+    confinement.die_with_parent()
+    tempfile.tempdir = str(Path.cwd())  # some packages need a value, and do not write to the directory
+    scratch = _change_directory(confinement.SCRATCH) if mechanisms.scratch else None
+    return ForkRestrictions(
+        _create_ruleset(mechanisms, readable, scratch),
         seccomp=True,
-        most_threads=MOST_THREADS_ALONE if alone else MOST_THREADS,
+        max_threads=MAX_THREADS_OF_OWN_USER if has_own_user else MAX_THREADS,
         scratch=scratch,
     )
 
 
-def _go_to(scratch: Path) -> Path:
+def _change_directory(scratch: Path) -> Path:
     os.chdir(scratch)
     tempfile.tempdir = str(Path.cwd())
     return Path.cwd()
 
 
-def _rules(tier: str, readable: Sequence[Path], scratch: Path | None) -> int | None:
-    """Where a new root hides the files already, Landlock is the second wall, and a kernel may lack it."""
+def _create_ruleset(mechanisms: Mechanisms, readable: Sequence[Path], scratch: Path | None) -> int | None:
     try:
-        return landlock.ruleset(readable, [Path(os.devnull), *([scratch] if scratch else [])])
+        return confinement.create_ruleset(readable, [Path(os.devnull), *([scratch] if scratch else [])])
     except OSError:
-        if tier == "landlock":
+        if mechanisms.landlock_required:
             raise
         return None
 
 
 def _become_process_one() -> None:
-    """The first child is process 1 of the new namespace; this one waits for it, and each dies with its parent."""
+    """The first child is process 1 of the new namespace; its parent waits for it, and each dies with its parent."""
     if child := os.fork():
         os.waitpid(child, 0)
         os._exit(0)
-    kernel.die_with_parent()
+    confinement.die_with_parent()
 
 
-def _leave_root(user: int, readable: Sequence[Path]) -> bool:
-    """Root is bounded by no limit on processes, so it becomes a user of whom there is nothing else; not where that one
-    could not read the interpreter, or where a container does not let it. Root without capabilities it is then."""
+def _change_user(user_id: int, readable: Sequence[Path]) -> bool:
+    """Changes root to a user id that nothing else has, since no limit on processes holds for root. Returns False, and
+    stays, where that user could not read the interpreter, or where a container forbids it."""
     if os.geteuid() != 0:
         return False
     try:
         os.setgroups([])
-        os.setegid(user)
-        os.seteuid(user)
+        os.setegid(user_id)
+        os.seteuid(user_id)
         can_read = all(os.access(path, os.R_OK, effective_ids=True) for path in readable)
         os.seteuid(0)
         os.setegid(0)
         if not can_read:
             return False
-        os.setresgid(user, user, user)
-        os.setresuid(user, user, user)
+        os.setresgid(user_id, user_id, user_id)
+        os.setresuid(user_id, user_id, user_id)
     except OSError:
         return False
     return True
 
 
-def _be_the_program(channel: int, confinement: Confinement) -> None:
-    """In the fork; never returns."""
+def _run_program(channel: int, restrictions: ForkRestrictions) -> None:
+    """Runs in the fork; never returns."""
     try:
-        kernel.die_with_parent()
-        _close_all_but(channel, *([confinement.rules] if confinement.rules is not None else []))
-        if confinement.rules is not None:
-            landlock.restrict_self(confinement.rules)
-            os.close(confinement.rules)
-        _limit(confinement)
-        if confinement.seccomp:
-            seccomp.confine_self(seccomp.build_filter(os.getpid()))
-        program.send(channel, program.HELLO, 0.0, b"")
-        program.run(program.receive(channel), channel)
-        os.read(channel, 1)  # stays until the judge has seen what it wants to see of a living process
+        confinement.die_with_parent()
+        _close_all_but(channel, restrictions.ruleset)
+        if restrictions.ruleset is not None:
+            confinement.apply_ruleset(restrictions.ruleset)
+            os.close(restrictions.ruleset)
+        _limit_resources(restrictions.max_threads)
+        if restrictions.seccomp:
+            seccomp.apply_filter(seccomp.build_filter(os.getpid()))
+        program.send(channel, program.CONFINED, 0.0, b"")
+        request, harness = program.receive(channel)
+        program.run(request, harness, channel)
+        os.read(channel, 1)  # the process stays until the launcher has read its scheduler statistics
     finally:
         os._exit(0)
 
 
-def _limit(confinement: Confinement) -> None:
-    """Memory is limited by EvalPlus' guard, time by the judge, who kills."""
-    limits = [
-        (resource.RLIMIT_FSIZE, LARGEST_FILE_BYTES),
-        (resource.RLIMIT_NOFILE, MOST_OPEN_FILES),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_MEMLOCK, 0),
-    ]
-    if confinement.most_threads is not None:
-        limits.append((resource.RLIMIT_NPROC, confinement.most_threads))
-    for limit, most in limits:
-        hard = resource.getrlimit(limit)[1]
-        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(limit, (most, most))
+def _limit_resources(max_threads: int | None) -> None:
+    """All but memory, which a request bounds, and time: the launcher kills."""
+    confinement.lower_limit(resource.RLIMIT_FSIZE, MAX_FILE_BYTES)
+    confinement.lower_limit(resource.RLIMIT_NOFILE, MAX_OPEN_FILES)
+    confinement.lower_limit(resource.RLIMIT_CORE, 0)
+    confinement.lower_limit(resource.RLIMIT_MEMLOCK, 0)
+    if max_threads is not None:
+        confinement.lower_limit(resource.RLIMIT_NPROC, max_threads)
 
 
-def _close_all_but(*kept: int) -> None:
-    """Standard input and output are /dev/null already."""
+def _close_all_but(channel: int, ruleset: int | None) -> None:
+    """Standard streams stay open: they are /dev/null."""
     last = 2
-    for descriptor in sorted(kept):
+    for descriptor in sorted(kept for kept in (channel, ruleset) if kept is not None):
         os.closerange(last + 1, descriptor)
         last = descriptor
     os.closerange(last + 1, os.sysconf("SC_OPEN_MAX"))
 
 
 def _empty(scratch: Path) -> None:
-    """The next program finds nothing of the last. What cannot be removed ends this process, and its file system."""
+    """Removes what the last program wrote. An error here ends the zygote, and its file system with it."""
     for entry in list(os.scandir(scratch)):
         if entry.is_dir(follow_symlinks=False):
             shutil.rmtree(entry.path)

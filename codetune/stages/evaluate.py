@@ -31,7 +31,6 @@ from codetune.store.manifest import Manifest, read_manifest
 
 if TYPE_CHECKING:
     from codetune.benchmark.evaluate import Report
-    from codetune.sandbox.launcher import Tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +276,7 @@ def _samples(bench: Bench, source: Path, k: Sequence[int]) -> list[Completion | 
 
 
 def _verdicts(
-    context: RunContext, recipe: Recipe, bench: Bench, solutions: Sequence[Solution], tier: Tier
+    context: RunContext, recipe: Recipe, bench: Bench, solutions: Sequence[Solution], tier: str
 ) -> list[Verdict]:
     """Every verdict: those found from an interrupted run, and the others as they are judged."""
     from codetune.benchmark.judge import JUDGE_BROKE, count_missing, judge, prepare

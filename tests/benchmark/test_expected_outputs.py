@@ -19,7 +19,7 @@ from codetune.benchmark.expected_outputs import (
 )
 from codetune.benchmark.judge import prepare
 from codetune.records import Problem
-from codetune.sandbox.serialization import WireError
+from codetune.sandbox.serialization import DecodeError
 from tests.benchmark.tasks import problem
 
 ONE_CALL = ExpectedOutputs(SuiteOutputs([1], [0.0]), SuiteOutputs([], []))
@@ -70,7 +70,7 @@ def test_a_planted_pickle_runs_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "expected.values"
     path.write_bytes(pickle.dumps(content))
-    with pytest.raises(WireError, match="is not admitted"):
+    with pytest.raises(DecodeError, match="is not admitted"):
         read_expected(path)
     assert list(tmp_path.iterdir()) == [path]
 

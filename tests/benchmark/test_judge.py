@@ -22,10 +22,10 @@ from codetune.benchmark.worker_pool import run_jobs
 from codetune.errors import CodetuneError, DataError
 from codetune.records import Problem, Solution, Verdict
 from codetune.sandbox.launcher import Sandbox
-from codetune.sandbox.probe import find_trouble
+from codetune.sandbox.probe import find_failure
 from tests.benchmark.tasks import PROMPT, problem
 
-TIER = "landlock" if find_trouble("landlock") is None else "none"
+TIER = "landlock" if find_failure("landlock") is None else "none"
 
 
 def verdict_of(program: str, expected: Path, task: Problem) -> tuple[str, str]:
@@ -112,7 +112,7 @@ def test_samples_for_unknown_tasks_are_refused(tmp_path: Path) -> None:
 def test_an_endless_canonical_solution_is_named_in_good_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     endless = "import time\nclass Slow:\n    pass\ntime.sleep(600)\n"
     task = problem(task_id="Own/9", prompt="", canonical_solution=endless)
-    sandbox = Sandbox.start(TIER, tmp_path)
+    sandbox = Sandbox.start(TIER, tmp_path, run_suite.EVALPLUS_HARNESS)
     monkeypatch.setattr(run_suite, "CANONICAL_SECONDS", 1)
     with pytest.raises(run_suite.CanonicalSolutionError, match=r"double\(1\): all calls took over 1 s"):
         run_suite.run_canonical_solution(sandbox, task, OutputRule(), "base")
@@ -130,7 +130,7 @@ def test_a_failure_names_the_first_call_that_went_wrong_shortened(expected: Path
 def test_expected_outputs_leave_a_value_its_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Those of Mbpp/255 are more than a gigabyte, and lie where a value of that size is read.
     monkeypatch.setattr(run_suite, "READING_BYTES", 2**27)
-    sandbox = Sandbox.start(TIER, tmp_path)
+    sandbox = Sandbox.start(TIER, tmp_path, run_suite.EVALPLUS_HARNESS)
     task, code = problem(base_input=[[1]], plus_input=[]), "def double(x): return [*range(10**6)]"
     answer = [*range(10**6)]
     for mebibytes in (0, 512):

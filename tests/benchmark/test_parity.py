@@ -10,7 +10,6 @@ from evalplus.eval import untrusted_check
 
 from codetune.benchmark.judge import judge
 from codetune.records import Solution
-from codetune.sandbox.launcher import Tier
 from tests.benchmark.tasks import problem
 from tests.sandbox.tiers import each_tier
 
@@ -52,8 +51,8 @@ IMPORTS = "import collections, fractions, numpy, sympy, types\n"
 MODULES = ("pandas", "datasets", "pyarrow", "numpy", "sympy", "requests", "asyncio", "subprocess", "nowhere")
 
 
-@each_tier("none")
-def test_a_module_can_be_imported_where_it_can_under_the_evalplus_command(tier: Tier, tmp_path: Path) -> None:
+@each_tier(and_none=True)
+def test_a_module_can_be_imported_where_it_can_under_the_evalplus_command(tier: str, tmp_path: Path) -> None:
     programs = [f"import {name}\ndef double(x): return 2 * x" for name in MODULES]
     programs.append("import pandas as pd\ndef double(x): return int(pd.Series([x, x]).sum())")
     task = problem(base_input=[[1]], plus_input=[])

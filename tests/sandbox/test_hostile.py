@@ -21,7 +21,6 @@ from codetune.benchmark import judge as judging
 from codetune.benchmark import worker_pool
 from codetune.benchmark.judge import JUDGE_BROKE, judge
 from codetune.records import Problem, Solution, Verdict
-from codetune.sandbox.launcher import Tier
 from tests.benchmark.tasks import PROMPT, problem
 from tests.sandbox.tiers import each_tier
 
@@ -71,9 +70,9 @@ FORGERIES = {
         "def double(x): return Always()"
     ),
     "exchanges_the_tables": (
-        f"{ALWAYS}import sys\nfor name, module in list(sys.modules.items()):\n    if name.endswith(('stand_ins', 'serialization')):\n"
-        "        for table in ('WRAPPERS', 'EXTENDED', 'EXACT', 'BUILT'):\n            setattr(module, table, dict())\n"
-        "        module.plain = lambda value: (Always, None)\ndef double(x): return Always()"
+        f"{ALWAYS}import sys\nfor name, module in list(sys.modules.items()):\n    if name.endswith('sandbox.serialization'):\n"
+        "        for table in ('WRAPPER_TYPES', 'EXTENDED_TYPES', 'EXACT_TYPES', 'BUILDERS', 'STAND_INS'):\n            setattr(module, table, dict())\n"
+        "        module._stand_in = lambda value: ('foreign int', Always())\ndef double(x): return Always()"
     ),
     "pickles_as_the_answer": (
         "class Late:\n    def __reduce__(self): return (eval, ('[f for f in []] or 2',))\ndef double(x): return Late()"
@@ -292,7 +291,7 @@ def sleepers() -> list[psutil.Process]:
     return [process for process in psutil.process_iter(["cmdline"]) if MARK in (process.info["cmdline"] or [])]
 
 
-def judged(programs: dict[str, str], tier: Tier, kept: Path, **places: object) -> dict[str, Verdict]:
+def judged(programs: dict[str, str], tier: str, kept: Path, **places: object) -> dict[str, Verdict]:
     """Each between two honest ones, which pass."""
     texts = [text for program in programs.values() for text in (program.format(**places), GOOD)]
     solutions = [Solution("Own/0", text, sample) for sample, text in enumerate(texts)]
@@ -312,17 +311,17 @@ def test_there_are_enough_of_them() -> None:
     assert len(FORGERIES) + len(INTRUSIONS) + len(NUISANCES) >= 90
 
 
-@each_tier("none")
-def test_no_program_passes_by_deceit(tier: Tier, tmp_path: Path, outside: Path) -> None:
+@each_tier(and_none=True)
+def test_no_program_passes_by_deceit(tier: str, tmp_path: Path, outside: Path) -> None:
     found = judged(FORGERIES, tier, tmp_path / "expected", outside=outside)
     assert [name for name, verdict in found.items() if verdict.base != "fail"] == []
     assert not (outside / "forged").exists()
     assert not Path("/tmp/codetune-forged").exists()
 
 
-@each_tier()
+@each_tier(and_none=False)
 def test_no_program_gets_out(
-    tier: Tier, tmp_path: Path, outside: Path, port: int, monkeypatch: pytest.MonkeyPatch
+    tier: str, tmp_path: Path, outside: Path, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "CANARY")
     places = {"outside": outside, "expected": tmp_path / "expected", "port": port, "judge": os.getpid()}
@@ -346,9 +345,9 @@ def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(judging, "PATIENCE", 2)
 
 
-@each_tier()
+@each_tier(and_none=False)
 @pytest.mark.usefixtures("short_limits")
-def test_no_program_breaks_the_run(tier: Tier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_program_breaks_the_run(tier: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     threads = threading.active_count()
     found = judged(NUISANCES, tier, tmp_path / "expected")
@@ -379,17 +378,17 @@ def test_what_breaks_its_judge_fails_alone(tmp_path: Path) -> None:
     assert found[1].failure.startswith(JUDGE_BROKE), found[1].failure
 
 
-@each_tier("none")
-def test_an_honest_program_may_write_what_it_reads_again(tier: Tier, tmp_path: Path) -> None:
+@each_tier(and_none=True)
+def test_an_honest_program_may_write_what_it_reads_again(tier: str, tmp_path: Path) -> None:
     if tier == "landlock":
-        pytest.skip("in this tier nothing can be written, which sandbox.py says")
+        pytest.skip("in this tier nothing can be written, as tiers.py says")
     program = "import io\ndef double(x):\n    io.open('f', 'w').write(str(2 * x))\n    return int(io.open('f').read())"
     [found] = judge([task()], [Solution("Own/0", program)], tmp_path, 1, tier)
     assert found.plus == "pass", found.failure
 
 
-@each_tier()
-def test_the_next_program_finds_nothing_of_the_last(tier: Tier, tmp_path: Path) -> None:
+@each_tier(and_none=False)
+def test_the_next_program_finds_nothing_of_the_last(tier: str, tmp_path: Path) -> None:
     writes = "import io\ntry: io.FileIO('left', 'w').write(b'x')\nexcept OSError: pass\n" + GOOD
     looks = "import os\ndef double(x): return None if os.path.exists('left') else 2 * x"
     solutions = [Solution("Own/0", text, sample) for sample, text in enumerate([writes, looks])]
@@ -412,8 +411,8 @@ HONEST = {
 }
 
 
-@each_tier()
-def test_honest_programs_find_what_they_need(tier: Tier, tmp_path: Path) -> None:
+@each_tier(and_none=False)
+def test_honest_programs_find_what_they_need(tier: str, tmp_path: Path) -> None:
     solutions = [Solution("Own/0", text, sample) for sample, text in enumerate(HONEST.values())]
     found = sorted(judge([task()], solutions, tmp_path, 2, tier), key=lambda verdict: verdict.sample)
     failures = {name: verdict.failure for name, verdict in zip(HONEST, found, strict=True) if verdict.failure}
@@ -434,8 +433,8 @@ def test_a_users_own_module_does_not_stand_before_the_standard_library(
 def test_an_ordinary_user_has_a_sandbox_too() -> None:
     program = (
         "import os; os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)\n"
-        "from codetune.sandbox.probe import LADDER, find_trouble\n"
-        "found = {tier: find_trouble(tier) for tier in LADDER}\nassert None in found.values(), found\n"
+        "from codetune.sandbox.probe import CONFINING_TIERS, find_failure\n"
+        "found = {tier: find_failure(tier) for tier in CONFINING_TIERS}\nassert None in found.values(), found\n"
     )
     readable = os.access(sys.executable, os.X_OK) and Path(sys.base_prefix).parts[:2] != ("/", "root")
     if not readable:

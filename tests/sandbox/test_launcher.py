@@ -1,66 +1,74 @@
 from __future__ import annotations
 
 import pickle
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from codetune.sandbox import program, serialization
-from codetune.sandbox.launcher import CODE, Ended, Frame, Sandbox, SandboxError, Tier, readable_paths
-from codetune.sandbox.program import Request
+from codetune.sandbox.launcher import CallReport, ProgramEnded, Sandbox, readable_paths
+from codetune.sandbox.program import ExecutionRequest
+from codetune.sandbox.tiers import SandboxError
 from tests.sandbox.tiers import each_tier
 
 
-def test_bubblewraps_root_holds_all_of_ours_that_the_zygote_loads() -> None:
-    program = (
-        "import sys, codetune.sandbox.zygote\n"
-        "print(*(name for name in sys.modules if name.split('.')[0] == 'codetune'))"
-    )
-    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True).stdout.split()
-    held = {".".join(["codetune", *(part for part in name.split("/") if part)]) for name in CODE}
-    assert set(loaded) <= held
+def request(code: str, calls: list[list[object]], limit: float = 1.0, wall_factor: int = 1) -> ExecutionRequest:
+    seconds = (limit,) * len(calls)
+    return ExecutionRequest(code, "f", pickle.dumps(calls), seconds, wall_factor, 2**32, "value")
 
 
-def request(code: str, calls: list[list[object]], limit: float = 1.0) -> Request:
-    return Request(code, "f", pickle.dumps(calls), (limit,) * len(calls), 1, 2**32, "value")
-
-
-@each_tier("none")
-def test_calls_come_back_one_by_one_with_their_time(tier: Tier, tmp_path: Path) -> None:
+@each_tier(and_none=True)
+def test_calls_are_reported_one_by_one_with_their_time(tier: str, tmp_path: Path) -> None:
     sandbox = Sandbox.start(tier, tmp_path)
     code = "import time\ndef f(x):\n    time.sleep(x)\n    return x"
-    with sandbox.run(request(code, [[0], [0.05]]), 20) as run:
-        frames = run.frames()
-        found = [next(frames), next(frames)]
+    with sandbox.run(request(code, [[0], [0.05]]), 20) as running:
+        reports = running.reports()
+        found = [next(reports), next(reports)]
     sandbox.close()
-    assert all(isinstance(frame, Frame) and frame.kind == program.VALUE for frame in found)
-    assert [serialization.decode(frame.content) for frame in found if isinstance(frame, Frame)] == [0, 0.05]
-    assert isinstance(found[1], Frame)
+    assert all(isinstance(report, CallReport) and report.kind == program.VALUE for report in found)
+    assert [serialization.decode(report.content) for report in found if isinstance(report, CallReport)] == [0, 0.05]
+    assert isinstance(found[1], CallReport)
     assert found[1].seconds >= 0.05
 
 
-@each_tier("none")
-def test_at_the_end_of_the_time_the_program_is_killed_and_the_next_one_runs(tier: Tier, tmp_path: Path) -> None:
+@each_tier(and_none=True)
+def test_a_program_is_killed_at_its_deadline_and_the_next_one_runs(tier: str, tmp_path: Path) -> None:
     sandbox = Sandbox.start(tier, tmp_path)
-    began = time.monotonic()
-    with sandbox.run(request("while True: pass", [[0]]), 0.5) as run:
-        assert next(run.frames()) == Ended("late")
-        pid = run.pid
+    start = time.monotonic()
+    with sandbox.run(request("while True: pass", [[0]]), 0.5) as running:
+        assert next(running.reports()) == ProgramEnded("timeout")
+        pid = running.pid
     assert not Path(f"/proc/{pid}").exists()
-    assert time.monotonic() - began < 10
-    with sandbox.run(request("def f(x): return x", [[7]]), 20) as run:
-        frame = next(run.frames())
-    assert isinstance(frame, Frame)
-    assert serialization.decode(frame.content) == 7
+    assert time.monotonic() - start < 10
+    with sandbox.run(request("def f(x): return x", [[7]]), 20) as running:
+        report = next(running.reports())
+    assert isinstance(report, CallReport)
+    assert serialization.decode(report.content) == 7
     sandbox.close()
 
 
-def test_what_cannot_be_started_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("code", "wall_factor"),
+    [
+        ("import time\ndef f(x): time.sleep(9)", 1),
+        ("import time\ndef f(x): time.sleep(9)", 2),
+        ("def f(x):\n    while True: pass", 50),
+    ],
+    ids=["sleeping, by the clock", "sleeping, by the clock when CPU time is limited", "busy, by CPU time"],
+)
+def test_a_call_that_uses_up_its_time_is_reported(code: str, wall_factor: int, tmp_path: Path) -> None:
+    sandbox = Sandbox.start("none", tmp_path)
+    with sandbox.run(request(code, [[0]], limit=0.2, wall_factor=wall_factor), 20) as running:
+        report = next(running.reports())
+    sandbox.close()
+    assert isinstance(report, CallReport)
+    assert report.kind == program.TIMED_OUT
+
+
+def test_a_tier_that_cannot_be_started_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(SandboxError, match="no bwrap"):
+    with pytest.raises(SandboxError, match="bubblewrap: no bwrap"):
         Sandbox.start("bubblewrap", tmp_path)
 
 

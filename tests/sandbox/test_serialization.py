@@ -25,7 +25,15 @@ import sympy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codetune.sandbox.serialization import Opaque, WireError, decode, decode_and_tell, encode, encode_opaque
+from codetune.sandbox.serialization import (
+    CONSTRUCTOR,
+    DecodeError,
+    Opaque,
+    decode,
+    decode_and_check,
+    encode,
+    encode_opaque,
+)
 
 ATOMS = (
     st.none()
@@ -73,8 +81,8 @@ def kinds(value: Any) -> Any:
 
 
 @given(VALUES)
-def test_what_solutions_return_arrives_as_it_was(value: Any) -> None:
-    found, is_known = decode_and_tell(encode(value))
+def test_a_value_arrives_as_it_was(value: Any) -> None:
+    found, is_known = decode_and_check(encode(value))
     assert found == value
     assert kinds(found) == kinds(value)
     assert is_known
@@ -120,11 +128,11 @@ class Greedy(list[int]):
     ("value", "equal"),
     [(Colour.RED, 2), (Point(1, 2), (1, 2)), (defaultdict(int, {1: 2}), {1: 2}), ({1: 2}.keys(), {1})],
 )
-def test_what_extends_a_plain_type_equals_its_data(value: Any, equal: Any) -> None:
+def test_an_instance_of_a_subclass_equals_its_data(value: Any, equal: Any) -> None:
     assert decode(encode(value)) == equal
 
 
-def test_a_subclass_takes_along_neither_its_equality_nor_its_contents_of_convenience() -> None:
+def test_the_methods_of_a_subclass_do_not_arrive() -> None:
     found = decode(encode(Greedy([7])))
     assert found == [7]
     assert found != [1, 2, 3]
@@ -132,8 +140,8 @@ def test_a_subclass_takes_along_neither_its_equality_nor_its_contents_of_conveni
 
 
 @pytest.mark.parametrize("value", [object(), len, int, (i for i in ()), io.BytesIO(), datetime.UTC])
-def test_anything_else_is_there_and_equals_nothing(value: Any) -> None:
-    found, is_known = decode_and_tell(encode([value]))
+def test_anything_else_arrives_opaque_and_equals_nothing(value: Any) -> None:
+    found, is_known = decode_and_check(encode([value]))
     assert isinstance(found[0], Opaque)
     assert found[0] != found[0]
     assert found != [value]
@@ -152,7 +160,7 @@ class EqualToAll(UserList[int]):
 
 HOUR = datetime.timezone(datetime.timedelta(hours=1))
 NOON = datetime.datetime(2020, 1, 1, 12, 0)
-STAND_FOR_THEMSELVES = [
+FOREIGN_VALUES = [
     UserList([1, UserList([2])]),
     UserString("ab"),
     UserDict({"a": [1]}),
@@ -186,19 +194,19 @@ STAND_FOR_THEMSELVES = [
     sympy.Symbol("x"),
     object(),
 ]
-PLAIN_VALUES = [
-    *([1, [2]], "ab", {"a": [1]}, {1}, {(1, 2)}, [1], [2], [(1, 2)], b"ab", bytearray(b"ab"), b"\1\0", [1, 2]),
-    *(NOON, NOON.date(), NOON.time(), True, False, 1, 0, 1.0, 0.0, 0.5, float("inf"), 10**400, "x"),
-    *(frozenset({1}), deque([1]), OrderedDict({"a": [1]}), (1, 2), None, NOON.replace(hour=11, tzinfo=datetime.UTC)),
-]
+PLAIN_CONTAINERS = [[1, [2]], {"a": [1]}, {1}, {(1, 2)}, [1], [2], [(1, 2)], [1, 2], (1, 2), frozenset({1})]
+PLAIN_TEXTS = ["ab", "x", b"ab", bytearray(b"ab"), b"\1\0"]
+PLAIN_NUMBERS = [True, False, 1, 0, 1.0, 0.0, 0.5, float("inf"), 10**400]
+PLAIN_DATES = [NOON, NOON.date(), NOON.time(), NOON.replace(hour=11, tzinfo=datetime.UTC)]
+OTHERS = [deque([1]), OrderedDict({"a": [1]}), None]
+PLAIN_VALUES: list[Any] = [*PLAIN_CONTAINERS, *PLAIN_TEXTS, *PLAIN_NUMBERS, *PLAIN_DATES, *OTHERS]
 
 
-@pytest.mark.parametrize("value", STAND_FOR_THEMSELVES, ids=lambda value: type(value).__name__)
-def test_what_equals_plain_data_equals_the_same_data_when_it_arrives(value: Any) -> None:
+@pytest.mark.parametrize("value", FOREIGN_VALUES, ids=lambda value: type(value).__name__)
+def test_a_foreign_value_equals_the_same_plain_data_when_it_arrives(value: Any) -> None:
     found = decode(encode(value))
-    for other in PLAIN_VALUES:
-        assert equal(found, other) == equal(value, other), other
-        assert equal([found], [other]) == equal([value], [other])
+    assert [other for other in PLAIN_VALUES if equal(found, other) != equal(value, other)] == []
+    assert [other for other in PLAIN_VALUES if equal([found], [other]) != equal([value], [other])] == []
 
 
 def equal(left: Any, right: Any) -> bool:
@@ -208,12 +216,12 @@ def equal(left: Any, right: Any) -> bool:
         return False
 
 
-def test_what_stands_for_a_value_is_of_another_type_than_what_it_equals() -> None:
+def test_a_stand_in_has_another_type_than_what_it_equals() -> None:
     for value in (UserList([1.0]), UserString("a"), {1: 2}.keys(), sympy.true, sympy.Integer(1), memoryview(b"ab")):
         assert all(type(decode(encode(value))) is not type(other) for other in PLAIN_VALUES)
 
 
-def test_other_numbers_can_be_calculated_with() -> None:
+def test_stand_ins_for_numbers_can_be_calculated_with() -> None:
     assert abs(decode(encode(sympy.Rational(1, 3))) - 1 / 3) < 1e-9
     assert np.allclose(decode(encode([sympy.Rational(1, 3), sympy.Integer(2)])), [1 / 3, 2.0])
 
@@ -258,7 +266,7 @@ def named(module: str, name: str) -> bytes:
         pickle.dumps(Fraction(1, 2)),
         named("posix", "system"),
         named("codetune.sandbox.serialization", "Opaque"),
-        named("codetune.sandbox.serialization", "BUILT"),
+        named("codetune.sandbox.serialization", "BUILDERS"),
         named("codetune.sandbox.serialization", "tagged.__globals__"),
         b"\x80\x04\x82\x01.",  # an extension's number
         b"\x80\x04X\x01\x00\x00\x00xQ.",  # a persistent id
@@ -270,11 +278,11 @@ def named(module: str, name: str) -> bytes:
     ],
 )
 def test_a_forged_pickle_is_refused(content: bytes) -> None:
-    with pytest.raises(WireError):
+    with pytest.raises(DecodeError):
         decode(content)
 
 
-TAGGED = b"\x80\x04ccodetune.sandbox.serialization\ntagged\n"
+TAGGED = b"\x80\x04c" + "\n".join([*CONSTRUCTOR, ""]).encode()
 
 
 @pytest.mark.parametrize(
@@ -293,9 +301,15 @@ TAGGED = b"\x80\x04ccodetune.sandbox.serialization\ntagged\n"
     ],
 )
 def test_the_constructor_makes_inert_pairs_and_cannot_be_changed(content: bytes) -> None:
-    with pytest.raises(WireError):
+    with pytest.raises(DecodeError):
         decode(content)
     assert decode(encode(Fraction(1, 2))) == Fraction(1, 2)
+
+
+def test_a_pair_written_by_hand_is_read() -> None:
+    """So that the refusals above and below are refusals of what they say, not of the name of the constructor."""
+    assert decode(TAGGED + b"X\x07\x00\x00\x00complexK\x01K\x02\x86\x86R.") == 1 + 2j
+    assert decode(_array("<i2", (1,), b"\7\0")).tolist() == [7]
 
 
 def _array(kind: str, shape: tuple[int, ...], content: bytes) -> bytes:
@@ -315,12 +329,12 @@ def _array(kind: str, shape: tuple[int, ...], content: bytes) -> bytes:
         (">U2", (1,), b"\0\0\0a\0\x11\0\0"),
     ],
 )
-def test_an_array_that_is_none_is_refused(kind: str, shape: tuple[int, ...], content: bytes) -> None:
-    with pytest.raises(WireError):
+def test_a_forged_array_is_refused(kind: str, shape: tuple[int, ...], content: bytes) -> None:
+    with pytest.raises(DecodeError):
         decode(_array(kind, shape, content))
 
 
-def test_a_text_of_an_array_may_have_the_last_character_that_there_is() -> None:
+def test_a_string_in_an_array_may_have_the_last_character_of_unicode() -> None:
     for order in "<>":
         assert decode(encode(np.array(["a\U0010ffff"], dtype=f"{order}U3"))).tolist() == ["a\U0010ffff"]
 
@@ -337,12 +351,12 @@ def little_memory() -> Iterator[None]:
 
 
 def test_a_memo_bomb_stays_within_the_memory_of_its_reader() -> None:
-    bomb = b"\x80\x04Nr" + struct.pack("<I", 2**32 - 1) + b"."  # puts None at place 4,294,967,295 of the memo
+    bomb = b"\x80\x04Nr" + struct.pack("<I", 2**32 - 1) + b"."  # puts None at index 4,294,967,295 of the memo
     with little_memory(), pytest.raises(MemoryError):
         decode(bomb)
 
 
-def test_a_value_of_shared_parts_is_built_once_and_one_that_holds_itself_is_refused() -> None:
+def test_shared_parts_are_built_once_and_a_value_that_contains_itself_is_refused() -> None:
     shared: Any = [Fraction(1, 3)]
     for _ in range(200):
         shared = [shared, shared]
@@ -350,5 +364,5 @@ def test_a_value_of_shared_parts_is_built_once_and_one_that_holds_itself_is_refu
     assert found[0] is found[1]
     cycle: list[Any] = [Decimal(1)]
     cycle.append(cycle)
-    with pytest.raises(WireError, match="contains itself"):
+    with pytest.raises(DecodeError, match="contains itself"):
         decode(encode(cycle))

@@ -1,0 +1,114 @@
+"""The tiers: the kinds of confinement, one record each, the strongest first. To add a tier, add a record.
+
+In every tier but `none`:
+- seccomp forbids network, Unix and abstract sockets, other programs, other processes (threads are allowed) and signals;
+- Landlock, a new root, or both hide every file but those of the interpreter, its packages and the system's libraries;
+- nothing can be written except, under a new root, a scratch directory of 64 MiB in memory;
+- resource limits bound memory, files, threads and descriptors, and the launcher kills a program at its deadline;
+- a program inherits no environment variable of the user and no descriptor but its own channel.
+
+Why both `bubblewrap` and `namespaces`: they use the same kernel interfaces. A bwrap that is installed set-uid, or has
+an AppArmor profile, works where a process of the user may not make user namespaces. `namespaces` works where bwrap is
+missing and users cannot install it: container images, and cluster nodes with RHEL 9 before 9.6, whose kernel 5.14 has
+user namespaces and no Landlock. Its programs may also write scratch files, which `landlock` forbids. `landlock` works
+in containers whose runtime forbids namespaces.
+
+No tier stops faults of the kernel in calls that stay allowed, use of CPU and memory up to the limits of each worker, a
+program that knows the answers by heart, or reading the interpreter and its packages.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from codetune.errors import CodetuneError
+from codetune.sandbox.confinement import DEVICES, SCRATCH, SCRATCH_BYTES
+from codetune.sandbox.zygote import Mechanisms
+
+PACKAGE = Path(__file__).resolve().parents[1]
+# The modules that the zygote loads; the root that bubblewrap makes has no other file of this package.
+ZYGOTE_FILES = (
+    "__init__.py",
+    "sandbox/__init__.py",
+    "sandbox/confinement.py",
+    "sandbox/program.py",
+    "sandbox/seccomp.py",
+    "sandbox/serialization.py",
+    "sandbox/zygote.py",
+)
+BUBBLEWRAP_CODE = Path("/codetune/code")
+
+
+class SandboxError(CodetuneError):
+    """The sandbox itself does not work; says nothing about any program."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """A kind of confinement."""
+
+    name: str  # the value of `evaluate.sandbox`
+    mechanisms: Mechanisms | None  # what the zygote applies to itself and to its forks; None: nothing
+    wrapper: Callable[[Sequence[Path]], list[str]] | None  # readable paths -> start of the zygote's command line
+    code: Path  # the directory from which the zygote imports this package
+    does_not_stop: str  # beyond what no tier stops
+
+    @property
+    def confines(self) -> bool:
+        return self.mechanisms is not None
+
+
+def bubblewrap_command(readable: Sequence[Path]) -> list[str]:
+    """The command line up to the program that bwrap starts. Raises SandboxError where bwrap is missing.
+    Documentation: bwrap(1)."""
+    executable = shutil.which("bwrap")
+    if executable is None:
+        raise SandboxError("no bwrap on the path")
+    binds = [(path, path) for path in readable]
+    binds += [(PACKAGE / name, BUBBLEWRAP_CODE / "codetune" / name) for name in ZYGOTE_FILES]
+    command = [executable, "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
+    for source, target in binds:
+        command += ["--ro-bind", str(source), str(target)]
+    for device in DEVICES:
+        command += ["--dev-bind", str(device), str(device)]
+    command += ["--size", str(SCRATCH_BYTES), "--tmpfs", str(SCRATCH), "--remount-ro", "/"]
+    return [*command, "--hostname", "sandbox", "--chdir", str(SCRATCH), "--"]
+
+
+_RECORDS = (
+    Tier(
+        name="bubblewrap",
+        mechanisms=Mechanisms(unshare=False, landlock_required=False, scratch=True),
+        wrapper=bubblewrap_command,
+        code=BUBBLEWRAP_CODE,
+        does_not_stop="threads up to the memory limit",
+    ),
+    Tier(
+        name="namespaces",
+        mechanisms=Mechanisms(unshare=True, landlock_required=False, scratch=True),
+        wrapper=None,
+        code=PACKAGE.parent,
+        does_not_stop="threads up to the memory limit, where root cannot change its user id",
+    ),
+    Tier(
+        name="landlock",
+        mechanisms=Mechanisms(unshare=False, landlock_required=True, scratch=False),
+        wrapper=None,
+        code=PACKAGE.parent,
+        does_not_stop=(
+            "learning that a file exists, its size, owner, times and link target, and which processes live (not "
+            "what a file holds or a process does); threads up to the memory limit, where root cannot change its user id"
+        ),
+    ),
+    Tier(
+        name="none",
+        mechanisms=None,
+        wrapper=None,
+        code=PACKAGE.parent,
+        does_not_stop="anything: programs have the rights of the user",
+    ),
+)
+TIERS: Mapping[str, Tier] = {tier.name: tier for tier in _RECORDS}
