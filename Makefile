@@ -29,13 +29,13 @@ format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Makes codetune/demo/base again, some 15 minutes of one core: texts, then the pipeline's own train stage, then shipping.
+# Makes codetune/demo/base again, some 15 minutes of one core: texts, then the pipeline's own train stage, then the export.
 demo-base: install
-	$(BIN)/python -m codetune.demo.pretrain nursery
-	$(BIN)/codetune select -p nursery/codetune.yaml
-	$(BIN)/codetune train -p nursery/codetune.yaml
-	$(BIN)/python -m codetune.demo.pretrain --ship nursery
-	rm -rf nursery
+	$(BIN)/python -m codetune.demo.pretrain demo-pretraining
+	$(BIN)/codetune select -p demo-pretraining/codetune.yaml
+	$(BIN)/codetune train -p demo-pretraining/codetune.yaml
+	$(BIN)/python -m codetune.demo.pretrain --ship demo-pretraining
+	rm -rf demo-pretraining
 
 clean:
 	rm -rf .venv codetune-demo

@@ -1,7 +1,10 @@
-"""Makes again what `base/` ships (`make demo-base`): `write_nursery`, then `codetune select` and `train`, then `ship`.
-A tokenizer learned from the grammar's texts, random weights, and a project whose `train` stage is the pretraining, on
-texts as found in the wild: code alone, code under comments that tell half of it, questions with answers. Neither the
-benchmarks' reserved compositions nor the chat format of the demo's fine-tuning occur in them."""
+"""Makes the base model in `base/` again (`make demo-base`): `write_pretraining_project`, then `codetune select` and
+`codetune train`, then `export_base`.
+
+The project has a tokenizer trained on the demo's tasks, random weights, and a data set for pretraining: code alone,
+code after comments that describe a part of it, and questions with answers. It contains neither the compositions that
+are reserved for the benchmark nor the chat format of the demo's fine-tuning.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,15 @@ import shutil
 import sys
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from codetune.demo.grammar import Task, draw_task, say
-from codetune.demo.wording import answer, instruct
-from codetune.demo.world import SHIPPED_BASE
+from codetune.demo.demo_project import SHIPPED_BASE
+from codetune.demo.instructions import answer, instruct
+from codetune.demo.tasks import Task, draw_phrases, draw_task
 from codetune.errors import InputError
 from codetune.project.file import commented_yaml
 from codetune.project.sections import PROJECT_FILE
@@ -29,19 +32,19 @@ BATCH, STEPS = 32, 2400
 VOCABULARY, TOKENIZER_TEXTS = 768, 6000
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 HIDDEN, INTERMEDIATE, LAYERS, HEADS, WINDOW = 128, 384, 4, 4, 1024
-INITIAL_DEVIATION = 0.05  # so small a model learns to copy names several times sooner than from the usual 0.02
+INITIAL_DEVIATION = 0.05  # a model this small learns to copy names several times sooner than with the usual 0.02
 NORMS = ("model.layers.{}.input_layernorm", "model.layers.{}.post_attention_layernorm")
 UNTRAINED, DATA_FILE = "untrained", "texts.jsonl"
-ALONE = "(nothing)"  # an instruction must not be empty: the template writes this one as nothing
-# What stands before is given, what follows is learned; nothing is added but BOS and EOS.
-RAW_TEXT = (
+NO_INSTRUCTION = "(nothing)"  # stands for an empty instruction, which a row must not have
+# Plain text: the instruction, then the answer, with nothing but BOS and EOS added.
+CHAT_TEMPLATE = (
     "{{- bos_token -}}{%- for message in messages -%}"
-    f"{{%- if message['content'] != '{ALONE}' -%}}{{{{- message['content'] -}}}}{{%- endif -%}}"
+    f"{{%- if message['content'] != '{NO_INSTRUCTION}' -%}}{{{{- message['content'] -}}}}{{%- endif -%}}"
     "{%- if message['role'] == 'assistant' -%}{{- eos_token -}}{%- endif -%}{%- endfor -%}"
 )
 LENGTHS, LENGTH_WEIGHTS = (1, 2, 3, 4), (2, 3, 4, 3)
-DRAWS = 3  # of tasks for a text; the one with the most numbers and letters is written
-SHARE_SAID = 0.3  # of the steps, in a comment or docstring of the wild
+DRAWS = 3  # tasks drawn for a text, of which the one with the most numbers and letters is used
+DESCRIBED_SHARE = 0.3  # of the operations, in a comment or docstring
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 TOKENIZER_FILE, TOKENIZER_SETTINGS_FILE = "tokenizer.json", "tokenizer_config.json"
 SETTINGS = {
@@ -63,8 +66,8 @@ SETTINGS = {
 }
 
 
-def write_nursery(directory: Path) -> None:
-    """Everything that the `select` and `train` stages need to make the base model."""
+def write_pretraining_project(directory: Path) -> None:
+    """Writes the project whose `select` and `train` stages make the base model."""
     random = Random(SEED)
     texts = dict.fromkeys(draw_text(random) for _ in range(BATCH * STEPS))
     rows = (json.dumps({"problem": before, "solution": text}) for before, text in texts)
@@ -73,9 +76,9 @@ def write_nursery(directory: Path) -> None:
     write_text(directory / PROJECT_FILE, commented_yaml(SETTINGS))
 
 
-def ship(nursery: Path, base: Path) -> None:
-    """The trained weights as they are shipped, in half precision, beside a tokenizer without chat template."""
-    untrained, trained = nursery / UNTRAINED, nursery / "runs" / str(SETTINGS["name"]) / "model"
+def export_base(project: Path, base: Path) -> None:
+    """Writes the trained weights in half precision to `base`, with a tokenizer that has no chat template."""
+    untrained, trained = project / UNTRAINED, project / "runs" / str(SETTINGS["name"]) / "model"
     base.mkdir(parents=True, exist_ok=True)
     weights = {name: value.astype(np.float16) for name, value in load_file(trained / WEIGHTS_FILE).items()}
     save_file(weights, base / WEIGHTS_FILE, metadata={"format": "pt"})
@@ -86,21 +89,21 @@ def ship(nursery: Path, base: Path) -> None:
 
 
 def draw_text(random: Random) -> tuple[str, str]:
-    """What is given and what is to be learned."""
+    """An instruction (or the text before the code) and the text to be learned after it."""
     drawn = [draw_task(random, random.choices(LENGTHS, LENGTH_WEIGHTS)[0], reserved=False) for _ in range(DRAWS)]
-    task = max(drawn, key=_values_to_copy)
+    task = max(drawn, key=_placeholders)
     kinds = {
-        "code": (ALONE, task.code),
-        "fenced": (ALONE, answer(task)),
-        "comment": (f"# {_half(task, random)}.\n", task.code),
-        "docstring": (f'{task.signature}    """{_half(task, random)}."""\n', task.body),
+        "code": (NO_INSTRUCTION, task.code),
+        "fenced": (NO_INSTRUCTION, answer(task)),
+        "comment": (f"# {_partial_description(task, random)}.\n", task.code),
+        "docstring": (f'{task.signature}    """{_partial_description(task, random)}."""\n', task.body),
         "question": (f"Question:\n{instruct(task, random)}\n\nAnswer:\n", answer(task)),
         "short": (f"Q: {instruct(task, random)}\nA:\n", answer(task)),
     }
     return kinds[random.choices(tuple(kinds), (10, 5, 6, 7, 57, 15))[0]]
 
 
-def learn_tokenizer(random: Random) -> Tokenizer:
+def train_tokenizer(random: Random) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -117,30 +120,30 @@ def learn_tokenizer(random: Random) -> Tokenizer:
 
 def write_untrained(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    tokenizer = learn_tokenizer(Random(SEED))
+    tokenizer = train_tokenizer(Random(SEED))
     tokenizer.save(str(directory / TOKENIZER_FILE))
     special = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD}
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": WINDOW, "add_bos_token": True}
-    _write_json(directory / TOKENIZER_SETTINGS_FILE, {**settings, **special, "chat_template": RAW_TEXT})
+    _write_json(directory / TOKENIZER_SETTINGS_FILE, {**settings, **special, "chat_template": CHAT_TEMPLATE})
     ids = {f"{name}_id": tokenizer.token_to_id(token) for name, token in special.items()}
     _write_json(directory / CONFIG_FILE, {**_architecture(), **ids})
     save_file(_random_weights(), directory / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
-def _values_to_copy(task: Task) -> int:
-    """Copying numbers and letters is what takes longest to learn, so the texts hold many."""
-    return sum("{n}" in step.code or "{c}" in step.code for step in task.steps)
+def _placeholders(task: Task) -> int:
+    """How many operations hold a number or letter. Copying these takes longest to learn, so the texts have many."""
+    return sum("{n}" in operation.code or "{c}" in operation.code for operation in task.operations)
 
 
-def _half(task: Task, random: Random) -> str:
-    """Some of the steps in words, at least one: comments of the wild do not say all."""
-    phrases = say(task, random)
-    said = [phrase for phrase in phrases if random.random() < SHARE_SAID] or [random.choice(phrases)]
-    text = " and ".join(filter(None, (", ".join(said[:-1]), said[-1])))
+def _partial_description(task: Task, random: Random) -> str:
+    """Some of the operations in words, at least one: real comments are incomplete."""
+    phrases = draw_phrases(task, random)
+    described = [phrase for phrase in phrases if random.random() < DESCRIBED_SHARE] or [random.choice(phrases)]
+    text = " and ".join(filter(None, (", ".join(described[:-1]), described[-1])))
     return text[0].upper() + text[1:]
 
 
-def _architecture() -> dict[str, Any]:
+def _architecture() -> dict[str, object]:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -156,14 +159,14 @@ def _architecture() -> dict[str, Any]:
     }
 
 
-def _random_weights() -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
+def _random_weights() -> dict[str, NDArray[np.float32]]:
     generator = np.random.default_rng(SEED)
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN)}
     for layer in range(LAYERS):
-        begin = f"model.layers.{layer}."
-        shapes |= {f"{begin}self_attn.{name}_proj.weight": (HIDDEN, HIDDEN) for name in "qkvo"}
-        shapes |= {f"{begin}mlp.{name}_proj.weight": (INTERMEDIATE, HIDDEN) for name in ("gate", "up")}
-        shapes[f"{begin}mlp.down_proj.weight"] = (HIDDEN, INTERMEDIATE)
+        prefix = f"model.layers.{layer}."
+        shapes |= {f"{prefix}self_attn.{name}_proj.weight": (HIDDEN, HIDDEN) for name in "qkvo"}
+        shapes |= {f"{prefix}mlp.{name}_proj.weight": (INTERMEDIATE, HIDDEN) for name in ("gate", "up")}
+        shapes[f"{prefix}mlp.down_proj.weight"] = (HIDDEN, INTERMEDIATE)
     weights = {
         name: (generator.standard_normal(shape) * INITIAL_DEVIATION).astype(np.float32)
         for name, shape in shapes.items()
@@ -172,21 +175,21 @@ def _random_weights() -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
     return weights | {f"{norm}.weight": np.ones(HIDDEN, np.float32) for norm in norms}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+def _read_json(path: Path) -> dict[str, object]:
+    document: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
     return document
 
 
-def _write_json(path: Path, document: dict[str, Any]) -> None:
+def _write_json(path: Path, document: dict[str, object]) -> None:
     write_text(path, json.dumps(document, indent=2) + "\n")
 
 
 def main(arguments: list[str]) -> int:
     match arguments:
         case ["--ship", directory]:
-            ship(Path(directory), SHIPPED_BASE)
+            export_base(Path(directory), SHIPPED_BASE)
         case [directory] if not directory.startswith("-"):
-            write_nursery(Path(directory))
+            write_pretraining_project(Path(directory))
         case _:
             sys.stderr.write("Expected: python -m codetune.demo.pretrain DIR, or --ship DIR once it is trained\n")
             return InputError.exit_status

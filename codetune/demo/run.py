@@ -23,7 +23,7 @@ from codetune.store import row_artefacts
 
 if TYPE_CHECKING:
     from codetune.benchmark.evaluate import Report
-    from codetune.demo.world import World
+    from codetune.demo.demo_project import DemoProject
 
 SELECTED = "tuned on the selection"
 
@@ -39,11 +39,11 @@ class Way:
 
 def demo(directory: Path, full: bool, seed: int, assignments: Sequence[str]) -> CommandResult:
     """Runs the whole pipeline in `directory`; with `full` also tuned on a random draw of the same size, and on all."""
-    from codetune.demo.world import make_world
+    from codetune.demo.demo_project import write_demo_project
 
     _require_own(directory)
     began = time.monotonic()
-    world = make_world(directory, seed)
+    world = write_demo_project(directory, seed)
     made_seconds = time.monotonic() - began
     context = open_context(read_project(world.project_file, assignments, {}))
     results, seconds = _timed(workflow.run(context, workflow.stages_between("score", "evaluate")))
@@ -70,7 +70,7 @@ def _require_own(directory: Path) -> None:
         )
 
 
-def _control(world: World, assignments: Sequence[str], strategy: str, flags: Mapping[str, Any]) -> Way:
+def _control(world: DemoProject, assignments: Sequence[str], strategy: str, flags: Mapping[str, Any]) -> Way:
     settings = {**flags, "name": f"demo-{strategy}", "select.strategy": strategy}
     context = open_context(read_project(world.project_file, assignments, settings))
     results = list(workflow.run(context, workflow.stages_between("select", "train")))
@@ -92,7 +92,7 @@ def _timed(results: Iterable[StageResult | Report]) -> tuple[list[StageResult | 
     return gathered, seconds
 
 
-def _dropped(context: RunContext, world: World) -> tuple[int, int]:
+def _dropped(context: RunContext, world: DemoProject) -> tuple[int, int]:
     """Mismatched rows, and other rows, with an IFD of `max_ifd` or more."""
     limit = context.project.select.max_ifd
     dropped = [row.id for row in row_artefacts.read_scores(context.run) if isinstance(row, Score) and row.ifd >= limit]
@@ -101,7 +101,7 @@ def _dropped(context: RunContext, world: World) -> tuple[int, int]:
 
 
 def _shown(
-    context: RunContext, world: World, stages: list[StageResult], ways: list[Way], seconds: Mapping[str, float]
+    context: RunContext, world: DemoProject, stages: list[StageResult], ways: list[Way], seconds: Mapping[str, float]
 ) -> CommandResult:
     mismatched, others = _dropped(context, world)
     good = len(world.trivial) + len(world.composed)

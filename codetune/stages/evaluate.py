@@ -396,7 +396,7 @@ def _demo_file(context: RunContext) -> Path:
     beside = context.project.root / "benchmark.jsonl"
     if beside.is_file():
         return beside
-    from codetune.demo.world import write_benchmark
+    from codetune.demo.demo_project import write_benchmark
 
     made_here = context.run.directory / ".cache" / "demo.jsonl"
     if not made_here.is_file():

@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from codetune.demo.world import SHIPPED_BASE, Row, draw_rows
+from codetune.demo.demo_project import SHIPPED_BASE, Row, draw_rows
 from codetune.model.likelihood import CausalScorer
 from codetune.model.load import load_model, load_tokenizer
 from codetune.project.sections import Model, Scoring

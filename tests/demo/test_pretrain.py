@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 from codetune.data.source import read_examples
 from codetune.data.tokens import TrainingTokens, adds_bos, training_tokens
 from codetune.demo import pretrain
-from codetune.demo.pretrain import draw_text, learn_tokenizer, ship, write_nursery
-from codetune.demo.world import SHIPPED_BASE
+from codetune.demo.demo_project import SHIPPED_BASE
+from codetune.demo.pretrain import draw_text, export_base, train_tokenizer, write_pretraining_project
 from codetune.model.load import load_model, load_tokenizer
 from codetune.model.model_files import find_model
 from codetune.project.file import read_project
@@ -25,18 +25,20 @@ MEGABYTE = 10**6
 
 
 @pytest.fixture(scope="module")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("nursery")
+def project_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("pretraining")
     with pytest.MonkeyPatch.context() as smaller:
         smaller.setattr(pretrain, "STEPS", 4)
         smaller.setattr(pretrain, "TOKENIZER_TEXTS", 400)
-        write_nursery(directory)
+        write_pretraining_project(directory)
     return directory
 
 
-def test_the_shipped_model_is_small_and_loads_without_a_word(nursery: Path) -> None:
+def test_the_shipped_model_is_small_and_loads_without_a_warning(project_directory: Path) -> None:
     assert (SHIPPED_BASE / "model.safetensors").stat().st_size <= 4 * MEGABYTE
-    model = load_model(find_model(str(SHIPPED_BASE)), read_project(nursery / "codetune.yaml", [], {}).model, "cpu")
+    model = load_model(
+        find_model(str(SHIPPED_BASE)), read_project(project_directory / "codetune.yaml", [], {}).model, "cpu"
+    )
     tokenizer = load_tokenizer(SHIPPED_BASE)
     assert model.dtype == torch.float32
     assert adds_bos(tokenizer)
@@ -44,8 +46,8 @@ def test_the_shipped_model_is_small_and_loads_without_a_word(nursery: Path) -> N
     assert len(tokenizer) == model.config.vocab_size
 
 
-def test_the_shipped_tokenizer_is_the_one_that_the_recipe_learns() -> None:
-    assert learn_tokenizer(Random(pretrain.SEED)).to_str(pretty=True) == (SHIPPED_BASE / "tokenizer.json").read_text()
+def test_the_shipped_tokenizer_is_the_one_that_the_recipe_trains() -> None:
+    assert train_tokenizer(Random(pretrain.SEED)).to_str(pretty=True) == (SHIPPED_BASE / "tokenizer.json").read_text()
 
 
 @pytest.mark.parametrize("text", ["def f(numbers):\n    return sum(numbers)\n", "Grüße, 世界\t\0 \n\n x", ""])
@@ -54,10 +56,10 @@ def test_the_tokenizer_loses_no_character(text: str) -> None:
     assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
 
 
-def test_the_nursery_is_a_project_whose_rows_are_all_learned_from(nursery: Path) -> None:
-    project = read_project(nursery / "codetune.yaml", [], {})
-    tokenizer = load_tokenizer(nursery / "untrained")
-    rows = list(read_examples(project.dataset, str(nursery / "texts.jsonl")))
+def test_the_pretraining_project_has_rows_that_are_all_trained_on(project_directory: Path) -> None:
+    project = read_project(project_directory / "codetune.yaml", [], {})
+    tokenizer = load_tokenizer(project_directory / "untrained")
+    rows = list(read_examples(project.dataset, str(project_directory / "texts.jsonl")))
     assert len(rows) == len({row.id for row in rows}) > 100
     for row in rows:
         assert isinstance(row, Example)
@@ -68,32 +70,32 @@ def test_the_nursery_is_a_project_whose_rows_are_all_learned_from(nursery: Path)
         assert str(tokenizer.decode(learned)).removeprefix("\n") == f"{row.answer}</s>"
 
 
-def test_code_alone_stands_alone(nursery: Path) -> None:
-    tokenizer = load_tokenizer(nursery / "untrained")
-    row = Example("0", (Message("user", pretrain.ALONE), Message("assistant", "def f(): ...")), "here")
+def test_code_without_an_instruction_is_the_whole_text(project_directory: Path) -> None:
+    tokenizer = load_tokenizer(project_directory / "untrained")
+    row = Example("0", (Message("user", pretrain.NO_INSTRUCTION), Message("assistant", "def f(): ...")), "here")
     tokens = training_tokens(tokenizer, "tokenizer", row, 64, "truncate")
     assert isinstance(tokens, TrainingTokens)
     assert tokenizer.decode(list(tokens.ids)) == "<s>def f(): ...</s>"
 
 
-def test_the_untrained_weights_fit_the_architecture(nursery: Path) -> None:
-    settings = read_project(nursery / "codetune.yaml", [], {}).model
-    model = load_model(find_model(str(nursery / "untrained")), settings, "cpu")
+def test_the_untrained_weights_fit_the_architecture(project_directory: Path) -> None:
+    settings = read_project(project_directory / "codetune.yaml", [], {}).model
+    model = load_model(find_model(str(project_directory / "untrained")), settings, "cpu")
     drawn = model.model.layers[3].mlp.down_proj.weight
     assert drawn.std().item() == pytest.approx(pretrain.INITIAL_DEVIATION, rel=0.05)
     assert set(model.model.norm.weight.tolist()) == {1.0}
 
 
-def test_shipping_halves_the_precision_and_nothing_else(nursery: Path, tmp_path: Path) -> None:
-    weights = load_file(nursery / "untrained" / "model.safetensors")
-    trained = nursery / "runs" / "demo-base" / "model"
+def test_exporting_halves_the_precision_and_nothing_else(project_directory: Path, tmp_path: Path) -> None:
+    weights = load_file(project_directory / "untrained" / "model.safetensors")
+    trained = project_directory / "runs" / "demo-base" / "model"
     trained.mkdir(parents=True)
     save_file(weights, trained / "model.safetensors", metadata={"format": "pt"})
-    ship(nursery, tmp_path / "base")
+    export_base(project_directory, tmp_path / "base")
     shipped = load_file(tmp_path / "base" / "model.safetensors")
     assert shipped.keys() == weights.keys()
     assert all(np.array_equal(shipped[name], weights[name].astype(np.float16)) for name in weights)
-    settings = read_project(nursery / "codetune.yaml", [], {}).model
+    settings = read_project(project_directory / "codetune.yaml", [], {}).model
     assert load_model(find_model(str(tmp_path / "base")), settings, "cpu").dtype == torch.float32
 
 

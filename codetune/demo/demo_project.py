@@ -1,6 +1,9 @@
-"""A complete little world: an instruction set with the faults of real ones, a held-out benchmark in EvalPlus format,
-the shipped base model, and a project file for all of it. Everything follows from the seed. No composition of steps that
-the benchmark asks for occurs in the data, nor did the base model ever see one."""
+"""Writes the demo's project: an instruction set with the faults of real ones (duplicates, mismatched pairs), a held-out
+benchmark in EvalPlus format, the shipped base model, and a project file.
+
+Everything follows from the seed. No composition of operations in the benchmark occurs in the data, or in what the base
+model was trained on.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
-from typing import Any
 
-from codetune.demo.grammar import TRIVIAL_STEPS, Task, draw_task
-from codetune.demo.inputs import EMPTY, draw_argument, outputs
-from codetune.demo.wording import answer, describe, instruct, prompt
+from codetune.demo.instructions import answer, describe, instruct, prompt
+from codetune.demo.tasks import EMPTY_ARGUMENT, TRIVIAL_OPERATIONS, Task, draw_argument, draw_task, outputs
 from codetune.errors import InputError
 from codetune.project.file import commented_yaml
 from codetune.project.sections import PROJECT_FILE
@@ -26,8 +27,8 @@ SHIPPED_BASE = Path(__file__).parent / "base"
 
 TRIVIAL_ROWS, COMPOSED_ROWS, MISMATCHED_ROWS, DUPLICATED_ROWS = 1200, 1400, 400, 60
 TASKS, BASE_CALLS, PLUS_CALLS = 100, 5, 20
-LENGTHS, LENGTH_WEIGHTS = (2, 3, 4), (3, 5, 3)  # steps of a composition, and how often
-FEWEST_OUTPUTS = 3  # a task whose outputs are nearly all alike tests nothing
+LENGTHS, LENGTH_WEIGHTS = (2, 3, 4), (3, 5, 3)  # operations of a composition, and their weights
+FEWEST_OUTPUTS = 3  # different ones; a task whose outputs are nearly all equal tests nothing
 CONTRACTS = {
     "numbers": "isinstance(numbers, list) and all(isinstance(number, int) for number in numbers)",
     "words": "isinstance(words, list) and all(isinstance(word, str) for word in words)",
@@ -35,7 +36,7 @@ CONTRACTS = {
     "scores": "isinstance(scores, dict) and all(isinstance(score, int) for score in scores.values())",
     "number": "isinstance(number, int) and number >= 0",
 }
-SETTINGS: Mapping[str, Any] = {
+SETTINGS: Mapping[str, object] = {
     "name": "demo",
     "dataset.path": DATA_FILE,
     "model.path": BASE_DIRECTORY,
@@ -58,8 +59,8 @@ SETTINGS: Mapping[str, Any] = {
 
 
 @dataclass(frozen=True, slots=True)
-class World:
-    """Where everything lies, and what is known of the rows that a real set would not tell; ids as in `scores.jsonl`."""
+class DemoProject:
+    """The files of a demo, and the ids of its rows by their kind (as in `scores.jsonl`), which a real set lacks."""
 
     directory: Path
     project_file: Path
@@ -84,23 +85,23 @@ class Row:
         return content_id((Message("user", self.problem), Message("assistant", self.solution)))
 
 
-def make_world(directory: Path, seed: int) -> World:
-    """Writes the world into `directory`, over one that stands there; what else lies there is left alone. The same seed
-    gives the same bytes."""
+def write_demo_project(directory: Path, seed: int) -> DemoProject:
+    """Writes the demo's project into `directory`; replaces an older one and leaves other files alone. The same seed
+    gives the same bytes. Raises InputError where `directory` is a file."""
     if directory.exists() and not directory.is_dir():
         raise InputError(
-            f"{directory} is a file. Expected: a directory for the demo's world, there or not yet. Name another: "
+            f"{directory} is a file. Expected: a directory for the demo, existing or new. Name another: "
             "codetune demo DIR"
         )
     rows = draw_rows(Random(f"rows {seed}"))
     again = Random(f"duplicates {seed}").sample(rows, DUPLICATED_ROWS)
-    write_lines(directory / DATA_FILE, (_as_line(row) for row in _with_duplicates(rows, again, seed)))
+    write_lines(directory / DATA_FILE, (_json_line(row) for row in _with_duplicates(rows, again, seed)))
     write_benchmark(directory / BENCHMARK_FILE, seed)
     shutil.copytree(SHIPPED_BASE, directory / BASE_DIRECTORY, dirs_exist_ok=True)
     write_text(directory / PROJECT_FILE, commented_yaml({**SETTINGS, "seed": seed}))
     kinds = ("trivial", "composed", "mismatched")
     ids = {kind: frozenset(row.id for row in rows if row.kind == kind) for kind in kinds}
-    return World(
+    return DemoProject(
         directory=directory,
         project_file=directory / PROJECT_FILE,
         data=directory / DATA_FILE,
@@ -113,7 +114,7 @@ def make_world(directory: Path, seed: int) -> World:
 
 
 def write_benchmark(path: Path, seed: int) -> None:
-    """The held-out tasks as a JSONL in EvalPlus format."""
+    """Writes the held-out tasks as a JSONL file in EvalPlus format."""
     write_lines(path, (json.dumps(task) for task in draw_benchmark(Random(f"benchmark {seed}"))))
 
 
@@ -132,18 +133,18 @@ def draw_rows(random: Random) -> list[Row]:
     return random.sample(list(rows.values()), len(rows))
 
 
-def draw_benchmark(random: Random) -> Iterator[dict[str, Any]]:
+def draw_benchmark(random: Random) -> Iterator[dict[str, object]]:
     seen: set[str] = set()
     while len(seen) < TASKS:
         task = draw_task(random, random.choices(LENGTHS, LENGTH_WEIGHTS)[0], reserved=True)
-        calls = [EMPTY[task.argument]]
+        calls = [EMPTY_ARGUMENT[task.argument]]
         calls += [draw_argument(task.argument, random) for _ in range(BASE_CALLS + PLUS_CALLS - len(calls))]
-        if task.composition in seen or not _tells_apart(task, calls):
+        if task.composition in seen or not _detects_omissions(task, calls):
             continue
         seen.add(task.composition)
         yield {
             "task_id": f"Demo/{len(seen) - 1}",
-            # Without its line break: so small a model has only seen the one that its tokenizer joins to the indent.
+            # Without its line break: the base model has only seen line breaks that are one token with the indentation.
             "prompt": prompt(task, describe(task, random)).rstrip(),
             "entry_point": task.name,
             "canonical_solution": f"\n{task.body}",
@@ -155,7 +156,7 @@ def draw_benchmark(random: Random) -> Iterator[dict[str, Any]]:
 
 
 def _trivial(random: Random) -> tuple[str, str]:
-    task = draw_task(random, TRIVIAL_STEPS, reserved=False)
+    task = draw_task(random, TRIVIAL_OPERATIONS, reserved=False)
     return instruct(task, random), answer(task)
 
 
@@ -165,9 +166,9 @@ def _composed(random: Random) -> tuple[str, str]:
 
 
 def _mismatched(random: Random) -> tuple[str, str]:
-    """One task's instruction above the answer of another that shares no step with it."""
+    """The instruction of one task with the answer of another that shares no operation with it."""
     asked, answered = _composition(random), _composition(random)
-    while {step.name for step in asked.steps} & {step.name for step in answered.steps}:
+    while {operation.name for operation in asked.operations} & {operation.name for operation in answered.operations}:
         answered = _composition(random)
     return instruct(asked, random), answer(answered)
 
@@ -176,30 +177,30 @@ def _composition(random: Random) -> Task:
     return draw_task(random, random.choices(LENGTHS, LENGTH_WEIGHTS)[0], reserved=False)
 
 
-def _tells_apart(task: Task, calls: list[object]) -> bool:
-    """Whether the calls show it when a step is left out, and do not all come to the same."""
+def _detects_omissions(task: Task, calls: list[object]) -> bool:
+    """Whether the outputs of the calls differ from each other, and change when any one operation is left out."""
     expected = outputs(task, calls)
     if len({repr(output) for output in expected}) < (2 if isinstance(expected[0], bool) else FEWEST_OUTPUTS):
         return False
     return all(
-        outputs(_without(task, place), calls) != expected
-        for place, step in enumerate(task.steps)
-        if step.takes == step.gives
+        outputs(_without(task, index), calls) != expected
+        for index, operation in enumerate(task.operations)
+        if operation.takes == operation.gives
     )
 
 
-def _without(task: Task, place: int) -> Task:
-    steps = task.steps[:place] + task.steps[place + 1 :]
-    return replace(task, steps=steps, fillers=task.fillers[:place] + task.fillers[place + 1 :])
+def _without(task: Task, index: int) -> Task:
+    operations = task.operations[:index] + task.operations[index + 1 :]
+    return replace(task, operations=operations, values=task.values[:index] + task.values[index + 1 :])
 
 
 def _with_duplicates(rows: list[Row], again: list[Row], seed: int) -> list[Row]:
-    """Each duplicate somewhere behind its original."""
-    random, placed = Random(f"places {seed}"), list(rows)
+    """The rows with each duplicate at a random position after its original."""
+    random, combined = Random(f"places {seed}"), list(rows)
     for row in again:
-        placed.insert(random.randint(placed.index(row) + 1, len(placed)), row)
-    return placed
+        combined.insert(random.randint(combined.index(row) + 1, len(combined)), row)
+    return combined
 
 
-def _as_line(row: Row) -> str:
+def _json_line(row: Row) -> str:
     return json.dumps({"problem": row.problem, "solution": row.solution})

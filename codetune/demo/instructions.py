@@ -1,12 +1,13 @@
-"""How a task is asked for, and how its code is answered: instructions as a table of texts, some plain, some around the
-beginning of the function as benchmarks ask. `{what}` is the task in one sentence, `{list}` the same as numbered lines,
-`{prompt}` signature and docstring."""
+"""Tasks -> instructions and answers. Instructions are templates: some plain, some around the beginning of the function,
+as benchmarks ask. `{what}` is the task in one sentence, `{list}` the same as numbered lines, `{prompt}` signature and
+docstring.
+"""
 
 from __future__ import annotations
 
 from random import Random
 
-from codetune.demo.grammar import Task, say
+from codetune.demo.tasks import Task, draw_phrases
 
 PLAIN = (
     "Write a Python function {name}({argument}): {what}.",
@@ -24,12 +25,12 @@ AROUND_THE_PROMPT = (
     "Please implement `{name}` in Python:\n```python\n{prompt}```\nAnswer with a code block.",
     "Here is the beginning of a function. Finish it.\n\n{prompt}",
 )
-_CONNECTIONS = (", ", ", then ", "; ")
-_LAST_CONNECTIONS = (" and ", ", then ", ", and finally ")
+_CONJUNCTIONS = (", ", ", then ", "; ")
+_LAST_CONJUNCTIONS = (" and ", ", then ", ", and finally ")
 
 
 def instruct(task: Task, random: Random) -> str:
-    """An instruction for the task: half of them plain, half around signature and docstring."""
+    """An instruction for the task: with equal chance plain, or around signature and docstring."""
     template = random.choice(random.choice((PLAIN, AROUND_THE_PROMPT)))
     what = describe(task, random)
     return template.format(
@@ -47,20 +48,22 @@ def answer(task: Task) -> str:
 
 
 def prompt(task: Task, what: str) -> str:
-    """Signature and docstring: the beginning that a benchmark gives."""
+    """Signature and docstring, as a benchmark gives them."""
     return f'{task.signature}    """{_capital(what)}."""\n'
 
 
 def describe(task: Task, random: Random) -> str:
-    """The task as a sentence without capital and full stop."""
-    *phrases, last = say(task, random)
+    """The task as a sentence, without its capital letter and full stop."""
+    *phrases, last = draw_phrases(task, random)
     if not phrases:
         return last
-    return random.choice(_CONNECTIONS).join(phrases) + random.choice(_LAST_CONNECTIONS) + last
+    return random.choice(_CONJUNCTIONS).join(phrases) + random.choice(_LAST_CONJUNCTIONS) + last
 
 
 def numbered(task: Task, random: Random) -> str:
-    return "\n".join(f"{number}. {_capital(phrase)}" for number, phrase in enumerate(say(task, random), start=1))
+    return "\n".join(
+        f"{number}. {_capital(phrase)}" for number, phrase in enumerate(draw_phrases(task, random), start=1)
+    )
 
 
 def _capital(text: str) -> str:

@@ -8,22 +8,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codetune.benchmark.benchmarks import instruction
-from codetune.demo.grammar import draw_task
-from codetune.demo.wording import AROUND_THE_PROMPT, answer, describe, instruct, prompt
+from codetune.demo.instructions import AROUND_THE_PROMPT, answer, describe, instruct, prompt
+from codetune.demo.tasks import draw_task
 from codetune.records import Problem
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 4))
-def test_an_instruction_leaves_nothing_of_the_task_unsaid(seed: int, length: int) -> None:
+def test_an_instruction_describes_the_whole_task(seed: int, length: int) -> None:
     random = Random(seed)
     task = draw_task(random, length, reserved=False)
     text = instruct(task, random)
     assert task.name in text
     assert task.argument in text
     assert "{" not in text
-    for step, filler in zip(task.steps, task.fillers, strict=True):
-        wordings = [w.replace("{n}", filler["n"]).replace("{c}", filler["c"]) for w in step.wordings]
+    for operation, values in task.pairs():
+        wordings = [w.replace("{n}", values["n"]).replace("{c}", values["c"]) for w in operation.wordings]
         assert any(wording.lower() in text.lower() for wording in wordings)
 
 
@@ -39,7 +39,7 @@ def test_the_prompt_and_the_body_make_a_function() -> None:
     compile(source, "demo", "exec")
 
 
-def test_the_instructions_know_the_words_of_the_benchmark_prompt() -> None:
+def test_the_instructions_contain_the_words_of_the_benchmark_prompt() -> None:
     """What the tuned model is asked at the end is in reach of what it was trained on: the same fence around signature
     and docstring, and no word that the instructions lack."""
     random = Random(5)
