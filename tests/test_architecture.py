@@ -4,8 +4,10 @@ torch, and that nothing prints or swallows errors."""
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import tokenize
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +19,7 @@ import pytest
 
 Node = TypeVar("Node", bound=ast.AST)
 PACKAGE = Path(__file__).resolve().parents[1] / "codetune"
+FILE_NAME = re.compile(r"(?<![\w/.<>])[\w/]+\.(?:py|md)\b")
 
 # Room -> what it may import, rooms by their names below `codetune`. A room is a package or a module.
 _NOUNS = ("project", "records", "errors", "text")
@@ -255,6 +258,23 @@ def test_a_file_is_read_at_one_sitting() -> None:
 def test_every_module_opens_with_what_it_is_for() -> None:
     silent = [module for module in _modules() if not ast.get_docstring(_tree(module)) and _path(module).name[0] != "_"]
     assert not silent
+
+
+def test_every_file_that_a_docstring_or_comment_names_exists() -> None:
+    files = [path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*") if path.suffix in (".py", ".md")]
+    named = {(module, name) for module in _modules() for text in _prose(module) for name in FILE_NAME.findall(text)}
+    assert not [(module, name) for module, name in named if not any(f"/{file}".endswith(f"/{name}") for file in files)]
+
+
+def _prose(module: str) -> Iterator[str]:
+    """The docstrings and comments of a module."""
+    for node in ast.walk(_tree(module)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield ast.get_docstring(node) or ""
+    with tokenize.open(_path(module)) as source:
+        yield from (
+            token.string for token in tokenize.generate_tokens(source.readline) if token.type == tokenize.COMMENT
+        )
 
 
 @cache

@@ -31,7 +31,7 @@ from codetune.store.scratch import scratch_directory
 
 Key = TypeVar("Key")
 
-# Import paths are appended: in front of the standard library, a user's own types.py would replace its module.
+# Import paths are appended: in front of the standard library, a user's own module `types` would replace its module.
 WORKER = "import sys; sys.path += sys.argv[2:]; from codetune.benchmark.worker_pool import serve; serve()"
 STOP_PASSES = 20  # a program may start others while it is being killed
 

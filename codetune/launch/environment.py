@@ -1,5 +1,5 @@
 """Processes and their surroundings: shards, threads, which of several processes this one is, and what the environment
-tells libraries. The one module that reads or writes environment variables; `work/workers.py` starts processes and
+tells libraries. The one module that reads or writes environment variables; `workers.py` starts processes and
 watches them."""
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """A directory (see `model_files.py`) -> its configuration, tokenizer and network. Every one that codetune loads comes
-through here, but for encoders (`selection/sentences.py`).
+through here, but for encoders (`selection/embed.py`).
 
 Reads weights from safetensors only, asks no hub and runs no code that comes with a model. A checkpoint that leaves
 parameters without a value is an error: transformers initializes them at random and only warns. Does not choose the

@@ -1,7 +1,7 @@
 """`project.Training` -> `TrainingArguments`: what the Trainer of transformers is asked to do, and what it is kept from.
 
-Its own logging, saving and progress bars are off (meter.py and checkpoint.py do these; it hands our lines of metrics to
-whom `report_to` names), and one step of its loop is one optimizer step, whatever the accumulation (see exact.py)."""
+Its own logging, saving and progress bars are off (metrics.py and checkpoint.py do these; it hands our lines of metrics
+to whom `report_to` names), and one step of its loop is one optimizer step, whatever the accumulation (trainer.py)."""
 
 from __future__ import annotations
 
