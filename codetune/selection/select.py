@@ -26,7 +26,7 @@ RowIndices = NDArray[np.int64]  # positions in the columns of SelectionInputs
 
 @dataclass(frozen=True, slots=True)
 class SelectionInputs:
-    """What is known of each row, as columns. A column that the strategy does not need is None."""
+    """The rows to choose from, as columns. A column that the strategy does not need is None."""
 
     ids: NDArray[np.uint64]  # [rows], ascending
     ifd: NDArray[np.float64] | None  # [rows]; NaN where scoring refused the row
