@@ -122,6 +122,13 @@ def test_a_bar_stands_where_it_was_moved(
         assert (task.completed, task.total) == (completed, total)
 
 
+def test_a_bar_over_many_fast_items_is_moved_seldom_and_to_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    amounts: list[int] = []
+    monkeypatch.setattr(console.ProgressBar, "advance", lambda self, amount: amounts.append(amount))
+    assert sum(1 for _ in console.track(range(50_000), "reading", None, "row")) == 50_000
+    assert (sum(amounts), len(amounts) < 1000) == (50_000, True)
+
+
 def test_where_units_are_made_of_tokens_the_rate_is_in_tokens_per_second() -> None:
     with console.progress("generate", 9, "sample") as bar:
         bar.advance(1, tokens=50)
