@@ -71,7 +71,7 @@ def defined_names(code: str) -> set[str]:
     return {name for node in tree.body for name in _bound(node)} if tree else set()
 
 
-def undefined_names(code: str) -> set[str]:
+def undefined_names(code: str) -> frozenset[str]:
     """The names that a program loads and no statement of it binds, without Python's own. `from module import *` may
     bind some of them."""
     return _loaded_names(code) - defined_names(code) - BUILTIN_NAMES
@@ -99,8 +99,9 @@ def reads_input(code: str) -> bool:
     return tree is not None and any(_reads_input(node) for node in tree.body if not isinstance(node, DEFINITIONS))
 
 
+@lru_cache(maxsize=64)  # the same few programs of an answer are looked at again and again
 def parse(code: str) -> ast.Module | None:
-    """The syntax tree; None where it is no Python."""
+    """The syntax tree, which nobody changes; None where it is no Python."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the parser's, about escapes and comparisons in the model's code
@@ -237,14 +238,15 @@ def _own_nodes(tree: ast.AST) -> Iterator[ast.AST]:
                 waiting.append(node)
 
 
-def _loaded_names(code: str) -> set[str]:
+@lru_cache(maxsize=64)
+def _loaded_names(code: str) -> frozenset[str]:
     """The names that are looked up in the module, from anywhere in it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             waiting = [symtable.symtable(code, "<string>", "exec")]
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # such as a `return` of no function
-        return set()
+        return frozenset()
     found = set()
     while waiting:
         table = waiting.pop()
@@ -254,7 +256,7 @@ def _loaded_names(code: str) -> set[str]:
             symbol.get_name() for symbol in symbols if symbol.is_referenced() and (in_module or symbol.is_global())
         }
         waiting += table.get_children()
-    return found
+    return frozenset(found)
 
 
 def _reads_input(tree: ast.AST) -> bool:
