@@ -7,8 +7,6 @@ is killed. So only its address and the path in its cache are used, and the file 
 from __future__ import annotations
 
 import gzip
-import os
-import tempfile
 import urllib.request
 import zlib
 from http.client import HTTPException
@@ -17,6 +15,7 @@ from pathlib import Path
 from evalplus.data.utils import get_dataset_metadata
 
 from codetune.errors import CodetuneError, InputError
+from codetune.store.files import write_bytes
 
 CONNECT_SECONDS = 5
 
@@ -27,7 +26,7 @@ def cached_file(dataset: str, version: str) -> Path:
     address, cached = get_dataset_metadata(dataset, version, mini=False)
     path = Path(cached)
     if not path.is_file():
-        _write_whole(path, _download(address, path))
+        write_bytes(path, _download(address, path))
     return path
 
 
@@ -47,12 +46,3 @@ def _download(address: str, path: Path) -> bytes:
         raise CodetuneError(
             f"The download of {address} broke off ({why}). Expected: the whole file. Try again, or: {remedy}"
         ) from why
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Under a temporary name first: half a benchmark must never be taken for a whole one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-    Path(name).replace(path)

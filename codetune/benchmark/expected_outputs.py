@@ -8,9 +8,7 @@ tuples and sets, and are read by the same reader, which admits no code. EvalPlus
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
-import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +18,7 @@ from codetune.benchmark.benchmarks import problem_digest
 from codetune.benchmark.output_match import Value
 from codetune.records import Problem
 from codetune.sandbox import serialization
+from codetune.store.files import write_bytes
 
 Suite = Literal["base", "plus"]
 
@@ -51,14 +50,8 @@ def expected_path(directory: Path, problem: Problem) -> Path:
 
 
 def write_expected(expected: ExpectedOutputs, path: Path) -> None:
-    content = serialization.encode([(suite.outputs, suite.seconds) for suite in (expected.base, expected.plus)])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(descriptor)
-    Path(name).replace(path)
+    suites = [(suite.outputs, suite.seconds) for suite in (expected.base, expected.plus)]
+    write_bytes(path, serialization.encode(suites))
 
 
 def read_expected(path: Path) -> ExpectedOutputs:

@@ -50,7 +50,10 @@ def test_verdicts_follow_base_and_plus(expected: Path) -> None:
     ]  # type: ignore[arg-type]
 
 
-def test_a_program_that_hangs_outside_of_its_function_times_out(expected: Path) -> None:
+def test_a_program_that_hangs_outside_of_its_function_times_out(
+    expected: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("codetune.benchmark.judge.PATIENCE", 2)  # on a busy machine it is judged again
     assert verdict_of("while True: pass", expected, problem(base_input=[[1]])) == ("timeout", "timeout")
 
 
@@ -142,8 +145,8 @@ def test_expected_outputs_leave_a_value_its_memory(tmp_path: Path, monkeypatch: 
     sandbox.close()
 
 
-def test_a_time_out_without_a_cpu_is_tried_again_alone_and_with_patience(tmp_path: Path) -> None:
-    """Two programs at once, and two strangers all the time, share the one core that this test leaves them."""
+def test_a_time_out_without_a_cpu_is_tried_again_alone_and_with_patience(expected: Path) -> None:
+    """Two programs at once, and two other processes all the time, share the one core that this test leaves them."""
     task = problem(base_input=[[1]], plus_input=[])
     spin = "import time\ndef double(x):\n    until = time.process_time() + 0.6\n"
     spin += "    while time.process_time() < until: pass\n    return 2 * x"
@@ -151,19 +154,19 @@ def test_a_time_out_without_a_cpu_is_tried_again_alone_and_with_patience(tmp_pat
     solutions = [Solution("Own/0", code, sample) for sample, code in enumerate([spin, endless])]
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})
-    strangers = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
     try:
-        found = {verdict.sample: verdict for verdict in judge([task], solutions, tmp_path, 2, TIER)}
+        found = {verdict.sample: verdict for verdict in judge([task], solutions, expected, 2, TIER)}
     finally:
         os.sched_setaffinity(0, cores)
-        for stranger in strangers:
-            stranger.kill()
-            stranger.wait()
+        for other in others:
+            other.kill()
+            other.wait()
     assert [found[sample].base for sample in range(2)] == ["pass", "fail"]
     assert found[1].failure.endswith("took over 1 s")
 
 
-def test_a_sleeper_is_not_starved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sleeper_is_not_starved(expected: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
 
     def watched(jobs: Sequence[tuple[Any, Any]], workers: int, limit_seconds: float) -> Iterator[tuple[Any, Any]]:
@@ -172,8 +175,7 @@ def test_a_sleeper_is_not_starved(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("codetune.benchmark.judge.run_jobs", watched)
     task = problem(base_input=[[1]], plus_input=[])
-    prepared = list(prepare([task], tmp_path, 1, TIER))
-    [found] = judge(prepared, [Solution("Own/0", "import time\ndef double(x): time.sleep(9)")], tmp_path, 1, TIER)
+    [found] = judge([task], [Solution("Own/0", "import time\ndef double(x): time.sleep(9)")], expected, 1, TIER)
     assert found.failure.endswith("took over 1 s")
     assert [job.candidate.patience for job in seen if isinstance(job, JudgeSolution)] == [1]
 
@@ -199,9 +201,9 @@ list(judge([problem(base_input=calls)], solutions, Path(sys.argv[1]), 2, sys.arg
 
 
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGKILL])
-def test_an_interrupt_stops_at_once_and_leaves_no_process(tmp_path: Path, by: signal.Signals) -> None:
+def test_an_interrupt_stops_at_once_and_leaves_no_process(expected: Path, tmp_path: Path, by: signal.Signals) -> None:
     judging = subprocess.Popen(
-        [sys.executable, "-c", JUDGING, str(tmp_path / "expected"), TIER],
+        [sys.executable, "-c", JUDGING, str(expected), TIER],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env={"TMPDIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])},
@@ -219,7 +221,7 @@ def test_an_interrupt_stops_at_once_and_leaves_no_process(tmp_path: Path, by: si
     assert not alive
     assert time.monotonic() - stopping < 5
     if by == signal.SIGINT:
-        assert [path.name for path in tmp_path.iterdir()] == ["expected"]
+        assert not list(tmp_path.iterdir())
 
 
 def test_an_abandoned_iterator_ends_its_workers(expected: Path) -> None:

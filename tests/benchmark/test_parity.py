@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from evalplus.eval import untrusted_check
 
 from codetune.benchmark.judge import judge
@@ -45,41 +47,51 @@ RETURNS = [
     ("1", True),
     ("2", 2.0),
 ]
-IMPORTS = "import collections, fractions, numpy, sympy, types\n"
+MODULES = re.compile(r"\b(collections|fractions|numpy|sympy|types)\.")
 
-# Those that EvalPlus' process has loaded before its guard, which takes away what they need, and some that it has not.
-MODULES = ("pandas", "datasets", "pyarrow", "numpy", "sympy", "requests", "asyncio", "subprocess", "nowhere")
+# EvalPlus' process has loaded some of these before its guard, which takes away what they need, and others not.
+IMPORTED = ("pandas", "datasets", "pyarrow", "numpy", "sympy", "requests", "asyncio", "subprocess", "nowhere")
+IMPORTING = [
+    *[f"import {name}\ndef double(x): return 2 * x" for name in IMPORTED],
+    "import pandas as pd\ndef double(x): return int(pd.Series([x, x]).sum())",
+]
+EVALPLUS_CHECK = """
+import sys
+import evalplus.evaluate
+from evalplus.eval import untrusted_check
+for program in sys.argv[1:]:
+    print(untrusted_check("own", program, [[1]], "double", [2], 0, [1.0])[0])
+"""
+
+
+@pytest.fixture(scope="module")
+def evalplus_statuses() -> list[str]:
+    command = [sys.executable, "-c", EVALPLUS_CHECK, *IMPORTING]
+    return subprocess.run(command, capture_output=True, check=True, text=True).stdout.split()
 
 
 @each_tier(and_none=True)
-def test_a_module_can_be_imported_where_it_can_under_the_evalplus_command(tier: str, tmp_path: Path) -> None:
-    programs = [f"import {name}\ndef double(x): return 2 * x" for name in MODULES]
-    programs.append("import pandas as pd\ndef double(x): return int(pd.Series([x, x]).sum())")
+def test_a_module_can_be_imported_where_it_can_under_the_evalplus_command(
+    tier: str, expected: Path, evalplus_statuses: list[str]
+) -> None:
     task = problem(base_input=[[1]], plus_input=[])
-    check = (
-        "import sys\nimport evalplus.evaluate\nfrom evalplus.eval import untrusted_check\n"
-        "for program in sys.argv[1:]: print(untrusted_check('own', program, [[1]], 'double', [2], 0, [1.0])[0])"
-    )
-    command = [sys.executable, "-c", check, *programs]
-    theirs = subprocess.run(command, capture_output=True, check=True, text=True).stdout.split()
-    solutions = [Solution("Own/0", program, sample) for sample, program in enumerate(programs)]
-    verdicts = sorted(judge([task], solutions, tmp_path, 2, tier), key=lambda verdict: verdict.sample)
-    differing = [both for both in zip(verdicts, theirs, strict=True) if both[0].base != both[1]]
+    solutions = [Solution("Own/0", program, sample) for sample, program in enumerate(IMPORTING)]
+    verdicts = sorted(judge([task], solutions, expected, 2, tier), key=lambda verdict: verdict.sample)
+    differing = [both for both in zip(verdicts, evalplus_statuses, strict=True) if both[0].base != both[1]]
     assert differing == []
-    assert theirs == ["pass"] * 8 + ["fail", "pass"]
+    assert evalplus_statuses == ["pass"] * 8 + ["fail", "pass"]
 
 
-def test_what_equals_plain_data_is_judged_as_by_evalplus(tmp_path: Path) -> None:
+def test_what_equals_plain_data_is_judged_as_by_evalplus(expected: Path) -> None:
     tasks, solutions, theirs = [], [], []
-    for number, (returned, expected) in enumerate(RETURNS):
-        program = f"{IMPORTS}def double(x): return {returned}"
-        canonical = f"    return {expected!r}\n"
-        tasks.append(
-            problem(task_id=f"Own/{number}", canonical_solution=canonical, base_input=[[1]], plus_input=[], atol=0)
-        )
+    for number, (returned, value) in enumerate(RETURNS):
+        imports = "".join(f"import {name}\n" for name in MODULES.findall(returned))
+        program = f"{imports}def double(x): return {returned}"
+        canonical = f"    return {value!r}\n"
+        tasks.append(problem(task_id=f"Own/{number}", canonical_solution=canonical, base_input=[[1]], plus_input=[]))
         solutions.append(Solution(f"Own/{number}", program))
-        theirs.append(untrusted_check("own", program, [[1]], "double", [expected], 0, [1.0])[0])
-    verdicts = {verdict.task_id: verdict.base for verdict in judge(tasks, solutions, tmp_path, 2, "none")}
+        theirs.append(untrusted_check("own", program, [[1]], "double", [value], 0, [1.0])[0])
+    verdicts = {verdict.task_id: verdict.base for verdict in judge(tasks, solutions, expected, 2, "none")}
     ours = [verdicts[task.task_id] for task in tasks]
     assert list(zip(RETURNS, ours, strict=True)) == list(zip(RETURNS, theirs, strict=True))
     assert {"pass", "fail"} == set(ours)

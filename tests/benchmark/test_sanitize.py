@@ -15,6 +15,8 @@ from codetune.records import Completion, Solution
 from tests.benchmark.answers import LOSING, WHOLE
 from tests.benchmark.tasks import PROMPT, problem
 
+Form = type[Solution | Completion]
+
 ANSWER = """Sure, here it is:
 
 ```python
@@ -65,16 +67,15 @@ TESTS = "\n".join(f"assert double({n}) == {2 * n}" for n in range(9))
     ],
     ids=["tests longer", "unclosed", "begun inside", "in a list", "prompt repeated", "two versions"],
 )
-def test_tests_longer_than_the_function_are_not_taken_for_it(answer: str) -> None:
-    for sample in (Solution("Own/0", answer), Completion("Own/0", answer)):
-        assert sanitize(problem(), sample).solution.solution == FUNCTION
+@pytest.mark.parametrize("form", [Solution, Completion])
+def test_tests_longer_than_the_function_are_not_taken_for_it(answer: str, form: Form) -> None:
+    assert sanitize(problem(), form("Own/0", answer)).solution.solution == FUNCTION
 
 
 @pytest.mark.parametrize("body", ["    return x + x", "```python\n    return x + x\n```\nDone.", "return x + x\n```\n"])
-def test_a_body_alone_is_the_prompts_body(body: str) -> None:
-    expected = f"{PROMPT}\n    return x + x"
-    for sample in (Solution("Own/0", body), Completion("Own/0", body)):
-        assert sanitize(problem(), sample).solution.solution == expected
+@pytest.mark.parametrize("form", [Solution, Completion])
+def test_a_body_alone_is_the_prompts_body(body: str, form: Form) -> None:
+    assert sanitize(problem(), form("Own/0", body)).solution.solution == f"{PROMPT}\n    return x + x"
 
 
 def doubles(program: str) -> bool:
@@ -87,15 +88,18 @@ def doubles(program: str) -> bool:
 
 
 @pytest.mark.parametrize("manner", [*WHOLE, *LOSING])
-def test_the_program_is_found_in_whatever_manner_a_model_answers(manner: str) -> None:
-    answer = (WHOLE | LOSING)[manner]
-    theirs = extract(answer, "double")
-    for sample in (Solution("Own/0", answer), Completion("Own/0", answer)):
-        found = sanitize(problem(), sample)
-        assert doubles(found.solution.solution), found.solution.solution
-        assert sanitize(problem(), found.solution).solution == found.solution
-    if manner in WHOLE and doubles(theirs):
-        assert sanitize(problem(), Solution("Own/0", answer)).solution.solution == theirs
+@pytest.mark.parametrize("form", [Solution, Completion])
+def test_the_program_is_found_in_whatever_manner_a_model_answers(manner: str, form: Form) -> None:
+    found = sanitize(problem(), form("Own/0", (WHOLE | LOSING)[manner]))
+    assert doubles(found.solution.solution), found.solution.solution
+    assert sanitize(problem(), found.solution).solution == found.solution
+
+
+@pytest.mark.parametrize("manner", WHOLE)
+def test_an_answer_from_which_evalplus_extracts_the_program_is_what_evalplus_makes_of_it(manner: str) -> None:
+    theirs = extract(WHOLE[manner], "double")
+    if doubles(theirs):
+        assert sanitize(problem(), Solution("Own/0", WHOLE[manner])).solution.solution == theirs
 
 
 @pytest.mark.parametrize("manner", LOSING)
@@ -109,15 +113,12 @@ def test_a_name_that_the_answer_nowhere_defines_is_no_reason_to_leave_evalplus_r
     assert sanitize(problem(), Solution("Own/0", text)).solution.solution == extract(text, "double")
 
 
-def test_code_that_evalplus_can_call_is_what_evalplus_makes_of_it() -> None:
-    for text in (
-        ANSWER,
-        FUNCTION,
-        f"{FUNCTION}\n{TESTS}",
-        "double = lambda x: 2 * x\nprint(double(1))",
-        f"x = 1\n{ANSWER}",
-    ):
-        assert sanitize(problem(), Solution("Own/0", text)).solution.solution == extract(text, "double")
+@pytest.mark.parametrize(
+    "text",
+    [ANSWER, FUNCTION, f"{FUNCTION}\n{TESTS}", "double = lambda x: 2 * x\nprint(double(1))", f"x = 1\n{ANSWER}"],
+)
+def test_code_that_evalplus_can_call_is_what_evalplus_makes_of_it(text: str) -> None:
+    assert sanitize(problem(), Solution("Own/0", text)).solution.solution == extract(text, "double")
 
 
 def test_a_function_that_never_returns_stays_as_evalplus_leaves_it() -> None:
@@ -153,9 +154,9 @@ EARLY += "            return False\n    return True"
 
 
 @pytest.mark.parametrize("body", [EARLY, f"```python\n{EARLY}\n```\nDone."])
-def test_a_body_that_begins_with_an_early_return_is_kept_whole(body: str) -> None:
-    for sample in (Solution("Own/0", body), Completion("Own/0", body)):
-        assert sanitize(PRIME, sample).solution.solution == f"def is_prime(n):\n\n    {EARLY}"
+@pytest.mark.parametrize("form", [Solution, Completion])
+def test_a_body_that_begins_with_an_early_return_is_kept_whole(body: str, form: Form) -> None:
+    assert sanitize(PRIME, form("Own/0", body)).solution.solution == f"def is_prime(n):\n\n    {EARLY}"
 
 
 USES_ADD = "def double(x):\n    return add(x)"
@@ -211,11 +212,12 @@ def test_an_attribute_that_is_set_behind_the_function_is_kept() -> None:
     assert doubles(sanitize(problem(), Solution("Own/0", text)).solution.solution)
 
 
-def test_what_fills_data_behind_the_first_test_is_not_needed() -> None:
-    data = "SEEN = []\ndef double(x):\n    SEEN.append(x)\n    return x + x\n"
-    for behind in ("assert double(1) == 2\nSEEN.clear()", "SEEN.append(double(2))", "print(SEEN)\nSEEN.append(1)"):
-        text = f"{data}{behind}\n"
-        assert sanitize(problem(), Solution("Own/0", text)).solution.solution == extract(text, "double")
+@pytest.mark.parametrize(
+    "behind", ["assert double(1) == 2\nSEEN.clear()", "SEEN.append(double(2))", "print(SEEN)\nSEEN.append(1)"]
+)
+def test_what_fills_data_behind_the_first_test_is_not_needed(behind: str) -> None:
+    text = f"SEEN = []\ndef double(x):\n    SEEN.append(x)\n    return x + x\n{behind}\n"
+    assert sanitize(problem(), Solution("Own/0", text)).solution.solution == extract(text, "double")
 
 
 def test_a_body_with_a_variable_of_its_functions_name_stays_a_body() -> None:
@@ -299,7 +301,7 @@ lines = st.sampled_from(
 
 @settings(max_examples=800, deadline=None)
 @given(st.lists(lines, max_size=14), st.sampled_from([Solution, Completion]))
-def test_sanitizing_twice_changes_nothing(text: list[str], form: type[Solution | Completion]) -> None:
+def test_sanitizing_twice_changes_nothing(text: list[str], form: Form) -> None:
     once = sanitize(problem(), form("Own/0", "\n".join(text)))
     again = sanitize(problem(), once.solution)
     assert (again.solution, again.changed) == (once.solution, False)
