@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig, PreTrainedModel, TrainingArguments
 
+from codetune.data.token_cache import TokenCache
 from codetune.errors import ModelError, ProjectError
 from codetune.launch.devices import choose_device
 from codetune.model.adapters import add_adapters
@@ -20,7 +21,6 @@ from codetune.model.model_files import ADAPTER_CONFIG, base_model_directory
 from codetune.project.sections import Project, Training
 from codetune.training.arguments import Precision
 from codetune.training.parallelism import SHARDED, Strategy, loading_whole
-from codetune.training.token_cache import TokenCache
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from codetune.data.packing import MicroBatchPlan, split_into_micro_batches
+from codetune.data.token_cache import Sample, TokenCache
 from codetune.project.sections import Training
-from codetune.training.token_cache import Sample, TokenCache
 
 
 def samples_per_step(training: Training, processes: int) -> int:

@@ -11,6 +11,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from codetune.data.packing import PACKED, MicroBatchPlan
+from codetune.data.token_cache import TokenCache
 from codetune.errors import ModelError
 from codetune.launch.devices import choose_device
 from codetune.launch.process_group import ProcessGroup
@@ -30,7 +31,6 @@ from codetune.training.collate import Collator
 from codetune.training.flops import Arithmetic, peak_operations
 from codetune.training.loss import Losses, losses_of
 from codetune.training.parallelism import is_whole
-from codetune.training.token_cache import TokenCache
 from codetune.training.trainer import Material
 
 

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 
 from codetune.data.packing import PACKED, PackedRow, pack
+from codetune.data.token_cache import Sample
 from codetune.model.attention import packed_inputs
 from codetune.project.sections import PadMode
-from codetune.training.token_cache import Sample
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from codetune.data.token_cache import TokenCache, read_token_cache, remove_token_cache, write_token_cache
 from codetune.data.tokens import DroppedSample, TrainingTokens, training_tokens
 from codetune.errors import DataError, ProjectError
 from codetune.launch.devices import choose_device, count_gpus, gpu_memory_bytes
@@ -48,7 +49,6 @@ from codetune.training.parallelism import (
     sharing_arguments,
     whole_weights,
 )
-from codetune.training.token_cache import TokenCache, read_token_cache, remove_token_cache, write_token_cache
 from codetune.training.trainer import ExactTrainer, telling_of_full_memory
 
 TOKENS = "tokens.i32"

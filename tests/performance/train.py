@@ -128,6 +128,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 
     prepare_process()
 
+    from codetune.data.token_cache import write_token_cache
     from codetune.launch.devices import choose_device
     from codetune.launch.process_group import SINGLE_PROCESS
     from codetune.project.sections import Model, Project, Training
@@ -135,7 +136,6 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     from codetune.training.build_model import make_ready, material_for
     from codetune.training.callbacks import Course
     from codetune.training.loss import plain_losses
-    from codetune.training.token_cache import write_token_cache
     from codetune.training.trainer import ExactTrainer
 
     size, device = SIZES[given.size], choose_device()

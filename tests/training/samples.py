@@ -9,8 +9,8 @@ import torch
 from transformers import PreTrainedModel
 
 from codetune.data.packing import MicroBatchPlan, split_into_micro_batches
+from codetune.data.token_cache import Sample
 from codetune.training.collate import Collator
-from codetune.training.token_cache import Sample
 
 
 def sample(name: str, length: int, learned: list[int]) -> Sample:

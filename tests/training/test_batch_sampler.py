@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codetune.data.packing import MicroBatchPlan
+from codetune.data.token_cache import TokenCache, write_token_cache
 from codetune.data.tokens import TrainingTokens
 from codetune.project.sections import Training
 from codetune.training.batch_sampler import Share, StepPlan, samples_per_step, total_steps
-from codetune.training.token_cache import TokenCache, write_token_cache
 
 MODES = ["max_length", "dynamic_pad", "paper_pack", "dynamic_pack"]
 

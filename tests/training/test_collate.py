@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from codetune.data.token_cache import Sample
 from codetune.training.collate import Collator
-from codetune.training.token_cache import Sample
 from tests.training.samples import SAMPLES, collated
 
 MODES = ["max_length", "dynamic_pad", "paper_pack", "dynamic_pack"]

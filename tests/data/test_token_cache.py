@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from codetune.data.token_cache import write_token_cache
 from codetune.data.tokens import TrainingTokens
-from codetune.training.token_cache import write_token_cache
 
 
 def tokens(*ids: int, learned: int) -> TrainingTokens:
