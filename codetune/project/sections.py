@@ -23,6 +23,7 @@ ChatFormat = Literal["codellama", "codegemma", "deepseek", "starcoder2", "codeqw
 Strategy = Literal["ifd_cluster", "parametric", "ifd", "perplexity", "kcenter", "length", "random", "all"]
 PadMode = Literal["max_length", "dynamic_pad", "dynamic_pack", "paper_pack"]
 Method = Literal["full", "lora", "qlora"]
+Precision = Literal["float32", "bfloat16", "float16"]  # of the arithmetic, once `auto` is resolved
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]

@@ -1,9 +1,9 @@
-"""Who trains on what in which step: an order of the rows for each epoch, cut into steps of the global batch size, and
-each step dealt to processes and micro-batches.
+"""The samples that each rank trains on in each optimizer step: a permutation of the rows for each epoch, cut into steps
+of the global batch size; each step is split into micro-batches of each rank.
 
-The order follows from seed, epoch and global batch size alone, so neither pad mode, accumulation nor the number of
-processes changes which samples make up a step. Every row comes once an epoch; the last step of an epoch is smaller.
-Torch knows the plan as a batch sampler, and a process's share of the steps as a data set."""
+The order follows from the seed, the epoch and the global batch size alone, so pad mode, accumulation and the number of
+ranks do not change which samples a step learns from. Each row is drawn once an epoch; the last step of an epoch may be
+smaller. `StepSampler` is a batch sampler and `RankDataset` a map-style data set for torch's `DataLoader`."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def samples_per_step(training: Training, processes: int) -> int:
 
 def total_steps(training: Training, rows: int, processes: int) -> int:
     """Optimizer steps of the whole training."""
-    steps = training.epochs * len(StepPlan(rows, samples_per_step(training, processes), seed=0))
+    steps = training.epochs * len(StepSampler(rows, samples_per_step(training, processes), seed=0))
     return steps if training.max_steps is None else min(steps, training.max_steps)
 
 
-class StepPlan:
-    """Yields the rows of one optimizer step after the other, for the epoch that was last set (transformers sets it).
-    It is the same in every process."""
+class StepSampler:
+    """Yields the row indices of one optimizer step after the other, for the epoch of the last `set_epoch` (which
+    accelerate's data loader calls). All ranks yield the same."""
 
     def __init__(self, rows: int, samples_per_step: int, seed: int) -> None:
         self.rows, self.samples_per_step, self.seed = rows, samples_per_step, seed
@@ -48,17 +48,17 @@ class StepPlan:
             yield order[start : start + self.samples_per_step].tolist()
 
 
-class Share:
-    """The rows of a step -> the micro-batches of the process `rank`. Dealt only when asked for, so that a continued
-    training skips a million steps in no time."""
+class RankDataset:
+    """Row indices of a step -> the micro-batches of the rank `rank`. Rows are read only when a step is asked for, so a
+    resumed training skips a million steps in a moment."""
 
-    def __init__(self, token_cache: TokenCache, plan_of_batches: MicroBatchPlan, rank: int) -> None:
-        self._corpus, self._micro_batch_plan, self._rank = token_cache, plan_of_batches, rank
+    def __init__(self, token_cache: TokenCache, plan: MicroBatchPlan, rank: int) -> None:
+        self._token_cache, self._plan, self._rank = token_cache, plan, rank
 
     def __len__(self) -> int:
-        return len(self._corpus)
+        return len(self._token_cache)
 
     def __getitems__(self, rows: Sequence[int]) -> list[list[Sample]]:
-        """What torch's loader calls with everything that the plan yielded at once."""
-        batches = split_into_micro_batches(self._corpus.lengths(rows), self._micro_batch_plan)[self._rank]
-        return [[self._corpus[rows[position]] for position in batch] for batch in batches]
+        """`DataLoader` calls this with all indices of a batch at once."""
+        micro_batches = split_into_micro_batches(self._token_cache.lengths(rows), self._plan)[self._rank]
+        return [[self._token_cache[rows[index]] for index in micro_batch] for micro_batch in micro_batches]

@@ -1,18 +1,24 @@
-"""A loaded network -> the one that is trained, and what it learns from: attention that keeps samples apart, activations
-recomputed, adapters, the steps of this process; and, when the training begins and whatever shares the network over
-processes is in place, the loss, after samples were seen to be apart in the very thing that is trained."""
+"""Directory of a base model -> the network that is trained, and what trains it.
+
+`load_base_model` reads the weights (in which precision, whole or sharded), `prepare_model` sets attention, activation
+checkpointing and adapters, `training_inputs` collects what the Trainer needs besides: step order, batches, loss.
+`rebuild_model` makes a whole model of gathered weights at the end, where no rank holds one."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel, TrainingArguments
 
 from codetune.data.packing import PACKED, MicroBatchPlan
 from codetune.data.token_cache import TokenCache
-from codetune.errors import ModelError
+from codetune.errors import ModelError, ProjectError
 from codetune.launch.devices import choose_device
 from codetune.launch.process_group import ProcessGroup
 from codetune.model.adapters import add_adapters, base_network
@@ -23,91 +29,207 @@ from codetune.model.attention import (
     require_no_chunked_attention,
     set_default_attention,
 )
+from codetune.model.load import load_model, load_quantized_model, uninitialized_model
+from codetune.model.model_files import ADAPTER_CONFIG, base_model_directory
 from codetune.model.packing_check import ShardedNetwork, require_isolation
-from codetune.project.sections import Project, Training
-from codetune.training.arguments import Precision, arithmetic_in
-from codetune.training.batch_sampler import Share, StepPlan, samples_per_step
+from codetune.project.sections import Precision, Project, Training
+from codetune.training.batch_sampler import RankDataset, StepSampler, samples_per_step
 from codetune.training.collate import Collator
-from codetune.training.flops import Arithmetic, peak_operations
-from codetune.training.loss import Losses, losses_of
-from codetune.training.parallelism import is_whole
-from codetune.training.trainer import Material
+from codetune.training.loss import LossFunction, loss_function
+from codetune.training.metrics import FlopCounter, peak_flops_per_second
+from codetune.training.parallelism import SHARDED, ParallelStrategy, is_unsharded, without_sharded_loading
 
 
-def make_ready(network: PreTrainedModel, project: Project, precision: Precision) -> PreTrainedModel | PeftModel:
-    """Raises ModelError for an attention that cannot work here, or that cannot keep packed samples apart."""
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """The model that the training starts from: where it is, the precision of the arithmetic, and how it is divided."""
+
+    path: Path
+    precision: Precision
+    strategy: ParallelStrategy
+
+    @property
+    def loads_sharded(self) -> bool:
+        """Whether each rank keeps a shard while it loads. Not where adapters are merged into whole weights first."""
+        return self.strategy in SHARDED and not (self.path / ADAPTER_CONFIG).is_file()
+
+    @property
+    def broadcasts_weights(self) -> bool:
+        """Whether rank 0 alone reads the weights, and sends each other rank its shard."""
+        return self.strategy == "fsdp" and self.loads_sharded
+
+    def loading(self, arguments: TrainingArguments) -> AbstractContextManager[None]:
+        whole = self.strategy in SHARDED and not self.loads_sharded
+        return without_sharded_loading(arguments) if whole else nullcontext()
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingInputs:
+    """What the Trainer needs besides the model."""
+
+    sampler: StepSampler
+    dataset: RankDataset
+    collator: Collator
+    build_loss: Callable[[torch.nn.Module], LossFunction]  # takes the module that the strategy has wrapped the model in
+    settings: Training
+    flop_counter: FlopCounter | None
+    peak_flops_per_second: float | None  # of this rank's GPU
+
+
+def arithmetic_precision(project: Project, model_path: Path) -> Precision:
+    """`model.dtype`; of `auto` that of the model's configuration."""
+    if project.model.dtype != "auto":
+        return project.model.dtype
+    configured = AutoConfig.from_pretrained(base_model_directory(model_path), local_files_only=True).dtype
+    match str(configured).removeprefix("torch."):
+        case "bfloat16":
+            return "bfloat16"
+        case "float16":
+            return "float16"
+        case _:
+            return "float32"
+
+
+def load_base_model(project: Project, base: BaseModel, is_first: bool) -> PreTrainedModel:
+    """Trained weights are float32, because updates are smaller than the resolution of bfloat16. Frozen weights, below
+    adapters, have the arithmetic's precision, but float32 under FSDP, which shards only weights of one type (and
+    computes in 16 bits nevertheless). FSDP shards a model that is in CPU memory, so no GPU has to hold it whole."""
+    dtype = "float32" if project.train.method == "full" or base.strategy == "fsdp" else base.precision
+    settings = project.model.model_copy(update={"dtype": dtype, "attention": "auto"})
+    if project.train.method == "qlora":
+        return load_quantized_model(base.path, settings, choose_device(), project.train.quantization)
+    if base.broadcasts_weights and not is_first:
+        return uninitialized_model(base.path, settings)
+    return load_model(base.path, settings, "cpu" if base.strategy == "fsdp" else choose_device())
+
+
+def require_fit(network: PreTrainedModel, settings: Training, token_cache: TokenCache) -> None:
+    """Raises ModelError for token ids without an embedding, ProjectError for samples longer than the model's window,
+    and for packed or padded samples that would change each other's positions."""
+    vocabulary = _embeddings(network).num_embeddings
+    if token_cache.largest_token >= vocabulary:
+        raise ModelError(
+            f"The tokenizer gives token {token_cache.largest_token}, the model's embeddings end at {vocabulary - 1}. "
+            "Expected: a tokenizer that belongs to the model. Set model.path to a directory where they do."
+        )
+    window = getattr(network.config, "max_position_embeddings", None)
+    if window is not None and token_cache.longest > window:
+        raise ProjectError(
+            f"The longest sample has {token_cache.longest} tokens, the model's window {window}. Expected: samples that "
+            f"fit. Set train.max_length: {window}"
+        )
+    _require_independent_positions(network, settings, token_cache)
+
+
+def _require_independent_positions(network: PreTrainedModel, settings: Training, token_cache: TokenCache) -> None:
+    """LongRoPE (Phi-3 with 128k tokens) changes the frequencies of the whole micro-batch as soon as one of its samples
+    is longer than the window of the first pre-training (transformers, modeling_rope_utils)."""
+    rope = getattr(network.config.get_text_config(), "rope_parameters", None) or {}
+    window = rope.get("original_max_position_embeddings") if rope.get("rope_type") == "longrope" else None
+    is_padded = settings.pad_mode == "max_length"
+    longest = settings.max_length if is_padded else token_cache.longest
+    if window is not None and longest > window and (is_padded or settings.per_device_batch_size > 1):
+        raise ProjectError(
+            f"{type(network).__name__} embeds the positions of all samples of a micro-batch differently where one has "
+            f"more than {window} tokens, and here one has {longest}. Expected: samples that do not change each other. "
+            f"Set train.max_length: {window}, or train.pad_mode: dynamic_pack with train.per_device_batch_size: 1"
+        )
+
+
+def prepare_model(network: PreTrainedModel, project: Project, precision: Precision) -> PreTrainedModel | PeftModel:
+    """The network as it is trained. Raises ModelError for an attention that cannot work here, or that cannot isolate
+    packed samples."""
     settings = project.train
     packed = settings.pad_mode in PACKED
     asked = project.model.attention
-    wanted = attention_implementation(asked, packed, AttentionSpec.of(network, precision, choose_device()))
-    if asked == "auto" and wanted == "sdpa":
+    attention = attention_implementation(asked, packed, AttentionSpec.of(network, precision, choose_device()))
+    if asked == "auto" and attention == "sdpa":
         set_default_attention(network)
     else:
-        network.set_attn_implementation(wanted)
-    if packed or wanted in KERNELS.values():
+        network.set_attn_implementation(attention)
+    if packed or attention in KERNELS.values():
         require_no_chunked_attention(network, settings.max_length)
     if settings.gradient_checkpointing:
-        _recompute_activations(network)
+        _checkpoint_activations(network)
     return add_adapters(network, settings.method, settings.lora, project.seed)
 
 
-def material_for(
+def training_inputs(
     model: PreTrainedModel | PeftModel,
     project: Project,
     precision: Precision,
     token_cache: TokenCache,
     group: ProcessGroup,
-) -> Material:
-    """Padding is the pad token of the model's configuration, or any other: no loss and no sample ever looks at it."""
-    settings, network = project.train, base_network(model)
-    return Material(
-        StepPlan(len(token_cache), samples_per_step(settings, group.count), project.seed),
-        Share(token_cache, _micro_batch_plan(settings, network, group), group.member.rank),
-        Collator(settings.pad_mode, settings.max_length, settings.pack_isolation, _padding(network)),
-        partial(_begin, network, project, precision),
+) -> TrainingInputs:
+    settings, network, device = project.train, base_network(model), choose_device()
+    plan = MicroBatchPlan(
+        settings.pad_mode,
+        settings.per_device_batch_size,
+        group.count,
+        settings.sort_in_step,
+        network.config.get_text_config().hidden_size,
+    )
+    return TrainingInputs(
+        StepSampler(len(token_cache), samples_per_step(settings, group.count), project.seed),
+        RankDataset(token_cache, plan, group.member.rank),
+        Collator(settings.pad_mode, settings.max_length, settings.pack_isolation, _pad_token(network)),
+        partial(_build_loss, network, project, precision),
         settings,
-        Arithmetic.of(network, settings.method),
-        _peak_operations(precision),
+        FlopCounter.of(network, settings.method),
+        None if device == "cpu" else peak_flops_per_second(precision, torch.cuda.get_device_name(device)),
     )
 
 
-def _begin(network: PreTrainedModel, project: Project, precision: Precision, trained: torch.nn.Module) -> Losses:
-    """`trained` is the network or what has been wrapped around it. Raises ModelError where packed samples see each
-    other and must not."""
+def rebuild_model(
+    project: Project, base: BaseModel, weights: Mapping[str, torch.Tensor]
+) -> PreTrainedModel | PeftModel:
+    """A whole model in CPU memory, of the kind that was trained, with the gathered weights."""
+    settings = project.model.model_copy(update={"dtype": base.precision, "attention": "auto"})
+    network = load_model(base.path, settings, "cpu")
+    model = add_adapters(network, project.train.method, project.train.lora, project.seed)
+    found = model.load_state_dict(weights, strict=False)
+    assert not found.unexpected_keys, found.unexpected_keys
+    return model
+
+
+def _build_loss(
+    network: PreTrainedModel, project: Project, precision: Precision, wrapped: torch.nn.Module
+) -> LossFunction:
+    """Called when training begins, so that the checks run on what is trained. Raises ModelError where packed samples
+    attend to each other although `pack_isolation` is true."""
     device, settings = choose_device(), project.train
-    shared = None if is_whole(network) else ShardedNetwork(trained, device)
-    with arithmetic_in(precision, torch.device(device)):
+    sharded = None if is_unsharded(network) else ShardedNetwork(wrapped, device)
+    with _autocast(precision, torch.device(device)):
         if settings.pad_mode in PACKED and settings.pack_isolation:
-            require_isolation(network, shared)
-        return losses_of(network, shared)
+            require_isolation(network, sharded)
+        return loss_function(network, sharded)
 
 
-def _micro_batch_plan(settings: Training, network: PreTrainedModel, group: ProcessGroup) -> MicroBatchPlan:
-    width = network.config.get_text_config().hidden_size
-    return MicroBatchPlan(settings.pad_mode, settings.per_device_batch_size, group.count, settings.sort_in_step, width)
+def _autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """As the Trainer calls the model."""
+    return nullcontext() if precision == "float32" else torch.autocast(device.type, getattr(torch, precision))
 
 
-def _padding(network: PreTrainedModel) -> int:
+def _pad_token(network: PreTrainedModel) -> int:
+    """The pad token of the configuration where it is in the vocabulary, else 0: no sample attends to padding."""
     token = getattr(network.config.get_text_config(), "pad_token_id", None)
-    embeddings: torch.nn.Embedding = network.get_input_embeddings()  # type: ignore[assignment]
-    return token if isinstance(token, int) and 0 <= token < embeddings.num_embeddings else 0
+    return token if isinstance(token, int) and 0 <= token < _embeddings(network).num_embeddings else 0
 
 
-def _peak_operations(precision: Precision) -> float | None:
-    device = choose_device()
-    return None if device == "cpu" else peak_operations(precision, torch.cuda.get_device_name(device))
+def _embeddings(network: PreTrainedModel) -> torch.nn.Embedding:
+    return network.get_input_embeddings()  # type: ignore[return-value]
 
 
-def _recompute_activations(network: PreTrainedModel) -> None:
-    """Never the reentrant kind: it fails with adapters, and with several processes."""
+def _checkpoint_activations(network: PreTrainedModel) -> None:
+    """Not the reentrant kind: it fails with adapters, and with several processes."""
     options = {"use_reentrant": False}
     try:
-        if hasattr(network, "activation_checkpointing_enable"):  # transformers 5.23; 5.17 knows the older name only
+        if hasattr(network, "activation_checkpointing_enable"):  # transformers 5.23; 5.17 has the older name only
             network.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
         else:
             network.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)  # type: ignore[no-untyped-call]
     except ValueError as why:
         raise ModelError(
-            f"train.gradient_checkpointing is true, and transformers has none for {type(network).__name__}. Expected: "
-            "an architecture that it can do that with. Set train.gradient_checkpointing: false"
+            f"train.gradient_checkpointing is true, and transformers cannot do that with {type(network).__name__}. "
+            "Expected: an architecture that supports it. Set train.gradient_checkpointing: false"
         ) from why

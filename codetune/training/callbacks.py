@@ -1,8 +1,9 @@
-"""The course of a training: what is due at the end of each step (a line of metrics, a checkpoint, an end), and what
-came of it all. Holds the only state that changes while the Trainer runs; a checkpoint takes it along.
+"""What happens at the end of each optimizer step: metrics are summed over the ranks and written, a checkpoint is due or
+not, and an interruption ends the training. Holds the only state that changes while the Trainer runs; a checkpoint
+stores it.
 
-Each process has one, and at the end of a step they agree: on the sums of what all of them did, and on what is due. The
-first one writes and tells."""
+Each rank has one `TrainingCallbacks`. At the end of a step the ranks agree, by all-reduce, on the metrics and on what
+is due. Rank 0 alone writes files and reports progress."""
 
 from __future__ import annotations
 
@@ -13,96 +14,105 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from codetune.launch.process_group import ProcessGroup
 from codetune.project.sections import Training
-from codetune.training.checkpoint import Checkpoint, Facts, prune_checkpoints, seal_checkpoint
-from codetune.training.metrics import Line, Meter, StepFacts, append_line, cut
+from codetune.training.checkpoint import Checkpoint, Fingerprint, prune_checkpoints, seal_checkpoint
+from codetune.training.metrics import (
+    MetricAccumulator,
+    MetricsLine,
+    StepMetrics,
+    append_metrics,
+    truncate_metrics,
+)
 
-Report = Callable[[Mapping[str, float | None]], None]
+ProgressReport = Callable[[Mapping[str, float | None]], None]
+# Each rank knows these of its own part of a step; the learning rate, the norm and the time are the same in all.
+SUMMED_OVER_RANKS = ("loss", "tokens", "tokens_seen", "samples", "flops", "peak_flops")
 
 
 @dataclass(frozen=True, slots=True)
-class Due:
-    """What is to be done at the end of a step."""
+class StepControl:
+    """What is due at the end of a step; the same in all ranks."""
 
-    save: bool
-    stop: bool
-    line: Line | None  # of metrics, written already; for whoever else wants to hear of it
+    should_save: bool
+    should_stop: bool
+    metrics: MetricsLine | None  # where a line is due; rank 0 has written it
 
 
-class Course:
+class TrainingCallbacks:
+    """`saves_last_step` says whether a checkpoint of the last step is of use: whether a resumed training could make the
+    model of it."""
+
     def __init__(
-        self, settings: Training, directory: Path, facts: Facts, steps: int, report: Report, ranks: ProcessGroup
+        self,
+        settings: Training,
+        directory: Path,
+        fingerprint: Fingerprint,
+        total_steps: int,
+        report: ProgressReport,
+        group: ProcessGroup,
+        saves_last_step: bool = True,
     ) -> None:
-        self.steps, self.step, self.meter = steps, 0, Meter()
+        self.total_steps, self.step, self.metrics = total_steps, 0, MetricAccumulator()
         self.interrupted = False
-        self._settings, self._directory, self._facts, self._report = settings, directory, facts, report
-        self._ranks = ranks
-        self.saves_last = True  # whether a checkpoint of the last step can be continued: the model made of it
+        self._settings, self._directory, self._fingerprint = settings, directory, fingerprint
+        self._report, self._group, self._saves_last_step = report, group, saves_last_step
         self._last_saved = time.monotonic()
 
-    def begin(self, checkpoint: Checkpoint | None) -> None:
-        """From the checkpoint, or from nothing; lines of metrics behind it are dropped."""
+    def on_train_begin(self, checkpoint: Checkpoint | None) -> None:
+        """Continues the sums of the checkpoint; drops lines of metrics after it."""
         if checkpoint is not None:
-            self.step, self.meter = checkpoint.step, Meter.restored(checkpoint.meter)
-        if self._ranks.is_first:
-            cut(self._metrics, self.step)
+            self.step, self.metrics = checkpoint.step, MetricAccumulator.restored(checkpoint.metrics)
+        if self._group.is_first:
+            truncate_metrics(self._metrics_file, self.step)
 
-    def on_step(self, step: int, epoch: float, facts: StepFacts) -> Due:
-        """The same in every process, but for the line, which the first one writes."""
+    def on_step_end(self, step: int, epoch: float, rank_metrics: StepMetrics) -> StepControl:
         self.step = step
-        facts = self._of_all(facts)
-        # By the clock of the first process, for those of two machines differ. One interrupted process stops all.
-        saves = self._ranks.is_first and self._is_save_due()
-        peak, interrupted, due = self._ranks.max([peak_memory_bytes(), self.interrupted, saves])
-        # In the last step there is nothing left to stop: what remains is to save the model.
-        self.interrupted = bool(interrupted) and step < self.steps
-        self.meter = self.meter.plus(facts, int(peak) or None)
+        metrics = self._over_ranks(rank_metrics)
+        # The clock of rank 0 decides, because clocks of two machines differ. One interrupted rank stops all.
+        saves = self._group.is_first and self._is_save_due()
+        peak, interrupted, should_save = self._group.max([peak_memory_bytes(), self.interrupted, saves])
+        # After the last step there is nothing to stop: the model is to be saved.
+        self.interrupted = bool(interrupted) and step < self.total_steps
+        self.metrics = self.metrics.plus(metrics, int(peak) or None)
         line = None
-        if step % self._settings.logging_steps == 0 or step == self.steps:
-            line = self.meter.line(step, epoch)
-            self.meter = self.meter.after_line()
-        if self._ranks.is_first:
-            shown = {"loss": facts.loss, "learning_rate": facts.learning_rate, "grad_norm": facts.grad_norm}
-            self._report({"step": step, "steps": self.steps, "epoch": epoch, **shown})
+        if step % self._settings.logging_steps == 0 or step == self.total_steps:
+            line = self.metrics.line(step, epoch)
+            self.metrics = self.metrics.after_line()
+        if self._group.is_first:
+            shown = {"loss": metrics.loss, "learning_rate": metrics.learning_rate, "grad_norm": metrics.grad_norm}
+            self._report({"step": step, "steps": self.total_steps, "epoch": epoch, **shown})
             if line is not None:
-                append_line(self._metrics, line)
-        return Due(self.interrupted or bool(due), self.interrupted, line)
+                append_metrics(self._metrics_file, line)
+        return StepControl(self.interrupted or bool(should_save), self.interrupted, line)
 
-    def on_saved(self, path: Path, step: int) -> None:
-        """The checkpoint counts when every process has written its part; none goes on before it does."""
-        self._ranks.barrier()
-        if self._ranks.is_first:
-            seal_checkpoint(path, step, self._facts, self.meter.state())
+    def on_save(self, path: Path, step: int) -> None:
+        """Seals the checkpoint once every rank has written its part; returns in all ranks when it is sealed."""
+        self._group.barrier()
+        if self._group.is_first:
+            seal_checkpoint(path, step, self._fingerprint, self.metrics.state())
             prune_checkpoints(self._directory, self._settings.keep_checkpoints)
-        self._ranks.barrier()
+        self._group.barrier()
         self._last_saved = time.monotonic()
-
-    def _of_all(self, facts: StepFacts) -> StepFacts:
-        """A process knows its own part of the step's loss, tokens and operations."""
-        shared = ("loss", "tokens", "tokens_seen", "samples", "operations", "possible_operations")
-        own = [getattr(facts, name) for name in shared]
-        sums = [type(amount)(total) for amount, total in zip(own, self._ranks.sum(own), strict=True)]
-        return replace(facts, **dict(zip(shared, sums, strict=True)))
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM ask for a checkpoint and an end after the step at hand; the second one ends at once."""
+        """The first Ctrl-C or SIGTERM asks for a checkpoint and an end after the current step; the second one ends the
+        process at once."""
         if threading.current_thread() is not threading.main_thread():
-            yield  # Python hands signals to the main thread only
+            yield  # Python delivers signals to the main thread only
             return
         earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-        def note(number: int, frame: Any) -> None:
+        def interrupt(number: int, frame: object) -> None:
             self.interrupted = True
             signal.signal(number, earlier[signal.Signals(number)])
 
         for number in earlier:
-            signal.signal(number, note)
+            signal.signal(number, interrupt)
         try:
             yield
         finally:
@@ -110,20 +120,25 @@ class Course:
                 signal.signal(number, handler)
 
     @property
-    def _metrics(self) -> Path:
+    def _metrics_file(self) -> Path:
         return self._directory / "metrics.jsonl"
 
+    def _over_ranks(self, metrics: StepMetrics) -> StepMetrics:
+        own = [getattr(metrics, name) for name in SUMMED_OVER_RANKS]
+        sums = [type(value)(total) for value, total in zip(own, self._group.sum(own), strict=True)]
+        return replace(metrics, **dict(zip(SUMMED_OVER_RANKS, sums, strict=True)))
+
     def _is_save_due(self) -> bool:
-        if self.step == self.steps and not self.saves_last:
+        if self.step == self.total_steps and not self._saves_last_step:
             return False
         every, minutes = self._settings.save_steps, self._settings.save_minutes
         if every is not None and self.step % every == 0:
             return True
-        # The end needs none: the model itself is saved then.
+        # None after the last step: the model itself is saved then.
         waited = time.monotonic() - self._last_saved
-        return minutes is not None and waited >= 60 * minutes and self.step < self.steps
+        return minutes is not None and waited >= 60 * minutes and self.step < self.total_steps
 
 
 def peak_memory_bytes() -> int:
-    """Of this process' GPU; 0 without one."""
+    """Of this process's GPU; 0 without one."""
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0

@@ -1,14 +1,13 @@
-"""Checkpoints: `train/checkpoint-STEP/`, as the Trainer writes them, sealed by us when they are whole.
+"""Checkpoints: `train/checkpoint-STEP/`, written by the Trainer of transformers and sealed here when complete.
 
-The manifest (`codetune.json`) is written last. It names every file with its size (the Trainer would go on without a word
-where the optimizer's is missing), the facts that a continued training must share (it would not notice other data
-either), and the running sums of the metrics. A directory without a manifest was cut off, and is removed.
-"""
+The manifest `codetune.json` is written last. It lists every file with its size (the Trainer would continue silently
+without the optimizer's state), the fingerprint that a resumed training must share (the Trainer would not notice other
+data either), and the sums of the metrics. A directory without a manifest is an incomplete checkpoint, and is
+removed."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,111 +15,100 @@ from pathlib import Path
 from typing import Any
 
 from codetune.errors import StaleError
+from codetune.store.files import flush_to_disk, write_text
 
-SEAL = "codetune.json"
-STEP_SAMPLES, SHARING = "samples of a step", "launch.strategy"  # facts that follow from how it was launched
-Facts = Mapping[str, Any]
+MANIFEST = "codetune.json"
+STEP_SAMPLES, STRATEGY = "samples of a step", "launch.strategy"  # keys that depend on how the training is launched
+Fingerprint = Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     step: int
     path: Path
-    facts: Facts
-    meter: Mapping[str, Any]
-    files: Mapping[str, int]  # bytes
+    fingerprint: Fingerprint
+    metrics: Mapping[str, Any]  # `MetricAccumulator.state`
+    files: Mapping[str, int]  # bytes by path below `path`
 
 
-def last_checkpoint(directory: Path, facts: Facts) -> Checkpoint | None:
-    """The newest whole checkpoint, after a check that it belongs to this training."""
+def last_checkpoint(directory: Path, fingerprint: Fingerprint) -> Checkpoint | None:
+    """The newest sealed checkpoint. Raises StaleError where it belongs to another training, or lacks a file."""
     found = max(_sealed(directory), key=lambda checkpoint: checkpoint.step, default=None)
     if found is not None:
-        _require_same(found, json.loads(json.dumps(facts)))
-        _require_whole(found)
+        _require_same(found, json.loads(json.dumps(fingerprint)))
+        _require_complete(found)
     return found
 
 
 def sealed_checkpoints(directory: Path) -> list[Checkpoint]:
-    """Those that are whole, in the order of their steps; removes nothing."""
+    """All sealed checkpoints in the order of their steps; removes nothing."""
     return sorted(_sealed(directory), key=lambda checkpoint: checkpoint.step)
 
 
-def remove_torn(directory: Path) -> None:
-    """What a crash left: checkpoints without a manifest."""
+def remove_incomplete_checkpoints(directory: Path) -> None:
+    """Removes checkpoints without a manifest, which a crash left."""
     for leftover in directory.glob("checkpoint-*"):
-        if not (leftover / SEAL).exists():
+        if not (leftover / MANIFEST).exists():
             shutil.rmtree(leftover)
 
 
-def seal_checkpoint(path: Path, step: int, facts: Facts, meter: Mapping[str, Any]) -> None:
-    """From here on the checkpoint counts, also after a loss of power."""
+def seal_checkpoint(path: Path, step: int, fingerprint: Fingerprint, metrics: Mapping[str, Any]) -> None:
+    """Writes the manifest. The checkpoint then survives a loss of power."""
     files = sorted(file for file in path.rglob("*") if file.is_file())
     for file in files:
-        _flush(file)
-    record = {
-        "step": step,
-        "facts": facts,
-        "meter": meter,
-        "files": {str(file.relative_to(path)): file.stat().st_size for file in files},
-    }
-    scratch = path / f"{SEAL}.new"
-    scratch.write_text(json.dumps(record, indent=1), encoding="utf-8")
-    _flush(scratch)
-    scratch.replace(path / SEAL)
-    _flush(path)
+        flush_to_disk(file)
+    sizes = {str(file.relative_to(path)): file.stat().st_size for file in files}
+    record = {"step": step, "facts": fingerprint, "meter": metrics, "files": sizes}
+    write_text(path / MANIFEST, json.dumps(record, indent=1))
 
 
 def prune_checkpoints(directory: Path, keep: int) -> None:
-    """Deletes all but the newest `keep`. The manifest goes first: half a deletion leaves no checkpoint that looks whole."""
-    newest_first = sorted(_sealed(directory), key=lambda checkpoint: -checkpoint.step)
-    for checkpoint in newest_first[keep:]:
-        (checkpoint.path / SEAL).unlink()
+    """Deletes all but the newest `keep`, each manifest first: what an interrupted deletion leaves counts as
+    incomplete."""
+    for checkpoint in sealed_checkpoints(directory)[::-1][keep:]:
+        (checkpoint.path / MANIFEST).unlink()
         shutil.rmtree(checkpoint.path)
 
 
 def _sealed(directory: Path) -> Iterator[Checkpoint]:
-    for manifest in directory.glob(f"checkpoint-*/{SEAL}"):
+    for manifest in directory.glob(f"checkpoint-*/{MANIFEST}"):
         record = json.loads(manifest.read_text(encoding="utf-8"))
         yield Checkpoint(record["step"], manifest.parent, record["facts"], record["meter"], record["files"])
 
 
-def _require_same(checkpoint: Checkpoint, facts: Facts) -> None:
+def _require_same(checkpoint: Checkpoint, now: Fingerprint) -> None:
+    then = checkpoint.fingerprint
     different = [
-        f"{name} {checkpoint.facts.get(name)!r} then, {facts.get(name)!r} now"
-        for name in {**checkpoint.facts, **facts}
-        if checkpoint.facts.get(name) != facts.get(name)
+        f"{name} {then.get(name)!r} then, {now.get(name)!r} now"
+        for name in {**then, **now}
+        if then.get(name) != now.get(name)
     ]
     if different:
         raise StaleError(
             f"{checkpoint.path} was made by another training: {'; '.join(different)}. Expected: the same settings and "
-            f"rows, so that it can be continued.{_way_back(checkpoint.facts, facts)} To throw it away and begin anew: "
-            "codetune train --restart"
+            f"rows, so that it can be continued.{_launch_advice(then, now)} To discard it and start again: codetune "
+            "train --restart"
         )
 
 
-def _way_back(then: Facts, now: Facts) -> str:
-    """What a difference that is not a setting of the project comes from."""
-    told = ""
+def _launch_advice(then: Fingerprint, now: Fingerprint) -> str:
+    """How to undo a difference that comes from the launch and not from a setting of the project."""
+    advice = ""
     if then.get(STEP_SAMPLES) != now.get(STEP_SAMPLES):
-        told += f" Without train.global_batch_size they follow the processes: set it to {then.get(STEP_SAMPLES)}."
-    if str(then.get(SHARING)).startswith("zero") and then.get(SHARING) != now.get(SHARING):
-        told += " DeepSpeed cuts its checkpoints for its strategy and so many processes: use as many again."
-    return told
+        advice += (
+            " Without train.global_batch_size the samples of a step depend on the number of processes: set it to "
+            f"{then.get(STEP_SAMPLES)}."
+        )
+    if str(then.get(STRATEGY)).startswith("zero") and then.get(STRATEGY) != now.get(STRATEGY):
+        advice += " A DeepSpeed checkpoint fits one strategy and one number of processes: use the same again."
+    return advice
 
 
-def _require_whole(checkpoint: Checkpoint) -> None:
+def _require_complete(checkpoint: Checkpoint) -> None:
     for name, size in checkpoint.files.items():
         file = checkpoint.path / name
         if not file.is_file() or file.stat().st_size != size:
             raise StaleError(
-                f"{file} is missing or not as it was written. Expected: {size} bytes. Delete the checkpoint, and the "
-                f"training continues from the one before it: rm -r {checkpoint.path}"
+                f"{file} is missing or has another size than when it was written. Expected: {size} bytes. Delete the "
+                f"checkpoint, and the training continues from the one before it: rm -r {checkpoint.path}"
             )
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,13 +1,13 @@
-"""The micro-batches of an optimizer step -> tensors.
+"""The micro-batches of an optimizer step -> tensors. One item of the data loader is a whole step of this rank.
 
-One item of the loader is a whole step of this process. Positions are flat, over the micro-batch's rows laid end to end:
-`positions[i]` is where the token before the learned token `targets[i]` stands. No attention mask is needed: padding
-stands at the right, where a causal model's real tokens never look, and flat rows carry their segments.
+Positions are flat, over the rows of the micro-batch laid end to end: the token before the learned token `targets[n]` is
+at `positions[n]`. No attention mask is needed: padding is on the right, where the tokens of a causal model do not
+attend, and flat rows carry their segments.
 
-Packed samples are one flat row in every mode; what sees what is a matter of its segments. Isolated, each sample is one.
-With `pack_isolation: false` (published packing) a stretch of at most the maximum length is: its samples see those
-before them, and positions run on. The padding of `paper_pack` is a segment of its own, so that it costs the model what
-a padded row costs.
+Packed samples form one flat row in every mode, and its segments say which tokens attend to each other. With
+`pack_isolation: true` each sample is a segment. With `false` (as published) each row of at most the maximum length is
+a segment: its samples attend to those before them, and positions continue. The padding of `paper_pack` is a segment
+of its own, so it costs the model as much as a padded row.
 
 Axes: B rows, T tokens of a row, N learned tokens of the micro-batch."""
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -26,6 +26,25 @@ from codetune.model.attention import packed_inputs
 from codetune.project.sections import PadMode
 
 
+class MicroBatchTensors(TypedDict):
+    inputs: dict[str, object]  # keyword arguments of the model's forward
+    positions: torch.Tensor  # [N]
+    targets: torch.Tensor  # [N]
+    tokens_seen: int  # padding included
+    rows: list[str]  # ids of the samples
+    row_ends: list[int]  # where the targets of each sample end in [N]
+
+
+class StepTensors(TypedDict):
+    micro_batches: list[MicroBatchTensors]
+    labels: torch.Tensor  # [N of all micro-batches]
+    shift_labels: torch.Tensor  # the same; the Trainer counts them to find the tokens that the loss is the mean over
+    tokens: int
+    tokens_seen: int
+    token_pairs: int  # sum of the squared sample lengths
+    samples: int
+
+
 @dataclass(frozen=True, slots=True)
 class Collator:
     pad_mode: PadMode
@@ -33,8 +52,7 @@ class Collator:
     isolated: bool
     pad_token: int
 
-    def __call__(self, micro_batches: Sequence[Sequence[Sample]]) -> dict[str, Any]:
-        """`shift_labels` is what the Trainer counts to find how many tokens the step's loss is the mean over."""
+    def __call__(self, micro_batches: Sequence[Sequence[Sample]]) -> StepTensors:
         batches = [self._micro_batch(samples) if samples else self._idle() for samples in micro_batches]
         targets = torch.cat([batch["targets"] for batch in batches])
         lengths = [len(sample) for samples in micro_batches for sample in samples]
@@ -48,27 +66,28 @@ class Collator:
             "samples": len(lengths),
         }
 
-    def _micro_batch(self, drawn: Sequence[Sample]) -> dict[str, Any]:
+    def _micro_batch(self, drawn: Sequence[Sample]) -> MicroBatchTensors:
         rows = pack([len(sample) for sample in drawn], self.pad_mode, self.max_length)
-        samples = [drawn[at] for row in rows for at in row.samples]
-        places = [np.flatnonzero(sample.learned[1:]) for sample in samples]
-        starts = _starts(rows, drawn)
-        positions = np.concatenate([start + place for start, place in zip(starts, places, strict=True)])
-        targets = np.concatenate([sample.tokens[1:][place] for sample, place in zip(samples, places, strict=True)])
+        samples = [drawn[index] for row in rows for index in row.samples]
+        # The token before a learned one predicts it, so the first token of a sample is never a target.
+        predicting = [np.flatnonzero(sample.learned[1:]) for sample in samples]
+        offsets = _sample_offsets(rows, drawn)
+        positions = [offset + local for offset, local in zip(offsets, predicting, strict=True)]
+        targets = [sample.tokens[1:][local] for sample, local in zip(samples, predicting, strict=True)]
         return {
             "inputs": self._flat(rows, drawn) if self.pad_mode in PACKED else self._padded(rows, drawn),
-            "positions": torch.from_numpy(positions),  # [N]
-            "targets": torch.from_numpy(targets),  # [N]
+            "positions": torch.from_numpy(np.concatenate(positions)),
+            "targets": torch.from_numpy(np.concatenate(targets)),
             "tokens_seen": sum(len(sample) for sample in drawn) + sum(row.padding for row in rows),
             "rows": [sample.id for sample in samples],
-            "row_ends": np.cumsum([len(place) for place in places]).tolist(),  # of each row's targets
+            "row_ends": np.cumsum([len(local) for local in predicting]).tolist(),
         }
 
-    def _padded(self, rows: Sequence[PackedRow], drawn: Sequence[Sample]) -> dict[str, Any]:
+    def _padded(self, rows: Sequence[PackedRow], drawn: Sequence[Sample]) -> dict[str, object]:
         ids = [torch.cat([*_tokens(row, drawn), self._padding(row)]) for row in rows]
         return {"input_ids": torch.stack(ids)}  # [B, T]
 
-    def _flat(self, rows: Sequence[PackedRow], drawn: Sequence[Sample]) -> dict[str, Any]:
+    def _flat(self, rows: Sequence[PackedRow], drawn: Sequence[Sample]) -> dict[str, object]:
         segments: list[torch.Tensor] = []
         for row in rows:
             tokens = _tokens(row, drawn)
@@ -79,25 +98,25 @@ class Collator:
     def _padding(self, row: PackedRow) -> torch.Tensor:
         return torch.full((row.padding,), self.pad_token)
 
-    def _idle(self) -> dict[str, Any]:
-        """For a process that has no sample left while others do: it must take part in their exchange of gradients, to
-        which this adds zeros. No count knows of it."""
+    def _idle(self) -> MicroBatchTensors:
+        """Two pad tokens without targets, for a rank that has no sample left while others do: it takes part in the
+        all-reduce of gradients and adds zeros. No metric counts them."""
         ids = torch.full((2,), self.pad_token)
-        none = torch.zeros(0, dtype=torch.int64)
-        inputs = packed_inputs([ids]) if self.pad_mode in PACKED else {"input_ids": ids[None]}
-        return {"inputs": inputs, "positions": none, "targets": none, "tokens_seen": 0, "rows": [], "row_ends": []}
+        empty = torch.zeros(0, dtype=torch.int64)
+        inputs: dict[str, object] = packed_inputs([ids]) if self.pad_mode in PACKED else {"input_ids": ids[None]}
+        return {"inputs": inputs, "positions": empty, "targets": empty, "tokens_seen": 0, "rows": [], "row_ends": []}
 
 
 def _tokens(row: PackedRow, drawn: Sequence[Sample]) -> list[torch.Tensor]:
-    return [torch.from_numpy(drawn[at].tokens) for at in row.samples]
+    return [torch.from_numpy(drawn[index].tokens) for index in row.samples]
 
 
-def _starts(rows: Sequence[PackedRow], drawn: Sequence[Sample]) -> list[int]:
-    """Where each sample begins when the rows, with their padding, are laid end to end."""
-    starts, at = [], 0
+def _sample_offsets(rows: Sequence[PackedRow], drawn: Sequence[Sample]) -> list[int]:
+    """The offset of each sample's first token when the rows, with their padding, are laid end to end."""
+    offsets, end = [], 0
     for row in rows:
-        for number in row.samples:
-            starts.append(at)
-            at += len(drawn[number])
-        at += row.padding
-    return starts
+        for index in row.samples:
+            offsets.append(end)
+            end += len(drawn[index])
+        end += row.padding
+    return offsets

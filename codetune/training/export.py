@@ -1,5 +1,5 @@
-"""The trained network -> a directory that transformers loads: safetensors in `model.dtype`, the tokenizer with the chat
-template that it was trained with, and a generation configuration that knows where an answer ends. Asks no hub."""
+"""The trained model -> a directory that transformers loads: safetensors in `model.dtype`, the tokenizer with the chat
+template of the training, and a generation configuration with the tokens that end an answer. Never connects to a hub."""
 
 from __future__ import annotations
 
@@ -13,52 +13,52 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from codetune.data.chat import chat_template, stop_strings
 from codetune.data.tokens import adds_bos
-from codetune.errors import CodetuneError
+from codetune.errors import CodetuneError, first_line
 from codetune.model.adapters import base_network, cast_weights, merge_trained_adapters
 from codetune.model.attention import set_default_attention
-from codetune.project.sections import ChatFormat
-from codetune.training.arguments import Precision
+from codetune.project.sections import ChatFormat, Precision
 
-MERGED_ADAPTERS = "adapter"
+MERGED_ADAPTERS = "adapter"  # the directory, in that of the merged model
 
 
 @dataclass(frozen=True, slots=True)
-class Finish:
-    """How a model is saved. `last_tokens` are those that closed an answer in training."""
+class ExportSpec:
+    """How a model is saved. `answer_end_tokens` are the last tokens of the answers in training."""
 
     chat_format: ChatFormat
     precision: Precision
     merge: bool
-    last_tokens: frozenset[int]
+    answer_end_tokens: frozenset[int]
 
 
-def save_trained(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, finish: Finish, saved: Path
+def export_model(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, spec: ExportSpec, saved: Path
 ) -> None:
-    """The model is of no use for training afterwards: its weights are rounded in place. Merged adapters are kept beside
-    the whole model, in `adapter/`, where nobody who loads it stumbles over them."""
+    """Rounds the weights in place, so the model cannot be trained afterwards. With `merge` the adapters are saved as
+    well, in `adapter/` below the merged model, where nothing that loads the merged model reads them. Raises
+    CodetuneError for a full disk."""
     network = base_network(model)
     set_default_attention(network)
     network.config.use_cache = True
-    network.generation_config = _generation_config(tokenizer, finish.chat_format, finish.last_tokens)
-    dtype = getattr(torch, finish.precision)
+    network.generation_config = _generation_config(tokenizer, spec.chat_format, spec.answer_end_tokens)
+    dtype = getattr(torch, spec.precision)
     try:
         if isinstance(model, PeftModel):
-            _save_adapters(model, saved / MERGED_ADAPTERS if finish.merge else saved, dtype)
+            _save_adapters(model, saved / MERGED_ADAPTERS if spec.merge else saved, dtype)
         if not isinstance(model, PeftModel):
             cast_weights(model, dtype)
             model.save_pretrained(saved)
-        elif finish.merge:
+        elif spec.merge:
             merge_trained_adapters(model, dtype).save_pretrained(saved)
         else:
             network.generation_config.save_pretrained(saved)
-    except SafetensorError as why:  # how it reports a full disk
+    except SafetensorError as why:  # raised for a full disk
         raise CodetuneError(
-            f"{saved} cannot be written ({str(why).partition(chr(10))[0]}). Expected: room for the weights. Make room, "
+            f"{saved} cannot be written ({first_line(why)}). Expected: room for the weights. Make room, "
             "then run again: codetune train (it continues from the last checkpoint)"
         ) from why
-    if finish.chat_format != "tokenizer":
-        tokenizer.chat_template = chat_template(finish.chat_format, with_bos=adds_bos(tokenizer))
+    if spec.chat_format != "tokenizer":
+        tokenizer.chat_template = chat_template(spec.chat_format, with_bos=adds_bos(tokenizer))
     tokenizer.save_pretrained(saved)
 
 
@@ -66,19 +66,20 @@ def _save_adapters(model: PeftModel, directory: Path, dtype: torch.dtype) -> Non
     for weights in model.parameters():
         if weights.requires_grad:  # the others may be quantised
             weights.data = weights.data.to(dtype)
-    # "auto" would ask the hub whether the vocabulary grew; adapters never change the embeddings here.
+    # "auto" would ask the hub whether the vocabulary grew; codetune's adapters never change the embeddings.
     model.save_pretrained(str(directory), save_embedding_layers=False)
 
 
 def _generation_config(
-    tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat, last_tokens: frozenset[int]
+    tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat, answer_end_tokens: frozenset[int]
 ) -> GenerationConfig:
-    """Generation stops at EOS, at what closed the answers, and at the family's end of turn where it is one token."""
+    """Generation stops at EOS, at the last tokens of the answers, and at the end of turn of the chat format where that
+    is one token."""
     vocabulary = tokenizer.get_vocab()
     stops = {vocabulary[text] for text in stop_strings(chat_format) if text in vocabulary}
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return GenerationConfig(  # type: ignore[no-untyped-call]
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=sorted({tokenizer.eos_token_id, *stops, *last_tokens} - {None}),
+        eos_token_id=sorted({tokenizer.eos_token_id, *stops, *answer_end_tokens} - {None}),
         pad_token_id=padding,
     )

@@ -1,16 +1,15 @@
-"""A micro-batch through the model -> the cross-entropy of its learned tokens, in float32 and nats.
+"""Micro-batch -> the cross-entropy of each learned token, in float32 and nats.
 
-Logits are what fills a GPU's memory: one float32 for each token and each word of the vocabulary, several times over.
-`AnswerLoss` makes them for the tokens that are learned only, some at a time, and makes them once more on the way back
-instead of keeping them. It does so inside the output layer, so that whatever wraps the model (autocast, DDP, FSDP,
-ZeRO) finds every weight used where it expects it. `plain_losses` is the same from the model's own logits.
+Logits fill a GPU's memory: a float32 for each token and each word of the vocabulary, in several copies. `AnswerLoss`
+computes them for the learned tokens only, a chunk at a time, and recomputes them in the backward pass instead of
+keeping them. It replaces the forward of the output layer, so whatever wraps the model (autocast, DDP, FSDP, ZeRO) finds
+every weight used where it expects it. `plain_losses` computes the same from the logits that the model returns.
 
-Axes: B rows, T tokens of a row, H width, N learned tokens of the micro-batch, C of them at once, V vocabulary."""
+Axes: B rows, T tokens of a row, H width, N learned tokens of the micro-batch, C of them in a chunk, V vocabulary."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -19,35 +18,36 @@ from transformers import PreTrainedModel
 
 from codetune.model.lm_head import has_plain_lm_head, lm_head
 from codetune.model.packing_check import ShardedNetwork
+from codetune.training.collate import MicroBatchTensors
 
-CHUNK_LOGITS = 1 << 25  # float32 logits at once: 128 MiB, and as much for their gradient
-Losses = Callable[[torch.nn.Module, dict[str, Any]], torch.Tensor]  # model and micro-batch -> [N]
-
-
-def losses_of(network: PreTrainedModel, shared: ShardedNetwork | None = None) -> Losses:
-    """The frugal way where the architecture allows it: where its logits are what its output layer gives."""
-    return AnswerLoss(network, CHUNK_LOGITS) if has_plain_lm_head(network, shared) else plain_losses
+CHUNK_LOGITS = 1 << 25  # float32 logits of a chunk: 128 MiB, and as much for their gradient
+LossFunction = Callable[[torch.nn.Module, MicroBatchTensors], torch.Tensor]  # model and micro-batch -> [N]
 
 
-def plain_losses(model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+def loss_function(network: PreTrainedModel, sharded: ShardedNetwork | None = None) -> LossFunction:
+    """`AnswerLoss` where the model returns the logits of its output layer unchanged, else `plain_losses`."""
+    return AnswerLoss(network, CHUNK_LOGITS) if has_plain_lm_head(network, sharded) else plain_losses
+
+
+def plain_losses(model: torch.nn.Module, batch: MicroBatchTensors) -> torch.Tensor:
     logits = model(**batch["inputs"], use_cache=False).logits  # [B, T, V]
     return _losses(logits.flatten(0, 1)[batch["positions"]], batch["targets"])
 
 
 class AnswerLoss:
-    """Takes over the output layer of `network`: while a micro-batch is learned it gives losses, else logits."""
+    """Replaces the forward of the output layer: it returns losses during a call of this object, else logits."""
 
     def __init__(self, network: PreTrainedModel, chunk_logits: int) -> None:
         self._head = lm_head(network)
         self._logits = self._head.forward
         self._chunk = max(1, chunk_logits // network.config.get_text_config().vocab_size)
-        # Only adapters on the head itself draw random numbers there; looking after them makes a GPU wait.
+        # The head draws random numbers only in adapters with dropout. Saving the random state makes a GPU wait.
         self._draws = any(isinstance(module, torch.nn.Dropout) for module in self._head.modules())
         self._learned: tuple[torch.Tensor, torch.Tensor] | None = None
         self._head.forward = self._forward
 
-    def __call__(self, model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-        """`model` is the network, or what has been wrapped around it since."""
+    def __call__(self, model: torch.nn.Module, batch: MicroBatchTensors) -> torch.Tensor:
+        """`model` is the network, or the module that wraps it."""
         self._learned = (batch["positions"], batch["targets"])
         try:
             losses: torch.Tensor = model(**batch["inputs"], use_cache=False).logits
@@ -65,7 +65,7 @@ class AnswerLoss:
             checkpoint(self._losses_of_chunk, *pair, use_reentrant=False, preserve_rng_state=self._draws)
             for pair in pairs
         ]
-        # [1, N, 1], in the place of [B, T, V]; no view: FSDP2 hangs its hooks on what a module gives, which views lose.
+        # [1, N, 1] in place of [B, T, V]. Not a view: FSDP2 registers hooks on outputs, and views lose them.
         return torch.cat(losses)[None, :, None].clone()
 
     def _losses_of_chunk(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -1,22 +1,60 @@
-"""Running sums of a training, and the lines of `train/metrics.jsonl` that they become.
+"""Sums of training metrics, the lines of `train/metrics.jsonl` that they become, and the FLOPs behind the MFU.
 
-A line holds the means over the steps since the line before it. The sums are part of every checkpoint, and `cut` drops
-the lines behind it, so a continued training writes each line once. Throughput counts real tokens, not padding."""
+A line holds the means over the steps since the line before it. The sums are part of every checkpoint, and
+`truncate_metrics` drops the lines after it, so a resumed training writes each line once. Throughput counts real tokens,
+not padding.
+
+MFU, the model FLOPs utilization, is as in PaLM (Chowdhery et al. 2022, appendix B): FLOPs that the model itself needs,
+divided by what the GPU can do in the time. A matrix product costs two FLOPs a weight and token; causal attention counts
+half of its token pairs. The backward pass costs twice the forward, or once where weights are frozen. Recomputed
+activations and padding do not count; the output layer counts for the learned tokens only, because no others reach
+it."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-Line = dict[str, float | int | None]
+import torch
+from transformers import PreTrainedModel
+
+from codetune.project.sections import Method, Precision
+from codetune.store.files import write_text
+
+MetricsLine = dict[str, float | int | None]
+
+# Dense bfloat16 and float16 FLOPs a second, from NVIDIA's data sheets. The first name found in the card's name counts.
+PEAK_FLOPS = {
+    "B200": 2250e12,
+    "GH200": 989e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "H800": 989e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+    "A40": 150e12,
+    "A10G": 70e12,
+    "A10": 125e12,
+    "L4": 121e12,
+}
+# The least share of a model's weights in linear layers and embeddings with which `FlopCounter` counts it.
+MIN_COUNTED_SHARE = 0.9
+OLD_NAMES = {"operations": "flops", "possible_operations": "peak_flops"}  # in checkpoints of earlier versions
 
 
 @dataclass(frozen=True, slots=True)
-class StepFacts:
-    """What one optimizer step was."""
+class StepMetrics:
+    """One optimizer step; of one rank, or of all after the sum over them."""
 
     loss: float
     learning_rate: float
@@ -25,12 +63,12 @@ class StepFacts:
     tokens_seen: int  # padding included
     samples: int
     seconds: float
-    operations: float  # floating-point ones, without padding and without what is recomputed
-    possible_operations: float  # of the card in that time; 0 where neither is known
+    flops: float
+    peak_flops: float  # what the GPU could have done in that time; 0 where either is unknown
 
 
 @dataclass(frozen=True, slots=True)
-class Sums:
+class MetricSums:
     steps: int = 0
     loss: float = 0.0
     learning_rate: float = 0.0
@@ -39,13 +77,12 @@ class Sums:
     tokens_seen: int = 0
     samples: int = 0
     seconds: float = 0.0
-    operations: float = 0.0
-    possible_operations: float = 0.0
+    flops: float = 0.0
+    peak_flops: float = 0.0
 
-    def plus(self, step: StepFacts) -> Self:
-        return replace(
-            self, steps=self.steps + 1, **{name: getattr(self, name) + amount for name, amount in asdict(step).items()}
-        )
+    def plus(self, step: StepMetrics) -> Self:
+        sums = {name: getattr(self, name) + value for name, value in asdict(step).items()}
+        return replace(self, steps=self.steps + 1, **sums)
 
     @property
     def padding_rate(self) -> float:
@@ -53,19 +90,19 @@ class Sums:
 
     @property
     def mfu(self) -> float | None:
-        return self.operations / self.possible_operations if self.possible_operations else None
+        return self.flops / self.peak_flops if self.peak_flops else None
 
 
 @dataclass(frozen=True, slots=True)
-class Meter:
-    """Sums since the last line and since the beginning."""
+class MetricAccumulator:
+    """Sums since the last line and since the first step."""
 
-    since_line: Sums = Sums()
-    since_start: Sums = Sums()
+    since_line: MetricSums = MetricSums()
+    since_start: MetricSums = MetricSums()
     peak_memory_bytes: int | None = None
     last_loss: float | None = None
 
-    def plus(self, step: StepFacts, peak_memory_bytes: int | None) -> Self:
+    def plus(self, step: StepMetrics, peak_memory_bytes: int | None) -> Self:
         peaks = [peak for peak in (self.peak_memory_bytes, peak_memory_bytes) if peak is not None]
         return replace(
             self,
@@ -75,7 +112,7 @@ class Meter:
             last_loss=step.loss,
         )
 
-    def line(self, step: int, epoch: float) -> Line:
+    def line(self, step: int, epoch: float) -> MetricsLine:
         sums = self.since_line
         return {
             "step": step,
@@ -92,24 +129,28 @@ class Meter:
         }
 
     def after_line(self) -> Self:
-        return replace(self, since_line=Sums())
+        return replace(self, since_line=MetricSums())
 
     def state(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def restored(cls, state: Mapping[str, Any]) -> Self:
-        sums = {name: Sums(**state[name]) for name in ("since_line", "since_start")}
-        return cls(**sums, peak_memory_bytes=state["peak_memory_bytes"], last_loss=state["last_loss"])
+        since_line, since_start = (_restored_sums(state[name]) for name in ("since_line", "since_start"))
+        return cls(since_line, since_start, state["peak_memory_bytes"], state["last_loss"])
 
 
-def append_line(path: Path, line: Line) -> None:
+def _restored_sums(state: Mapping[str, Any]) -> MetricSums:
+    return MetricSums(**{OLD_NAMES.get(name, name): value for name, value in state.items()})
+
+
+def append_metrics(path: Path, line: MetricsLine) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
 
-def cut(path: Path, last_step: int) -> None:
-    """Drops the lines behind `last_step`, and one that was cut off by a crash."""
+def truncate_metrics(path: Path, last_step: int) -> None:
+    """Drops the lines after `last_step`, and an incomplete one that a crash left."""
     if not path.exists():
         return
     kept = []
@@ -117,6 +158,61 @@ def cut(path: Path, last_step: int) -> None:
         if not line.endswith("\n") or json.loads(line)["step"] > last_step:
             break
         kept.append(line)
-    scratch = path.with_name(path.name + ".new")
-    scratch.write_text("".join(kept), encoding="utf-8")
-    scratch.replace(path)
+    write_text(path, "".join(kept))
+
+
+@dataclass(frozen=True, slots=True)
+class FlopCounter:
+    body: int  # weights of the linear layers that every token passes
+    head: int  # weights of the output layer
+    attention: int  # layers x heads x head dimension
+    passes: int  # of the linear layers: forward, gradient of the input, gradient of the weights
+
+    @classmethod
+    def of(cls, network: PreTrainedModel, method: Method) -> Self | None:
+        """None for architectures with other kinds of layers (mixtures of experts, recurrent states)."""
+        config = network.config.get_text_config()
+        head = network.get_output_embeddings()  # type: ignore[no-untyped-call]
+        linear = {
+            module: module.in_features * module.out_features
+            for module in network.modules()
+            if isinstance(module, torch.nn.Linear)
+        }
+        embeddings = sum(
+            _numel(module.weight) for module in network.modules() if isinstance(module, torch.nn.Embedding)
+        )
+        if sum(linear.values()) + embeddings < MIN_COUNTED_SHARE * sum(map(_numel, network.parameters())):
+            return None
+        head_weights, heads = linear.pop(head, 0), getattr(config, "num_attention_heads", None)
+        if not isinstance(heads, int):
+            return None
+        head_dimension = getattr(config, "head_dim", None) or config.hidden_size // heads
+        attention = config.num_hidden_layers * heads * head_dimension
+        return cls(sum(linear.values()), head_weights, attention, 3 if method == "full" else 2)
+
+    def flops(self, tokens: int, token_pairs: int, learned: int) -> float:
+        """FLOPs of samples with `tokens` tokens, of which `learned` are learned, and `token_pairs`, the sum of their
+        squared lengths.
+
+        >>> FlopCounter(body=10, head=4, attention=2, passes=3).flops(tokens=5, token_pairs=25, learned=2)
+        648.0
+        """
+        # Attention: scores and weighted values are 2 products of 2 FLOPs, for half of the pairs.
+        return 2.0 * self.passes * (self.body * tokens + self.head * learned) + 3 * 2.0 * self.attention * token_pairs
+
+
+def peak_flops_per_second(precision: Precision, device_name: str) -> float | None:
+    """Of one GPU; None where it is unknown.
+
+    >>> peak_flops_per_second("bfloat16", "NVIDIA H100 80GB HBM3")
+    989000000000000.0
+    >>> peak_flops_per_second("float32", "NVIDIA H100 80GB HBM3")
+    """
+    if precision == "float32":
+        return None
+    return next((peak for name, peak in PEAK_FLOPS.items() if re.search(rf"\b{name}\b", device_name)), None)
+
+
+def _numel(weights: torch.Tensor) -> int:
+    """Numbers of the whole parameter; under ZeRO-3, which leaves a part in each process, `ds_numel`."""
+    return int(getattr(weights, "ds_numel", weights.numel()))

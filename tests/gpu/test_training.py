@@ -11,7 +11,7 @@ import torch
 
 from codetune.model.attention import VARLEN, AttentionSpec, attention_implementation
 from codetune.project.sections import Quantization
-from codetune.training.loss import AnswerLoss, Losses, plain_losses
+from codetune.training.loss import AnswerLoss, LossFunction, plain_losses
 from tests.model.builders import ARCHITECTURES, tiny_model
 from tests.training.samples import SAMPLES, by_hand, collated, gradient
 from tests.training.tiny import base_model, metrics, project, run
@@ -60,7 +60,7 @@ def test_chunks_of_logits_take_a_fraction_of_the_memory() -> None:
     places = torch.arange(tokens // 2, tokens - 1, device="cuda")
     batch = {"inputs": {"input_ids": ids}, "positions": places, "targets": ids[0][places + 1]}
 
-    def peak(losses: Losses) -> int:
+    def peak(losses: LossFunction) -> int:
         model.zero_grad()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

@@ -132,11 +132,10 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     from codetune.launch.devices import choose_device
     from codetune.launch.process_group import SINGLE_PROCESS
     from codetune.project.sections import Model, Project, Training
-    from codetune.training.arguments import training_arguments
-    from codetune.training.build_model import make_ready, material_for
-    from codetune.training.callbacks import Course
+    from codetune.training.build_model import BaseModel, prepare_model, training_inputs
+    from codetune.training.callbacks import TrainingCallbacks
     from codetune.training.loss import plain_losses
-    from codetune.training.trainer import ExactTrainer
+    from codetune.training.trainer import StepTrainer, training_arguments
 
     size, device = SIZES[given.size], choose_device()
     chosen = {
@@ -152,22 +151,23 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         directory = Path(name)
         token_cache = write_token_cache(rows_of(size, given.steps, given.data), directory / "tokens")
         network = network_of(size, given.method, device)
-        model = make_ready(network, project, size.dtype)  # type: ignore[arg-type]
-        course = Course(settings, directory, {}, given.steps + 1, lambda _: None, SINGLE_PROCESS)
-        course.begin(None)
-        arguments = training_arguments(settings, size.dtype, given.steps + 1, 42, directory, device, {})  # type: ignore[arg-type]
-        material = material_for(model, project, size.dtype, token_cache, SINGLE_PROCESS)  # type: ignore[arg-type]
+        model = prepare_model(network, project, size.dtype)  # type: ignore[arg-type]
+        callbacks = TrainingCallbacks(settings, directory, {}, given.steps + 1, lambda _: None, SINGLE_PROCESS)
+        callbacks.on_train_begin(None)
+        base = BaseModel(directory, size.dtype, "alone")  # type: ignore[arg-type]
+        arguments = training_arguments(project, base, given.steps + 1, directory, device)
+        inputs = training_inputs(model, project, base.precision, token_cache, SINGLE_PROCESS)
         if given.variant == ALL_LOGITS:
-            material = replace(material, begin=lambda _: plain_losses)
-        trainer = ExactTrainer(model, arguments, material, course)
+            inputs = replace(inputs, build_loss=lambda _: plain_losses)
+        trainer = StepTrainer(model, arguments, inputs, callbacks)
         before = 0 if device != "cpu" else memory() - bytes_of(model.parameters())
         began = time.process_time()
         trainer.run(None)
         cpu_seconds = time.process_time() - began
         lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    counted, total = lines[1:], course.meter.since_start
+    counted, total = lines[1:], callbacks.metrics.since_start
     seconds = sum(line["seconds"] for line in counted)
-    shares = total.operations / total.steps * len(counted)  # a step's arithmetic hardly varies
+    flops = total.flops / total.steps * len(counted)  # those of a step hardly vary
     held = [value for state in trainer.optimizer.state.values() for value in state.values()]  # type: ignore[union-attr]
     return {
         "padding_rate": total.padding_rate,
@@ -175,7 +175,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         "tokens_per_second": sum(line["tokens_per_second"] * line["seconds"] for line in counted) / seconds,
         "seconds_per_step": seconds / len(counted),
         "cpu_seconds_per_step": cpu_seconds / len(lines),  # what a busy machine does not change
-        "operations_per_second": shares / seconds,
+        "operations_per_second": flops / seconds,
         "peak_memory_bytes": memory() - before,
         "state_bytes": bytes_of(model.parameters()) + bytes_of(held),
         "attention": network.config._attn_implementation,

@@ -35,7 +35,7 @@ def measure_trl(size: Size, method: str, steps: int, data: Path) -> dict[str, An
 
     from codetune.launch.devices import choose_device
     from codetune.model.load import load_tokenizer
-    from codetune.training.flops import Arithmetic
+    from codetune.training.metrics import FlopCounter
     from tests.performance.train import TOKENIZER
 
     rows = [tokens for _, tokens in rows_of(size, steps, data)]
@@ -100,10 +100,10 @@ def measure_trl(size: Size, method: str, steps: int, data: Path) -> dict[str, An
         cpu_seconds = time.process_time() - began
     (start, seen_before), (end, seen) = counted[0], counted[-1]
     tokens, seconds = seen - seen_before, end - start
-    arithmetic = Arithmetic.of(network, method)  # type: ignore[arg-type]
-    assert arithmetic is not None
-    shares = [
-        arithmetic.operations(len(row.ids), len(row.ids) ** 2, sum(row.learned)) for row in rows
+    flop_counter = FlopCounter.of(network, method)  # type: ignore[arg-type]
+    assert flop_counter is not None
+    flops = [
+        flop_counter.flops(len(row.ids), len(row.ids) ** 2, sum(row.learned)) for row in rows
     ]  # each token is in them once, whatever row it is packed into
     held = [value for state in trainer.optimizer.state.values() for value in state.values()]
     return {
@@ -112,7 +112,7 @@ def measure_trl(size: Size, method: str, steps: int, data: Path) -> dict[str, An
         "tokens_per_second": tokens / seconds,
         "seconds_per_step": seconds / (len(counted) - 1),
         "cpu_seconds_per_step": cpu_seconds / len(counted),
-        "operations_per_second": sum(shares) / in_all * tokens / seconds,
+        "operations_per_second": sum(flops) / in_all * tokens / seconds,
         "peak_memory_bytes": memory() - before,
         "state_bytes": bytes_of(network.parameters()) + bytes_of(held),
         "attention": network.config._attn_implementation,

@@ -144,7 +144,7 @@ def _let_samples_see_each_other() -> None:
 
 
 def _tell_what_is_loaded() -> None:
-    import codetune.training.base_model as base
+    import codetune.training.build_model as base
 
     load = base.load_model
 

@@ -10,7 +10,7 @@ from codetune.data.packing import MicroBatchPlan
 from codetune.data.token_cache import TokenCache, write_token_cache
 from codetune.data.tokens import TrainingTokens
 from codetune.project.sections import Training
-from codetune.training.batch_sampler import Share, StepPlan, samples_per_step, total_steps
+from codetune.training.batch_sampler import RankDataset, StepSampler, samples_per_step, total_steps
 
 MODES = ["max_length", "dynamic_pad", "paper_pack", "dynamic_pack"]
 
@@ -19,7 +19,7 @@ MODES = ["max_length", "dynamic_pad", "paper_pack", "dynamic_pack"]
 def test_every_row_comes_once_an_epoch_and_only_the_last_step_is_smaller(
     rows: int, size: int, seed: int, epoch: int
 ) -> None:
-    plan = StepPlan(rows, size, seed)
+    plan = StepSampler(rows, size, seed)
     plan.set_epoch(epoch)
     steps = list(plan)
     assert sorted(row for step in steps for row in step) == list(range(rows))
@@ -30,7 +30,7 @@ def test_every_row_comes_once_an_epoch_and_only_the_last_step_is_smaller(
 
 def test_the_order_follows_from_seed_and_epoch_alone() -> None:
     def order(seed: int, epoch: int, size: int = 4) -> list[int]:
-        plan = StepPlan(30, size, seed)
+        plan = StepSampler(30, size, seed)
         plan.set_epoch(epoch)
         return [row for step in plan for row in step]
 
@@ -52,9 +52,10 @@ def steps_of(
     token_cache: TokenCache, mode: str, per_device: int, processes: int, sort: bool
 ) -> list[list[list[list[int]]]]:
     """Rows by step, process and micro-batch, of two epochs."""
-    plan = StepPlan(len(token_cache), 12, seed=3)
+    plan = StepSampler(len(token_cache), 12, seed=3)
     shares = [
-        Share(token_cache, MicroBatchPlan(mode, per_device, processes, sort, 64), rank) for rank in range(processes)
+        RankDataset(token_cache, MicroBatchPlan(mode, per_device, processes, sort, 64), rank)
+        for rank in range(processes)
     ]
     steps = []
     for epoch in (0, 1):
@@ -84,7 +85,7 @@ def test_a_step_has_the_same_samples_whatever_the_mode_the_processes_and_the_acc
 
 
 def test_a_sample_comes_with_its_own_tokens(token_cache: TokenCache) -> None:
-    (batch,) = Share(token_cache, MicroBatchPlan("dynamic_pad", 5, 1, False, 64), 0).__getitems__([30, 2, 17])
+    (batch,) = RankDataset(token_cache, MicroBatchPlan("dynamic_pad", 5, 1, False, 64), 0).__getitems__([30, 2, 17])
     assert [(sample.id, set(sample.tokens.tolist())) for sample in batch] == [
         (f"{row:016d}", {row}) for row in (30, 2, 17)
     ]

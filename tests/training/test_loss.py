@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from codetune.model.adapters import add_adapters, base_network
 from codetune.model.attention import SEGMENTED
 from codetune.project.sections import LoraSettings
-from codetune.training.loss import AnswerLoss, Losses, losses_of, plain_losses
+from codetune.training.loss import AnswerLoss, LossFunction, loss_function, plain_losses
 from tests.model.builders import ARCHITECTURES, tiny_model
 from tests.training.samples import SAMPLES, by_hand, collated, gradient
 
@@ -29,7 +29,7 @@ def model_for(mode: str, architecture: str = "llama", vocabulary: int = VOCABULA
     return model
 
 
-def loss_of(losses: Losses, model: Any, steps: list[dict[str, Any]]) -> torch.Tensor:
+def loss_of(losses: LossFunction, model: Any, steps: list[dict[str, Any]]) -> torch.Tensor:
     """The loss of a step over all processes' micro-batches, each divided by the tokens of all."""
     count = sum(len(step["shift_labels"]) for step in steps)
     batches = [batch for step in steps for batch in step["micro_batches"]]
@@ -57,7 +57,7 @@ def test_loss_and_gradient_are_those_of_each_sample_alone(
 @pytest.mark.parametrize("mode", MODES)
 def test_processes_together_learn_what_one_does_even_when_some_are_idle(mode: str) -> None:
     model = model_for(mode)
-    losses = losses_of(model)
+    losses = loss_function(model)
     expected = gradient(model, loss_of(losses, model, collated(mode)))
     together = collated(mode, 1, processes=4)
     assert (gradient(model, loss_of(losses, model, together)) - expected).norm() < 1e-5 * expected.norm()
@@ -73,7 +73,7 @@ def test_processes_together_learn_what_one_does_even_when_some_are_idle(mode: st
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_without_isolation_samples_learn_from_those_before_them_in_the_stretch(mode: str, architecture: str) -> None:
     model = model_for(mode, architecture)
-    losses = losses_of(model)
+    losses = loss_function(model)
     (step,) = collated(mode, 5, isolated=False)
     (batch,) = step["micro_batches"]
     # By hand: the stretch is one sample to a model that sees all of it.
@@ -91,7 +91,7 @@ def test_without_isolation_samples_learn_from_those_before_them_in_the_stretch(m
 @pytest.mark.parametrize("isolated", [True, False])
 def test_a_changed_sample_moves_nobody_elses_loss_unless_it_is_asked_for(mode: str, isolated: bool) -> None:
     model = model_for(mode)
-    losses = losses_of(model)
+    losses = loss_function(model)
     (batch,) = collated(mode, 5, isolated=isolated)[0]["micro_batches"]
     before = losses(model, batch)
     # Stretches of 40 tokens at most: a b | c d | e in the drawn order, d b e a | c in the paper's.
@@ -130,7 +130,7 @@ def test_logits_are_made_for_learned_tokens_alone_and_a_few_at_a_time(mode: str)
     (batch,) = step["micro_batches"]
     seen, learned = batch["inputs"]["input_ids"].numel(), len(batch["targets"])
 
-    def most(losses: Losses) -> int:
+    def most(losses: LossFunction) -> int:
         with MostLogits(vocabulary, 64) as watched:
             losses(model, batch).sum().backward()
         return watched.tokens
@@ -187,4 +187,4 @@ def test_dropout_on_the_output_layer_is_drawn_once_for_both_ways() -> None:
 
 
 def test_an_architecture_that_caps_its_logits_is_taken_as_it_is() -> None:
-    assert losses_of(tiny_model("gemma2", VOCABULARY)) is plain_losses
+    assert loss_function(tiny_model("gemma2", VOCABULARY)) is plain_losses

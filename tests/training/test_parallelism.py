@@ -11,37 +11,37 @@ import torch
 from codetune.errors import CodetuneError, ProjectError
 from codetune.project.sections import Launch
 from codetune.training.parallelism import (
-    Choice,
-    Size,
+    ModelSize,
+    StrategyChoice,
+    checkpoint_compatibility,
     choose_strategy,
-    fact_of,
-    require_in_force,
-    sharing_arguments,
+    require_strategy,
+    strategy_arguments,
 )
 
 GPU = 80_000_000_000
-LARGE, SMALL = Size(6_700_000_000, 0, GPU), Size(1_300_000_000, 0, GPU)
-WITHOUT_GPU = Size(1_000_000, 0, None)
+LARGE, SMALL = ModelSize(6_700_000_000, 0, GPU), ModelSize(1_300_000_000, 0, GPU)
+WITHOUT_GPU = ModelSize(1_000_000, 0, None)
 
 
 def test_auto_shares_what_is_too_large_for_a_gpu_and_says_so() -> None:
     auto = Launch()
     # 6.7e9 * 16 bytes = 107.2 GB; 1.3e9 * 16 = 20.8 GB, below 60 % of 80 GB
-    assert choose_strategy(auto, "full", 8, LARGE) == Choice(
+    assert choose_strategy(auto, "full", 8, LARGE) == StrategyChoice(
         "fsdp", "weights, gradients and optimizer are 107.2 GB, a GPU has 80.0 GB: 8 processes share them"
     )
     assert choose_strategy(auto, "full", 8, SMALL).strategy == "ddp"
     # frozen weights take 2 bytes: 13.4 GB
-    adapters = Size(60_000_000, 6_700_000_000, GPU)
+    adapters = ModelSize(60_000_000, 6_700_000_000, GPU)
     assert choose_strategy(auto, "lora", 8, adapters).strategy == "ddp"
-    assert choose_strategy(auto, "lora", 8, Size(60_000_000, 40_000_000_000, GPU)).strategy == "fsdp"
-    assert choose_strategy(auto, "qlora", 8, Size(60_000_000, 40_000_000_000, GPU)).strategy == "ddp"
-    assert choose_strategy(auto, "full", 2, WITHOUT_GPU) == Choice("ddp", "there is no GPU")
-    assert choose_strategy(auto, "full", 1, LARGE) == Choice("alone", "there is one process")
+    assert choose_strategy(auto, "lora", 8, ModelSize(60_000_000, 40_000_000_000, GPU)).strategy == "fsdp"
+    assert choose_strategy(auto, "qlora", 8, ModelSize(60_000_000, 40_000_000_000, GPU)).strategy == "ddp"
+    assert choose_strategy(auto, "full", 2, WITHOUT_GPU) == StrategyChoice("ddp", "there is no GPU")
+    assert choose_strategy(auto, "full", 1, LARGE) == StrategyChoice("alone", "there is one process")
 
 
 def test_what_the_project_names_is_taken() -> None:
-    assert choose_strategy(Launch(strategy="fsdp"), "full", 2, SMALL) == Choice("fsdp", "the project says so")
+    assert choose_strategy(Launch(strategy="fsdp"), "full", 2, SMALL) == StrategyChoice("fsdp", "the project says so")
     assert choose_strategy(Launch(strategy="ddp"), "full", 2, LARGE).strategy == "ddp"
     assert choose_strategy(Launch(strategy="ddp"), "full", 1, LARGE).strategy == "alone"
 
@@ -52,10 +52,12 @@ def test_fsdp_without_a_gpu_is_an_error() -> None:
 
 
 def test_only_checkpoints_of_zero_belong_to_a_number_of_processes() -> None:
-    assert fact_of("alone", 1) == fact_of("ddp", 2) == fact_of("ddp", 8)
-    assert fact_of("fsdp", 2) == fact_of("fsdp", 8) != fact_of("ddp", 2)
-    assert fact_of("zero2", 2) != fact_of("zero2", 4)
-    assert fact_of("zero2", 2) != fact_of("zero3", 2)
+    for processes in (1, 2, 8):
+        assert checkpoint_compatibility("ddp", processes) == checkpoint_compatibility("alone", 1)
+        assert checkpoint_compatibility("fsdp", processes) == checkpoint_compatibility("fsdp", 2)
+    assert checkpoint_compatibility("fsdp", 2) != checkpoint_compatibility("ddp", 2)
+    assert checkpoint_compatibility("zero2", 2) != checkpoint_compatibility("zero2", 4)
+    assert checkpoint_compatibility("zero2", 2) != checkpoint_compatibility("zero3", 2)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +71,7 @@ def test_only_checkpoints_of_zero_belong_to_a_number_of_processes() -> None:
 def test_zero_is_told_its_stage_and_what_moves_to_the_cpu(
     strategy: Any, offload: Any, stage: int, offloaded: set[str]
 ) -> None:
-    sharing = sharing_arguments(strategy, offload, "bfloat16", handed_out=False)["deepspeed"]
+    sharing = strategy_arguments(strategy, offload, "bfloat16", broadcast_weights=False)["deepspeed"]
     assert sharing["zero_optimization"]["stage"] == stage
     assert {key for key in sharing["zero_optimization"] if key.startswith("offload")} == offloaded
     assert sharing["bf16"] == {"enabled": True}
@@ -77,19 +79,19 @@ def test_zero_is_told_its_stage_and_what_moves_to_the_cpu(
 
 
 def test_fsdp_is_of_the_second_kind_and_others_need_nothing() -> None:
-    told = sharing_arguments("fsdp", "all", "bfloat16", handed_out=True)
+    told = strategy_arguments("fsdp", "all", "bfloat16", broadcast_weights=True)
     assert told["fsdp_config"]["version"] == 2
     assert told["fsdp_config"]["cpu_offload"]
-    assert not sharing_arguments("fsdp", "none", "bfloat16", handed_out=True)["fsdp_config"]["cpu_offload"]
+    assert not strategy_arguments("fsdp", "none", "bfloat16", broadcast_weights=True)["fsdp_config"]["cpu_offload"]
     for strategy in ("ddp", "alone"):
-        assert sharing_arguments(strategy, "none", "float32", handed_out=False) == {}  # type: ignore[arg-type]
+        assert strategy_arguments(strategy, "none", "float32", broadcast_weights=False) == {}  # type: ignore[arg-type]
 
 
 def test_another_strategy_in_force_than_the_one_asked_for_is_an_error() -> None:
     """As accelerate leaves a model that it could not share: as it was."""
     trainer: Any = SimpleNamespace(accelerator=SimpleNamespace(distributed_type="MULTI_CPU"))
     model = torch.nn.Linear(2, 2)
-    require_in_force("alone", trainer, model)
+    require_strategy("alone", trainer, model)
     for strategy in ("ddp", "fsdp", "zero2"):
         with pytest.raises(CodetuneError, match=f"launch.strategy {strategy} was asked for, and alone is in force"):
-            require_in_force(strategy, trainer, model)  # type: ignore[arg-type]
+            require_strategy(strategy, trainer, model)  # type: ignore[arg-type]

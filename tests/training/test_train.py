@@ -34,7 +34,7 @@ from codetune.errors import CodetuneError, DataError, ModelError, ProjectError, 
 from codetune.model.load import load_tokenizer
 from codetune.project.sections import LoraSettings, Quantization
 from codetune.records import Example, Message
-from codetune.training.export import save_trained
+from codetune.training.export import export_model
 from codetune.training.train import train
 from tests.model.builders import byte_tokenizer
 from tests.training.tiny import base_model, examples, metrics, project, run
@@ -299,9 +299,9 @@ def test_who_asks_to_stop_while_the_model_is_saved_gets_it(
     def interrupted(*arguments: Any) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             os.kill(os.getpid(), number)
-        save_trained(*arguments)
+        export_model(*arguments)
 
-    monkeypatch.setattr("codetune.training.train.save_trained", interrupted)
+    monkeypatch.setattr("codetune.training.train.export_model", interrupted)
     assert run(project(max_steps=1), base, tmp_path).steps == 1
     assert weights(tmp_path / "saved")
 
@@ -462,7 +462,7 @@ def test_memory_that_runs_out_is_an_error_that_counts_tokens_and_loses_nothing(
     ("where", "told"),
     [
         ("torch.optim.AdamW.step", "the weights are updated"),
-        ("codetune.training.base_model.load_model", "the model is loaded"),
+        ("codetune.training.build_model.load_model", "the model is loaded"),
     ],
 )
 def test_memory_that_does_not_hold_the_weights_themselves_is_told_otherwise(
