@@ -1,12 +1,12 @@
 """`python -m codetune` and the console script: what torchrun and accelerate re-enter. Ctrl-C while the modules are
-still being read ends the process without a word; `cli.main` says what it means from then on."""
+still being read ends the process without a word; `main.main` says what it means from then on."""
 
 import signal
 
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from codetune.cli import main
+from codetune.main import main
 
 if __name__ == "__main__":
     main()

@@ -1,12 +1,9 @@
-"""The command line: parse, load the project, call the verb, show the result. No work is done here, and nothing heavy is
-imported before the project file is known to be right: `--help` and every mistake of usage or project file come at once.
-"""
+"""The command line: parse, load the project, call the workflow, show the result. No work is done here, and nothing
+heavy is imported before the project file is known to be right: `--help` and errors of usage or project file come at
+once."""
 
 from __future__ import annotations
 
-import errno
-import os
-import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from codetune import __version__, console
-from codetune.errors import BusyError, CodetuneError, InputError, UsageError, writing_failed
-from codetune.launch import dispatch
-from codetune.launch.environment import Node, current_node, current_rank, parse_shard, prepare_process, worker_task
-from codetune.launch.workers import exit_process
+from codetune.errors import InputError, UsageError, writing_failed
+from codetune.launch.dispatch import run_follower_node
+from codetune.launch.environment import Node, current_node, parse_shard
 from codetune.options import (
     METHODS,
     PAD_MODES,
+    STAGE_NAMES,
     STAGES_HELP,
     BenchmarkArgument,
     CompleteOption,
@@ -39,19 +36,17 @@ from codetune.options import (
     only_samples,
     optional_project,
     prompt_flag,
-    require_unicode,
     required_project,
 )
 from codetune.project.file import commented_yaml, read_project
 from codetune.project.presets import PRESETS
-from codetune.project.sections import PROJECT_FILE, Project
-from codetune.stages.jobs import run_job
+from codetune.project.sections import PROJECT_FILE, Project, StageName
 
 if TYPE_CHECKING:
     from codetune.console import CommandResult
-    from codetune.stages.status import RunContext
+    from codetune.stages.model_ref import ModelRef
+    from codetune.stages.stage import RunContext
 
-_WrongUsage: Any = typer.BadParameter.__base__  # click's UsageError, which typer 0.29 has a copy of
 app = typer.Typer(
     help="Fine-tune a code LLM on the part of an instruction set that is worth training on; measure what that bought.",
     no_args_is_help=True,
@@ -61,58 +56,6 @@ app = typer.Typer(
 
 # Commands of the contract that this version lacks; values of the project file: project.NOT_IN_THIS_VERSION.
 NOT_IN_THIS_VERSION = ("plan", "sweep", "report", "doctor")
-
-
-def main() -> None:
-    """The console script, and what its workers and the ranks of a launcher begin with."""
-    prepare_process()
-    for number in (signal.SIGINT, signal.SIGTERM):  # a scheduler's way of asking to stop means the same
-        if signal.getsignal(number) is signal.SIG_DFL:  # as __main__ left the first; not where it is ignored
-            signal.signal(number, signal.default_int_handler)
-    try:
-        if (task := worker_task()) is not None:
-            dispatch.run_worker(task, run_job)
-        elif current_rank().rank > 0:
-            dispatch.run_follower(run_job)
-        else:
-            _lead()
-    except CodetuneError as error:
-        # What holds a lock is another command, told as it was given.
-        message = str(error) if isinstance(error, BusyError) else console.with_project_option(str(error))
-        console.show_error(type(error)(message))
-        sys.exit(error.exit_status)
-    except KeyboardInterrupt:  # a rank that follows; the first one says what it means
-        exit_process(130)
-
-
-def _lead() -> None:
-    try:
-        require_unicode(sys.argv)
-        sys.exit(_answer())
-    finally:
-        dispatch.release_followers()
-
-
-def _answer() -> int:
-    """The exit status of the command. What typer says of a wrong command line is told as every other error is."""
-    try:
-        status = app(prog_name="codetune", standalone_mode=False)
-        sys.stdout.flush()
-    except _WrongUsage as why:
-        if type(why).__name__ == "NoArgsIsHelpError":  # its message is the help
-            why.show()
-            return int(why.exit_code)
-        command = why.ctx.command_path if why.ctx else "codetune"
-        message = why.format_message()
-        raise UsageError(f"{message}{'' if message[-1] in '.?' else '.'} See: {command} --help") from None
-    except OSError as why:  # of standard output, while help was written to it
-        if why.errno not in (errno.EPIPE, errno.ENOSPC):
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is left in the buffer
-        if why.errno == errno.EPIPE:
-            return 1
-        raise CodetuneError(f"writing failed: {why.strerror} (standard output). Send it somewhere else") from None
-    return status if isinstance(status, int) else 0
 
 
 @app.callback(invoke_without_command=True)
@@ -154,7 +97,7 @@ def score(
 ) -> None:
     """IFD of every row -> scores.jsonl."""
     part = parse_shard(shard) if shard is not None else None
-    _stage(lambda verbs, context: verbs.score(context, part), required_project(project, set_, {}), as_json)
+    _run_stage("score", required_project(project, set_, {}), as_json, shard=part)
 
 
 @app.command()
@@ -163,7 +106,7 @@ def embed(
 ) -> None:
     """Embeddings of the instructions -> embeddings.npy."""
     part = parse_shard(shard) if shard is not None else None
-    _stage(lambda verbs, context: verbs.embed(context, part), required_project(project, set_, {}), as_json)
+    _run_stage("embed", required_project(project, set_, {}), as_json, shard=part)
 
 
 @app.command()
@@ -177,14 +120,14 @@ def select(
 ) -> None:
     """The rows worth training on -> selection.jsonl, chat format."""
     flags = {"select.ratio": ratio, "select.clusters": clusters, "select.strategy": strategy}
-    _stage(lambda verbs, context: verbs.select(context), required_project(project, set_, flags), as_json)
+    _run_stage("select", required_project(project, set_, flags), as_json)
 
 
 @app.command()
 def train(
     pad_mode: Annotated[str | None, typer.Option(help=PAD_MODES)] = None,
     method: Annotated[str | None, typer.Option(help=METHODS)] = None,
-    restart: Annotated[bool, typer.Option("--restart", help="Begin anew, not from the last checkpoint.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Start again, not from the last checkpoint.")] = False,
     project: ProjectOption = None,
     set_: SetOption = None,
     as_json: JsonOption = False,
@@ -194,7 +137,7 @@ def train(
     if (here := current_node(loaded.launch.nodes)).rank > 0:
         _perform(lambda: _follow(loaded, here), as_json)
     else:
-        _stage(lambda verbs, context: verbs.train(context, restart), loaded, as_json)
+        _run_stage("train", loaded, as_json, restart=restart)
 
 
 @app.command()
@@ -210,13 +153,15 @@ def generate(
     loaded = optional_project(project, set_, prompt_flag(instruct))
 
     def work() -> CommandResult:
-        from codetune import render
-        from codetune.stages import evaluate
+        from codetune import render, workflow
+        from codetune.stages import benchmarks
+        from codetune.stages.generate import GENERATE
+        from codetune.stages.stage import run_stage
 
         context = _context(loaded)
-        bench = evaluate.open_bench(context, benchmark)
-        model_ref = evaluate.model_ref(context, _model(context, model))
-        return render.stage(evaluate.generate(context, bench, model_ref))
+        tasks = benchmarks.open_benchmark(context, benchmark)
+        request = workflow.model_request(tasks, _model(context, model))
+        return render.stage(run_stage(context, GENERATE, request))
 
     _perform(work, as_json)
 
@@ -234,15 +179,19 @@ def sanitize(
     loaded = optional_project(project, set_, prompt_flag(instruct))
 
     def work() -> CommandResult:
-        from codetune import render
-        from codetune.stages import evaluate
+        from codetune import render, workflow
+        from codetune.stages import benchmarks
+        from codetune.stages.sanitize import SANITIZE
+        from codetune.stages.stage import run_stage
 
         context = _context(loaded)
-        if evaluate.is_samples_file(context, source):
-            return render.stage(evaluate.sanitize_file(context, Path(source)))
-        bench = evaluate.open_bench(context, source)
-        model_ref = evaluate.model_ref(context, _model(context, model))
-        return render.stage(evaluate.sanitize(context, bench, model_ref))
+        if benchmarks.is_samples_file(context, source):
+            tasks = benchmarks.open_benchmark(context, benchmarks.benchmark_of_samples(context, Path(source)))
+            request = benchmarks.samples_request(context, tasks, Path(source))
+        else:
+            tasks = benchmarks.open_benchmark(context, source)
+            request = workflow.model_request(tasks, _model(context, model))
+        return render.stage(run_stage(context, SANITIZE, request))
 
     _perform(work, as_json)
 
@@ -265,16 +214,21 @@ def evaluate(
     loaded = optional_project(project, set_, prompt_flag(instruct))
 
     def work() -> CommandResult:
-        from codetune import render
-        from codetune.stages import evaluate
+        from codetune import render, workflow
+        from codetune.benchmark.benchmarks import part_of
+        from codetune.stages import benchmarks
+        from codetune.stages.evaluate import EVALUATE
+        from codetune.stages.stage import run_stage
 
         context = _context(loaded)
-        bench = evaluate.open_bench(context, benchmark)
-        part = evaluate.part_of(bench, limit, task or [], complete)
+        whole = benchmarks.open_benchmark(context, benchmark)
+        tasks = part_of(whole, limit, task or [])
         if file:
-            return render.evaluation([evaluate.evaluate_file(context, part, file)], [])
-        model_ref = evaluate.model_ref(context, _model(context, model, ", or --samples FILE"))
-        return render.evaluation([evaluate.evaluate(context, bench, model_ref, part)], [])
+            request = benchmarks.samples_request(context, tasks, file)
+        else:
+            request = workflow.model_request(tasks, _model(context, model, ", or --samples FILE"), whole)
+        request = replace(request, complete=complete)
+        return render.evaluation(workflow.reports_in([run_stage(context, EVALUATE, request)]), [])
 
     _perform(work, as_json)
 
@@ -298,12 +252,15 @@ def eval_(
 
     def work() -> CommandResult:
         from codetune import render, workflow
-        from codetune.stages import evaluate, model_ref
+        from codetune.benchmark.benchmarks import part_of
+        from codetune.stages import benchmarks, model_ref
 
         context = _context(loaded)
-        bench = evaluate.part_of(evaluate.open_bench(context, benchmark), limit, task or [], complete=False)
-        names = [*(model_ref.names_of_the_run(context, models or []) if all_checkpoints else models or [])]
-        reports = workflow.evaluate_by_name(context, bench, list(dict.fromkeys(names or [_model(context, None)])))
+        tasks = benchmarks.open_benchmark(context, benchmark)
+        part = part_of(tasks, limit, task or [])
+        names = model_ref.names_of_the_run(context, models or []) if all_checkpoints else models or []
+        names = list(dict.fromkeys(names or [model_ref.default_model(context, None)]))
+        reports = workflow.evaluate_models(context, part, names)
         return render.evaluation(reports, workflow.compare(context, reports))
 
     _perform(work, as_json)
@@ -311,24 +268,25 @@ def eval_(
 
 @app.command()
 def run(
-    first: Annotated[str, typer.Option("--from", metavar="STAGE", help=f"First stage: {STAGES_HELP}")] = "score",
-    last: Annotated[str, typer.Option("--to", metavar="STAGE", help=f"Last stage: {STAGES_HELP}")] = "evaluate",
+    first: Annotated[str, typer.Option("--from", metavar="STAGE", help=f"First stage: {STAGES_HELP}")] = STAGE_NAMES[0],
+    last: Annotated[str, typer.Option("--to", metavar="STAGE", help=f"Last stage: {STAGES_HELP}")] = STAGE_NAMES[-1],
     project: ProjectOption = None,
     set_: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """The whole pipeline; what is done and still true is not done again."""
-    from codetune import workflow
+    from codetune.stages import pipeline
 
-    stages = workflow.stages_between(first, last)
+    stages = pipeline.stages_between(first, last)
     loaded = required_project(project, set_, {})
 
     def work() -> CommandResult:
-        from codetune import render
+        from codetune import render, workflow
 
         context = _context(loaded)
         results = list(workflow.run(context, stages))
-        return render.journey(results, workflow.compare(context, workflow.reports_in(results)))
+        reports = workflow.reports_in(results)
+        return render.pipeline(results, reports, workflow.compare(context, reports))
 
     _perform(work, as_json)
 
@@ -340,9 +298,9 @@ def status(project: ProjectOption = None, set_: SetOption = None, as_json: JsonO
 
     def work() -> CommandResult:
         from codetune import render, workflow
-        from codetune.stages import stage as pipeline
+        from codetune.stages.stage import read_context
 
-        lines = workflow.status(pipeline.read_context(loaded))
+        lines = workflow.status(read_context(loaded))
         return render.status([replace(line, command=console.with_project_option(line.command)) for line in lines])
 
     _perform(work, as_json)
@@ -385,31 +343,26 @@ def _context(project: Project) -> RunContext:
     return open_context(project)
 
 
-def _model(context: RunContext, said: str | None, instead: str = "") -> str:
-    """`tuned` where the run has one; otherwise the user has to say which, or what else there is."""
-    if said is not None:
-        return said
-    if context.run.model.exists():
-        return "tuned"
-    raise UsageError(
-        f"{context.run.directory} has no trained model, so --model must say which; expected base, a path or a hub id, "
-        f"such as --model base{instead}. Or train one: codetune train"
-    )
+def _model(context: RunContext, said: str | None, instead: str = "") -> ModelRef:
+    from codetune.stages.model_ref import default_model, model_ref
+
+    return model_ref(context, default_model(context, said, instead))
 
 
-def _stage(verb: Callable[[Any, RunContext], Any], project: Project, as_json: bool) -> None:
+def _run_stage(name: StageName, project: Project, as_json: bool, **request: Any) -> None:
     def work() -> CommandResult:
         from codetune import render
-        from codetune.stages import stage as pipeline
+        from codetune.stages.pipeline import stage_named
+        from codetune.stages.stage import StageRequest, run_stage
 
-        return render.stage(verb(pipeline, _context(project)))
+        return render.stage(run_stage(_context(project), stage_named(name), StageRequest(**request)))
 
     _perform(work, as_json)
 
 
 def _follow(project: Project, here: Node) -> CommandResult:
     """On every machine but the first: what the first one begins."""
-    dispatch.run_follower_node(project, here)
+    run_follower_node(project, here)
     return console.CommandResult({"node": here.rank, "state": "done"}, f"done, as machine {here.rank} of {here.count}")
 
 

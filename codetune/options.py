@@ -11,7 +11,7 @@ import typer
 
 from codetune.errors import UsageError
 from codetune.project.file import read_project
-from codetune.project.sections import PROJECT_FILE, Method, PadMode, Project
+from codetune.project.sections import PROJECT_FILE, Method, PadMode, Project, StageName
 from codetune.text import lone_surrogate
 
 ProjectOption = Annotated[
@@ -44,7 +44,8 @@ LimitOption = Annotated[int | None, typer.Option(metavar="N", min=1, help="The f
 TasksOption = Annotated[list[str] | None, typer.Option("--task", metavar="ID", help="This task only. Repeatable.")]
 CompleteOption = Annotated[bool, typer.Option("--complete", help="Samples for a part of the tasks are an error.")]
 PAD_MODES, METHODS = (f"One of: {', '.join(get_args(choices))}." for choices in (PadMode, Method))
-STAGES_HELP = "score, embed, select, train, generate, sanitize or evaluate."
+STAGE_NAMES = get_args(StageName)
+STAGES_HELP = f"{', '.join(STAGE_NAMES[:-1])} or {STAGE_NAMES[-1]}."
 
 
 def required_project(path: Path | None, assignments: list[str] | None, flags: Mapping[str, Any]) -> Project:

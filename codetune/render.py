@@ -1,21 +1,21 @@
-"""Results as a user sees them: each becomes its `--json` document and a short table. No I/O, no judgement."""
+"""Results as a user sees them: each becomes its `--json` document and a short table. Computes and reads nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from codetune.console import CommandResult, counts, percent
+from codetune.stages.evaluate import EVALUATE
+from codetune.stages.pipeline import stage_named
 from codetune.stages.stage import StageResult
-from codetune.workflow import Line
+from codetune.workflow import StatusLine
 
 if TYPE_CHECKING:
     from codetune.benchmark.evaluate import ModelComparison, PairedTest, Report
 
 SHOWN_TASKS = 5  # by name, of those that two models differ on
 SHOWN_PAIRS = 3
-# Facts of a stage that its document has as well: what a benchmark's figures rest on.
-DOCUMENTED = {"generate": ("tokens", "truncated"), "sanitize": ("changed", "not_parsing")}
 LOSSES = {"truncated": "{:,} were cut at generate.max_new_tokens", "not_parsing": "{:,} do not parse"}
 
 
@@ -29,7 +29,7 @@ def stage_document(result: StageResult) -> dict[str, Any]:
         "artefact": str(result.artefact),
         "seconds": result.seconds,
         "overrides": dict(result.overrides),
-        **{name: result.facts[name] for name in DOCUMENTED.get(result.stage, ()) if name in result.facts},
+        **{name: result.facts[name] for name in stage_named(result.stage).documented if name in result.facts},
     }
 
 
@@ -44,8 +44,8 @@ def stage(result: StageResult) -> CommandResult:
         notes.append("by flag: " + ", ".join(f"{key}={value}" for key, value in result.overrides.items()))
     if result.facts.get("replaced"):
         notes.append(f"in the place of the last one: {result.facts['replaced']}")
-    columns, rows, more = _details(result)
-    return CommandResult(stage_document(result), title, columns, rows, [*notes, *more])
+    details = stage_named(result.stage).details(result)
+    return CommandResult(stage_document(result), title, details.columns, details.rows, [*notes, *details.notes])
 
 
 def evaluation(reports: Sequence[Report], compared: Sequence[ModelComparison]) -> CommandResult:
@@ -61,13 +61,14 @@ def evaluation(reports: Sequence[Report], compared: Sequence[ModelComparison]) -
     )
 
 
-def journey(results: Sequence[StageResult | Report], compared: Sequence[ModelComparison]) -> CommandResult:
-    """Everything that a run of the pipeline came to."""
-    stages = [result for result in results if isinstance(result, StageResult)]
-    reports: list[Report] = [result for result in results if not isinstance(result, StageResult)]
+def pipeline(
+    results: Sequence[StageResult], reports: Sequence[Report], compared: Sequence[ModelComparison]
+) -> CommandResult:
+    """Everything that `run` made; an evaluation is shown by its report."""
+    stages = [result for result in results if result.stage != EVALUATE.name]
     document = {
         "stages": [stage_document(result) for result in stages],
-        "models": reports,
+        "models": list(reports),
         "comparison": list(compared),
     }
     times = [f"{result.stage} {result.seconds:.1f} s" for result in stages]
@@ -78,7 +79,7 @@ def journey(results: Sequence[StageResult | Report], compared: Sequence[ModelCom
     return CommandResult(document, "pass@k (95 % interval)", *_figures(reports), [_caption(reports), *notes])
 
 
-def status(lines: Sequence[Line]) -> CommandResult:
+def status(lines: Sequence[StatusLine]) -> CommandResult:
     following = next((line.command for line in lines if line.state not in ("done", "not needed")), None)
     document = {
         "stages": [{"stage": line.stage, "state": line.state, "detail": line.detail} for line in lines],
@@ -87,54 +88,6 @@ def status(lines: Sequence[Line]) -> CommandResult:
     rows = [[line.stage, line.state, line.detail] for line in lines]
     note = f"next: {following}" if following else "everything is done"
     return CommandResult(document, "status", ("stage", "state", ""), rows, [note])
-
-
-def _details(result: StageResult) -> tuple[Sequence[str], Sequence[Sequence[str]], Sequence[str]]:
-    """What is particular to a stage."""
-    facts = result.facts
-    if result.stage == "score" and facts.get("truncated"):
-        return (), (), [f"{facts['truncated']:,} answers were cut to fit score.max_length"]
-    if result.stage == "embed" and facts.get("cut"):
-        return (), (), [f"{facts['cut']:,} instructions are longer than the encoder's window and were cut"]
-    if result.stage == "generate":
-        return (), (), _completions(facts, result.rows)
-    if result.stage == "sanitize":
-        return (), (), [f"{facts['changed']} changed, {facts['not_parsing']} do not parse"]
-    if result.stage == "select" and len(facts.get("clusters", ())) > 1:
-        return _clusters(facts["clusters"])
-    if result.stage == "train":
-        return (), (), _training(facts)
-    return (), (), ()
-
-
-def _completions(facts: Mapping[str, Any], rows: int) -> list[str]:
-    cut = f"{facts['truncated']:,} of {rows:,} completions reached generate.max_new_tokens and were cut there"
-    return [f"{facts['tokens']:,} tokens", *([cut] if facts["truncated"] else [])]
-
-
-def _clusters(clusters: Sequence[Mapping[str, Any]]) -> tuple[Sequence[str], Sequence[Sequence[str]], Sequence[str]]:
-    columns = ("cluster", "rows", "refused", "dropped by IFD", "eligible", "taken")
-    keys = ("cluster", "rows", "refused", "dropped", "eligible", "taken")
-    return columns, [[str(cluster[key]) for key in keys] for cluster in clusters], ()
-
-
-def _training(facts: Mapping[str, Any]) -> list[str]:
-    lines = [
-        f"{facts['steps']} steps, {facts['tokens']:,} tokens, padding {percent(facts['padding_rate'])}"
-        + (f", last loss {facts['last_loss']:.4f}" if facts["last_loss"] is not None else "")
-    ]
-    if facts.get("strategy", "alone") != "alone":
-        lines.append(f"{facts['processes']} processes, {facts['strategy']}: {facts['strategy_because']}")
-    speed = [f"{facts['seconds']:,.1f} s in its steps"]
-    if facts["peak_memory_bytes"]:
-        speed.append(f"peak GPU memory {facts['peak_memory_bytes'] / 1e9:.2f} GB")
-    if facts["mfu"]:
-        speed.append(f"{percent(facts['mfu'])} of the cards' peak arithmetic")
-    lines.append(", ".join(speed))
-    if facts["truncated_rows"]:
-        lost = f"{facts['lost_tokens']:,} tokens lost ({percent(facts['lost_share'])} of all)"
-        lines.append(f"{facts['truncated_rows']:,} rows were truncated, {lost}")
-    return lines
 
 
 def _figures(reports: Sequence[Report]) -> tuple[Sequence[str], Sequence[Sequence[str]]]:

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from codetune.project.file import read_project
-from codetune.stages.stage import open_context
-from codetune.stages.status import RunContext
+from codetune.stages.stage import RunContext, open_context
 from tests.model.builders import byte_tokenizer, tiny_model
 
 PROJECT = """\

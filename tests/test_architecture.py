@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import pytest
+
+from codetune.project.sections import StageName
 
 Node = TypeVar("Node", bound=ast.AST)
 PACKAGE = Path(__file__).resolve().parents[1] / "codetune"
@@ -45,13 +47,14 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "render": ("workflow", "stages", "console"),
     "demo.run": ("render", "workflow", "stages", "demo", "store", "console", *_NOUNS),
     "options": _NOUNS,
-    "cli": ("", "options", "demo.run", "render", "workflow", "stages", "launch", "store", "console", *_NOUNS),
-    "__main__": ("cli",),
+    "cli": ("", "options", "demo.run", "render", "workflow", "stages", "benchmark", "launch", "console", *_NOUNS),
+    "main": ("cli", "options", "stages", "launch", "console", "errors"),
+    "__main__": ("main",),
 }
 ROOMS_OF_THEIR_OWN = ("demo.run",)  # the command stands above the workflow, what it is made of stands below
 HOMES: Mapping[str, tuple[str, ...]] = {
     "yaml": ("project",),
-    "typer": ("cli", "options"),
+    "typer": ("cli", "main", "options"),
     "rich": ("console",),
     "pydantic": ("project",),
     "evalplus": ("benchmark",),
@@ -74,16 +77,21 @@ HOMES: Mapping[str, tuple[str, ...]] = {
 }
 # Each says in its docstring, or beside the import, why it imports inside functions.
 IMPORT_LATE = (
+    "main",
     "cli",
     "workflow",
     "demo.run",
-    "benchmark.benchmarks",  # evalplus.data, which loads pandas and datasets
-    "stages.stage",
-    "stages.evaluate",
-    "stages.model_ref",
+    "stages.score",
+    "stages.embed",
     "stages.row_stage",
+    "stages.train",
     "stages.generate",
+    "stages.sanitize",
+    "stages.evaluate",
+    "stages.benchmarks",
+    "stages.model_ref",
     "launch.dispatch",
+    "benchmark.benchmarks",  # evalplus.data, which loads pandas and datasets
     "model.vllm_engine",  # vllm itself, an extra
     "training.parallelism",  # deepspeed itself, an extra
     "selection.embed",  # sentence_transformers, which the hashing encoder does without
@@ -104,20 +112,13 @@ ROOMS_WITHOUT_TORCH = (
     "cli",
     "workflow",
     "render",
+    "stages",
     "sandbox",
 )
 MODULES_WITHOUT_TORCH = (
     "launch.environment",
     "launch.workers",
     "launch.dispatch",
-    "stages.stage",
-    "stages.row_stage",
-    "stages.generate",
-    "stages.evaluate",
-    "stages.model_ref",
-    "stages.resume",
-    "stages.select",
-    "stages.status",
     "demo.run",
     "selection.blocks",
     "selection.embed",
@@ -224,6 +225,26 @@ def test_the_command_line_is_loaded_without_anything_heavy() -> None:
     program = f"import sys, codetune.cli; print(*[name for name in {heavy!r} if name in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert loaded.stdout.split() == []
+
+
+def test_no_stage_name_is_compared_as_text_outside_the_stages() -> None:
+    names = set(get_args(StageName))
+    compared = [
+        f"{place} compares {constant.value!r}"
+        for place, node in _nodes(ast.Compare)
+        if not place.startswith("stages.")
+        for part in (node.left, *node.comparators)
+        for constant in ast.walk(part)
+        if isinstance(constant, ast.Constant) and constant.value in names
+    ]
+    assert not compared
+
+
+def test_a_type_name_stands_in_one_module_only() -> None:
+    homes: dict[str, set[str]] = {}
+    for place, node in _nodes(ast.ClassDef):
+        homes.setdefault(node.name.lstrip("_"), set()).add(place.partition(":")[0])
+    assert not {name: modules for name, modules in homes.items() if len(modules) > 1}
 
 
 def test_nothing_prints() -> None:

@@ -17,7 +17,7 @@ from codetune.cli import NOT_IN_THIS_VERSION, _perform
 from codetune.console import CommandResult
 from codetune.errors import InputError
 from codetune.project.file import read_project
-from codetune.stages import stage as pipeline
+from tests import pipeline
 from tests.small_world import context_of, make_small_world, run_codetune
 
 COMMANDS = (
@@ -38,9 +38,9 @@ def test_help_names_every_command_on_standard_output(tmp_path: Path) -> None:
 def test_help_and_mistakes_come_without_torch(arguments: list[str], tmp_path: Path) -> None:
     (tmp_path / "codetune.yaml").write_text("nme: typo\n", encoding="utf-8")
     program = (
-        "import sys, codetune.cli\n"
+        "import sys, codetune.main\n"
         f"sys.argv = ['codetune', *{arguments!r}]\n"
-        "try: codetune.cli.main()\n"
+        "try: codetune.main.main()\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'transformers', 'datasets', 'sklearn', 'evalplus', 'numpy'} & set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"
@@ -278,9 +278,9 @@ def test_mistakes_in_the_data_come_without_torch(tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_text('{"instruction": "x", "out\n', encoding="utf-8")
     for stage in ("score", "embed", "train"):
         program = (
-            "import sys, codetune.cli\n"
+            "import sys, codetune.main\n"
             f"sys.argv = ['codetune', {stage!r}]\n"
-            "try: codetune.cli.main()\n"
+            "try: codetune.main.main()\n"
             "except SystemExit as end: assert end.code == 2, end.code\n"
             "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
         )

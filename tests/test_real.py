@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from codetune.stages import stage as pipeline
-from codetune.stages.status import RunContext
+from codetune.stages.stage import RunContext
+from tests import pipeline
 from tests.model.builders import tiny_model
 from tests.small_world import context_of
 

@@ -12,7 +12,7 @@ import pytest
 
 from codetune import render
 from codetune.stages.stage import StageResult
-from codetune.workflow import Line
+from codetune.workflow import StatusLine
 
 STAGE_KEYS = ["stage", "state", "rows", "reused", "refused", "artefact", "seconds", "overrides"]
 
@@ -104,7 +104,7 @@ def test_select_shows_a_row_per_cluster() -> None:
     [
         (None, None, ""),
         (2_500_000_000, None, ", peak GPU memory 2.50 GB"),
-        (2_500_000_000, 0.456, ", peak GPU memory 2.50 GB, 45.6 % of the cards' peak arithmetic"),
+        (2_500_000_000, 0.456, ", peak GPU memory 2.50 GB, 45.6 % MFU"),
     ],
 )
 def test_train_tells_steps_tokens_padding_time_memory_and_what_was_lost(
@@ -208,7 +208,7 @@ def test_many_models_are_shown_against_the_first_and_every_pair_is_in_the_docume
 
 
 def test_a_run_shows_its_stages_where_nothing_was_evaluated() -> None:
-    shown = render.journey([a_result(), a_result(stage="embed", refused={})], [])
+    shown = render.pipeline([a_result(), a_result(stage="embed", refused={})], [], [])
     assert [list(stage) for stage in shown.document["stages"]] == [STAGE_KEYS, STAGE_KEYS]
     assert (shown.document["models"], shown.document["comparison"]) == ([], [])
     assert shown.rows == [["score", "done", "1,200", "3 duplicate, 1 empty answer"], ["embed", "done", "1,200", ""]]
@@ -216,7 +216,7 @@ def test_a_run_shows_its_stages_where_nothing_was_evaluated() -> None:
 
 def test_a_run_shows_its_figures_and_what_each_stage_took() -> None:
     reports = [a_report("base"), a_report("tuned")]
-    shown = render.journey([a_result(), *reports], [COMPARED])
+    shown = render.pipeline([a_result(), a_result(stage="evaluate")], reports, [COMPARED])
     assert shown.document["models"] == reports
     assert shown.document["comparison"] == [COMPARED]
     assert [row[1] for row in shown.rows] == ["base", "tuned"]
@@ -225,10 +225,10 @@ def test_a_run_shows_its_figures_and_what_each_stage_took() -> None:
 
 def test_status_tells_the_next_command_that_is_needed() -> None:
     lines = [
-        Line("score", "not needed", "select.strategy is all", ""),
-        Line("select", "done", "5 rows", "codetune select"),
-        Line("train", "stale", "learning rate", "codetune train"),
-        Line("humaneval base", "missing", "", "codetune eval humaneval --model base"),
+        StatusLine("score", "not needed", "select.strategy is all", ""),
+        StatusLine("select", "done", "5 rows", "codetune select"),
+        StatusLine("train", "stale", "learning rate", "codetune train"),
+        StatusLine("humaneval base", "missing", "", "codetune eval humaneval --model base"),
     ]
     shown = render.status(lines)
     assert shown.document["next"] == "codetune train"
@@ -237,7 +237,7 @@ def test_status_tells_the_next_command_that_is_needed() -> None:
 
 
 def test_status_says_when_everything_is_done() -> None:
-    shown = render.status([Line("select", "done", "5 rows", "codetune select")])
+    shown = render.status([StatusLine("select", "done", "5 rows", "codetune select")])
     assert (shown.document["next"], shown.notes) == (None, ["everything is done"])
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from codetune import workflow
 from codetune.data.tokens import Span
-from codetune.stages import stage as pipeline
-from codetune.stages.status import RunContext
+from codetune.stages.stage import RunContext
+from tests import pipeline
 from tests.small_world import context_of, make_small_world
 
 BYTES_A_ROW = 200  # product.md, Scale

@@ -13,22 +13,24 @@ from codetune import workflow
 from codetune.data.chat import stop_strings
 from codetune.errors import StaleError, UsageError
 from codetune.model.load import load_trained_tokenizer
-from codetune.stages import evaluate, model_ref
-from codetune.stages.stage import StageResult
+from codetune.stages import model_ref
+from codetune.stages.benchmarks import open_benchmark
+from codetune.stages.pipeline import stages_between
+from codetune.stages.select import SELECT
 from codetune.stages.status import require
 from tests.small_world import context_of, make_small_world, rows, run_codetune, write_rows
 
 
 def test_a_run_goes_through_every_stage_and_a_second_one_does_nothing(tmp_path: Path) -> None:
     project = make_small_world(tmp_path, 20)
-    first = list(workflow.run(context_of(project), workflow.stages_between("score", "evaluate")))
-    stages = [result.stage for result in first if isinstance(result, StageResult)]
-    assert stages == ["score", "embed", "select", "train", "generate", "sanitize", "generate", "sanitize"]
+    first = list(workflow.run(context_of(project), stages_between("score", "evaluate")))
+    of_benchmark = ["generate", "sanitize", "evaluate"]
+    assert [result.stage for result in first] == ["score", "embed", "select", "train", *of_benchmark, *of_benchmark]
     assert [report["model"] for report in workflow.reports_in(first)] == ["base", "tuned"]
     stamps = {path: path.stat().st_mtime_ns for path in _artefacts(tmp_path)}
-    again = list(workflow.run(context_of(project), workflow.stages_between("score", "evaluate")))
+    again = list(workflow.run(context_of(project), stages_between("score", "evaluate")))
     assert {path: path.stat().st_mtime_ns for path in _artefacts(tmp_path)} == stamps
-    assert all(result.reused == result.rows for result in again if isinstance(result, StageResult))
+    assert all(result.reused == result.rows for result in again)
     assert all(line.state == "done" for line in workflow.status(context_of(project)))
     _test_what_is_taken_away_changes_nothing(project)
     _test_status_after_changes(project)
@@ -41,8 +43,8 @@ def _test_what_is_taken_away_changes_nothing(project: Path) -> None:
     lines = {line.stage: line for line in workflow.status(context_of(project))}
     assert {line.state for line in lines.values()} == {"done"}
     assert lines["score"].detail.endswith("data.jsonl is not here to compare with")
-    (report,) = workflow.evaluate_by_name(
-        context_of(project), evaluate.open_bench(context_of(project), "tasks.jsonl"), ["tuned"]
+    (report,) = workflow.evaluate_models(
+        context_of(project), open_benchmark(context_of(project), "tasks.jsonl"), ["tuned"]
     )
     assert report["model"] == "tuned"
     data.with_suffix(".away").rename(data)
@@ -58,7 +60,7 @@ def _test_status_after_changes(project: Path) -> None:
     assert score.detail.endswith(f"Remove it, then make scores.jsonl again: rm {manifest}")
     assert score.command == f"rm {manifest}"
     with pytest.raises(StaleError, match=f"rm {manifest}$"):
-        require(context_of(project), "select")
+        require(context_of(project), SELECT)
     manifest.write_bytes(whole)
     longer = {line.stage: line for line in workflow.status(context_of(project, generate__max_new_tokens=9))}
     assert "max_new_tokens" in longer["tasks base"].detail
@@ -76,41 +78,39 @@ def _test_status_after_changes(project: Path) -> None:
 
 def test_stages_that_the_strategy_does_not_need_are_left_out(tmp_path: Path) -> None:
     project = make_small_world(tmp_path, 20)
-    results = list(
-        workflow.run(context_of(project, select__strategy="all"), workflow.stages_between("score", "select"))
-    )
-    assert [result.stage for result in results if isinstance(result, StageResult)] == ["select"]
+    results = list(workflow.run(context_of(project, select__strategy="all"), stages_between("score", "select")))
+    assert [result.stage for result in results] == ["select"]
     assert workflow.status(context_of(project, select__strategy="all"))[0].state == "not needed"
 
 
 def test_stages_in_the_wrong_order_and_unknown_ones_are_usage_errors(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="score comes before train"):
-        workflow.stages_between("train", "score")
+        stages_between("train", "score")
     with pytest.raises(UsageError, match="did you mean select"):
-        workflow.stages_between("slect", "train")
+        stages_between("slect", "train")
     told = run_codetune("run", "--from", "slect", cwd=tmp_path)  # before it is asked for a project file
     assert (told.returncode, told.stderr.count("\n")) == (2, 1)
-    assert "slect is no stage; did you mean select?" in told.stderr
+    assert "slect is not a stage; did you mean select?" in told.stderr
 
 
 def test_more_of_k_than_there_are_samples_is_said_before_anything_is_generated(tmp_path: Path) -> None:
     context = context_of(make_small_world(tmp_path, 6), evaluate__k=[1, 10])
     with pytest.raises(UsageError, match=r"pass@10, and generate\.samples_per_task makes 1"):
-        workflow.evaluate_by_name(context, evaluate.open_bench(context, "tasks.jsonl"), ["base"])
+        workflow.evaluate_models(context, open_benchmark(context, "tasks.jsonl"), ["base"])
     assert not context.run.completions("tasks", "base").parent.exists()
 
 
 def test_models_are_evaluated_in_one_go_compared_and_what_they_lost_is_counted(tmp_path: Path) -> None:
     context = context_of(make_small_world(tmp_path, 6), generate__prompt="completion")
     shutil.copytree(tmp_path / "base", tmp_path / "other")
-    reports = workflow.evaluate_by_name(context, evaluate.open_bench(context, "tasks.jsonl"), ["base", "other"])
+    reports = workflow.evaluate_models(context, open_benchmark(context, "tasks.jsonl"), ["base", "other"])
     # Eight tokens of a random network.
     assert all(report["completions"]["truncated"] == 3 for report in reports)
     (compared,) = workflow.compare(context, reports)
     assert (compared["models"], compared["tasks"]) == ([report["model"] for report in reports], 3)
     assert (compared["base"]["won"], compared["base"]["p_value"]) == ([], 1.0)
     kept = context.run.evaluation("tasks", "base").read_bytes()
-    (again,) = workflow.evaluate_by_name(context, evaluate.open_bench(context, "tasks.jsonl"), ["base"])
+    (again,) = workflow.evaluate_models(context, open_benchmark(context, "tasks.jsonl"), ["base"])
     assert again == json.loads(json.dumps(reports[0]))
     assert context.run.evaluation("tasks", "base").read_bytes() == kept
 
@@ -127,7 +127,7 @@ def test_every_checkpoint_of_a_training_is_a_model_of_its_own(method: str, tmp_p
     context = context_of(project, **settings)
     with pytest.raises(UsageError, match="holds no checkpoint"):
         model_ref.checkpoint_names(context)
-    list(workflow.run(context, workflow.stages_between("select", "train")))
+    list(workflow.run(context, stages_between("select", "train")))
     names = model_ref.checkpoint_names(context)
     assert [Path(name).name for name in names] == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
     assert model_ref.names_of_the_run(context, []) == [*names, "tuned"]
@@ -140,17 +140,17 @@ def test_every_checkpoint_of_a_training_is_a_model_of_its_own(method: str, tmp_p
     tokenizers = [load_trained_tokenizer(model.directory, model.tokenizer, model.chat_format) for model in models]
     turns = [{"role": "user", "content": "Add."}]
     assert len({tokenizer.apply_chat_template(turns, tokenize=False) for tokenizer in tokenizers}) == 1
-    workflow.evaluate_by_name(context, evaluate.open_bench(context, "tasks.jsonl"), [names[0], names[-1], "tuned"])
+    workflow.evaluate_models(context, open_benchmark(context, "tasks.jsonl"), [names[0], names[-1], "tuned"])
     written = [context.run.completions("tasks", models[index].label).read_text() for index in (0, 2, 3)]
     assert written[1] == written[2] != written[0]
 
 
 def test_a_model_that_is_named_twice_is_one_and_an_empty_name_is_none(tmp_path: Path) -> None:
     context = context_of(make_small_world(tmp_path, 6), generate__prompt="completion")
-    bench, base = evaluate.open_bench(context, "tasks.jsonl"), str(tmp_path / "base")
-    assert len(workflow.evaluate_by_name(context, bench, [base, f"{base}/", f"{base}/../base"])) == 1
+    bench, base = open_benchmark(context, "tasks.jsonl"), str(tmp_path / "base")
+    assert len(workflow.evaluate_models(context, bench, [base, f"{base}/", f"{base}/../base"])) == 1
     with pytest.raises(UsageError, match="--model is empty"):
-        workflow.evaluate_by_name(context, bench, [base, " "])
+        workflow.evaluate_models(context, bench, [base, " "])
 
 
 def test_run_as_a_command_prints_one_document(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def _artefacts(directory: Path) -> list[Path]:
 def test_a_file_of_ones_own_is_never_kept_under_the_name_of_an_official_benchmark(tmp_path: Path) -> None:
     project = make_small_world(tmp_path, 6)
     (tmp_path / "tasks.jsonl").rename(tmp_path / "humaneval.jsonl")
-    bench = evaluate.open_bench(context_of(project), "humaneval.jsonl")
+    bench = open_benchmark(context_of(project), "humaneval.jsonl")
     assert bench.name.startswith("humaneval-")
     lines = workflow.status(context_of(project, evaluate__benchmarks=["humaneval.jsonl"]))
     assert lines[-1].stage == f"{bench.name} tuned"
@@ -179,7 +179,7 @@ def test_a_file_of_ones_own_is_never_kept_under_the_name_of_an_official_benchmar
 def test_a_benchmark_that_is_not_there_is_told_before_any_work(tmp_path: Path) -> None:
     context = context_of(make_small_world(tmp_path, 6), evaluate__benchmarks=["humanevl"])
     with pytest.raises(UsageError, match="did you mean humaneval"):
-        next(workflow.run(context, workflow.stages_between("score", "evaluate")))
+        next(workflow.run(context, stages_between("score", "evaluate")))
     assert not context.run.scores.exists()
 
 
@@ -187,4 +187,4 @@ def test_two_benchmarks_of_one_name_are_refused(tmp_path: Path) -> None:
     project = make_small_world(tmp_path, 6)
     context = context_of(project, evaluate__benchmarks=["tasks.jsonl", "other/tasks.jsonl"])
     with pytest.raises(UsageError, match="'tasks' twice"):
-        list(workflow.run(context, workflow.stages_between("generate", "evaluate")))
+        list(workflow.run(context, stages_between("generate", "evaluate")))

@@ -36,7 +36,7 @@ WORKER = "import sys; sys.path += sys.argv[2:]; from codetune.benchmark.worker_p
 STOP_PASSES = 20  # a program may start others while it is being killed
 
 
-class Job(Protocol):
+class PoolJob(Protocol):
     """What a worker is given, as a pickle of this process."""
 
     def perform(self) -> Mapping[str, object]:
@@ -59,18 +59,18 @@ class WorkerTimedOut:
 Answer = bytes | WorkerDied | WorkerTimedOut
 
 
-def run_jobs(jobs: Sequence[tuple[Key, Job]], workers: int, limit_seconds: float) -> Iterator[tuple[Key, Answer]]:
+def run_jobs(jobs: Sequence[tuple[Key, PoolJob]], workers: int, limit_seconds: float) -> Iterator[tuple[Key, Answer]]:
     """Yields answers as they come, not in order. A job whose worker was killed is tried once more: another program or
     the machine may have been the cause."""
     waiting = deque((key, job, True) for key, job in jobs)
-    running: dict[Connection[Job, bytes], tuple[_Worker, Key, Job, bool]] = {}
-    idle: list[_Worker] = []
+    running: dict[Connection[PoolJob, bytes], tuple[_PoolWorker, Key, PoolJob, bool]] = {}
+    idle: list[_PoolWorker] = []
     with scratch_directory() as scratch:
         try:
             while waiting or running:
                 while waiting and len(running) < workers:
                     key, job, again = waiting.popleft()
-                    worker = idle.pop() if idle else _Worker.start(scratch)
+                    worker = idle.pop() if idle else _PoolWorker.start(scratch)
                     worker.send(job, limit_seconds)
                     running[worker.connection] = (worker, key, job, again)
                 for connection in _first_ready([worker for worker, *_ in running.values()]):
@@ -93,7 +93,7 @@ def serve() -> None:
     """The loop of a worker, which ends when the connection does. The first argument is the socket's descriptor."""
     descriptor = int(sys.argv[1])
     os.set_inheritable(descriptor, False)
-    connection: Connection[bytes, Job] = Connection(descriptor)
+    connection: Connection[bytes, PoolJob] = Connection(descriptor)
     confinement.die_with_parent()
     confinement.adopt_orphans()
     while True:
@@ -109,7 +109,7 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _first_ready(workers: Sequence[_Worker]) -> list[Connection[Job, bytes]]:
+def _first_ready(workers: Sequence[_PoolWorker]) -> list[Connection[PoolJob, bytes]]:
     """Waits for an answer, a death or a deadline."""
     remaining = max(0.0, min(worker.deadline for worker in workers) - time.monotonic())
     answered = wait([worker.connection for worker in workers], remaining)
@@ -117,9 +117,9 @@ def _first_ready(workers: Sequence[_Worker]) -> list[Connection[Job, bytes]]:
 
 
 @dataclass(slots=True)
-class _Worker:
+class _PoolWorker:
     process: subprocess.Popen[bytes]
-    connection: Connection[Job, bytes]
+    connection: Connection[PoolJob, bytes]
     errors: Path
     deadline: float
 
@@ -146,7 +146,7 @@ class _Worker:
     def is_overdue(self) -> bool:
         return time.monotonic() >= self.deadline
 
-    def send(self, job: Job, limit_seconds: float) -> None:
+    def send(self, job: PoolJob, limit_seconds: float) -> None:
         self.deadline = time.monotonic() + limit_seconds
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # dead: `receive` will say so
             self.connection.send(job)

@@ -75,7 +75,7 @@ class DemoProject:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class DemoRow:
     kind: str  # trivial, composed, mismatched
     problem: str
     solution: str
@@ -118,9 +118,9 @@ def write_benchmark(path: Path, seed: int) -> None:
     write_lines(path, (json.dumps(task) for task in draw_benchmark(Random(f"benchmark {seed}"))))
 
 
-def draw_rows(random: Random) -> list[Row]:
+def draw_rows(random: Random) -> list[DemoRow]:
     """All rows in their order in the data set, each once."""
-    rows: dict[str, Row] = {}
+    rows: dict[str, DemoRow] = {}
     for kind, count, draw in (
         ("trivial", TRIVIAL_ROWS, _trivial),
         ("composed", COMPOSED_ROWS, _composed),
@@ -128,7 +128,7 @@ def draw_rows(random: Random) -> list[Row]:
     ):
         wanted = len(rows) + count
         while len(rows) < wanted:
-            row = Row(kind, *draw(random))
+            row = DemoRow(kind, *draw(random))
             rows.setdefault(row.id, row)
     return random.sample(list(rows.values()), len(rows))
 
@@ -194,7 +194,7 @@ def _without(task: Task, index: int) -> Task:
     return replace(task, operations=operations, values=task.values[:index] + task.values[index + 1 :])
 
 
-def _with_duplicates(rows: list[Row], again: list[Row], seed: int) -> list[Row]:
+def _with_duplicates(rows: list[DemoRow], again: list[DemoRow], seed: int) -> list[DemoRow]:
     """The rows with each duplicate at a random position after its original."""
     random, combined = Random(f"places {seed}"), list(rows)
     for row in again:
@@ -202,5 +202,5 @@ def _with_duplicates(rows: list[Row], again: list[Row], seed: int) -> list[Row]:
     return combined
 
 
-def _json_line(row: Row) -> str:
+def _json_line(row: DemoRow) -> str:
     return json.dumps({"problem": row.problem, "solution": row.solution})

@@ -1,6 +1,5 @@
-"""The demo: makes its little world, runs every stage on it in this process, and shows what came out, controls included.
-Every number is measured in the run, whichever way the comparison goes.
-"""
+"""The demo: makes a small data set, benchmark and base model, runs every stage on them in this process, and shows what
+came out. Every number is measured in that run, whichever way the comparison goes."""
 
 from __future__ import annotations
 
@@ -16,9 +15,12 @@ from codetune.errors import InputError
 from codetune.project.file import read_project
 from codetune.project.sections import PROJECT_FILE
 from codetune.records import Score
-from codetune.stages import evaluate
-from codetune.stages.stage import StageResult, open_context
-from codetune.stages.status import RunContext
+from codetune.stages import benchmarks
+from codetune.stages.embed import EMBED
+from codetune.stages.evaluate import EVALUATE
+from codetune.stages.pipeline import stages_between
+from codetune.stages.select import SELECT
+from codetune.stages.stage import RunContext, Stage, StageResult, open_context
 from codetune.store import row_artefacts
 
 if TYPE_CHECKING:
@@ -26,11 +28,12 @@ if TYPE_CHECKING:
     from codetune.demo.demo_project import DemoProject
 
 SELECTED = "tuned on the selection"
+CONTROLS = {"random": "a random draw", "all": "all rows"}
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """One way from the data to a figure, and how long it took."""
+class Control:
+    """A model of the comparison: how many rows it was tuned on, and its evaluation."""
 
     name: str
     rows: int
@@ -43,20 +46,19 @@ def demo(directory: Path, full: bool, seed: int, assignments: Sequence[str]) -> 
 
     _require_own(directory)
     began = time.monotonic()
-    world = write_demo_project(directory, seed)
+    demo_project = write_demo_project(directory, seed)
     made_seconds = time.monotonic() - began
-    context = open_context(read_project(world.project_file, assignments, {}))
-    results, seconds = _timed(workflow.run(context, workflow.stages_between("score", "evaluate")))
-    stages = [result for result in results if isinstance(result, StageResult)]
+    context = open_context(read_project(demo_project.project_file, assignments, {}))
+    results, seconds = _timed(workflow.run(context, stages_between("score", "evaluate")))
     base, tuned = workflow.reports_in(results)
-    chosen = next(result.rows for result in stages if result.stage == "select")
-    ways = [Way("base", 0, base), Way(SELECTED, chosen, tuned)]
+    chosen = _rows_of(results, SELECT)
+    controls = [Control("base", 0, base), Control(SELECTED, chosen, tuned)]
     if full:
-        usable = sum(result.rows for result in stages if result.stage == "embed")
-        ways.append(_control(world, assignments, "random", {"select.ratio": min(1.0, (chosen + 0.5) / usable)}))
-        ways.append(_control(world, assignments, "all", {}))
-    seconds = {"make the world": made_seconds, **seconds, "total": time.monotonic() - began}
-    return _shown(context, world, stages, ways, seconds)
+        share = min(1.0, (chosen + 0.5) / _rows_of(results, EMBED))
+        controls.append(_control(demo_project, assignments, "random", {"select.ratio": share}))
+        controls.append(_control(demo_project, assignments, "all", {}))
+    seconds = {"make the data": made_seconds, **seconds, "total": time.monotonic() - began}
+    return _shown(context, demo_project, results, controls, seconds)
 
 
 def _require_own(directory: Path) -> None:
@@ -70,66 +72,72 @@ def _require_own(directory: Path) -> None:
         )
 
 
-def _control(world: DemoProject, assignments: Sequence[str], strategy: str, flags: Mapping[str, Any]) -> Way:
+def _rows_of(results: Iterable[StageResult], stage: Stage) -> int:
+    return sum(result.rows for result in results if result.stage == stage.name)
+
+
+def _control(demo_project: DemoProject, assignments: Sequence[str], strategy: str, flags: Mapping[str, Any]) -> Control:
     settings = {**flags, "name": f"demo-{strategy}", "select.strategy": strategy}
-    context = open_context(read_project(world.project_file, assignments, settings))
-    results = list(workflow.run(context, workflow.stages_between("select", "train")))
-    rows = next(result.rows for result in results if isinstance(result, StageResult) and result.stage == "select")
-    (report,) = workflow.evaluate_by_name(context, evaluate.open_bench(context, "demo"), ["tuned"])
-    return Way(f"tuned on {'a random draw' if strategy == 'random' else 'all rows'}", rows, report)
+    context = open_context(read_project(demo_project.project_file, assignments, settings))
+    results = list(workflow.run(context, stages_between("select", "train")))
+    (report,) = workflow.evaluate_models(context, benchmarks.open_benchmark(context, "demo"), ["tuned"])
+    return Control(f"tuned on {CONTROLS[strategy]}", _rows_of(results, SELECT), report)
 
 
-def _timed(results: Iterable[StageResult | Report]) -> tuple[list[StageResult | Report], dict[str, float]]:
+def _timed(results: Iterable[StageResult]) -> tuple[list[StageResult], dict[str, float]]:
     """The results and the seconds of each stage, loading included; those of a benchmark are of both models together."""
-    gathered: list[StageResult | Report] = []
+    gathered: list[StageResult] = []
     seconds: dict[str, float] = {}
     before = time.monotonic()
     for result in results:
-        stage = result.stage if isinstance(result, StageResult) else "evaluate"
-        seconds[stage] = seconds.get(stage, 0.0) + time.monotonic() - before
+        seconds[result.stage] = seconds.get(result.stage, 0.0) + time.monotonic() - before
         before = time.monotonic()
         gathered.append(result)
     return gathered, seconds
 
 
-def _dropped(context: RunContext, world: DemoProject) -> tuple[int, int]:
+def _dropped(context: RunContext, demo_project: DemoProject) -> tuple[int, int]:
     """Mismatched rows, and other rows, with an IFD of `max_ifd` or more."""
     limit = context.project.select.max_ifd
     dropped = [row.id for row in row_artefacts.read_scores(context.run) if isinstance(row, Score) and row.ifd >= limit]
-    mismatched = sum(row_id in world.mismatched for row_id in dropped)
+    mismatched = sum(row_id in demo_project.mismatched for row_id in dropped)
     return mismatched, len(dropped) - mismatched
 
 
 def _shown(
-    context: RunContext, world: DemoProject, stages: list[StageResult], ways: list[Way], seconds: Mapping[str, float]
+    context: RunContext,
+    demo_project: DemoProject,
+    results: list[StageResult],
+    controls: list[Control],
+    seconds: Mapping[str, float],
 ) -> CommandResult:
-    mismatched, others = _dropped(context, world)
-    good = len(world.trivial) + len(world.composed)
-    compared = workflow.compare(context, [way.report for way in ways[:2]])
+    mismatched, others = _dropped(context, demo_project)
+    good = len(demo_project.trivial) + len(demo_project.composed)
+    compared = workflow.compare(context, [control.report for control in controls[:2]])
     document = {
-        "stages": [render.stage_document(result) for result in stages],
-        "models": [{"name": way.name, "rows": way.rows, **way.report} for way in ways],
+        "stages": [render.stage_document(result) for result in results if result.stage != EVALUATE.name],
+        "models": [{"name": control.name, "rows": control.rows, **control.report} for control in controls],
         "comparison": compared,
-        "mismatched": {"rows": len(world.mismatched), "dropped": mismatched},
+        "mismatched": {"rows": len(demo_project.mismatched), "dropped": mismatched},
         "good": {"rows": good, "dropped": others},
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
     }
     table = [
         [
-            way.name,
-            f"{way.rows:,}" if way.rows else "",
-            *(_figure(way.report, suite) for suite in ("base", "plus")),
+            control.name,
+            f"{control.rows:,}" if control.rows else "",
+            *(_figure(control.report, suite) for suite in ("base", "plus")),
         ]
-        for way in ways
+        for control in controls
     ]
     notes = [
-        f"of {len(world.mismatched)} mismatched rows {mismatched} were dropped by their IFD "
-        f"({percent(mismatched / len(world.mismatched))}), of {good:,} good rows {others}",
+        f"of {len(demo_project.mismatched)} mismatched rows {mismatched} were dropped by their IFD "
+        f"({percent(mismatched / len(demo_project.mismatched))}), of {good:,} good rows {others}",
         *(line for entry in compared for line in render.comparison_lines(entry)),
         "seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items()),
-        f"everything lies in {world.directory}; try: cd {world.directory} && codetune status",
+        f"everything lies in {demo_project.directory}; try: cd {demo_project.directory} && codetune status",
     ]
-    tasks = f"{world.tasks} held-out tasks"
+    tasks = f"{demo_project.tasks} held-out tasks"
     return CommandResult(
         document, f"demo: {tasks}, pass@1 (95 % interval)", ("model", "rows", "base", "plus"), table, notes
     )

@@ -51,24 +51,18 @@ class Section(BaseModel):
 
 
 class Dataset(Section):
+    """The data set is known by the content of its rows, so none of these keys seals an artefact by its value."""
+
     path: Text = setting(
-        "ise-uiuc/Magicoder-OSS-Instruct-75K",
-        "hub id, or .json(.gz) / .jsonl(.gz) / .parquet, a glob, or a directory",
-        seals=["score", "embed"],
+        "ise-uiuc/Magicoder-OSS-Instruct-75K", "hub id, or .json(.gz) / .jsonl(.gz) / .parquet, a glob, or a directory"
     )
-    split: Text = setting("train", "split of a hub data set; local files are taken whole", seals=["score", "embed"])
-    instruction: Text = setting(
-        "problem", "column of the instruction; Alpaca's `input` is appended to it", seals=["score", "embed"]
-    )
-    response: Text = setting(
-        "solution", "column of the answer; a `messages` column (chat) needs neither", seals=["score", "embed"]
-    )
+    split: Text = setting("train", "split of a hub data set; local files are taken whole")
+    instruction: Text = setting("problem", "column of the instruction; Alpaca's `input` is appended to it")
+    response: Text = setting("solution", "column of the answer; a `messages` column (chat) needs neither")
 
 
 class Model(Section):
-    path: Text = setting(
-        "deepseek-ai/deepseek-coder-6.7b-base", "hub id or directory of the base model (safetensors)", seals=["train"]
-    )
+    path: Text = setting("deepseek-ai/deepseek-coder-6.7b-base", "hub id or directory of the base model (safetensors)")
     chat_format: ChatFormat = setting(
         "deepseek", "how turns are written; `tokenizer` for its own template", seals=["train"]
     )
@@ -83,7 +77,7 @@ class Model(Section):
 
 
 class Scoring(Section):
-    model: Text | None = setting(None, "null is model.path; a smaller model is allowed", seals=["score"])
+    model: Text | None = setting(None, "null is model.path; a smaller model is allowed")
     max_length: Annotated[int, Field(ge=2)] = setting(
         2048, "tokens of prompt and answer; the rest is cut", seals=["score"]
     )
@@ -97,7 +91,6 @@ class Embedding(Section):
     model: Text = setting(
         "sentence-transformers/all-mpnet-base-v2",
         "a sentence-transformers name or path, or `hashing` (offline: hashed n-grams, truncated SVD)",
-        seals=["embed"],
     )
     batch_size: Count = setting(512, "instructions encoded at once")
 

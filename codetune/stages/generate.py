@@ -1,21 +1,42 @@
-"""What one process does of `generate`: every Nth item of the work list through a model of its own, each completion into
-the process's own log as it comes. Processes share nothing but the directory: the command reads all logs when they end.
+"""generate: what a model writes for every task -> `completions/<benchmark>/<label>.jsonl`.
 
-A model that no GPU holds is held by all of them together: each goes through the whole list, in step with the others,
-and the first one writes.
-"""
+Each process takes every Nth item of the work list through a model of its own, and appends each completion to a log of
+its own. A model that no GPU can hold is held by all processes together: each goes through the whole list, in step with
+the others, and the first one writes. Results are kept by the digest of the model: one replaced at the same path is
+another model."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from codetune import console
+from codetune.benchmark.benchmarks import Benchmark, read_problems
+from codetune.errors import UsageError
+from codetune.launch.dispatch import Job, WorkerContext, perform, process_count
+from codetune.launch.environment import current_rank
 from codetune.project.sections import Project
-from codetune.records import Rank
-from codetune.stages.model_ref import ModelRef, end_of_turn
-from codetune.store.block_log import LineLog
+from codetune.stages.benchmarks import tasks_facts, tasks_input
+from codetune.stages.model_ref import ModelRef, end_of_turn, local_directory, model_digest, prompt_kind
+from codetune.stages.stage import (
+    Details,
+    Input,
+    Recipe,
+    Resolved,
+    RunContext,
+    Settings,
+    Stage,
+    StageOutput,
+    StageRequest,
+    StageResult,
+    note_new_parts,
+)
+from codetune.store.block_log import LineLog, open_parts
+from codetune.store.files import write_lines
+from codetune.store.manifest import Manifest
 
 if TYPE_CHECKING:
     from codetune.launch.process_group import ProcessGroup
@@ -25,21 +46,120 @@ COUNTS = ("sample", "tokens", "truncated")  # of a logged row, beside what EvalP
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """What is to be completed, by whom and where to; it travels to other processes as JSON."""
+class WorkList:
+    """What is to be completed, by which model and where to; it travels to other processes as JSON."""
 
-    model: Mapping[str, Any]  # a model_ref
-    benchmark: str
-    file: str  # of its tasks
+    model: Mapping[str, Any]  # a ModelRef
+    file: str  # of the tasks
     missing: Sequence[Sequence[Any]]  # task id, number of the sample
     parts: str
     together: bool = False  # one model for all processes, not one for each
 
 
-def order(model: ModelRef, tasks: tuple[str, Path], missing: Sequence[tuple[str, int]], parts: Path) -> Order:
-    """`tasks` are the benchmark as the user says it and its file."""
+def work_list(model: ModelRef, tasks: Benchmark, missing: Sequence[tuple[str, int]], parts: Path) -> WorkList:
     fields = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(model).items()}
-    return Order(fields, tasks[0], str(tasks[1]), missing, str(parts))
+    return WorkList(fields, str(tasks.file), missing, str(parts))
+
+
+def _inputs(project: Project, request: StageRequest) -> Sequence[Input]:
+    return tasks_input(), Input("model", _resolve_model, _changed_model)
+
+
+def _resolve_model(context: RunContext, request: StageRequest) -> Resolved:
+    assert request.model is not None
+    return Resolved(request.model.digest, request.model.directory)
+
+
+def _changed_model(
+    context: RunContext, request: StageRequest, artefact: Path, manifest: Manifest, allow_overrides: bool
+) -> str:
+    if request.model is not None:
+        is_same = request.model.digest == manifest.inputs["model"]
+        return "" if is_same else f"{artefact} was made by another model than the one that is there now"
+    directory = local_directory(context, request.label)
+    if directory.is_dir() and model_digest(context, directory) != manifest.inputs["model"]:
+        return f"the {request.label} model has changed since"
+    return ""
+
+
+def _check(context: RunContext, request: StageRequest) -> None:
+    if request.model is not None and request.model.kind is None:
+        raise UsageError(
+            f"{request.model.name} can be prompted as a chat or as a raw text, and nothing says which (base models can "
+            "have a chat template too). Say --instruct or --base, or set generate.prompt"
+        )
+
+
+def _settings(context: RunContext, request: StageRequest, settings: Settings) -> Settings:
+    """With the kind of prompt in the place of `auto`; greedy decoding draws nothing, so it depends on no seed."""
+    model = request.model
+    kind = model.kind if model else prompt_kind(context, request.label, context.run.model)
+    unused = ("generate.top_p", "seed") if context.project.generate.temperature == 0 else ()
+    kept = {key: value for key, value in settings.items() if key not in (*unused, "generate.prompt")}
+    return {**kept, "generate.prompt": kind} if kind else kept
+
+
+def _prepare(context: RunContext, recipe: Recipe, request: StageRequest) -> None:
+    if open_parts(context.run.parts(recipe.artefact), recipe.identity(), refuse_others=False):
+        note_new_parts(recipe.stage)
+
+
+def _work(context: RunContext, recipe: Recipe, request: StageRequest) -> int:
+    assert request.tasks is not None
+    assert request.model is not None
+    parts, work = context.run.parts(recipe.artefact), _samples(context, request)
+    rows = completed_rows(parts)
+    with console.progress(f"generate {request.benchmark} {request.label}", len(work), "sample", len(rows)) as bar:
+        missing = [item for item in work if item not in rows]
+        _perform(context, work_list(request.model, request.tasks, missing, parts), bar.advance)
+    return len(rows)
+
+
+def _write(context: RunContext, recipe: Recipe, request: StageRequest) -> StageOutput:
+    assert request.tasks is not None
+    rows = completed_rows(context.run.parts(recipe.artefact))
+    written = [rows[item] for item in _samples(context, request)]
+    write_lines(recipe.artefact, (json.dumps(_without_counts(row)) for row in written))
+    counts = {name: sum(row[name] for row in written) for name in ("tokens", "truncated")}
+    return StageOutput(len(written), {}, {**counts, **tasks_facts(context, request.tasks)})
+
+
+def _samples(context: RunContext, request: StageRequest) -> list[tuple[str, int]]:
+    """(task id, number of the sample), in the benchmark's order."""
+    assert request.tasks is not None
+    numbers = range(context.project.generate.samples_per_task)
+    return [(problem.task_id, number) for problem in request.tasks.problems for number in numbers]
+
+
+def _without_counts(row: Mapping[str, Any]) -> dict[str, Any]:
+    """As EvalPlus has it: a task's samples are counted in the order in which they stand."""
+    return {name: value for name, value in row.items() if name not in COUNTS}
+
+
+def _perform(context: RunContext, ordered: WorkList, advance: Callable[[int, int], None]) -> None:
+    """In one process for each GPU, or as many as the project says; on other machines only where a launcher has started
+    them. vLLM spreads over GPUs by itself."""
+    if not ordered.missing:
+        return
+    launch = context.project.launch.model_copy(update={"nodes": 1})
+    project = context.project.model_copy(update={"launch": launch})
+    uses_vllm = project.generate.backend == "vllm"
+    processes = 1 if uses_vllm else process_count(project)
+    if not uses_vllm and _is_divided(project, Path(ordered.model["directory"]), processes):
+        ordered = replace(ordered, together=True)
+    job = Job("generate", project, asdict(ordered))
+    perform(job, processes, lambda rank, message: advance(1, int(message["tokens"] or 0)), complete)
+
+
+def _is_divided(project: Project, model: Path, processes: int) -> bool:
+    """Whether the model is too large for one GPU, so that all processes hold it together."""
+    from codetune.model.tensor_parallel import ProcessCounts, needs_tensor_parallel, visible_gpus
+
+    rank = current_rank()
+    counts = ProcessCounts(processes, processes)
+    if rank.world_size > 1:  # a launcher started them
+        counts = ProcessCounts(rank.world_size, rank.local_world_size)
+    return needs_tensor_parallel(model, project.model.dtype, counts, visible_gpus())
 
 
 def completed_rows(parts: Path) -> dict[tuple[str, int], dict[str, Any]]:
@@ -51,56 +171,84 @@ def completed_rows(parts: Path) -> dict[tuple[str, int], dict[str, Any]]:
     return rows
 
 
-def complete(project: Project, ordered: Order, here: Rank, advance: Callable[[int], None]) -> int:
-    """This process's part of the order; `advance` is called with the tokens of each completion. Gives their number."""
-    mine = ordered.missing[here.rank :: here.world_size]
-    return _log(ordered, here, _rows(project, ordered, mine, None), advance)
+def complete(job: Job, worker: WorkerContext) -> int:
+    """One process's part of the work list; sends the tokens of each completion, and returns how many it wrote."""
+    ordered = WorkList(**cast("dict[str, Any]", job.details))
+    if not ordered.together:
+        mine = ordered.missing[worker.rank.rank :: worker.rank.world_size]
+        return _log(ordered, worker, _rows(job.project, ordered, mine, None))
+    with worker.process_group() as group:
+        rows = _rows(job.project, ordered, ordered.missing, group)
+        return _log(ordered, worker, rows) if group.is_first else sum(0 for _ in rows)
 
 
-def complete_together(project: Project, ordered: Order, group: ProcessGroup, advance: Callable[[int], None]) -> int:
-    """The whole order, in step with the other processes; what this one has written of it."""
-    rows = _rows(project, ordered, ordered.missing, group)
-    return _log(ordered, group.member, rows, advance) if group.is_first else sum(0 for _ in rows)
-
-
-def _log(ordered: Order, here: Rank, rows: Iterator[dict[str, Any]], advance: Callable[[int], None]) -> int:
+def _log(ordered: WorkList, worker: WorkerContext, rows: Iterator[dict[str, Any]]) -> int:
     done = 0
-    with LineLog(Path(ordered.parts) / f"completions-{here.rank}.jsonl") as log:
+    with LineLog(Path(ordered.parts) / f"completions-{worker.rank.rank}.jsonl") as log:
         for row in rows:
             log.append(row)
-            advance(row["tokens"])
+            worker.send_progress({"tokens": row["tokens"]})
             done += 1
     return done
 
 
 def _rows(
-    project: Project, ordered: Order, mine: Sequence[Sequence[Any]], group: ProcessGroup | None
+    project: Project, ordered: WorkList, mine: Sequence[Sequence[Any]], group: ProcessGroup | None
 ) -> Iterator[dict[str, Any]]:
     if not mine:
         return
-    from codetune.benchmark.benchmarks import read_problems
     from codetune.benchmark.evalplus_format import sample_row
     from codetune.benchmark.generate import generate
-    from codetune.model.batch_generator import BatchGenerator
-    from codetune.model.decoder_choice import load_decoder
     from codetune.model.load import load_trained_tokenizer
-    from codetune.model.tensor_parallel import load_tensor_parallel
 
     tasks = {problem.task_id: problem for problem in read_problems(Path(ordered.file))}
-    model = _model_ref(ordered.model)
+    paths = {name: Path(ordered.model[name]) for name in ("directory", "tokenizer")}
+    model = ModelRef(**{**ordered.model, **paths})
     tokenizer = load_trained_tokenizer(model.directory, model.tokenizer, model.chat_format)
     settings = project.generate.model_copy(update={"prompt": model.kind})
-    decoder: Decoder
-    if group is None:
-        decoder = load_decoder(model.directory, tokenizer, project.model, end_of_turn(model), settings)
-    else:
-        network = load_tensor_parallel(model.directory, project.model, group, Path(ordered.parts))
-        decoder = BatchGenerator(network, tokenizer, end_of_turn(model), settings, group)
+    decoder = _decoder(project, model, tokenizer, settings, Path(ordered.parts), group)
     work = [(tasks[task_id], number) for task_id, number in mine]
     for made in generate(work, tokenizer, decoder, settings, project.seed):
         counts = (made.sample.sample, made.tokens, made.truncated)
         yield {**sample_row(made.sample), **dict(zip(COUNTS, counts, strict=True))}
 
 
-def _model_ref(fields: Mapping[str, Any]) -> ModelRef:
-    return ModelRef(**{**fields, "directory": Path(fields["directory"]), "tokenizer": Path(fields["tokenizer"])})
+def _decoder(
+    project: Project, model: ModelRef, tokenizer: Any, settings: Any, parts: Path, group: ProcessGroup | None
+) -> Decoder:
+    from codetune.model.batch_generator import BatchGenerator
+    from codetune.model.decoder_choice import load_decoder
+    from codetune.model.tensor_parallel import load_tensor_parallel
+
+    if group is None:
+        return load_decoder(model.directory, tokenizer, project.model, end_of_turn(model), settings)
+    network = load_tensor_parallel(model.directory, project.model, group, parts)
+    return BatchGenerator(network, tokenizer, end_of_turn(model), settings, group)
+
+
+def _progress(context: RunContext, request: StageRequest) -> str | None:
+    parts = context.run.parts(context.run.completions(request.benchmark, request.label))
+    return f"{len(completed_rows(parts)):,} completions" if parts.exists() else None
+
+
+def _details(result: StageResult) -> Details:
+    facts = result.facts
+    cut = f"{facts['truncated']:,} of {result.rows:,} completions reached generate.max_new_tokens and were cut there"
+    return Details([f"{facts['tokens']:,} tokens", *([cut] if facts["truncated"] else [])])
+
+
+GENERATE = Stage(
+    "generate",
+    _inputs,
+    lambda run, request: run.completions(request.benchmark, request.label),
+    _write,
+    of_benchmark=True,
+    check=_check,
+    settings=_settings,
+    prepare=_prepare,
+    work=_work,
+    progress=_progress,
+    details=_details,
+    documented=("tokens", "truncated"),
+    in_process=complete,
+)

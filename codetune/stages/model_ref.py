@@ -14,7 +14,9 @@ from codetune.errors import UsageError
 from codetune.model.model_files import ADAPTER_CONFIG, base_model_name, find_model, tokenizer_directory
 from codetune.project.sections import ChatFormat
 from codetune.stages.resume import RECIPE, TRAINED
-from codetune.stages.status import RunContext, require
+from codetune.stages.stage import RunContext
+from codetune.stages.status import require
+from codetune.stages.train import TRAIN
 from codetune.store.digests import combined
 from codetune.training.checkpoint import sealed_checkpoints
 
@@ -40,7 +42,7 @@ def model_ref(context: RunContext, name: str) -> ModelRef:
     if not name.strip():
         raise UsageError("--model is empty; expected tuned, base, a path or a hub id, such as --model base")
     if name == "tuned":
-        require(context, "train")
+        require(context, TRAIN)
         directory = context.run.model
     else:
         directory = find_model(project.locate(project.model.path if name == "base" else name))
@@ -52,6 +54,25 @@ def model_ref(context: RunContext, name: str) -> ModelRef:
         digest = combined([digest, str(chat_format), context.digests.tree(tokenizer)])
     label = name if name in ("tuned", "base") else f"{directory.resolve().name}-{digest[:8]}"
     return ModelRef(name, label, directory, tokenizer, digest, prompt_kind(context, name, directory), chat_format)
+
+
+def default_model(context: RunContext, said: str | None, instead: str = "") -> str:
+    """`tuned` where the run has one; otherwise the user has to say which. Raises UsageError, which names `instead`."""
+    if said is not None:
+        return said
+    if context.run.model.exists():
+        return "tuned"
+    raise UsageError(
+        f"{context.run.directory} has no trained model, so --model must say which; expected base, a path or a hub id, "
+        f"such as --model base{instead}. Or train one: codetune train"
+    )
+
+
+def local_directory(context: RunContext, label: str) -> Path:
+    """Where `tuned` or `base` lies, if it lies on this machine under that name."""
+    if label == "tuned":
+        return context.run.model
+    return Path(context.project.locate(context.project.model.path)).expanduser()
 
 
 def names_of_the_run(context: RunContext, said: Sequence[str]) -> list[str]:
@@ -67,8 +88,8 @@ def checkpoint_names(context: RunContext) -> list[str]:
     found = [str(checkpoint.path) for place in places for checkpoint in sealed_checkpoints(place)]
     if not found:
         raise UsageError(
-            f"{context.run.train} holds no checkpoint to evaluate. Expected: one at least; how often they are written and "
-            "how many stay say train.save_steps and train.keep_checkpoints. Run: codetune train"
+            f"{context.run.train} holds no checkpoint to evaluate. Expected: one at least; train.save_steps and "
+            "train.keep_checkpoints say how often they are written and how many stay. Run: codetune train"
         )
     return found
 

@@ -1,137 +1,202 @@
-"""What one process does of score and embed: it plans the blocks of the data set, and does those that are its own.
+"""What score and embed have in common: rows are made block by block, each block is committed to a log, and the artefact
+is written from the logs when no row is missing.
 
-The blocks are the same in every process, whatever their number; each is committed to the process's own log, from which
-the command merges. A shard's blocks are dealt to its processes in turn. Imports models inside functions: to see that
-nothing is missing must not take their libraries' many seconds."""
+The blocks follow from the data set and the settings alone, so they are the same in every process. Shard I of N does the
+blocks I, I+N, ...; the processes of one shard share its blocks in the same way. A process looks up every row before it
+makes it: resuming, shards and added rows are this one rule. Models are imported inside functions: to find that nothing
+is missing must not take the seconds that their libraries take to load."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, TypeVar, cast
 
-from codetune.data.source import read_examples
-from codetune.launch.environment import Shard, thread_count
-from codetune.model import model_files
-from codetune.project.sections import Project
-from codetune.records import Example, Rank, Refusal
+import numpy as np
+
+from codetune import console
+from codetune.launch.dispatch import Job, WorkerContext, perform, process_count
+from codetune.launch.environment import Shard, current_node, thread_count
+from codetune.launch.workers import SendProgress
+from codetune.records import Example, Rank
 from codetune.selection.blocks import Block
-from codetune.stages.blocks import Work, do_missing
-from codetune.stages.status import Recipe, RunContext, content_digest, settings_of
-from codetune.store import row_artefacts
-from codetune.store.block_log import FinishedRows, read_logs
-from codetune.store.digests import Digests, combined
-from codetune.store.files import remove, replacing, write_text
+from codetune.stages.stage import Recipe, RunContext, StageOutput, StageRequest, content_digest, note_new_parts
+from codetune.store.block_log import BlockLog, FinishedRows, log_path, open_parts, read_logs
+from codetune.store.digests import Digests
+from codetune.store.examples import example_ids
+from codetune.store.files import remove, write_text
 from codetune.store.locks import SHARED, locked, waiting
 from codetune.store.manifest import manifest_path, read_manifest
 from codetune.store.run_directory import Run
 
-if TYPE_CHECKING:
-    from codetune.data.tokens import ScoringTokens
-    from codetune.selection.embed import Encoder
+Item = TypeVar("Item")
+Prepared = TypeVar("Prepared")
+BLOCKS_AHEAD = 3  # prepared while the device computes
+END = object()
 
-# Estimated tokens of a block without a GPU, where the project says `auto`: a second or so of a small model.
-AUTO_TOKENS_PER_BATCH = 8192
-Tell = Callable[[Mapping[str, Any]], None]
+
+@dataclass(frozen=True, slots=True)
+class BlockWork(Generic[Prepared]):
+    """How the rows of a block are made: `prepare` needs no device and runs in another thread, ahead of `finish`, which
+    gives each row as bytes, in the order of the examples."""
+
+    prepare: Callable[[Sequence[Example]], Prepared]
+    finish: Callable[[Sequence[Example], Prepared], Sequence[bytes]]
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The blocks of a stage, and what makes their rows."""
+    """The blocks of a stage, and what makes their rows; `load` is called when the first missing row is met."""
 
     blocks: Iterable[Block]
-    load: Callable[[], Work[Any]]
+    load: Callable[[], BlockWork[Any]]
 
 
-def do_part(project: Project, details: Mapping[str, Any], here: Rank, tell: Callable[[Mapping[str, Any]], None]) -> int:
-    """Does this process's blocks and tells of each, `{"rows": done}`; gives how many rows that were."""
-    run = Run(project.run_dir)
-    context, stage, asked = RunContext(project, run, Digests(run)), details["stage"], details["shard"]
-    recipe = Recipe.of(context, stage, context.artefact(stage), details["inputs"])
-    shard = dealt((0, 1) if asked is None else (asked[0], asked[1]), here)
-    if asked is not None and here.world_size == 1:
-        from codetune.launch.devices import take_gpu
+@dataclass(frozen=True, slots=True)
+class RowJob:
+    """What a worker process is told: what is made, and the shard that the command was asked for."""
 
-        take_gpu(shard[0])
-    if asked is not None and here.world_size > 1:
-        # The command holds the shard that it was asked for; this part of it could be somebody else's shard.
-        with locked(run, stage, shard):
-            return _do(context, recipe, Path(details["model"]), shard, tell)
-    return _do(context, recipe, Path(details["model"]), shard, tell)
+    recipe: dict[str, Any]
+    shard: Sequence[int] | None
 
 
-def dealt(shard: Shard, here: Rank) -> Shard:
+@dataclass(frozen=True, slots=True)
+class RowStage:
+    """What distinguishes score from embed."""
+
+    plan: Callable[[RunContext, Recipe], Plan]
+    sealed_rows: Callable[[Run], Iterator[tuple[str, int, int]]]  # id, offset, length in the artefact
+    write: Callable[[RunContext, Recipe, FinishedRows], StageOutput]
+    files: Callable[[Run], Sequence[Path]]  # the artefact, last, and what belongs to it
+
+    def prepare(self, context: RunContext, recipe: Recipe, request: StageRequest) -> None:
+        """Raises StaleError where another shard is at work with other settings."""
+        parts, in_shards = context.run.parts(recipe.artefact), shard_of(context, request) is not None
+        if open_parts(parts, recipe.identity(without=["dataset"]), refuse_others=in_shards):
+            note_new_parts(recipe.stage)
+
+    def work(self, context: RunContext, recipe: Recipe, request: StageRequest) -> int:
+        """Makes the missing rows of this shard, in as many processes as the project says."""
+        with _parts(context, recipe, SHARED):
+            missing, usable = self._missing(context, recipe), len(example_ids(context.run))
+        if missing:
+            self._perform(context, recipe, request, usable, usable - missing)
+        return usable - missing
+
+    def write_artefact(self, context: RunContext, recipe: Recipe, request: StageRequest) -> StageOutput:
+        """The artefact, where every row is done; else how many are."""
+        finished = self.finished_rows(context, recipe)
+        if missing := self._missing(context, recipe):
+            examples = read_manifest(context.run.examples)
+            assert examples is not None
+            return StageOutput(examples.rows - missing, examples.refused, complete=False)
+        self._keep_before(context, recipe)
+        return self.write(context, recipe, finished)
+
+    def in_process(self, job: Job, worker: WorkerContext) -> int:
+        """One process's blocks; sends `{"rows": done}` after each, and returns their sum."""
+        run, details = Run(job.project.run_dir), RowJob(**cast("dict[str, Any]", job.details))
+        context, recipe = RunContext(job.project, run, Digests(run)), Recipe.read(details.recipe)
+        asked, rank = details.shard, worker.rank
+        shard = shard_of_process((0, 1) if asked is None else (asked[0], asked[1]), rank)
+        if asked is not None and rank.world_size == 1:
+            from codetune.launch.devices import take_gpu
+
+            take_gpu(shard[0])
+        if asked is not None and rank.world_size > 1:
+            # The command holds the lock of the shard that it was asked for; this part may be another command's shard.
+            with locked(run, recipe.stage, shard):
+                return self._do(context, recipe, shard, worker.send_progress)
+        return self._do(context, recipe, shard, worker.send_progress)
+
+    def progress(self, context: RunContext, artefact: Path) -> str | None:
+        """How many rows are done of an artefact that does not exist yet; None where none was begun."""
+        parts = context.run.parts(artefact)
+        return f"{len(read_logs(parts)):,} rows" if parts.exists() else None
+
+    def finished_rows(self, context: RunContext, recipe: Recipe) -> FinishedRows:
+        """Every row that is done: in the logs of all processes, and in the last artefact where its recipe was the same.
+        The caller holds the lock of the parts: other processes merge and remove them."""
+        rows = read_logs(context.run.parts(recipe.artefact))
+        if run := self.sealed_alike(context, recipe):
+            rows.add_file(run.directory / recipe.artefact.name, self.sealed_rows(run))
+        return rows
+
+    def sealed_alike(self, context: RunContext, recipe: Recipe) -> Run | None:
+        """The run directory with the last artefact of these settings and this model, as it was sealed."""
+        for run in (context.run, context.run.before(recipe.stage)):
+            artefact = run.directory / recipe.artefact.name
+            manifest = read_manifest(artefact)
+            if manifest is None or dict(manifest.settings) != dict(recipe.settings):
+                continue
+            same_model = manifest.inputs.get("model") == recipe.inputs["model"]
+            if same_model and content_digest(context, artefact) == manifest.digest:
+                return run
+        return None
+
+    def _missing(self, context: RunContext, recipe: Recipe) -> int:
+        finished = self.finished_rows(context, recipe)
+        return int(np.count_nonzero(~finished.holds(example_ids(context.run))))
+
+    def _perform(self, context: RunContext, recipe: Recipe, request: StageRequest, rows: int, reused: int) -> None:
+        shard, launch = shard_of(context, request), context.project.launch
+        in_array = request.shard is not None and launch.nodes == 1  # a shard of a job array is one process
+        processes = 1 if in_array and launch.processes == "auto" else process_count(context.project)
+        # Machines need not hear of each other: each does a shard.
+        here = context.project.model_copy(update={"launch": launch.model_copy(update={"nodes": 1})})
+        job = Job(recipe.stage, here, asdict(RowJob(recipe.document(), shard)))
+        with console.progress(recipe.stage, rows, "row", reused) as bar:
+            perform(job, processes, lambda rank, message: bar.advance(int(message["rows"] or 0)), self.in_process)
+
+    def _do(self, context: RunContext, recipe: Recipe, shard: Shard, send: SendProgress) -> int:
+        plan = self.plan(context, recipe)
+        directory, done = context.run.parts(recipe.artefact), 0
+        with _parts(context, recipe, SHARED):
+            finished = self.finished_rows(context, recipe)
+        for count in do_missing(plan.blocks, directory, finished, shard, plan.load):
+            send({"rows": count})
+            done += count
+        return done
+
+    def _keep_before(self, context: RunContext, recipe: Recipe) -> None:
+        """Hard links to the artefact and its manifest. After a kill between the new artefact and its manifest the rows
+        of the old one are still found."""
+        if self.sealed_alike(context, recipe) != context.run:
+            return
+        kept = context.run.before(recipe.stage).directory
+        remove(kept)
+        kept.mkdir(parents=True)
+        for path in (*self.files(context.run), manifest_path(recipe.artefact)):
+            with contextlib.suppress(OSError):  # a file system without links: the rows are made once more
+                (kept / path.name).hardlink_to(path)
+
+
+def shard_of(context: RunContext, request: StageRequest) -> Shard | None:
+    """The shard that is asked for; where the command is started once on each of several machines, that of this one."""
+    if request.shard is not None or context.project.launch.nodes == 1:
+        return request.shard
+    node = current_node(context.project.launch.nodes)
+    return node.rank, node.count
+
+
+def shard_of_process(shard: Shard, rank: Rank) -> Shard:
     """What one of several processes does of a shard.
 
-    >>> dealt((1, 3), Rank(rank=1, world_size=2, local_rank=1, local_world_size=2))
+    >>> shard_of_process((1, 3), Rank(1, 2, 1, 2))
     (4, 6)
     """
-    return shard[0] + shard[1] * here.rank, shard[1] * here.world_size
-
-
-def _do(context: RunContext, recipe: Recipe, model: Path, shard: Shard, tell: Tell) -> int:
-    plan = (_scoring if recipe.stage == "score" else _embedding)(context, recipe, model)
-    directory, done = context.run.parts(recipe.artefact), 0
-    with waiting(context.run, f"{recipe.stage}-parts", SHARED):
-        finished = finished_rows(context, recipe)
-    for count in do_missing(plan.blocks, directory, finished, shard, plan.load):
-        tell({"rows": count})
-        done += count
-    return done
-
-
-def _scoring(context: RunContext, recipe: Recipe, directory: Path) -> Plan:
-    from codetune.launch.devices import choose_device, use_threads
-    from codetune.model.likelihood import CausalScorer, measured_tokens_per_pass, set_scoring_attention
-    from codetune.model.load import load_model, load_tokenizer
-    from codetune.selection.blocks import plan_scoring_blocks
-    from codetune.selection.score import score_tokens, tokenise
-
-    model, settings = context.project.model, context.project.score
-
-    @cache
-    def network() -> Any:
-        loaded = load_model(directory, model, choose_device())
-        set_scoring_attention(loaded, model.attention)
-        return loaded
-
-    def measure() -> int:
-        return measured_tokens_per_pass(network(), settings.max_length)
-
-    budget = tokens_per_pass(context, recipe, choose_device(), measure)
-
-    def load() -> Work[list[ScoringTokens | Refusal]]:
-        use_threads(threads_of(context, recipe))
-        tokenizer, scorer = load_tokenizer(directory), CausalScorer(network(), budget)
-        return Work(
-            lambda examples: tokenise(examples, tokenizer, scorer.window, settings),
-            lambda examples, tokens: [row_artefacts.score_line(row) for row in score_tokens(examples, tokens, scorer)],
-        )
-
-    return Plan(plan_scoring_blocks(usable_rows(context), budget, settings.max_length), load)
-
-
-def _embedding(context: RunContext, recipe: Recipe, place: Path) -> Plan:
-    from codetune.selection.blocks import plan_embedding_blocks
-
-    def load() -> Work[Sequence[bool]]:
-        encoder = _load_encoder(context, place, threads_of(context, recipe))
-
-        def finish(examples: Sequence[Example], cut: Sequence[bool]) -> list[bytes]:
-            vectors = encoder.encode([example.instruction for example in examples])
-            return [row_artefacts.embedding_bytes(vector, flag) for vector, flag in zip(vectors, cut, strict=True)]
-
-        return Work(lambda examples: encoder.truncates([example.instruction for example in examples]), finish)
-
-    return Plan(plan_embedding_blocks(usable_rows(context), context.project.embed.batch_size), load)
+    return shard[0] + shard[1] * rank.rank, shard[1] * rank.world_size
 
 
 def threads_of(context: RunContext, recipe: Recipe) -> int:
-    """Of every process that makes these rows, as many as the first one had: sums in another number of parts have other
-    bits. Kept beside the parts, and as long."""
+    """Threads of every process that makes these rows, as many as the first one had: a sum over another number of parts
+    differs in its last bits. Kept beside the parts, and as long."""
     kept = context.run.parts(recipe.artefact) / "threads"
     with waiting(context.run, f"{recipe.stage}-threads"):
         if not kept.exists():
@@ -139,101 +204,47 @@ def threads_of(context: RunContext, recipe: Recipe) -> int:
         return int(kept.read_text(encoding="ascii"))
 
 
-def tokens_per_pass(context: RunContext, recipe: Recipe, device: str, measure: Callable[[], int]) -> int:
-    """Of a forward pass, and so of a block. What a GPU has room for is looked at once and kept with the run: blocks are
-    to be the same in every process, and after any end."""
-    settings = context.project.score
-    if settings.tokens_per_batch != "auto":
-        return settings.tokens_per_batch
-    if device == "cpu":
-        return AUTO_TOKENS_PER_BATCH
-    kept = context.run.tokens_per_batch(combined(map(repr, recipe.identity(without=["dataset"]).items())))
-    with waiting(context.run, "tokens-per-batch"):
-        if not kept.exists():
-            write_text(kept, f"{measure()}\n")
-        return int(kept.read_text(encoding="ascii"))
+def do_missing(
+    blocks: Iterable[Block],
+    directory: Path,
+    finished: FinishedRows,
+    shard: Shard,
+    load: Callable[[], BlockWork[Prepared]],
+) -> Iterator[int]:
+    """Does this shard's blocks without their finished rows; yields the number of rows done with each block.
 
-
-def finished_rows(context: RunContext, recipe: Recipe) -> FinishedRows:
-    """Every row that is done: in the logs of all processes, and in the last artefact where it was made alike. For
-    whoever holds the lock of the parts: others merge and remove them."""
-    rows = read_logs(context.run.parts(recipe.artefact))
-    if run := sealed_alike(context, recipe):
-        sealed = row_artefacts.sealed_scores if recipe.stage == "score" else row_artefacts.sealed_embeddings
-        rows.add_file(run.directory / recipe.artefact.name, sealed(run))
-    return rows
-
-
-def sealed_alike(context: RunContext, recipe: Recipe) -> Run | None:
-    """Where the last artefact lies that was made with these settings and is as it was sealed."""
-    for run in (context.run, context.run.before(recipe.stage)):
-        artefact = run.directory / recipe.artefact.name
-        manifest = read_manifest(artefact)
-        if (
-            manifest is None
-            or manifest.settings != recipe.settings
-            or manifest.inputs.get("model") != recipe.inputs["model"]
-        ):
-            continue
-        if content_digest(RunContext(context.project, run, context.digests), artefact) == manifest.digest:
-            return run
-    return None
-
-
-def keep_before(context: RunContext, recipe: Recipe) -> None:
-    """Links to the artefact and its manifest: killed after it is replaced and before the next one is sealed, no row of it
-    is lost."""
-    if sealed_alike(context, recipe) != context.run:
+    The data set is read, and blocks are prepared, in a thread ahead of the device."""
+    todo = _missing_rows(blocks, finished, shard)
+    first = next(todo, None)
+    if first is None:
         return
-    kept = context.run.before(recipe.stage).directory
-    remove(kept)
-    kept.mkdir(parents=True)
-    companions = [context.run.embedding_ids] if recipe.stage == "embed" else []
-    for path in (*companions, recipe.artefact, manifest_path(recipe.artefact)):
-        with contextlib.suppress(OSError):  # a file system without links: then they are made once more
-            (kept / path.name).hardlink_to(path)
+    work = load()
+    prepared = prefetch(((examples, work.prepare(examples)) for examples in chain([first], todo)), BLOCKS_AHEAD)
+    with BlockLog(log_path(directory, shard)) as log, closing(prepared):
+        for examples, ready in prepared:
+            log.append([example.id for example in examples], work.finish(examples, ready))
+            yield len(examples)
 
 
-def find_encoder(context: RunContext) -> tuple[Path, str]:
-    """Where the encoder lies that the project names, and its digest."""
-    model = context.project.embed.model
-    if model != "hashing":
-        directory = model_files.find_encoder(context.project.locate(model))
-        return directory, context.digests.tree(directory)
-    kept = _projection(context)
-    return kept, context.digests.file(kept)
+def prefetch(items: Iterator[Item], count: int) -> Generator[Item]:
+    """The same items, made in a thread up to `count` ahead of their use. An error comes where its item would have."""
+    thread = ThreadPoolExecutor(1)
+    try:
+        waiting_items = deque(thread.submit(next, items, END) for _ in range(count))
+        while (item := waiting_items.popleft().result()) is not END:
+            waiting_items.append(thread.submit(next, items, END))
+            yield item  # type: ignore[misc]
+    finally:
+        thread.shutdown(cancel_futures=True)
 
 
-def _load_encoder(context: RunContext, place: Path, threads: int) -> Encoder:
-    if context.project.embed.model == "hashing":
-        from codetune.selection.embed import HashingEncoder
-
-        return HashingEncoder.load(place)
-    from codetune.launch.devices import choose_device, use_threads
-    from codetune.selection.embed import load_encoder
-
-    use_threads(threads)
-    return load_encoder(place, choose_device())
+def _missing_rows(blocks: Iterable[Block], finished: FinishedRows, shard: Shard) -> Iterator[Sequence[Example]]:
+    for block in blocks:
+        if block.index % shard[1] == shard[0]:
+            missing = [example for example in block.examples if example.id not in finished]
+            if missing:
+                yield missing
 
 
-def _projection(context: RunContext) -> Path:
-    """The offline encoder, fitted once for these settings and kept with the run, so that rows added later get
-    comparable vectors and every process has the same."""
-    from codetune.selection.embed import HashingEncoder
-
-    kept = context.run.projection(combined(map(repr, settings_of(context.project, "embed").items())))
-    with waiting(context.run, "projection"):
-        if not kept.exists():
-            fitted = HashingEncoder.fit((example.instruction for example in usable_rows(context)), context.project.seed)
-            with replacing(kept) as temporary:
-                fitted.save(temporary)
-    return kept
-
-
-def rows_of(context: RunContext) -> Iterator[Example | Refusal]:
-    dataset = context.project.dataset
-    return read_examples(dataset, context.project.locate(dataset.path))
-
-
-def usable_rows(context: RunContext) -> Iterator[Example]:
-    return (row for row in rows_of(context) if isinstance(row, Example))
+def _parts(context: RunContext, recipe: Recipe, kind: int) -> contextlib.AbstractContextManager[None]:
+    return waiting(context.run, f"{recipe.stage}-parts", kind)

@@ -1,303 +1,321 @@
-"""The verbs from the data set to the tuned model, one function each: open the artefacts, call the stage, manifest the
-artefact. The verbs of a benchmark are in `evaluate.py`, the whole pipeline and its stage_status in `workflow.py`.
+"""What a stage is, and the one runner of all seven.
 
-    data set --> score --+
-        +------> embed --+--> select --> train --> (generate --> sanitize --> evaluate)
+A stage turns inputs, known by the digest of their content, and the settings that seal it into one artefact. It does so
+in two steps: `work` makes durable parts (block logs, checkpoints, completions, verdicts), resumable and in as many
+processes as there are; `write` makes the artefact of them, which `run_stage` then seals. What is done already is
+decided here for every stage: the artefact's manifest names the same inputs and settings.
 
-Each verb imports its stage when its inputs are known to be right: `--help`, `select` and every mistake in the project
-file or the data come without torch.
-"""
+Whether an artefact of an earlier command is still true is `status.py`; the stages themselves are one file each."""
 
 from __future__ import annotations
 
-import json
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from codetune import console
-from codetune.data.ids import IdIndex, pack_ids
-from codetune.errors import DataError
-from codetune.launch.dispatch import Job, perform, process_count
-from codetune.launch.environment import Shard, current_node
-from codetune.model.model_files import find_model
-from codetune.project.sections import Project
-from codetune.stages.blocks import Survey, count_missing, survey
-from codetune.stages.jobs import run_job
-from codetune.stages.resume import TRAINED, claim_training, publish_training
-from codetune.stages.row_stage import find_encoder, finished_rows, keep_before, rows_of, sealed_alike, usable_rows
-from codetune.stages.status import (
-    Recipe,
-    RowStage,
-    RunContext,
-    content_digest,
-    dataset_digest,
-    differing_settings,
-    require,
-)
-from codetune.store import old_row_artefacts, row_artefacts
-from codetune.store.block_log import FinishedRows, open_parts
-from codetune.store.digests import Digests
-from codetune.store.files import remove, replacing, write_text
-from codetune.store.locks import SHARED, locked, waiting
+from codetune.launch.environment import Shard
+from codetune.project.sections import Project, StageName, sealing_keys, value_at
+from codetune.store.digests import Digests, combined
+from codetune.store.files import remove
+from codetune.store.locks import locked, waiting
 from codetune.store.manifest import Manifest, read_manifest, write_manifest
-from codetune.store.run_directory import inspect_run, open_run
+from codetune.store.run_directory import Run, inspect_run, open_run
+
+if TYPE_CHECKING:
+    from codetune.benchmark.benchmarks import Benchmark
+    from codetune.launch.dispatch import RunJob
+    from codetune.stages.model_ref import ModelRef
+
+Settings = Mapping[str, Any]  # dotted key of the project file -> value
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """What every stage works with: the project, its run directory, and the digests known there."""
+
+    project: Project
+    run: Run
+    digests: Digests
+
+
+@dataclass(frozen=True, slots=True)
+class StageRequest:
+    """What is asked of a stage beside the project: a part of the rows, or the benchmark and the model."""
+
+    shard: Shard | None = None
+    restart: bool = False  # train: discard the finished and the unfinished training
+    benchmark: str = ""  # the name of its directory
+    label: str = ""  # of the model, or of the user's samples
+    tasks: Benchmark | None = None  # None where only the artefacts are looked at
+    whole: Benchmark | None = None  # evaluate: the benchmark that `tasks` are a part of
+    model: ModelRef | None = None
+    samples: Path | None = None  # sanitize and evaluate: a file of the user's instead of a model
+    complete: bool = False  # evaluate: a task without a sample is an error
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """An input that was found: the digest of its content, and where it lies."""
+
+    digest: str
+    path: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """Something that a stage reads.
+
+    `resolve` finds it, and raises InputError where it is missing. `change` says in a sentence how it differs from what
+    an artefact was made of; "" where it does not, as far as files on this machine tell. `setting` is the key of the
+    project file that names it: it is recorded, but another spelling of the same content changes nothing."""
+
+    name: str
+    resolve: Callable[[RunContext, StageRequest], Resolved]
+    change: Callable[[RunContext, StageRequest, Path, Manifest, bool], str]
+    setting: str = ""
+    upstream: Stage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What an artefact is about to be made of: it is done where its manifest says the same."""
+
+    stage: StageName
+    artefact: Path
+    settings: Settings
+    inputs: Mapping[str, str]  # name -> digest
+    names: Mapping[str, str]  # key of the project file that names an input -> its value
+    overrides: Settings  # settings and names that were given by flag
+    paths: Mapping[str, Path] = field(default_factory=dict)  # name of an input -> where it lies
+
+    def made(self, manifest: Manifest | None) -> bool:
+        """Whether an artefact with this manifest is what would be made now."""
+        if manifest is None:
+            return False
+        return dict(manifest.settings) == dict(self.settings) and dict(manifest.inputs) == dict(self.inputs)
+
+    def identity(self, without: Sequence[str] = ()) -> dict[str, Any]:
+        """Settings and inputs in one flat mapping, to be compared with those of unfinished work."""
+        return identity(self.settings, {name: digest for name, digest in self.inputs.items() if name not in without})
+
+    def document(self) -> dict[str, Any]:
+        """As JSON, for worker processes."""
+        paths = {name: str(path) for name, path in self.paths.items()}
+        return {**asdict(replace(self, paths={})), "artefact": str(self.artefact), "paths": paths}
+
+    @classmethod
+    def read(cls, document: Mapping[str, Any]) -> Recipe:
+        paths = {name: Path(path) for name, path in document["paths"].items()}
+        return cls(**{**document, "artefact": Path(document["artefact"]), "paths": paths})
+
+
+@dataclass(frozen=True, slots=True)
+class StageOutput:
+    """What `write` has made, for the manifest. Not `complete`: rows of other shards are missing, nothing was made."""
+
+    rows: int
+    refused: Mapping[str, int] = field(default_factory=dict)  # reason -> rows
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    complete: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class StageResult:
     """What a stage did. Of a row stage, `rows` (with a result) and `refused` together are all that came in."""
 
-    stage: str
-    state: str  # "done", or "partial" where the rows of other shards are still missing
+    stage: StageName
+    state: Literal["done", "partial"]  # partial: rows of other shards are missing
     rows: int
     reused: int
     refused: Mapping[str, int]
     artefact: Path
     seconds: float
-    overrides: Mapping[str, Any]
+    overrides: Settings
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class StageOutput:
-    """What writing an artefact came to, for its manifest."""
+class Details:
+    """What a result shows for people beside the lines that every stage has."""
 
-    rows: int
-    refused: Mapping[str, int]
-    facts: Mapping[str, Any]
+    notes: Sequence[str] = ()
+    columns: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage as a value. Adding one is a file with such a value, and a line in `pipeline.py`."""
+
+    name: StageName
+    inputs: Callable[[Project, StageRequest], Sequence[Input]]
+    artefact: Callable[[Run, StageRequest], Path]
+    write: Callable[[RunContext, Recipe, StageRequest], StageOutput]
+    # The rest has a default that means: nothing to do, nothing special.
+    of_benchmark: bool = False  # one artefact for each benchmark and model, not one for the run
+    check: Callable[[RunContext, StageRequest], None] = lambda context, request: None
+    settings: Callable[[RunContext, StageRequest, Settings], Settings] = lambda context, request, settings: settings
+    prepare: Callable[[RunContext, Recipe, StageRequest], None] = lambda context, recipe, request: None
+    work: Callable[[RunContext, Recipe, StageRequest], int] = lambda context, recipe, request: 0  # rows found done
+    progress: Callable[[RunContext, StageRequest], str | None] = lambda context, request: None  # None: not begun
+    details: Callable[[StageResult], Details] = lambda result: Details()
+    documented: Sequence[str] = ()  # facts that the `--json` document shows
+    is_needed: Callable[[Project], bool] = lambda project: True
+    in_process: RunJob | None = None  # a worker process's share of `work`
+
+    def command(self, request: StageRequest) -> str:
+        """The command line that makes the artefact."""
+        if not self.of_benchmark:
+            return f"codetune {self.name}"
+        said = request.tasks.reference if request.tasks else request.benchmark
+        name = request.model.name if request.model else request.label
+        return f"codetune {self.name} {said}" + ("" if name == "tuned" else f" --model {name}")
 
 
 def open_context(project: Project) -> RunContext:
+    """Makes the run directory where it is missing. Raises InputError where it belongs to somebody else."""
     run = open_run(project)
     return RunContext(project, run, Digests(run))
 
 
 def read_context(project: Project) -> RunContext:
-    """For those who only look: makes no run directory."""
+    """The same without writing anything."""
     run = inspect_run(project)
     return RunContext(project, run, Digests(run))
 
 
-def score(context: RunContext, shard: Shard | None) -> StageResult:
-    """IFD of every row -> scores.jsonl."""
-    project = context.project
-    shard = shard or _of_this_machine(project)
-    with locked(context.run, "score", shard):
-        began, rows = time.monotonic(), _survey(context)
+def run_stage(context: RunContext, stage: Stage, request: StageRequest | None = None) -> StageResult:
+    """Makes the artefact, unless it is there, made of the same, and unharmed.
 
-        directory = find_model(project.locate(project.score.model or project.model.path))
-        inputs = {"dataset": dataset_digest(context), "model": context.digests.tree(directory)}
-        recipe = Recipe.of(context, "score", context.run.scores, inputs)
-        work = _RowWork(recipe, str(directory), shard)
-        return _make_rows(context, work, rows, began, lambda finished: _write_scores(context, rows, finished))
-
-
-def embed(context: RunContext, shard: Shard | None) -> StageResult:
-    """Unit vectors of the instructions -> embeddings.npy and embeddings.ids."""
-    shard = shard or _of_this_machine(context.project)
-    with locked(context.run, "embed", shard):
-        began, rows = time.monotonic(), _survey(context)
-        encoder, digest = find_encoder(context)
-        inputs = {"dataset": dataset_digest(context), "model": digest}
-        recipe = Recipe.of(context, "embed", context.run.embeddings, inputs)
-        work = _RowWork(recipe, str(encoder), shard)
-        return _make_rows(
-            context, work, rows, began, lambda finished: _write_embeddings(context, recipe, rows, finished)
-        )
-
-
-def select(context: RunContext) -> StageResult:
-    """The rows worth training on -> selection.jsonl, in the strategy's order, as chat messages."""
-    from codetune.selection.select import STRATEGIES, require_selected_rows, select
-    from codetune.stages.select import joined_by_id, unscored
-
-    project, settings = context.project, context.project.select
-    with locked(context.run, "select", None):
+    Raises InputError where an input is missing or wrong, BusyError where another command makes the same artefact."""
+    request = request or StageRequest()
+    stage.check(context, request)
+    lock = "-".join(part.replace("/", "-") for part in (stage.name, request.benchmark, request.label) if part)
+    with locked(context.run, lock, request.shard):
         began = time.monotonic()
-        strategy = STRATEGIES[settings.strategy]
-        inputs = {"dataset": dataset_digest(context)}
-        if strategy.needs_scores:
-            inputs["score"] = require(context, "score").digest
-        if strategy.needs_embeddings:
-            inputs["embed"] = require(context, "embed").digest
-        recipe = Recipe.of(context, "select", context.run.selection, inputs)
-        if done := already(context, recipe, began):
-            return done
-        rows = joined_by_id(context, strategy) if strategy.needs_scores else unscored(usable_rows(context))
-        selected = select(rows, settings, project.seed)
-        require_selected_rows(selected, settings)
-        old_row_artefacts.write_selection(context.run, usable_rows(context), selected.rows)
-        refused = Counter({"no score": int(rows.refused.sum())})
-        refused[f"IFD of {settings.max_ifd:g} or more"] = sum(cluster.dropped for cluster in selected.diagnostics)
-        facts = {"clusters": [asdict(cluster) for cluster in selected.diagnostics]}
-        return seal_artefact(context, recipe, StageOutput(len(selected.rows.ids), +refused, facts), 0, began)
+        recipe = make_recipe(context, stage, request)
+        with waiting(context.run, f"{lock}-parts"):
+            if not request.restart and (done := _done(context, recipe, began)):
+                remove(context.run.parts(recipe.artefact))
+                return done
+            stage.prepare(context, recipe, request)
+        reused = stage.work(context, recipe, request)
+        with waiting(context.run, f"{lock}-parts"):  # shards meet here: the first one that finds all rows writes
+            if not request.restart and (done := _done(context, recipe, began)):
+                return done
+            output = stage.write(context, recipe, request)
+            if not output.complete:
+                return _result(recipe, "partial", output, reused, began)
+            return _seal(context, recipe, output, reused, began)
 
 
-def train(context: RunContext, restart: bool = False) -> StageResult:
-    """The base model fine-tuned on the selection -> model/, with train/metrics.jsonl beside it."""
-    project, run = context.project, context.run
-    with locked(run, "train", None):
-        began = time.monotonic()
-        selection = require(context, "select")
-
-        base = find_model(project.locate(project.model.path))
-        inputs = {"select": selection.digest, "base": context.digests.tree(base)}
-        recipe = Recipe.of(context, "train", run.model, inputs)
-        if not restart and (done := already(context, recipe, began)):
-            return done
-        directory = claim_training(run, recipe, restart)
-        with replacing(run.model) as saved, console.progress("training", None, "step") as bar:
-            details = {"model": str(base), "directory": str(directory), "saved": str(saved)}
-            results: Any = perform(
-                Job("train", project, details),
-                process_count(project),
-                lambda rank, at: bar.move_to(int(at["step"] or 0), int(at["steps"] or 0)) if rank == 0 else None,
-                run_job,
-            )
-            told = results[0]
-            write_text(saved / TRAINED, json.dumps(recipe.identity(), indent=2) + "\n")
-        publish_training(run, directory)
-        return seal_artefact(context, recipe, StageOutput(told["rows"], told["refused"], told["facts"]), 0, began)
-
-
-def found_done(context: RunContext, stage: RowStage, manifest: Manifest) -> StageResult:
-    """The result of a stage whose artefact stands as it is."""
-    recipe = Recipe(
-        stage, context.artefact(stage), manifest.settings, manifest.overrides, manifest.inputs, manifest.overrides
-    )
-    return _result(
-        recipe, "done", StageOutput(manifest.rows, manifest.refused, manifest.facts), manifest.rows, time.monotonic()
+def make_recipe(context: RunContext, stage: Stage, request: StageRequest) -> Recipe:
+    """Resolves the inputs in their order. Raises InputError for the first that is missing."""
+    inputs = stage.inputs(context.project, request)
+    resolved = {part.name: part.resolve(context, request) for part in inputs}
+    settings = stage_settings(context, stage, request)
+    names = input_names(context.project, inputs)
+    said = context.project.overrides
+    return Recipe(
+        stage.name,
+        stage.artefact(context.run, request),
+        settings,
+        {name: found.digest for name, found in resolved.items()},
+        names,
+        {key: value for key, value in said.items() if key in settings or key in names},
+        {name: found.path for name, found in resolved.items() if found.path is not None},
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _RowWork:
-    """What distinguishes score from embed, and a shard from the whole, on their common way."""
-
-    recipe: Recipe
-    model: str  # where it lies
-    shard: Shard | None
+def stage_settings(context: RunContext, stage: Stage, request: StageRequest) -> Settings:
+    """The settings that seal the stage's artefact, by dotted key."""
+    settings = {key: value_at(context.project, key) for key in sealing_keys(stage.name)}
+    return stage.settings(context, request, settings)
 
 
-def _make_rows(
-    context: RunContext, work: _RowWork, rows: Survey, began: float, write: Callable[[FinishedRows], StageOutput]
-) -> StageResult:
-    """Does the missing rows of this shard; whoever finds every row done writes the artefact and seals it."""
-    recipe = work.recipe
-    directory = context.run.parts(recipe.artefact)
-    with waiting(context.run, f"{recipe.stage}-parts"):
-        if done := already(context, recipe, began):
-            remove(directory)
-            return done
-        if open_parts(directory, recipe.identity(without=["dataset"]), refuse_others=work.shard is not None):
-            console.note(f"{recipe.stage}: the settings have changed since it was interrupted; it starts anew")
-    with waiting(context.run, f"{recipe.stage}-parts", SHARED):
-        reused = rows.usable - count_missing(rows, finished_rows(context, recipe))
-    if reused < rows.usable:
-        _share_out(context, work, rows.usable, reused)
-    with waiting(context.run, f"{recipe.stage}-parts"):
-        if done := already(context, recipe, began):
-            return done
-        finished = finished_rows(context, recipe)
-        if missing := count_missing(rows, finished):
-            there = rows.usable - missing
-            return _result(recipe, "partial", StageOutput(there, rows.refused(), {}), reused, began)
-        keep_before(context, recipe)
-        result = seal_artefact(context, recipe, write(finished), reused, began)
-        remove(context.run.before(recipe.stage).directory)
-        remove(directory)
-        return result
+def input_names(project: Project, inputs: Sequence[Input]) -> dict[str, str]:
+    """What the project calls the inputs that it names."""
+    return {part.setting: str(value_at(project, part.setting)) for part in inputs if part.setting}
 
 
-def _of_this_machine(project: Project) -> Shard | None:
-    """Where the command is started once on each of several machines, each does a shard; they need not hear of each
-    other, and the last one merges."""
-    if project.launch.nodes == 1:
-        return None
-    here = current_node(project.launch.nodes)
-    return here.rank, here.count
+def identity(settings: Settings, inputs: Mapping[str, str]) -> dict[str, Any]:
+    return {**settings, **{f"{name} (digest)": digest for name, digest in inputs.items()}}
 
 
-def _share_out(context: RunContext, work: _RowWork, rows: int, reused: int) -> None:
-    """Has the missing blocks done, by as many processes as the project says; a shard of a job array is one, unless it
-    names a number. Each does the blocks that are its own, and commits them to a log of its own."""
-    launch = context.project.launch
-    in_array = work.shard is not None and launch.nodes == 1
-    processes = 1 if in_array and launch.processes == "auto" else process_count(context.project)
-    details = {"stage": work.recipe.stage, "inputs": work.recipe.inputs, "model": work.model, "shard": work.shard}
-    here = context.project.model_copy(update={"launch": launch.model_copy(update={"nodes": 1})})
-    with console.progress(work.recipe.stage, rows, "row", reused) as bar:
-        perform(
-            Job(work.recipe.stage, here, details),
-            processes,
-            lambda rank, told: bar.advance(int(told["rows"] or 0)),
-            run_job,
-        )
+def content_digest(context: RunContext, artefact: Path) -> str:
+    """Of the artefact as it lies there now; of embeddings the vectors and their ids together."""
+    if artefact.name != context.run.embeddings.name:
+        return context.digests.artefact(artefact)
+    parts = (artefact, artefact.with_name(context.run.embedding_ids.name))
+    return combined(context.digests.file(path) for path in parts if path.exists())
 
 
-def already(context: RunContext, recipe: Recipe, began: float) -> StageResult | None:
-    """The result where the artefact is there, made of the same, and unharmed."""
+def _done(context: RunContext, recipe: Recipe, began: float) -> StageResult | None:
     manifest = read_manifest(recipe.artefact)
     if manifest is None or not recipe.made(manifest) or content_digest(context, recipe.artefact) != manifest.digest:
         return None
     return _result(recipe, "done", StageOutput(manifest.rows, manifest.refused, manifest.facts), manifest.rows, began)
 
 
-def seal_artefact(context: RunContext, recipe: Recipe, written: StageOutput, reused: int, began: float) -> StageResult:
-    seconds = time.monotonic() - began
+def _seal(context: RunContext, recipe: Recipe, output: StageOutput, reused: int, began: float) -> StageResult:
+    """From here on the artefact exists."""
     before = read_manifest(recipe.artefact)
-    replaced = differing_settings(recipe.artefact, replace(before, overrides={}), recipe.settings) if before else ""
-    digest = content_digest(context, recipe.artefact)
-    write_manifest(recipe.artefact, recipe.sealed(digest, written.rows, written.refused, seconds, written.facts))
-    facts = {**written.facts, "replaced": replaced} if replaced else written.facts
-    return _result(recipe, "done", replace(written, facts=facts), reused, began)
+    replaced = differing_setting(context.project, recipe.artefact, before, recipe.settings) if before else ""
+    manifest = Manifest(
+        recipe.stage,
+        content_digest(context, recipe.artefact),
+        output.rows,
+        dict(output.refused),
+        dict(recipe.inputs),
+        dict(recipe.settings),
+        dict(recipe.overrides),
+        time.monotonic() - began,
+        dict(output.facts),
+        dict(recipe.names),
+    )
+    write_manifest(recipe.artefact, manifest)
+    remove(context.run.before(recipe.stage).directory)
+    remove(context.run.parts(recipe.artefact))
+    facts = {**output.facts, "replaced": replaced} if replaced else output.facts
+    return _result(recipe, "done", replace(output, facts=facts), reused, began)
 
 
-def _result(recipe: Recipe, state: str, written: StageOutput, reused: int, began: float) -> StageResult:
+def _result(
+    recipe: Recipe, state: Literal["done", "partial"], output: StageOutput, reused: int, began: float
+) -> StageResult:
     return StageResult(
         recipe.stage,
         state,
-        written.rows,
+        output.rows,
         reused,
-        written.refused,
+        output.refused,
         recipe.artefact,
         round(time.monotonic() - began, 3),
-        recipe.said,
-        written.facts,
+        recipe.overrides,
+        output.facts,
     )
 
 
-def _survey(context: RunContext) -> Survey:
-    """Reads the data set through before anything else: its mistakes are told before a model is looked for."""
-    rows = survey(console.track(rows_of(context), "reading the data set", None, "row"))
-    if not rows.usable:
-        reasons = console.counts(rows.refused()) or "it is empty"
-        raise DataError(
-            f"{context.project.dataset.path} holds no usable row ({reasons}); expected instructions with answers. "
-            "Correct the data, or dataset.instruction and dataset.response"
-        )
-    return rows
+def differing_setting(
+    project: Project, artefact: Path, manifest: Manifest, settings: Settings, *, allow_overrides: bool = False
+) -> str:
+    """The first setting that differs from the manifest's, as a sentence; "" where none does. With `allow_overrides` a
+    setting that was given by flag when the artefact was made may differ from the project."""
+    for key, value in settings.items():
+        if manifest.settings.get(key) != value and not (allow_overrides and key in manifest.overrides):
+            return other_value(project, artefact, manifest, key, (manifest.settings.get(key), value))
+    return ""
 
 
-def _write_scores(context: RunContext, rows: Survey, finished: FinishedRows) -> StageOutput:
-    scored, refused, truncated = old_row_artefacts.write_scores(context.run, rows, finished)
-    return StageOutput(scored, refused, {"truncated": truncated})
+def other_value(project: Project, artefact: Path, manifest: Manifest, key: str, values: tuple[Any, Any]) -> str:
+    """`values` are the one that made the artefact and the one that is asked for now."""
+    made = f"by flag on {manifest.day} " if key in manifest.overrides else ""
+    asked = "the flag" if key in project.overrides else "the project"
+    return f"{artefact} was made {made}with {key} {values[0]!r}, {asked} now says {values[1]!r}"
 
 
-def _write_embeddings(context: RunContext, recipe: Recipe, rows: Survey, finished: FinishedRows) -> StageOutput:
-    count, refused, cut = old_row_artefacts.write_embeddings(context.run, rows, finished, _known_cut(context, recipe))
-    return StageOutput(count, refused, {"cut": int(cut.sum()), "cut_rows": row_artefacts.pack_marks(cut)})
-
-
-def _known_cut(context: RunContext, recipe: Recipe) -> IdIndex:
-    """The instructions that were cut for the last embeddings."""
-    run = sealed_alike(context, recipe)
-    manifest = read_manifest(run.embeddings) if run else None
-    if run is None or manifest is None:
-        return IdIndex(pack_ids(()))
-    ids = row_artefacts.read_embeddings(run).ids
-    return IdIndex(ids[row_artefacts.unpack_marks(manifest.facts["cut_rows"], len(ids))])
+def note_new_parts(stage: str) -> None:
+    console.note(f"{stage}: the settings have changed since it was interrupted; it starts again")

@@ -7,6 +7,7 @@ Does not decide whether an artefact is still up to date: `stages.status` compare
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,12 +31,24 @@ class Manifest:
     overrides: Mapping[str, object]  # the settings that came by flag
     seconds: float
     facts: Mapping[str, Any] = field(default_factory=dict)  # diagnostics of the stage
+    names: Mapping[str, str] = field(default_factory=dict)  # dotted key -> what the project called an input
+    made: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M:%S"))
     version: str = __version__
+
+    @property
+    def day(self) -> str:
+        """The day on which the artefact was made, for messages.
+
+        >>> Manifest("score", "", 0, {}, {}, {}, {}, 0.0, made="2026-11-21 09:30:00").day
+        '21 November 2026'
+        """
+        made = time.strptime(self.made, "%Y-%m-%d %H:%M:%S")
+        return f"{made.tm_mday} {time.strftime('%B %Y', made)}"
 
 
 _FIELD_TYPES: Mapping[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("stage", "digest", "version"), str),
-    **dict.fromkeys(("refused", "inputs", "settings", "overrides", "facts"), dict),
+    **dict.fromkeys(("stage", "digest", "version", "made"), str),
+    **dict.fromkeys(("refused", "inputs", "settings", "overrides", "facts", "names"), dict),
     "rows": int,
     "seconds": (int, float),
 }
@@ -53,9 +66,11 @@ def write_manifest(artefact: Path, manifest: Manifest) -> None:
 
 def read_manifest(artefact: Path) -> Manifest | None:
     """The manifest of `artefact`; None where the manifest or the artefact does not exist. Raises StaleError where the
-    manifest is damaged."""
+    manifest is damaged, or was written by a version whose run directories this one cannot read."""
     try:
         document = json.loads(manifest_path(artefact).read_text(encoding="utf-8"))
+        if isinstance(document, dict) and "version" in document and "made" not in document:
+            raise _older(artefact, str(document["version"]))
         if any(not isinstance(document[name], kind) for name, kind in _FIELD_TYPES.items()):
             raise _damaged(artefact, "a field of another kind than a manifest has")
         return Manifest(**document) if artefact.exists() else None
@@ -65,6 +80,15 @@ def read_manifest(artefact: Path) -> Manifest | None:
         raise _damaged(artefact, str(why)) from None
     except (TypeError, LookupError):
         raise _damaged(artefact, "other fields than a manifest has") from None
+
+
+def _older(artefact: Path, version: str) -> StaleError:
+    manifest = manifest_path(artefact)
+    return StaleError(
+        f"{artefact} was made by codetune {version}; version {__version__} keeps other records of what an artefact was "
+        f"made from, and does not trust these. Use that version, set output_dir to a new directory, or remove the "
+        f"record, and {artefact.name} is made again: rm {manifest}"
+    )
 
 
 def _damaged(artefact: Path, fault: str) -> StaleError:

@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from codetune.demo.demo_project import SHIPPED_BASE, Row, draw_rows
+from codetune.demo.demo_project import SHIPPED_BASE, DemoRow, draw_rows
 from codetune.model.likelihood import CausalScorer
 from codetune.model.load import load_model, load_tokenizer
 from codetune.project.sections import Model, Scoring
@@ -42,6 +42,6 @@ def test_compositions_are_harder_than_trivial_rows(ifd: dict[str, list[float]]) 
     assert sum(ifd["composed"]) > sum(ifd["trivial"])
 
 
-def _some_of_each(rows: list[Row]) -> Iterator[Row]:
+def _some_of_each(rows: list[DemoRow]) -> Iterator[DemoRow]:
     for kind in ("trivial", "composed", "mismatched"):
         yield from [row for row in rows if row.kind == kind][:ROWS_OF_A_KIND]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from codetune.launch.dispatch import Job, WorkerContext
 from codetune.model.batch_generator import BatchGenerator
 from codetune.model.continuous_batching import ContinuousGenerator, flash_attention
 from codetune.model.decoder_choice import load_decoder
@@ -17,8 +19,9 @@ from codetune.model.decoding import GeneratedText, GenerationRequest
 from codetune.model.vllm_engine import is_installed
 from codetune.project.sections import Generation, Model
 from codetune.records import ALONE
-from codetune.stages import evaluate
-from codetune.stages.generate import complete, completed_rows, order
+from codetune.stages.benchmarks import open_benchmark
+from codetune.stages.generate import complete, completed_rows, work_list
+from codetune.stages.model_ref import model_ref
 from tests.model.builders import byte_tokenizer, tiny_model
 from tests.small_world import context_of, make_small_world
 
@@ -58,7 +61,7 @@ def written(saved: Path, dtype: Any, backend: Any = "transformers", **settings: 
 
 
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8}], ids=["greedy", "sampled"])
-def test_the_batch_size_changes_no_completion_in_float32(saved: Path, sampling: dict[str, Any]) -> None:
+def test_neither_batch_size_changes_a_completion_in_float32(saved: Path, sampling: dict[str, Any]) -> None:
     together = written(saved, "float32", batch_size=60, **sampling)
     assert together == written(saved, "float32", batch_size=7, **sampling)
     assert together == written(saved, "float32", **sampling)
@@ -85,10 +88,10 @@ def test_two_gpus_that_hold_a_model_together_write_what_one_does(tmp_path: Path)
     )
     assert done.returncode == 0, done.stderr
     context = context_of(project, generate__max_new_tokens=40)
-    bench = evaluate.open_bench(context, "tasks.jsonl")
+    bench = open_benchmark(context, "tasks.jsonl")
     missing = [(problem.task_id, 0) for problem in bench.problems]
-    alone = order(evaluate.model_ref(context, "base"), ("tasks.jsonl", bench.file), missing, tmp_path / "alone")
-    complete(context.project, alone, ALONE, lambda tokens: None)
+    alone = work_list(model_ref(context, "base"), bench, missing, tmp_path / "alone")
+    complete(Job("generate", context.project, asdict(alone)), WorkerContext(ALONE, None, lambda progress: None))
     assert completed_rows(tmp_path / "shared" / "base") == completed_rows(tmp_path / "alone")
 
 

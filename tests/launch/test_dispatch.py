@@ -11,7 +11,7 @@ from codetune.errors import UsageError
 from codetune.launch.dispatch import Job, perform, process_count
 from codetune.project.file import read_project
 from codetune.stages import stage as pipeline
-from codetune.stages.jobs import run_job
+from codetune.stages.pipeline import run_job
 from tests.small_world import context_of, make_small_world
 
 

@@ -82,7 +82,7 @@ def measure(stage: str, project: Path) -> dict[str, Any]:
     prepare_process()
     import codetune.model.likelihood
     from codetune import workflow
-    from codetune.stages import stage as pipeline
+    from tests import pipeline
     from tests.small_world import context_of
 
     codetune.model.likelihood.CausalScorer = InstantScorer  # type: ignore[assignment,misc]

@@ -38,8 +38,8 @@ from codetune.project.sections import Dataset, Scoring
 from codetune.records import Example
 from codetune.selection.blocks import plan_embedding_blocks, plan_scoring_blocks
 from codetune.selection.score import fill_prompt, score_tokens, tokenise
-from codetune.stages.blocks import Work, do_missing
-from codetune.stages.row_stage import AUTO_TOKENS_PER_BATCH
+from codetune.stages.row_stage import BlockWork, do_missing
+from codetune.stages.score import AUTO_TOKENS_PER_BATCH
 from codetune.store.block_log import Rows
 from codetune.store.row_artefacts import score_line
 from tests.performance.record import write_record
@@ -128,7 +128,7 @@ def usual_memory() -> None:
 def score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Example], budget: int) -> None:
     """As the stage does it, up to the bytes on the disk."""
     scorer = CausalScorer(model, budget)
-    work = Work(
+    work = BlockWork(
         lambda examples: tokenise(examples, tokenizer, scorer.window, SETTINGS),
         lambda examples, tokens: [score_line(row) for row in score_tokens(examples, tokens, scorer)],
     )
@@ -158,7 +158,7 @@ def compare_embedding(encoder: Path, rows: Sequence[Example], device: str, turns
 
     plain, own = SentenceTransformer(str(encoder), device=device), load_encoder(encoder, device)
     texts = [row.instruction for row in rows]
-    work = Work(
+    work = BlockWork(
         lambda examples: own.truncates([row.instruction for row in examples]),
         lambda examples, cut: [vector.tobytes() for vector in own.encode([row.instruction for row in examples])],
     )

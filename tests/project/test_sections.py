@@ -38,21 +38,20 @@ SECTIONS: dict[str, str] = {
 }
 # Two values that mean the same until the other backends, and several processes, are there.
 ONE_MEANING = ("generate.backend", "launch.processes")
-DATASET_KEYS = ["dataset.path", "dataset.split", "dataset.instruction", "dataset.response"]
+# Known by the content behind them: another spelling of a path changes nothing.
+NAMES = {"dataset.path", "dataset.split", "dataset.instruction", "dataset.response"}
+NAMES |= {"model.path", "score.model", "embed.model"}
 SEALING_KEYS = {
     "score": [
-        *DATASET_KEYS,
         "model.dtype",
         "model.attention",
-        "score.model",
         "score.max_length",
         "score.prompt",
     ],
-    "embed": ["seed", *DATASET_KEYS, "embed.model"],
+    "embed": ["seed"],
     "select": ["seed", "select.strategy", "select.clusters", "select.ratio", "select.ratio_of", "select.max_ifd"],
     "train": [
         "seed",
-        "model.path",
         "model.chat_format",
         "model.dtype",
         "model.attention",
@@ -97,7 +96,7 @@ SEALING_KEYS = {
     "evaluate": ["evaluate.sandbox", "evaluate.k"],
 }
 # Keys that change no artefact: where it is written, how fast it is made, what is logged, and which benchmarks are run.
-SEALS_NOTHING = {
+SEALS_NOTHING = NAMES | {
     "name",
     "output_dir",
     "score.tokens_per_batch",

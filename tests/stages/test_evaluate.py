@@ -13,11 +13,17 @@ import pytest
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from codetune.benchmark.benchmarks import part_of
 from codetune.errors import CodetuneError, DataError, StaleError, UsageError
 from codetune.sandbox.probe import choose_tier
-from codetune.stages import evaluate
-from codetune.stages.status import RunContext
-from codetune.store.block_log import LineLog
+from codetune.stages.benchmarks import is_samples_file, open_benchmark, samples_request
+from codetune.stages.evaluate import EVALUATE
+from codetune.stages.generate import GENERATE
+from codetune.stages.model_ref import model_ref
+from codetune.stages.stage import RunContext, Stage, StageRequest, make_recipe
+from codetune.store.block_log import LineLog, open_parts
+from codetune.workflow import model_request
+from tests import pipeline
 from tests.small_world import context_of, make_small_world, write_rows
 
 GOOD = [{"task_id": f"Small/{n}", "solution": f"def add_{n}(x):\n    return x + {n}\n"} for n in range(3)]
@@ -33,8 +39,15 @@ def samples(context: RunContext, rows: list[dict[str, Any]], name: str = "sample
     return context.project.root / name
 
 
+def begun(context: RunContext, stage: Stage, request: StageRequest) -> Path:
+    """The parts of an artefact as an interrupted command has left them, without any."""
+    recipe = make_recipe(context, stage, request)
+    open_parts(context.run.parts(recipe.artefact), recipe.identity(), refuse_others=False)
+    return context.run.parts(recipe.artefact)
+
+
 def judged(context: RunContext, rows: list[dict[str, Any]]) -> Any:
-    return evaluate.evaluate_file(context, evaluate.open_bench(context, "tasks.jsonl"), samples(context, rows))
+    return pipeline.evaluate_file(context, open_benchmark(context, "tasks.jsonl"), samples(context, rows))
 
 
 def test_samples_of_anybody_are_judged_and_the_report_is_kept(context: RunContext) -> None:
@@ -70,65 +83,58 @@ def test_samples_for_unknown_tasks_are_an_error_that_names_them(context: RunCont
 
 
 def test_verdicts_found_from_an_interrupted_run_are_not_made_again(context: RunContext) -> None:
-    bench = evaluate.open_bench(context, "tasks.jsonl")
+    bench = open_benchmark(context, "tasks.jsonl")
     path = samples(context, GOOD)
-    label = evaluate._file_label(context, path)
-    recipe = evaluate._evaluation(context, bench, label, path)
-    parts = context.run.parts(recipe.artefact)
-    evaluate.open_parts(parts, recipe.identity(), refuse_others=False)
+    parts = begun(context, EVALUATE, samples_request(context, bench, path))
     with LineLog(parts / "verdicts.jsonl") as log:
         log.append({"task_id": "Small/0", "base": "timeout", "plus": "timeout", "sample": 0})
-    report = evaluate.evaluate_file(context, bench, path)
+    report = pipeline.evaluate_file(context, bench, path)
     assert report["verdicts"]["Small/0"] == [{"base": "timeout", "plus": "timeout"}]
     assert not parts.exists()
 
 
 def test_completions_are_taken_up_again_and_those_there_are_not_made_twice(context: RunContext) -> None:
-    bench, base = evaluate.open_bench(context, "tasks.jsonl"), evaluate.model_ref(context, "base")
-    recipe = evaluate._completions(context, bench, base)
-    parts = context.run.parts(recipe.artefact)
-    evaluate.open_parts(parts, recipe.identity(), refuse_others=False)
+    bench, base = open_benchmark(context, "tasks.jsonl"), model_ref(context, "base")
+    parts = begun(context, GENERATE, model_request(bench, base))
     with LineLog(parts / "completions.jsonl") as log:
         row = {"task_id": "Small/1", "completion": "    return x + 1\n"}
         log.append({**row, "sample": 0, "tokens": 5, "truncated": False})
-    result = evaluate.generate(context, bench, base)
+    result = pipeline.generate(context, bench, base)
     assert (result.rows, result.reused) == (3, 1)
     rows = [json.loads(line) for line in result.artefact.read_text().splitlines()]
     assert [row["task_id"] for row in rows] == ["Small/0", "Small/1", "Small/2"]
     assert rows[1] == row
     assert result.facts["truncated"] == 2  # the two that were made here have 8 tokens of a random network
-    evaluate.sanitize(context, bench, base)
-    assert evaluate.evaluate(context, bench, base, bench)["verdicts"]["Small/1"][0]["plus"] == "pass"
+    pipeline.sanitize(context, bench, base)
+    assert pipeline.evaluate(context, bench, base, bench)["verdicts"]["Small/1"][0]["plus"] == "pass"
 
 
 def test_samples_do_not_depend_on_where_they_were_taken_up_again(context: RunContext) -> None:
     settings = {"generate__samples_per_task": 3, "generate__temperature": 0.9, "evaluate__k": [1, 2]}
     sampled = context_of(context.project.root / "codetune.yaml", **settings)
-    bench, base = evaluate.open_bench(sampled, "tasks.jsonl"), evaluate.model_ref(sampled, "base")
-    first = evaluate.generate(sampled, bench, base)
+    bench, base = open_benchmark(sampled, "tasks.jsonl"), model_ref(sampled, "base")
+    first = pipeline.generate(sampled, bench, base)
     whole = first.artefact.read_text()
     rows = [json.loads(line) for line in whole.splitlines()]
     assert [row["task_id"] for row in rows] == [f"Small/{number}" for number in (0, 0, 0, 1, 1, 1, 2, 2, 2)]
     assert len({row["completion"] for row in rows}) == 9
     first.artefact.unlink()
-    parts = sampled.run.parts(first.artefact)
-    recipe = evaluate._completions(sampled, bench, base)
-    evaluate.open_parts(parts, recipe.identity(), refuse_others=False)
+    parts = begun(sampled, GENERATE, model_request(bench, base))
     with LineLog(parts / "completions.jsonl") as log:
         for index in (7, 1, 3):
             log.append({**rows[index], "sample": index % 3, "tokens": 8, "truncated": True})
-    again = evaluate.generate(sampled, bench, base)
+    again = pipeline.generate(sampled, bench, base)
     assert (again.reused, again.artefact.read_text()) == (3, whole)
-    evaluate.sanitize(sampled, bench, base)
-    report = evaluate.evaluate(sampled, bench, base, bench)
+    pipeline.sanitize(sampled, bench, base)
+    report = pipeline.evaluate(sampled, bench, base, bench)
     assert (report["samples"], list(report["pass_at_k"]["base"])) == (9, ["pass@1", "pass@2"])
 
 
 def test_another_seed_draws_other_samples_and_means_nothing_to_greedy_ones(context: RunContext) -> None:
     def made(**settings: Any) -> str:
         other = context_of(context.project.root / "codetune.yaml", **settings)
-        bench = evaluate.open_bench(other, "tasks.jsonl")
-        return evaluate.generate(other, bench, evaluate.model_ref(other, "base")).artefact.read_text()
+        bench = open_benchmark(other, "tasks.jsonl")
+        return pipeline.generate(other, bench, model_ref(other, "base")).artefact.read_text()
 
     drawn = {made(generate__temperature=0.9, seed=seed) for seed in (1, 2)}
     assert len(drawn) == 2
@@ -146,127 +152,127 @@ def test_adapters_without_a_tokenizer_have_that_of_the_model_below(context: RunC
         context.project.root / "adapter"
     )
     said = context_of(context.project.root / "codetune.yaml", generate__prompt="completion")
-    model = evaluate.model_ref(said, str(context.project.root / "adapter"))
+    model = model_ref(said, str(context.project.root / "adapter"))
     assert model.tokenizer == base
-    bench = evaluate.open_bench(said, "tasks.jsonl")
-    written = evaluate.generate(said, bench, model).artefact.read_text()
-    assert written == evaluate.generate(said, bench, evaluate.model_ref(said, "base")).artefact.read_text()
+    bench = open_benchmark(said, "tasks.jsonl")
+    written = pipeline.generate(said, bench, model).artefact.read_text()
+    assert written == pipeline.generate(said, bench, model_ref(said, "base")).artefact.read_text()
     shutil.copy(base / "tokenizer.json", context.project.root / "adapter")
-    assert evaluate.model_ref(said, str(context.project.root / "adapter")).tokenizer == model.directory
+    assert model_ref(said, str(context.project.root / "adapter")).tokenizer == model.directory
 
 
 def test_a_model_replaced_at_the_same_path_is_another_model(context: RunContext) -> None:
-    bench, before = evaluate.open_bench(context, "tasks.jsonl"), evaluate.model_ref(context, "base")
-    evaluate.generate(context, bench, before)
+    bench, before = open_benchmark(context, "tasks.jsonl"), model_ref(context, "base")
+    pipeline.generate(context, bench, before)
     weights = context.project.root / "base" / "model.safetensors"
     changed = {name: tensor * 1.5 for name, tensor in load_file(weights).items()}
     save_file(changed, weights, metadata={"format": "pt"})
-    after = evaluate.model_ref(context_of(context.project.root / "codetune.yaml"), "base")
+    after = model_ref(context_of(context.project.root / "codetune.yaml"), "base")
     assert after.digest != before.digest
     with pytest.raises(StaleError, match="codetune generate tasks"):
-        evaluate.sanitize(context, bench, after)
-    assert evaluate.generate(context, bench, after).reused == 0
+        pipeline.sanitize(context, bench, after)
+    assert pipeline.generate(context, bench, after).reused == 0
 
 
 def test_a_model_that_nothing_tells_how_to_prompt_must_be_said(context: RunContext) -> None:
     shutil.copytree(context.project.root / "base", context.project.root / "other")
-    bench = evaluate.open_bench(context, "tasks.jsonl")
+    bench = open_benchmark(context, "tasks.jsonl")
     with pytest.raises(UsageError, match="--instruct or --base"):
-        evaluate.generate(context, bench, evaluate.model_ref(context, "other"))
+        pipeline.generate(context, bench, model_ref(context, "other"))
     said = context_of(context.project.root / "codetune.yaml", generate__prompt="completion")
-    found = evaluate.model_ref(said, "other")
+    found = model_ref(said, "other")
     assert found.kind == "completion"
     assert found.label == f"other-{found.digest[:8]}"
-    evaluate.generate(said, bench, found)
+    pipeline.generate(said, bench, found)
     # What was said to generate need not be said again.
-    assert evaluate.sanitize(context, bench, evaluate.model_ref(context, "other")).rows == 3
+    assert pipeline.sanitize(context, bench, model_ref(context, "other")).rows == 3
 
 
 def test_a_setting_by_flag_of_generate_makes_nothing_stale_and_an_edited_file_is_told(context: RunContext) -> None:
-    bench = evaluate.open_bench(context, "tasks.jsonl")
+    bench = open_benchmark(context, "tasks.jsonl")
     flagged = context_of(context.project.root / "codetune.yaml", generate__max_new_tokens=3)
-    completions = evaluate.generate(flagged, bench, evaluate.model_ref(flagged, "base")).artefact
-    base = evaluate.model_ref(context, "base")
-    assert evaluate.sanitize(context, bench, base).rows == 3
-    assert evaluate.generate(context, bench, base).reused == 0
-    evaluate.sanitize(context, bench, base)
+    completions = pipeline.generate(flagged, bench, model_ref(flagged, "base")).artefact
+    base = model_ref(context, "base")
+    assert pipeline.sanitize(context, bench, base).rows == 3
+    assert pipeline.generate(context, bench, base).reused == 0
+    pipeline.sanitize(context, bench, base)
     with completions.open("a", encoding="utf-8") as file:
         file.write("\n")
     with pytest.raises(StaleError, match=r"was changed after codetune wrote it\. Run: codetune generate"):
-        evaluate.sanitize(context, bench, base)
+        pipeline.sanitize(context, bench, base)
 
 
 def test_hidden_files_have_a_name_too(context: RunContext) -> None:
     root = context.project.root
     shutil.copy(root / "tasks.jsonl", root / ".tasks.jsonl")
-    bench = evaluate.open_bench(context, ".tasks.jsonl")
+    bench = open_benchmark(context, ".tasks.jsonl")
     assert bench.name == "tasks"
-    report = evaluate.evaluate_file(context, bench, samples(context, GOOD, ".mine.jsonl"))
+    report = pipeline.evaluate_file(context, bench, samples(context, GOOD, ".mine.jsonl"))
     assert report["model"].startswith("mine-")
 
 
 def test_evaluating_before_generating_names_the_command(context: RunContext) -> None:
-    bench, base = evaluate.open_bench(context, "tasks.jsonl"), evaluate.model_ref(context, "base")
+    bench, base = open_benchmark(context, "tasks.jsonl"), model_ref(context, "base")
     with pytest.raises(StaleError, match=r"Run: codetune generate tasks\.jsonl --model base"):
-        evaluate.evaluate(context, bench, base, bench)
+        pipeline.evaluate(context, bench, base, bench)
 
 
 def test_a_samples_file_is_sanitized_for_the_benchmark_that_its_tasks_tell(context: RunContext) -> None:
     fenced = [{**row, "solution": f"Sure!\n```python\n{row['solution']}```\nDone."} for row in GOOD]
     path = samples(context, fenced, "chat.jsonl")
-    assert evaluate.is_samples_file(context, str(path))
-    result = evaluate.sanitize_file(context, path)
+    assert is_samples_file(context, str(path))
+    result = pipeline.sanitize_file(context, path)
     assert (result.facts["changed"], result.facts["not_parsing"]) == (3, 0)
     assert result.artefact.parent.name == "tasks"
     tasks = context.project.root / "tasks.jsonl"
-    assert not evaluate.is_samples_file(context, str(tasks))
+    assert not is_samples_file(context, str(tasks))
     packed = tasks.with_name("packed.jsonl.gz")
     packed.write_bytes(gzip.compress(tasks.read_bytes()))
-    assert not evaluate.is_samples_file(context, str(packed))
+    assert not is_samples_file(context, str(packed))
     with_prompts = samples(context, [{**row, "prompt": "Write it."} for row in GOOD], "prompts.jsonl")
-    assert evaluate.is_samples_file(context, str(with_prompts))
+    assert is_samples_file(context, str(with_prompts))
 
 
 def test_samples_for_the_demo_are_known_by_their_tasks(context: RunContext) -> None:
     path = samples(context, [{"task_id": "Demo/0", "solution": "x = 1"}], "demo.jsonl")
-    assert evaluate.sanitize_file(context, path).rows == 1
+    assert pipeline.sanitize_file(context, path).rows == 1
 
 
 def test_a_samples_file_that_is_not_there_is_told(context: RunContext) -> None:
     with pytest.raises(DataError, match=r"no file .*nowhere\.jsonl"):
-        evaluate.evaluate_file(context, evaluate.open_bench(context, "tasks.jsonl"), Path("nowhere.jsonl"))
+        pipeline.evaluate_file(context, open_benchmark(context, "tasks.jsonl"), Path("nowhere.jsonl"))
 
 
 def test_a_part_of_the_tasks_has_artefacts_of_its_own(context: RunContext) -> None:
-    bench = evaluate.open_bench(context, "tasks.jsonl")
+    bench = open_benchmark(context, "tasks.jsonl")
     path = samples(context, GOOD)
-    whole = evaluate.evaluate_file(context, bench, path)
-    first = evaluate.evaluate_file(context, evaluate.part_of(bench, 1, [], complete=True), path)
-    named = evaluate.evaluate_file(context, evaluate.part_of(bench, None, ["Small/2"], complete=True), path)
+    whole = pipeline.evaluate_file(context, bench, path)
+    first = pipeline.evaluate_file(context, part_of(bench, 1, []), path, complete=True)
+    named = pipeline.evaluate_file(context, part_of(bench, None, ["Small/2"]), path, complete=True)
     assert [list(report["verdicts"]) for report in (first, named)] == [["Small/0"], ["Small/2"]]
     assert [(report["benchmark"], report["tasks_in_benchmark"]) for report in (first, named)] == [("tasks", 3)] * 2
-    assert evaluate.evaluate_file(context, bench, path) == json.loads(json.dumps(whole))
-    assert evaluate.part_of(bench, 3, [], complete=False) == bench
+    assert pipeline.evaluate_file(context, bench, path) == json.loads(json.dumps(whole))
+    assert part_of(bench, 3, []) == bench
 
 
 def test_a_part_is_judged_by_the_solutions_of_the_whole(context: RunContext) -> None:
-    bench, base = evaluate.open_bench(context, "tasks.jsonl"), evaluate.model_ref(context, "base")
-    evaluate.generate(context, bench, base)
-    evaluate.sanitize(context, bench, base)
-    part = evaluate.part_of(bench, None, ["Small/1"], complete=False)
-    assert list(evaluate.evaluate(context, bench, base, part)["verdicts"]) == ["Small/1"]
+    bench, base = open_benchmark(context, "tasks.jsonl"), model_ref(context, "base")
+    pipeline.generate(context, bench, base)
+    pipeline.sanitize(context, bench, base)
+    part = part_of(bench, None, ["Small/1"])
+    assert list(pipeline.evaluate(context, bench, base, part)["verdicts"]) == ["Small/1"]
 
 
 def test_a_task_that_the_benchmark_has_not_is_told_with_the_nearest(context: RunContext) -> None:
-    bench = evaluate.open_bench(context, "tasks.jsonl")
+    bench = open_benchmark(context, "tasks.jsonl")
     with pytest.raises(UsageError, match=r"--task Small/7: .*did you mean Small/"):
-        evaluate.part_of(bench, None, ["Small/7"], complete=False)
+        part_of(bench, None, ["Small/7"])
 
 
 def test_where_samples_must_be_complete_a_missing_one_is_an_error(context: RunContext) -> None:
-    bench = evaluate.part_of(evaluate.open_bench(context, "tasks.jsonl"), None, [], complete=True)
+    bench = open_benchmark(context, "tasks.jsonl")
     with pytest.raises(DataError, match=r"2 of the 3 tasks of tasks: Small/1 is the first without"):
-        evaluate.evaluate_file(context, bench, samples(context, [GOOD[0], GOOD[2]]))
+        pipeline.evaluate_file(context, bench, samples(context, [GOOD[0], GOOD[2]]), complete=True)
 
 
 def test_without_a_sandbox_the_user_is_warned_and_the_result_says_so(

@@ -10,20 +10,23 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from codetune.errors import ModelError
+from codetune.launch.dispatch import Job, WorkerContext
 from codetune.model.adapters import add_adapters
 from codetune.model.load import load_model
 from codetune.model.tensor_parallel import VisibleGpus
-from codetune.project.sections import LoraSettings, Model
+from codetune.project.sections import LoraSettings, Model, Project
 from codetune.records import ALONE, Rank
-from codetune.stages import evaluate
-from codetune.stages.generate import complete, completed_rows, order
+from codetune.stages.benchmarks import open_benchmark
+from codetune.stages.generate import WorkList, complete, completed_rows, work_list
 from codetune.stages.model_ref import model_ref
+from tests import pipeline
 from tests.model.builders import byte_tokenizer
 from tests.small_world import await_end, children, context_of, make_small_world
 
@@ -36,8 +39,8 @@ def test_two_processes_write_what_one_does(tmp_path: Path) -> None:
     written = []
     for processes in (1, 2):
         context = context_of(make_small_world(tmp_path / str(processes), 6), launch__processes=processes, **SAMPLED)
-        bench = evaluate.open_bench(context, "tasks.jsonl")
-        result = evaluate.generate(context, bench, model_ref(context, "base"))
+        bench = open_benchmark(context, "tasks.jsonl")
+        result = pipeline.generate(context, bench, model_ref(context, "base"))
         written.append(result.artefact.read_text())
         assert (result.rows, result.reused) == (9, 0)
         assert not context.run.parts(result.artefact).exists()
@@ -46,24 +49,25 @@ def test_two_processes_write_what_one_does(tmp_path: Path) -> None:
 
 def test_every_rank_takes_each_nth_item_and_logs_it_by_itself(tmp_path: Path) -> None:
     context = context_of(make_small_world(tmp_path, 6), **SAMPLED)
-    bench, base = evaluate.open_bench(context, "tasks.jsonl"), model_ref(context, "base")
+    bench, base = open_benchmark(context, "tasks.jsonl"), model_ref(context, "base")
     missing = [(f"Small/{task}", number) for task in range(3) for number in range(3)]
-    alone = order(base, ("tasks.jsonl", bench.file), missing, tmp_path / "alone")
-    told: list[int] = []
-    assert complete(context.project, alone, ALONE, told.append) == 9
-    assert len(told) == 9
-    shared = order(base, ("tasks.jsonl", bench.file), missing, tmp_path / "shared")
-    assert [complete(context.project, shared, Rank(rank, 4, rank, 4), told.append) for rank in range(4)] == [3, 2, 2, 2]
+    alone = work_list(base, bench, missing, tmp_path / "alone")
+    sent: list[object] = []
+    assert complete_here(context.project, alone, ALONE, sent) == 9
+    assert len(sent) == 9
+    shared = work_list(base, bench, missing, tmp_path / "shared")
+    assert [complete_here(context.project, shared, Rank(rank, 4, rank, 4), sent) for rank in range(4)] == [3, 2, 2, 2]
     assert completed_rows(tmp_path / "shared") == completed_rows(tmp_path / "alone")
     second = (tmp_path / "shared" / "completions-1.jsonl").read_text().splitlines()
     assert {(row["task_id"], row["sample"]) for row in map(json.loads, second)} == {("Small/0", 1), ("Small/1", 2)}
 
 
-def test_an_order_travels_as_json(tmp_path: Path) -> None:
+def test_a_work_list_reaches_another_process_as_json(tmp_path: Path) -> None:
     context = context_of(make_small_world(tmp_path, 6))
-    sent = order(model_ref(context, "base"), ("tasks.jsonl", tmp_path / "tasks.jsonl"), [("Small/0", 0)], tmp_path)
-    arrived = type(sent)(**json.loads(json.dumps({name: getattr(sent, name) for name in sent.__slots__})))
-    complete(context.project, arrived, ALONE, lambda tokens: None)
+    tasks = open_benchmark(context, "tasks.jsonl")
+    sent = work_list(model_ref(context, "base"), tasks, [("Small/0", 0)], tmp_path)
+    arrived = WorkList(**json.loads(json.dumps(asdict(sent))))
+    complete_here(context.project, arrived, ALONE, [])
     assert list(completed_rows(tmp_path)) == [("Small/0", 0)]
 
 
@@ -93,12 +97,10 @@ def test_processes_that_hold_one_model_together_write_what_one_does(tmp_path: Pa
 
 def test_generating_asks_first_whether_the_gpus_hold_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context = context_of(make_small_world(tmp_path, 6), launch__processes=1)
-    bench, base = evaluate.open_bench(context, "tasks.jsonl"), model_ref(context, "base")
-    monkeypatch.setattr(
-        "codetune.model.tensor_parallel.visible_gpus", lambda: VisibleGpus(1, 1000)
-    )  # the machine, as it is not
+    bench, base = open_benchmark(context, "tasks.jsonl"), model_ref(context, "base")
+    monkeypatch.setattr("codetune.model.tensor_parallel.visible_gpus", lambda: VisibleGpus(1, 1000))
     with pytest.raises(ModelError, match=r"there is one process. Set launch.processes: auto"):
-        evaluate.generate(context, bench, base)
+        pipeline.generate(context, bench, base)
 
 
 def test_a_model_held_together_is_taken_up_after_every_kind_of_end(tmp_path: Path) -> None:
@@ -135,17 +137,17 @@ def test_a_model_held_together_is_taken_up_after_every_kind_of_end(tmp_path: Pat
 
 def written_alone(project: Path, model: str, parts: Path, settings: Mapping[str, Any]) -> dict[tuple[str, int], Any]:
     context = context_of(project, **settings)
-    bench = evaluate.open_bench(context, "tasks.jsonl")
+    bench = open_benchmark(context, "tasks.jsonl")
     own, numbers = parts / Path(model).name, range(context.project.generate.samples_per_task)
     work = [(problem.task_id, number) for problem in bench.problems for number in numbers]
     missing = [item for item in work if item not in completed_rows(own)]
-    complete(
-        context.project,
-        order(model_ref(context, model), ("tasks.jsonl", bench.file), missing, own),
-        ALONE,
-        lambda tokens: None,
-    )
+    complete_here(context.project, work_list(model_ref(context, model), bench, missing, own), ALONE, [])
     return completed_rows(own)
+
+
+def complete_here(project: Project, work: WorkList, rank: Rank, sent: list[object]) -> object:
+    """What a worker process of that rank does; `sent` gets its messages."""
+    return complete(Job("generate", project, asdict(work)), WorkerContext(rank, None, sent.append))
 
 
 @contextmanager

@@ -9,9 +9,10 @@ import pytest
 
 from codetune import workflow
 from codetune.errors import StaleError
-from codetune.stages import stage as pipeline
 from codetune.stages.status import stage_status
+from codetune.stages.train import TRAIN
 from codetune.store.manifest import read_manifest
+from tests import pipeline
 from tests.small_world import context_of, make_small_world, run_codetune
 
 RANDOM = {"select__strategy": "random"}
@@ -45,11 +46,12 @@ def test_what_differs_is_named_with_the_commands_that_continue_or_begin_anew(pro
         pipeline.train(context)
     assert "train.epochs 7 then, 1 now; train.learning_rate 0.5 then, 0.001 now" in str(told.value)
     assert "codetune train --set 'train.epochs=7' --set 'train.learning_rate=0.5'. " in str(told.value)
-    assert str(told.value).endswith("begin anew, add --restart to your command: codetune train --restart")
+    assert str(told.value).endswith("start again, add --restart to your command: codetune train --restart")
     line = next(line for line in workflow.status(context) if line.stage == "train")
     assert (line.state, line.detail) == (
         "partial",
-        "checkpoint of step 1, made otherwise: train.epochs 7 then, 1 now; train.learning_rate 0.5 then, 0.001 now",
+        "checkpoint of step 1, made with other settings: train.epochs 7 then, 1 now; "
+        "train.learning_rate 0.5 then, 0.001 now",
     )
     assert line.command == "codetune train --set 'train.epochs=7' --set 'train.learning_rate=0.5'"
     (context.run.train / "recipe.json").write_text(json.dumps({**recipe, "select (digest)": "another"}))
@@ -74,7 +76,7 @@ def test_restart_begins_anew_and_says_so(project: Path, capsys: pytest.CaptureFi
     train = begun(context.run.directory, seed=1)
     assert pipeline.train(context, restart=True).rows == 12
     told = " ".join(capsys.readouterr().err.split())
-    assert f"{train} held an unfinished training; it is removed, and the training starts anew" in told
+    assert f"{train} held an unfinished training; it is removed, and the training starts again" in told
     assert not (train / "checkpoint-1").exists()
 
 
@@ -107,7 +109,7 @@ def test_a_training_that_replaces_another_leaves_it_whole_until_it_is_done(proje
     next_train = context.run.directory / "train.next"
     assert next_train.is_dir()
     assert {path: path.read_bytes() for path in context.run.train.rglob("*") if path.is_file()} == before
-    assert stage_status(context_of(project, **RANDOM), "train").state == "done"
+    assert stage_status(context_of(project, **RANDOM), TRAIN).state == "done"
     assert pipeline.train(context_of(project, **RANDOM)).reused == 12
     result = pipeline.train(context_of(project, **flags))
     assert result.reused == 0

@@ -15,9 +15,10 @@ import psutil
 import pytest
 
 from codetune.errors import BusyError
-from codetune.stages import row_stage, stage
-from codetune.stages.status import Recipe
+from codetune.stages import score
+from codetune.stages.stage import Recipe, StageRequest, stage_settings
 from codetune.store.locks import locked
+from tests import pipeline
 from tests.small_world import context_of, make_small_world, run_codetune
 
 SMALL = ("--set", "score.tokens_per_batch=128", "--set", "embed.batch_size=4")
@@ -30,8 +31,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What one process makes of the small world."""
     context = context_of(make_small_world(tmp_path_factory.mktemp("alone")), **FLAGS)
     return {
-        "score": stage.score(context, None).artefact.read_bytes(),
-        "embed": stage.embed(context, None).artefact.read_bytes(),
+        "score": pipeline.score(context, None).artefact.read_bytes(),
+        "embed": pipeline.embed(context, None).artefact.read_bytes(),
     }
 
 
@@ -52,7 +53,7 @@ def test_two_processes_give_the_bytes_of_one(stage: str, tmp_path: Path, alone: 
 def test_each_process_does_a_part_and_commits_it_to_a_log_of_its_own(tmp_path: Path) -> None:
     context = context_of(make_small_world(tmp_path), **FLAGS, launch__processes=2)
     # A shard of two: the other is missing, so the logs are still there.
-    assert stage.score(context, (0, 2)).state == "partial"
+    assert pipeline.score(context, (0, 2)).state == "partial"
     logs = sorted(context.run.parts(context.run.scores).glob("*.log"))
     assert [log.name for log in logs] == ["0-of-4.log", "2-of-4.log"]
     assert all(log.stat().st_size > 0 for log in logs)
@@ -60,7 +61,7 @@ def test_each_process_does_a_part_and_commits_it_to_a_log_of_its_own(tmp_path: P
 
 def test_shards_of_several_processes_give_the_bytes_of_one(tmp_path: Path, alone: dict[str, bytes]) -> None:
     project = make_small_world(tmp_path)
-    states = [stage.score(context_of(project, **FLAGS, launch__processes=n), (n - 1, 2)).state for n in (1, 2)]
+    states = [pipeline.score(context_of(project, **FLAGS, launch__processes=n), (n - 1, 2)).state for n in (1, 2)]
     assert states == ["partial", "done"]
     assert artefact(tmp_path, "score").read_bytes() == alone["score"]
 
@@ -68,7 +69,7 @@ def test_shards_of_several_processes_give_the_bytes_of_one(tmp_path: Path, alone
 def test_a_part_of_a_shard_that_is_somebody_elses_shard_is_not_done_twice_at_once(tmp_path: Path) -> None:
     context = context_of(make_small_world(tmp_path), **FLAGS, launch__processes=2)
     with locked(context.run, "score", (2, 4)), pytest.raises(BusyError, match="score-2-of-4 is being made"):
-        stage.score(context, (0, 2))
+        pipeline.score(context, (0, 2))
 
 
 def test_a_killed_worker_is_named_and_the_command_run_again_finishes(tmp_path: Path, alone: dict[str, bytes]) -> None:
@@ -120,10 +121,11 @@ def test_what_a_gpu_has_room_for_is_looked_at_once_and_kept_with_the_run(tmp_pat
 
     def tokens(device: str = "cuda", **flags: Any) -> int:
         context = context_of(project, **{"score__tokens_per_batch": "auto"} | flags)
-        recipe = Recipe.of(context, "score", context.run.scores, {"dataset": "aa", "model": "bb"})
-        return row_stage.tokens_per_pass(context, recipe, device, lambda: asked.append(1) or 4096 * len(asked))
+        settings = stage_settings(context, score.SCORE, StageRequest())
+        recipe = Recipe("score", context.run.scores, settings, {"dataset": "aa", "model": "bb"}, {}, {})
+        return score.tokens_per_pass(context, recipe, device, lambda: asked.append(1) or 4096 * len(asked))
 
-    assert tokens("cpu") == row_stage.AUTO_TOKENS_PER_BATCH
+    assert tokens("cpu") == score.AUTO_TOKENS_PER_BATCH
     assert tokens(score__tokens_per_batch=77) == 77
     assert asked == []
     assert [tokens(), tokens()] == [4096, 4096]

@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 
 from codetune.errors import DataError, InputError, ModelError, StaleError
-from codetune.stages import stage as pipeline
-from codetune.stages.status import RunContext, stage_status
+from codetune.stages import inputs
+from codetune.stages.select import SELECT
+from codetune.stages.stage import RunContext
+from codetune.stages.status import stage_status
 from codetune.store.manifest import read_manifest
+from tests import pipeline
 from tests.small_world import context_of, make_small_world, rows, write_rows
 
 
@@ -158,15 +161,54 @@ def test_changed_data_stops_the_later_stages_until_scores_and_embeddings_follow(
         pipeline.select(context_of(project))
 
 
-def test_a_setting_by_flag_makes_nothing_stale_and_is_dropped_without_the_flag(project: Path) -> None:
-    for verb in (pipeline.score, pipeline.embed):
-        verb(context_of(project), None)
+def test_a_setting_by_flag_is_an_override_and_without_the_flag_the_artefact_is_made_again(project: Path) -> None:
+    for stage in (pipeline.score, pipeline.embed):
+        stage(context_of(project))
     flagged = pipeline.select(context_of(project, select__ratio=0.2))
     assert flagged.overrides == {"select.ratio": 0.2}
-    assert stage_status(context_of(project), "select").state == "done"
+    assert stage_status(context_of(project), SELECT).state == "stale"
+    assert stage_status(context_of(project, select__ratio=0.2), SELECT).state == "done"
+    assert pipeline.train(context_of(project)).rows == flagged.rows  # a stage that is called alone takes what is there
     plain = pipeline.select(context_of(project))
     assert plain.rows > flagged.rows
     assert plain.overrides == {}
+    assert "select.ratio 0.2, the project now says 0.4" in plain.facts["replaced"]
+
+
+def test_the_data_set_is_parsed_once_for_all_stages_and_shards(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[str] = []
+    read = inputs.read_examples
+    monkeypatch.setattr(inputs, "read_examples", lambda *given: parsed.append("parsed") or read(*given))  # type: ignore[func-returns-value]
+    for stage in (pipeline.score, pipeline.embed):
+        stage(context_of(project), (0, 2))
+        stage(context_of(project), (1, 2))
+    for stage in (pipeline.select, pipeline.train):
+        stage(context_of(project))
+    assert parsed == ["parsed"]
+    write_rows(project.parent / "data.jsonl", rows(31))
+    pipeline.score(context_of(project))
+    pipeline.embed(context_of(project))
+    assert parsed == ["parsed"] * 2
+
+
+def test_the_examples_hold_every_row_with_its_place_or_the_reason_of_its_refusal(project: Path) -> None:
+    write_rows(project.parent / "data.jsonl", [*rows(2), rows(1)[0], {"instruction": "x", "output": ""}])
+    score(project)
+    found = lines(project.parent / "runs/small/examples.jsonl")
+    assert [(row["at"], row.get("source"), row.get("refused")) for row in found] == [
+        ("data.jsonl:1", "data.jsonl", None),
+        ("data.jsonl:2", "data.jsonl", None),
+        ("data.jsonl:3", None, "duplicate of data.jsonl:1"),
+        ("data.jsonl:4", None, "empty answer"),
+    ]
+    assert found[0]["messages"][0] == {"role": "user", "content": "Add 0 to the argument."}
+
+
+def test_a_copy_of_the_data_set_under_another_name_scores_nothing_again(project: Path) -> None:
+    before = score(project).artefact.read_bytes()
+    (project.parent / "data.jsonl").rename(project.parent / "moved.jsonl")
+    again = score(project, dataset__path=str(project.parent / "moved.jsonl"))
+    assert (again.reused, again.artefact.read_bytes()) == (30, before)
 
 
 def test_a_base_model_by_flag_is_told_under_the_name_that_was_said(project: Path) -> None:

@@ -12,26 +12,25 @@ from codetune.errors import CodetuneError
 from codetune.launch.dispatch import Job, perform, release_followers, run_follower
 from codetune.launch.environment import current_rank, prepare_process
 from codetune.project.file import read_project
-from codetune.stages import evaluate
-from codetune.stages.generate import completed_rows, order
-from codetune.stages.jobs import run_job
+from codetune.stages.benchmarks import open_benchmark
+from codetune.stages.generate import completed_rows, work_list
 from codetune.stages.model_ref import model_ref
+from codetune.stages.pipeline import run_job
 from codetune.stages.stage import open_context
 
 
 def main(project: Path, processes: int, parts: Path, settings: list[str], models: list[str]) -> None:
     context = open_context(read_project(project, settings, {}))
-    bench = evaluate.open_bench(context, "tasks.jsonl")
+    tasks = open_benchmark(context, "tasks.jsonl")
     for name in models:
         own = parts / Path(name).name
         own.mkdir(parents=True, exist_ok=True)
         numbers = range(context.project.generate.samples_per_task)
         found = completed_rows(own)
-        work = [(problem.task_id, number) for problem in bench.problems for number in numbers]
-        missing = [item for item in work if item not in found]
-        alone = order(model_ref(context, name), (bench.said, bench.file), missing, own)
-        job = Job("generate", context.project, asdict(replace(alone, together=True)))
-        perform(job, processes, lambda rank, message: None, run_job)
+        every = [(problem.task_id, number) for problem in tasks.problems for number in numbers]
+        missing = [item for item in every if item not in found]
+        work = replace(work_list(model_ref(context, name), tasks, missing, own), together=True)
+        perform(Job("generate", context.project, asdict(work)), processes, lambda rank, message: None, run_job)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def _run(count: int, cwd: str, arguments: Sequence[str]) -> tuple[list[int], str
 
 
 def _be_a_rank(arguments: Sequence[str]) -> None:
-    from codetune.cli import main
+    from codetune.main import main
 
     sys.argv = ["codetune", *(word for word in arguments if word != LEAKING)]
     status: Any = 1

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from codetune.stages import stage as pipeline
+from tests import pipeline
 from tests.small_world import context_of, make_small_world, run_codetune
 from tests.training.ranks_on_cpus import Ranks
 from tests.training.runs import fresh, metrics, said, stopped_at

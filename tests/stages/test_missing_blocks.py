@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,15 +13,10 @@ from hypothesis import strategies as st
 
 from codetune.errors import DataError
 from codetune.launch.environment import Shard
-from codetune.records import Example, Message, Refusal
-from codetune.stages.blocks import BLOCKS_AHEAD, Work, ahead, count_missing, do_missing, survey
+from codetune.records import Example, Message
+from codetune.selection.blocks import Block
+from codetune.stages.row_stage import BLOCKS_AHEAD, BlockWork, do_missing, prefetch
 from codetune.store.block_log import FinishedRows, read_logs
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    index: int
-    examples: tuple[Example, ...]
 
 
 def example(number: int) -> Example:
@@ -34,55 +28,33 @@ def blocks(numbers: Iterable[int], size: int) -> list[Block]:
     return [Block(at // size, tuple(rows[at : at + size])) for at in range(0, len(rows), size)]
 
 
-class RunContext:
+class Worker:
     """A worker that writes down what it was asked."""
 
     def __init__(self) -> None:
         self.loaded = 0
         self.asked: list[str] = []
 
-    def load(self) -> Work[list[str]]:
+    def load(self) -> BlockWork[list[str]]:
         self.loaded += 1
-        return Work(lambda examples: [f"result of {row.instruction}" for row in examples], self._finish)
+        return BlockWork(lambda examples: [f"result of {row.instruction}" for row in examples], self._finish)
 
     def _finish(self, examples: Sequence[Example], prepared: list[str]) -> list[bytes]:
         self.asked += [row.id for row in examples]
         return [text.encode() for text in prepared]
 
 
-def work_of(finish: Callable[[Sequence[Example]], list[bytes]]) -> Work[None]:
-    return Work(lambda examples: None, lambda examples, _: finish(examples))
+def work_of(finish: Callable[[Sequence[Example]], list[bytes]]) -> BlockWork[None]:
+    return BlockWork(lambda examples: None, lambda examples, _: finish(examples))
 
 
-def do(todo: Iterable[Block], directory: Path, shard: Shard = (0, 1)) -> tuple[list[int], RunContext]:
-    context = RunContext()
-    return list(do_missing(todo, directory, read_logs(directory), shard, context.load)), context
-
-
-ROWS = [example(3), Refusal(None, "duplicate of a.jsonl:1", "a.jsonl:2"), example(1), Refusal("7", "empty answer", "x")]
-
-
-def test_a_survey_keeps_the_order_of_the_data_set() -> None:
-    assert list(survey(ROWS).rows()) == [example(3).id, ROWS[1], example(1).id, ROWS[3]]
-
-
-def test_every_row_is_usable_or_refused() -> None:
-    found = survey([*ROWS, Refusal(None, "duplicate of a.jsonl:3", "a.jsonl:5")])
-    assert found.usable == 2
-    assert found.refused() == {"duplicate": 2, "empty answer": 1}
-
-
-def test_the_least_id_is_no_refusal() -> None:
-    found = survey([example(0)])
-    assert (list(found.rows()), found.usable) == (["0" * 16], 1)
-
-
-def test_an_empty_data_set_has_no_rows() -> None:
-    assert (list(survey([]).rows()), survey([]).usable) == ([], 0)
+def do(todo: Iterable[Block], directory: Path, shard: Shard = (0, 1)) -> tuple[list[int], Worker]:
+    worker = Worker()
+    return list(do_missing(todo, directory, read_logs(directory), shard, worker.load)), worker
 
 
 def test_each_block_is_committed_before_the_next_begins(tmp_path: Path) -> None:
-    work = do_missing(blocks(range(5), 2), tmp_path, FinishedRows(), (0, 1), RunContext().load)
+    work = do_missing(blocks(range(5), 2), tmp_path, FinishedRows(), (0, 1), Worker().load)
     assert next(work) == 2
     assert len(read_logs(tmp_path)) == 2
     assert list(work) == [2, 1]
@@ -91,14 +63,14 @@ def test_each_block_is_committed_before_the_next_begins(tmp_path: Path) -> None:
 
 def test_finished_rows_are_left_out_of_their_block(tmp_path: Path) -> None:
     do(blocks([0, 1, 4], 1), tmp_path)
-    done, context = do(blocks(range(6), 3), tmp_path)
-    assert (done, context.asked) == ([1, 2], [example(number).id for number in (2, 3, 5)])
+    done, worker = do(blocks(range(6), 3), tmp_path)
+    assert (done, worker.asked) == ([1, 2], [example(number).id for number in (2, 3, 5)])
 
 
 def test_nothing_is_loaded_where_nothing_is_missing(tmp_path: Path) -> None:
     do(blocks(range(4), 2), tmp_path)
-    done, context = do(blocks(range(4), 3), tmp_path)
-    assert (done, context.loaded) == ([], 0)
+    done, worker = do(blocks(range(4), 3), tmp_path)
+    assert (done, worker.loaded) == ([], 0)
 
 
 def test_nothing_is_loaded_for_the_blocks_of_other_shards(tmp_path: Path) -> None:
@@ -119,7 +91,7 @@ def test_shards_in_any_order_do_every_row_once(rows: int, size: int, count: int,
         for index in order:
             asked += do(blocks(range(rows), size), directory, (index, count))[1].asked
         assert sorted(asked) == [example(number).id for number in range(rows)]
-        assert count_missing(survey(map(example, range(rows))), read_logs(directory)) == 0
+        assert all(example(number).id in read_logs(directory) for number in range(rows))
 
 
 def test_a_worker_that_fails_loses_its_block_only(tmp_path: Path) -> None:
@@ -139,15 +111,6 @@ def test_a_worker_that_forgets_a_row_is_not_believed(tmp_path: Path) -> None:
     assert len(read_logs(tmp_path)) == 0
 
 
-def test_refused_rows_are_not_missing() -> None:
-    assert count_missing(survey(ROWS), FinishedRows()) == 2
-
-
-def test_rows_are_missing_until_they_are_finished(tmp_path: Path) -> None:
-    do([Block(0, (example(3),))], tmp_path)
-    assert count_missing(survey(ROWS), read_logs(tmp_path)) == 1
-
-
 def test_blocks_are_prepared_ahead_and_finished_in_their_order(tmp_path: Path) -> None:
     events: list[str] = []
 
@@ -162,7 +125,7 @@ def test_blocks_are_prepared_ahead_and_finished_in_their_order(tmp_path: Path) -
         note("finish", examples)
         return [b"done"]
 
-    work = Work(lambda examples: note("prepare", examples), finish)
+    work = BlockWork(lambda examples: note("prepare", examples), finish)
     assert list(do_missing(blocks(range(6), 1), tmp_path, FinishedRows(), (0, 1), lambda: work)) == [1] * 6
     for event in ("prepare", "finish"):
         assert [line for line in events if line.startswith(event)] == [f"{event} {number}" for number in range(6)]
@@ -171,7 +134,7 @@ def test_blocks_are_prepared_ahead_and_finished_in_their_order(tmp_path: Path) -
 
 def test_no_more_is_prepared_than_is_soon_needed() -> None:
     taken = []
-    items = ahead((taken.append(number) or number for number in range(100)), BLOCKS_AHEAD)  # type: ignore[func-returns-value]
+    items = prefetch((taken.append(number) or number for number in range(100)), BLOCKS_AHEAD)  # type: ignore[func-returns-value]
     assert next(items) == 0
     time.sleep(0.05)
     assert len(taken) <= BLOCKS_AHEAD + 1
@@ -182,7 +145,7 @@ def test_no_more_is_prepared_than_is_soon_needed() -> None:
 
 @given(st.lists(st.integers()), st.integers(1, 5))
 def test_what_is_made_ahead_is_what_is_made(items: list[int], count: int) -> None:
-    assert list(ahead(iter(items), count)) == items
+    assert list(prefetch(iter(items), count)) == items
 
 
 def test_an_error_comes_after_all_that_came_before_it(tmp_path: Path) -> None:
@@ -192,5 +155,5 @@ def test_an_error_comes_after_all_that_came_before_it(tmp_path: Path) -> None:
 
     done = []
     with pytest.raises(DataError, match=r"a\.jsonl:5"):
-        done.extend(do_missing(damaged(), tmp_path, FinishedRows(), (0, 1), RunContext().load))
+        done.extend(do_missing(damaged(), tmp_path, FinishedRows(), (0, 1), Worker().load))
     assert len(read_logs(tmp_path)) == 4

@@ -1,0 +1,80 @@
+"""What a process of codetune is: the command that a user called, a worker that a command started, or a rank of the
+user's launcher other than 0, which runs the jobs of rank 0. Turns errors into messages and exit statuses."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from typing import Any
+
+import typer
+
+from codetune import console
+from codetune.cli import app
+from codetune.errors import BusyError, CodetuneError, UsageError
+from codetune.launch import dispatch
+from codetune.launch.environment import current_rank, prepare_process, worker_task
+from codetune.launch.workers import JSON, exit_process
+from codetune.options import require_unicode
+
+_WrongUsage: Any = typer.BadParameter.__base__  # click's UsageError, which typer 0.29 has a copy of
+
+
+def main() -> None:
+    """The console script; `python -m codetune` for workers and ranks of a launcher."""
+    prepare_process()
+    for number in (signal.SIGINT, signal.SIGTERM):  # a scheduler stops a job by SIGTERM
+        if signal.getsignal(number) is signal.SIG_DFL:  # as __main__ left the first; not where it is ignored
+            signal.signal(number, signal.default_int_handler)
+    try:
+        if (task := worker_task()) is not None:
+            dispatch.run_worker(task, _run_job)
+        elif current_rank().rank > 0:
+            dispatch.run_follower(_run_job)
+        else:
+            _run_command()
+    except CodetuneError as error:
+        # A lock is held by another command, which is named as it was given.
+        message = str(error) if isinstance(error, BusyError) else console.with_project_option(str(error))
+        console.show_error(type(error)(message))
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:  # of a worker or rank; the command says what it means
+        exit_process(130)
+
+
+def _run_job(job: dispatch.Job, worker: dispatch.WorkerContext) -> JSON:
+    from codetune.stages.pipeline import run_job
+
+    return run_job(job, worker)
+
+
+def _run_command() -> None:
+    try:
+        require_unicode(sys.argv)
+        sys.exit(_exit_status())
+    finally:
+        dispatch.release_followers()
+
+
+def _exit_status() -> int:
+    """Runs the command. Typer's errors about the command line become UsageError, so that all errors look alike."""
+    try:
+        status = app(prog_name="codetune", standalone_mode=False)
+        sys.stdout.flush()
+    except _WrongUsage as why:
+        if type(why).__name__ == "NoArgsIsHelpError":  # its message is the help
+            why.show()
+            return int(why.exit_code)
+        command = why.ctx.command_path if why.ctx else "codetune"
+        message = why.format_message()
+        raise UsageError(f"{message}{'' if message[-1] in '.?' else '.'} See: {command} --help") from None
+    except OSError as why:  # of standard output, while help was written to it
+        if why.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is left in the buffer
+        if why.errno == errno.EPIPE:
+            return 1
+        raise CodetuneError(f"writing failed: {why.strerror} (standard output). Send it somewhere else") from None
+    return status if isinstance(status, int) else 0

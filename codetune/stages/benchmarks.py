@@ -1,0 +1,136 @@
+"""A benchmark as the stages use it: the tasks behind a name or a path, a part of them, and the name of the directory
+that its artefacts are kept in. Reads tasks; runs none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from codetune.benchmark import benchmarks
+from codetune.benchmark.benchmarks import Benchmark, artefact_name, locate_benchmark, spec_named, spec_of
+from codetune.benchmark.evalplus_format import holds_samples, read_samples
+from codetune.errors import DataError, UsageError
+from codetune.stages.stage import Input, Resolved, RunContext, StageRequest
+from codetune.store.manifest import Manifest
+
+
+def open_benchmark(context: RunContext, reference: str) -> Benchmark:
+    """Raises UsageError for an unknown name, DataError for a file that holds no tasks in EvalPlus format."""
+    file = locate_benchmark(reference, _project_path(context, reference), lambda: _demo_file(context))
+    return benchmarks.open_benchmark(reference, file, directory_name(context, reference))
+
+
+def directory_name(context: RunContext, reference: str) -> str:
+    """The name of the directory of a benchmark's artefacts; reads no tasks."""
+    path = _project_path(context, reference)
+    return artefact_name(reference, lambda: context.digests.file(path) if path.is_file() else None)
+
+
+def distinct_benchmarks(context: RunContext) -> Sequence[str]:
+    """The project's benchmarks. Raises UsageError where two of them would write the same artefacts."""
+    benchmarks = context.project.evaluate.benchmarks
+    names = [directory_name(context, said) for said in benchmarks]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(
+            f"evaluate.benchmarks names {twice!r} twice ({', '.join(benchmarks)}); results are kept by name. Leave "
+            "one out, or rename the file"
+        )
+    return benchmarks
+
+
+def is_samples_file(context: RunContext, reference: str) -> bool:
+    """Whether a word names a file of samples, not a benchmark: by its first row, for both may hold prompts."""
+    if spec_named(reference) or not Path(reference).is_file() or reference in context.project.evaluate.benchmarks:
+        return False
+    return holds_samples(Path(reference))
+
+
+def benchmark_of_samples(context: RunContext, path: Path) -> str:
+    """The benchmark that the task ids of a samples file belong to: one of the table, or one of the project's files.
+
+    Raises UsageError where none has the first task."""
+    first = read_samples(path)[0].task_id
+    if name := spec_of(first).name:
+        return name
+    for reference in context.project.evaluate.benchmarks:
+        if not spec_named(reference):
+            problems = open_benchmark(context, reference).problems
+            if any(problem.task_id == first for problem in problems):
+                return reference
+    raise UsageError(
+        f"{path}: the task {first!r} is of no benchmark that the project names; expected humaneval, mbpp or one of "
+        "evaluate.benchmarks. Name its file there, such as --set 'evaluate.benchmarks=[tasks.jsonl]'"
+    )
+
+
+def samples_request(context: RunContext, tasks: Benchmark, path: Path) -> StageRequest:
+    """For a samples file of the user's; its label is the file's stem with 8 digits of its digest."""
+    if not path.is_file():
+        raise DataError(f"There is no file {path}. Expected: a JSONL of samples in EvalPlus format. Fix --samples")
+    label = f"{stem_of(path)}-{context.digests.file(path)[:8]}"
+    return StageRequest(benchmark=tasks.name, label=label, tasks=tasks, samples=path)
+
+
+def stem_of(path: Path) -> str:
+    """The name without endings, of a hidden file too.
+
+    >>> stem_of(Path("a/.samples.jsonl.gz"))
+    'samples'
+    """
+    return path.name.lstrip(".").partition(".")[0]
+
+
+def tasks_input() -> Input:
+    """The tasks of the request, by their content."""
+
+    def resolve(context: RunContext, request: StageRequest) -> Resolved:
+        assert request.tasks is not None
+        return Resolved(request.tasks.digest, request.tasks.file)
+
+    return Input("benchmark", resolve, _changed_tasks)
+
+
+def tasks_facts(context: RunContext, tasks: Benchmark) -> dict[str, str]:
+    """For the manifest: the file of the tasks and its digest, so that a later change is seen without reading tasks."""
+    return {"benchmark_file": str(tasks.file), "benchmark_file_digest": context.digests.file(tasks.file)}
+
+
+def samples_input(name: str) -> Input:
+    """A samples file of the user's."""
+
+    def resolve(context: RunContext, request: StageRequest) -> Resolved:
+        assert request.samples is not None
+        return Resolved(context.digests.file(request.samples), request.samples)
+
+    return Input(name, resolve, lambda *_: "")
+
+
+def _changed_tasks(
+    context: RunContext, request: StageRequest, artefact: Path, manifest: Manifest, allow_overrides: bool
+) -> str:
+    if request.tasks is not None:
+        is_same = request.tasks.digest == manifest.inputs["benchmark"]
+        return "" if is_same else f"{artefact} was made for other tasks than those that are there now"
+    file = Path(manifest.facts.get("benchmark_file", ""))
+    if file.is_file() and context.digests.file(file) != manifest.facts["benchmark_file_digest"]:
+        return f"the tasks in {file} have changed since"
+    return ""
+
+
+def _project_path(context: RunContext, reference: str) -> Path:
+    """Where a benchmark lies that is not in the table: beside the project file, if it is there."""
+    return Path(context.project.locate(reference)).expanduser()
+
+
+def _demo_file(context: RunContext) -> Path:
+    """The demo's held-out tasks: those of the demo's directory, else made for this run."""
+    beside = context.project.root / "benchmark.jsonl"
+    if beside.is_file():
+        return beside
+    from codetune.demo.demo_project import write_benchmark
+
+    made_here = context.run.directory / ".cache" / "demo.jsonl"
+    if not made_here.is_file():
+        write_benchmark(made_here, context.project.seed)
+    return made_here

@@ -1,0 +1,151 @@
+"""embed: a unit vector of every instruction -> `embeddings.npy` and `embeddings.ids`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from codetune.data.ids import IdIndex, pack_ids
+from codetune.model.model_files import find_encoder
+from codetune.project.sections import Project
+from codetune.records import Example
+from codetune.selection.select import STRATEGIES
+from codetune.stages.inputs import CONTENT, dataset_input, model_input
+from codetune.stages.row_stage import BlockWork, Plan, RowStage, threads_of
+from codetune.stages.stage import (
+    Details,
+    Input,
+    Recipe,
+    Resolved,
+    RunContext,
+    Stage,
+    StageOutput,
+    StageRequest,
+    StageResult,
+    other_value,
+)
+from codetune.store import row_artefacts
+from codetune.store.block_log import FinishedRows
+from codetune.store.digests import combined
+from codetune.store.examples import read_examples
+from codetune.store.files import replacing
+from codetune.store.locks import waiting
+from codetune.store.manifest import Manifest, read_manifest
+
+if TYPE_CHECKING:
+    from codetune.selection.embed import Encoder
+
+PROJECTION = "projection"  # fact of the embeddings: the file of the offline encoder that made them
+
+
+def _inputs(project: Project, request: StageRequest) -> Sequence[Input]:
+    if project.embed.model != "hashing":
+        return dataset_input(), model_input("model", "embed.model", find_encoder)
+    return dataset_input(), Input("model", _resolve_projection, _changed_encoder, "embed.model")
+
+
+def _resolve_projection(context: RunContext, request: StageRequest) -> Resolved:
+    """The offline encoder, fitted once to the data set and kept with the run, so that rows added later get comparable
+    vectors and every process has the same."""
+    from codetune.selection.embed import HashingEncoder
+
+    kept = _projection_of_embeddings(context) or context.run.projection(_projection_key(context))
+    with waiting(context.run, "projection"):
+        if not kept.exists():
+            rows = (example.instruction for example in read_examples(context.run))
+            with replacing(kept) as temporary:
+                HashingEncoder.fit(rows, context.project.seed).save(temporary)
+    return Resolved(context.digests.file(kept), kept)
+
+
+def _changed_encoder(
+    context: RunContext, request: StageRequest, artefact: Path, manifest: Manifest, allow_overrides: bool
+) -> str:
+    made = manifest.names.get("embed.model")
+    if made == "hashing" or (allow_overrides and "embed.model" in manifest.overrides):
+        return ""
+    return other_value(context.project, artefact, manifest, "embed.model", (made, "hashing"))
+
+
+def _projection_key(context: RunContext) -> str:
+    """One for a data set, by its place: rows that are added there later do not fit another encoder."""
+    place = Path(context.project.locate(context.project.dataset.path)).expanduser()
+    return combined([str(place.resolve()) if place.exists() else str(place), str(context.project.seed)])
+
+
+def _projection_of_embeddings(context: RunContext) -> Path | None:
+    """That of the last embeddings, where the data set is still the same, wherever it lies now."""
+    manifest, examples = read_manifest(context.run.embeddings), read_manifest(context.run.examples)
+    if manifest is None or examples is None or PROJECTION not in manifest.facts:
+        return None
+    made_of = (manifest.settings.get("seed"), manifest.inputs["dataset"])
+    is_same = made_of == (context.project.seed, examples.facts[CONTENT])
+    kept = context.run.projection(str(manifest.facts[PROJECTION]))
+    return kept if is_same and kept.exists() and context.digests.file(kept) == manifest.inputs["model"] else None
+
+
+def _plan(context: RunContext, recipe: Recipe) -> Plan:
+    from codetune.selection.blocks import plan_embedding_blocks
+
+    def load() -> BlockWork[Sequence[bool]]:
+        encoder = _load_encoder(context, recipe)
+
+        def finish(examples: Sequence[Example], cut: Sequence[bool]) -> list[bytes]:
+            vectors = encoder.encode([example.instruction for example in examples])
+            return [row_artefacts.embedding_bytes(vector, flag) for vector, flag in zip(vectors, cut, strict=True)]
+
+        return BlockWork(lambda examples: encoder.truncates([example.instruction for example in examples]), finish)
+
+    return Plan(plan_embedding_blocks(read_examples(context.run), context.project.embed.batch_size), load)
+
+
+def _load_encoder(context: RunContext, recipe: Recipe) -> Encoder:
+    if context.project.embed.model == "hashing":
+        from codetune.selection.embed import HashingEncoder
+
+        return HashingEncoder.load(recipe.paths["model"])
+    from codetune.launch.devices import choose_device, use_threads
+    from codetune.selection.embed import load_encoder
+
+    use_threads(threads_of(context, recipe))
+    return load_encoder(recipe.paths["model"], choose_device())
+
+
+def _write(context: RunContext, recipe: Recipe, finished: FinishedRows) -> StageOutput:
+    count, refused, cut = row_artefacts.write_embeddings(context.run, finished, _known_cut(context, recipe))
+    facts = {"cut": int(cut.sum()), "cut_rows": row_artefacts.pack_marks(cut)}
+    if context.project.embed.model == "hashing":
+        facts[PROJECTION] = recipe.paths["model"].stem.removeprefix("projection-")
+    return StageOutput(count, refused, facts)
+
+
+def _known_cut(context: RunContext, recipe: Recipe) -> IdIndex:
+    """The instructions that were cut for the last embeddings, whose rows carry no such mark."""
+    run = _ROWS.sealed_alike(context, recipe)
+    manifest = read_manifest(run.embeddings) if run else None
+    if run is None or manifest is None:
+        return IdIndex(pack_ids(()))
+    ids = row_artefacts.read_embeddings(run).ids
+    return IdIndex(ids[row_artefacts.unpack_marks(manifest.facts["cut_rows"], len(ids))])
+
+
+def _details(result: StageResult) -> Details:
+    cut = result.facts.get("cut", 0)
+    return Details([f"{cut:,} instructions are longer than the encoder's window and were cut"] if cut else [])
+
+
+_ROWS = RowStage(_plan, row_artefacts.sealed_embeddings, _write, lambda run: [run.embedding_ids, run.embeddings])
+
+EMBED = Stage(
+    "embed",
+    _inputs,
+    lambda run, request: run.embeddings,
+    _ROWS.write_artefact,
+    prepare=_ROWS.prepare,
+    work=_ROWS.work,
+    progress=lambda context, request: _ROWS.progress(context, context.run.embeddings),
+    details=_details,
+    is_needed=lambda project: STRATEGIES[project.select.strategy].needs_embeddings,
+    in_process=_ROWS.in_process,
+)

@@ -1,0 +1,137 @@
+"""What the stages read: the data set (as `examples.jsonl`, written by the stage that needs rows first), models, and the
+artefacts of earlier stages. All of it is known by content: another spelling of a path, a copy or a newer time changes
+nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from codetune import console
+from codetune.data.source import dataset_fingerprint, is_here, read_examples
+from codetune.errors import DataError
+from codetune.model.model_files import find_model
+from codetune.project.sections import Project, value_at
+from codetune.records import Example, Refusal
+from codetune.stages.stage import Input, Resolved, RunContext, Stage, StageRequest, other_value
+from codetune.stages.status import require
+from codetune.store.examples import write_examples
+from codetune.store.locks import waiting
+from codetune.store.manifest import Manifest, read_manifest, write_manifest
+
+CONTENT = "content"  # fact of examples.jsonl: its digest without the places of the rows
+
+
+def dataset_input() -> Input:
+    """The rows of the data set. `examples.jsonl` is written, or written again where a file of the data set changed."""
+    return Input("dataset", _resolve_dataset, _changed_dataset, "dataset.path")
+
+
+def model_input(name: str, setting: str, find: Callable[[str], Path] = find_model) -> Input:
+    """A model directory, found by what the project says under the key `setting`."""
+
+    def resolve(context: RunContext, request: StageRequest) -> Resolved:
+        directory = find(context.project.locate(str(value_at(context.project, setting))))
+        return Resolved(context.digests.tree(directory), directory)
+
+    def change(
+        context: RunContext, request: StageRequest, artefact: Path, manifest: Manifest, allow_overrides: bool
+    ) -> str:
+        return changed_model(context, setting, manifest.inputs[name], artefact, manifest, allow_overrides)
+
+    return Input(name, resolve, change, setting)
+
+
+def artefact_input(stage: Stage) -> Input:
+    """The artefact of an earlier stage, for the same benchmark and model where it is one of these."""
+
+    def resolve(context: RunContext, request: StageRequest) -> Resolved:
+        return Resolved(require(context, stage, request).digest, stage.artefact(context.run, request))
+
+    def change(*_: object) -> str:
+        raise AssertionError("status.py follows the stage itself")
+
+    return Input(stage.name, resolve, change, upstream=stage)
+
+
+def ensure_examples(context: RunContext) -> Manifest:
+    """The manifest of `examples.jsonl`, after the data set was read where it was not yet, or has changed since.
+
+    Raises DataError where no row can be used."""
+    run, dataset = context.run, context.project.dataset
+    with waiting(run, "examples"):
+        inputs = {"dataset": fingerprint(context)}
+        settings = _reading_settings(context.project)
+        manifest = read_manifest(run.examples)
+        if manifest is None or (manifest.inputs, manifest.settings) != (inputs, settings):
+            manifest = None
+        if manifest is None or context.digests.file(run.examples) != manifest.digest:
+            rows = read_examples(dataset, context.project.locate(dataset.path))
+            found = write_examples(run, console.track(rows, "reading the data set", None, "row"))
+            digest, facts = context.digests.file(run.examples), {CONTENT: found.digest}
+            manifest = Manifest("examples", digest, found.rows, dict(found.refused), inputs, settings, {}, 0.0, facts)
+            write_manifest(run.examples, manifest)
+    if not manifest.rows:
+        reasons = console.counts(manifest.refused) or "it is empty"
+        raise DataError(
+            f"{dataset.path} holds no usable row ({reasons}); expected instructions with answers. "
+            "Correct the data, or dataset.instruction and dataset.response"
+        )
+    return manifest
+
+
+def fingerprint(context: RunContext) -> str:
+    """Of the data set's files, or of its commit on the hub."""
+    dataset = context.project.dataset
+    return dataset_fingerprint(dataset, context.project.locate(dataset.path), context.digests.file)
+
+
+def dataset_is_here(context: RunContext) -> bool:
+    dataset = context.project.dataset
+    return is_here(dataset, context.project.locate(dataset.path))
+
+
+def changed_model(
+    context: RunContext, setting: str, digest: str, artefact: Path, manifest: Manifest, allow_overrides: bool
+) -> str:
+    """How the model under `setting` differs from the one that made the artefact, as a sentence; "" where it does not,
+    or lies in no directory of this machine under the same name: a snapshot of the hub stays as it is."""
+    made, asked = manifest.names.get(setting), str(value_at(context.project, setting))
+    said = made if allow_overrides and setting in manifest.overrides and made else asked
+    directory = Path(context.project.locate(said)).expanduser()
+    if directory.is_dir() and context.digests.tree(directory) == digest:
+        return ""
+    if said != made:
+        return other_value(context.project, artefact, manifest, setting, (made, said))
+    return f"the model {directory} has changed since {artefact} was made" if directory.is_dir() else ""
+
+
+def _resolve_dataset(context: RunContext, request: StageRequest) -> Resolved:
+    return Resolved(ensure_examples(context).facts[CONTENT], context.run.examples)
+
+
+def _changed_dataset(
+    context: RunContext, request: StageRequest, artefact: Path, manifest: Manifest, allow_overrides: bool
+) -> str:
+    if not dataset_is_here(context):
+        return ""
+    dataset, examples = context.project.dataset, read_manifest(context.run.examples)
+    settings = _reading_settings(context.project)
+    if examples is not None and examples.inputs["dataset"] == fingerprint(context):
+        for key, value in settings.items():
+            if examples.settings.get(key) != value:
+                values = (examples.settings.get(key), value)
+                return other_value(context.project, context.run.examples, examples, key, values)
+        if examples.facts[CONTENT] == manifest.inputs["dataset"]:
+            return ""
+    return f"the data set {dataset.path} has changed since {artefact} was made"
+
+
+def _reading_settings(project: Project) -> dict[str, object]:
+    """How rows are read from the files: the columns and the split."""
+    return {f"dataset.{key}": value_at(project, f"dataset.{key}") for key in ("split", "instruction", "response")}
+
+
+def rows_of(context: RunContext) -> Iterator[Example | Refusal]:
+    """The data set as its files have it now."""
+    return read_examples(context.project.dataset, context.project.locate(context.project.dataset.path))

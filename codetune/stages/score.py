@@ -1,0 +1,111 @@
+"""score: instruction-following difficulty (IFD) of every row -> `scores.jsonl`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from codetune.project.sections import Project
+from codetune.records import Refusal
+from codetune.selection.select import STRATEGIES
+from codetune.stages.inputs import dataset_input, model_input
+from codetune.stages.row_stage import BlockWork, Plan, RowStage, threads_of
+from codetune.stages.stage import (
+    Details,
+    Input,
+    Recipe,
+    RunContext,
+    Stage,
+    StageOutput,
+    StageRequest,
+    StageResult,
+)
+from codetune.store import row_artefacts
+from codetune.store.block_log import FinishedRows
+from codetune.store.digests import combined
+from codetune.store.examples import read_examples
+from codetune.store.files import write_text
+from codetune.store.locks import waiting
+
+if TYPE_CHECKING:
+    from codetune.data.tokens import ScoringTokens
+
+# Estimated tokens of a block without a GPU, where the project says `auto`: a second or so of a small model.
+AUTO_TOKENS_PER_BATCH = 8192
+
+
+def tokens_per_pass(context: RunContext, recipe: Recipe, device: str, measure: Callable[[], int]) -> int:
+    """Tokens of a forward pass, and so of a block. What a GPU has room for is measured once and kept with the run:
+    blocks have to be the same in every process, and after every interruption."""
+    settings = context.project.score
+    if settings.tokens_per_batch != "auto":
+        return settings.tokens_per_batch
+    if device == "cpu":
+        return AUTO_TOKENS_PER_BATCH
+    kept = context.run.tokens_per_batch(combined(map(repr, recipe.identity(without=["dataset"]).items())))
+    with waiting(context.run, "tokens-per-batch"):
+        if not kept.exists():
+            write_text(kept, f"{measure()}\n")
+        return int(kept.read_text(encoding="ascii"))
+
+
+def _inputs(project: Project, request: StageRequest) -> Sequence[Input]:
+    return dataset_input(), model_input("model", "score.model" if project.score.model else "model.path")
+
+
+def _plan(context: RunContext, recipe: Recipe) -> Plan:
+    from codetune.launch.devices import choose_device, use_threads
+    from codetune.model.likelihood import CausalScorer, measured_tokens_per_pass, set_scoring_attention
+    from codetune.model.load import load_model, load_tokenizer
+    from codetune.selection.blocks import plan_scoring_blocks
+    from codetune.selection.score import score_tokens, tokenise
+
+    directory, model, settings = recipe.paths["model"], context.project.model, context.project.score
+
+    @cache
+    def network() -> Any:
+        loaded = load_model(directory, model, choose_device())
+        set_scoring_attention(loaded, model.attention)
+        return loaded
+
+    def measure() -> int:
+        return measured_tokens_per_pass(network(), settings.max_length)
+
+    budget = tokens_per_pass(context, recipe, choose_device(), measure)
+
+    def load() -> BlockWork[list[ScoringTokens | Refusal]]:
+        use_threads(threads_of(context, recipe))
+        tokenizer, scorer = load_tokenizer(directory), CausalScorer(network(), budget)
+        return BlockWork(
+            lambda examples: tokenise(examples, tokenizer, scorer.window, settings),
+            lambda examples, tokens: [row_artefacts.score_line(row) for row in score_tokens(examples, tokens, scorer)],
+        )
+
+    return Plan(plan_scoring_blocks(read_examples(context.run), budget, settings.max_length), load)
+
+
+def _write(context: RunContext, recipe: Recipe, finished: FinishedRows) -> StageOutput:
+    scored, refused, truncated = row_artefacts.write_scores(context.run, finished)
+    return StageOutput(scored, refused, {"truncated": truncated})
+
+
+def _details(result: StageResult) -> Details:
+    truncated = result.facts.get("truncated", 0)
+    return Details([f"{truncated:,} answers were cut to fit score.max_length"] if truncated else [])
+
+
+_ROWS = RowStage(_plan, row_artefacts.sealed_scores, _write, lambda run: [run.scores])
+
+SCORE = Stage(
+    "score",
+    _inputs,
+    lambda run, request: run.scores,
+    _ROWS.write_artefact,
+    prepare=_ROWS.prepare,
+    work=_ROWS.work,
+    progress=lambda context, request: _ROWS.progress(context, context.run.scores),
+    details=_details,
+    is_needed=lambda project: STRATEGIES[project.select.strategy].needs_scores,
+    in_process=_ROWS.in_process,
+)

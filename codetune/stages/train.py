@@ -1,0 +1,127 @@
+"""train: the base model fine-tuned on the selection -> `model/`, with `train/metrics.jsonl` beside it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+from codetune import console
+from codetune.console import percent
+from codetune.launch.dispatch import Job, WorkerContext, perform, process_count
+from codetune.launch.workers import Progress
+from codetune.project.sections import Project
+from codetune.stages.inputs import artefact_input, model_input
+from codetune.stages.resume import (
+    TRAINED,
+    claim_training,
+    other_settings_of,
+    publish_training,
+    record_of,
+    unfinished_directory,
+)
+from codetune.stages.select import SELECT
+from codetune.stages.stage import (
+    Details,
+    Input,
+    Recipe,
+    RunContext,
+    Stage,
+    StageOutput,
+    StageRequest,
+    StageResult,
+    stage_settings,
+)
+from codetune.store.files import replacing, write_text
+from codetune.store.row_artefacts import read_selection
+from codetune.store.run_directory import Run
+
+
+def _inputs(project: Project, request: StageRequest) -> Sequence[Input]:
+    return artefact_input(SELECT), model_input("base", "model.path")
+
+
+def _write(context: RunContext, recipe: Recipe, request: StageRequest) -> StageOutput:
+    project, run = context.project, context.run
+    directory = claim_training(run, recipe, request.restart)
+    with replacing(run.model) as saved, console.progress("training", None, "step") as bar:
+        details = {"model": str(recipe.paths["base"]), "directory": str(directory), "saved": str(saved)}
+        found, *_ = perform(
+            Job(recipe.stage, project, details),
+            process_count(project),
+            lambda rank, message: _show(bar, message) if rank == 0 else None,
+            _in_process,
+        )
+        write_text(saved / TRAINED, json.dumps(record_of(recipe), indent=2) + "\n")
+    publish_training(run, directory)
+    summary = cast("dict[str, Any]", found)
+    return StageOutput(summary["rows"], summary["refused"], summary["facts"])
+
+
+def _show(bar: console.ProgressBar, message: Progress) -> None:
+    bar.move_to(cast("int", message["step"]), cast("int", message["steps"]))
+
+
+def _in_process(job: Job, worker: WorkerContext) -> dict[str, Any]:
+    from codetune.training.train import train
+
+    details = cast("dict[str, str]", job.details)
+    sharded = job.project.launch.strategy not in ("auto", "ddp")
+    with worker.process_group(even_single=sharded) as group:
+        summary = train(
+            read_selection(Run(job.project.run_dir).selection),
+            job.project,
+            Path(details["model"]),
+            Path(details["directory"]),
+            Path(details["saved"]),
+            worker.send_progress,
+            group,
+        )
+    refused = Counter(refusal.kind for refusal in summary.dropped)
+    facts = {name: value for name, value in asdict(summary).items() if name not in ("rows", "dropped")}
+    return {"rows": summary.rows, "refused": refused, "facts": facts}
+
+
+def _progress(context: RunContext, request: StageRequest) -> str | None:
+    directory = unfinished_directory(context.run)
+    if not directory.exists():
+        return None
+    steps = [int(path.name.rpartition("-")[2]) for path in directory.glob("checkpoint-*[0-9]")]
+    return f"checkpoint of step {max(steps)}" if steps else "no checkpoint yet"
+
+
+def continuing(context: RunContext) -> tuple[str, str]:
+    """Of an unfinished training: how its settings differ from the project's, and the command that continues it."""
+    return other_settings_of(context.run, stage_settings(context, TRAIN, StageRequest()))
+
+
+def _details(result: StageResult) -> Details:
+    facts = result.facts
+    loss = f", last loss {facts['last_loss']:.4f}" if facts["last_loss"] is not None else ""
+    lines = [f"{facts['steps']} steps, {facts['tokens']:,} tokens, padding {percent(facts['padding_rate'])}{loss}"]
+    if facts.get("strategy", "alone") != "alone":
+        lines.append(f"{facts['processes']} processes, {facts['strategy']}: {facts['strategy_because']}")
+    speed = [f"{facts['seconds']:,.1f} s in its steps"]
+    if facts["peak_memory_bytes"]:
+        speed.append(f"peak GPU memory {facts['peak_memory_bytes'] / 1e9:.2f} GB")
+    if facts["mfu"]:
+        speed.append(f"{percent(facts['mfu'])} MFU")
+    lines.append(", ".join(speed))
+    if facts["truncated_rows"]:
+        lost = f"{facts['lost_tokens']:,} tokens lost ({percent(facts['lost_share'])} of all)"
+        lines.append(f"{facts['truncated_rows']:,} rows were truncated, {lost}")
+    return Details(lines)
+
+
+TRAIN = Stage(
+    "train",
+    _inputs,
+    lambda run, request: run.model,
+    _write,
+    progress=_progress,
+    details=_details,
+    in_process=_in_process,
+)
