@@ -98,7 +98,7 @@ class Sandbox:
     broken: bool = False  # it has ended, and runs nothing more
 
     @classmethod
-    def start(cls, tier_name: str, directory: Path, harness: Harness = NO_HARNESS) -> Self:
+    def start(cls, tier_name: str, directory: Path, harness: Harness) -> Self:
         """Starts a zygote. `directory` is empty and used by nothing else. Raises SandboxError where the tier does not
         work here."""
         tier = TIERS[tier_name]

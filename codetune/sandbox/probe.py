@@ -18,7 +18,7 @@ from pathlib import Path
 
 from codetune.errors import CodetuneError
 from codetune.sandbox import program, serialization
-from codetune.sandbox.launcher import CallReport, Sandbox
+from codetune.sandbox.launcher import NO_HARNESS, CallReport, Sandbox
 from codetune.sandbox.tiers import TIERS, SandboxError
 from codetune.store.scratch import scratch_directory
 
@@ -104,7 +104,7 @@ def find_failure(tier: str) -> str | None:
     with scratch_directory() as scratch, _escape_targets() as (secret, port, abstract):
         (directory := scratch / "sandbox").mkdir()
         try:
-            sandbox = Sandbox.start(tier, directory)
+            sandbox = Sandbox.start(tier, directory, NO_HARNESS)
         except SandboxError as why:
             return str(why)
         try:
@@ -125,6 +125,7 @@ def _attempt_escapes(sandbox: Sandbox, call: tuple[object, ...]) -> str | None:
         wall_factor=1,
         memory_bytes=PROBE_BYTES,
         returns="value",
+        imports=(),
     )
     with sandbox.run(request, PROBE_SECONDS) as running:
         report = next(running.reports())

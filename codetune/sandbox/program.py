@@ -44,14 +44,11 @@ class ExecutionRequest:
     entry_point: str
     calls: bytes  # a pickled list of argument lists; in bytes, as several programs get the same
     seconds: tuple[float, ...]  # time limit of each call
-    wall_factor: (
-        int  # 1: limits are wall-clock time. More: limits are CPU time, and this many times as long by the clock
-    )
+    # 1: limits are wall-clock time. More: limits are CPU time, and this many times as long by the clock.
+    wall_factor: int
     memory_bytes: int
     returns: Literal["value", "set"]
-    imports: tuple[
-        str, ...
-    ] = ()  # packages that cannot be imported once the guard was called; missing ones are skipped
+    imports: tuple[str, ...]  # modules imported before the guard is called, after which they cannot be; if installed
 
 
 class CallTimeoutError(Exception):

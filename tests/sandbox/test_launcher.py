@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from codetune.sandbox import program, serialization
-from codetune.sandbox.launcher import CallReport, ProgramEnded, Sandbox, readable_paths
+from codetune.sandbox.launcher import NO_HARNESS, CallReport, ProgramEnded, Sandbox, readable_paths
 from codetune.sandbox.program import ExecutionRequest
 from codetune.sandbox.tiers import SandboxError
 from tests.sandbox.tiers import each_tier
@@ -15,12 +15,12 @@ from tests.sandbox.tiers import each_tier
 
 def request(code: str, calls: list[list[object]], limit: float = 1.0, wall_factor: int = 1) -> ExecutionRequest:
     seconds = (limit,) * len(calls)
-    return ExecutionRequest(code, "f", pickle.dumps(calls), seconds, wall_factor, 2**32, "value")
+    return ExecutionRequest(code, "f", pickle.dumps(calls), seconds, wall_factor, 2**32, "value", ())
 
 
 @each_tier(and_none=True)
 def test_calls_are_reported_one_by_one_with_their_time(tier: str, tmp_path: Path) -> None:
-    sandbox = Sandbox.start(tier, tmp_path)
+    sandbox = Sandbox.start(tier, tmp_path, NO_HARNESS)
     code = "import time\ndef f(x):\n    time.sleep(x)\n    return x"
     with sandbox.run(request(code, [[0], [0.05]]), 20) as running:
         reports = running.reports()
@@ -34,7 +34,7 @@ def test_calls_are_reported_one_by_one_with_their_time(tier: str, tmp_path: Path
 
 @each_tier(and_none=True)
 def test_a_program_is_killed_at_its_deadline_and_the_next_one_runs(tier: str, tmp_path: Path) -> None:
-    sandbox = Sandbox.start(tier, tmp_path)
+    sandbox = Sandbox.start(tier, tmp_path, NO_HARNESS)
     start = time.monotonic()
     with sandbox.run(request("while True: pass", [[0]]), 0.5) as running:
         assert next(running.reports()) == ProgramEnded("timeout")
@@ -58,7 +58,7 @@ def test_a_program_is_killed_at_its_deadline_and_the_next_one_runs(tier: str, tm
     ids=["sleeping, by the clock", "sleeping, by the clock when CPU time is limited", "busy, by CPU time"],
 )
 def test_a_call_that_uses_up_its_time_is_reported(code: str, wall_factor: int, tmp_path: Path) -> None:
-    sandbox = Sandbox.start("none", tmp_path)
+    sandbox = Sandbox.start("none", tmp_path, NO_HARNESS)
     with sandbox.run(request(code, [[0]], limit=0.2, wall_factor=wall_factor), 20) as running:
         report = next(running.reports())
     sandbox.close()
@@ -69,7 +69,7 @@ def test_a_call_that_uses_up_its_time_is_reported(code: str, wall_factor: int, t
 def test_a_tier_that_cannot_be_started_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(SandboxError, match="bubblewrap: no bwrap"):
-        Sandbox.start("bubblewrap", tmp_path)
+        Sandbox.start("bubblewrap", tmp_path, NO_HARNESS)
 
 
 def test_only_the_interpreter_its_packages_and_libraries_can_be_read() -> None:
