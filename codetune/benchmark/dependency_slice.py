@@ -101,7 +101,7 @@ def reads_input(code: str) -> bool:
 
 @lru_cache(maxsize=64)  # the same few programs of an answer are looked at again and again
 def parse(code: str) -> ast.Module | None:
-    """The syntax tree, which nobody changes; None where it is no Python."""
+    """The syntax tree, which must not be changed; None where the code is no Python."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the parser's, about escapes and comparisons in the model's code

@@ -3,7 +3,7 @@
 A report has pass@k with its interval and every verdict; a comparison names the tasks that one model does better and
 says whether that could be chance. Fractions are 0 to 1. Programs are judged in `judge.py`, formulas are in
 `statistics.py`. A comparison gives no reasons, and corrects for no number of comparisons: of twenty pairs of equal
-models, one looks different.
+models, one is significant.
 """
 
 from __future__ import annotations

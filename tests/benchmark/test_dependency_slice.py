@@ -50,7 +50,7 @@ def test_a_stub_gives_way_to_what_returns_or_yields() -> None:
 
 
 @pytest.mark.parametrize("code", ["x = 1", "f(", "\0", "return f", ""])
-def test_there_is_no_part_where_nothing_defines_the_entry_point(code: str) -> None:
+def test_there_is_no_slice_where_nothing_defines_the_entry_point(code: str) -> None:
     assert dependency_slice(code, "f") == ""
     assert not defines(code, "f")
 
@@ -70,7 +70,7 @@ def test_there_is_no_part_where_nothing_defines_the_entry_point(code: str) -> No
         ("return f", {"f"}),
     ],
 )
-def test_names_are_lacking_that_are_loaded_and_bound_by_nobody(code: str, found: set[str]) -> None:
+def test_names_are_undefined_that_are_loaded_and_never_bound(code: str, found: set[str]) -> None:
     assert undefined_names(code) == found
 
 

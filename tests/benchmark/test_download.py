@@ -41,7 +41,7 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache/HumanEvalPlus-v0.1.10.jsonl"
 
 
-def at(address: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def use_address(address: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "get_dataset_metadata", lambda *_, **__: (address, str(path)))
 
 
@@ -52,7 +52,7 @@ def test_a_file_in_the_cache_is_taken_without_a_network(cached: Path) -> None:
 
 
 def test_a_download_is_unpacked_into_the_cache(address: str, cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    at(address, cached, monkeypatch)
+    use_address(address, cached, monkeypatch)
     assert download.cached_file("HumanEvalPlus", "v0.1.10").read_bytes() == gzip.decompress(CONTENT)
     assert list(cached.parent.iterdir()) == [cached]
 
@@ -60,17 +60,17 @@ def test_a_download_is_unpacked_into_the_cache(address: str, cached: Path, monke
 def test_a_download_that_breaks_off_failed_and_leaves_nothing(
     address: str, cached: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at(f"{address}/broken", cached, monkeypatch)
+    use_address(f"{address}/broken", cached, monkeypatch)
     with pytest.raises(CodetuneError, match="broke off") as error:
         download.cached_file("HumanEvalPlus", "v0.1.10")
     assert error.value.exit_status == 1
     assert not cached.exists()
 
 
-@pytest.mark.parametrize("place", ["absent", None])
-def test_what_cannot_be_reached_is_the_users_to_mend(
-    address: str, cached: Path, monkeypatch: pytest.MonkeyPatch, place: str | None
+@pytest.mark.parametrize("path", ["absent", None])
+def test_an_address_that_cannot_be_reached_is_an_input_error(
+    address: str, cached: Path, monkeypatch: pytest.MonkeyPatch, path: str | None
 ) -> None:
-    at(f"{address}/{place}" if place else "http://127.0.0.1:1/", cached, monkeypatch)
+    use_address(f"{address}/{path}" if path else "http://127.0.0.1:1/", cached, monkeypatch)
     with pytest.raises(InputError, match="cannot be reached"):
         download.cached_file("HumanEvalPlus", "v0.1.10")

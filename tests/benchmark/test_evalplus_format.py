@@ -131,7 +131,7 @@ def test_a_file_of_samples_is_told_from_a_benchmark_by_its_first_line(tmp_path: 
     assert holds_samples(write_rows(tmp_path / "own.jsonl", row)) == found
 
 
-def test_rows_come_with_their_places_and_blank_lines_count(tmp_path: Path) -> None:
+def test_rows_come_with_file_and_line_and_blank_lines_count(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     # U+2028 ends a line for str.splitlines, and stands in JSON text as it is.
     path.write_text('{"a": 1}\r\n\n{"b": "\u2028"}', encoding="utf-8")

@@ -17,7 +17,7 @@ from tests.benchmark.tasks import problem
 
 
 class Echo:
-    """Completes with the length of the prompt and what it was told, last request first."""
+    """Completes with the length of the prompt, the stream and the first stop string; last request first."""
 
     def __init__(self) -> None:
         self.asked: list[GenerationRequest] = []
@@ -75,7 +75,7 @@ TEMPLATE = (
 
 
 @pytest.fixture
-def chatting() -> PreTrainedTokenizerFast:
+def bos_tokenizer() -> PreTrainedTokenizerFast:
     """One that puts a BOS before every text, as CodeLlama's does."""
     vocabulary = {chr(code): code for code in range(1, 128)} | {"<s>": 0}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<s>"))
@@ -85,29 +85,31 @@ def chatting() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", chat_template=TEMPLATE)
 
 
-def test_a_raw_prompt_has_one_bos_before_it_and_one_line_break_behind(chatting: PreTrainedTokenizerFast) -> None:
-    made = make_prompt(problem(prompt="\n\ndef double(x):\n  '''Twice.'''\n"), chatting, "completion")
-    assert chatting.decode(made.tokens) == "<s>def double(x):\n  '''Twice.'''\n"
-    made = make_prompt(problem(prompt="def double(x):  "), chatting, "completion")
-    assert chatting.decode(made.tokens) == "<s>def double(x):"
+def test_a_raw_prompt_has_one_bos_before_it_and_one_line_break_behind(
+    bos_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    made = make_prompt(problem(prompt="\n\ndef double(x):\n  '''Twice.'''\n"), bos_tokenizer, "completion")
+    assert bos_tokenizer.decode(made.tokens) == "<s>def double(x):\n  '''Twice.'''\n"
+    made = make_prompt(problem(prompt="def double(x):  "), bos_tokenizer, "completion")
+    assert bos_tokenizer.decode(made.tokens) == "<s>def double(x):"
 
 
-def test_a_chat_prompt_has_one_bos_and_opens_the_answers_fence(chatting: PreTrainedTokenizerFast) -> None:
-    made = make_prompt(problem(), chatting, "chat")
-    text: Any = chatting.decode(made.tokens)
+def test_a_chat_prompt_has_one_bos_and_opens_the_answers_fence(bos_tokenizer: PreTrainedTokenizerFast) -> None:
+    made = make_prompt(problem(), bos_tokenizer, "chat")
+    text: Any = bos_tokenizer.decode(made.tokens)
     assert text == f"<s><user>{instruction(problem())}<assistant>```python\n"
     assert "`double`" in text
     assert problem().prompt.strip() in text
     assert made.stops == ("\n```",)
 
 
-def test_a_tokenizer_without_a_template_cannot_chat(chatting: PreTrainedTokenizerFast) -> None:
-    chatting.chat_template = None
+def test_a_tokenizer_without_a_template_cannot_chat(bos_tokenizer: PreTrainedTokenizerFast) -> None:
+    bos_tokenizer.chat_template = None
     with pytest.raises(ModelError, match=r"no chat template.*--base"):
-        make_prompt(problem(), chatting, "chat")
+        make_prompt(problem(), bos_tokenizer, "chat")
 
 
-def test_a_template_that_refuses_is_named(chatting: PreTrainedTokenizerFast) -> None:
-    chatting.chat_template = "{{ raise_exception('system first') }}"
+def test_a_template_that_refuses_is_named(bos_tokenizer: PreTrainedTokenizerFast) -> None:
+    bos_tokenizer.chat_template = "{{ raise_exception('system first') }}"
     with pytest.raises(ModelError, match=r"refuses a single user turn .system first"):
-        make_prompt(problem(), chatting, "chat")
+        make_prompt(problem(), bos_tokenizer, "chat")

@@ -55,7 +55,8 @@ def main() -> None:
 def compare(
     wanted: argparse.Namespace, problems: Sequence[Problem], solutions: Sequence[Solution], scratch: Path
 ) -> dict[str, Any]:
-    """Turn about, so that both have the same machine; the first round of each fills its cache and does not count."""
+    """Runs both in turn, so that both have the same machine; the first round of each fills its cache and is not
+    counted."""
     ours, theirs = [], []
     for number in range(wanted.rounds + 1):
         seconds_ours, verdicts, tier = run_ours(wanted, problems, solutions, scratch)
@@ -98,7 +99,7 @@ def run_ours(
 def run_evalplus(
     wanted: argparse.Namespace, problems: Sequence[Problem], solutions: Sequence[Solution], scratch: Path
 ) -> tuple[float, dict[str, tuple[bool, bool]]]:
-    """In a fresh directory, as it would take up an old result; with a home of its own, as its cache lies there."""
+    """Runs the evalplus command in a fresh directory, since it reuses an old result, and with a cache of its own."""
     spec = spec_of(problems[0].task_id)
     assert isinstance(spec.source, EvalPlusDownload), "EvalPlus' command knows its own benchmarks only"
     directory = scratch / "evalplus"
