@@ -236,7 +236,8 @@ def test_a_second_run_on_the_same_output_names_the_first(tmp_path: Path) -> None
     first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     log = tmp_path / "runs" / "small" / "scores.jsonl.parts" / "0-of-1.log"
     while not log.exists() and first.poll() is None:
-        time.sleep(0.05)
+        time.sleep(0.01)
+    first.send_signal(signal.SIGSTOP)  # it holds its lock until it is killed, however slowly the second one starts
     second = run_codetune("score", cwd=tmp_path)
     first.kill()
     first.wait()

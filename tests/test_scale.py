@@ -42,7 +42,7 @@ class InstantScorer:
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("codetune.model.likelihood.CausalScorer", InstantScorer)
-    monkeypatch.setattr("codetune.selection.score.WINDOW_ROWS", 256)
+    monkeypatch.setattr("codetune.selection.blocks.WINDOW_ROWS", 256)
     monkeypatch.setattr("codetune.selection.embed.SAMPLE_ROWS", 256)
     monkeypatch.setattr("codetune.selection.embed.DIMENSIONS", DIMENSIONS)
 

@@ -10,8 +10,8 @@ import pytest
 from codetune.errors import UsageError
 from codetune.launch.dispatch import Job, perform, process_count
 from codetune.project.file import read_project
-from codetune.stages import stage as pipeline
 from codetune.stages.pipeline import run_job
+from tests import pipeline
 from tests.small_world import context_of, make_small_world
 
 
