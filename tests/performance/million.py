@@ -1,11 +1,12 @@
-"""A million short rows through score, embed, select and status: what each keeps in memory.
+"""Memory and time of a million short rows through the stages that handle rows: what each keeps of a row in memory.
 
-    python -m tests.performance.million [--rows 1000000] [--few 50000] [--directory DIR]
+    python -m tests.performance.million [--rows 1000000] [--few 50000] [--directory DIR] [--before RECORD]
 
-The flow is the real one, data set to sealed artefacts; the network is a fake that costs nothing, the embedder the
-offline one. Each stage runs in a process of its own, once with few rows and once with many. Memory is what no file
-stands behind (RssAnon, sampled every 5 ms): the kernel takes mapped files back when it needs the room. Needs some 3 GB
-of disk; a quarter of an hour of one core."""
+`examples` reads the data set into examples.jsonl; score, embed, select and status read that file. The flow is the real
+one, from data set to sealed artefacts; the network is a fake that costs nothing, the embedder the offline one. Each
+step runs in a new process, once with few rows and once with many: the difference is bytes a row. Memory is the part of
+the resident memory that no file backs (RssAnon, sampled every 5 ms), because the kernel reclaims mapped files when it
+needs memory. Needs some 3 GB of disk and half an hour of one core."""
 
 from __future__ import annotations
 
@@ -22,40 +23,38 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-STAGES = ("score", "embed", "select", "status")
+STEPS = ("examples", "score", "embed", "select", "status")
 CLUSTERS = 4
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    arguments.add_argument("--rows", type=int, default=1_000_000)
-    arguments.add_argument("--few", type=int, default=50_000)
-    arguments.add_argument("--directory", type=Path)
-    arguments.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
-    given = arguments.parse_args()
-    if given.stage:
-        print(json.dumps(measure(given.stage, given.directory / "codetune.yaml")))
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--few", type=int, default=50_000)
+    parser.add_argument("--directory", type=Path)
+    parser.add_argument("--before", type=Path, help="an earlier record; its figures are kept beside the new ones")
+    parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.step:
+        print(json.dumps(measure(given.step, given.directory / "codetune.yaml")))
         return
+    before = json.loads(given.before.read_text(encoding="utf-8")) if given.before else None
     with tempfile.TemporaryDirectory(dir=given.directory) as name:
         few, many = (run_all(Path(name) / str(rows), rows) for rows in (given.few, given.rows))
     from tests.performance.record import write_record
 
-    figures = {
-        stage: {
-            "few": few[stage],
-            "many": many[stage],
-            "bytes_a_row": round(
-                (many[stage]["peak_anonymous_bytes"] - few[stage]["peak_anonymous_bytes"]) / (given.rows - given.few), 1
-            ),
-        }
-        for stage in STAGES
-    }
+    figures = {step: compare(few[step], many[step], given.rows - given.few) for step in STEPS}
     settings = {"rows": given.rows, "few": given.few, "clusters": CLUSTERS, "one_copy_of_the_vectors_bytes_a_row": 512}
-    path = write_record("million", settings, figures)
-    for stage in STAGES:
-        peak, seconds = many[stage]["peak_anonymous_bytes"] / 2**20, many[stage]["seconds"]
-        print(f"{stage:7} {peak:8.0f} MiB, {figures[stage]['bytes_a_row']:6} bytes a row, {seconds:6.0f} s")
+    path = write_record("million", settings, {"after": figures, "before": before["figures"]} if before else figures)
+    for step in STEPS:
+        peak, seconds = many[step]["peak_anonymous_bytes"] / 2**20, many[step]["seconds"]
+        print(f"{step:8} {peak:8.0f} MiB, {figures[step]['bytes_a_row']:6} bytes a row, {seconds:6.0f} s")
     print(path)
+
+
+def compare(few: dict[str, Any], many: dict[str, Any], more_rows: int) -> dict[str, Any]:
+    growth = many["peak_anonymous_bytes"] - few["peak_anonymous_bytes"]
+    return {"few": few, "many": many, "bytes_a_row": round(growth / more_rows, 1)}
 
 
 def run_all(directory: Path, rows: int) -> dict[str, Any]:
@@ -68,35 +67,40 @@ def run_all(directory: Path, rows: int) -> dict[str, Any]:
             row = {"instruction": f"Add {number} to the argument.", "output": f"lambda x: x + {number}"}
             file.write(json.dumps(row) + "\n")
     found = {}
-    for stage in STAGES:
-        command = [sys.executable, "-m", __spec__.name, "--stage", stage, "--directory", str(directory)]
+    for step in STEPS:
+        command = [sys.executable, "-m", __spec__.name, "--step", step, "--directory", str(directory)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        found[stage] = json.loads(done.stdout)
-        print(rows, stage, found[stage], file=sys.stderr, flush=True)
+        found[step] = json.loads(done.stdout)
+        print(rows, step, found[step], file=sys.stderr, flush=True)
     return found
 
 
-def measure(stage: str, project: Path) -> dict[str, Any]:
+def measure(step: str, project: Path) -> dict[str, Any]:
     from codetune.launch.environment import prepare_process
 
     prepare_process()
     import codetune.model.likelihood
     from codetune import workflow
-    from tests import pipeline
+    from codetune.stages.embed import EMBED
+    from codetune.stages.inputs import ensure_examples
+    from codetune.stages.score import SCORE
+    from codetune.stages.select import SELECT
+    from codetune.stages.stage import run_stage
     from tests.small_world import context_of
 
     codetune.model.likelihood.CausalScorer = InstantScorer  # type: ignore[assignment,misc]
     context = context_of(project, score__tokens_per_batch=8192, embed__batch_size=512)
     work = {
-        "score": lambda: pipeline.score(context, None),
-        "embed": lambda: pipeline.embed(context, None),
-        "select": lambda: pipeline.select(context),
+        "examples": lambda: ensure_examples(context),
+        "score": lambda: run_stage(context, SCORE),
+        "embed": lambda: run_stage(context, EMBED),
+        "select": lambda: run_stage(context, SELECT),
         "status": lambda: workflow.status(context),
     }
     before = anonymous_bytes()
     with Sampler() as sampler:
         began = time.monotonic()
-        work[stage]()
+        work[step]()
         seconds = time.monotonic() - began
     return {
         "seconds": round(seconds, 1),
@@ -118,28 +122,29 @@ class InstantScorer:
 
 
 class Sampler:
-    """The greatest that `anonymous_bytes` came to, looked at from a thread."""
+    """The peak of `anonymous_bytes` during the block, sampled by a thread."""
 
     def __enter__(self) -> Sampler:
-        self.peak, self._ends = anonymous_bytes(), threading.Event()
+        self.peak, self._end = anonymous_bytes(), threading.Event()
         self._thread = threading.Thread(target=self._sample)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ends.set()
+        self._end.set()
         self._thread.join()
 
     def _sample(self) -> None:
-        while not self._ends.wait(0.005):
+        while not self._end.wait(0.005):
             self.peak = max(self.peak, anonymous_bytes())
 
 
 def anonymous_bytes() -> int:
+    """The memory of this process that no file backs. Raises SystemExit on a kernel that does not report it."""
     for line in Path(f"/proc/{os.getpid()}/status").read_text(encoding="ascii").splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
-    raise SystemExit("this kernel does not tell RssAnon")
+    raise SystemExit("this kernel does not report RssAnon in /proc/PID/status")
 
 
 if __name__ == "__main__":
