@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, get_args
 
 import typer
 
@@ -48,13 +48,13 @@ STAGE_NAMES = get_args(StageName)
 STAGES_HELP = f"{', '.join(STAGE_NAMES[:-1])} or {STAGE_NAMES[-1]}."
 
 
-def required_project(path: Path | None, assignments: list[str] | None, flags: Mapping[str, Any]) -> Project:
+def required_project(path: Path | None, assignments: list[str] | None, flags: Mapping[str, object]) -> Project:
     """The project that a command of the pipeline cannot do without."""
     given = {key: value for key, value in flags.items() if value is not None}
     return read_project(path or Path(PROJECT_FILE), assignments or [], given)
 
 
-def optional_project(path: Path | None, assignments: list[str] | None, flags: Mapping[str, Any]) -> Project:
+def optional_project(path: Path | None, assignments: list[str] | None, flags: Mapping[str, object]) -> Project:
     """The project, or the defaults where none is named and none lies here."""
     here = Path(PROJECT_FILE)
     return read_project(path or (here if here.exists() else None), assignments or [], flags)

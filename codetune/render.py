@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from codetune.console import CommandResult, counts, percent
 from codetune.stages.evaluate import EVALUATE
@@ -19,7 +19,7 @@ SHOWN_PAIRS = 3
 LOSSES = {"truncated": "{:,} were cut at generate.max_new_tokens", "not_parsing": "{:,} do not parse"}
 
 
-def stage_document(result: StageResult) -> dict[str, Any]:
+def stage_document(result: StageResult) -> dict[str, object]:
     return {
         "stage": result.stage,
         "state": result.state,
@@ -50,7 +50,7 @@ def stage(result: StageResult) -> CommandResult:
 
 def evaluation(reports: Sequence[Report], compared: Sequence[ModelComparison]) -> CommandResult:
     """One model's document is its own; several come as a list under "models" with the comparison beside it."""
-    document: Any = reports[0]
+    document: Mapping[str, object] = reports[0]
     if len(reports) > 1:
         document = {"models": list(reports), "comparison": list(compared)}
     return CommandResult(

@@ -11,14 +11,14 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from codetune import console
-from codetune.benchmark.benchmarks import Benchmark, read_problems
+from codetune.benchmark.benchmarks import read_problems
 from codetune.errors import UsageError
 from codetune.launch.dispatch import Job, WorkerContext, perform, process_count
 from codetune.launch.environment import current_rank
-from codetune.project.sections import Project
+from codetune.project.sections import Generation, Project
 from codetune.stages.benchmarks import tasks_facts, tasks_input
 from codetune.stages.model_ref import ModelRef, end_of_turn, local_directory, model_digest, prompt_kind
 from codetune.stages.stage import (
@@ -39,6 +39,8 @@ from codetune.store.files import write_lines
 from codetune.store.manifest import Manifest
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from codetune.launch.process_group import ProcessGroup
     from codetune.model.decoding import Decoder
 
@@ -47,18 +49,25 @@ COUNTS = ("sample", "tokens", "truncated")  # of a logged row, beside what EvalP
 
 @dataclass(frozen=True, slots=True)
 class WorkList:
-    """What is to be completed, by which model and where to; it travels to other processes as JSON."""
+    """What is to be completed, by which model and where to."""
 
-    model: Mapping[str, Any]  # a ModelRef
-    file: str  # of the tasks
-    missing: Sequence[Sequence[Any]]  # task id, number of the sample
-    parts: str
+    model: ModelRef
+    file: Path  # of the tasks
+    missing: Sequence[tuple[str, int]]  # task id, number of the sample
+    parts: Path
     together: bool = False  # one model for all processes, not one for each
 
+    def document(self) -> dict[str, Any]:
+        """As JSON, for worker processes."""
+        document: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
+        return document
 
-def work_list(model: ModelRef, tasks: Benchmark, missing: Sequence[tuple[str, int]], parts: Path) -> WorkList:
-    fields = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(model).items()}
-    return WorkList(fields, str(tasks.file), missing, str(parts))
+    @classmethod
+    def read(cls, document: Mapping[str, Any]) -> WorkList:
+        model = {**document["model"], **{name: Path(document["model"][name]) for name in ("directory", "tokenizer")}}
+        missing = [(task_id, number) for task_id, number in document["missing"]]
+        paths = {name: Path(document[name]) for name in ("file", "parts")}
+        return cls(**{**document, **paths, "model": ModelRef(**model), "missing": missing})
 
 
 def _inputs(project: Project, request: StageRequest) -> Sequence[Input]:
@@ -111,7 +120,7 @@ def _work(context: RunContext, recipe: Recipe, request: StageRequest) -> int:
     rows = completed_rows(parts)
     with console.progress(f"generate {request.benchmark} {request.label}", len(work), "sample", len(rows)) as bar:
         missing = [item for item in work if item not in rows]
-        _perform(context, work_list(request.model, request.tasks, missing, parts), bar.advance)
+        _perform(context, WorkList(request.model, request.tasks.file, missing, parts), bar.advance)
     return len(rows)
 
 
@@ -145,9 +154,9 @@ def _perform(context: RunContext, ordered: WorkList, advance: Callable[[int, int
     project = context.project.model_copy(update={"launch": launch})
     uses_vllm = project.generate.backend == "vllm"
     processes = 1 if uses_vllm else process_count(project)
-    if not uses_vllm and _is_divided(project, Path(ordered.model["directory"]), processes):
+    if not uses_vllm and _is_divided(project, ordered.model.directory, processes):
         ordered = replace(ordered, together=True)
-    job = Job("generate", project, asdict(ordered))
+    job = Job(GENERATE.name, project, ordered.document())
     perform(job, processes, lambda rank, message: advance(1, int(message["tokens"] or 0)), complete)
 
 
@@ -173,7 +182,7 @@ def completed_rows(parts: Path) -> dict[tuple[str, int], dict[str, Any]]:
 
 def complete(job: Job, worker: WorkerContext) -> int:
     """One process's part of the work list; sends the tokens of each completion, and returns how many it wrote."""
-    ordered = WorkList(**cast("dict[str, Any]", job.details))
+    ordered = WorkList.read(job.details)
     if not ordered.together:
         mine = ordered.missing[worker.rank.rank :: worker.rank.world_size]
         return _log(ordered, worker, _rows(job.project, ordered, mine, None))
@@ -184,7 +193,7 @@ def complete(job: Job, worker: WorkerContext) -> int:
 
 def _log(ordered: WorkList, worker: WorkerContext, rows: Iterator[dict[str, Any]]) -> int:
     done = 0
-    with LineLog(Path(ordered.parts) / f"completions-{worker.rank.rank}.jsonl") as log:
+    with LineLog(ordered.parts / f"completions-{worker.rank.rank}.jsonl") as log:
         for row in rows:
             log.append(row)
             worker.send_progress({"tokens": row["tokens"]})
@@ -193,7 +202,7 @@ def _log(ordered: WorkList, worker: WorkerContext, rows: Iterator[dict[str, Any]
 
 
 def _rows(
-    project: Project, ordered: WorkList, mine: Sequence[Sequence[Any]], group: ProcessGroup | None
+    project: Project, ordered: WorkList, mine: Sequence[tuple[str, int]], group: ProcessGroup | None
 ) -> Iterator[dict[str, Any]]:
     if not mine:
         return
@@ -201,12 +210,11 @@ def _rows(
     from codetune.benchmark.generate import generate
     from codetune.model.load import load_trained_tokenizer
 
-    tasks = {problem.task_id: problem for problem in read_problems(Path(ordered.file))}
-    paths = {name: Path(ordered.model[name]) for name in ("directory", "tokenizer")}
-    model = ModelRef(**{**ordered.model, **paths})
+    tasks = {problem.task_id: problem for problem in read_problems(ordered.file)}
+    model = ordered.model
     tokenizer = load_trained_tokenizer(model.directory, model.tokenizer, model.chat_format)
     settings = project.generate.model_copy(update={"prompt": model.kind})
-    decoder = _decoder(project, model, tokenizer, settings, Path(ordered.parts), group)
+    decoder = _decoder(project, ordered, tokenizer, settings, group)
     work = [(tasks[task_id], number) for task_id, number in mine]
     for made in generate(work, tokenizer, decoder, settings, project.seed):
         counts = (made.sample.sample, made.tokens, made.truncated)
@@ -214,15 +222,20 @@ def _rows(
 
 
 def _decoder(
-    project: Project, model: ModelRef, tokenizer: Any, settings: Any, parts: Path, group: ProcessGroup | None
+    project: Project,
+    ordered: WorkList,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Generation,
+    group: ProcessGroup | None,
 ) -> Decoder:
     from codetune.model.batch_generator import BatchGenerator
     from codetune.model.decoder_choice import load_decoder
     from codetune.model.tensor_parallel import load_tensor_parallel
 
+    model = ordered.model
     if group is None:
         return load_decoder(model.directory, tokenizer, project.model, end_of_turn(model), settings)
-    network = load_tensor_parallel(model.directory, project.model, group, parts)
+    network = load_tensor_parallel(model.directory, project.model, group, ordered.parts)
     return BatchGenerator(network, tokenizer, end_of_turn(model), settings, group)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from codetune import console
 from codetune.errors import StaleError
@@ -22,9 +21,9 @@ RECIPE = "recipe.json"  # in train/: what its checkpoints are made of
 TRAINED = "codetune.json"  # in a model directory: codetune trained it, so it is prompted in its chat format
 
 
-def record_of(recipe: Recipe) -> dict[str, Any]:
+def record_of(recipe: Recipe) -> dict[str, object]:
     """What is kept beside checkpoints and in a trained model: settings, digests of inputs, and their names."""
-    record: dict[str, Any] = json.loads(json.dumps({**recipe.identity(), **recipe.names}))
+    record: dict[str, object] = json.loads(json.dumps({**recipe.identity(), **recipe.names}))
     return record
 
 
@@ -77,22 +76,22 @@ def other_settings_of(run: Run, settings: Settings) -> tuple[str, str]:
     return _differences(different, found, wanted), f"codetune train {_assignments(different, found)}"
 
 
-def _bound_keys(record: Mapping[str, Any], names: Mapping[str, str]) -> list[str]:
+def _bound_keys(record: Mapping[str, object], names: Mapping[str, str]) -> list[str]:
     """What must stay the same; of batch sizes the checkpoint itself checks the product."""
     free = {*free_on_resume(), *names}
     return [key for key in record if key not in free]
 
 
-def _read_record(directory: Path) -> dict[str, Any]:
+def _read_record(directory: Path) -> dict[str, object]:
     try:
-        record: dict[str, Any] = json.loads((directory / RECIPE).read_text(encoding="utf-8"))
+        record: dict[str, object] = json.loads((directory / RECIPE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     return record
 
 
 def _other_recipe(
-    directory: Path, different: Sequence[str], found: Mapping[str, Any], wanted: Mapping[str, Any]
+    directory: Path, different: Sequence[str], found: Mapping[str, object], wanted: Mapping[str, object]
 ) -> str:
     settings = [key for key in different if key in found and not key.endswith("(digest)")]
     can_continue = len(settings) == len(different)
@@ -105,9 +104,9 @@ def _other_recipe(
     )
 
 
-def _differences(different: Sequence[str], found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+def _differences(different: Sequence[str], found: Mapping[str, object], wanted: Mapping[str, object]) -> str:
     return "; ".join(f"{key} {json.dumps(found.get(key))} then, {json.dumps(wanted.get(key))} now" for key in different)
 
 
-def _assignments(keys: Sequence[str], found: Mapping[str, Any]) -> str:
+def _assignments(keys: Sequence[str], found: Mapping[str, object]) -> str:
     return " ".join(f"--set '{key}={json.dumps(found[key])}'" for key in keys)

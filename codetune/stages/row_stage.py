@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -62,7 +62,7 @@ class Plan:
 class RowJob:
     """What a worker process is told: what is made, and the shard that the command was asked for."""
 
-    recipe: dict[str, Any]
+    recipe: Mapping[str, object]
     shard: Sequence[int] | None
 
 

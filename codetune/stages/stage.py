@@ -97,11 +97,11 @@ class Recipe:
             return False
         return dict(manifest.settings) == dict(self.settings) and dict(manifest.inputs) == dict(self.inputs)
 
-    def identity(self, without: Sequence[str] = ()) -> dict[str, Any]:
+    def identity(self, without: Sequence[str] = ()) -> dict[str, object]:
         """Settings and inputs in one flat mapping, to be compared with those of unfinished work."""
         return identity(self.settings, {name: digest for name, digest in self.inputs.items() if name not in without})
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> dict[str, object]:
         """As JSON, for worker processes."""
         paths = {name: str(path) for name, path in self.paths.items()}
         return {**asdict(replace(self, paths={})), "artefact": str(self.artefact), "paths": paths}
@@ -241,7 +241,7 @@ def input_names(project: Project, inputs: Sequence[Input]) -> dict[str, str]:
     return {part.setting: str(value_at(project, part.setting)) for part in inputs if part.setting}
 
 
-def identity(settings: Settings, inputs: Mapping[str, str]) -> dict[str, Any]:
+def identity(settings: Settings, inputs: Mapping[str, str]) -> dict[str, object]:
     return {**settings, **{f"{name} (digest)": digest for name, digest in inputs.items()}}
 
 
@@ -310,7 +310,7 @@ def differing_setting(
     return ""
 
 
-def other_value(project: Project, artefact: Path, manifest: Manifest, key: str, values: tuple[Any, Any]) -> str:
+def other_value(project: Project, artefact: Path, manifest: Manifest, key: str, values: tuple[object, object]) -> str:
     """`values` are the one that made the artefact and the one that is asked for now."""
     made = f"by flag on {manifest.day} " if key in manifest.overrides else ""
     asked = "the flag" if key in project.overrides else "the project"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from codetune.model.vllm_engine import is_installed
 from codetune.project.sections import Generation, Model
 from codetune.records import ALONE
 from codetune.stages.benchmarks import open_benchmark
-from codetune.stages.generate import complete, completed_rows, work_list
+from codetune.stages.generate import WorkList, complete, completed_rows
 from codetune.stages.model_ref import model_ref
 from tests.model.builders import byte_tokenizer, tiny_model
 from tests.small_world import context_of, make_small_world
@@ -90,8 +89,8 @@ def test_two_gpus_that_hold_a_model_together_write_what_one_does(tmp_path: Path)
     context = context_of(project, generate__max_new_tokens=40)
     bench = open_benchmark(context, "tasks.jsonl")
     missing = [(problem.task_id, 0) for problem in bench.problems]
-    alone = work_list(model_ref(context, "base"), bench, missing, tmp_path / "alone")
-    complete(Job("generate", context.project, asdict(alone)), WorkerContext(ALONE, None, lambda progress: None))
+    alone = WorkList(model_ref(context, "base"), bench.file, missing, tmp_path / "alone")
+    complete(Job("generate", context.project, alone.document()), WorkerContext(ALONE, None, lambda progress: None))
     assert completed_rows(tmp_path / "shared" / "base") == completed_rows(tmp_path / "alone")
 
 

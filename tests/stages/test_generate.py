@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from codetune.model.tensor_parallel import VisibleGpus
 from codetune.project.sections import LoraSettings, Model, Project
 from codetune.records import ALONE, Rank
 from codetune.stages.benchmarks import open_benchmark
-from codetune.stages.generate import WorkList, complete, completed_rows, work_list
+from codetune.stages.generate import WorkList, complete, completed_rows
 from codetune.stages.model_ref import model_ref
 from tests import pipeline
 from tests.model.builders import byte_tokenizer
@@ -51,11 +50,11 @@ def test_every_rank_takes_each_nth_item_and_logs_it_by_itself(tmp_path: Path) ->
     context = context_of(make_small_world(tmp_path, 6), **SAMPLED)
     bench, base = open_benchmark(context, "tasks.jsonl"), model_ref(context, "base")
     missing = [(f"Small/{task}", number) for task in range(3) for number in range(3)]
-    alone = work_list(base, bench, missing, tmp_path / "alone")
+    alone = WorkList(base, bench.file, missing, tmp_path / "alone")
     sent: list[object] = []
     assert complete_here(context.project, alone, ALONE, sent) == 9
     assert len(sent) == 9
-    shared = work_list(base, bench, missing, tmp_path / "shared")
+    shared = WorkList(base, bench.file, missing, tmp_path / "shared")
     assert [complete_here(context.project, shared, Rank(rank, 4, rank, 4), sent) for rank in range(4)] == [3, 2, 2, 2]
     assert completed_rows(tmp_path / "shared") == completed_rows(tmp_path / "alone")
     second = (tmp_path / "shared" / "completions-1.jsonl").read_text().splitlines()
@@ -65,8 +64,9 @@ def test_every_rank_takes_each_nth_item_and_logs_it_by_itself(tmp_path: Path) ->
 def test_a_work_list_reaches_another_process_as_json(tmp_path: Path) -> None:
     context = context_of(make_small_world(tmp_path, 6))
     tasks = open_benchmark(context, "tasks.jsonl")
-    sent = work_list(model_ref(context, "base"), tasks, [("Small/0", 0)], tmp_path)
-    arrived = WorkList(**json.loads(json.dumps(asdict(sent))))
+    sent = WorkList(model_ref(context, "base"), tasks.file, [("Small/0", 0)], tmp_path)
+    arrived = WorkList.read(json.loads(json.dumps(sent.document())))
+    assert arrived == sent
     complete_here(context.project, arrived, ALONE, [])
     assert list(completed_rows(tmp_path)) == [("Small/0", 0)]
 
@@ -141,13 +141,13 @@ def written_alone(project: Path, model: str, parts: Path, settings: Mapping[str,
     own, numbers = parts / Path(model).name, range(context.project.generate.samples_per_task)
     work = [(problem.task_id, number) for problem in bench.problems for number in numbers]
     missing = [item for item in work if item not in completed_rows(own)]
-    complete_here(context.project, work_list(model_ref(context, model), bench, missing, own), ALONE, [])
+    complete_here(context.project, WorkList(model_ref(context, model), bench.file, missing, own), ALONE, [])
     return completed_rows(own)
 
 
 def complete_here(project: Project, work: WorkList, rank: Rank, sent: list[object]) -> object:
     """What a worker process of that rank does; `sent` gets its messages."""
-    return complete(Job("generate", project, asdict(work)), WorkerContext(rank, None, sent.append))
+    return complete(Job("generate", project, work.document()), WorkerContext(rank, None, sent.append))
 
 
 @contextmanager

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from codetune import console
@@ -13,7 +13,7 @@ from codetune.launch.dispatch import Job, perform, release_followers, run_follow
 from codetune.launch.environment import current_rank, prepare_process
 from codetune.project.file import read_project
 from codetune.stages.benchmarks import open_benchmark
-from codetune.stages.generate import completed_rows, work_list
+from codetune.stages.generate import WorkList, completed_rows
 from codetune.stages.model_ref import model_ref
 from codetune.stages.pipeline import run_job
 from codetune.stages.stage import open_context
@@ -29,8 +29,8 @@ def main(project: Path, processes: int, parts: Path, settings: list[str], models
         found = completed_rows(own)
         every = [(problem.task_id, number) for problem in tasks.problems for number in numbers]
         missing = [item for item in every if item not in found]
-        work = replace(work_list(model_ref(context, name), tasks, missing, own), together=True)
-        perform(Job("generate", context.project, asdict(work)), processes, lambda rank, message: None, run_job)
+        work = replace(WorkList(model_ref(context, name), tasks.file, missing, own), together=True)
+        perform(Job("generate", context.project, work.document()), processes, lambda rank, message: None, run_job)
 
 
 if __name__ == "__main__":
