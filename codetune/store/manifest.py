@@ -85,9 +85,8 @@ def read_manifest(artefact: Path) -> Manifest | None:
 def _older(artefact: Path, version: str) -> StaleError:
     manifest = manifest_path(artefact)
     return StaleError(
-        f"{artefact} was made by codetune {version}; version {__version__} keeps other records of what an artefact was "
-        f"made from, and does not trust these. Use that version, set output_dir to a new directory, or remove the "
-        f"record, and {artefact.name} is made again: rm {manifest}"
+        f"{artefact} was made by codetune {version}, whose records version {__version__} does not read. Use codetune "
+        f"{version}, or set output_dir to a new directory. To make it again here: rm {manifest}"
     )
 
 

@@ -49,5 +49,19 @@ def test_a_manifest_with_a_field_of_another_type_is_damaged(field: str, tmp_path
         read_manifest(artefact)
 
 
+def test_a_manifest_of_an_older_version_names_that_version_and_what_to_do(tmp_path: Path) -> None:
+    artefact = tmp_path / "scores.jsonl"
+    artefact.touch()
+    write_manifest(artefact, replace(MANIFEST, version="0.1.0"))
+    document = json.loads(manifest_path(artefact).read_text(encoding="utf-8"))
+    for added in ("made", "names"):
+        del document[added]
+    manifest_path(artefact).write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(
+        StaleError, match=r"was made by codetune 0\.1\.0, .*new directory.*rm .*scores\.jsonl\.seal$"
+    ):
+        read_manifest(artefact)
+
+
 def test_manifests_with_other_contents_differ() -> None:
     assert replace(MANIFEST, rows=4) != MANIFEST
