@@ -209,6 +209,15 @@ def test_the_trainer_of_transformers_is_known_to_training_alone() -> None:
     assert {_room(module) for module in users} == {"training"}
 
 
+def test_networks_tokenizers_and_configurations_are_loaded_by_the_model_room_alone() -> None:
+    loaders = {
+        place.partition(":")[0]
+        for place, node in _nodes(ast.Attribute)
+        if node.attr in ("from_pretrained", "from_config")
+    }
+    assert loaders == {"model.load", "model.adapters"}
+
+
 def test_imports_inside_functions_stand_only_where_they_are_granted() -> None:
     late = {module for module in _modules() if any(found.late and not found.typing for found in _imports(module))}
     assert late == set(IMPORT_LATE)

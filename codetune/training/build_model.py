@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 from codetune.data.packing import PACKED, MicroBatchPlan
 from codetune.data.token_cache import TokenCache
@@ -29,8 +29,8 @@ from codetune.model.attention import (
     require_no_chunked_attention,
     set_default_attention,
 )
-from codetune.model.load import load_model, load_quantized_model, uninitialized_model
-from codetune.model.model_files import ADAPTER_CONFIG, base_model_directory
+from codetune.model.load import load_configuration, load_model, load_quantized_model, uninitialized_model
+from codetune.model.model_files import ADAPTER_CONFIG
 from codetune.model.packing_check import ShardedNetwork, require_isolation
 from codetune.project.sections import Precision, Project, Training
 from codetune.training.batch_sampler import RankDataset, StepSampler, samples_per_step
@@ -80,7 +80,7 @@ def arithmetic_precision(project: Project, model_path: Path) -> Precision:
     """`model.dtype`; of `auto` that of the model's configuration."""
     if project.model.dtype != "auto":
         return project.model.dtype
-    configured = AutoConfig.from_pretrained(base_model_directory(model_path), local_files_only=True).dtype
+    configured = load_configuration(model_path).dtype
     match str(configured).removeprefix("torch."):
         case "bfloat16":
             return "bfloat16"

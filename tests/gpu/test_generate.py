@@ -60,7 +60,7 @@ def written(saved: Path, dtype: Any, backend: Any = "transformers", **settings: 
 
 
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8}], ids=["greedy", "sampled"])
-def test_neither_batch_size_changes_a_completion_in_float32(saved: Path, sampling: dict[str, Any]) -> None:
+def test_the_batch_size_changes_no_completion_in_float32(saved: Path, sampling: dict[str, Any]) -> None:
     together = written(saved, "float32", batch_size=60, **sampling)
     assert together == written(saved, "float32", batch_size=7, **sampling)
     assert together == written(saved, "float32", **sampling)

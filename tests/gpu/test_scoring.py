@@ -1,4 +1,4 @@
-"""Scoring on a GPU: the kernels against float64 arithmetic, equal bytes, and what is found out about its memory."""
+"""Scoring on a GPU: the kernels against float64 arithmetic, equal bytes, and the measured tokens per pass."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from scipy.stats import spearmanr
 from transformers import PreTrainedModel
 
 from codetune.data.tokens import Span
-from codetune.model.attention import FLASH, VARLEN, AttentionSpec, unsupported_reason
+from codetune.model.attention import FLASH, SEGMENTED, VARLEN, AttentionSpec, packed_inputs, unsupported_reason
 from codetune.model.likelihood import MAX_TOKENS_PER_PASS, CausalScorer, measured_tokens_per_pass, set_scoring_attention
 from tests.model.builders import ARCHITECTURES, tiny_model
-from tests.model.test_likelihood import VOCABULARY, oracle, random_spans
+from tests.model.test_likelihood import VOCABULARY, random_spans, reference_nll
 from tests.small_world import make_small_world, run_codetune
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
@@ -34,7 +34,7 @@ def on_gpu(model: PreTrainedModel, asked: str) -> PreTrainedModel:
 
 @pytest.mark.parametrize("asked", ["auto", "varlen", "flash", "sdpa"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_flat_rows_keep_the_rank_of_float64_arithmetic(architecture: str, asked: str) -> None:
+def test_packed_spans_keep_the_rank_of_float64_arithmetic(architecture: str, asked: str) -> None:
     model = tiny_model(architecture, VOCABULARY)
     moved = model.to("cuda:0", torch.bfloat16)
     if asked == "flash" and unsupported_reason("flash", AttentionSpec.of(moved, "bfloat16")):
@@ -42,10 +42,10 @@ def test_flat_rows_keep_the_rank_of_float64_arithmetic(architecture: str, asked:
     model = tiny_model(architecture, VOCABULARY)
     spans = random_spans(200, 200, seed=1)
     found = CausalScorer(on_gpu(model, asked), 4096).nll(spans)
-    assert spearmanr([oracle(model, span) for span in spans], found).statistic > 0.99
+    assert spearmanr(reference_nll(model, spans), found).statistic > 0.99
 
 
-def test_auto_takes_one_kernel_for_a_flat_row() -> None:
+def test_auto_is_a_fused_kernel() -> None:
     assert on_gpu(tiny_model("llama", VOCABULARY), "auto").config._attn_implementation in (VARLEN, FLASH)
 
 
@@ -56,8 +56,6 @@ def test_the_same_spans_give_the_same_bits_again() -> None:
 
 
 def test_gradients_through_the_kernel_are_those_of_segments() -> None:
-    from codetune.model.attention import SEGMENTED, packed_inputs
-
     samples = [torch.arange(3, 3 + length, device="cuda:0") for length in (11, 5, 1, 40)]
     gradients = []
     for attention in (VARLEN, SEGMENTED):
@@ -68,7 +66,7 @@ def test_gradients_through_the_kernel_are_those_of_segments() -> None:
     assert (gradients[0] - gradients[1]).norm() < 0.02 * gradients[1].norm()
 
 
-def test_what_was_found_to_fit_does_fit() -> None:
+def test_a_pass_of_the_measured_tokens_fits() -> None:
     model = on_gpu(tiny_model("llama", 32256, hidden=256), "auto")
     tokens = measured_tokens_per_pass(model, 2048)
     assert 2048 <= tokens <= MAX_TOKENS_PER_PASS

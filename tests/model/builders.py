@@ -46,8 +46,8 @@ def byte_tokenizer(*, bos: bool, trim_offsets: bool = False, texts: Sequence[str
 def tiny_model(
     architecture: str, vocabulary: int, *, seed: int = 0, hidden: int = 64, layers: int = 2, tied: bool | None = None
 ) -> PreTrainedModel:
-    """A random float32 network of the architecture, with weights large enough that its guesses differ. Whether its head
-    is its embeddings is the architecture's choice where nothing is said."""
+    """A random float32 network of the architecture, with weights large enough that its predictions differ. `tied` says
+    whether head and embeddings share their weights; None leaves it to the architecture."""
     torch.manual_seed(seed)
     config = _config(architecture, vocabulary, hidden, layers)
     if tied is not None:
@@ -104,7 +104,7 @@ def documented_varlen_attn(
     window_size: tuple[int, int] = (-1, -1),
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """What torch documents of the kernel that runs on a GPU alone, as plain as can be."""
+    """A reference implementation of what torch documents of its kernel, which runs on GPUs only."""
     assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
     assert max_q == max_k == int(cu_seq_q.diff().max())
     assert query.shape[1] == key.shape[1] or enable_gqa

@@ -1,4 +1,4 @@
-"""What is trained: everything, or adapters that change nothing at first."""
+"""Adapters: added without an effect at first, and merged without a difference."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_adapters_change_nothing_before_they_are_trained() -> None:
         assert torch.equal(model.eval()(IDS).logits, tiny_model("llama", 100)(IDS).logits)
 
 
-def test_adapters_follow_from_the_seed_and_leave_the_callers_randomness_alone() -> None:
+def test_new_adapters_follow_from_the_seed_and_leave_the_random_generator_alone() -> None:
     first, second, other = adapters(1), adapters(1), adapters(2)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
@@ -102,19 +102,17 @@ def test_merged_adapters_are_the_model_with_its_adapters(saved: Path, targets: A
 @pytest.mark.parametrize(
     "quantization", [Quantization(), Quantization(type="fp4"), Quantization(double=False)], ids=str
 )
-def test_adapters_over_four_bits_merge_into_the_numbers_that_they_stand_for(
-    saved: Path, quantization: Quantization
-) -> None:
+def test_adapters_over_four_bits_merge_into_the_dequantized_weights(saved: Path, quantization: Quantization) -> None:
     network = load_quantized_model(saved, Model(dtype="float32"), "cpu", quantization)
-    quantised = logits(network.train())
-    assert not torch.allclose(quantised, logits(load_model(saved, Model(dtype="float32"), "cpu")), atol=1e-2)
+    quantized = logits(network.train())
+    assert not torch.allclose(quantized, logits(load_model(saved, Model(dtype="float32"), "cpu")), atol=1e-2)
     model = with_trained_adapters(network, "qlora")
     adapted = logits(model)
-    assert not torch.allclose(adapted, quantised, atol=1e-2)
+    assert not torch.allclose(adapted, quantized, atol=1e-2)
     torch.testing.assert_close(logits(merge_trained_adapters(model, torch.float32)), adapted, rtol=1e-4, atol=1e-4)
 
 
-def test_adapters_over_eight_bits_merge_but_for_the_rounding_of_activations(saved: Path) -> None:
+def test_adapters_over_eight_bits_merge_up_to_the_rounding_of_activations(saved: Path) -> None:
     network = load_quantized_model(saved, Model(dtype="float32"), "cpu", Quantization(bits=8))
     model = with_trained_adapters(network, "qlora")
     adapted = logits(model)
@@ -122,13 +120,13 @@ def test_adapters_over_eight_bits_merge_but_for_the_rounding_of_activations(save
     assert (merged - adapted).norm() < 0.05 * adapted.norm()
 
 
-def test_linear_layers_are_quantised_and_the_rest_is_as_it_was(saved: Path) -> None:
+def test_linear_layers_are_quantized_and_the_rest_is_as_it_was(saved: Path) -> None:
     whole = load_model(saved, Model(dtype="bfloat16"), "cpu")
     small = load_quantized_model(saved, Model(dtype="bfloat16"), "cpu", Quantization())
     kinds = {name: weights.dtype for name, weights in small.named_parameters()}
     for name, weights in whole.named_parameters():
-        quantised = name.endswith("proj.weight") or (".mlp.c_" in name and name.endswith("weight"))
-        assert kinds[name] == (torch.uint8 if quantised else weights.dtype), name
+        quantized = name.endswith("proj.weight") or (".mlp.c_" in name and name.endswith("weight"))
+        assert kinds[name] == (torch.uint8 if quantized else weights.dtype), name
     assert small.get_memory_footprint() < whole.get_memory_footprint()
 
 
@@ -141,7 +139,7 @@ def test_a_merged_model_is_saved_as_a_whole_one(saved: Path, tmp_path: Path) -> 
     assert torch.equal(logits(again), logits(merged))
 
 
-def test_the_network_below_the_adapters_is_found() -> None:
+def test_the_base_network_of_adapters_is_found() -> None:
     network = tiny_model("llama", 100)
     assert base_network(network) is network
     assert base_network(add_adapters(network, "lora", LoraSettings(), 1)) is network

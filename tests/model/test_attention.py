@@ -1,4 +1,4 @@
-"""Flat rows: each sample sees itself alone."""
+"""Packed rows: each sample attends to itself only."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def logits(model: PreTrainedModel, samples: list[torch.Tensor]) -> list[torch.Te
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("attention", BACKENDS)
-def test_a_sample_in_a_flat_row_is_as_it_is_alone(architecture: str, attention: str) -> None:
+def test_a_packed_sample_has_the_logits_that_it_has_alone(architecture: str, attention: str) -> None:
     model = model_with(architecture, attention)
     for sample, packed in zip(SAMPLES, logits(model, SAMPLES), strict=True):
         with torch.no_grad():
@@ -60,7 +60,7 @@ def test_changing_a_sample_changes_no_other(architecture: str, attention: str) -
 
 
 @pytest.mark.parametrize("attention", BACKENDS)
-def test_gradients_through_a_flat_row_are_those_of_the_samples_alone(attention: str) -> None:
+def test_gradients_through_a_packed_row_are_those_of_the_samples_alone(attention: str) -> None:
     def gradient(model: PreTrainedModel, losses: Sequence[torch.Tensor]) -> torch.Tensor:
         model.zero_grad()
         torch.stack(list(losses)).sum().backward()
@@ -86,14 +86,14 @@ def test_grouped_heads_are_repeated_for_a_torch_that_cannot(monkeypatch: pytest.
         torch.testing.assert_close(one, other)
 
 
-def test_padded_rows_go_through_the_kernel_each_by_itself() -> None:
+def test_the_kernel_takes_each_padded_row_as_one_sample() -> None:
     model, plain = model_with("llama", VARLEN), tiny_model("llama", 100)
     ids = torch.arange(3, 33).view(2, 15)
     with torch.no_grad():
         torch.testing.assert_close(model(ids, use_cache=False).logits, plain(ids, use_cache=False).logits)
 
 
-def test_the_keys_of_earlier_calls_are_not_forgotten_in_silence() -> None:
+def test_cached_keys_are_refused() -> None:
     model = model_with("llama", VARLEN)
     with torch.no_grad(), pytest.raises(ModelError, match="use_cache"):
         model.generate(SAMPLES[0][None], max_new_tokens=2, do_sample=False)
@@ -133,24 +133,24 @@ def test_under_autocast_the_kernel_gets_half_precision(monkeypatch: pytest.Monke
     assert asked == {torch.bfloat16}
 
 
-def test_auto_is_one_kernel_where_there_is_one_and_segments_elsewhere() -> None:
+def test_auto_is_a_fused_kernel_if_one_works_and_segments_otherwise() -> None:
     cpu = replace(GPU, device="cpu", capability=(0, 0))
-    assert [attention_implementation("auto", flat, place) for flat in (True, False) for place in (GPU, cpu)] == [
+    assert [attention_implementation("auto", packed, spec) for packed in (True, False) for spec in (GPU, cpu)] == [
         VARLEN,
         SEGMENTED,
         "sdpa",
         "sdpa",
     ]
-    assert [fused_kernel(place) for place in (GPU, cpu, replace(GPU, dtype="float32"))] == [VARLEN, None, None]
+    assert [fused_kernel(spec) for spec in (GPU, cpu, replace(GPU, dtype="float32"))] == [VARLEN, None, None]
     assert attention_implementation("eager", True, GPU) == "eager"
     assert attention_implementation("varlen", False, GPU) == VARLEN
 
 
-def test_flash_attn_is_taken_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    for installed, lacks in ((True, ""), (False, "flash-attn is not installed")):
-        monkeypatch.setattr(attention_module, "is_flash_attn_2_available", lambda installed=installed: installed)
-        assert unsupported_reason("flash", GPU).startswith(lacks)
+def test_flash_attn_is_used_if_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_module, "is_flash_attn_2_available", lambda: False)
+    assert unsupported_reason("flash", GPU).startswith("flash-attn is not installed")
     monkeypatch.setattr(attention_module, "is_flash_attn_2_available", lambda: True)
+    assert unsupported_reason("flash", GPU) == ""
     assert attention_implementation("flash", True, GPU) == FLASH
     # It caps scores, which torch's kernel does not.
     assert fused_kernel(replace(GPU, plain=False)) == FLASH
@@ -158,7 +158,7 @@ def test_flash_attn_is_taken_where_it_is_installed(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("asked", ["flash", "varlen"])
 @pytest.mark.parametrize(
-    ("change", "lack"),
+    ("change", "reason"),
     [
         ({"device": "cpu"}, "needs an NVIDIA GPU, the model is on cpu"),
         ({"capability": (7, 5)}, "compute capability 8.0"),
@@ -167,24 +167,24 @@ def test_flash_attn_is_taken_where_it_is_installed(monkeypatch: pytest.MonkeyPat
         ({"head_dimension": 512}, "the model has 512"),
     ],
 )
-def test_a_kernel_that_cannot_work_is_refused_with_its_reason(asked: str, change: dict[str, Any], lack: str) -> None:
-    with pytest.raises(ModelError, match=rf"model.attention is {asked}.*{lack}.*Set model.attention: auto"):
+def test_a_kernel_that_cannot_work_is_refused_with_its_reason(asked: str, change: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ModelError, match=rf"model.attention is {asked}.*{reason}.*Set model.attention: auto"):
         attention_implementation(asked, True, replace(GPU, **change))
 
 
-def test_a_torch_without_windows_has_no_kernel_for_us(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torch_without_scale_and_window_has_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     assert unsupported_reason("varlen", GPU) == ""
     monkeypatch.setattr(attention_module, "_VARLEN_PARAMETERS", frozenset({"is_causal"}))
     assert "too old" in unsupported_reason("varlen", GPU)
 
 
-def test_the_place_of_a_network_is_read_from_it() -> None:
+def test_an_attention_spec_is_read_from_the_network() -> None:
     assert AttentionSpec.of(tiny_model("gemma", 100), "float32") == AttentionSpec(
         "cpu", (0, 0), "float32", 16, plain=True
     )
 
 
-def test_attention_in_chunks_wants_samples_that_fit_one() -> None:
+def test_chunked_attention_needs_samples_that_fit_a_chunk() -> None:
     model = tiny_model("llama", 100)
     require_no_chunked_attention(model, 4096)
     model.config.attention_chunk_size = 64
@@ -194,13 +194,13 @@ def test_attention_in_chunks_wants_samples_that_fit_one() -> None:
 
 
 @pytest.mark.parametrize("attention", [segmented_attention, varlen_attention])
-def test_a_mask_of_the_architectures_own_is_refused(attention: Any) -> None:
+def test_an_attention_mask_of_the_architecture_is_refused(attention: Any) -> None:
     states = torch.zeros(1, 2, 3, 8)
     with pytest.raises(ModelError, match="needs attention_mask"):
         attention(torch.nn.Module(), states, states, states, torch.zeros(1, 1, 3, 3), segments=(3,))
 
 
-def test_what_is_attended_to_lies_in_one_piece() -> None:
+def test_the_result_of_segmented_attention_is_contiguous() -> None:
     states = torch.randn(1, 2, 5, 8)
     attended, _ = segmented_attention(torch.nn.Module(), states, states, states, None, segments=(3, 2))
     assert attended.shape == (1, 5, 2, 8)

@@ -1,4 +1,4 @@
-"""Completions: what comes out must not depend on how prompts were put into batches."""
+"""Completions do not depend on how prompts are put into batches."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_neither_batch_size_nor_order_changes_a_completion(
     assert completed(model, tokenizer, asked[7:9], 30, stops, **sampling) == together[7:9]  # taken up again
 
 
-def test_samples_of_one_prompt_differ_and_each_can_be_made_again(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_samples_of_one_prompt_differ_and_can_be_reproduced(tokenizer: PreTrainedTokenizerFast) -> None:
     settings = Generation(max_new_tokens=12, temperature=1.0, top_p=1.0)
     generator = BatchGenerator(network("llama"), tokenizer, [], settings)
     requests = [GenerationRequest((5, 6, 7), (), f"42/Own/0/{number}") for number in range(6)]
@@ -152,7 +152,7 @@ def test_samples_of_one_prompt_differ_and_each_can_be_made_again(tokenizer: PreT
     assert next(generator.complete(requests[3:4]))[1] == first[3]
 
 
-def test_it_agrees_with_the_greedy_search_of_transformers(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_greedy_completions_are_those_of_transformers(tokenizer: PreTrainedTokenizerFast) -> None:
     model, asked = network("llama"), [prompt for prompt in prompts(30) if len(prompt) == max(map(len, prompts(30)))]
     ids = torch.tensor(asked)
     theirs = model.generate(
@@ -211,24 +211,30 @@ def test_a_completion_ends_before_the_earliest_stop_string(tokenizer: PreTrained
     assert (written, steps) == (GeneratedText("    return x", 24, truncated=False), 24)
 
 
-def test_an_end_token_ends_it_and_is_not_part_of_it(tokenizer: PreTrainedTokenizerFast) -> None:
-    for token in (EOS, END_OF_TURN):
-        script = [*ids(tokenizer, "return 1"), token, *ids(tokenizer, "more")]
-        assert complete_script(tokenizer, script, (), 60) == (GeneratedText("return 1", 9, truncated=False), 9)
+@pytest.mark.parametrize("token", [EOS, END_OF_TURN])
+def test_an_end_token_ends_a_completion_and_is_not_part_of_it(token: int, tokenizer: PreTrainedTokenizerFast) -> None:
+    script = [*ids(tokenizer, "return 1"), token, *ids(tokenizer, "more")]
+    assert complete_script(tokenizer, script, (), 60) == (GeneratedText("return 1", 9, truncated=False), 9)
 
 
-def test_an_end_of_turn_that_is_no_token_stops_as_text(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_an_end_of_turn_that_is_no_token_is_a_stop_string(tokenizer: PreTrainedTokenizerFast) -> None:
     assert complete_script(tokenizer, ids(tokenizer, "ok[/turn]" + "x" * 50), (), 50)[0].text == "ok"
 
 
-def test_a_stop_that_is_cut_by_the_token_limit_stays(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_stop_string_that_is_cut_by_the_token_limit_stays(tokenizer: PreTrainedTokenizerFast) -> None:
     assert complete_script(tokenizer, ids(tokenizer, "a = 1\ndef g"), ("\ndef g",), 10)[0].text == "a = 1\ndef "
 
 
-def test_what_only_the_token_limit_has_ended_is_truncated(tokenizer: PreTrainedTokenizerFast) -> None:
+@pytest.mark.parametrize(
+    ("limit", "stops", "truncated"),
+    [(8, (), True), (9, (), False), (20, (), False), (8, ("\n1",), False)],
+    ids=["the limit", "the limit and EOS", "EOS", "the limit and a stop string"],
+)
+def test_a_completion_is_truncated_if_only_the_token_limit_ended_it(
+    limit: int, stops: tuple[str, ...], truncated: bool, tokenizer: PreTrainedTokenizerFast
+) -> None:
     script = [*ids(tokenizer, "return\n1"), EOS]
-    assert [complete_script(tokenizer, script, (), most)[0].truncated for most in (8, 9, 20)] == [True, False, False]
-    assert not complete_script(tokenizer, script, ("\n1",), 8)[0].truncated  # the limit and a stop at once
+    assert complete_script(tokenizer, script, stops, limit)[0].truncated is truncated
 
 
 def test_a_batch_too_large_for_the_memory_is_halved_and_so_are_those_after_it(
@@ -241,7 +247,7 @@ def test_a_batch_too_large_for_the_memory_is_halved_and_so_are_those_after_it(
         complete_script(tokenizer, script, (), 60, rows_at_most=0)
 
 
-def test_a_row_of_the_cache_costs_keys_and_values_of_every_layer() -> None:
+def test_a_cached_token_takes_the_keys_and_values_of_every_layer() -> None:
     # 2 (keys, values) x 2 layers x 2 heads x 8 numbers x 4 bytes
     assert cache_bytes_per_token(ARCHITECTURES["llama"], torch.float32) == 256
     assert cache_bytes_per_token(ARCHITECTURES["gpt2"], torch.bfloat16) == 2 * 2 * 4 * 8 * 2
@@ -257,7 +263,7 @@ def test_the_window_limits_every_row_by_its_own_length(tokenizer: PreTrainedToke
         completed(model, tokenizer, [[1] * 128], 10)
 
 
-def test_a_token_that_the_network_does_not_know_is_told(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_prompt_token_without_an_embedding_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(InputError, match="the token 300, and the model knows 258"):
         completed(network("llama"), tokenizer, [[5], [300, 7]], 10)
 

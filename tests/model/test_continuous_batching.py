@@ -1,4 +1,4 @@
-"""The adapter to continuous batching, on a CPU with a small paged cache: slow but real."""
+"""Continuous batching on a CPU with a small paged cache."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def continuous(model: Any) -> ContinuousGenerator:
 
 @pytest.mark.parametrize("stops", [(), ("ab", "e", "\n")], ids=["ends alone", "stop strings"])
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
-def test_it_writes_what_batches_write(architecture: str, stops: tuple[str, ...]) -> None:
+def test_continuous_batching_generates_what_batches_do(architecture: str, stops: tuple[str, ...]) -> None:
     model, asked = tiny_model(architecture, len(TOKENIZER), hidden=32), requests(40, *stops)
     found = dict(continuous(model).complete(asked))
     expected = dict(BatchGenerator(model, TOKENIZER, [], SETTINGS).complete(asked))
@@ -46,7 +46,7 @@ def test_it_writes_what_batches_write(architecture: str, stops: tuple[str, ...])
     assert model.config._attn_implementation == "sdpa"  # as it was before
 
 
-def test_an_end_token_ends_a_completion_and_the_models_own_habits_are_left_aside() -> None:
+def test_an_eos_ends_a_completion_and_the_models_own_penalties_are_ignored() -> None:
     model: Any = tiny_model("llama", len(TOKENIZER), hidden=32)
     asked = requests(12)
     model.generation_config.repetition_penalty = 3.0
@@ -57,7 +57,7 @@ def test_an_end_token_ends_a_completion_and_the_models_own_habits_are_left_aside
     assert not all(written.truncated for written in ended.values())
 
 
-def test_who_stops_listening_does_not_wait_for_the_rest() -> None:
+def test_a_closed_iterator_does_not_wait_for_the_other_requests() -> None:
     model: Any = tiny_model("llama", len(TOKENIZER), hidden=32)
     patient = ContinuousGenerator(model, TOKENIZER, [], Generation(max_new_tokens=100_000), SMALL_CACHE)
     before = threading.active_count()
@@ -76,17 +76,17 @@ class Dying(ContinuousGenerator):
 
 
 @pytest.mark.parametrize(
-    ("output", "told"),
+    ("output", "message"),
     [
         (None, "2 completions to go .it stopped."),
         (SimpleNamespace(request_id="1", error="CUDA out of memory"), "out of memory.*Lower generate.max_new_tokens"),
     ],
 )
-def test_a_manager_that_breaks_is_an_error_and_no_missing_text(output: Any, told: str) -> None:
+def test_a_manager_that_fails_is_an_error(output: Any, message: str) -> None:
     model = tiny_model("llama", len(TOKENIZER), hidden=32)
-    with pytest.raises(CodetuneError, match=told):
+    with pytest.raises(CodetuneError, match=message):
         Dying(model, TOKENIZER, [], SETTINGS, SMALL_CACHE).received(output)
 
 
-def test_no_attention_is_fetched_behind_the_users_back() -> None:
+def test_the_options_that_fix_attention_and_cache_exist() -> None:
     assert all(name in ContinuousBatchingConfig.__dataclass_fields__ for name in (*SMALL_CACHE, *_fixed_attention()))

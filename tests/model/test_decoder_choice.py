@@ -1,4 +1,4 @@
-"""Which backend decodes, for each machine and each setting."""
+"""The decoder for each machine and each setting."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BFLOAT16 = torch.bfloat16
     ],
     ids=["gpu", "cpu", "no flash attention", "float32", "sampled", "batches asked for"],
 )
-def test_continuous_batching_needs_all_that_makes_it_faster(
+def test_continuous_batching_needs_a_gpu_flash_attention_and_greedy_decoding(
     settings: dict[str, Any], dtype: torch.dtype, machine: Capabilities, continuous: bool
 ) -> None:
     assert wants_continuous(Generation(**settings), dtype, machine) == continuous
@@ -47,9 +47,7 @@ def test_continuous_batching_needs_all_that_makes_it_faster(
         ("vllm", CPU, True),
     ],
 )
-def test_vllm_is_taken_where_it_is_asked_for_or_lies_ready_on_a_gpu(
-    backend: str, machine: Capabilities, vllm: bool
-) -> None:
+def test_vllm_is_used_if_asked_for_or_installed_beside_a_gpu(backend: str, machine: Capabilities, vllm: bool) -> None:
     assert wants_vllm(Generation(backend=backend), machine) == vllm
 
 
@@ -60,7 +58,7 @@ def test_vllm_that_is_not_installed_names_its_extra(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
-def test_on_a_cpu_batches_are_decoded(tmp_path: Path) -> None:
+def test_a_cpu_decodes_batches(tmp_path: Path) -> None:
     tiny_model("llama", 320).save_pretrained(tmp_path)
     decoder = load_decoder(tmp_path, byte_tokenizer(bos=True), Model(dtype="float32"), [], Generation())
     assert isinstance(decoder, BatchGenerator)

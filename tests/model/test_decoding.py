@@ -1,4 +1,4 @@
-"""Which token a random number stands for: by hand, by frequency, and against the nucleus filter of transformers."""
+"""The token that a random number chooses: by hand, by frequency, and against the nucleus filter of transformers."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def chosen(shares: list[float], number: float, temperature: float = 1.0, top_p: 
     return int(sample(logits, temperature, top_p, [number]))
 
 
-def test_a_number_falls_into_the_share_of_its_token() -> None:
+def test_a_random_number_falls_into_the_probability_of_its_token() -> None:
     # Shares 0.2, 0.5, 0.3 reach 0.2, 0.7, 1.0 in the order of the ids.
     assert [chosen([0.2, 0.5, 0.3], number) for number in (0.0, 0.19, 0.21, 0.69, 0.71, 0.999)] == [0, 0, 1, 1, 2, 2]
 
 
-def test_the_nucleus_leaves_the_unlikely_out_and_shares_what_is_left() -> None:
+def test_the_nucleus_leaves_out_unlikely_tokens_and_renormalizes() -> None:
     # 0.5 and 0.3 make up 0.75 together; of 0.8 the number 0.3 / 0.8 = 0.375 is the boundary.
     assert [chosen([0.2, 0.3, 0.5], number, top_p=0.75) for number in (0.0, 0.374, 0.376, 0.999)] == [1, 1, 2, 2]
     # The likeliest token is always there, and tokens of equal share come together.
@@ -44,23 +44,23 @@ def test_the_nucleus_is_that_of_transformers(top_p: float) -> None:
     assert len(set(drawn[:, 0].tolist())) > 1
 
 
-def test_tokens_come_as_often_as_their_shares() -> None:
+def test_tokens_are_as_frequent_as_their_probabilities() -> None:
     logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().repeat(20_000, 1)
-    tokens = sample(logits, 1.0, 1.0, [uniform("a stream", place) for place in range(20_000)])
+    tokens = sample(logits, 1.0, 1.0, [uniform("a stream", index) for index in range(20_000)])
     for token, share in enumerate((0.1, 0.2, 0.3, 0.4)):
         # Four standard deviations of a share of 20,000 draws.
         assert abs((tokens == token).float().mean() - share) < 4 * math.sqrt(share * (1 - share) / 20_000)
 
 
 def test_rounding_of_the_logits_moves_no_more_than_the_boundaries() -> None:
-    """Two tokens of nearly equal share must not change places."""
+    """Two tokens of nearly equal probability must not be exchanged."""
     numbers = [(2 * number + 1) / 2000 for number in range(1000)]
     logits = torch.tensor([[0.0, 1e-7, 0.0]]).repeat(1000, 1)
     assert torch.equal(sample(logits, 1.0, 0.99, numbers), sample(logits.flip(1), 1.0, 0.99, numbers))
 
 
-def test_numbers_of_a_stream_are_its_own() -> None:
-    drawn = {uniform(stream, place) for stream in ("42/a/0", "42/a/1", "43/a/0") for place in range(100)}
+def test_each_stream_has_its_own_random_numbers() -> None:
+    drawn = {uniform(stream, index) for stream in ("42/a/0", "42/a/1", "43/a/0") for index in range(100)}
     assert len(drawn) == 300
     assert all(0 <= number < 1 for number in drawn)
     assert stream_seed("42/a/0") != stream_seed("42/a/1")

@@ -1,10 +1,11 @@
-"""Likelihoods against a float64 oracle, and their bits against themselves in other batches."""
+"""Likelihoods against float64 arithmetic, and their bits against themselves in other batches."""
 
 from __future__ import annotations
 
 import copy
 import math
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -48,15 +49,19 @@ def random_spans(count: int, longest: int, seed: int) -> list[Span]:
     ]
 
 
-def oracle(model: PreTrainedModel, span: Span) -> float:
-    """One row at a time, all logits, float64: slow and plain."""
+def reference_nll(model: PreTrainedModel, spans: Sequence[Span]) -> list[float]:
+    """One span at a time, all logits, float64."""
     exact = copy.deepcopy(model).double()
-    with torch.inference_mode():
-        logits = exact(torch.tensor([span.tokens]), use_cache=False).logits[0]
-    shares = torch.log_softmax(logits, dim=-1)
-    return -math.fsum(float(shares[i - 1, span.tokens[i]]) for i in range(span.start, len(span.tokens))) / (
-        len(span.tokens) - span.start
-    )
+    return [_reference_nll(exact, span) for span in spans]
+
+
+@torch.inference_mode()
+def _reference_nll(exact: PreTrainedModel, span: Span) -> float:
+    logits = exact(torch.tensor([span.tokens]), use_cache=False).logits[0]
+    log_probabilities = torch.log_softmax(logits, dim=-1)
+    return -math.fsum(
+        float(log_probabilities[index - 1, span.tokens[index]]) for index in range(span.start, len(span.tokens))
+    ) / (len(span.tokens) - span.start)
 
 
 def scorer_with(layout: str, model: PreTrainedModel, budget: int = BUDGET) -> CausalScorer:
@@ -81,7 +86,7 @@ def varlen_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_batch_agrees_with_float64_arithmetic(architecture: str, layout: str, tied: bool) -> None:
     model = tiny_model(architecture, VOCABULARY, tied=tied)
     spans = random_spans(12, 150, seed=1)
-    exact = [oracle(model, span) for span in spans]
+    exact = reference_nll(model, spans)
     for value, expected in zip(scorer_with(layout, model, 700).nll(spans), exact, strict=True):
         assert value == pytest.approx(expected, rel=1e-6)
 
@@ -92,7 +97,7 @@ def test_logits_that_are_changed_after_the_output_layer_are_changed_here_too(arc
     with torch.no_grad():
         lm_head(model).weight.mul_(20)  # so that a cap at 30 is felt
     spans = random_spans(12, 150, seed=2)
-    exact = [oracle(model, span) for span in spans]
+    exact = reference_nll(model, spans)
     assert CausalScorer(model, 700).nll(spans) == pytest.approx(exact, rel=1e-6)
 
 
@@ -102,11 +107,11 @@ def test_a_span_that_fills_the_window_is_not_padded_beyond_it() -> None:
     scorer = CausalScorer(model, BUDGET)
     assert scorer.window == 40
     spans = [Span(tuple(range(1, length + 1)), length // 2) for length in (40, 33, 39)]
-    assert scorer.nll(spans) == pytest.approx([oracle(model, span) for span in spans], rel=1e-6)
+    assert scorer.nll(spans) == pytest.approx(reference_nll(model, spans), rel=1e-6)
 
 
 @pytest.mark.parametrize("rope", ["dynamic", "longrope"])
-def test_positions_that_follow_the_length_of_a_pass_are_those_of_each_span(rope: str) -> None:
+def test_rotary_embeddings_that_depend_on_the_length_of_a_pass_use_that_of_each_span(rope: str) -> None:
     scaling: dict[str, Any] = {"rope_type": rope, "rope_theta": 10000.0, "factor": 4.0}
     if rope == "longrope":
         scaling |= {"short_factor": [1.0] * 8, "long_factor": [3.0] * 8, "original_max_position_embeddings": 64}
@@ -120,7 +125,7 @@ def test_positions_that_follow_the_length_of_a_pass_are_those_of_each_span(rope:
             weights.normal_(0, 0.3)
     scorer = CausalScorer(model, BUDGET)
     spans = [Span(tuple(n % 300 for n in range(length)), 1) for length in (60, 64, 128, 70, 64)]
-    exact = [oracle(copy.deepcopy(model), span) for span in spans]
+    exact = [reference_nll(model, [span])[0] for span in spans]
     assert scorer.nll(spans) == pytest.approx(exact, rel=1e-5)
     assert [scorer.nll([span])[0] for span in reversed(spans)] == pytest.approx(exact[::-1], rel=1e-5)
 
@@ -130,14 +135,20 @@ def test_a_network_without_attention_or_with_an_odd_configuration_is_scored() ->
     model = AutoModelForCausalLM.from_config(config).eval()
     set_scoring_attention(model, "auto")
     spans = random_spans(4, 60, seed=3)
-    assert CausalScorer(model, 700).nll(spans) == pytest.approx([oracle(model, span) for span in spans], rel=1e-5)
+    assert CausalScorer(model, 700).nll(spans) == pytest.approx(reference_nll(model, spans), rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def ranked_spans() -> tuple[list[Span], list[float]]:
+    """Spans and their likelihoods under the llama."""
+    spans = random_spans(200, 150, seed=7)
+    return spans, reference_nll(tiny_model("llama", VOCABULARY), spans)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_in_bfloat16_rows_keep_their_rank(layout: str) -> None:
+def test_in_bfloat16_spans_keep_their_rank(layout: str, ranked_spans: tuple[list[Span], list[float]]) -> None:
     model = tiny_model("llama", VOCABULARY)
-    spans = random_spans(200, 150, seed=7)
-    exact = [oracle(model, span) for span in spans]
+    spans, exact = ranked_spans
     rounded = scorer_with(layout, model.to(torch.bfloat16)).nll(spans)
     assert rounded != pytest.approx(exact, rel=1e-5)
     assert spearmanr(exact, rounded).statistic > 0.99
@@ -158,20 +169,22 @@ def test_every_span_is_in_one_pass_and_a_pass_keeps_to_the_budget(lengths: list[
         assert len({bucket(lengths[index]) for index in members}) == 1
 
 
-def test_what_fits_is_found_from_two_passes() -> None:
-    # A pass takes 1,000 bytes and 10 for every token: of 8,000,000 * 0.8 free bytes 639,900 tokens fit.
-    assert tokens_that_fit(lambda tokens: 1000 + 10 * tokens, 8_000_000, 2048) == MAX_TOKENS_PER_PASS
-    assert tokens_that_fit(lambda tokens: 1000 + 10 * tokens, 500_000, 2048) == 39_900 // 1024 * 1024
-    assert tokens_that_fit(lambda tokens: 1000 + 10 * tokens, 15_000, 2048) == 2048
+# A pass takes 1,000 bytes and 10 for every token: of 8,000,000 * 0.8 free bytes 639,900 tokens fit.
+@pytest.mark.parametrize(
+    ("free_bytes", "expected"),
+    [(8_000_000, MAX_TOKENS_PER_PASS), (500_000, 39_900 // 1024 * 1024), (15_000, 2048)],
+)
+def test_the_tokens_that_fit_are_found_from_two_passes(free_bytes: int, expected: int) -> None:
+    assert tokens_that_fit(lambda tokens: 1000 + 10 * tokens, free_bytes, 2048) == expected
 
 
-def test_what_fits_is_one_row_where_four_do_not() -> None:
-    def peak_of(tokens: int) -> int:
+def test_one_row_fits_where_four_do_not() -> None:
+    def peak_bytes(tokens: int) -> int:
         if tokens > 2048:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return tokens
 
-    assert tokens_that_fit(peak_of, 10**9, 2048) == 2048
+    assert tokens_that_fit(peak_bytes, 10**9, 2048) == 2048
 
 
 def test_on_a_cpu_the_attention_for_scoring_is_the_models_own() -> None:
@@ -184,7 +197,7 @@ def test_on_a_cpu_the_attention_for_scoring_is_the_models_own() -> None:
 
 
 @pytest.mark.parametrize("works", [True, False])
-def test_a_kernel_is_kept_only_where_rows_do_not_see_each_other(works: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_is_kept_only_if_it_isolates_spans(works: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     def leaks(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: object, **more: Any) -> torch.Tensor:
         whole = torch.tensor([0, len(query)], dtype=torch.int32)
         return documented_varlen_attn(query, key, value, whole, whole, len(query), len(query), **more)
@@ -236,7 +249,7 @@ def test_a_span_is_padded_by_its_own_length_alone() -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_batch_that_does_not_fit_is_halved_and_a_span_that_never_fits_has_no_value(layout: str) -> None:
+def test_a_pass_that_does_not_fit_is_halved_and_a_span_that_never_fits_has_no_value(layout: str) -> None:
     model = tiny_model("llama", VOCABULARY)
     spans = [*random_spans(5, 30, seed=4), *random_spans(3, 30, seed=5)]
     scorer = scorer_with(layout, model)
@@ -257,13 +270,13 @@ def test_a_batch_that_does_not_fit_is_halved_and_a_span_that_never_fits_has_no_v
         assert found == [*whole[:2], None, *whole[3:]]
 
 
-def test_other_failures_of_the_network_are_not_taken_for_a_full_memory() -> None:
+def test_other_errors_of_the_network_are_not_taken_for_a_full_memory() -> None:
     scorer = CausalScorer(tiny_model("llama", VOCABULARY), BUDGET)
     with pytest.raises(IndexError):
         scorer.nll([Span((1, VOCABULARY + 1), 1)])
 
 
-def test_broken_weights_give_nan_and_no_number() -> None:
+def test_nan_weights_give_a_nan_likelihood() -> None:
     model = tiny_model("llama", VOCABULARY)
     with torch.no_grad():
         model.get_output_embeddings().weight[3] = float("nan")

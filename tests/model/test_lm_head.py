@@ -1,4 +1,4 @@
-"""The output layer alone, and what some architectures do to its logits."""
+"""The output layer alone, and architectures that change its logits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ VOCABULARY = 320
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_usual_architectures_end_with_their_output_layer(architecture: str) -> None:
+def test_most_architectures_end_with_their_output_layer(architecture: str) -> None:
     model = tiny_model(architecture, VOCABULARY).train()
     assert has_plain_lm_head(model)
     assert model.training
@@ -21,18 +21,18 @@ def test_usual_architectures_end_with_their_output_layer(architecture: str) -> N
 
 
 @pytest.mark.parametrize("architecture", CHANGED_LOGITS)
-def test_others_cap_or_scale_its_logits(architecture: str) -> None:
+def test_some_architectures_cap_or_scale_its_logits(architecture: str) -> None:
     assert not has_plain_lm_head(tiny_model(architecture, VOCABULARY))
 
 
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, *CHANGED_LOGITS])
 @torch.inference_mode()
-def test_some_places_get_the_logits_that_the_whole_model_gives_them(architecture: str) -> None:
+def test_some_positions_get_the_logits_of_the_whole_model(architecture: str) -> None:
     model = tiny_model(architecture, VOCABULARY)
     tokens = torch.arange(20)[None]
     hidden = model.base_model(tokens, use_cache=False).last_hidden_state[0]
-    places = torch.tensor([19, 3, 4])
-    assert torch.allclose(hidden_to_logits(model)(hidden[places]), model(tokens).logits[0, places], atol=1e-6)
+    positions = torch.tensor([19, 3, 4])
+    assert torch.allclose(hidden_to_logits(model)(hidden[positions]), model(tokens).logits[0, positions], atol=1e-6)
     assert torch.equal(model.base_model(tokens, use_cache=False).last_hidden_state[0], hidden)
 
 

