@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,13 +21,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from codetune import console
-from codetune.errors import UsageError, writing_failed
+from codetune.errors import CodetuneError, UsageError, writing_failed
 from codetune.launch.environment import Node, WorkerTask, current_node, current_rank, single_rank_environment
+from codetune.launch.node_monitor import NodeMonitor, OnLost
 from codetune.launch.workers import (
     JSON,
     OnProgress,
     SendProgress,
     WorkerSpec,
+    error_event,
     events_to_command,
     exit_process,
     run_workers,
@@ -108,7 +111,8 @@ def perform(job: Job, processes: int, on_progress: OnProgress, run_job: RunJob) 
             "by itself, started on all machines. Run the earlier stages on one machine, then: codetune " + job.stage
         )
     if processes * node.count == 1:
-        return [_run(job, WorkerContext(ALONE, None, lambda progress: on_progress(0, progress)), run_job)]
+        context = WorkerContext(ALONE, None, lambda progress: on_progress(0, progress))
+        return [_run(job, context, run_job, None)]
     return _start_workers(job.to_json(), processes, node, on_progress)
 
 
@@ -126,26 +130,35 @@ def run_worker(task: WorkerTask, run_job: RunJob) -> None:
     with events_to_command(task.descriptor) as send:
         text, rank = task.job.read_text(encoding="utf-8"), current_rank()
         open_store: OpenStore = lambda: _file_store(task.job.parent, rank)  # noqa: E731
-        if rank.world_size > rank.local_world_size:
+
+        def end(error: CodetuneError) -> None:
+            send("error", error_event(error))
+            os._exit(error.exit_status)
+
+        monitor = _node_monitor(rank, end)
+        if monitor.count > 1:
             open_store = _launcher_store
             if text == _NO_JOB:
                 text = _read_key("job-1")
             elif rank.rank == 0:
                 _launcher_store().set("job-1", text)
         context = WorkerContext(rank, open_store, lambda progress: send("progress", progress))
-        send("result", _run(Job.from_json(text), context, run_job))
+        result = _run(Job.from_json(text), context, run_job, monitor)
+        monitor.stop()
+        send("result", result)
 
 
 def run_follower(run_job: RunJob) -> None:
     """The whole life of a rank, other than 0, that the user's launcher started: runs the jobs that rank 0 sends until
     there are no more, and exits."""
-    rank, number = current_rank(), 1
+    rank, monitor, number = current_rank(), _rank_monitor(), 1
     with console.reserved_stdout():
         while (text := _read_key(f"job-{number}")) != _NO_JOB:
             context = WorkerContext(rank, _store_of_job(number), lambda progress: None)
-            result = _run(Job.from_json(text), context, run_job)
+            result = _run(Job.from_json(text), context, run_job, monitor)
             _launcher_store().set(f"result-{number}-{rank.rank}", json.dumps(result))
             number += 1
+        monitor.stop()
         _launcher_store().add(FINISHED_RANKS, 1)
     exit_process(0)
 
@@ -159,6 +172,7 @@ def run_follower_node(project: Project, node: Node) -> None:
 def release_followers() -> None:
     """Lets the ranks of `run_follower` exit. Called at the end of the command, after an error as well."""
     if current_rank().world_size > 1:
+        _rank_monitor().stop()
         store = _launcher_store()
         store.set(f"job-{store.add('jobs', 1)}", _NO_JOB)
         # Under srun rank 0 keeps the store: it must not exit before the others have read this key.
@@ -184,21 +198,46 @@ def _run_with_ranks(job: Job, rank: Rank, processes: int, on_progress: OnProgres
     number = store.add("jobs", 1)
     store.set(f"job-{number}", job.to_json())
     context = WorkerContext(rank, _store_of_job(number), lambda progress: on_progress(0, progress))
-    result = _run(job, context, run_job)
+    result = _run(job, context, run_job, _rank_monitor())
     return [result, *(json.loads(_read_key(f"result-{number}-{other}")) for other in range(1, rank.world_size))]
 
 
-def _run(job: Job, context: WorkerContext, run_job: RunJob) -> JSON:
+def _run(job: Job, context: WorkerContext, run_job: RunJob, monitor: NodeMonitor | None) -> JSON:
     if context.rank.world_size > 1:
         from codetune.launch.devices import take_gpu
 
         take_gpu(context.rank.local_rank)
-    try:
-        return run_job(job, context)
-    except OSError as why:
-        if (failed := writing_failed(why)) is None:
-            raise
-        raise failed from why
+    with monitor.guard() if monitor else contextlib.nullcontext():
+        try:
+            return run_job(job, context)
+        except OSError as why:
+            if (failed := writing_failed(why)) is None:
+                raise
+            raise failed from why
+
+
+def _node_monitor(rank: Rank, on_lost: OnLost) -> NodeMonitor:
+    def connect() -> Store:
+        from codetune.launch.process_group import connect_store
+
+        return connect_store(keeps_it=False)
+
+    monitor = NodeMonitor(rank, connect, on_lost)
+    if monitor.count > 1:
+        _launcher_store()  # waits for the others
+        monitor.start()
+    return monitor
+
+
+@cache
+def _rank_monitor() -> NodeMonitor:
+    """Of a rank that the user's launcher started, for all its jobs."""
+
+    def end(error: CodetuneError) -> None:
+        console.show_error(error)
+        os._exit(error.exit_status)
+
+    return _node_monitor(current_rank(), end)
 
 
 def _read_key(key: str) -> str:
@@ -214,7 +253,7 @@ def _launcher_store() -> Store:
     """The store of ranks that a launcher has started, or a command on each of several machines."""
     from codetune.launch.process_group import rendezvous_store
 
-    return rendezvous_store()
+    return rendezvous_store(current_rank())
 
 
 def _store_of_job(number: int) -> OpenStore:

@@ -27,6 +27,7 @@ QUIET = {
     "TQDM_DISABLE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",  # warnings with stack traces about connections to ranks that are gone
     "TOKENIZERS_PARALLELISM": "true",  # said aloud, so that they do not warn of processes that are forked
 }
 
@@ -44,6 +45,13 @@ class Node:
 
     rank: int
     count: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoreAddress:
+    host: str
+    port: int
+    is_agents: bool  # kept by torchrun's agent, not by rank 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +129,15 @@ def single_rank_environment() -> Iterator[Rank]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def store_address() -> StoreAddress:
+    """Where the store of all ranks is, as torchrun, srun or the command have set it."""
+    return StoreAddress(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+    )
 
 
 def current_node(count: int) -> Node:

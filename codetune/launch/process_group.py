@@ -5,6 +5,7 @@ value, kept by one process or in a file) through which ranks meet and exchange s
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,18 +17,19 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as distributed
-from torch._C._distributed_c10d import FileStore, PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
+from torch._C._distributed_c10d import FileStore, PrefixStore, Store, TCPStore
 
 from codetune.errors import CodetuneError, first_line
+from codetune.launch.environment import store_address
 from codetune.records import ALONE, Rank
 
 T = TypeVar("T")
 OpenStore = Callable[[], Store]
 # Ranks wait for each other while one of them writes a large checkpoint, or scores more rows than another. A rank that
-# died is noticed by its command, or by its closed connection, so this limit is never what ends a run.
+# died is noticed by its command or by `NodeMonitor`, so this limit is never what ends a run.
 COLLECTIVE_TIMEOUT = timedelta(hours=6)
-RENDEZVOUS_TIMEOUT = timedelta(minutes=30)  # the first rank reads all weights (digests) before it joins
+# The command of the first machine reads all weights (for their digest) before its ranks start.
+RENDEZVOUS_TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,19 +96,59 @@ def join_process_group(member: Rank, open_store: OpenStore | None) -> Iterator[P
     distributed.destroy_process_group()
 
 
-def rendezvous_store() -> Store:
-    """The store that rank 0 keeps at MASTER_ADDR and MASTER_PORT, as torchrun and srun set them. Raises CodetuneError
-    where it does not answer in RENDEZVOUS_TIMEOUT."""
+def rendezvous_store(rank: Rank) -> Store:
+    """The store at MASTER_ADDR and MASTER_PORT, which rank 0 or torchrun's agent keeps. Rank 0 waits for all ranks.
+
+    Raises CodetuneError where rank 0 does not answer within RENDEZVOUS_TIMEOUT, and in rank 0 where other ranks have
+    not come by then: it names their machines."""
     try:
-        store: Store = interruptible(lambda: next(rendezvous("env://", timeout=RENDEZVOUS_TIMEOUT))[0])
+        store = interruptible(lambda: connect_store(keeps_it=rank.rank == 0))
     except distributed.DistError as why:
         raise CodetuneError(
-            f"Rank 0 did not answer within {RENDEZVOUS_TIMEOUT.seconds // 60} minutes "
+            f"Rank 0 did not answer within {RENDEZVOUS_TIMEOUT.total_seconds() / 60:g} minutes "
             f"({first_line(why)}). Expected: the same command on every machine, started at about the "
             "same time. Check the output of rank 0, and MASTER_ADDR and MASTER_PORT"
         ) from why
+    store.set(f"host-{rank.rank}", socket.gethostname())
+    if rank.rank == 0:
+        _await_ranks(store, rank)
     store.set_timeout(COLLECTIVE_TIMEOUT)
     return store
+
+
+def connect_store(*, keeps_it: bool) -> Store:
+    """A new connection to that store, which this process starts where it `keeps_it` and torchrun's agent does not. Each
+    thread needs its own: a connection serves one blocking call at a time."""
+    address = store_address()
+    return TCPStore(
+        address.host,
+        address.port,
+        is_master=keeps_it and not address.is_agents,
+        timeout=RENDEZVOUS_TIMEOUT,
+        wait_for_workers=False,
+        multi_tenant=True,
+    )
+
+
+def _await_ranks(store: Store, rank: Rank) -> None:
+    hosts = [f"host-{other}" for other in range(rank.world_size)]
+    try:
+        interruptible(lambda: store.wait(hosts, RENDEZVOUS_TIMEOUT))
+    except distributed.DistError as why:
+        absent = [other for other, key in enumerate(hosts) if not store.check([key])]
+        nodes = sorted({other // rank.local_world_size for other in absent})
+        present = sorted({store.get(key).decode() for other, key in enumerate(hosts) if other not in absent})
+        raise CodetuneError(
+            f"Ranks {_listed(absent)} of {rank.world_size} (machine {_listed(nodes)} of "
+            f"{rank.world_size // rank.local_world_size}) have not come within "
+            f"{RENDEZVOUS_TIMEOUT.total_seconds() / 60:g} minutes. Present: {', '.join(present)}. Expected: the same "
+            "command on every machine, started at about the same time. Check the output of the absent machine, and "
+            "that it reaches MASTER_ADDR and MASTER_PORT"
+        ) from why
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(str(number) for number in numbers)
 
 
 def file_store(file: Path, count: int) -> Store:

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import multiprocessing
+import socket
 import time
+from datetime import timedelta
 from pathlib import Path
 
-from codetune.launch.process_group import SINGLE_PROCESS, file_store, join_process_group, prefix_store
+import pytest
+
+from codetune.errors import CodetuneError
+from codetune.launch import process_group
+from codetune.launch.process_group import SINGLE_PROCESS, file_store, join_process_group, prefix_store, rendezvous_store
 from codetune.records import Rank
+
+HOST = socket.gethostname()
 
 
 def test_reductions_of_a_single_process_return_their_input() -> None:
@@ -33,3 +41,25 @@ def _join_twice(rank: int, directory: Path) -> None:
             time.sleep(1)  # so that rank 1 reads the store first
         with join_process_group(Rank(rank, 2, rank, 2), lambda at=number: prefix_store(store, str(at))) as group:
             assert group.sum([rank + 1]) == [3]
+
+
+@pytest.mark.parametrize(
+    ("rank", "message"),
+    [
+        (
+            Rank(0, 4, 0, 2),
+            rf"Ranks 1, 2, 3 of 4 \(machine 0, 1 of 2\) have not come .* Present: {socket.gethostname()}\.",
+        ),
+        (Rank(2, 4, 0, 2), r"Rank 0 did not answer within .* the same command on every machine"),
+    ],
+)
+def test_a_machine_that_does_not_come_in_time_is_named(
+    rank: Rank, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_group, "RENDEZVOUS_TIMEOUT", timedelta(seconds=1))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(CodetuneError, match=message):
+        rendezvous_store(rank)

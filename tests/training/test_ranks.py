@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from codetune.launch.node_monitor import SECONDS_TO_CONFIRM
 from tests import pipeline
 from tests.small_world import await_end, children, context_of, make_small_world, run_codetune
 from tests.training.runs import fresh, metrics, said, stopped_at
@@ -123,17 +124,38 @@ def test_ranks_of_the_users_own_launcher_take_part(world: Path, alone: Path) -> 
 
 def test_two_machines_train_as_one(world: Path, alone: Path) -> None:
     run = fresh(world, "machines")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    settings = (run.name, "launch.processes=1", "launch.nodes=2")
-    commands = [
-        start(world, *settings, environment={"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": str(node)})
-        for node in range(2)
-    ]
+    commands = start_on_two_machines(world, run.name)
     told = [command.communicate(timeout=300) for command in commands]
     assert [command.returncode for command in commands] == [0, 0], told
     agree(run, alone)
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_a_machine_that_dies_is_named_by_the_other(world: Path, dead: int) -> None:
+    run = fresh(world, f"machine-{dead}-dies")
+    commands = start_on_two_machines(world, run.name)
+    await_lines(run, 2)
+    workers = children(commands[1 - dead].pid)
+    commands[dead].kill()
+    commands[dead].communicate()
+    began = time.monotonic()
+    _, told = commands[1 - dead].communicate(timeout=60)
+    assert time.monotonic() - began < SECONDS_TO_CONFIRM + 10
+    assert commands[1 - dead].returncode == 1
+    assert told.startswith(f"error: Machine {dead} of 2 ({socket.gethostname()}) "), told
+    assert "Traceback" not in told
+    await_end(workers)
+
+
+def start_on_two_machines(world: Path, name: str) -> list[subprocess.Popen[str]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    settings = (name, "launch.processes=1", "launch.nodes=2")
+    return [
+        start(world, *settings, environment={"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": str(node)})
+        for node in range(2)
+    ]
 
 
 def trained(world: Path, name: str, *settings: str) -> Path:
