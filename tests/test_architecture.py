@@ -119,6 +119,7 @@ MODULES_WITHOUT_TORCH = (
     "launch.environment",
     "launch.workers",
     "launch.dispatch",
+    "launch.node_monitor",
     "demo.run",
     "selection.blocks",
     "selection.embed",
