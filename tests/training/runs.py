@@ -12,7 +12,7 @@ def fresh(world: Path, name: str) -> Path:
     """A run with the selection, and no training."""
     run = world / "runs" / name
     run.mkdir(parents=True)
-    for file in ("project.json", "selection.jsonl", "selection.jsonl.seal"):
+    for file in ("project.json", "examples.jsonl", "examples.jsonl.seal", "selection.jsonl", "selection.jsonl.seal"):
         shutil.copy(world / "runs/small" / file, run)
     return run
 

@@ -3,6 +3,7 @@ hanging."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -124,38 +125,42 @@ def test_ranks_of_the_users_own_launcher_take_part(world: Path, alone: Path) -> 
 
 def test_two_machines_train_as_one(world: Path, alone: Path) -> None:
     run = fresh(world, "machines")
-    commands = start_on_two_machines(world, run.name)
-    told = [command.communicate(timeout=300) for command in commands]
-    assert [command.returncode for command in commands] == [0, 0], told
+    with two_machines(world, run.name) as commands:
+        told = [command.communicate(timeout=300) for command in commands]
+        assert [command.returncode for command in commands] == [0, 0], told
     agree(run, alone)
 
 
 @pytest.mark.parametrize("dead", [0, 1])
 def test_a_machine_that_dies_is_named_by_the_other(world: Path, dead: int) -> None:
     run = fresh(world, f"machine-{dead}-dies")
-    commands = start_on_two_machines(world, run.name)
-    await_lines(run, 2)
-    workers = children(commands[1 - dead].pid)
-    commands[dead].kill()
-    commands[dead].communicate()
-    began = time.monotonic()
-    _, told = commands[1 - dead].communicate(timeout=60)
+    with two_machines(world, run.name) as commands:
+        await_lines(run, 2)
+        survivor = commands[1 - dead]
+        workers = children(survivor.pid)
+        commands[dead].kill()
+        began = time.monotonic()
+        _, told = survivor.communicate(timeout=60)
     assert time.monotonic() - began < SECONDS_TO_CONFIRM + 10
-    assert commands[1 - dead].returncode == 1
+    assert survivor.returncode == 1
     assert told.startswith(f"error: Machine {dead} of 2 ({socket.gethostname()}) "), told
     assert "Traceback" not in told
     await_end(workers)
 
 
-def start_on_two_machines(world: Path, name: str) -> list[subprocess.Popen[str]]:
+@contextlib.contextmanager
+def two_machines(world: Path, name: str) -> Iterator[list[subprocess.Popen[str]]]:
+    """The commands that a user starts on two machines; none of them outlives the block."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     settings = (name, "launch.processes=1", "launch.nodes=2")
-    return [
-        start(world, *settings, environment={"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": str(node)})
-        for node in range(2)
-    ]
+    first = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    with contextlib.ExitStack() as both:
+        yield [
+            both.enter_context(running(world, *settings, environment={**first, "NODE_RANK": str(node)}))
+            for node in range(2)
+        ]
 
 
 def trained(world: Path, name: str, *settings: str) -> Path:
@@ -195,8 +200,8 @@ def start(
 class running:  # noqa: N801 - reads as a block
     """The command under way, and gone when the block ends, whatever happened."""
 
-    def __init__(self, world: Path, name: str, *settings: str) -> None:
-        self._command = start(world, name, *settings)
+    def __init__(self, world: Path, name: str, *settings: str, environment: Mapping[str, str] | None = None) -> None:
+        self._command = start(world, name, *settings, environment=environment)
 
     def __enter__(self) -> subprocess.Popen[str]:
         return self._command
