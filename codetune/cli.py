@@ -44,7 +44,7 @@ from codetune.project.sections import PROJECT_FILE, Project, StageName
 
 if TYPE_CHECKING:
     from codetune.console import CommandResult
-    from codetune.stages.model_ref import ModelRef
+    from codetune.records import ModelRef
     from codetune.stages.stage import RunContext
 
 app = typer.Typer(

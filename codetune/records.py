@@ -11,7 +11,10 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+from codetune.project.sections import ChatFormat
 
 if TYPE_CHECKING:
     import numpy as np
@@ -123,6 +126,22 @@ class Problem:
     atol: float
     contract: str = ""  # EvalPlus' assertions about valid inputs
     assertion: str = ""  # MBPP's visible assertion, part of its prompt
+
+
+PromptKind = Literal["completion", "chat"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """A model as a benchmark sees it."""
+
+    name: str  # as the user says it: tuned, base, a path or a hub id
+    label: str
+    directory: Path
+    tokenizer: Path  # its directory: a checkpoint has no tokenizer of its own
+    digest: str
+    kind: PromptKind | None  # how it is prompted; None where nothing tells, and only `generate` needs to know
+    chat_format: ChatFormat | None  # what it was trained with, where codetune trained it
 
 
 @dataclass(frozen=True, slots=True)

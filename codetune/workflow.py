@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Literal
 from codetune.benchmark.benchmarks import Benchmark
 from codetune.console import counts, percent
 from codetune.errors import UsageError
+from codetune.records import ModelRef
 from codetune.stages.benchmarks import directory_name, distinct_benchmarks, open_benchmark
 from codetune.stages.evaluate import EVALUATE, read_report
 from codetune.stages.generate import GENERATE
 from codetune.stages.inputs import dataset_is_here
-from codetune.stages.model_ref import ModelRef, model_ref
+from codetune.stages.model_ref import model_ref
 from codetune.stages.pipeline import STAGES
 from codetune.stages.stage import RunContext, Stage, StageRequest, StageResult, run_stage
 from codetune.stages.status import StageStatus, State, stage_status

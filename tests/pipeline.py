@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from codetune.benchmark.benchmarks import Benchmark
 from codetune.launch.environment import Shard
+from codetune.records import ModelRef
 from codetune.stages.benchmarks import benchmark_of_samples, open_benchmark, samples_request
 from codetune.stages.embed import EMBED
 from codetune.stages.evaluate import EVALUATE, read_report
 from codetune.stages.generate import GENERATE
-from codetune.stages.model_ref import ModelRef
 from codetune.stages.sanitize import SANITIZE
 from codetune.stages.score import SCORE
 from codetune.stages.select import SELECT

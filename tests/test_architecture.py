@@ -30,7 +30,7 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "": (),
     "errors": (),
     "text": (),
-    "records": ("errors",),
+    "records": ("project", "errors"),
     "project": ("errors", "text"),
     "console": ("records", "errors"),
     "data": _NOUNS,

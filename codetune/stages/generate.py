@@ -19,8 +19,9 @@ from codetune.errors import UsageError
 from codetune.launch.dispatch import Job, WorkerContext, perform, process_count
 from codetune.launch.environment import current_rank
 from codetune.project.sections import Generation, Project
+from codetune.records import ModelRef
 from codetune.stages.benchmarks import tasks_facts, tasks_input
-from codetune.stages.model_ref import ModelRef, end_of_turn, local_directory, model_digest, prompt_kind
+from codetune.stages.model_ref import end_of_turn, local_directory, model_digest, prompt_kind
 from codetune.stages.stage import (
     Details,
     Input,
@@ -39,8 +40,6 @@ from codetune.store.files import write_lines
 from codetune.store.manifest import Manifest
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from codetune.launch.process_group import ProcessGroup
     from codetune.model.decoding import Decoder
 
@@ -224,7 +223,7 @@ def _rows(
 def _decoder(
     project: Project,
     ordered: WorkList,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Any,  # of transformers
     settings: Generation,
     group: ProcessGroup | None,
 ) -> Decoder:

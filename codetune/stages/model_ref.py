@@ -6,34 +6,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from codetune.errors import UsageError
 from codetune.model.model_files import ADAPTER_CONFIG, base_model_name, find_model, tokenizer_directory
-from codetune.project.sections import ChatFormat
+from codetune.records import ModelRef, PromptKind
 from codetune.stages.resume import RECIPE, TRAINED
 from codetune.stages.stage import RunContext
 from codetune.stages.status import require
 from codetune.stages.train import TRAIN
 from codetune.store.digests import combined
 from codetune.training.checkpoint import sealed_checkpoints
-
-Kind = Literal["completion", "chat"]
-
-
-@dataclass(frozen=True, slots=True)
-class ModelRef:
-    """A model as a benchmark sees it."""
-
-    name: str  # as the user says it: tuned, base, a path or a hub id
-    label: str
-    directory: Path
-    tokenizer: Path  # its directory: a checkpoint has no tokenizer of its own
-    digest: str
-    kind: Kind | None  # how it is prompted; None where nothing tells, and only `generate` needs to know
-    chat_format: ChatFormat | None  # what it was trained with, where codetune trained it
 
 
 def model_ref(context: RunContext, name: str) -> ModelRef:
@@ -102,7 +86,7 @@ def model_digest(context: RunContext, directory: Path) -> str:
     return combined([own, model_digest(context, find_model(base_model_name(directory)))])
 
 
-def prompt_kind(context: RunContext, name: str, directory: Path) -> Kind | None:
+def prompt_kind(context: RunContext, name: str, directory: Path) -> PromptKind | None:
     """Chat for what codetune trained, completion for `base`; of any other model the user must say it."""
     said = context.project.generate.prompt
     if said != "auto":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from codetune.project.sections import Project
 from codetune.records import Refusal
@@ -29,8 +29,6 @@ from codetune.store.files import write_text
 from codetune.store.locks import waiting
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from codetune.data.tokens import ScoringTokens
 
 # Estimated tokens of a block without a GPU, where the project says `auto`: a second or so of a small model.
@@ -66,7 +64,7 @@ def _plan(context: RunContext, recipe: Recipe) -> Plan:
     directory, model, settings = recipe.paths["model"], context.project.model, context.project.score
 
     @cache
-    def network() -> PreTrainedModel:
+    def network() -> Any:  # a PreTrainedModel; the room of models imports transformers
         loaded = load_model(directory, model, choose_device())
         set_scoring_attention(loaded, model.attention)
         return loaded

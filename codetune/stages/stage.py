@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from codetune import console
 from codetune.launch.environment import Shard
 from codetune.project.sections import Project, StageName, sealing_keys, value_at
+from codetune.records import ModelRef
 from codetune.store.digests import Digests, combined
 from codetune.store.files import remove
 from codetune.store.locks import locked, waiting
@@ -27,7 +28,6 @@ from codetune.store.run_directory import Run, inspect_run, open_run
 if TYPE_CHECKING:
     from codetune.benchmark.benchmarks import Benchmark
     from codetune.launch.dispatch import RunJob
-    from codetune.stages.model_ref import ModelRef
 
 Settings = Mapping[str, Any]  # dotted key of the project file -> value
 
