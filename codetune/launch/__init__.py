@@ -1,1 +1,1 @@
-"""Processes: what a launcher told this one, the workers of a command, and how they meet."""
+"""Processes: ranks, devices, workers, process groups, and the dispatch of jobs to them."""

@@ -1,6 +1,6 @@
-"""Processes and their surroundings: shards, threads, which of several processes this one is, and what the environment
-tells libraries. The one module that reads or writes environment variables; `workers.py` starts processes and
-watches them."""
+"""Environment variables -> the rank, machine and threads of this process; and the variables that libraries, and the
+workers of this command, need. No other module reads or writes the environment, but for the adapters that
+test_architecture.py lists. Starts no process; `workers.py` does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from codetune.records import ALONE, Rank
 
 Shard = tuple[int, int]  # (index, count)
 
-# Libraries that speak on their own, ask for terminals, or count their users. Whoever set one of these keeps it.
+# Switch off progress bars, notices and telemetry of libraries. A variable that the user has set keeps its value.
 QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "DATASETS_VERBOSITY": "error",
@@ -28,20 +28,20 @@ QUIET = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "TORCH_CPP_LOG_LEVEL": "ERROR",  # warnings with stack traces about connections to ranks that are gone
-    "TOKENIZERS_PARALLELISM": "true",  # said aloud, so that they do not warn of processes that are forked
+    "TOKENIZERS_PARALLELISM": "true",  # its default, but unset it warns in forked processes
 }
 
-# bitsandbytes warns on every CPU about a kernel that nobody asked for; DeepSpeed, that there is no GPU. The latter sets
-# its level when it is imported, so that only a filter lasts.
-TALKATIVE = ("bitsandbytes", "DeepSpeed")
-# What torchrun, accelerate and deepspeed tell each process that they start, and we ours.
+# bitsandbytes warns on every CPU about a missing kernel, DeepSpeed about a missing GPU. DeepSpeed sets its level when it
+# is imported, so a filter is needed as well.
+WARNING_LOGGERS = ("bitsandbytes", "DeepSpeed")
+# The variables that torchrun, accelerate and deepspeed set for each process; the command sets them for its workers.
 RANK, WORLD, LOCAL_RANK, LOCAL_WORLD = "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"
 WORKER_TASK = "CODETUNE_WORKER_TASK"
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """Which of several machines this is, where the user starts the command once on each."""
+    """One of several machines on each of which the user starts the command once."""
 
     rank: int
     count: int
@@ -49,6 +49,8 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class StoreAddress:
+    """Where ranks find the TCP store of torch.distributed."""
+
     host: str
     port: int
     is_agents: bool  # kept by torchrun's agent, not by rank 0
@@ -56,22 +58,22 @@ class StoreAddress:
 
 @dataclass(frozen=True, slots=True)
 class WorkerTask:
-    """What a worker is told when it is started: the file that says what to do, and where to speak to its command."""
+    """What the command gives a worker: the file of its job, and the pipe for its events."""
 
     job: Path
-    descriptor: int
+    descriptor: int  # of the pipe
 
 
 def prepare_process() -> None:
-    """What must stand in the environment before torch and transformers are imported: quiet libraries, and the same
-    number of threads in every process of a run (torchrun would set 1, and sums over other thread counts differ)."""
+    """Sets the environment that torch and transformers read when they are imported: quiet libraries, and the same
+    number of threads in every process of a run (torchrun sets 1, and sums over other thread counts differ)."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    for logger in TALKATIVE:
+    for logger in WARNING_LOGGERS:
         logging.getLogger(logger).setLevel(logging.ERROR)
         logging.getLogger(logger).addFilter(_is_error)
-    # Threads that wait by spinning take the cores from each other as soon as anything else runs there: a training step
-    # of a tiny model with two threads on two busy cores took 1.7 s, and 0.4 s with this.
+    # Threads that wait actively keep busy cores from other work: a training step of a tiny model with two threads on
+    # two busy cores took 1.7 s, and 0.4 s with this.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(thread_count())
@@ -79,7 +81,7 @@ def prepare_process() -> None:
 
 
 def user_cache() -> Path:
-    """Where things are kept that any run may use again: expected outputs of benchmarks."""
+    """The directory of what all runs share: expected outputs of benchmarks."""
     named = os.environ.get("CODETUNE_CACHE_DIR")
     if named:
         return Path(named)
@@ -87,31 +89,30 @@ def user_cache() -> Path:
 
 
 def thread_count() -> int:
-    """Cores that this process may use, at most 16: a small model gains nothing from more."""
+    """The number of cores that this process may use, at most 16: a small model gains nothing from more."""
     return min(len(os.sched_getaffinity(0)), 16)
 
 
 def current_rank() -> Rank:
-    """As a launcher has told this process: the user's own (torchrun, accelerate, srun), or this command for its
-    workers. Without one, the process is alone."""
+    """The rank that torchrun, accelerate, srun, or the command of a worker has given this process; ALONE without one.
+    Raises UsageError where the variables are not numbers."""
     try:
-        said = [int(os.environ[name]) for name in (RANK, WORLD, LOCAL_RANK)]
-    except KeyError:  # some schedulers set two of them, and mean machines
+        rank, world_size, local_rank = (int(os.environ[name]) for name in (RANK, WORLD, LOCAL_RANK))
+    except KeyError:  # some schedulers set only RANK and WORLD_SIZE, of machines
         return ALONE
     except ValueError as why:
         raise UsageError(
             f"{RANK}, {WORLD} and {LOCAL_RANK} in the environment are not all numbers ({why}). Expected: what torchrun "
             "sets. Unset them, or start the command with torchrun"
         ) from None
-    rank, count, local_rank = said
-    return Rank(rank, count, local_rank, int(os.environ.get(LOCAL_WORLD, count)))
+    return Rank(rank, world_size, local_rank, int(os.environ.get(LOCAL_WORLD, world_size)))
 
 
 @contextlib.contextmanager
 def single_rank_environment() -> Iterator[Rank]:
-    """Lets this one process look like a launcher's: what shares a model over processes wants to be told of them, also
-    where there is one (to use the CPU's memory as well, say)."""
-    told = {
+    """Sets the variables of a launcher that has started one process, and restores them afterwards: FSDP and ZeRO need
+    them for a single process as well (to offload to the CPU's memory, for example)."""
+    variables = {
         RANK: "0",
         WORLD: "1",
         LOCAL_RANK: "0",
@@ -119,8 +120,8 @@ def single_rank_environment() -> Iterator[Rank]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": "29500",
     }
-    before = {name: os.environ.get(name) for name in told}
-    os.environ.update(told)
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield ALONE
     finally:
@@ -141,46 +142,49 @@ def store_address() -> StoreAddress:
 
 
 def current_node(count: int) -> Node:
-    """This machine among the `count` of `launch.nodes`, as NODE_RANK or Slurm say. Raises UsageError where neither
-    does."""
+    """This machine among the `count` of `launch.nodes`, by NODE_RANK or SLURM_NODEID. Raises UsageError where neither is
+    a number below `count`, or MASTER_ADDR is missing."""
     if count == 1:
         return Node(0, 1)
-    said = os.environ.get("NODE_RANK", os.environ.get("SLURM_NODEID"))
-    if said is None or not said.isdigit() or int(said) >= count or not os.environ.get("MASTER_ADDR"):
+    node_rank = os.environ.get("NODE_RANK", os.environ.get("SLURM_NODEID"))
+    if node_rank is None or not node_rank.isdigit() or int(node_rank) >= count or not os.environ.get("MASTER_ADDR"):
         raise UsageError(
-            f"launch.nodes is {count}, and NODE_RANK (now {said}) and MASTER_ADDR (now "
+            f"launch.nodes is {count}, and NODE_RANK (now {node_rank}) and MASTER_ADDR (now "
             f"{os.environ.get('MASTER_ADDR')}) do not say which machine this is and where the first one is. Start the "
             f"command once on each: MASTER_ADDR=first-host NODE_RANK=0 codetune ..., up to NODE_RANK={count - 1}; or "
             "with srun --ntasks-per-node=1"
         )
-    return Node(int(said), count)
+    return Node(int(node_rank), count)
 
 
-def worker_environment(local_rank: int, local_count: int, where: Node, worker_task: WorkerTask) -> Mapping[str, str]:
-    """What a worker of this command finds in its environment: the same as from torchrun, and what to do."""
-    told: dict[str, object] = {
-        RANK: where.rank * local_count + local_rank,
-        WORLD: where.count * local_count,
+def worker_environment(local_rank: int, local_world_size: int, node: Node, task: WorkerTask) -> Mapping[str, str]:
+    """The environment of a worker of this command: the variables that torchrun would set, and its task."""
+    variables: dict[str, object] = {
+        RANK: node.rank * local_world_size + local_rank,
+        WORLD: node.count * local_world_size,
         LOCAL_RANK: local_rank,
-        LOCAL_WORLD: local_count,
-        WORKER_TASK: f"{worker_task.descriptor}:{worker_task.job}",
+        LOCAL_WORLD: local_world_size,
+        "MASTER_PORT": os.environ.get("MASTER_PORT", "29500"),
+        WORKER_TASK: f"{task.descriptor}:{task.job}",
     }
-    meeting = {"MASTER_ADDR": "127.0.0.1"} if where.count == 1 else {}
-    port = {"MASTER_PORT": os.environ.get("MASTER_PORT", "29500")}
-    return {**os.environ, **meeting, **port, **{name: str(value) for name, value in told.items()}}
+    if node.count == 1:
+        variables["MASTER_ADDR"] = "127.0.0.1"
+    return {**os.environ, **{name: str(value) for name, value in variables.items()}}
 
 
 def worker_task() -> WorkerTask | None:
-    """What a worker was started for; None in a command."""
-    said = os.environ.pop(WORKER_TASK, None)
-    if said is None:
+    """The task of this worker, taken out of the environment so that its own children do not see it; None in a
+    command."""
+    text = os.environ.pop(WORKER_TASK, None)
+    if text is None:
         return None
-    descriptor, _, job = said.partition(":")
+    descriptor, _, job = text.partition(":")
     return WorkerTask(Path(job), int(descriptor))
 
 
 def parse_shard(text: str) -> Shard:
-    """
+    """The index and count of `--shard I/N`. Raises UsageError where I is not below N.
+
     >>> parse_shard("3/8")
     (3, 8)
     """
@@ -200,8 +204,8 @@ def _is_error(record: logging.LogRecord) -> bool:
 
 
 def _adopt_slurm(environment: MutableMapping[str, str]) -> None:
-    """Tells a process that srun started what torchrun would: several tasks on a machine are the ranks themselves; one
-    task on each is a command, which starts its own workers. (A batch script outside srun has no step, and is alone.)"""
+    """Sets the variables of torchrun in a process that srun started. Several tasks on a machine are ranks; one task on
+    each machine is a command, which starts its own workers. A batch script outside srun has no step, and sets none."""
     if "SLURM_STEP_NUM_TASKS" not in environment or RANK in environment:
         return
     hosts, job = environment.get("SLURM_STEP_NODELIST", ""), environment.get("SLURM_JOB_ID", "")
@@ -216,7 +220,8 @@ def _adopt_slurm(environment: MutableMapping[str, str]) -> None:
 
 
 def _first_host(hosts: str) -> str:
-    """
+    """The first of a list of hosts in Slurm's short form.
+
     >>> _first_host("gpu[03-07,11],cpu1"), _first_host("one,two")
     ('gpu03', 'one')
     """

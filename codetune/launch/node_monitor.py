@@ -39,7 +39,7 @@ class NodeMonitor:
         self._writes = rank.local_rank == 0
         self._open_store, self._on_lost = open_store, on_lost
         self._heartbeats: dict[int, str] = {}  # node -> "NUMBER HOST"
-        self._heard_at: dict[int, float] = {}
+        self._changed_at: dict[int, float] = {}
         self._failures: dict[int, str] = {}
         self._own_failure = ""
         self._limit = SILENCE_SECONDS
@@ -49,7 +49,7 @@ class NodeMonitor:
         """Does nothing where there is one machine."""
         if self.count > 1:
             if self.node == 0:  # which has waited for all of them
-                self._heard_at = dict.fromkeys(range(1, self.count), time.monotonic())
+                self._changed_at = dict.fromkeys(range(1, self.count), time.monotonic())
             threading.Thread(target=self._exchange, daemon=True).start()
             threading.Thread(target=self._watch, daemon=True).start()
 
@@ -89,7 +89,7 @@ class NodeMonitor:
                 self._stopped.wait(HEARTBEAT_SECONDS)
         except RuntimeError:  # of torch: the connection to machine 0, which keeps the store, has closed
             if not self._stopped.wait(HEARTBEAT_SECONDS):  # machine 0 may have finished just before this one
-                self._heard_at[0] = _UNREACHABLE
+                self._changed_at[0] = _UNREACHABLE
 
     def _write(self, store: Store, number: int) -> None:
         if self._writes:
@@ -101,7 +101,7 @@ class NodeMonitor:
         if store.check([f"heartbeat-{other}"]):
             heartbeat = store.get(f"heartbeat-{other}").decode()
             if heartbeat != self._heartbeats.get(other):
-                self._heartbeats[other], self._heard_at[other] = heartbeat, time.monotonic()
+                self._heartbeats[other], self._changed_at[other] = heartbeat, time.monotonic()
         if store.check([f"failure-{other}"]):
             self._failures[other] = store.get(f"failure-{other}").decode()
 
@@ -117,9 +117,13 @@ class NodeMonitor:
         for other, reason in sorted(self._failures.items()):
             return WorkerError(f"{self._name(other)} failed: {reason}")
         now = time.monotonic()
-        for other, heard_at in sorted(self._heard_at.items()):
-            if now - heard_at > self._limit:
-                how = "cannot be reached" if heard_at == _UNREACHABLE else f"has been silent for {now - heard_at:.0f} s"
+        for other, changed_at in sorted(self._changed_at.items()):
+            if now - changed_at > self._limit:
+                how = (
+                    "cannot be reached"
+                    if changed_at == _UNREACHABLE
+                    else f"has been silent for {now - changed_at:.0f} s"
+                )
                 return WorkerError(
                     f"{self._name(other)} {how}, so the work ends on all machines. Expected: that all of them finish. "
                     "Nothing finished is lost: look at the output of that machine, fix the cause, and run the command "

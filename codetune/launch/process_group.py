@@ -1,7 +1,7 @@
 """The process group of one job: how its ranks find each other, and the reductions they need beside gradients.
 
 Everything here is torch.distributed: gloo between CPUs and for these reductions, NCCL between GPUs; a store (key and
-value, kept by one process or in a file) through which ranks meet and exchange short texts."""
+value, kept by one process or in a file) through which ranks find each other and exchange short texts."""
 
 from __future__ import annotations
 

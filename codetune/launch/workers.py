@@ -3,7 +3,7 @@ error) through a pipe; the output of rank 0 is shown, that of another rank only 
 
 Tried instead, with two gloo ranks (torch 2.13, accelerate 1.15):
 - elastic_launch, and accelerate, whose launchers call it or torchrun: an interrupt kills after 30 s. `shutdown_timeout`
-  (new in 2.13) waited for a checkpoint of 45 s, but then a second Ctrl-C did not end it. A failed rank is told as
+  (new in 2.13) waited for a checkpoint of 45 s, but then a second Ctrl-C did not end it. A failed rank ends as
   ChildFailedError with an exit code, on 12 to 17 lines; a late node as RendezvousTimeoutError without its name.
 - elastic.multiprocessing.start_processes: `close(SIGINT, timeout)` waits, and ends at once when asked twice. But `wait`
   answers the first failure with SIGTERM to all, so a rank that knows the cause cannot report it, and a rank that hangs

@@ -1,14 +1,14 @@
-"""Work that several processes share: how it travels, and who does it. Whole trainings are in training/test_ranks.py."""
+"""Jobs as they reach other processes, and which processes run them. Whole trainings are in training/test_ranks.py."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from codetune.errors import UsageError
 from codetune.launch.dispatch import Job, perform, process_count
+from codetune.launch.workers import Progress
 from codetune.project.file import read_project
 from codetune.stages.pipeline import run_job
 from tests import pipeline
@@ -26,7 +26,7 @@ def test_a_job_arrives_as_it_was_sent(tmp_path: Path) -> None:
     assert arrived.project.run_dir == tmp_path.resolve() / "runs/far"
 
 
-def test_processes_are_those_of_the_project_and_one_without_a_gpu(tmp_path: Path) -> None:
+def test_the_process_count_is_the_projects_or_one_without_a_gpu(tmp_path: Path) -> None:
     file = tmp_path / "codetune.yaml"
     file.write_text("launch: {processes: 3}\n")
     assert process_count(read_project(file, [], {})) == 3
@@ -34,22 +34,20 @@ def test_processes_are_those_of_the_project_and_one_without_a_gpu(tmp_path: Path
     assert process_count(read_project(file, [], {})) >= 1
 
 
-def test_one_process_is_the_commands_own(tmp_path: Path) -> None:
-    heard: list[Any] = []
+def test_a_job_of_one_process_runs_in_the_command(tmp_path: Path) -> None:
+    progress: list[tuple[int, Progress]] = []
     context = context_of(make_small_world(tmp_path, 30), select__strategy="random", launch__processes=1)
     pipeline.select(context)
     details = {"model": str(tmp_path / "base"), "directory": str(tmp_path / "train"), "saved": str(tmp_path / "saved")}
-    (told,) = perform(
-        Job("train", context.project, details), 1, lambda rank, message: heard.append((rank, message)), run_job
-    )
-    assert told["rows"] == 12
-    assert [message["step"] for _, message in heard] == [1, 2, 3]
+    job = Job("train", context.project, details)
+    (result,) = perform(job, 1, lambda rank, message: progress.append((rank, message)), run_job)
+    assert isinstance(result, dict)
+    assert result["rows"] == 12
+    assert [message["step"] for _, message in progress] == [1, 2, 3]
     assert (tmp_path / "saved" / "model.safetensors").exists()
 
 
-def test_another_number_than_the_users_launcher_has_started_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_process_count_than_the_launchers_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     file = tmp_path / "codetune.yaml"
@@ -59,7 +57,7 @@ def test_another_number_than_the_users_launcher_has_started_is_an_error(
         perform(Job("train", project, {}), process_count(project), lambda rank, progress: None, run_job)
 
 
-def test_another_machine_than_the_first_begins_nothing_of_its_own(
+def test_a_machine_other_than_the_first_starts_no_job_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NODE_RANK", "1")

@@ -1,5 +1,5 @@
-"""Shards as the user types them, which of several processes this is, and what stands in the environment before
-libraries are loaded."""
+"""Shards, ranks and machines as read from the command line and the environment, and what is set there for libraries
+and workers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from codetune.records import ALONE, Rank
 
 
 @given(st.data())
-def test_every_shard_within_its_count_is_understood(data: st.DataObject) -> None:
+def test_every_shard_below_its_count_is_parsed(data: st.DataObject) -> None:
     count = data.draw(st.integers(1, 10_000))
     index = data.draw(st.integers(0, count - 1))
     assert parse_shard(f"{index}/{count}") == (index, count)
@@ -50,7 +50,7 @@ def test_every_shard_within_its_count_is_understood(data: st.DataObject) -> None
         ("", "two whole numbers"),
     ],
 )
-def test_an_impossible_shard_is_told_with_a_possible_one(text: str, expected: str) -> None:
+def test_an_impossible_shard_is_an_error_that_names_a_possible_one(text: str, expected: str) -> None:
     with pytest.raises(UsageError, match=expected):
         parse_shard(text)
 
@@ -63,7 +63,7 @@ def test_every_process_has_the_threads_that_codetune_sets_whatever_the_launcher_
     assert os.environ["OMP_NUM_THREADS"] == os.environ["MKL_NUM_THREADS"] == str(thread_count())
 
 
-def test_what_the_user_set_for_a_library_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_that_the_user_set_keeps_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "debug")
     prepare_process()
     assert os.environ["TRANSFORMERS_VERBOSITY"] == "debug"
@@ -74,8 +74,8 @@ def test_the_thread_count_follows_the_cores_that_the_process_may_use() -> None:
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
         "from codetune.launch.environment import thread_count; print(thread_count())"
     )
-    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert told.stdout == "1\n"
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert finished.stdout == "1\n"
 
 
 SLURM = {"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "gpu[03-04]"}
@@ -83,8 +83,8 @@ SLURM |= {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM
 
 
 @pytest.fixture
-def nowhere(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """An environment that no launcher has written."""
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An environment in which no launcher has set a variable."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", *SLURM)
     for name in names:  # set first, so that what is written meanwhile is taken back afterwards
         monkeypatch.setenv(name, "")
@@ -92,69 +92,69 @@ def nowhere(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_without_a_launcher_a_process_is_alone(nowhere: pytest.MonkeyPatch) -> None:
+def test_without_a_launcher_a_process_is_alone(no_launcher: pytest.MonkeyPatch) -> None:
     assert current_rank() == ALONE
-    nowhere.setenv("RANK", "3")  # a scheduler's, which means the machine
-    nowhere.setenv("WORLD_SIZE", "4")
+    no_launcher.setenv("RANK", "3")  # a scheduler's, which means the machine
+    no_launcher.setenv("WORLD_SIZE", "4")
     assert current_rank() == ALONE
 
 
-def test_what_torchrun_has_set_is_understood(nowhere: pytest.MonkeyPatch) -> None:
+def test_the_rank_is_what_torchrun_has_set(no_launcher: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}.items():
-        nowhere.setenv(name, value)
+        no_launcher.setenv(name, value)
     assert current_rank() == Rank(5, 8, 1, 4)
-    nowhere.setenv("RANK", "first")
+    no_launcher.setenv("RANK", "first")
     with pytest.raises(UsageError, match="not all numbers"):
         current_rank()
 
 
-def test_tasks_of_srun_are_the_ranks(nowhere: pytest.MonkeyPatch) -> None:
+def test_tasks_of_srun_are_the_ranks(no_launcher: pytest.MonkeyPatch) -> None:
     for name, value in SLURM.items():
-        nowhere.setenv(name, value)
+        no_launcher.setenv(name, value)
     prepare_process()
     assert current_rank() == Rank(5, 8, 1, 4)
     assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("gpu03", "20123")
 
 
-def test_one_task_of_srun_on_each_machine_is_a_command_on_each(nowhere: pytest.MonkeyPatch) -> None:
+def test_one_task_of_srun_on_each_machine_is_a_command_on_each(no_launcher: pytest.MonkeyPatch) -> None:
     for name, value in {**SLURM, "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}.items():
-        nowhere.setenv(name, value)
+        no_launcher.setenv(name, value)
     prepare_process()
     assert current_rank() == ALONE
     assert current_node(2) == Node(1, 2)
 
 
-def test_a_batch_script_outside_srun_is_alone(nowhere: pytest.MonkeyPatch) -> None:
-    nowhere.setenv("SLURM_PROCID", "0")
-    nowhere.setenv("SLURM_JOB_ID", "123")
+def test_a_batch_script_outside_srun_is_alone(no_launcher: pytest.MonkeyPatch) -> None:
+    no_launcher.setenv("SLURM_PROCID", "0")
+    no_launcher.setenv("SLURM_JOB_ID", "123")
     prepare_process()
     assert current_rank() == ALONE
 
 
-def test_several_machines_need_to_know_which_they_are(nowhere: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_its_number_or_the_first_host_is_an_error(no_launcher: pytest.MonkeyPatch) -> None:
     assert current_node(1) == Node(0, 1)
     with pytest.raises(UsageError, match=r"launch.nodes is 3, and NODE_RANK \(now None\).*up to NODE_RANK=2"):
         current_node(3)
-    nowhere.setenv("NODE_RANK", "2")
+    no_launcher.setenv("NODE_RANK", "2")
     with pytest.raises(UsageError, match=r"MASTER_ADDR \(now None\)"):
         current_node(3)
-    nowhere.setenv("MASTER_ADDR", "first")
+    no_launcher.setenv("MASTER_ADDR", "first")
     assert current_node(3) == Node(2, 3)
     with pytest.raises(UsageError, match="NODE_RANK"):
         current_node(2)
 
 
-def test_a_worker_finds_what_torchrun_would_tell_and_its_errand(nowhere: pytest.MonkeyPatch) -> None:
-    told = worker_environment(1, 4, Node(0, 1), WorkerTask(Path("/tmp/a:b/job.json"), 7))
-    for name, value in told.items():
-        nowhere.setenv(name, value)
+def test_a_worker_gets_the_variables_of_torchrun_and_its_task(no_launcher: pytest.MonkeyPatch) -> None:
+    variables = worker_environment(1, 4, Node(0, 1), WorkerTask(Path("/tmp/a:b/job.json"), 7))
+    for name, value in variables.items():
+        no_launcher.setenv(name, value)
     assert current_rank() == Rank(1, 4, 1, 4)
     assert worker_task() == WorkerTask(Path("/tmp/a:b/job.json"), 7)
-    assert worker_task() is None  # what a worker starts is no worker
+    assert worker_task() is None  # a child of a worker is no worker
 
 
-def test_the_only_rank_is_told_so_for_a_while(nowhere: pytest.MonkeyPatch) -> None:
-    nowhere.setenv("MASTER_PORT", "1")
+def test_a_single_rank_has_the_variables_of_a_launcher_for_a_while(no_launcher: pytest.MonkeyPatch) -> None:
+    no_launcher.setenv("MASTER_PORT", "1")
     with single_rank_environment() as here:
         assert here == current_rank() == ALONE
         assert os.environ["RANK"] == "0"

@@ -1,4 +1,4 @@
-"""Workers are watched and spoken for: by small programs that do what a worker does, and die as workers die."""
+"""Workers are started, watched and ended: small programs that send what a worker sends, and die as workers die."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from codetune.errors import CodetuneError, DataError, WorkerError
 from codetune.launch.environment import Node
-from codetune.launch.workers import WorkerSpec, run_workers
+from codetune.launch.workers import JSON, Progress, WorkerSpec, run_workers
 
 BEGIN = """
 import os, signal, sys, time
@@ -39,11 +38,12 @@ def run(
     program: str,
     count: int,
     shown: list[str],
-    heard: list[tuple[int, Mapping[str, Any]]] | None = None,
-) -> list[Any]:
+    progress: list[tuple[int, Progress]] | None = None,
+) -> list[JSON]:
     """Runs the body of a worker in `count` processes."""
-    listen = (lambda rank, message: None) if heard is None else lambda rank, message: heard.append((rank, message))
-    return run_workers(workers(directory, program, count), listen, shown.append)
+    reports = [] if progress is None else progress
+    spec = workers(directory, program, count)
+    return run_workers(spec, lambda rank, message: reports.append((rank, message)), shown.append)
 
 
 def workers(directory: Path, program: str, count: int, where: Node = Node(0, 1)) -> WorkerSpec:  # noqa: B008 - it is frozen
@@ -52,24 +52,24 @@ def workers(directory: Path, program: str, count: int, where: Node = Node(0, 1))
     return WorkerSpec((sys.executable, str(file)), count, where, directory / "job.json")
 
 
-def test_every_worker_is_heard_and_results_come_by_rank(tmp_path: Path, shown: list[str]) -> None:
-    heard: list[tuple[int, Mapping[str, Any]]] = []
+def test_progress_of_every_worker_is_reported_and_results_come_by_rank(tmp_path: Path, shown: list[str]) -> None:
+    progress: list[tuple[int, Progress]] = []
     program = """
         send("progress", {"step": here.rank})
         time.sleep(0.2 * (3 - here.rank))
         send("result", [here.rank, here.world_size, here.local_rank, str(task.job.name)])
     """
-    assert run(tmp_path, program, 3, shown, heard) == [[rank, 3, rank, "job.json"] for rank in range(3)]
-    assert sorted(rank for rank, _ in heard) == [0, 1, 2]
-    assert all(message == {"step": rank} for rank, message in heard)
+    assert run(tmp_path, program, 3, shown, progress) == [[rank, 3, rank, "job.json"] for rank in range(3)]
+    assert sorted(rank for rank, _ in progress) == [0, 1, 2]
+    assert all(message == {"step": rank} for rank, message in progress)
 
 
-def test_only_the_first_one_is_seen_to_print(tmp_path: Path, shown: list[str]) -> None:
+def test_only_the_output_of_rank_0_is_shown(tmp_path: Path, shown: list[str]) -> None:
     run(tmp_path, 'send("result", None)', 3, shown)
     assert "".join(shown) == "printed by 0\n"
 
 
-def test_a_worker_of_the_second_machine_counts_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_of_the_second_machine_follow_those_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTER_ADDR", "first")
     program = 'send("result", [here.rank, here.world_size, here.local_rank, os.environ["MASTER_ADDR"]])'
     planned = workers(tmp_path, program, 2, Node(1, 3))
@@ -94,8 +94,7 @@ def test_the_error_of_a_worker_is_the_commands_own(tmp_path: Path, shown: list[s
 
 
 def test_a_worker_that_is_killed_ends_the_others_and_is_the_one_named(tmp_path: Path, shown: list[str]) -> None:
-    # The other one loses its connection to the dead, and tells so as loudly as torch does; perhaps before the command
-    # has seen who died.
+    # The other one loses its connection and prints as much as torch does, perhaps before the command has seen the death.
     program = """
         if here.rank == 1:
             time.sleep(0.3)
@@ -107,9 +106,7 @@ def test_a_worker_that_is_killed_ends_the_others_and_is_the_one_named(tmp_path: 
     assert "Connection closed" not in "".join(shown)
 
 
-def test_one_that_dies_of_something_unknown_is_shown_with_what_it_printed_last(
-    tmp_path: Path, shown: list[str]
-) -> None:
+def test_the_last_output_of_a_worker_that_dies_of_an_unknown_error_is_shown(tmp_path: Path, shown: list[str]) -> None:
     program = """
         if here.rank == 1:
             raise ZeroDivisionError("of rank 1")
@@ -118,12 +115,12 @@ def test_one_that_dies_of_something_unknown_is_shown_with_what_it_printed_last(
     """
     with pytest.raises(WorkerError, match=r"Process 1 of 2 .* ended with status 1"):
         run(tmp_path, program, 2, shown)
-    told = "".join(shown)
-    assert "ZeroDivisionError: of rank 1" in told
-    assert "Connection closed" not in told
+    text = "".join(shown)
+    assert "ZeroDivisionError: of rank 1" in text
+    assert "Connection closed" not in text
 
 
-def test_a_named_error_is_the_cause_though_others_fail_before_it_is_told(tmp_path: Path, shown: list[str]) -> None:
+def test_a_named_error_is_the_cause_though_others_fail_before_it_is_sent(tmp_path: Path, shown: list[str]) -> None:
     program = """
         from codetune.errors import CodetuneError
         if here.rank == 0:
@@ -136,7 +133,7 @@ def test_a_named_error_is_the_cause_though_others_fail_before_it_is_told(tmp_pat
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_the_command_reaches_all_and_they_are_waited_for(
+def test_a_signal_to_the_command_is_forwarded_and_it_waits_for_the_checkpoints(
     tmp_path: Path, shown: list[str], number: signal.Signals
 ) -> None:
     program = """
@@ -156,7 +153,7 @@ def test_a_signal_to_the_command_reaches_all_and_they_are_waited_for(
     assert signal.getsignal(number) is earlier
 
 
-def test_a_second_signal_ends_them_at_once(tmp_path: Path, shown: list[str]) -> None:
+def test_a_second_signal_kills_the_workers(tmp_path: Path, shown: list[str]) -> None:
     program = """
         open(f"{sys.argv[0]}.{here.rank}", "w").close()
         while True:
@@ -178,7 +175,9 @@ def test_a_second_signal_ends_them_at_once(tmp_path: Path, shown: list[str]) -> 
     assert time.monotonic() - began < 15
 
 
-def test_who_loses_the_connection_to_an_interrupted_one_has_not_failed(tmp_path: Path, shown: list[str]) -> None:
+def test_a_worker_that_loses_its_connection_to_an_interrupted_one_has_not_failed(
+    tmp_path: Path, shown: list[str]
+) -> None:
     program = """
         open(f"{sys.argv[0]}.{here.rank}", "w").close()
         if here.rank == 0:
@@ -192,7 +191,7 @@ def test_who_loses_the_connection_to_an_interrupted_one_has_not_failed(tmp_path:
         run(tmp_path, program, 2, shown)
 
 
-def test_those_who_were_done_before_they_heard_of_it_are_done(tmp_path: Path, shown: list[str]) -> None:
+def test_workers_that_finish_in_spite_of_the_signal_return_their_results(tmp_path: Path, shown: list[str]) -> None:
     program = """
         open(f"{sys.argv[0]}.{here.rank}", "w").close()
         try:
@@ -225,7 +224,7 @@ def test_workers_die_with_their_command(tmp_path: Path) -> None:
         time.sleep(0.05)
 
 
-def when_up(directory: Path, count: int, act: Any) -> None:
+def when_up(directory: Path, count: int, act: Callable[[], None]) -> None:
     threading.Thread(target=lambda: (wait_for(directory, count), time.sleep(0.2), act()), daemon=True).start()
 
 
