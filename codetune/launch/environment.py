@@ -31,8 +31,8 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "true",  # its default, but unset it warns in forked processes
 }
 
-# bitsandbytes warns on every CPU about a missing kernel, DeepSpeed about a missing GPU. DeepSpeed sets its level when it
-# is imported, so a filter is needed as well.
+# bitsandbytes warns on every CPU about a missing kernel, DeepSpeed about a missing GPU. DeepSpeed sets its level when
+# it is imported, so a filter is needed as well.
 WARNING_LOGGERS = ("bitsandbytes", "DeepSpeed")
 # The variables that torchrun, accelerate and deepspeed set for each process; the command sets them for its workers.
 RANK, WORLD, LOCAL_RANK, LOCAL_WORLD = "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"
@@ -142,8 +142,8 @@ def store_address() -> StoreAddress:
 
 
 def current_node(count: int) -> Node:
-    """This machine among the `count` of `launch.nodes`, by NODE_RANK or SLURM_NODEID. Raises UsageError where neither is
-    a number below `count`, or MASTER_ADDR is missing."""
+    """This machine among the `count` of `launch.nodes`, by NODE_RANK or SLURM_NODEID. Raises UsageError where neither
+    is a number below `count`, or MASTER_ADDR is missing."""
     if count == 1:
         return Node(0, 1)
     node_rank = os.environ.get("NODE_RANK", os.environ.get("SLURM_NODEID"))
