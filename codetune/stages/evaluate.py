@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,7 +57,7 @@ def _whole_request(request: StageRequest) -> StageRequest:
 
 
 def _check(context: RunContext, request: StageRequest) -> None:
-    """What makes figures impossible, or is missing, is told before anything runs."""
+    """Raises InputError for a samples file that allows no figures, before anything runs."""
     if request.tasks is not None and request.samples is not None:
         _samples(request.tasks, request.samples, context.project.evaluate.k, request.complete)
 
@@ -78,14 +79,14 @@ def _work(context: RunContext, recipe: Recipe, request: StageRequest) -> int:
 
 def _write(context: RunContext, recipe: Recipe, request: StageRequest) -> StageOutput:
     from codetune.benchmark.evaluate import evaluate
-    from codetune.sandbox.probe import choose_tier
 
     assert request.tasks is not None
     settings, tasks = context.project.evaluate, request.tasks
     with LineLog(_verdict_log(context, recipe)) as log:
         verdicts = [Verdict(**row) for row in log.found]
-    tier = choose_tier(settings.sandbox)
-    report = evaluate(tasks.title, request.label, tier, tasks.whole, verdicts, settings.k, context.project.seed)
+    report = evaluate(
+        tasks.title, request.label, _tier(settings.sandbox), tasks.whole, verdicts, settings.k, context.project.seed
+    )
     write_text(recipe.artefact, json.dumps(report, indent=2) + "\n")
     return StageOutput(report["samples"], {}, tasks_facts(context, tasks))
 
@@ -98,7 +99,8 @@ def _solutions(context: RunContext, recipe: Recipe, request: StageRequest) -> li
 
 
 def _samples(tasks: Benchmark, source: Path, k: Sequence[int], complete: bool) -> list[Completion | Solution]:
-    """Those for the tasks. Raises InputError where the figures would be impossible; warns where they are of a part."""
+    """The samples for the tasks. Raises InputError where they allow no figures, and with `complete` for a task without
+    a sample; else warns of it."""
     from codetune.benchmark.evaluate import check_samples
 
     ids = {problem.task_id for problem in tasks.problems}
@@ -123,7 +125,7 @@ def _judge(context: RunContext, request: StageRequest, missing: Sequence[Solutio
     from codetune.benchmark.judge import JUDGE_BROKE, judge
 
     assert request.tasks is not None
-    tier, expected, workers = _tier(context), user_cache() / "expected", thread_count()
+    tier, expected, workers = _tier(context.project.evaluate.sandbox), user_cache() / "expected", thread_count()
     wanted = {solution.task_id for solution in missing}
     problems = [problem for problem in request.tasks.problems if problem.task_id in wanted]
     _prepare_expected(request.benchmark, problems, expected, tier)
@@ -149,10 +151,12 @@ def _prepare_expected(benchmark: str, problems: Sequence[Problem], expected: Pat
                 bar.advance(1)
 
 
-def _tier(context: RunContext) -> str:
+@cache
+def _tier(wanted: str) -> str:
+    """The sandbox tier; finding one that works takes a second. Raises CodetuneError where none does."""
     from codetune.sandbox.probe import choose_tier
 
-    tier = choose_tier(context.project.evaluate.sandbox)
+    tier = choose_tier(wanted)
     if tier == "none":
         console.warn_once(
             "generated programs run without a sandbox, as evaluate.sandbox says: they can read and change your files "

@@ -4,7 +4,7 @@ nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from codetune import console
@@ -12,7 +12,6 @@ from codetune.data.source import dataset_fingerprint, is_here, read_examples
 from codetune.errors import DataError
 from codetune.model.model_files import find_model
 from codetune.project.sections import Project, value_at
-from codetune.records import Example, Refusal
 from codetune.stages.stage import Input, Resolved, RunContext, Stage, StageRequest, other_value
 from codetune.stages.status import require
 from codetune.store.examples import write_examples
@@ -130,8 +129,3 @@ def _changed_dataset(
 def _reading_settings(project: Project) -> dict[str, object]:
     """How rows are read from the files: the columns and the split."""
     return {f"dataset.{key}": value_at(project, f"dataset.{key}") for key in ("split", "instruction", "response")}
-
-
-def rows_of(context: RunContext) -> Iterator[Example | Refusal]:
-    """The data set as its files have it now."""
-    return read_examples(context.project.dataset, context.project.locate(context.project.dataset.path))
