@@ -27,10 +27,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(world: Path, name: str, *settings: str) -> Path:
-    flags = (
-        *(f"output_dir=runs/{name}", "select.strategy=random", "train.epochs=3", "train.save_steps=1"),
-        *("train.keep_checkpoints=99", "launch.processes=1", *settings),
-    )
+    flags = [f"output_dir=runs/{name}", "select.strategy=random", "train.epochs=3", "train.save_steps=1"]
+    flags += ["train.keep_checkpoints=99", "launch.processes=1", *settings]
     said = [word for setting in flags for word in ("--set", setting)]
     for stage in ("select", "train"):
         done = run_codetune(stage, *said, cwd=world, timeout=600)
@@ -63,8 +61,10 @@ def agree(one: Path, other: Path, tolerance: float) -> None:
     [
         ("fsdp", "none"),
         ("fsdp", "all"),
-        *(pytest.param("zero2", offload, marks=needs_zero) for offload in ("none", "optimizer")),
-        *(pytest.param("zero3", offload, marks=needs_zero) for offload in ("none", "all")),
+        pytest.param("zero2", "none", marks=needs_zero),
+        pytest.param("zero2", "optimizer", marks=needs_zero),
+        pytest.param("zero3", "none", marks=needs_zero),
+        pytest.param("zero3", "all", marks=needs_zero),
     ],
 )
 def test_a_shared_training_learns_what_a_plain_one_does(world: Path, method: str, strategy: str, offload: str) -> None:

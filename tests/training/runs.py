@@ -1,4 +1,4 @@
-"""Trainings of a small world as commands leave them in `runs/`, and as a kill would."""
+"""Run directories of a small world, as the commands leave them and as a kill would."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 
-def fresh(world: Path, name: str) -> Path:
+def selected_run(world: Path, name: str) -> Path:
     """A run with the selection, and no training."""
     run = world / "runs" / name
     run.mkdir(parents=True)
@@ -19,7 +19,7 @@ def fresh(world: Path, name: str) -> Path:
 
 def stopped_at(step: int, run: Path, name: str) -> Path:
     """A run beside it, as if the training had been killed after the checkpoint of that step."""
-    broken = fresh(run.parents[1], name)
+    broken = selected_run(run.parents[1], name)
     (broken / "train").mkdir()
     shutil.copytree(run / f"train/checkpoint-{step}", broken / f"train/checkpoint-{step}")
     for file in ("metrics.jsonl", "recipe.json"):
@@ -27,7 +27,7 @@ def stopped_at(step: int, run: Path, name: str) -> Path:
     return broken
 
 
-def said(name: str, *settings: str) -> list[str]:
+def setting_flags(name: str, *settings: str) -> list[str]:
     flags = (f"output_dir=runs/{name}", "select.strategy=random", *settings)
     return [word for setting in flags for word in ("--set", setting)]
 

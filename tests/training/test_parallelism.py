@@ -1,4 +1,4 @@
-"""Which strategy is chosen and why, what the Trainer is told of it, and that nothing else comes into force unseen."""
+"""The choice of a strategy and its reason, its arguments for the Trainer, and the check that it is in force."""
 
 from __future__ import annotations
 
@@ -68,9 +68,7 @@ def test_only_checkpoints_of_zero_belong_to_a_number_of_processes() -> None:
         ("zero3", "all", 3, {"offload_optimizer", "offload_param"}),
     ],
 )
-def test_zero_is_told_its_stage_and_what_moves_to_the_cpu(
-    strategy: Any, offload: Any, stage: int, offloaded: set[str]
-) -> None:
+def test_zero_has_its_stage_and_its_offload(strategy: Any, offload: Any, stage: int, offloaded: set[str]) -> None:
     sharing = strategy_arguments(strategy, offload, "bfloat16", broadcast_weights=False)["deepspeed"]
     assert sharing["zero_optimization"]["stage"] == stage
     assert {key for key in sharing["zero_optimization"] if key.startswith("offload")} == offloaded
@@ -78,10 +76,10 @@ def test_zero_is_told_its_stage_and_what_moves_to_the_cpu(
     assert sharing["fp16"] == {"enabled": False}
 
 
-def test_fsdp_is_of_the_second_kind_and_others_need_nothing() -> None:
-    told = strategy_arguments("fsdp", "all", "bfloat16", broadcast_weights=True)
-    assert told["fsdp_config"]["version"] == 2
-    assert told["fsdp_config"]["cpu_offload"]
+def test_fsdp_is_version_2_and_others_need_no_arguments() -> None:
+    arguments = strategy_arguments("fsdp", "all", "bfloat16", broadcast_weights=True)
+    assert arguments["fsdp_config"]["version"] == 2
+    assert arguments["fsdp_config"]["cpu_offload"]
     assert not strategy_arguments("fsdp", "none", "bfloat16", broadcast_weights=True)["fsdp_config"]["cpu_offload"]
     for strategy in ("ddp", "alone"):
         assert strategy_arguments(strategy, "none", "float32", broadcast_weights=False) == {}  # type: ignore[arg-type]

@@ -21,12 +21,12 @@ from safetensors.torch import load_file
 from codetune.launch.node_monitor import SECONDS_TO_CONFIRM
 from tests import pipeline
 from tests.small_world import await_end, children, context_of, make_small_world, run_codetune
-from tests.training.runs import fresh, metrics, said, stopped_at
+from tests.training.runs import metrics, selected_run, setting_flags, stopped_at
 
 TRAINING = """
 train: {max_length: 256, epochs: 8, global_batch_size: 5, per_device_batch_size: 2, warmup_steps: 0,
         learning_rate: 1e-3, gradient_checkpointing: false, logging_steps: 1,
-        save_steps: 1, save_minutes: null, keep_checkpoints: 99}
+        save_steps: 4, save_minutes: null, keep_checkpoints: 99}
 """
 # 12 rows make 3 steps of 5, 5 and 2 rows: in the last one, each of two processes has one row.
 STEPS = 24
@@ -39,21 +39,35 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = project.read_text().splitlines(keepends=True)
     begin = next(number for number, line in enumerate(lines) if line.startswith("train:"))
     project.write_text("".join([*lines[:begin], *lines[begin + 2 :]]) + TRAINING)
-    selected = run_codetune("select", "--set", "select.strategy=random", cwd=directory)
-    assert selected.returncode == 0, selected.stderr
+    pipeline.select(context_of(project, select__strategy="random"))
     return directory
 
 
 @pytest.fixture(scope="module")
 def alone(world: Path) -> Path:
-    run = fresh(world, "alone")
+    run = selected_run(world, "alone")
     train_here(world, run.name)
     return run
 
 
 @pytest.fixture(scope="module")
-def together(world: Path) -> Path:
-    return trained(world, "together", "launch.processes=2")
+def torchrun(world: Path) -> subprocess.CompletedProcess[str]:
+    """A training in two ranks of the user's own launcher."""
+    run = selected_run(world, "together")
+    arguments = ["--standalone", "--nproc-per-node", "2", "-m", "codetune", "train", *setting_flags(run.name), "--json"]
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *arguments],
+        cwd=world,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def together(world: Path, torchrun: subprocess.CompletedProcess[str]) -> Path:
+    assert torchrun.returncode == 0, torchrun.stderr
+    return world / "runs/together"
 
 
 def test_two_processes_learn_what_one_does(alone: Path, together: Path) -> None:
@@ -73,30 +87,30 @@ def test_a_checkpoint_of_two_processes_is_continued_by_one(world: Path, together
 
 def test_after_every_kind_of_end_it_is_the_unbroken_training(world: Path, together: Path) -> None:
     """Asked to stop, all ranks write a checkpoint; the command or a worker killed, nobody is left behind."""
-    run = fresh(world, "broken")
+    run = selected_run(world, "broken")
     with running(world, run.name, "launch.processes=2", "train.save_steps=99") as command:
         await_lines(run, 2)
         workers = children(command.pid)
         command.send_signal(signal.SIGTERM)
-        _, told = command.communicate(timeout=60)
-    assert command.returncode == 130, told
-    assert "Traceback" not in told
+        _, stderr = command.communicate(timeout=60)
+    assert command.returncode == 130, stderr
+    assert "Traceback" not in stderr
     await_end(workers)
     assert last_checkpoint(run) == len(metrics(run)) < STEPS
 
-    with running(world, run.name, "launch.processes=2") as command:
+    with running(world, run.name, "launch.processes=2", "train.save_steps=1") as command:
         await_lines(run, len(metrics(run)) + 1)
         workers = children(command.pid)
         os.kill(workers[-1], signal.SIGKILL)
         began = time.monotonic()
-        _, told = command.communicate(timeout=60)
+        _, stderr = command.communicate(timeout=60)
     assert time.monotonic() - began < 10
     assert command.returncode == 1
-    assert told.startswith("error: Process "), told
-    assert f"(pid {workers[-1]}) was killed by SIGKILL" in told
+    assert stderr.startswith("error: Process "), stderr
+    assert f"(pid {workers[-1]}) was killed by SIGKILL" in stderr
     await_end(workers)
 
-    with running(world, run.name, "launch.processes=2") as command:
+    with running(world, run.name, "launch.processes=2", "train.save_steps=1") as command:
         await_lines(run, last_checkpoint(run) + 1)
         workers = children(command.pid)
         command.kill()
@@ -108,43 +122,35 @@ def test_after_every_kind_of_end_it_is_the_unbroken_training(world: Path, togeth
     agree(run, together, exact=True)
 
 
-def test_ranks_of_the_users_own_launcher_take_part(world: Path, alone: Path) -> None:
-    run = fresh(world, "torchrun")
-    arguments = ["--standalone", "--nproc-per-node", "2", "-m", "codetune", "train", *said(run.name), "--json"]
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *arguments],
-        cwd=world,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["state"] == "done"  # of the first rank alone
-    agree(run, alone)
+def test_ranks_of_the_users_own_launcher_take_part(
+    torchrun: subprocess.CompletedProcess[str], together: Path, alone: Path
+) -> None:
+    assert json.loads(torchrun.stdout)["state"] == "done"  # printed by the first rank alone
+    agree(together, alone)
 
 
 def test_two_machines_train_as_one(world: Path, alone: Path) -> None:
-    run = fresh(world, "machines")
+    run = selected_run(world, "machines")
     with two_machines(world, run.name) as commands:
-        told = [command.communicate(timeout=300) for command in commands]
-        assert [command.returncode for command in commands] == [0, 0], told
+        outputs = [command.communicate(timeout=300) for command in commands]
+        assert [command.returncode for command in commands] == [0, 0], outputs
     agree(run, alone)
 
 
 @pytest.mark.parametrize("dead", [0, 1])
 def test_a_machine_that_dies_is_named_by_the_other(world: Path, dead: int) -> None:
-    run = fresh(world, f"machine-{dead}-dies")
+    run = selected_run(world, f"machine-{dead}-dies")
     with two_machines(world, run.name) as commands:
         await_lines(run, 2)
         survivor = commands[1 - dead]
         workers = children(survivor.pid)
         commands[dead].kill()
         began = time.monotonic()
-        _, told = survivor.communicate(timeout=60)
+        _, stderr = survivor.communicate(timeout=60)
     assert time.monotonic() - began < SECONDS_TO_CONFIRM + 10
     assert survivor.returncode == 1
-    assert told.startswith(f"error: Machine {dead} of 2 ({socket.gethostname()}) "), told
-    assert "Traceback" not in told
+    assert stderr.startswith(f"error: Machine {dead} of 2 ({socket.gethostname()}) "), stderr
+    assert "Traceback" not in stderr
     await_end(workers)
 
 
@@ -163,18 +169,8 @@ def two_machines(world: Path, name: str) -> Iterator[list[subprocess.Popen[str]]
         ]
 
 
-def trained(world: Path, name: str, *settings: str) -> Path:
-    run = fresh(world, name)
-    train(world, name, *settings)
-    return run
-
-
-def run_train(world: Path, name: str, *settings: str) -> subprocess.CompletedProcess[str]:
-    return run_codetune("train", *said(name, *settings), cwd=world, timeout=600)
-
-
 def train(world: Path, name: str, *settings: str) -> None:
-    done = run_train(world, name, *settings)
+    done = run_codetune("train", *setting_flags(name, *settings), cwd=world, timeout=600)
     assert done.returncode == 0, done.stderr
 
 
@@ -188,7 +184,7 @@ def start(
     world: Path, name: str, *settings: str, environment: Mapping[str, str] | None = None
 ) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "codetune", "train", *said(name, *settings)],
+        [sys.executable, "-m", "codetune", "train", *setting_flags(name, *settings)],
         cwd=world,
         env={**os.environ, **(environment or {})},
         stdout=subprocess.PIPE,

@@ -15,15 +15,15 @@ import torch
 from safetensors.torch import load_file
 
 from tests import pipeline
-from tests.small_world import context_of, make_small_world, run_codetune
+from tests.small_world import context_of, make_small_world
 from tests.training.ranks_on_cpus import Ranks
-from tests.training.runs import fresh, metrics, said, stopped_at
+from tests.training.runs import metrics, selected_run, setting_flags, stopped_at
 from tests.training.tiny import base_model
 
 TRAINING = """
 train: {max_length: 256, epochs: 2, global_batch_size: 5, per_device_batch_size: 2, warmup_steps: 0,
         learning_rate: 1e-3, gradient_checkpointing: true, logging_steps: 1, lora: {dropout: 0.0},
-        save_steps: 1, save_minutes: null, keep_checkpoints: 99}
+        save_steps: 2, save_minutes: null, keep_checkpoints: 99}
 """
 STEPS = 6
 # Method, strategy, and what moves to the memory of the CPU.
@@ -42,8 +42,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     project = make_small_world(directory, 30)
     text = re.sub(r"train: \{.*?\}\n", "", project.read_text(), flags=re.DOTALL)
     project.write_text(text + TRAINING)
-    selected = run_codetune("select", "--set", "select.strategy=random", cwd=directory)
-    assert selected.returncode == 0, selected.stderr
+    pipeline.select(context_of(project, select__strategy="random"))
     return directory
 
 
@@ -52,7 +51,7 @@ def alone(world: Path) -> dict[str, Path]:
     """By method, what one process learns."""
     runs = {}
     for method in ("full", "lora"):
-        runs[method] = fresh(world, f"alone-{method}")
+        runs[method] = selected_run(world, f"alone-{method}")
         flags = {"output_dir": f"runs/alone-{method}", "select__strategy": "random", "train__method": method}
         pipeline.train(context_of(world / "codetune.yaml", **flags))
     return runs
@@ -72,12 +71,12 @@ def test_fsdp_learns_what_one_process_does_and_any_number_continues_it(
     # Frozen weights and adapters besides in the memory of the CPU.
     offload = "all" if method == "lora" else "none"
     settings = (f"train.method={method}", "launch.strategy=fsdp", f"launch.offload={offload}")
-    whole = fresh(world, f"fsdp-{method}")
-    told = train(ranks, 2, whole, *settings)
+    whole = selected_run(world, f"fsdp-{method}")
+    stderr = train(ranks, 2, whole, *settings)
     agree(whole, alone[method])
     assert strategy_of(whole) == "fsdp"
     # The first process reads the weights and hands them out (and makes a whole model at the end).
-    assert set(loaded(told)) == {(0, count_numbers(world))}
+    assert set(loaded(stderr)) == {(0, count_numbers(world))}
     for count in (2, 3):
         broken = stopped_at(4, whole, f"{whole.name}-{count}")
         train(ranks, count, broken, *settings)
@@ -90,70 +89,70 @@ def test_zero_learns_the_same_and_is_continued(
     ranks: Ranks, world: Path, method: str, strategy: str, offload: str, alone: dict[str, Path]
 ) -> None:
     settings = (f"train.method={method}", f"launch.strategy={strategy}", f"launch.offload={offload}")
-    whole = fresh(world, f"{strategy}-{method}")
-    told = train(ranks, 2, whole, *settings)
+    whole = selected_run(world, f"{strategy}-{method}")
+    stderr = train(ranks, 2, whole, *settings)
     agree(whole, alone[method])
     assert strategy_of(whole) == strategy
     # Of stage 3 no process ever has the whole model: it is cut while it is loaded.
     had = 0 if strategy == "zero3" else count_numbers(world)
-    assert [numbers for rank, numbers in loaded(told) if rank == 1] == [had]
+    assert [numbers for rank, numbers in loaded(stderr) if rank == 1] == [had]
     broken = stopped_at(4, whole, f"{whole.name}-continued")
     train(ranks, 2, broken, *settings)
     agree(broken, whole, exact=True)
 
 
 @needs_zero
-def test_zero_wants_as_many_processes_again(ranks: Ranks, world: Path) -> None:
-    begun = fresh(world, "other-count")
-    train(ranks, 2, begun, "train.max_steps=1", "launch.strategy=zero2")
+def test_a_zero_checkpoint_fits_only_as_many_processes(ranks: Ranks, world: Path) -> None:
+    begun = selected_run(world, "other-count")
+    settings = ("train.max_steps=1", "train.save_steps=1", "launch.strategy=zero2")
+    train(ranks, 2, begun, *settings)
     shutil.rmtree(begun / "model")
     (begun / "model.seal").unlink()
-    other = ranks.run(3, world, "train", *said(begun.name, "train.max_steps=1", "launch.strategy=zero2"))
-    assert other.statuses[0] == 2, other.told
-    assert "launch.strategy 'zero2 in 2 processes' then, 'zero2 in 3 processes' now" in other.told
+    other = ranks.run(3, world, "train", *setting_flags(begun.name, *settings))
+    assert other.exit_statuses[0] == 2, other.stderr
+    assert "launch.strategy 'zero2 in 2 processes' then, 'zero2 in 3 processes' now" in other.stderr
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", pytest.param("zero3", marks=needs_zero)])
 @pytest.mark.parametrize("base", ["tied", "runs/alone-lora/model"])
-def test_a_head_that_is_the_embeddings_and_adapters_on_adapters_are_learned_together_too(
+def test_tied_embeddings_and_adapters_on_adapters_are_trained_in_shards_too(
     ranks: Ranks, world: Path, alone: dict[str, Path], base: str, strategy: str
 ) -> None:
     method = "full" if base == "tied" else "lora"
     settings = ("train.max_steps=2", f"train.method={method}", f"model.path={base}")
     if base == "tied" and not (world / base).exists():
         base_model(world / base, "gemma")
-    expected = fresh(world, f"expected-{method}-{strategy}")
+    expected = selected_run(world, f"expected-{method}-{strategy}")
     flags = {"output_dir": f"runs/{expected.name}", "select__strategy": "random", "train__max_steps": 2}
     pipeline.train(context_of(world / "codetune.yaml", **flags, train__method=method, model__path=base))
-    run = fresh(world, f"together-{method}-{strategy}")
+    run = selected_run(world, f"together-{method}-{strategy}")
     train(ranks, 2, run, *settings, f"launch.strategy={strategy}")
     agree(run, expected, steps=2)
 
 
 def test_one_process_of_a_launcher_is_one_process(ranks: Ranks, world: Path, alone: dict[str, Path]) -> None:
-    run = fresh(world, "launched")
+    run = selected_run(world, "launched")
     train(ranks, 1, run)
     agree(run, alone["full"], exact=True)
 
 
-def test_packed_samples_are_kept_apart_where_no_process_has_the_model(ranks: Ranks, world: Path) -> None:
-    """With an attention that cannot, it is seen in the very thing that is trained."""
-    run = fresh(world, "leaking")
-    ended = ranks.run(2, world, "train", *said(run.name, "launch.strategy=fsdp"), "--leaking")
-    assert ended.statuses[0] == 2, ended.told
-    assert "Packed samples see each other in" in ended.told
+def test_isolation_is_checked_where_no_process_has_the_model(ranks: Ranks, world: Path) -> None:
+    run = selected_run(world, "leaking")
+    ended = ranks.run(2, world, "train", *setting_flags(run.name, "launch.strategy=fsdp"), "--leaking")
+    assert ended.exit_statuses[0] == 2, ended.stderr
+    assert "Packed samples see each other in" in ended.stderr
 
 
 def train(ranks: Ranks, count: int, run: Path, *settings: str) -> str:
-    """What the processes say."""
-    ended = ranks.run(count, run.parents[1], "train", *said(run.name, *settings))
-    assert ended.statuses == [0] * count, ended.told
-    return ended.told
+    """Returns what the ranks print on standard error."""
+    ended = ranks.run(count, run.parents[1], "train", *setting_flags(run.name, *settings))
+    assert ended.exit_statuses == [0] * count, ended.stderr
+    return ended.stderr
 
 
-def loaded(told: str) -> list[tuple[int, int]]:
+def loaded(stderr: str) -> list[tuple[int, int]]:
     """Which process, and how many numbers it had of the model."""
-    return [(int(rank), int(count)) for rank, count in re.findall(r"process (\d) has loaded (\d+) numbers", told)]
+    return [(int(rank), int(count)) for rank, count in re.findall(r"process (\d) has loaded (\d+) numbers", stderr)]
 
 
 def count_numbers(world: Path) -> int:

@@ -39,6 +39,19 @@ from codetune.training.train import train
 from tests.model.builders import byte_tokenizer
 from tests.training.tiny import base_model, examples, metrics, project, run
 
+LINE_FIELDS = [
+    "step",
+    "epoch",
+    "loss",
+    "learning_rate",
+    "grad_norm",
+    "tokens_per_second",
+    "samples_per_second",
+    "padding_rate",
+    "peak_memory_bytes",
+    "mfu",
+    "seconds",
+]
 LORA = {"method": "lora"}
 QLORA = {"method": "qlora"}
 
@@ -80,7 +93,7 @@ def same(one: Path, other: Path) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_training_runs_all_steps_and_tells_what_it_saw(base: Path, tmp_path: Path) -> None:
+def test_a_training_runs_all_steps_and_reports_them(base: Path, tmp_path: Path) -> None:
     seen: list[Mapping[str, float | None]] = []
     summary = train(examples(20), project(), base, tmp_path, tmp_path / "saved", seen.append)
     assert (summary.rows, summary.steps, summary.dropped, summary.truncated_rows) == (20, 6, (), 0)
@@ -88,10 +101,7 @@ def test_a_training_runs_all_steps_and_tells_what_it_saw(base: Path, tmp_path: P
     assert all(line["steps"] == 6 for line in seen)
     lines = metrics(tmp_path, times=True)
     assert [line["step"] for line in lines] == [2, 4, 6]
-    assert list(lines[0]) == [
-        *("step", "epoch", "loss", "learning_rate", "grad_norm", "tokens_per_second", "samples_per_second"),
-        *("padding_rate", "peak_memory_bytes", "mfu", "seconds"),
-    ]
+    assert list(lines[0]) == LINE_FIELDS
     # means over the steps since the last line
     assert lines[1]["loss"] == pytest.approx((seen[2]["loss"] + seen[3]["loss"]) / 2)
     assert lines[0]["peak_memory_bytes"] is lines[0]["mfu"] is None
@@ -99,26 +109,35 @@ def test_a_training_runs_all_steps_and_tells_what_it_saw(base: Path, tmp_path: P
     assert summary.last_loss == seen[-1]["loss"]
 
 
-def test_pad_modes_and_accumulation_learn_the_same(base: Path, tmp_path: Path) -> None:
-    runs = {
-        "packed": project(),
-        "padded": project(pad_mode="dynamic_pad"),
-        "filled": project(pad_mode="max_length"),
-        "paper": project(pad_mode="paper_pack"),
-        "sorted": project(pad_mode="dynamic_pad", sort_in_step=True),
-        "smaller": project(per_device_batch_size=3, global_batch_size=8),
-        "recomputed": project(gradient_checkpointing=True),
-        "eager": project().model_copy(update={"model": project().model.model_copy(update={"attention": "eager"})}),
-    }
-    rates = {}
-    for name, settings in runs.items():
-        rates[name] = run(settings, base, tmp_path / name).padding_rate
-        pairs = zip(metrics(tmp_path / name), metrics(tmp_path / "packed"), strict=True)
-        assert all(one["loss"] == pytest.approx(other["loss"], rel=1e-5) for one, other in pairs), name
-        assert all(
-            one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
-            for one, other in zip(metrics(tmp_path / name), metrics(tmp_path / "packed"), strict=True)
-        )
+PACKED = {"packed": project()}
+OTHER_BATCHES = {
+    "padded": project(pad_mode="dynamic_pad"),
+    "filled": project(pad_mode="max_length"),
+    "paper": project(pad_mode="paper_pack"),
+    "sorted": project(pad_mode="dynamic_pad", sort_in_step=True),
+    "smaller": project(per_device_batch_size=3, global_batch_size=8),
+    "recomputed": project(gradient_checkpointing=True),
+    "eager": project().model_copy(update={"model": project().model.model_copy(update={"attention": "eager"})}),
+}
+
+
+@pytest.fixture(scope="module")
+def batched(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, float]]:
+    """By how the steps are batched: the run, and its padding rate."""
+    directory = tmp_path_factory.mktemp("batched")
+    settings = {**PACKED, **OTHER_BATCHES}
+    return {name: (directory / name, run(settings[name], base, directory / name).padding_rate) for name in settings}
+
+
+@pytest.mark.parametrize("name", OTHER_BATCHES)
+def test_pad_modes_and_accumulation_learn_the_same(batched: dict[str, tuple[Path, float]], name: str) -> None:
+    pairs = list(zip(metrics(batched[name][0]), metrics(batched["packed"][0]), strict=True))
+    assert [one["loss"] for one, _ in pairs] == pytest.approx([other["loss"] for _, other in pairs], rel=1e-5)
+    assert [one["grad_norm"] for one, _ in pairs] == pytest.approx([other["grad_norm"] for _, other in pairs], rel=1e-4)
+
+
+def test_pad_modes_differ_in_padding(batched: dict[str, tuple[Path, float]]) -> None:
+    rates = {name: rate for name, (_, rate) in batched.items()}
     assert rates["packed"] == rates["eager"] == 0 < rates["sorted"] < rates["padded"] < rates["filled"]
     assert 0 < rates["paper"] < rates["padded"]
 
@@ -233,15 +252,15 @@ def test_a_loss_that_is_not_a_number_names_its_row(tmp_path: Path, pad_mode: str
 
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 @pytest.mark.parametrize("pad_mode", ["dynamic_pack", "dynamic_pad"])
-def test_weights_that_are_no_numbers_are_told_by_the_loss_of_the_first_step(
+def test_weights_that_are_not_finite_are_found_by_the_loss_of_the_first_step(
     tmp_path: Path, pad_mode: str, method: str
 ) -> None:
     base = base_model(tmp_path / "base")
     model = AutoModelForCausalLM.from_pretrained(base)
     model.model.norm.weight.data[:] = float("nan")
     model.save_pretrained(base)
-    told = r"loss is not a finite number in step 1 of 6, on the rows [0-9a-f]{16}"
-    with pytest.raises(CodetuneError, match=told) as failure:
+    message = r"loss is not a finite number in step 1 of 6, on the rows [0-9a-f]{16}"
+    with pytest.raises(CodetuneError, match=message) as failure:
         run(project(pad_mode=pad_mode, method=method), base, tmp_path)
     assert failure.value.exit_status == 1
     assert "float32" not in str(failure.value)  # it is
@@ -267,7 +286,7 @@ def test_a_pad_token_that_the_model_does_not_know_is_not_used(tmp_path: Path, pa
     assert run(project(pad_mode=pad_mode), tmp_path / "base", tmp_path / "run").steps == 6
 
 
-def test_a_configuration_that_fits_no_model_is_told_as_that(tmp_path: Path) -> None:
+def test_a_configuration_that_fits_no_model_is_a_model_error(tmp_path: Path) -> None:
     base = base_model(tmp_path / "base")
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | {"pad_token_id": 32000}))
@@ -293,7 +312,7 @@ def test_rows_that_are_cut_or_dropped_are_counted(base: Path, tmp_path: Path) ->
         run(project(max_length=9), base, tmp_path / "none")
 
 
-def test_who_asks_to_stop_while_the_model_is_saved_gets_it(
+def test_an_interruption_while_the_model_is_saved_waits_for_it(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*arguments: Any) -> None:
@@ -410,15 +429,15 @@ def test_merging_and_reporting_change_nothing_that_is_learned(base: Path, tmp_pa
     assert (tmp_path / "saved" / "model.safetensors").is_file()
 
 
-def test_activations_are_recomputed_where_the_project_says_so(base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_activations_are_recomputed_where_the_project_says_so(base: Path, tmp_path: Path, method: str) -> None:
     calls = {}
-    for wanted in (False, True):
-        for method in ("full", "lora", "qlora"):
-            counted, settings = CountLayers(), project(gradient_checkpointing=wanted, method=method, max_steps=1)
-            with counted:
-                run(settings, base, tmp_path / f"{wanted}{method}")
-            calls[method, wanted] = counted.calls
-    assert all(calls[method, True] == 2 * calls[method, False] > 0 for method in ("full", "lora", "qlora"))
+    for recomputes in (False, True):
+        counted, settings = CountLayers(), project(gradient_checkpointing=recomputes, method=method, max_steps=1)
+        with counted:
+            run(settings, base, tmp_path / f"{recomputes}")
+        calls[recomputes] = counted.calls
+    assert calls[True] == 2 * calls[False] > 0
 
 
 def test_memory_that_runs_out_is_an_error_that_counts_tokens_and_loses_nothing(
@@ -441,9 +460,9 @@ def test_memory_that_runs_out_is_an_error_that_counts_tokens_and_loses_nothing(
         with pytest.raises(CodetuneError) as failure:
             train(examples(20), settings, base, tmp_path, tmp_path / "saved", lambda line: steps.append(line["step"]))
     assert failure.value.exit_status == 1
-    told = re.search(r"memory is full in step 4, with (\d+) tokens of 4 samples in a micro-batch", str(failure.value))
-    assert told is not None
-    assert 120 <= int(told[1]) <= 440
+    found = re.search(r"memory is full in step 4, with (\d+) tokens of 4 samples in a micro-batch", str(failure.value))
+    assert found is not None
+    assert 120 <= int(found[1]) <= 440
     assert "train.per_device_batch_size" in str(failure.value)
     assert "train.gradient_checkpointing: true" in str(failure.value)
     with monkeypatch.context() as patched:
@@ -459,20 +478,20 @@ def test_memory_that_runs_out_is_an_error_that_counts_tokens_and_loses_nothing(
 
 
 @pytest.mark.parametrize(
-    ("where", "told"),
+    ("where", "activity"),
     [
         ("torch.optim.AdamW.step", "the weights are updated"),
         ("codetune.training.build_model.load_model", "the model is loaded"),
     ],
 )
-def test_memory_that_does_not_hold_the_weights_themselves_is_told_otherwise(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, told: str
+def test_memory_that_does_not_hold_the_weights_has_an_error_of_its_own(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, activity: str
 ) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
     monkeypatch.setattr(where, full)
-    with pytest.raises(CodetuneError, match=rf"memory is full while {told}.*train.method: lora or qlora.*fsdp"):
+    with pytest.raises(CodetuneError, match=rf"memory is full while {activity}.*train.method: lora or qlora.*fsdp"):
         run(project(), base, tmp_path)
 
 
@@ -487,7 +506,7 @@ def test_a_program_error_is_not_taken_for_a_lack_of_memory(
         run(project(), base, tmp_path)
 
 
-def test_lines_of_metrics_are_handed_to_tensorboard(base: Path, tmp_path: Path) -> None:
+def test_lines_of_metrics_reach_tensorboard(base: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboardX")
     run(project(report_to=["tensorboard"]), base, tmp_path)
     (written,) = tmp_path.rglob("events.out.tfevents.*")
@@ -496,7 +515,7 @@ def test_lines_of_metrics_are_handed_to_tensorboard(base: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
-def test_a_reporter_that_is_not_installed_is_an_error_with_the_command_that_mends_it(
+def test_a_tracker_that_is_not_installed_is_an_error_with_the_command_that_installs_it(
     base: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (name, f"{name}X"):
@@ -557,7 +576,7 @@ def test_a_network_without_attention_learns_with_padding(tmp_path: Path) -> None
     assert run(project(pad_mode="dynamic_pad", max_steps=1), base, tmp_path / "run").steps == 1
 
 
-def test_a_configuration_that_knows_no_padding_does(tmp_path: Path) -> None:
+def test_a_configuration_without_a_pad_token_does(tmp_path: Path) -> None:
     config = CodeGenConfig(
         n_embd=32, n_layer=2, n_head=4, rotary_dim=4, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
     )
@@ -565,7 +584,7 @@ def test_a_configuration_that_knows_no_padding_does(tmp_path: Path) -> None:
     assert run(project(pad_mode="dynamic_pad", max_steps=1), base, tmp_path / "run").steps == 1
 
 
-def test_activations_that_cannot_be_made_again_are_told(tmp_path: Path) -> None:
+def test_an_architecture_without_activation_checkpointing_is_an_error(tmp_path: Path) -> None:
     config = CTRLConfig(n_embd=32, n_layer=2, n_head=4, dff=64, resid_pdrop=0.0, embd_pdrop=0.0)
     base = with_tokenizer(tmp_path / "base", config)
     with pytest.raises(ModelError, match=r"CTRLLMHeadModel.*Set train\.gradient_checkpointing: false"):
