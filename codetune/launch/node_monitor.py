@@ -118,12 +118,8 @@ class NodeMonitor:
             return WorkerError(f"{self._name(other)} failed: {reason}")
         now = time.monotonic()
         for other, changed_at in sorted(self._changed_at.items()):
-            if now - changed_at > self._limit:
-                how = (
-                    "cannot be reached"
-                    if changed_at == _UNREACHABLE
-                    else f"has been silent for {now - changed_at:.0f} s"
-                )
+            if (silence := now - changed_at) > self._limit:
+                how = "cannot be reached" if changed_at == _UNREACHABLE else f"has been silent for {silence:.0f} s"
                 return WorkerError(
                     f"{self._name(other)} {how}, so the work ends on all machines. Expected: that all of them finish. "
                     "Nothing finished is lost: look at the output of that machine, fix the cause, and run the command "

@@ -94,7 +94,7 @@ def test_the_error_of_a_worker_is_the_commands_own(tmp_path: Path, shown: list[s
 
 
 def test_a_worker_that_is_killed_ends_the_others_and_is_the_one_named(tmp_path: Path, shown: list[str]) -> None:
-    # The other one loses its connection and prints as much as torch does, perhaps before the command has seen the death.
+    # The other one loses its connection and prints as much as torch does, perhaps before the command sees the death.
     program = """
         if here.rank == 1:
             time.sleep(0.3)
