@@ -1,5 +1,5 @@
-"""What a process of codetune is: the command that a user called, a worker that a command started, or a rank of the
-user's launcher other than 0, which runs the jobs of rank 0. Turns errors into messages and exit statuses."""
+"""The entry of every process of codetune: the command that a user called, a worker that a command started, or a rank
+of the user's launcher other than 0, which runs the jobs of rank 0. Turns errors into messages and exit statuses."""
 
 from __future__ import annotations
 

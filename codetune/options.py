@@ -72,7 +72,7 @@ def prompt_flag(instruct: bool | None) -> dict[str, str]:
 
 
 def require_unicode(words: Sequence[str]) -> None:
-    """What is said is shown again, in documents, locks and errors."""
+    """Raises UsageError for a word that is not UTF-8: words are shown again, in documents, locks and errors."""
     for word in words:
         if lone_surrogate(word) is not None:
             raise UsageError(f"{word!a} is no UTF-8. Expected: names that can be written. Rename the file")

@@ -117,7 +117,7 @@ def _caption(reports: Sequence[Report]) -> str:
 
 
 def _losses(reports: Sequence[Report]) -> list[str]:
-    """What a model loses before it is judged: answers that were cut, programs that are none."""
+    """Samples lost before they are judged: answers that were cut, programs that do not parse."""
     lines = []
     for report in reports:
         found = report.get("completions", {})

@@ -74,7 +74,7 @@ def evaluate_models(context: RunContext, tasks: Benchmark, names: Sequence[str])
 
 
 def model_request(tasks: Benchmark, model: ModelRef, whole: Benchmark | None = None) -> StageRequest:
-    """What the benchmark stages are asked for; `whole` where `tasks` are a part of it that is judged alone."""
+    """The request to a benchmark stage. `whole` is the benchmark, if `tasks` are a part of it that is judged alone."""
     return StageRequest(benchmark=tasks.name, label=model.label, tasks=tasks, whole=whole, model=model)
 
 
@@ -132,7 +132,7 @@ def _content(manifest: Manifest) -> str:
 
 
 def _remarks(context: RunContext, stage: Stage, found: StageStatus) -> str:
-    """What cannot be compared here, and what was begun beside a finished artefact."""
+    """A data set that cannot be compared here, and a training that was begun beside a finished one."""
     remark = ""
     if found.manifest is not None and "dataset" in found.manifest.inputs and not dataset_is_here(context):
         remark = f"; {context.project.dataset.path} is not here to compare with"

@@ -119,7 +119,7 @@ def _changed_tasks(
 
 
 def _project_path(context: RunContext, reference: str) -> Path:
-    """Where a benchmark lies that is not in the table: beside the project file, if it is there."""
+    """The path of a benchmark that is not in the table: beside the project file, if it is there."""
     return Path(context.project.locate(reference)).expanduser()
 
 

@@ -75,7 +75,7 @@ def _projection_key(context: RunContext) -> str:
 
 
 def _projection_of_embeddings(context: RunContext) -> Path | None:
-    """That of the last embeddings, where the data set is still the same, wherever it lies now."""
+    """The encoder of the last embeddings, if the data set is still the same, also under another path."""
     manifest, examples = read_manifest(context.run.embeddings), read_manifest(context.run.examples)
     if manifest is None or examples is None or PROJECTION not in manifest.facts:
         return None

@@ -48,7 +48,7 @@ COUNTS = ("sample", "tokens", "truncated")  # of a logged row, beside what EvalP
 
 @dataclass(frozen=True, slots=True)
 class WorkList:
-    """What is to be completed, by which model and where to."""
+    """The samples to be generated, the model that generates them, and the directory of the logs."""
 
     model: ModelRef
     file: Path  # of the tasks
@@ -171,7 +171,7 @@ def _is_divided(project: Project, model: Path, processes: int) -> bool:
 
 
 def completed_rows(parts: Path) -> dict[tuple[str, int], dict[str, Any]]:
-    """What all processes have written so far, by task and number."""
+    """The completions that all processes have written so far, by task id and number of the sample."""
     rows: dict[tuple[str, int], dict[str, Any]] = {}
     for path in sorted(parts.glob("completions*.jsonl")):
         with LineLog(path) as log:

@@ -1,6 +1,6 @@
-"""What the stages read: the data set (as `examples.jsonl`, written by the stage that needs rows first), models, and the
-artefacts of earlier stages. All of it is known by content: another spelling of a path, a copy or a newer time changes
-nothing."""
+"""The inputs of the stages: the data set (as `examples.jsonl`, written by the stage that needs rows first), models, and
+the artefacts of earlier stages. All of them are known by content: another spelling of a path, a copy or a newer time
+changes nothing."""
 
 from __future__ import annotations
 

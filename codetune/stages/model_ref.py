@@ -53,7 +53,7 @@ def default_model(context: RunContext, said: str | None, instead: str = "") -> s
 
 
 def local_directory(context: RunContext, label: str) -> Path:
-    """Where `tuned` or `base` lies, if it lies on this machine under that name."""
+    """The path of `tuned` or `base`; nothing need be there."""
     if label == "tuned":
         return context.run.model
     return Path(context.project.locate(context.project.model.path)).expanduser()
@@ -97,7 +97,7 @@ def prompt_kind(context: RunContext, name: str, directory: Path) -> PromptKind |
 
 
 def end_of_turn(model: ModelRef) -> tuple[str, ...]:
-    """What closes an answer beside EOS: of a model that codetune trained its family's own text."""
+    """The stop strings that close an answer beside EOS, for a model that codetune trained."""
     from codetune.data.chat import stop_strings
 
     return stop_strings(model.chat_format) if model.kind == "chat" and model.chat_format else ()

@@ -30,7 +30,7 @@ def stages_between(first: str, last: str) -> Sequence[Stage]:
 
 
 def run_job(job: Job, worker: WorkerContext) -> JSON:
-    """What a worker process does: its share of the work of the job's stage."""
+    """A worker process's share of the work of the job's stage."""
     stage = stage_named(job.stage)
     assert stage.in_process is not None
     return stage.in_process(job, worker)

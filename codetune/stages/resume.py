@@ -22,7 +22,7 @@ TRAINED = "codetune.json"  # in a model directory: codetune trained it, so it is
 
 
 def record_of(recipe: Recipe) -> dict[str, object]:
-    """What is kept beside checkpoints and in a trained model: settings, digests of inputs, and their names."""
+    """The record kept beside checkpoints and in a trained model: settings, digests of inputs, and their names."""
     record: dict[str, object] = json.loads(json.dumps({**recipe.identity(), **recipe.names}))
     return record
 
@@ -56,7 +56,7 @@ def publish_training(run: Run, directory: Path) -> None:
 
 
 def unfinished_directory(run: Run) -> Path:
-    """Where an unfinished training lies, or would."""
+    """The directory of an unfinished training, whether there is one or not."""
     manifest, found = read_manifest(run.model), _read_record(run.train)
     finished = False
     if manifest is not None:
@@ -77,7 +77,7 @@ def other_settings_of(run: Run, settings: Settings) -> tuple[str, str]:
 
 
 def _bound_keys(record: Mapping[str, object], names: Mapping[str, str]) -> list[str]:
-    """What must stay the same; of batch sizes the checkpoint itself checks the product."""
+    """The keys that must stay the same; the checkpoint itself checks the product of the batch sizes."""
     free = {*free_on_resume(), *names}
     return [key for key in record if key not in free]
 

@@ -1,4 +1,4 @@
-"""What score and embed have in common: rows are made block by block, each block is committed to a log, and the artefact
+"""The common part of score and embed: rows are made block by block, each block is committed to a log, and the artefact
 is written from the logs when no row is missing.
 
 The blocks follow from the data set and the settings alone, so they are the same in every process. Shard I of N does the
@@ -60,7 +60,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class RowJob:
-    """What a worker process is told: what is made, and the shard that the command was asked for."""
+    """The message to a worker process: the recipe, and the shard that the command was asked for."""
 
     recipe: Mapping[str, object]
     shard: Sequence[int] | None
@@ -68,7 +68,7 @@ class RowJob:
 
 @dataclass(frozen=True, slots=True)
 class RowStage:
-    """What distinguishes score from embed."""
+    """The parts in which score and embed differ."""
 
     plan: Callable[[RunContext, Recipe], Plan]
     sealed_rows: Callable[[Run], Iterator[tuple[str, int, int]]]  # id, offset, length in the artefact
@@ -186,7 +186,7 @@ def shard_of(context: RunContext, request: StageRequest) -> Shard | None:
 
 
 def shard_of_process(shard: Shard, rank: Rank) -> Shard:
-    """What one of several processes does of a shard.
+    """The part of a shard that one of several processes does.
 
     >>> shard_of_process((1, 3), Rank(1, 2, 1, 2))
     (4, 6)

@@ -1,4 +1,4 @@
-"""What a stage is, and the one runner of all seven.
+"""The type of a stage, and the one runner of all seven.
 
 A stage turns inputs, known by the digest of their content, and the settings that seal it into one artefact. It does so
 in two steps: `work` makes durable parts (block logs, checkpoints, completions, verdicts), resumable and in as many
@@ -34,7 +34,7 @@ Settings = Mapping[str, Any]  # dotted key of the project file -> value
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
-    """What every stage works with: the project, its run directory, and the digests known there."""
+    """The context of every stage: the project, its run directory, and the digests known there."""
 
     project: Project
     run: Run
@@ -43,7 +43,7 @@ class RunContext:
 
 @dataclass(frozen=True, slots=True)
 class StageRequest:
-    """What is asked of a stage beside the project: a part of the rows, or the benchmark and the model."""
+    """The request to a stage beside the project: a part of the rows, or the benchmark and the model."""
 
     shard: Shard | None = None
     restart: bool = False  # train: discard the finished and the unfinished training
@@ -81,7 +81,7 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What an artefact is about to be made of: it is done where its manifest says the same."""
+    """The settings and inputs of an artefact that is about to be made; it is done if its manifest has the same."""
 
     stage: StageName
     artefact: Path
@@ -114,7 +114,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class StageOutput:
-    """What `write` has made, for the manifest. Not `complete`: rows of other shards are missing, nothing was made."""
+    """The result of `write`, for the manifest. Not `complete`: rows of other shards are missing, nothing was made."""
 
     rows: int
     refused: Mapping[str, int] = field(default_factory=dict)  # reason -> rows
@@ -124,7 +124,7 @@ class StageOutput:
 
 @dataclass(frozen=True, slots=True)
 class StageResult:
-    """What a stage did. Of a row stage, `rows` (with a result) and `refused` together are all that came in."""
+    """The result of a stage. Of a row stage, `rows` (with a result) and `refused` together are all rows read."""
 
     stage: StageName
     state: Literal["done", "partial"]  # partial: rows of other shards are missing
@@ -139,7 +139,7 @@ class StageResult:
 
 @dataclass(frozen=True, slots=True)
 class Details:
-    """What a result shows for people beside the lines that every stage has."""
+    """The lines and the table of a result for people, beside the lines that every stage has."""
 
     notes: Sequence[str] = ()
     columns: Sequence[str] = ()
@@ -237,7 +237,7 @@ def stage_settings(context: RunContext, stage: Stage, request: StageRequest) -> 
 
 
 def input_names(project: Project, inputs: Sequence[Input]) -> dict[str, str]:
-    """What the project calls the inputs that it names."""
+    """The names that the project gives to inputs, by key."""
     return {part.setting: str(value_at(project, part.setting)) for part in inputs if part.setting}
 
 
