@@ -1,6 +1,6 @@
 """Environment variables -> the rank, machine and threads of this process; and the variables that libraries, and the
 workers of this command, need. No other module reads or writes the environment, but for the adapters that
-test_architecture.py lists. Starts no process; `workers.py` does."""
+the architecture test lists. Starts no process; `workers.py` does."""
 
 from __future__ import annotations
 
