@@ -132,7 +132,9 @@ def read_problems(file: Path) -> list[Problem]:
 def part_of(benchmark: Benchmark, limit: int | None, task_ids: Sequence[str]) -> Benchmark:
     """The first `limit` of the named tasks, or of all where none is named, with a name of its own: the artefacts of the
     whole benchmark stay. Raises UsageError for an unknown task id."""
-    picked = pick_problems(benchmark.problems, task_ids)[:limit]
+    for task_id in task_ids:
+        _require_task(benchmark.problems, task_id)
+    picked = [problem for problem in benchmark.problems if not task_ids or problem.task_id in task_ids][:limit]
     if len(picked) == len(benchmark.problems):
         return benchmark
     digest = benchmark_digest(picked)
@@ -173,23 +175,18 @@ def artefact_name(reference: str, file_digest: Callable[[], str | None]) -> str:
     HumanEval's; `file_digest` gives None where there is no such file."""
     if spec_named(reference):
         return reference
-    stem = Path(reference).name.lstrip(".").partition(".")[0]
+    stem = stem_of(Path(reference))
     digest = file_digest() if spec_named(stem) else None
     return f"{stem}-{digest[:8]}" if digest else stem
 
 
-def pick_problems(problems: Sequence[Problem], task_ids: Sequence[str]) -> list[Problem]:
-    """The tasks of these ids, in the benchmark's order; all where no id is given. Raises UsageError for an unknown
-    id."""
-    known = {problem.task_id for problem in problems}
-    for task_id in task_ids:
-        if task_id not in known:
-            near = difflib.get_close_matches(task_id, known, n=1)
-            raise UsageError(
-                f"--task {task_id}: the benchmark has no such task{f' (did you mean {near[0]}?)' if near else ''}. "
-                f"Expected: an id such as {problems[0].task_id}. Correct it."
-            )
-    return [problem for problem in problems if not task_ids or problem.task_id in task_ids]
+def stem_of(path: Path) -> str:
+    """The name of a file without endings, of a hidden file too.
+
+    >>> stem_of(Path("a/.samples.jsonl.gz"))
+    'samples'
+    """
+    return path.name.lstrip(".").partition(".")[0]
 
 
 def benchmark_digest(problems: Sequence[Problem]) -> str:
@@ -200,6 +197,16 @@ def benchmark_digest(problems: Sequence[Problem]) -> str:
 def problem_digest(problem: Problem) -> str:
     parts = {part.name: getattr(problem, part.name) for part in fields(problem)}
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=_canonical).encode()).hexdigest()
+
+
+def _require_task(problems: Sequence[Problem], task_id: str) -> None:
+    known = [problem.task_id for problem in problems]
+    if task_id not in known:
+        near = difflib.get_close_matches(task_id, known, n=1)
+        raise UsageError(
+            f"--task {task_id}: the benchmark has no such task{f' (did you mean {near[0]}?)' if near else ''}. "
+            f"Expected: an id such as {known[0]}. Correct it."
+        )
 
 
 def _canonical(value: object) -> object:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from codetune.benchmark import benchmarks
-from codetune.benchmark.benchmarks import Benchmark, artefact_name, locate_benchmark, spec_named, spec_of
+from codetune.benchmark.benchmarks import Benchmark, artefact_name, locate_benchmark, spec_named, spec_of, stem_of
 from codetune.benchmark.evalplus_format import holds_samples, read_samples
 from codetune.errors import DataError, UsageError
 from codetune.stages.stage import Input, Resolved, RunContext, StageRequest
@@ -70,15 +70,6 @@ def samples_request(context: RunContext, tasks: Benchmark, path: Path) -> StageR
         raise DataError(f"There is no file {path}. Expected: a JSONL of samples in EvalPlus format. Fix --samples")
     label = f"{stem_of(path)}-{context.digests.file(path)[:8]}"
     return StageRequest(benchmark=tasks.name, label=label, tasks=tasks, samples=path)
-
-
-def stem_of(path: Path) -> str:
-    """The name without endings, of a hidden file too.
-
-    >>> stem_of(Path("a/.samples.jsonl.gz"))
-    'samples'
-    """
-    return path.name.lstrip(".").partition(".")[0]
 
 
 def tasks_input() -> Input:
