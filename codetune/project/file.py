@@ -44,13 +44,13 @@ def commented_yaml(values: Mapping[str, object]) -> str:
         "# A codetune project. Every key is here with its default or the preset's value; any of them may be left out.",
         "# Relative paths are looked for beside this file. Check it at any time: codetune status",
     ]
-    section: tuple[str, ...] = ()
+    section: list[str] = []
     for key, field in keys():
         *parents, name = key.split(".")
         for depth, parent in enumerate(parents):
-            if tuple(parents[: depth + 1]) != section[: depth + 1]:
+            if parents[: depth + 1] != section[: depth + 1]:
                 lines += [""] * (depth == 0) + [f"{'  ' * depth}{parent}:"]
-        section = tuple(parents)
+        section = parents
         value = f"{'  ' * len(parents)}{name}: {_as_yaml(values.get(key, field.default))}"
         lines.append(f"{value:<58}  # {field.description}")
     return "\n".join(lines) + "\n"
@@ -109,24 +109,29 @@ def _validate(parsed: ParsedYaml) -> Project | None:
 def _note_errors(why: ValidationError, parsed: ParsedYaml) -> list[Key]:
     """Adds one mistake for each key that pydantic refuses, and returns the keys. (Pydantic reports a key once for each
     branch of a union.)"""
-    refused: dict[Key, list[str]] = {}
+    refused: dict[Key, list[ErrorDetails]] = {}
     for error in why.errors(include_url=False):
-        key = _key_in(parsed.data, error["loc"])
-        if error["type"] == "extra_forbidden":
-            refused.setdefault(key, []).append(f"unknown key{_suggestion(key)}")
+        refused.setdefault(_key_in(parsed.data, error["loc"]), []).append(error)
+    descriptions = {name: f" ({field.description})" for name, field in keys()}
+    for key, errors in refused.items():
+        dotted = _dotted(key)
+        location = f"{_location(key, parsed)}: {dotted}"
+        if errors[0]["type"] == "extra_forbidden":
+            parsed.mistakes.append(f"{location}: unknown key{_suggestion(key)}")
         else:
-            refused.setdefault(key, []).append(_expectation(_possible_choices(key, error)))
-    for key, reasons in refused.items():
-        location = f"{_location(key, parsed)}: {_dotted(key)}"
-        if reasons[0].startswith("unknown key"):
-            parsed.mistakes.append(f"{location}: {reasons[0]}")
-        else:
-            expected = " or ".join(dict.fromkeys(reasons))
+            expected = " or ".join(dict.fromkeys(_expectation(_possible_choices(dotted, error)) for error in errors))
             found = _shortened(_get(parsed.data, key))
-            parsed.mistakes.append(f"{location} is {found}; expected {expected}{_description(key)}")
+            parsed.mistakes.append(f"{location} is {found}; expected {expected}{descriptions.get(dotted, '')}")
     return list(refused)
 
 
+# What each strategy can move to CPU memory; the others, nothing.
+OFFLOADS = {
+    "fsdp": ("none", "all"),
+    "zero1": ("none", "optimizer"),
+    "zero2": ("none", "optimizer"),
+    "zero3": ("none", "optimizer", "all"),
+}
 # Parts of pydantic's messages, and our words for them.
 _OUR_WORDS = {
     ", unable to parse raw data as a unicode string": " of UTF-8",
@@ -151,9 +156,9 @@ def _expectation(message: str) -> str:
     return message.partition(" after validation")[0]
 
 
-def _possible_choices(key: Key, error: ErrorDetails) -> str:
+def _possible_choices(key: str, error: ErrorDetails) -> str:
     """Pydantic's message; the message about a choice without the values that this version refuses."""
-    lacking = NOT_IN_THIS_VERSION.get(_dotted(key), ())
+    lacking = NOT_IN_THIS_VERSION.get(key, ())
     if error["type"] != "literal_error" or not lacking:
         return error["msg"]
     *others, last = [f"'{value}'" for value in re.findall("'(.*?)'", error["ctx"]["expected"]) if value not in lacking]
@@ -173,10 +178,8 @@ def _conflicts(project: Project) -> Iterator[tuple[str, str]]:
     """Key and message of each pair of settings that are valid one by one and not together."""
     train, generate = project.train, project.generate
     if "{instruction}" not in project.score.prompt:
-        yield (
-            "score.prompt",
-            "holds no {instruction}; expected a text that contains it, such as 'Question:\\n{instruction}\\n'",
-        )
+        expected = "expected a text that contains it, such as 'Question:\\n{instruction}\\n'"
+        yield "score.prompt", f"holds no {{instruction}}; {expected}"
     if train.save_minutes is None and train.save_steps is None:
         yield "train.save_steps", "null, and so is train.save_minutes: no checkpoint would ever be written. Set one"
     yield from _launch_conflicts(project)
@@ -193,10 +196,8 @@ def _conflicts(project: Project) -> Iterator[tuple[str, str]]:
             "train.pad_mode to dynamic_pack or paper_pack, or train.pack_isolation to true",
         )
     if train.quantization.bits == 8 and train.quantization.type == "fp4":
-        yield (
-            "train.quantization.type",
-            "fp4 is a format of 4 bits, and train.quantization.bits is 8. Set train.quantization.bits to 4",
-        )
+        message = "fp4 is a format of 4 bits, and train.quantization.bits is 8. Set train.quantization.bits to 4"
+        yield "train.quantization.type", message
     if project.model.dtype == "float16" and train.method == "full":
         yield (
             "model.dtype",
@@ -206,21 +207,12 @@ def _conflicts(project: Project) -> Iterator[tuple[str, str]]:
 
 def _launch_conflicts(project: Project) -> Iterator[tuple[str, str]]:
     strategy, offload = project.launch.strategy, project.launch.offload
+    possible = OFFLOADS.get(strategy, ("none",))
     if strategy in ("fsdp", "zero3") and project.train.method == "qlora":
         yield "launch.strategy", f"{strategy} shards weights, and quantised weights cannot be sharded. Set ddp or zero2"
-        return
-    offloads = {
-        "fsdp": ("none", "all"),
-        "zero1": ("none", "optimizer"),
-        "zero2": ("none", "optimizer"),
-        "zero3": ("none", "optimizer", "all"),
-    }
-    possible = offloads.get(strategy, ("none",))
-    if offload not in possible:
-        yield (
-            "launch.offload",
-            f"{offload} is not possible with launch.strategy {strategy}. Set {' or '.join(possible)}",
-        )
+    elif offload not in possible:
+        fix = f"Set {' or '.join(possible)}"
+        yield "launch.offload", f"{offload} is not possible with launch.strategy {strategy}. {fix}"
 
 
 def _key_in(data: object, location: Key) -> Key:
@@ -274,18 +266,10 @@ def _suggestion(key: Key) -> str:
     known = [known for known, _ in keys()]
     prefix = "".join(f"{parent}." for parent in parents)
     siblings = {other.removeprefix(prefix).partition(".")[0] for other in known if other.startswith(prefix)}
-    close = difflib.get_close_matches(name, siblings, n=1, cutoff=0.5)
     elsewhere = [other for other in known if other.rpartition(".")[2] == name]
-    if elsewhere:
-        return f"; did you mean {' or '.join(elsewhere)}?"
-    if close:
-        return f"; did you mean {close[0]}?"
+    if close := elsewhere or difflib.get_close_matches(name, siblings, n=1, cutoff=0.5):
+        return f"; did you mean {' or '.join(close)}?"
     return f"; expected one of: {', '.join(sorted(siblings))}"
-
-
-def _description(key: Key) -> str:
-    description = {name: field.description for name, field in keys()}.get(_dotted(key))
-    return f" ({description})" if description else ""
 
 
 def _as_yaml(value: object) -> str:

@@ -25,23 +25,21 @@ PadMode = Literal["max_length", "dynamic_pad", "dynamic_pack", "paper_pack"]
 Method = Literal["full", "lora", "qlora"]
 Precision = Literal["float32", "bfloat16", "float16"]  # of the arithmetic, once `auto` is resolved
 Text = Annotated[str, Field(min_length=1)]
+Names = Annotated[list[Text], Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Chance = Annotated[float, Field(ge=0, lt=1)]
 T = TypeVar("T")
-_FREE_ON_RESUME = "free on resume"
 
 
-def setting(default: T, description: str, *, seals: Sequence[StageName] = (), free_on_resume: bool = False) -> T:
+def setting(default: T, description: str, *seals: StageName, free_on_resume: bool = False) -> T:
     """A key of the project file with its default and its line of documentation.
 
-    `seals` names the stages whose artefact becomes stale when the value changes. A key of `train` that is
-    `free_on_resume` changes how fast a step is computed, or what is logged and saved, but not what is learned: an
-    unfinished training continues under another value of it.
-    """
-    marks: dict[str, JsonValue] = {f"seals {stage}": True for stage in seals}
-    if free_on_resume:
-        marks[_FREE_ON_RESUME] = True
+    `seals` are the stages whose artefacts become stale when the value changes. An unfinished training continues under
+    another value of a key that is `free_on_resume`: it changes speed, logs or checkpoints, not what is learned."""
+    marks: dict[str, JsonValue] = {**dict.fromkeys(seals, True), "free on resume": free_on_resume}
     field: T = Field(default, description=description, json_schema_extra=marks)
     return field
 
@@ -63,27 +61,21 @@ class Dataset(Section):
 
 class Model(Section):
     path: Text = setting("deepseek-ai/deepseek-coder-6.7b-base", "hub id or directory of the base model (safetensors)")
-    chat_format: ChatFormat = setting(
-        "deepseek", "how turns are written; `tokenizer` for its own template", seals=["train"]
-    )
+    chat_format: ChatFormat = setting("deepseek", "how turns are written; `tokenizer` for its own template", "train")
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = setting(
-        "bfloat16",
-        "arithmetic of the model; `auto` is what its configuration says",
-        seals=["score", "train", "generate"],
+        "bfloat16", "arithmetic of the model; `auto` is what its configuration says", "score", "train", "generate"
     )
     attention: Literal["auto", "flash", "varlen", "sdpa", "eager"] = setting(
-        "auto", "auto takes what fits; flash (flash-attn) and varlen (torch's own) need a GPU", seals=["score", "train"]
+        "auto", "auto takes what fits; flash (flash-attn) and varlen (torch's own) need a GPU", "score", "train"
     )
 
 
 class Scoring(Section):
     model: Text | None = setting(None, "null is model.path; a smaller model is allowed")
-    max_length: Annotated[int, Field(ge=2)] = setting(
-        2048, "tokens of prompt and answer; the rest is cut", seals=["score"]
-    )
+    max_length: Annotated[int, Field(ge=2)] = setting(2048, "tokens of prompt and answer; the rest is cut", "score")
     tokens_per_batch: Count | Literal["auto"] = setting("auto", "padded tokens of one forward pass")
     prompt: Text = setting(
-        "Question:\n{instruction}\n\nAnswer:\n", "what stands before the answer; not the chat format", seals=["score"]
+        "Question:\n{instruction}\n\nAnswer:\n", "what stands before the answer; not the chat format", "score"
     )
 
 
@@ -96,88 +88,75 @@ class Embedding(Section):
 
 
 class Selection(Section):
-    strategy: Strategy = setting(
-        "ifd_cluster", "ifd_cluster (the paper's), or a control: random, all", seals=["select"]
-    )
-    clusters: Count = setting(10, "K of K-means", seals=["select"])
-    ratio: Share = setting(0.4, "share of the rows to take, floor(n * ratio) of every cluster", seals=["select"])
+    strategy: Strategy = setting("ifd_cluster", "ifd_cluster (the paper's), or a control: random, all", "select")
+    clusters: Count = setting(10, "K of K-means", "select")
+    ratio: Share = setting(0.4, "share of the rows to take, floor(n * ratio) of every cluster", "select")
     ratio_of: Literal["eligible", "all"] = setting(
-        "eligible", "of the rows left in the cluster after the cut (the paper), or of all its rows", seals=["select"]
+        "eligible", "of the rows left in the cluster after the cut (the paper), or of all its rows", "select"
     )
-    max_ifd: Annotated[float, Field(gt=0)] = setting(
-        1.0, "rows at or above are dropped as mismatched", seals=["select"]
-    )
+    max_ifd: Positive = setting(1.0, "rows at or above are dropped as mismatched", "select")
 
 
 class LoraSettings(Section):
-    r: Count = setting(8, "rank", seals=["train"])
-    alpha: Count = setting(16, "scale is alpha / r", seals=["train"])
-    dropout: Chance = setting(0.1, "on the adapter's input", seals=["train"])
-    target_modules: Text | Annotated[list[Text], Field(min_length=1)] = setting(
-        "all-linear", "`all-linear`, or names of modules", seals=["train"]
-    )
+    r: Count = setting(8, "rank", "train")
+    alpha: Count = setting(16, "scale is alpha / r", "train")
+    dropout: Chance = setting(0.1, "on the adapter's input", "train")
+    target_modules: Text | Names = setting("all-linear", "`all-linear`, or names of modules", "train")
 
 
 class Quantization(Section):
-    bits: Literal[4, 8] = setting(4, "bits of a base weight", seals=["train"])
-    type: Literal["nf4", "fp4"] = setting("nf4", "number format of 4 bits", seals=["train"])
-    double: bool = setting(True, "quantise the scales as well", seals=["train"])
+    bits: Literal[4, 8] = setting(4, "bits of a base weight", "train")
+    type: Literal["nf4", "fp4"] = setting("nf4", "number format of 4 bits", "train")
+    double: bool = setting(True, "quantise the scales as well", "train")
 
 
 class Training(Section):
-    method: Method = setting("full", "what is trained: all weights, or adapters", seals=["train"])
+    method: Method = setting("full", "what is trained: all weights, or adapters", "train")
     pad_mode: PadMode = setting(
         "dynamic_pack",
         "max_length, dynamic_pad, dynamic_pack (no padding), or paper_pack (the paper's own, padded)",
-        seals=["train"],
+        "train",
     )
-    max_length: Annotated[int, Field(ge=2)] = setting(2048, "tokens of a sample", seals=["train"])
-    too_long: Literal["truncate", "drop"] = setting(
-        "truncate", "what becomes of longer samples; counted", seals=["train"]
-    )
-    epochs: Count = setting(3, "passes over the selection", seals=["train"])
-    max_steps: Count | None = setting(None, "stop after so many optimizer steps; null is all epochs", seals=["train"])
+    max_length: Annotated[int, Field(ge=2)] = setting(2048, "tokens of a sample", "train")
+    too_long: Literal["truncate", "drop"] = setting("truncate", "what becomes of longer samples; counted", "train")
+    epochs: Count = setting(3, "passes over the selection", "train")
+    max_steps: Count | None = setting(None, "stop after so many optimizer steps; null is all epochs", "train")
     global_batch_size: Count | None = setting(
         None,
         "samples of an optimizer step; null is per device x accumulation x processes",
-        seals=["train"],
+        "train",
         free_on_resume=True,
     )
-    per_device_batch_size: Count = setting(16, "samples of a micro-batch", seals=["train"], free_on_resume=True)
+    per_device_batch_size: Count = setting(16, "samples of a micro-batch", "train", free_on_resume=True)
     gradient_accumulation_steps: Count = setting(
-        4, "micro-batches of a step on one process", seals=["train"], free_on_resume=True
+        4, "micro-batches of a step on one process", "train", free_on_resume=True
     )
-    learning_rate: Annotated[float, Field(gt=0)] = setting(5.0e-5, "its peak", seals=["train"])
+    learning_rate: Positive = setting(5.0e-5, "its peak", "train")
     scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = setting(
-        "cosine", "course of the learning rate", seals=["train"]
+        "cosine", "course of the learning rate", "train"
     )
-    warmup_steps: Annotated[int, Field(ge=0)] = setting(15, "steps from 0 to the peak", seals=["train"])
-    weight_decay: Annotated[float, Field(ge=0)] = setting(0.0, "decoupled, as in AdamW", seals=["train"])
-    max_grad_norm: Annotated[float, Field(gt=0)] = setting(1.0, "gradients are clipped to this norm", seals=["train"])
+    warmup_steps: Annotated[int, Field(ge=0)] = setting(15, "steps from 0 to the peak", "train")
+    weight_decay: NotNegative = setting(0.0, "decoupled, as in AdamW", "train")
+    max_grad_norm: Positive = setting(1.0, "gradients are clipped to this norm", "train")
     optimizer: Literal["adamw_torch_fused", "adamw_torch", "adafactor"] = setting(
-        "adamw_torch_fused", "adamw_torch_fused, adamw_torch or adafactor", seals=["train"]
+        "adamw_torch_fused", "adamw_torch_fused, adamw_torch or adafactor", "train"
     )
-    tf32: bool = setting(True, "TF32 for float32 products on GPUs that have it", seals=["train"])
+    tf32: bool = setting(True, "TF32 for float32 products on GPUs that have it", "train")
     gradient_checkpointing: bool = setting(
-        True, "recompute activations: less memory, more time", seals=["train"], free_on_resume=True
+        True, "recompute activations: less memory, more time", "train", free_on_resume=True
     )
     pack_isolation: bool = setting(
-        True, "packed samples never see each other; false: each sees those before it, as published", seals=["train"]
+        True, "packed samples never see each other; false: each sees those before it, as published", "train"
     )
     sort_in_step: bool = setting(
-        False, "cut micro-batches from the step's samples by length; dynamic_pack always deals them so", seals=["train"]
+        False, "cut micro-batches from the step's samples by length; dynamic_pack always deals them so", "train"
     )
     logging_steps: Count = setting(10, "a line of train/metrics.jsonl every so many steps", free_on_resume=True)
-    save_minutes: Annotated[float, Field(gt=0)] | None = setting(
-        15, "minutes between checkpoints, or null", free_on_resume=True
-    )
+    save_minutes: Positive | None = setting(15, "minutes between checkpoints, or null", free_on_resume=True)
     save_steps: Count | None = setting(None, "optimizer steps between checkpoints, or null", free_on_resume=True)
     keep_checkpoints: Count = setting(2, "older ones are deleted", free_on_resume=True)
     merge: bool = setting(
-        False,
-        "save the adapters merged into a whole model (and beside it as they are)",
-        seals=["train"],
-        free_on_resume=True,
+        False, "save the adapters merged into a whole model (and beside it as they are)", "train", free_on_resume=True
     )
     report_to: list[Literal["tensorboard", "wandb"]] = setting(
         [], "metrics go there as well: [tensorboard], [wandb] or both", free_on_resume=True
@@ -188,14 +167,12 @@ class Training(Section):
 
 class Generation(Section):
     prompt: Literal["auto", "completion", "chat"] = setting(
-        "auto", "auto: chat for a model that codetune trained, completion for `base`", seals=["generate"]
+        "auto", "auto: chat for a model that codetune trained, completion for `base`", "generate"
     )
-    max_new_tokens: Count = setting(1024, "longest completion", seals=["generate"])
-    samples_per_task: Count = setting(1, "completions of a task", seals=["generate"])
-    temperature: Annotated[float, Field(ge=0)] = setting(0.0, "0 is greedy", seals=["generate"])
-    top_p: Annotated[float, Field(gt=0, le=1)] = setting(
-        0.95, "nucleus; read when temperature is above 0", seals=["generate"]
-    )
+    max_new_tokens: Count = setting(1024, "longest completion", "generate")
+    samples_per_task: Count = setting(1, "completions of a task", "generate")
+    temperature: NotNegative = setting(0.0, "0 is greedy", "generate")
+    top_p: Share = setting(0.95, "nucleus; read when temperature is above 0", "generate")
     batch_size: Count | Literal["auto"] = setting("auto", "prompts decoded at once; auto: 32, or what fits on a GPU")
     backend: Literal["auto", "transformers", "vllm"] = setting(
         "auto", "what decodes: auto is vllm where it is installed and a GPU is there, else transformers"
@@ -203,15 +180,13 @@ class Generation(Section):
 
 
 class Evaluation(Section):
-    benchmarks: Annotated[list[Text], Field(min_length=1)] = setting(
+    benchmarks: Names = setting(
         ["humaneval", "mbpp"], "humaneval, mbpp, demo, or paths of JSONL files in EvalPlus format"
     )
     sandbox: Literal["auto", "bubblewrap", "namespaces", "landlock", "none"] = setting(
-        "auto",
-        "how generated code is confined: auto is the strongest way that works here, or an error",
-        seals=["evaluate"],
+        "auto", "how generated code is confined: auto is the strongest way that works here, or an error", "evaluate"
     )
-    k: Annotated[list[Count], Field(min_length=1)] = setting([1], "the k of pass@k", seals=["evaluate"])
+    k: Annotated[list[Count], Field(min_length=1)] = setting([1], "the k of pass@k", "evaluate")
 
 
 class Launch(Section):
@@ -230,7 +205,7 @@ class Project(Section):
     )
     output_dir: Text | None = setting(None, "default runs/<name>; relative paths are relative to this file")
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = setting(
-        42, "of everything random", seals=["embed", "select", "train", "generate"]
+        42, "of everything random", "embed", "select", "train", "generate"
     )
     dataset: Dataset = Dataset()
     model: Model = Model()
@@ -294,19 +269,17 @@ def keys(section: type[BaseModel] = Project, prefix: str = "") -> Iterator[tuple
 
 def sealing_keys(stage: str) -> tuple[str, ...]:
     """The dotted keys whose values make the artefact of a stage, in the order of the project file."""
-    return tuple(key for key, field in keys() if _is_marked(field, f"seals {stage}"))
+    return tuple(key for key, field in keys() if _is_marked(field, stage))
 
 
 def free_on_resume() -> tuple[str, ...]:
-    """The dotted keys of `train` that may differ when an unfinished training continues.
-
-    Of the two batch sizes and the accumulation steps, the product must stay: the checkpoint checks it.
-    """
-    return tuple(key for key, field in keys() if _is_marked(field, _FREE_ON_RESUME))
+    """The dotted keys of `train` that may differ when an unfinished training continues. Of the two batch sizes and the
+    accumulation steps, the product must stay: the checkpoint checks it."""
+    return tuple(key for key, field in keys() if _is_marked(field, "free on resume"))
 
 
 def _is_marked(field: FieldInfo, mark: str) -> bool:
-    return isinstance(field.json_schema_extra, dict) and mark in field.json_schema_extra
+    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get(mark))
 
 
 def value_at(project: BaseModel, key: str) -> object:

@@ -122,16 +122,15 @@ def _build_mapping(node: yaml.MappingNode, key: Key, source: str, parsed: Parsed
 def _checked_name(node: yaml.Node, parent: Key, source: str, parsed: ParsedYaml) -> str | None:
     """The name of a key; None, with a mistake, where it is not text or is a duplicate."""
     location = _location(node, source)
-    if not isinstance(node, yaml.ScalarNode) or lone_surrogate(_joined_surrogates(node.value)) is not None:
+    name = _joined_surrogates(node.value) if isinstance(node, yaml.ScalarNode) else None
+    if name is None or lone_surrogate(name) is not None:
         parsed.mistakes.append(f"{location}: a key that is not text; put quotes around text that holds braces")
         return None
-    name = _joined_surrogates(node.value)
     if (*parent, name) in parsed.locations:
         line = parsed.locations[(*parent, name)].removeprefix(source).removeprefix(":")
         first = f"; the first is at line {line}" if line else ""
-        parsed.mistakes.append(
-            f"{location}: duplicate key {'.'.join(map(str, (*parent, name)))}{first}. Keep one of them"
-        )
+        dotted = ".".join(map(str, (*parent, name)))
+        parsed.mistakes.append(f"{location}: duplicate key {dotted}{first}. Keep one of them")
         return None
     return name
 
