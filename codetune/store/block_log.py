@@ -1,9 +1,8 @@
 """Append-only logs of finished work, which survive a crash at any byte: rows in blocks, and JSON documents in lines.
 
 Each process appends to its own log in `<artefact>.parts/`. A block is one header line (ids, lengths, CRC-32) and then
-its rows as bytes, so that a block that a crash left incomplete is recognised and ignored. All logs together with the
-last sealed artefact answer whether a row is finished, and with which bytes, at 36 bytes of memory a row.
-"""
+its rows as bytes, so that a block that a crash left incomplete is recognised and ignored. `FinishedRows` finds the rows
+of all logs and of the last sealed artefact, at 36 bytes of memory a row."""
 
 from __future__ import annotations
 
@@ -13,7 +12,6 @@ import re
 import zlib
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -140,29 +138,27 @@ def open_parts(directory: Path, settings: Mapping[str, object], refuse_others: b
     """Prepares `directory` for logs made with `settings`. Removes logs made with other settings and returns True for
     them; with `refuse_others`, because other shards may be writing them, raises StaleError that names the difference
     instead. Raises StaleError where the record of the settings is damaged."""
-    record = directory / "settings.json"
-    was_removed = False
-    if record.exists():
-        found = _read_settings(record)
-        different = [
-            key for key in {**found, **settings} if found.get(key) != json.loads(json.dumps(settings.get(key)))
-        ]
-        if different and refuse_others:
-            key = different[0]
-            raise StaleError(
-                f"{directory} holds shards made with {key} {found.get(key)!r}, this one has {settings.get(key)!r}. "
-                f"Use the same settings, or start again: rm -r {directory}"
-            )
-        was_removed = bool(different)
-    if was_removed or not record.exists():
-        remove(directory)
-        write_text(record, json.dumps(dict(settings), indent=2) + "\n")
-    return was_removed
+    record, wanted = directory / "settings.json", json.dumps(dict(settings), indent=2)
+    found, expected = _read_settings(record), json.loads(wanted)
+    different = [key for key in {**(found or {}), **expected} if (found or {}).get(key) != expected.get(key)]
+    if found is not None and not different:
+        return False
+    if found is not None and refuse_others:
+        key = different[0]
+        raise StaleError(
+            f"{directory} holds shards made with {key} {found.get(key)!r}, this one has {settings.get(key)!r}. "
+            f"Use the same settings, or start again: rm -r {directory}"
+        )
+    remove(directory)
+    write_text(record, wanted + "\n")
+    return found is not None
 
 
-def _read_settings(record: Path) -> dict[str, object]:
+def _read_settings(record: Path) -> dict[str, object] | None:
     try:
         found = json.loads(record.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except ValueError as why:  # no JSON, or no text
         found = why
     if not isinstance(found, dict):
@@ -193,29 +189,23 @@ def _read_log(path: Path) -> Iterator[tuple[str, int, int]]:
         return
     with path.open("rb") as file:
         while header := _read_header(file.readline()):
+            rows, crc = header
             offset = file.tell()
-            payload = file.read(sum(header.lengths))
-            if zlib.crc32(payload) != header.crc or file.read(1) != b"\n":
+            payload = file.read(sum(length for _, length in rows))
+            if zlib.crc32(payload) != crc or file.read(1) != b"\n":
                 return
-            for row_id, length in zip(header.ids, header.lengths, strict=True):
+            for row_id, length in rows:
                 yield row_id, offset, length
                 offset += length
 
 
-@dataclass(frozen=True, slots=True)
-class _BlockHeader:
-    ids: list[str]
-    lengths: list[int]  # bytes of each row
-    crc: int  # of all bytes of the rows
-
-
-def _read_header(line: bytes) -> _BlockHeader | None:
+def _read_header(line: bytes) -> tuple[list[tuple[str, int]], int] | None:
+    """The (id, length) of each row of a block, and the CRC-32 of all their bytes; None for a line that is no header."""
     match _read_object(line):
         case {"ids": list(ids), "lengths": list(lengths), "crc": int(crc)} if len(ids) == len(lengths):
-            is_valid = all(isinstance(row_id, str) and ID.fullmatch(row_id) for row_id in ids) and all(
-                isinstance(length, int) and length >= 0 for length in lengths
-            )
-            return _BlockHeader(ids, lengths, crc) if is_valid else None
+            are_ids = all(isinstance(row_id, str) and ID.fullmatch(row_id) for row_id in ids)
+            if are_ids and all(isinstance(length, int) and length >= 0 for length in lengths):
+                return list(zip(ids, lengths, strict=True)), crc
     return None
 
 

@@ -21,8 +21,7 @@ FileState = list[int]  # size in bytes, time of the last write, time of the last
 
 class Digests:
     """Digests of files. The cache (`<run>/.cache/digests.json`) is keyed by path and valid for one state of the file:
-    its size, times and inode. A damaged cache, or one that cannot be written, costs another reading and nothing else.
-    """
+    its size, times and inode. Without a readable or writable cache, files are read again."""
 
     def __init__(self, run: Run) -> None:
         self._cache_path = run.directory / ".cache" / "digests.json"

@@ -4,8 +4,7 @@
     {"id": null, "at": "a.jsonl:2", "refused": "duplicate of a.jsonl:1"}
 
 The data files are parsed once, by `write_examples`; every stage reads this file. The id is at a fixed offset of its
-line, so that ids are read without parsing JSON. Does not read data files (codetune.data.source).
-"""
+line, so that ids are read without parsing JSON. Does not read data files (codetune.data.source)."""
 
 from __future__ import annotations
 
@@ -40,8 +39,7 @@ class MessageDocument(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class ExamplesSummary:
-    """What `write_examples` wrote. `digest` is the SHA-256 of the ids and refusals in order, without file names: the
-    same data under another path has the same digest."""
+    """What `write_examples` wrote. `digest` is the SHA-256 of the ids and refusals in order, without file names."""
 
     rows: int  # usable ones
     refused: Counter[str]  # kind of refusal -> rows
@@ -66,12 +64,16 @@ def write_examples(run: Run, rows: Iterable[Example | Refusal]) -> ExamplesSumma
 def read_rows(run: Run) -> Iterator[Example | Refusal]:
     """All rows in data-set order."""
     for line in _lines(run):
-        yield _read_example(line) if is_usable(line) else _read_refusal(line)
+        if is_usable(line):
+            row = json.loads(line)
+            yield Example(row["id"], read_messages(row["messages"]), row["at"], row["source"])
+        else:
+            yield _read_refusal(line)
 
 
 def read_examples(run: Run) -> Iterator[Example]:
     """The usable rows in data-set order."""
-    return (_read_example(line) for line in _lines(run) if is_usable(line))
+    return (row for row in read_rows(run) if isinstance(row, Example))
 
 
 def read_ids(run: Run) -> Iterator[str | Refusal]:
@@ -137,11 +139,6 @@ def _line(row: Example | Refusal) -> bytes:
         return json.dumps(document, ensure_ascii=False).encode() + b"\n"
     except UnicodeEncodeError:  # the name of a data file need not be valid Unicode
         return json.dumps(document).encode() + b"\n"
-
-
-def _read_example(line: bytes) -> Example:
-    row = json.loads(line)
-    return Example(row["id"], read_messages(row["messages"]), row["at"], row["source"])
 
 
 def _read_refusal(line: bytes) -> Refusal:

@@ -1,29 +1,24 @@
 """Writes of files that are whole or absent: a temporary name, fsync, then a rename; and removal. The one home of fsync.
 
 A reader, and a process that starts after a crash or a loss of power, sees the old content or the new one and never a
-part of it. Knows nothing of what the files hold.
-"""
+part of it. Knows nothing of what the files hold."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from io import FileIO
 from pathlib import Path
 
 
-@contextlib.contextmanager
-def replacing(target: Path) -> Iterator[Path]:
+def replacing(target: Path) -> AbstractContextManager[Path]:
     """Gives a temporary path beside `target` (a file or a directory), which replaces `target` when the block ends
-    without an error.
-
-    The caller holds the lock of `target`: what a killed process left under the temporary name is removed first.
-    Raises OSError that names `target` where its file system refuses.
-    """
-    yield from _replacing(target, target.with_name(f".{target.name}.tmp"))
+    without an error. The caller holds the lock of `target`: a temporary path of a killed process is removed first.
+    Raises OSError that names `target` where its file system refuses."""
+    return _replacing(target, target.with_name(f".{target.name}.tmp"))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -35,12 +30,12 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Replaces a small file. Several processes may write it at once, also on machines that share the directory (their
     process ids may be equal): the last one wins."""
     own = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    with contextlib.contextmanager(_replacing)(path, own) as temporary:
+    with _replacing(path, own) as temporary:
         temporary.write_bytes(content)
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Replaces a text file by `lines`, which are streamed; the caller holds the lock of `path`."""
+    """Replaces a text file by streamed lines; the caller holds the lock of `path`."""
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(f"{line}\n" for line in lines)
 
@@ -72,7 +67,7 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
+@contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Adds the file name `path` to an OSError of the block that has none, as those of `write` have."""
     try:
@@ -82,6 +77,7 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
+@contextmanager
 def _replacing(target: Path, temporary: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     remove(temporary)

@@ -22,8 +22,7 @@ SHARED = fcntl.LOCK_SH
 
 @contextlib.contextmanager
 def waiting(run: Run, output: str, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
-    """Holds the lock of `output` during the block, after waiting until it is free. With `SHARED`, several readers hold
-    it together."""
+    """Waits for the lock of `output` and holds it during the block; several readers hold a `SHARED` one together."""
     path = run.directory / ".locks" / output
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
@@ -34,14 +33,10 @@ def waiting(run: Run, output: str, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
 @contextlib.contextmanager
 def locked(run: Run, output: str, shard: tuple[int, int] | None) -> Iterator[None]:
     """Holds the lock of `output` during the block, without waiting. `shard` (index, count) excludes the same shard and
-    every unsharded run of the output; other shards may work beside it.
-
-    Raises BusyError that names the process which holds the lock."""
+    every unsharded run of the output, but no other shard. Raises BusyError that names the holder of the lock."""
     with contextlib.ExitStack() as held:
-        if shard is None:
-            _lock(held, run, output, fcntl.LOCK_EX)
-        else:
-            _lock(held, run, output, fcntl.LOCK_SH)
+        _lock(held, run, output, SHARED if shard else fcntl.LOCK_EX)
+        if shard:
             _lock(held, run, f"{output}-{shard[0]}-of-{shard[1]}", fcntl.LOCK_EX)
         yield
 
@@ -57,15 +52,14 @@ def _lock(held: contextlib.ExitStack, run: Run, name: str, kind: int) -> None:
             f"{run.directory}: {name} is being made by {_holder(path)}. Wait for it to end, or end it; then try again"
         ) from None
     # The text serves the message above only; the lock itself ends with its process.
+    command = " ".join(["codetune", *sys.argv[1:]])
     file.truncate(0)
-    file.write(
-        f"process {os.getpid()} on {os.uname().nodename}, since {time.strftime('%H:%M:%S')}: {_command_line()}\n"
-    )
+    file.write(f"process {os.getpid()} on {os.uname().nodename}, since {time.strftime('%H:%M:%S')}: {command}\n")
     file.flush()
 
 
 def _holder(path: Path) -> str:
-    """What the process that holds this lock at this moment, or the lock of one of its shards, wrote into it."""
+    """The text that the holder of this lock, or of the lock of a shard, wrote into it."""
     for candidate in [path, *sorted(path.parent.glob(f"{glob.escape(path.name)}-*-of-*"))]:
         with candidate.open(encoding="utf-8") as file:
             try:
@@ -73,7 +67,3 @@ def _holder(path: Path) -> str:
             except BlockingIOError:
                 return file.read().strip() or "another run"
     return "another run"
-
-
-def _command_line() -> str:
-    return " ".join(["codetune", *sys.argv[1:]])

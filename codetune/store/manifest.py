@@ -55,7 +55,6 @@ _FIELD_TYPES: Mapping[str, type | tuple[type, ...]] = {
 
 
 def manifest_path(artefact: Path) -> Path:
-    """The path of the manifest that belongs to `artefact`."""
     return artefact.with_name(f"{artefact.name}.seal")
 
 
@@ -70,7 +69,12 @@ def read_manifest(artefact: Path) -> Manifest | None:
     try:
         document = json.loads(manifest_path(artefact).read_text(encoding="utf-8"))
         if isinstance(document, dict) and "version" in document and "made" not in document:
-            raise _older(artefact, str(document["version"]))
+            version = document["version"]
+            raise StaleError(
+                f"{artefact} was made by codetune {version}, whose records version {__version__} does not read. Use "
+                f"codetune {version}, or set output_dir to a new directory. To make it again here: rm "
+                f"{manifest_path(artefact)}"
+            )
         if any(not isinstance(document[name], kind) for name, kind in _FIELD_TYPES.items()):
             raise _damaged(artefact, "a field of another kind than a manifest has")
         return Manifest(**document) if artefact.exists() else None
@@ -80,14 +84,6 @@ def read_manifest(artefact: Path) -> Manifest | None:
         raise _damaged(artefact, str(why)) from None
     except (TypeError, LookupError):
         raise _damaged(artefact, "other fields than a manifest has") from None
-
-
-def _older(artefact: Path, version: str) -> StaleError:
-    manifest = manifest_path(artefact)
-    return StaleError(
-        f"{artefact} was made by codetune {version}, whose records version {__version__} does not read. Use codetune "
-        f"{version}, or set output_dir to a new directory. To make it again here: rm {manifest}"
-    )
 
 
 def _damaged(artefact: Path, fault: str) -> StaleError:

@@ -1,9 +1,6 @@
 """The row artefacts as files: scores.jsonl, embeddings.npy with embeddings.ids, selection.jsonl. Scores and embeddings
 are written from finished rows in the order of examples.jsonl, a selection in its own order; all of them are read back
-as records.
-
-Streams: a writer keeps at most some 40 bytes a row in memory.
-"""
+as records. A writer keeps at most some 40 bytes a row in memory."""
 
 from __future__ import annotations
 
@@ -29,7 +26,10 @@ from codetune.store.run_directory import Run
 
 def score_line(row: Score | Refusal) -> bytes:
     """A line of scores.jsonl, without its newline."""
-    return json.dumps(_refusal_document(row) if isinstance(row, Refusal) else asdict(row)).encode()
+    if isinstance(row, Score):
+        return json.dumps(asdict(row)).encode()
+    at = {"at": row.at} if row.id is None else {}
+    return json.dumps({"id": row.id, **at, "refused": row.reason}).encode()
 
 
 def write_scores(run: Run, finished: FinishedRows) -> tuple[int, Counter[str], int]:
@@ -92,8 +92,8 @@ def write_embeddings(
     run: Run, finished: FinishedRows, known_cut: IdIndex
 ) -> tuple[int, Counter[str], NDArray[np.bool_]]:
     """Writes embeddings.npy (float32 [rows, dim]) and embeddings.ids from the finished rows. Returns the number of
-    vectors, the refused rows by reason, and for each vector whether its instruction was cut. `known_cut` holds the cut
-    rows of the last artefact, whose bytes have no such mark. Raises KeyError for a usable row that is not finished."""
+    vectors, the refused rows by reason, and for each vector whether its instruction was cut; `known_cut` says so for
+    rows of the last artefact, whose bytes have no mark. Raises KeyError for a usable row that is not finished."""
     rows = len(example_ids(run))
     cut, refused = np.zeros(rows, dtype=np.bool_), Counter[str]()
     first = next((row for row in read_ids(run) if isinstance(row, str)), None)
@@ -153,11 +153,17 @@ def read_embeddings(run: Run) -> Embeddings:
 
 
 def write_selection(run: Run, selected: SelectedRows) -> None:
-    """Writes selection.jsonl in the order of `selected`. Raises KeyError for a selected row that is no usable row."""
+    """Writes selection.jsonl in the order of `selected`; a value that the strategy does not know is absent. Raises
+    KeyError for a selected row that is no usable row."""
     with replacing(run.selection) as temporary, temporary.open("wb") as file:
         for index, line in enumerate(read_lines(run, selected.ids)):
-            row = json.loads(line)
-            file.write(_selection_line(row["id"], row["messages"], selected, index) + b"\n")
+            source = json.loads(line)
+            row = {"id": source["id"], "messages": source["messages"]}
+            if selected.ifd is not None:
+                row["ifd"] = float(selected.ifd[index])
+            if selected.cluster is not None:
+                row["cluster"] = int(selected.cluster[index])
+            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
 
 
 def read_selection(path: Path) -> Iterator[Example]:
@@ -166,19 +172,3 @@ def read_selection(path: Path) -> Iterator[Example]:
         for number, line in enumerate(lines, start=1):
             row = json.loads(line)
             yield Example(row["id"], read_messages(row["messages"]), f"{path}:{number}", str(path))
-
-
-def _refusal_document(refusal: Refusal) -> dict[str, str | None]:
-    if refusal.id is None:
-        return {"id": None, "at": refusal.at, "refused": refusal.reason}
-    return {"id": refusal.id, "refused": refusal.reason}
-
-
-def _selection_line(row_id: str, messages: object, selected: SelectedRows, index: int) -> bytes:
-    """A line of selection.jsonl; a value that the strategy does not know is absent."""
-    row: dict[str, object] = {"id": row_id, "messages": messages}
-    if selected.ifd is not None:
-        row["ifd"] = float(selected.ifd[index])
-    if selected.cluster is not None:
-        row["cluster"] = int(selected.cluster[index])
-    return json.dumps(row, ensure_ascii=False).encode()

@@ -12,7 +12,6 @@ Knows nothing of what the artefacts mean.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
@@ -21,27 +20,19 @@ from codetune.project.sections import Project
 from codetune.store.files import write_text
 
 
-@dataclass(frozen=True, slots=True)
 class Run:
     """The paths of one run. Benchmark artefacts are named by benchmark and model label."""
 
-    directory: Path
-
-    @property
-    def examples(self) -> Path:
-        return self.directory / "examples.jsonl"
-
-    @property
-    def scores(self) -> Path:
-        return self.directory / "scores.jsonl"
-
-    @property
-    def embeddings(self) -> Path:
-        return self.directory / "embeddings.npy"
-
-    @property
-    def embedding_ids(self) -> Path:
-        return self.directory / "embeddings.ids"
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.examples = directory / "examples.jsonl"
+        self.scores = directory / "scores.jsonl"
+        self.embeddings = directory / "embeddings.npy"
+        self.embedding_ids = directory / "embeddings.ids"
+        self.selection = directory / "selection.jsonl"
+        self.model = directory / "model"
+        self.train = directory / "train"
+        self.next_train = directory / "train.next"  # of a training that is going to replace a finished one
 
     def projection(self, settings_digest: str) -> Path:
         """The fitted state of the offline embedder for these settings."""
@@ -54,23 +45,6 @@ class Run:
     def before(self, stage: str) -> Run:
         """The directory that keeps a stage's last artefact until the one that replaces it is sealed."""
         return Run(self.directory / ".before" / stage)
-
-    @property
-    def selection(self) -> Path:
-        return self.directory / "selection.jsonl"
-
-    @property
-    def model(self) -> Path:
-        return self.directory / "model"
-
-    @property
-    def train(self) -> Path:
-        return self.directory / "train"
-
-    @property
-    def next_train(self) -> Path:
-        """The working directory of a training that is going to replace a finished one."""
-        return self.directory / "train.next"
 
     def completions(self, benchmark: str, label: str) -> Path:
         return self.directory / "completions" / benchmark / f"{label}.jsonl"
@@ -122,8 +96,9 @@ def inspect_run(project: Project) -> Run:
             f"{directory} belongs to project {owner!r}, this one is {project.name!r}. Set output_dir to another "
             f"directory, or remove that run: rm -r {directory}"
         )
-    foreign = _foreign_files(directory) if owner is None else []
-    if foreign:
+    # Hidden files do not count: a killed run may leave temporary ones.
+    names = sorted(path.name for path in directory.iterdir()) if owner is None and directory.is_dir() else []
+    if foreign := [name for name in names if name[0] != "."]:
         raise InputError(
             f"{directory} holds {foreign[0]} but no project.json: not a run of codetune. Set output_dir to a new "
             "directory"
@@ -152,9 +127,3 @@ def _owner(record: Path) -> str | None:
             f"{record} is not what codetune writes there. Set output_dir to another directory, or, if this is a run of "
             f"codetune whose file is damaged, remove it: rm {record}"
         ) from None
-
-
-def _foreign_files(directory: Path) -> list[str]:
-    """Names in a directory without project.json that no interrupted run leaves there. Hidden files do not count: a
-    killed run may leave temporary ones."""
-    return sorted(path.name for path in directory.iterdir() if path.name[0] != ".") if directory.is_dir() else []

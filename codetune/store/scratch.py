@@ -6,7 +6,6 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -34,27 +33,14 @@ def _remove_abandoned(parent: Path) -> None:
     """Removes the directories of this user whose lock is free. One that cannot be removed stays without an error."""
     with suppress(OSError):
         for entry in list(os.scandir(parent)):
-            if entry.name.startswith(PREFIX) and _is_own_directory(entry) and _is_abandoned(Path(entry.path)):
+            if entry.name.startswith(PREFIX) and _is_abandoned(entry):
                 shutil.rmtree(entry.path, ignore_errors=True)
 
 
-def _is_own_directory(entry: os.DirEntry[str]) -> bool:
-    try:
-        found = entry.stat(follow_symlinks=False)
-    except OSError:  # another command removed it meanwhile
-        return False
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
-
-
-def _is_abandoned(directory: Path) -> bool:
-    try:
-        descriptor = os.open(directory / LOCK, os.O_RDONLY | os.O_NOFOLLOW)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-    return True
+def _is_abandoned(entry: os.DirEntry[str]) -> bool:
+    with suppress(OSError):  # without a lock file, locked, or removed by another command meanwhile
+        if entry.is_dir(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_uid == os.geteuid():
+            with os.fdopen(os.open(Path(entry.path, LOCK), os.O_RDONLY | os.O_NOFOLLOW)) as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    return False
