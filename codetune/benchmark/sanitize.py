@@ -149,6 +149,7 @@ def _sources(written: str, text: str) -> list[str]:
     return [_longest_program(written), *programs, "\n".join(programs)]
 
 
+@lru_cache(maxsize=32)
 def _longest_program(text: str) -> str:
     return text if parse(text) else _evalplus(lambda: code_extract(text), text)
 
