@@ -1,9 +1,8 @@
 """Linux calls that Python has no function for, made through the C library: prctl, capabilities, namespaces, mounts and
 Landlock. A call that fails raises OSError.
 
-Numbers are the kernel's user interface: linux/prctl.h, linux/sched.h, linux/mount.h, linux/capability.h,
-linux/landlock.h. Which of these mechanisms are used is decided in `tiers.py` and `zygote.py`; the filter of system
-calls is in `seccomp.py`. About 200 lines of ctypes replace libraries that are unmaintained or need a newer kernel.
+Numbers are from linux/prctl.h, sched.h, mount.h, capability.h and landlock.h. `tiers.py` and `zygote.py` decide which
+mechanisms are used; `seccomp.py` filters system calls. Libraries for this are unmaintained or need a newer kernel.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import resource
 import signal
 import struct
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
@@ -77,8 +77,7 @@ def gain_no_privileges() -> None:
 
 def drop_capabilities() -> None:
     """Empties the effective, permitted and inheritable sets of this process. Documentation: capset(2)."""
-    header = struct.pack("Ii", LINUX_CAPABILITY_VERSION_3, 0)
-    _check(_LIBC.capset(header, bytes(24)))
+    _check(_LIBC.capset(struct.pack("Ii", LINUX_CAPABILITY_VERSION_3, 0), bytes(24)))
 
 
 def lower_limit(kind: int, value: int) -> None:
@@ -89,12 +88,9 @@ def lower_limit(kind: int, value: int) -> None:
 
 
 def enter_namespaces(readable: Iterable[Path], new_root: Path) -> None:
-    """Moves this process into namespaces of its own, with a root in memory: `readable` paths read-only, a few devices
-    and a scratch directory. Its first child becomes process 1 of the new process namespace.
-
-    `new_root` is an empty directory that nobody else uses. The process must have one thread. Needs Linux 5.12, and root
-    or unprivileged user namespaces. Documentation: namespaces(7), user_namespaces(7), pivot_root(2), mount_setattr(2).
-    """
+    """Moves this process, which has one thread, into namespaces of its own, with a root in memory: `readable` paths
+    read-only, a few devices and a scratch directory. Its first child becomes process 1. `new_root` is an empty
+    directory. Needs Linux 5.12, and root or unprivileged user namespaces. Documentation: user_namespaces(7)."""
     _unshare_all()
     _mount("none", "/", "", MS_REC | MS_PRIVATE, "")
     _mount("tmpfs", str(new_root), "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")
@@ -105,19 +101,19 @@ def enter_namespaces(readable: Iterable[Path], new_root: Path) -> None:
     scratch = new_root / SCRATCH.relative_to("/")
     scratch.mkdir(parents=True)
     _mount("tmpfs", str(scratch), "tmpfs", MS_NOSUID | MS_NODEV, SCRATCH_OPTIONS)
-    _pivot_root(new_root)
+    # As pivot_root(2) shows it: the old root is then mounted over the new one, and detached.
+    os.chdir(new_root)
+    _system_call(SYS_PIVOT_ROOT[platform.machine()], b".", b".")
+    _check(_LIBC.umount2(b".", MNT_DETACH))
+    os.chdir("/")
     _make_read_only("/", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, recursive=False)
     _check(_LIBC.sethostname(b"sandbox", _word(len(b"sandbox"))))
 
 
 def create_ruleset(readable: Iterable[Path], writable: Iterable[Path]) -> int:
-    """A descriptor of Landlock rules that forbid everything this kernel's Landlock can forbid, except below these
-    paths.
-
-    Landlock needs no privilege; once applied it cannot be undone, and threads and children inherit it. It does not
-    govern stat, reading links and changing directory. Raises OSError where the kernel has no Landlock or has it
-    switched off. Documentation: https://docs.kernel.org/userspace-api/landlock.html
-    """
+    """A descriptor of Landlock rules that forbid all that this kernel's Landlock can forbid, except below these paths.
+    Landlock does not govern stat, reading links and changing directory. Raises OSError where the kernel has none.
+    Documentation: https://docs.kernel.org/userspace-api/landlock.html"""
     abi = _system_call(LANDLOCK_CREATE_RULESET, None, 0, LANDLOCK_CREATE_RULESET_VERSION)
     handled = (1 << (HIGHEST_FILE_RIGHT.get(abi, 15) + 1)) - 1
     attributes = struct.pack("Q", handled)
@@ -139,14 +135,11 @@ def apply_ruleset(ruleset: int) -> None:
 
 
 def _unshare_all() -> None:
-    """Root needs no user namespace, and without one it can change its user id afterwards. Root of a container may be
-    refused that, and then uses a user namespace like an ordinary user."""
+    """Makes no user namespace for root, so that it can change its user id afterwards; one for root of a container that
+    is refused this, as for ordinary users."""
     if os.geteuid() == 0:
-        try:
+        with suppress(PermissionError):
             _check(_LIBC.unshare(ALL_NAMESPACES_BUT_USER))
-        except PermissionError:
-            pass
-        else:
             return
     user, group = os.geteuid(), os.getegid()
     _check(_LIBC.unshare(ALL_NAMESPACES_BUT_USER | CLONE_NEWUSER))
@@ -167,30 +160,20 @@ def _bind_read_only(path: Path, new_root: Path, attributes: int) -> None:
 
 
 def _mount(source: str, target: str, kind: str, flags: int, options: str) -> None:
-    arguments = (source.encode(), target.encode(), kind.encode() or None, _word(flags), options.encode() or None)
-    _check(_LIBC.mount(*arguments))
+    names = source.encode(), target.encode(), kind.encode() or None
+    _check(_LIBC.mount(*names, _word(flags), options.encode() or None))
 
 
 def _make_read_only(path: str, attributes: int, recursive: bool) -> None:
     """mount_setattr(2): unlike a second mount(2) it keeps the flags that a user namespace may not clear."""
     wanted = struct.pack("QQQQ", attributes | MOUNT_ATTR_RDONLY, 0, 0, 0)
-    flags = AT_RECURSIVE if recursive else 0
-    _system_call(SYS_MOUNT_SETATTR, AT_FDCWD, path.encode(), flags, wanted, len(wanted))
-
-
-def _pivot_root(new_root: Path) -> None:
-    """pivot_root(".", "."), as pivot_root(2) shows it: the old root is then mounted over the new one, and detached."""
-    os.chdir(new_root)
-    _system_call(SYS_PIVOT_ROOT[platform.machine()], b".", b".")
-    _check(_LIBC.umount2(b".", MNT_DETACH))
-    os.chdir("/")
+    _system_call(SYS_MOUNT_SETATTR, AT_FDCWD, path.encode(), AT_RECURSIVE if recursive else 0, wanted, len(wanted))
 
 
 def _allow_below(ruleset: int, path: Path, rights: int) -> None:
     descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        granted = rights if path.is_dir() else rights & RIGHTS_ON_FILES
-        rule = struct.pack("=Qi", granted, descriptor)
+        rule = struct.pack("=Qi", rights if path.is_dir() else rights & RIGHTS_ON_FILES, descriptor)
         _system_call(LANDLOCK_ADD_RULE, ruleset, LANDLOCK_RULE_PATH_BENEATH, rule, 0)
     finally:
         os.close(descriptor)

@@ -1,7 +1,7 @@
 """Starts a zygote in one of the tiers, sends it one program at a time, and reads what the program's calls returned.
 
-This is the trusted side. Each program runs in a fork of the zygote, which is killed at its deadline and at the end of
-the `with` block. What arrives is bounded in bytes and not yet decoded; the reader of it is `serialization.py`.
+This is the trusted side. A program runs in a fork of the zygote, which is killed at its deadline or at the end of the
+`with` block. What arrives is bounded in bytes and not decoded here, but by `serialization.py`.
 """
 
 from __future__ import annotations
@@ -54,8 +54,6 @@ class ProgramEnded:
 
 @dataclass(slots=True)
 class RunningProgram:
-    """A program that runs in the sandbox."""
-
     channel: socket.socket
     pid: int
     pidfd: int
@@ -118,11 +116,7 @@ class Sandbox:
                 ours.close()
                 raise SandboxError(f"{tier_name}: {why}") from why
         sandbox = cls(tier, harness, process, ours)
-        ours.settimeout(START_SECONDS)
-        try:
-            answer = ours.recv(4096)
-        except (TimeoutError, ConnectionResetError):
-            answer = b""
+        answer = sandbox._answer(START_SECONDS)
         if answer != READY:
             sandbox.close()
             raise SandboxError(f"{tier_name}: {answer.decode(errors='replace') or 'it could not be started'}")
@@ -160,30 +154,31 @@ class Sandbox:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(program.pidfd, signal.SIGKILL)
             os.close(program.pidfd)
-        self.control.settimeout(END_SECONDS)
-        try:
-            has_cleaned_up = self.control.recv(1) == ENDED
-        except (TimeoutError, ConnectionResetError):
-            has_cleaned_up = False
-        if not has_cleaned_up:  # the next program needs a new zygote
+        if self._answer(END_SECONDS) != ENDED:  # the next program needs a new zygote
             self.close()
+
+    def _answer(self, seconds: float) -> bytes:
+        """What the zygote says; nothing where it has died or takes too long."""
+        self.control.settimeout(seconds)
+        try:
+            return self.control.recv(4096)
+        except (TimeoutError, ConnectionResetError):
+            return b""
 
 
 def readable_paths() -> list[Path]:
-    """What a Python program needs to run: the standard library, installed packages, the system's libraries. No path
-    lies below another."""
+    """The standard library, installed packages and the system's libraries. No path lies below another."""
     base = Path(sys.base_prefix)
     own = [sysconfig.get_path("stdlib"), str(base / "lib"), str(base / sys.platlibdir), *_package_paths()]
     candidates = [*own, *os.environ.get(LIBRARY_PATH, "").split(":"), *SYSTEM_LIBRARIES, *SYSTEM_FILES]
-    paths = [Path(candidate) for candidate in candidates]
-    found = dict.fromkeys(path for path in paths if path.is_absolute() and path.exists())
+    found = dict.fromkeys(path for path in map(Path, candidates) if path.is_absolute() and path.exists())
     return [path for path in found if not any(other in path.parents for other in found)]
 
 
 def _package_paths() -> list[str]:
     """The directories of installed packages on `sys.path`; never the user's own directories."""
-    installed = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages", "lib-dynload")]
-    return [str(Path(path).resolve()) for path in installed]
+    names = ("site-packages", "dist-packages", "lib-dynload")
+    return [str(path.resolve()) for path in map(Path, sys.path) if path.name in names]
 
 
 def _command(tier: Tier, descriptor: int, harness: Harness) -> list[str]:
@@ -197,8 +192,8 @@ def _command(tier: Tier, descriptor: int, harness: Harness) -> list[str]:
 
 
 def _environment(tier: Tier, directory: Path) -> Mapping[str, str]:
-    """Nothing of the user's environment except where libraries are. Hashes are seeded, so that results repeat; one
-    thread, as a fork keeps only the thread that forks."""
+    """Nothing of the user's but LD_LIBRARY_PATH. Hashes are seeded, so that results repeat; numerical libraries get one
+    thread, as a fork keeps only one."""
     home = str(SCRATCH if tier.mechanisms and tier.mechanisms.scratch else directory)
     return {
         "PATH": os.defpath,
@@ -212,8 +207,8 @@ def _environment(tier: Tier, directory: Path) -> Mapping[str, str]:
 
 
 def _receive_process_id(channel: socket.socket) -> int:
-    """The id of the program's process in this process' namespace, certified by the kernel; the process sends it once it
-    is confined and before it reads anything."""
+    """The id of the program's process in this namespace, as the kernel certifies it with the process's first message,
+    which says that it is confined. Raises SandboxError where there is no such message."""
     channel.settimeout(START_SECONDS)
     try:
         content, ancillary, _, _ = channel.recvmsg(HEADER.size, socket.CMSG_SPACE(12))

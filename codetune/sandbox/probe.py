@@ -1,8 +1,6 @@
-"""Finds out which tiers work on this machine, by trying them: the same program attempts to escape from each tier,
-towards a server, files and sockets that are made for it.
-
-What the kernel and its settings say is no evidence, since containers and security modules bar calls that the kernel
-has. A tier in which an attempt succeeds is not used; where no tier works, there is an error.
+"""Finds out which tiers work on this machine: a program attempts to escape from each, towards a server, files and
+sockets that are made for it. The kernel's version and settings are no evidence, since containers and security modules
+bar calls that the kernel has. A tier in which an attempt succeeds is not used.
 """
 
 from __future__ import annotations
@@ -11,9 +9,8 @@ import os
 import pickle
 import secrets
 import socket
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from codetune.errors import CodetuneError
@@ -107,12 +104,8 @@ def find_failure(tier: str) -> str | None:
             sandbox = Sandbox.start(tier, directory, NO_HARNESS)
         except SandboxError as why:
             return str(why)
-        try:
+        with closing(sandbox):
             failure = _attempt_escapes(sandbox, (port, abstract, str(secret), f"{secret}.new", os.getpid()))
-        except SandboxError as why:
-            failure = str(why)
-        finally:
-            sandbox.close()
     return failure and f"{tier}: {failure}"
 
 
@@ -127,12 +120,15 @@ def _attempt_escapes(sandbox: Sandbox, call: tuple[object, ...]) -> str | None:
         returns="value",
         imports=(),
     )
-    with sandbox.run(request, PROBE_SECONDS) as running:
-        report = next(running.reports())
-        if not isinstance(report, CallReport) or report.kind != program.VALUE:
-            why = report.content.decode(errors="replace") if isinstance(report, CallReport) else report.reason
-            return f"a plain program does not run in it ({why})"
-        succeeded, total = serialization.decode(report.content)
+    try:
+        with sandbox.run(request, PROBE_SECONDS) as running:
+            report = next(running.reports())
+    except SandboxError as why:
+        return str(why)
+    if not isinstance(report, CallReport) or report.kind != program.VALUE:
+        reason = report.content.decode(errors="replace") if isinstance(report, CallReport) else report.reason
+        return f"a plain program does not run in it ({reason})"
+    succeeded, total = serialization.decode(report.content)
     if total != 6.0:
         return "a plain program does not compute in it"
     return f"a program in it could {', '.join(succeeded)}" if succeeded else None
@@ -144,20 +140,15 @@ def _escape_targets() -> Iterator[tuple[Path, int, str]]:
     abstract = f"\0codetune-{secrets.token_hex(8)}"
     with (
         scratch_directory() as outside,  # not the directory of the zygote
-        tempfile.NamedTemporaryFile(dir=_open_to_all(outside)) as file,
         socket.create_server(("127.0.0.1", 0)) as tcp,
         socket.socket(socket.AF_UNIX) as unix,
     ):
-        file.write(b"secret")
-        file.flush()
         unix.bind(abstract)
         unix.listen()
-        yield Path(file.name), tcp.getsockname()[1], abstract
-
-
-def _open_to_all(directory: Path) -> Path:
-    """A directory below it in which anybody may write, so that only the sandbox can keep the program out."""
-    (below := directory / "targets").mkdir()
-    directory.chmod(0o755)
-    below.chmod(0o777)
-    return below
+        # Anybody may write into this directory, so that only the sandbox can keep the program out.
+        (targets := outside / "targets").mkdir()
+        outside.chmod(0o755)
+        targets.chmod(0o777)
+        (secret := targets / "secret").touch(0o600)
+        secret.write_bytes(b"secret")
+        yield secret, tcp.getsockname()[1], abstract

@@ -1,8 +1,7 @@
 """Runs one program inside the sandbox: calls its function with each input, and sends a message for each call.
 
-A message is a header (kind, seconds, length) and a content. Nothing that is sent is proof of anything: the program can
-change all that happens in this process, and can only gain that values of its own choice are sent. The process has no
-expected outputs, no readable files of the user and no contact with other processes.
+A message is a header (kind, seconds, length) and a content. It proves nothing: the program can change all that happens
+in this process, which has no expected outputs, no readable files of the user and no contact with other processes.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import signal
 import struct
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -63,7 +62,8 @@ def run(request: ExecutionRequest, harness: Harness, channel: int) -> None:
     """Sends a message for each call, up to the first call that fails."""
     calls = pickle.loads(request.calls)  # from the launcher, before any of the program has run
     for name in request.imports:
-        _try_import(name)
+        with suppress(BaseException):  # missing or broken packages raise anything; the program's own import will too
+            importlib.import_module(name)
     for limit_kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_STACK):
         lower_limit(limit_kind, request.memory_bytes)
     harness.guard()
@@ -86,9 +86,7 @@ def run(request: ExecutionRequest, harness: Harness, channel: int) -> None:
             content = encode(_to_set(output) if request.returns == "set" else output)
         except BaseException:  # noqa: BLE001 - too deep, or raised by methods of the program's own class
             content = encode_opaque(output)
-        if len(content) > MAX_MESSAGE_BYTES:
-            content = encode_opaque(output)
-        send(channel, VALUE, seconds, content)
+        send(channel, VALUE, seconds, content if len(content) <= MAX_MESSAGE_BYTES else encode_opaque(output))
 
 
 def send(channel: int, kind: bytes, seconds: float, content: bytes) -> None:
@@ -105,13 +103,6 @@ def receive(channel: int) -> tuple[ExecutionRequest, Harness]:
     assert isinstance(request, ExecutionRequest)
     assert isinstance(harness, Harness)
     return request, harness
-
-
-def _try_import(name: str) -> None:
-    try:
-        importlib.import_module(name)
-    except BaseException:  # noqa: BLE001 - missing or broken packages raise anything; the program's own import will too
-        return
 
 
 def _load(request: ExecutionRequest, harness: Harness, channel: int) -> Callable[..., object] | None:

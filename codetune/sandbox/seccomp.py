@@ -1,11 +1,10 @@
 """seccomp: the system calls that a program may make. The table lists what is allowed; every other call fails with
 EPERM, so calls of later kernels are refused as well. Needs no-new-privileges; cannot be undone.
 
-Not in the table: starting processes or other programs (threads are allowed), sockets other than connected pairs,
-signals to other processes, tracing, mounts, namespaces, keys, shared memory, io_uring, and changing modes, owners or
-times of files, which Landlock does not govern. Documentation:
-https://docs.kernel.org/userspace-api/seccomp_filter.html, linux/seccomp.h, linux/filter.h; numbers from asm/unistd_64.h
-and asm-generic/unistd.h.
+Not in the table: starting processes or programs (threads are allowed), sockets other than connected pairs, signals to
+other processes, tracing, mounts, namespaces, keys, shared memory, io_uring, and changing modes, owners or times of
+files, which Landlock does not govern. Numbers: asm/unistd_64.h, asm-generic/unistd.h. Documentation:
+https://docs.kernel.org/userspace-api/seccomp_filter.html, linux/seccomp.h, linux/filter.h.
 """
 
 from __future__ import annotations
@@ -117,12 +116,8 @@ def is_supported() -> bool:
 def build_filter(own_pid: int) -> bytes:
     """The filter for the process of that id, as the kernel reads it: BPF instructions of 8 bytes."""
     machine, column = MACHINES[platform.machine()]
-    program = [
-        _step(LOAD, MACHINE_OFFSET),
-        _step(EQUAL, machine, 1, 0),
-        _step(RETURN, KILL),
-        _step(LOAD, NUMBER_OFFSET),
-    ]
+    program = [_step(LOAD, MACHINE_OFFSET), _step(EQUAL, machine, 1, 0), _step(RETURN, KILL)]
+    program.append(_step(LOAD, NUMBER_OFFSET))
     for numbers in ALLOWED.values():
         if (number := numbers[column]) is not None:
             program += [_step(EQUAL, number, 0, 1), _step(RETURN, ALLOW)]
@@ -141,8 +136,7 @@ def apply_filter(program: bytes) -> None:
 
 
 def _check_argument(check: ArgumentCheck, column: int) -> list[bytes]:
-    low_word = ARGUMENTS_OFFSET + 8 * check.argument
-    tests = [_step(LOAD, low_word), _step(AND, check.mask)]
+    tests = [_step(LOAD, ARGUMENTS_OFFSET + 8 * check.argument), _step(AND, check.mask)]
     for value in check.values:
         tests += [_step(EQUAL, value, 0, 1), _step(RETURN, ALLOW)]
     tests.append(_step(RETURN, REFUSE | errno.EPERM))

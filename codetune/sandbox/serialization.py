@@ -6,10 +6,8 @@ The bytes are a restricted pickle. JSON loses tuples and sets, and fails on inte
 other name is refused. Reading can still use memory and time without bound: the caller bounds both.
 
 A value of a type that the tables lack arrives as `Opaque`, which equals nothing, or as a stand-in, which equals the
-same plain data and has another type. Without stand-ins an honest program that returns a named tuple, an enumeration's
-member, a view, a wrapper of `collections` or a number of sympy would fail where it passes if compared in its own
-process. They are rare: none of 870 solutions of HumanEval and MBPP (the canonical ones and two models') returned one,
-so they are made from short tables.
+same plain data and has another type: a named tuple, an enumeration's member, a view, a wrapper of `collections` or a
+number of sympy passes as it would in its own process. None of 870 solutions of HumanEval and MBPP returned one.
 """
 
 from __future__ import annotations
@@ -86,8 +84,7 @@ def decode_and_check(content: bytes | bytearray) -> tuple[Any, bool]:
     try:
         value = reader.load()
         return (builder.build(value) if reader.has_tags else value), not builder.found_opaque
-    # What unpickling and the constructors below raise for bytes that `encode` does not write.
-    except (
+    except (  # what unpickling and the constructors below raise for bytes that `encode` does not write
         pickle.UnpicklingError,
         EOFError,
         LookupError,
@@ -147,13 +144,12 @@ class _Builder:
         if not isinstance(value, list | tuple | dict | set | frozenset):
             return value
         key = id(value)
-        if key in self._built:
-            return self._built[key]
         if key in self._unfinished:
             raise DecodeError("a value that contains itself")
-        self._unfinished.add(key)
-        self._built[key] = self._build_new(value)
-        self._unfinished.discard(key)
+        if key not in self._built:
+            self._unfinished.add(key)
+            self._built[key] = self._build_new(value)
+            self._unfinished.discard(key)
         return self._built[key]
 
     def _build_new(self, value: Any) -> object:
@@ -188,8 +184,8 @@ def _take_array_apart(value: np.generic | np.ndarray) -> Tagged:
 
 
 def _take_date_apart(extended: type, value: Any, parts: Sequence[str]) -> Tagged:
-    """Its numbers, read by the class that is extended, and its offset from UTC. A time zone of the program's own class
-    makes it opaque, as such a class could answer differently each time."""
+    """Its numbers, read by the class that is extended, and its offset from UTC. A time zone of the program's own class,
+    which could answer differently each time, makes it opaque."""
     zone = None if extended is datetime.date else _read(extended, "tzinfo", value)
     if zone is not None and type(zone) not in (datetime.timezone, zoneinfo.ZoneInfo):
         return "opaque", type(value).__name__
@@ -252,11 +248,7 @@ EXACT_TYPES: Mapping[type, tuple[Convert, Convert]] = {
     datetime.timedelta: (_attributes("days", "seconds", "microseconds"), _unpacked(datetime.timedelta)),
 }
 # Subclasses too, as they equal the same dates. The first that fits is taken: a datetime is a date.
-DATE_TYPES: Mapping[type, tuple[str, ...]] = {
-    datetime.datetime: (*DAY, *TIME),
-    datetime.date: DAY,
-    datetime.time: TIME,
-}
+DATE_TYPES = {datetime.datetime: (*DAY, *TIME), datetime.date: DAY, datetime.time: TIME}
 
 # Stand-ins. Each builtin type has a subclass that adds nothing; the methods of the builtin type, which a subclass of
 # the program cannot override, read the data of what extends it.
@@ -299,10 +291,7 @@ def _number_type(name: str, base: type[int] | type[float], equal_types: tuple[ty
 
 
 STAND_INS: Mapping[str, type] = {
-    **{
-        f"foreign {kind.__name__}": type(f"Foreign{kind.__name__}", (kind,), {"__slots__": ()})
-        for kind in EXTENDED_TYPES
-    },
+    **{f"foreign {kind.__name__}": type("Foreign", (kind,), {"__slots__": ()}) for kind in EXTENDED_TYPES},
     "integer that equals no float": _number_type("NotFloat", int, (int,)),  # sympy.Integer
     "float that equals no integer": _number_type("OnlyFloat", float, (float,)),  # sympy.Float
     "integer that equals only a bool": _number_type("OnlyBool", int, (bool,)),  # sympy.true

@@ -7,11 +7,9 @@ In every tier but `none`:
 - resource limits bound memory, files, threads and descriptors, and the launcher kills a program at its deadline;
 - a program inherits no environment variable of the user and no descriptor but its own channel.
 
-Why both `bubblewrap` and `namespaces`: they use the same kernel interfaces. A bwrap that is installed set-uid, or has
-an AppArmor profile, works where a process of the user may not make user namespaces. `namespaces` works where bwrap is
-missing and users cannot install it: container images, and cluster nodes with RHEL 9 before 9.6, whose kernel 5.14 has
-user namespaces and no Landlock. Its programs may also write scratch files, which `landlock` forbids. `landlock` works
-in containers whose runtime forbids namespaces.
+A bwrap that is installed set-uid, or has an AppArmor profile, works where users may not make user namespaces.
+`namespaces` works where bwrap is missing: container images, and RHEL 9 before 9.6, whose kernel 5.14 has no Landlock.
+`landlock` works in containers whose runtime forbids namespaces.
 
 No tier stops faults of the kernel in calls that stay allowed, use of CPU and memory up to the limits of each worker, a
 program that knows the answers by heart, or reading the interpreter and its packages.
@@ -52,9 +50,9 @@ class Tier:
 
     name: str  # the value of `evaluate.sandbox`
     mechanisms: Mechanisms | None  # what the zygote applies to itself and to its forks; None: nothing
-    wrapper: Callable[[Sequence[Path]], list[str]] | None  # readable paths -> start of the zygote's command line
-    code: Path  # the directory from which the zygote imports this package
     does_not_stop: str  # beyond what no tier stops
+    wrapper: Callable[[Sequence[Path]], list[str]] | None = None  # readable paths -> start of the zygote's command line
+    code: Path = PACKAGE.parent  # the directory from which the zygote imports this package
 
     @property
     def confines(self) -> bool:
@@ -82,33 +80,23 @@ _RECORDS = (
     Tier(
         name="bubblewrap",
         mechanisms=Mechanisms(unshare=False, landlock_required=False, scratch=True),
+        does_not_stop="threads up to the memory limit",
         wrapper=bubblewrap_command,
         code=BUBBLEWRAP_CODE,
-        does_not_stop="threads up to the memory limit",
     ),
     Tier(
         name="namespaces",
         mechanisms=Mechanisms(unshare=True, landlock_required=False, scratch=True),
-        wrapper=None,
-        code=PACKAGE.parent,
         does_not_stop="threads up to the memory limit, where root cannot change its user id",
     ),
     Tier(
         name="landlock",
         mechanisms=Mechanisms(unshare=False, landlock_required=True, scratch=False),
-        wrapper=None,
-        code=PACKAGE.parent,
         does_not_stop=(
             "learning that a file exists, its size, owner, times and link target, and which processes live (not "
             "what a file holds or a process does); threads up to the memory limit, where root cannot change its user id"
         ),
     ),
-    Tier(
-        name="none",
-        mechanisms=None,
-        wrapper=None,
-        code=PACKAGE.parent,
-        does_not_stop="anything: programs have the rights of the user",
-    ),
+    Tier(name="none", mechanisms=None, does_not_stop="anything: programs have the rights of the user"),
 )
 TIERS: Mapping[str, Tier] = {tier.name: tier for tier in _RECORDS}

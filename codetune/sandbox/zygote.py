@@ -1,9 +1,8 @@
 """The process inside the sandbox from which programs are forked, one at a time; `launcher.py` starts it.
 
 Python, numpy and the harness are loaded once: a fork takes milliseconds, a new interpreter 100. This process is trusted
-and reads nothing that a program wrote: it receives a socket, forks, waits, and reports that the child has ended. The
-child confines itself before it reads its program, in this order: descriptors closed, Landlock, limits, seccomp. Where a
-step fails, the child ends before it has reported that it is confined, and gets no program.
+and reads nothing that a program wrote. A child closes descriptors, applies Landlock, limits and seccomp, and reports
+that it is confined; then it gets its program. Where a step fails, it ends before.
 """
 
 from __future__ import annotations
@@ -23,8 +22,12 @@ from pathlib import Path
 
 from codetune.sandbox import confinement, program, seccomp
 
-MAX_FILE_BYTES = 64 * 2**20
-MAX_OPEN_FILES = 256
+LIMITS = {  # bytes of a file, open files, and none of core dumps and locked memory
+    resource.RLIMIT_FSIZE: 64 * 2**20,
+    resource.RLIMIT_NOFILE: 256,
+    resource.RLIMIT_CORE: 0,
+    resource.RLIMIT_MEMLOCK: 0,
+}
 MAX_THREADS = 4096  # counted together with all other threads of the same user
 MAX_THREADS_OF_OWN_USER = 256  # where the user id is used by this sandbox only
 FIRST_UNUSED_USER_ID = 2_000_000_000
@@ -113,12 +116,9 @@ def _confine(mechanisms: Mechanisms | None, readable: Sequence[Path]) -> ForkRes
     confinement.die_with_parent()
     tempfile.tempdir = str(Path.cwd())  # some packages need a value, and do not write to the directory
     scratch = _change_directory(confinement.SCRATCH) if mechanisms.scratch else None
-    return ForkRestrictions(
-        _create_ruleset(mechanisms, readable, scratch),
-        seccomp=True,
-        max_threads=MAX_THREADS_OF_OWN_USER if has_own_user else MAX_THREADS,
-        scratch=scratch,
-    )
+    max_threads = MAX_THREADS_OF_OWN_USER if has_own_user else MAX_THREADS
+    ruleset = _create_ruleset(mechanisms, readable, scratch)
+    return ForkRestrictions(ruleset, seccomp=True, max_threads=max_threads, scratch=scratch)
 
 
 def _change_directory(scratch: Path) -> Path:
@@ -145,8 +145,8 @@ def _become_process_one() -> None:
 
 
 def _change_user(user_id: int, readable: Sequence[Path]) -> bool:
-    """Changes root to a user id that nothing else has, since no limit on processes holds for root. Returns False, and
-    stays, where that user could not read the interpreter, or where a container forbids it."""
+    """Changes root to a user id that nothing else has, since no limit on processes holds for root. Returns False where
+    it is not root, that user could not read the interpreter, or a container forbids it."""
     if os.geteuid() != 0:
         return False
     try:
@@ -186,10 +186,8 @@ def _run_program(channel: int, restrictions: ForkRestrictions) -> None:
 
 def _limit_resources(max_threads: int | None) -> None:
     """All but memory, which a request bounds, and time: the launcher kills."""
-    confinement.lower_limit(resource.RLIMIT_FSIZE, MAX_FILE_BYTES)
-    confinement.lower_limit(resource.RLIMIT_NOFILE, MAX_OPEN_FILES)
-    confinement.lower_limit(resource.RLIMIT_CORE, 0)
-    confinement.lower_limit(resource.RLIMIT_MEMLOCK, 0)
+    for kind, value in LIMITS.items():
+        confinement.lower_limit(kind, value)
     if max_threads is not None:
         confinement.lower_limit(resource.RLIMIT_NPROC, max_threads)
 
