@@ -48,15 +48,6 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
-class StoreAddress:
-    """Where ranks find the TCP store of torch.distributed."""
-
-    host: str
-    port: int
-    is_agents: bool  # kept by torchrun's agent, not by rank 0
-
-
-@dataclass(frozen=True, slots=True)
 class WorkerTask:
     """What the command gives a worker: the file of its job, and the pipe for its events."""
 
@@ -132,13 +123,10 @@ def single_rank_environment() -> Iterator[Rank]:
                 os.environ[name] = value
 
 
-def store_address() -> StoreAddress:
-    """Where the store of all ranks is, as torchrun, srun or the command have set it."""
-    return StoreAddress(
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
-    )
+def store_address() -> tuple[str, int, bool]:
+    """Host and port of the TCP store of all ranks, and whether torchrun's agent keeps it, not rank 0."""
+    is_agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_agents
 
 
 def current_node(count: int) -> Node:

@@ -119,11 +119,11 @@ def rendezvous_store(rank: Rank) -> Store:
 def connect_store(*, keeps_it: bool) -> Store:
     """A new connection to that store, which this process starts where it `keeps_it` and torchrun's agent does not. Each
     thread needs its own: a connection serves one blocking call at a time."""
-    address = store_address()
+    host, port, is_agents = store_address()
     return TCPStore(
-        address.host,
-        address.port,
-        is_master=keeps_it and not address.is_agents,
+        host,
+        port,
+        is_master=keeps_it and not is_agents,
         timeout=RENDEZVOUS_TIMEOUT,
         wait_for_workers=False,
         multi_tenant=True,

@@ -148,7 +148,8 @@ def merge_saved_adapters(network: PreTrainedModel, path: Path, device: str) -> P
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # peft warns of missing adapters; they are an error below
             adapted = PeftModel.from_pretrained(network, str(path), torch_device=device, local_files_only=True)
-        missing = _missing_tensors(adapted, path)
+        with safe_open(path / ADAPTER_WEIGHTS, framework="pt") as file:  # peft leaves absent tensors as they were made
+            missing = sorted({*get_peft_model_state_dict(adapted, save_embedding_layers=False)} - set(file.keys()))
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise _misfit(path, f"{type(error).__name__}: {first_line(error)}") from error
     if missing:
@@ -157,12 +158,6 @@ def merge_saved_adapters(network: PreTrainedModel, path: Path, device: str) -> P
     merged.name_or_path = merged.config.name_or_path = str(path)
     whole: PreTrainedModel = merged.eval()
     return whole
-
-
-def _missing_tensors(adapted: PeftModel, path: Path) -> list[str]:
-    """Names of adapter tensors that the file does not hold: peft leaves them at their initial values."""
-    with safe_open(path / ADAPTER_WEIGHTS, framework="pt") as file:
-        return sorted(set(get_peft_model_state_dict(adapted, save_embedding_layers=False)) - set(file.keys()))
 
 
 def _misfit(path: Path, found: str) -> ModelError:
