@@ -30,7 +30,7 @@ class FileRow:
     """One value of a data file, whatever it is, and where it stands."""
 
     source: str  # the file's name in messages, or the name of a data set on the hub
-    number: int  # from 1: of the line, or of the row where a file has no lines
+    number: int  # of the line, from 1; of the row where a file has no lines
     value: object
     has_lines: bool = False
 
@@ -116,18 +116,15 @@ def _line_rows(stream: IO[bytes], source: str) -> Iterator[FileRow]:
 def _array_rows(stream: IO[bytes], source: str) -> Iterator[FileRow]:
     window = _JsonWindow(stream, source)
     window.take()  # the opening bracket
-    number = 0
-    if window.peek() == "]":
-        window.take()
-    else:
-        separator = ","
-        while separator == ",":
-            number += 1
-            yield FileRow(source, number, window.value())
-            separator = window.take()
-        if separator != "]":
-            found = f"{separator!r} follows row {number}" if separator else f"the array breaks off after row {number}"
-            window.refuse(found)
+    number, separator = 0, "," if window.peek() != "]" else window.take()
+    while separator == ",":
+        number += 1
+        yield FileRow(source, number, window.value())
+        separator = window.take()
+    if separator != "]":
+        window.refuse(
+            f"{separator!r} follows row {number}" if separator else f"the array breaks off after row {number}"
+        )
     if window.peek():
         window.refuse("something follows the array")
 
@@ -136,25 +133,21 @@ class _JsonWindow:
     """A part of the text of a JSON file, extended as it is decoded: `_text[_position:]` comes next."""
 
     def __init__(self, stream: IO[bytes], source: str) -> None:
-        self._stream = stream
-        self._source = source
+        self._stream, self._source = stream, source
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self._json = json.JSONDecoder()
-        self._text = ""
-        self._position = 0
+        self._text, self._position = "", 0
         self._line = 1  # the number of the line in which `_text` begins
         self._is_whole = False  # whether the stream has been read to its end
 
     def peek(self) -> str:
         """The next character that is no white space; empty at the end of the file. Does not move beyond it."""
         while True:
-            rest = self._text[self._position : self._position + 1]
-            if rest and rest not in " \t\r\n":
-                return rest
-            if rest:
+            character = self._text[self._position : self._position + 1]
+            if character and character in " \t\r\n":
                 self._position += 1
-            elif not self._extend():
-                return ""
+            elif character or not self._extend():
+                return character
 
     def take(self) -> str:
         """As `peek`, and moves beyond the character."""

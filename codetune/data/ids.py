@@ -1,18 +1,12 @@
-"""Row ids as columns of 64-bit numbers, and an index from ids to positions.
-
-A content id is 16 hex digits. As a number it takes 8 bytes, as text in a dictionary some 150: a million rows stay in
-tens of megabytes.
-"""
+"""Row ids as columns of 64-bit numbers, and an index from ids to positions. An id of 16 hex digits takes 8 bytes as a
+number, and some 150 as text in a dictionary."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from numpy.typing import NDArray
 
 
 def pack_ids(ids: Iterable[str]) -> NDArray[np.uint64]:

@@ -54,14 +54,12 @@ def split_into_micro_batches(lengths: Sequence[int], plan: MicroBatchPlan) -> tu
     >>> [split_into_micro_batches([5, 5, 1, 1], MicroBatchPlan(mode, 2, 1, False, 64)) for mode in modes]
     [(((0, 1), (2, 3)),), (((0, 2), (1, 3)),)]
     """
-    rounds = -(-len(lengths) // (plan.processes * plan.samples_per_micro_batch))
+    count = -(-len(lengths) // (plan.processes * plan.samples_per_micro_batch)) * plan.processes
     if plan.pad_mode == "dynamic_pack":
-        costs = [sample_cost(length, plan.hidden_size) for length in lengths]
-        batches = _balanced(costs, rounds * plan.processes)
+        batches = _balanced([sample_cost(length, plan.hidden_size) for length in lengths], count)
     else:
-        order = _longest_first(lengths) if plan.sort_in_step else range(len(lengths))
-        batches = _even_parts(order, rounds * plan.processes)
-    turns = [batches[start : start + plan.processes] for start in range(0, len(batches), plan.processes)]
+        batches = _even_parts(_longest_first(lengths) if plan.sort_in_step else range(len(lengths)), count)
+    turns = [batches[start : start + plan.processes] for start in range(0, count, plan.processes)]
     if plan.pad_mode == "dynamic_pack":
         # Every other round is reversed, so that the heaviest micro-batch of a round is not always the same process's.
         turns[1::2] = [turn[::-1] for turn in turns[1::2]]
@@ -86,23 +84,16 @@ def pack(lengths: Sequence[int], pad_mode: PadMode, max_length: int) -> tuple[Pa
     >>> pack([3, 2, 4], "paper_pack", 6)
     (PackedRow(samples=(1, 0), padding=0), PackedRow(samples=(2,), padding=1))
     """
-    match pad_mode:
-        case "max_length":
-            return tuple(PackedRow((index,), max_length - length) for index, length in enumerate(lengths))
-        case "dynamic_pad":
-            longest = max(lengths)
-            return tuple(PackedRow((index,), longest - length) for index, length in enumerate(lengths))
-        case "dynamic_pack":
-            return tuple(PackedRow(tuple(row), 0) for row in next_fit(lengths, max_length))
-        case "paper_pack":
-            shortest_first = sorted(range(len(lengths)), key=lambda index: lengths[index])
-            ordered = [lengths[index] for index in shortest_first]
-            rows = next_fit(ordered, max_length)
-            filled = [sum(ordered[row.start : row.stop]) for row in rows]
-            return tuple(
-                PackedRow(tuple(shortest_first[row.start : row.stop]), max(filled) - tokens)
-                for row, tokens in zip(rows, filled, strict=True)
-            )
+    if pad_mode == "dynamic_pack":
+        return tuple(PackedRow(tuple(row), 0) for row in next_fit(lengths, max_length))
+    rows: list[tuple[int, ...]] = [(index,) for index in range(len(lengths))]
+    if pad_mode == "paper_pack":
+        order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+        bins = next_fit([lengths[index] for index in order], max_length)
+        rows = [tuple(order[row.start : row.stop]) for row in bins]
+    filled = [sum(lengths[index] for index in row) for row in rows]
+    width = max_length if pad_mode == "max_length" else max(filled, default=0)
+    return tuple(PackedRow(row, width - tokens) for row, tokens in zip(rows, filled, strict=True))
 
 
 def next_fit(lengths: Iterable[int], capacity: int) -> list[range]:

@@ -1,8 +1,7 @@
 """One row of a data file -> the messages of its conversation, or the reason why it has none.
 
 A row format is one record of `ROW_FORMATS`: the columns by which a row is recognised, and how they become messages. The
-first format whose columns a row has is taken, so the more specific formats come first. Files are read by `files.py`;
-what every conversation must have, whatever its format, is checked by `source.py`."""
+first format whose columns a row has is taken. What every conversation must have is checked by `source.py`."""
 
 from __future__ import annotations
 

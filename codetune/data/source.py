@@ -10,7 +10,7 @@ import glob
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 
 from codetune.data.files import DATA_SUFFIXES, FileRow, data_suffix, read_file_rows
@@ -100,7 +100,8 @@ def _local_files(dataset: Dataset, location: str) -> list[_DataFile] | None:
     path = Path(location).expanduser()
     if path.is_dir():
         inside = [file for file in path.rglob("*") if data_suffix(file) and file.is_file()]
-        return _sorted_below(path, [file for file in inside if not _is_hidden(file.relative_to(path))], location)
+        visible = [file for file in inside if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+        return _sorted_below(path, visible, location)
     if path.exists():
         if data_suffix(path) is None:
             raise DataError(
@@ -113,7 +114,8 @@ def _local_files(dataset: Dataset, location: str) -> list[_DataFile] | None:
         files = [file for file in matches if data_suffix(file) and file.is_file()]
         # A link to a directory above is followed some forty times: each file counts once, by its shortest path.
         once = {file.resolve(): file for file in sorted(files, key=lambda file: -len(file.parts))}
-        return _sorted_below(_before_pattern(path), once.values(), location)
+        before_wildcard = takewhile(lambda part: not glob.has_magic(part), path.parts)
+        return _sorted_below(Path(*before_wildcard), once.values(), location)
     if data_suffix(path) or location.startswith((".", "/", "~")) or len(path.parts) > 2:
         raise DataError(
             f"There is no file {location}. Expected: a data file, a directory or glob of data files, or a data set on "
@@ -129,16 +131,6 @@ def _sorted_below(base: Path, files: Iterable[Path], location: str) -> list[_Dat
             f"{location} has no data files. Expected: at least one of {', '.join(DATA_SUFFIXES)}. Correct dataset.path."
         )
     return found
-
-
-def _is_hidden(relative: Path) -> bool:
-    return any(part.startswith(".") for part in relative.parts)
-
-
-def _before_pattern(path: Path) -> Path:
-    """The directory in which the first wildcard of a glob stands."""
-    wildcard = next(index for index, part in enumerate(path.parts) if glob.has_magic(part))
-    return Path(*path.parts[:wildcard])
 
 
 def _require_columns(rows: Iterable[FileRow], dataset: Dataset) -> Iterator[FileRow]:

@@ -6,7 +6,7 @@ Tokens that are cut off are counted; an example of which nothing is left is refu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
@@ -87,9 +87,8 @@ def _fit(
     before: Sequence[int], answer: Sequence[int], bos: int | None, example: Example, max_length: int
 ) -> ScoringTokens | Refusal:
     context = tuple(before) if bos is None else (bos, *before)
-    tokens = ScoringTokens(context, tuple(answer[: max(0, max_length - len(context))]), bos, False)
-    if len(tokens.answer) < len(answer):
-        tokens = replace(tokens, truncated=True)
+    room = max(0, max_length - len(context))
+    tokens = ScoringTokens(context, tuple(answer[:room]), bos, truncated=len(answer) > room)
     if tokens.scored >= 1:
         return tokens
     if tokens.truncated:

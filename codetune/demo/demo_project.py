@@ -95,12 +95,14 @@ def write_demo_project(directory: Path, seed: int) -> DemoProject:
         )
     rows = draw_rows(Random(f"rows {seed}"))
     again = Random(f"duplicates {seed}").sample(rows, DUPLICATED_ROWS)
-    write_lines(directory / DATA_FILE, (_json_line(row) for row in _with_duplicates(rows, again, seed)))
+    lines = ({"problem": row.problem, "solution": row.solution} for row in _with_duplicates(rows, again, seed))
+    write_lines(directory / DATA_FILE, map(json.dumps, lines))
     write_benchmark(directory / BENCHMARK_FILE, seed)
     shutil.copytree(SHIPPED_BASE, directory / BASE_DIRECTORY, dirs_exist_ok=True)
     write_text(directory / PROJECT_FILE, commented_yaml({**SETTINGS, "seed": seed}))
-    kinds = ("trivial", "composed", "mismatched")
-    ids = {kind: frozenset(row.id for row in rows if row.kind == kind) for kind in kinds}
+    ids = {
+        kind: frozenset(row.id for row in rows if row.kind == kind) for kind in ("trivial", "composed", "mismatched")
+    }
     return DemoProject(
         directory=directory,
         project_file=directory / PROJECT_FILE,
@@ -115,7 +117,7 @@ def write_demo_project(directory: Path, seed: int) -> DemoProject:
 
 def write_benchmark(path: Path, seed: int) -> None:
     """Writes the held-out tasks as a JSONL file in EvalPlus format."""
-    write_lines(path, (json.dumps(task) for task in draw_benchmark(Random(f"benchmark {seed}"))))
+    write_lines(path, map(json.dumps, draw_benchmark(Random(f"benchmark {seed}"))))
 
 
 def draw_rows(random: Random) -> list[DemoRow]:
@@ -182,16 +184,14 @@ def _detects_omissions(task: Task, calls: list[object]) -> bool:
     expected = outputs(task, calls)
     if len({repr(output) for output in expected}) < (2 if isinstance(expected[0], bool) else FEWEST_OUTPUTS):
         return False
-    return all(
-        outputs(_without(task, index), calls) != expected
-        for index, operation in enumerate(task.operations)
-        if operation.takes == operation.gives
-    )
+    removable = (index for index, operation in enumerate(task.operations) if operation.takes == operation.gives)
+    return all(outputs(_without(task, index), calls) != expected for index in removable)
 
 
 def _without(task: Task, index: int) -> Task:
-    operations = task.operations[:index] + task.operations[index + 1 :]
-    return replace(task, operations=operations, values=task.values[:index] + task.values[index + 1 :])
+    operations, values = list(task.operations), list(task.values)
+    del operations[index], values[index]
+    return replace(task, operations=tuple(operations), values=tuple(values))
 
 
 def _with_duplicates(rows: list[DemoRow], again: list[DemoRow], seed: int) -> list[DemoRow]:
@@ -200,7 +200,3 @@ def _with_duplicates(rows: list[DemoRow], again: list[DemoRow], seed: int) -> li
     for row in again:
         combined.insert(random.randint(combined.index(row) + 1, len(combined)), row)
     return combined
-
-
-def _json_line(row: DemoRow) -> str:
-    return json.dumps({"problem": row.problem, "solution": row.solution})

@@ -61,9 +61,8 @@ def describe(task: Task, random: Random) -> str:
 
 
 def numbered(task: Task, random: Random) -> str:
-    return "\n".join(
-        f"{number}. {_capital(phrase)}" for number, phrase in enumerate(draw_phrases(task, random), start=1)
-    )
+    phrases = enumerate(draw_phrases(task, random), start=1)
+    return "\n".join(f"{number}. {_capital(phrase)}" for number, phrase in phrases)
 
 
 def _capital(text: str) -> str:

@@ -167,10 +167,8 @@ def _random_weights() -> dict[str, NDArray[np.float32]]:
         shapes |= {f"{prefix}self_attn.{name}_proj.weight": (HIDDEN, HIDDEN) for name in "qkvo"}
         shapes |= {f"{prefix}mlp.{name}_proj.weight": (INTERMEDIATE, HIDDEN) for name in ("gate", "up")}
         shapes[f"{prefix}mlp.down_proj.weight"] = (HIDDEN, INTERMEDIATE)
-    weights = {
-        name: (generator.standard_normal(shape) * INITIAL_DEVIATION).astype(np.float32)
-        for name, shape in shapes.items()
-    }
+    draws = {name: generator.standard_normal(shape) * INITIAL_DEVIATION for name, shape in shapes.items()}
+    weights = {name: draw.astype(np.float32) for name, draw in draws.items()}
     norms = ["model.norm", *(name.format(layer) for layer in range(LAYERS) for name in NORMS)]
     return weights | {f"{norm}.weight": np.ones(HIDDEN, np.float32) for norm in norms}
 

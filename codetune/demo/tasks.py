@@ -30,7 +30,6 @@ PALINDROMES = ("level", "noon", "a", "dad")
 LONGEST_LIST = 12
 LARGEST_NUMBER = 60  # squared and counted up to, it is still a short list
 EMPTY_ARGUMENT: dict[Kind, object] = {"numbers": [], "words": [], "text": "", "scores": {}, "number": 0}
-_INDENT = "    "
 _TAKING: dict[Kind, list[Operation]] = {kind: [each for each in OPERATIONS if each.takes == kind] for kind in KINDS}
 # Operations that return their argument ("return the numbers"): not a task by themselves.
 _IDENTITIES = frozenset(KINDS)
@@ -62,8 +61,7 @@ class Task:
 
     @property
     def body(self) -> str:
-        lines = (_fill(operation.code, values) for operation, values in self.pairs())
-        return "".join(f"{_INDENT}{line}\n" for line in lines)
+        return "".join(f"    {_fill(operation.code, values)}\n" for operation, values in self.pairs())
 
     @property
     def code(self) -> str:
@@ -85,17 +83,12 @@ def is_reserved(composition: str) -> bool:
     >>> is_reserved("numbers.sum")
     False
     """
-    length = composition.count(".")
-    return length > TRIVIAL_OPERATIONS and hashlib.sha256(composition.encode()).digest()[0] % 4 == 0
+    return composition.count(".") > TRIVIAL_OPERATIONS and hashlib.sha256(composition.encode()).digest()[0] % 4 == 0
 
 
 def draw_phrases(task: Task, random: Random) -> list[str]:
     """The task in words: for each operation one of its wordings."""
     return [_fill(random.choice(operation.wordings), values) for operation, values in task.pairs()]
-
-
-def draw_name(random: Random) -> str:
-    return f"{random.choice(VERBS)}_{random.choice(NOUNS)}"
 
 
 def draw_argument(kind: Kind, random: Random) -> object:
@@ -125,11 +118,9 @@ def _draw(random: Random, kind: Kind, length: int) -> Task | None:
             return None
         chosen.append(random.choice(possible))
         kind = chosen[-1].gives
-    return Task(draw_name(random), tuple(chosen), tuple(_draw_values(random) for _ in chosen))
-
-
-def _draw_values(random: Random) -> dict[str, str]:
-    return {"n": str(random.randint(*NUMBERS)), "c": random.choice(LETTERS)}
+    name = f"{random.choice(VERBS)}_{random.choice(NOUNS)}"
+    values = ({"n": str(random.randint(*NUMBERS)), "c": random.choice(LETTERS)} for _ in chosen)
+    return Task(name, tuple(chosen), tuple(values))
 
 
 def _fill(text: str, values: dict[str, str]) -> str:

@@ -25,9 +25,8 @@ class Block:
 
 def plan_scoring_blocks(examples: Iterable[Example], tokens_per_batch: int, max_length: int) -> Iterator[Block]:
     """Blocks of at most `tokens_per_batch` estimated tokens; a longer row is a block of its own."""
-    return _number_blocks(
-        _split_by_tokens(window, tokens_per_batch, max_length) for window in _sorted_windows(examples, pair_characters)
-    )
+    windows = _sorted_windows(examples, pair_characters)
+    return _number_blocks(_split_by_tokens(window, tokens_per_batch, max_length) for window in windows)
 
 
 def plan_embedding_blocks(examples: Iterable[Example], batch_size: int) -> Iterator[Block]:

@@ -1,6 +1,4 @@
-"""Unit vectors -> a cluster for each row, by K-means (Lloyd 1982) from k-means++ starts (Arthur and Vassilvitskii 2007).
-
-Does not say how many clusters are right."""
+"""Unit vectors -> a cluster for each row, by K-means (Lloyd 1982) from k-means++ starts (Arthur, Vassilvitskii 2007)."""
 
 from __future__ import annotations
 

@@ -42,8 +42,7 @@ def tokenise(
 def score_tokens(
     examples: Sequence[Example], tokenised: Sequence[ScoringTokens | Refusal], scorer: Scorer
 ) -> list[Score | Refusal]:
-    """A score or a refusal for each example, in the given order. The likelihoods of both passes are computed in one call
-    of the scorer."""
+    """A score or a refusal for each example, in order; both passes of all examples are one call of the scorer."""
     scorable = [tokens for tokens in tokenised if isinstance(tokens, ScoringTokens)]
     likelihoods = scorer.nll([span for tokens in scorable for span in (tokens.conditional, tokens.unconditional)])
     pairs = zip(likelihoods[0::2], likelihoods[1::2], strict=True)

@@ -2,8 +2,8 @@
 
 A strategy is a record in the table STRATEGIES. `ifd_cluster` is the rule of Lyu et al. 2025 (arXiv 2504.12687, sec. 3)
 as their scripts apply it: in each cluster drop the rows with an IFD of `max_ifd` or more, and of the n rows that are
-left take the floor(n * ratio) with the highest IFD. `random` and `all` are controls. Rows are columns in ascending order
-of their ids, 20 bytes a row. Ties are broken by id, and the order of the data set changes nothing.
+left take the floor(n * ratio) with the highest IFD. `random` and `all` are controls. Rows are columns in ascending
+order of their ids, 20 bytes a row. Ties are broken by id, and the order of the data set changes nothing.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class SelectionStrategy:
 
     name: str
     description: str
-    needs_scores: bool
-    needs_embeddings: bool
     choose: Callable[[SelectionInputs, Selection, int], RowIndices]  # inputs, settings, seed
+    needs_scores: bool = False
+    needs_embeddings: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class SelectionResult:
 
 
 def select(inputs: SelectionInputs, settings: Selection, seed: int) -> SelectionResult:
-    """The selected rows, sorted by cluster, then by IFD in descending order, then by id; and counts for each cluster."""
+    """The selected rows, sorted by cluster, then by descending IFD, then by id; and counts for each cluster."""
     strategy = STRATEGIES[settings.strategy]
     assert not (strategy.needs_scores and inputs.ifd is None)
     assert not (strategy.needs_embeddings and inputs.cluster is None)
@@ -83,9 +83,8 @@ def select(inputs: SelectionInputs, settings: Selection, seed: int) -> Selection
         None if inputs.ifd is None else inputs.ifd[ordered],
         None if inputs.cluster is None else inputs.cluster[ordered],
     )
-    return SelectionResult(
-        rows, tuple(_diagnose(inputs, *cluster, settings, is_taken) for cluster in _by_cluster(inputs))
-    )
+    diagnostics = (_diagnose(inputs, *cluster, settings, is_taken) for cluster in _by_cluster(inputs))
+    return SelectionResult(rows, tuple(diagnostics))
 
 
 def require_selected_rows(result: SelectionResult, settings: Selection) -> None:
@@ -127,32 +126,18 @@ def _all_rows(inputs: SelectionInputs, settings: Selection, seed: int) -> RowInd
     return np.arange(len(inputs.ids))
 
 
-STRATEGIES: Mapping[str, SelectionStrategy] = {
-    strategy.name: strategy
-    for strategy in (
-        SelectionStrategy(
-            "ifd_cluster",
-            "in each cluster the rows with the highest IFD below select.max_ifd",
-            needs_scores=True,
-            needs_embeddings=True,
-            choose=_hardest_of_each_cluster,
-        ),
-        SelectionStrategy(
-            "random",
-            "a random draw of the data set; reads neither scores nor embeddings",
-            needs_scores=False,
-            needs_embeddings=False,
-            choose=_random_rows,
-        ),
-        SelectionStrategy(
-            "all",
-            "every row of the data set; reads neither scores nor embeddings",
-            needs_scores=False,
-            needs_embeddings=False,
-            choose=_all_rows,
-        ),
-    )
-}
+_IFD_CLUSTER = SelectionStrategy(
+    "ifd_cluster",
+    "in each cluster the rows with the highest IFD below select.max_ifd",
+    _hardest_of_each_cluster,
+    needs_scores=True,
+    needs_embeddings=True,
+)
+_RANDOM = SelectionStrategy(
+    "random", "a random draw of the data set; reads neither scores nor embeddings", _random_rows
+)
+_ALL = SelectionStrategy("all", "every row of the data set; reads neither scores nor embeddings", _all_rows)
+STRATEGIES: Mapping[str, SelectionStrategy] = {each.name: each for each in (_IFD_CLUSTER, _RANDOM, _ALL)}
 
 
 def _quota(rows: int, ratio: float) -> int:
