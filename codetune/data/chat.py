@@ -1,8 +1,7 @@
 """Messages -> the text that a model is trained on, and the Jinja chat template that writes the same text.
 
-A chat family is one record of `FAMILIES` (docs/method.md, section 2). Both `render_chat` and `chat_template` read it;
-the template is saved with the trained tokenizer, so that training and generation use the same text. Every answer ends
-with the tokenizer's EOS. Works on characters alone; `tokens.py` makes tokens of them."""
+A chat family is one record of `FAMILIES` (docs/method.md, section 2). The template is saved with the trained tokenizer,
+so training and generation use the same text. Every answer ends with the tokenizer's EOS. Makes no tokens."""
 
 from __future__ import annotations
 
@@ -104,19 +103,18 @@ def render_chat(
 
 
 def chat_template(chat_format: ChatFormat, with_bos: bool) -> str:
-    """The Jinja chat template that writes what `render_chat` writes, for any format but `tokenizer`.
-
-    The header of an answer belongs to the user's turn, so `add_generation_prompt` changes nothing.
-    """
+    """The Jinja chat template that writes what `render_chat` writes, for any format but `tokenizer`. The header of an
+    answer belongs to the user's turn, so `add_generation_prompt` changes nothing."""
     family = FAMILIES[chat_format]
-    between = _quoted(family.between_turns) + (" + bos_token" if with_bos and family.bos_every_turn else "")
-    before_user, before_answer = _quoted(family.before_user), _quoted(family.before_answer)
+    # A JSON string is a Jinja string as well.
+    between = json.dumps(family.between_turns) + (" + bos_token" if with_bos and family.bos_every_turn else "")
+    before_user, before_answer = json.dumps(family.before_user), json.dumps(family.before_answer)
     if family.around_system is None:
         system = "{%- set first.system = message['content'] + '\\n\\n' -%}"
         user = f"{{{{- {before_user} + first.system + message['content'] + {before_answer} -}}}}"
         user += "{%- set first.system = '' -%}"
     else:
-        before_system, after_system = map(_quoted, family.around_system)
+        before_system, after_system = map(json.dumps, family.around_system)
         system = f"{{{{- {before_system} + message['content'] + {after_system} -}}}}"
         user = f"{{{{- {before_user} + message['content'] + {before_answer} -}}}}"
     return (
@@ -145,21 +143,23 @@ def _alternates(messages: Sequence[Message]) -> bool:
 
 
 def _render_by_family(family: ChatFamily, messages: Sequence[Message], bos: str, eos: str) -> RenderedChat:
-    text, answers, system = bos, [], ""
-    for index, message in enumerate(messages):
-        if message.role == "system" and family.around_system is None:
+    text, system = bos, ""
+    answers: list[CharacterSpan] = []
+    for message in messages:
+        if message.role == "system" and family.around_system:
+            before, after = family.around_system
+            text += before + message.content + after
+        elif message.role == "system":
             system = message.content + "\n\n"
-        elif message.role == "system" and family.around_system is not None:
-            text += family.around_system[0] + message.content + family.around_system[1]
         elif message.role == "user":
+            if answers:
+                text += family.between_turns + (bos if family.bos_every_turn else "")
             text += family.before_user + system + message.content + family.before_answer
             system = ""
         else:
             start = len(text)
             text += message.content + eos
             answers.append((start, len(text)))
-            if index + 1 < len(messages):
-                text += family.between_turns + (bos if family.bos_every_turn else "")
     return RenderedChat(text, tuple(answers))
 
 
@@ -209,7 +209,3 @@ def _end_of_answer(text: str, start: int, following: Sequence[Message], tokenize
         f"stop. Expected: its EOS behind every answer. Set model.chat_format to one of {', '.join(FAMILIES)}, or fix "
         "the template."
     )
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text)  # a JSON string is a Jinja string as well

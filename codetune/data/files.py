@@ -1,8 +1,6 @@
 """One data file -> its rows, streaming: JSON arrays (`.json`), one JSON object a line (`.jsonl`, `.json`), either
-gzipped; and Parquet.
-
-A value that is no row is passed on as it is; only a damaged file is an error, with its line. An array is decoded value
-by value from a window of text, so its size does not matter."""
+gzipped; and Parquet. Any value counts as a row; only a damaged file is an error, with its line. An array is decoded
+value by value from a window of text, so its size does not matter."""
 
 from __future__ import annotations
 
@@ -35,8 +33,7 @@ class FileRow:
     has_lines: bool = False
 
     @property
-    def at_file(self) -> str:
-        """`at` without the number."""
+    def at_file(self) -> str:  # `at` without the number
         return f"{self.source}:" if self.has_lines else f"{self.source}:row "
 
     @property

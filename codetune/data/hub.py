@@ -1,7 +1,7 @@
 """A repository on the Hugging Face hub -> its snapshot in the local cache, and the rows of a data set there.
 
-A repository in the cache is taken from there without a request. Otherwise the hub is asked once whether it exists, and
-answers or is given up within seconds, even where the name server is silent, before anything is downloaded."""
+A repository in the cache needs no request. Otherwise the hub is asked once whether it exists, before anything is
+downloaded, and is given up after seconds, even where the name server is silent."""
 
 from __future__ import annotations
 

@@ -1,15 +1,13 @@
-"""A data set, wherever it lies -> its rows, one at a time: an `Example` or a `Refusal` for each.
+"""A data set, in files or on the hub -> its rows, one at a time: an `Example` or a `Refusal` for each.
 
-A row that cannot be used is refused with a reason and stops no other row; a damaged file, or a file without the columns
-that the project names, is an error. The only parser of data sets: whoever needs the rows again reads `examples.jsonl`.
-Files are read by `files.py`, data sets on the hub by `hub.py`, the columns of a row by `row_formats.py`."""
+An unusable row is refused with a reason and stops no other row; a damaged file, or one without the columns that the
+project names, is an error. The only parser of data sets: later stages read `examples.jsonl`."""
 
 from __future__ import annotations
 
 import glob
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice, takewhile
 from pathlib import Path
 
@@ -54,7 +52,7 @@ def dataset_fingerprint(dataset: Dataset, location: str, digest: Callable[[Path]
 
         parts = [dataset.path, dataset_snapshot(dataset.path).name, dataset.split]
     else:
-        parts = [*(digest(file.path) for file in files), dataset.split]
+        parts = [*map(digest, files.values()), dataset.split]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -71,12 +69,6 @@ def is_here(dataset: Dataset, location: str) -> bool:
     return is_hub_id(dataset.path) and is_cached(dataset.path, "dataset")
 
 
-@dataclass(frozen=True, slots=True)
-class _DataFile:
-    path: Path
-    source: str  # its name in `at`, before the colon
-
-
 def _open_files(dataset: Dataset, location: str) -> Iterator[Iterator[FileRow]]:
     """The rows of each file, or those of the split of a data set on the hub."""
     files = _local_files(dataset, location)
@@ -90,13 +82,13 @@ def _open_files(dataset: Dataset, location: str) -> Iterator[Iterator[FileRow]]:
             f"dataset.split is {dataset.split}, and {location} is no data set of the hub: files have no splits. "
             f"Expected: {WHOLE_SPLIT}, which is all of them. Name the files of that split in dataset.path."
         )
-    for file in files:
-        yield read_file_rows(file.path, file.source)
+    for source, path in files.items():
+        yield read_file_rows(path, source)
 
 
-def _local_files(dataset: Dataset, location: str) -> list[_DataFile] | None:
-    """The data files at `location` (a file, a directory or a glob), sorted by their names; None where it can only be
-    the name of a data set on the hub."""
+def _local_files(dataset: Dataset, location: str) -> dict[str, Path] | None:
+    """The data files at `location` (a file, a directory or a glob) by their names in `at`, sorted; None where it can
+    only be the name of a data set on the hub."""
     path = Path(location).expanduser()
     if path.is_dir():
         inside = [file for file in path.rglob("*") if data_suffix(file) and file.is_file()]
@@ -108,7 +100,7 @@ def _local_files(dataset: Dataset, location: str) -> list[_DataFile] | None:
                 f"{location} is not a kind of file that codetune reads. Expected: {', '.join(DATA_SUFFIXES)}. "
                 "Convert it, or correct dataset.path."
             )
-        return [_DataFile(path, dataset.path)]
+        return {dataset.path: path}
     if glob.has_magic(location):
         matches = [Path(match) for match in glob.glob(str(path), recursive=True)]  # noqa: PTH207 (absolute patterns)
         files = [file for file in matches if data_suffix(file) and file.is_file()]
@@ -124,13 +116,13 @@ def _local_files(dataset: Dataset, location: str) -> list[_DataFile] | None:
     return None
 
 
-def _sorted_below(base: Path, files: Iterable[Path], location: str) -> list[_DataFile]:
-    found = sorted((_DataFile(file, file.relative_to(base).as_posix()) for file in files), key=lambda file: file.source)
+def _sorted_below(base: Path, files: Iterable[Path], location: str) -> dict[str, Path]:
+    found = {file.relative_to(base).as_posix(): file for file in files}
     if not found:
         raise DataError(
             f"{location} has no data files. Expected: at least one of {', '.join(DATA_SUFFIXES)}. Correct dataset.path."
         )
-    return found
+    return dict(sorted(found.items()))
 
 
 def _require_columns(rows: Iterable[FileRow], dataset: Dataset) -> Iterator[FileRow]:

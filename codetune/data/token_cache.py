@@ -1,9 +1,7 @@
-"""Examples -> token ids in a scratch file that is mapped into memory, so a row costs 32 bytes of memory however long it
-is.
+"""Examples -> token ids in a scratch file that is mapped into memory, at 32 bytes of memory a row of any length.
 
-Each token is an int32. A token with loss (part of an answer) is stored as its bitwise complement, so it is negative.
-Each call of `train` writes the file anew, because tokenization is fast compared with training. Rank 0 writes it; all
-ranks, also those of other machines, map it through the shared run directory."""
+Each token is an int32; one with loss (part of an answer) is stored as its bitwise complement, so it is negative. Rank 0
+writes the file anew in each call of `train`; the ranks of all machines map it through the shared run directory."""
 
 from __future__ import annotations
 

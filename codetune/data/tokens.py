@@ -1,7 +1,5 @@
-"""Examples -> token ids, for scoring (docs/method.md, section 1) and for training (section 2).
-
-Tokens that are cut off are counted; an example of which nothing is left is refused. Padding is planned by
-`packing.py`."""
+"""Examples -> token ids, for scoring (docs/method.md, section 1) and for training (section 2). Tokens that are cut off
+are counted; an example of which nothing is left is refused. Does not pad."""
 
 from __future__ import annotations
 

@@ -1,9 +1,6 @@
 """Writes the demo's project: an instruction set with the faults of real ones (duplicates, mismatched pairs), a held-out
-benchmark in EvalPlus format, the shipped base model, and a project file.
-
-Everything follows from the seed. No composition of operations in the benchmark occurs in the data, or in what the base
-model was trained on.
-"""
+benchmark in EvalPlus format, the shipped base model, and a project file. Everything follows from the seed. No
+composition of operations in the benchmark occurs in the data, or in what the base model was trained on."""
 
 from __future__ import annotations
 
@@ -89,10 +86,8 @@ def write_demo_project(directory: Path, seed: int) -> DemoProject:
     """Writes the demo's project into `directory`; replaces an older one and leaves other files alone. The same seed
     gives the same bytes. Raises InputError where `directory` is a file."""
     if directory.exists() and not directory.is_dir():
-        raise InputError(
-            f"{directory} is a file. Expected: a directory for the demo, existing or new. Name another: "
-            "codetune demo DIR"
-        )
+        expected = "Expected: a directory for the demo, existing or new. Name another: codetune demo DIR"
+        raise InputError(f"{directory} is a file. {expected}")
     rows = draw_rows(Random(f"rows {seed}"))
     again = Random(f"duplicates {seed}").sample(rows, DUPLICATED_ROWS)
     lines = ({"problem": row.problem, "solution": row.solution} for row in _with_duplicates(rows, again, seed))

@@ -1,8 +1,6 @@
 """Reads and writes the project file. All its mistakes are reported at once, each with its line, what was expected and
-the nearest valid name. Valid values whose feature this version lacks are refused, too.
-
-Checks no data, model or run directory: the stage that reads one does.
-"""
+the nearest valid name. Valid values whose feature this version lacks are refused, too. Checks no data, model or run
+directory: the stage that reads one does."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """The project: one frozen model for each section of the project file. All defaults are here.
 
-A key says in its `setting` its line of documentation, which `codetune init` writes, and the stages whose artefacts
-become stale with its value. The file is read, and its mistakes are reported, in `project/file.py`.
-"""
+The `setting` of a key holds its line of documentation, which `codetune init` writes, and the stages whose artefacts
+become stale with its value. The file is read, and its mistakes are reported, in `project/file.py`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Examples -> blocks: groups of rows of similar length, the unit of work of scoring and embedding.
 
-Blocks follow from the data set and the settings alone. Whichever process computes a block, and in whichever order, the
-results are the same. Lengths are estimated from characters, so that planning needs no tokenizer.
+Blocks follow from the data set and the settings alone: neither the processes nor their order change a result. Lengths
+are estimated from characters, so that planning needs no tokenizer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Unit vectors -> a cluster for each row, by K-means (Lloyd 1982) from k-means++ starts (Arthur, Vassilvitskii 2007)."""
+"""Unit vectors -> the cluster of each row, by K-means (Lloyd 1982) from k-means++ starts (Arthur and Vassilvitskii
+2007). Does not say how many clusters are right."""
 
 from __future__ import annotations
 

@@ -126,9 +126,8 @@ def load_encoder(directory: Path, device: str) -> SentenceEncoder:
         )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as why:
         raise ModelError(
-            f"The embedding model {directory} cannot be loaded ({type(why).__name__}: "
-            f"{first_line(why)}). Expected: a sentence-transformers model. Copy it again, or set "
-            "embed.model to `hashing`, which needs none."
+            f"The embedding model {directory} cannot be loaded ({type(why).__name__}: {first_line(why)}). Expected: a "
+            "sentence-transformers model. Copy it again, or set embed.model to `hashing`, which needs none."
         ) from why
     return SentenceEncoder(model.eval())
 
