@@ -1,8 +1,8 @@
 """Directory of a base model -> the network that is trained, and what trains it.
 
-`load_base_model` reads the weights (in which precision, whole or sharded), `prepare_model` sets attention, activation
-checkpointing and adapters, `training_inputs` collects what the Trainer needs besides: step order, batches, loss.
-`rebuild_model` makes a whole model of gathered weights at the end, where no rank holds one."""
+`load_base_model` reads the weights, `prepare_model` sets attention, activation checkpointing and adapters,
+`training_inputs` collects what the Trainer needs besides: step order, batches, loss. `rebuild_model` makes a whole
+model of gathered weights at the end, where no rank holds one."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from codetune.training.parallelism import SHARDED, ParallelStrategy, is_unsharde
 
 @dataclass(frozen=True, slots=True)
 class BaseModel:
-    """The model that the training starts from: where it is, the precision of the arithmetic, and how it is divided."""
+    """The model that the training starts from, the precision of the arithmetic, and how the ranks divide it."""
 
     path: Path
     precision: Precision
@@ -74,6 +74,7 @@ class TrainingInputs:
     settings: Training
     flop_counter: FlopCounter | None
     peak_flops_per_second: float | None  # of this rank's GPU
+    strategy: ParallelStrategy
 
 
 def arithmetic_precision(project: Project, model_path: Path) -> Precision:
@@ -91,9 +92,9 @@ def arithmetic_precision(project: Project, model_path: Path) -> Precision:
 
 
 def load_base_model(project: Project, base: BaseModel, is_first: bool) -> PreTrainedModel:
-    """Trained weights are float32, because updates are smaller than the resolution of bfloat16. Frozen weights, below
-    adapters, have the arithmetic's precision, but float32 under FSDP, which shards only weights of one type (and
-    computes in 16 bits nevertheless). FSDP shards a model that is in CPU memory, so no GPU has to hold it whole."""
+    """Trained weights are float32, because updates are smaller than the resolution of bfloat16. Frozen weights have the
+    arithmetic's precision, but float32 under FSDP, which shards only weights of one type (and computes in 16 bits
+    nevertheless). FSDP shards a model in CPU memory, so no GPU has to hold it whole."""
     dtype = "float32" if project.train.method == "full" or base.strategy == "fsdp" else base.precision
     settings = project.model.model_copy(update={"dtype": dtype, "attention": "auto"})
     if project.train.method == "qlora":
@@ -155,11 +156,7 @@ def prepare_model(network: PreTrainedModel, project: Project, precision: Precisi
 
 
 def training_inputs(
-    model: PreTrainedModel | PeftModel,
-    project: Project,
-    precision: Precision,
-    token_cache: TokenCache,
-    group: ProcessGroup,
+    model: PreTrainedModel | PeftModel, project: Project, base: BaseModel, token_cache: TokenCache, group: ProcessGroup
 ) -> TrainingInputs:
     settings, network, device = project.train, base_network(model), choose_device()
     plan = MicroBatchPlan(
@@ -173,10 +170,11 @@ def training_inputs(
         StepSampler(len(token_cache), samples_per_step(settings, group.count), project.seed),
         RankDataset(token_cache, plan, group.member.rank),
         Collator(settings.pad_mode, settings.max_length, settings.pack_isolation, _pad_token(network)),
-        partial(_build_loss, network, project, precision),
+        partial(_build_loss, network, settings, base.precision),
         settings,
         FlopCounter.of(network, settings.method),
-        None if device == "cpu" else peak_flops_per_second(precision, torch.cuda.get_device_name(device)),
+        None if device == "cpu" else peak_flops_per_second(base.precision, torch.cuda.get_device_name(device)),
+        base.strategy,
     )
 
 
@@ -193,21 +191,17 @@ def rebuild_model(
 
 
 def _build_loss(
-    network: PreTrainedModel, project: Project, precision: Precision, wrapped: torch.nn.Module
+    network: PreTrainedModel, settings: Training, precision: Precision, wrapped: torch.nn.Module
 ) -> LossFunction:
-    """Called when training begins, so that the checks run on what is trained. Raises ModelError where packed samples
+    """Called when training begins, so that the checks run on the wrapped model. Raises ModelError where packed samples
     attend to each other although `pack_isolation` is true."""
-    device, settings = choose_device(), project.train
+    device = choose_device()
     sharded = None if is_unsharded(network) else ShardedNetwork(wrapped, device)
-    with _autocast(precision, torch.device(device)):
+    dtype = getattr(torch, precision)  # the arithmetic of the Trainer
+    with torch.autocast(torch.device(device).type, dtype, enabled=precision != "float32"):
         if settings.pad_mode in PACKED and settings.pack_isolation:
             require_isolation(network, sharded)
         return loss_function(network, sharded)
-
-
-def _autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
-    """As the Trainer calls the model."""
-    return nullcontext() if precision == "float32" else torch.autocast(device.type, getattr(torch, precision))
 
 
 def _pad_token(network: PreTrainedModel) -> int:

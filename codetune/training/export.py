@@ -3,7 +3,6 @@ template of the training, and a generation configuration with the tokens that en
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,49 +15,43 @@ from codetune.data.tokens import adds_bos
 from codetune.errors import CodetuneError, first_line
 from codetune.model.adapters import base_network, cast_weights, merge_trained_adapters
 from codetune.model.attention import set_default_attention
-from codetune.project.sections import ChatFormat, Precision
+from codetune.project.sections import ChatFormat, Precision, Project
 
 MERGED_ADAPTERS = "adapter"  # the directory, in that of the merged model
 
 
-@dataclass(frozen=True, slots=True)
-class ExportSpec:
-    """How a model is saved. `answer_end_tokens` are the last tokens of the answers in training."""
-
-    chat_format: ChatFormat
-    precision: Precision
-    merge: bool
-    answer_end_tokens: frozenset[int]
-
-
 def export_model(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, spec: ExportSpec, saved: Path
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    project: Project,
+    precision: Precision,
+    answer_end_tokens: frozenset[int],
+    saved: Path,
 ) -> None:
-    """Rounds the weights in place, so the model cannot be trained afterwards. With `merge` the adapters are saved as
-    well, in `adapter/` below the merged model, where nothing that loads the merged model reads them. Raises
-    CodetuneError for a full disk."""
-    network = base_network(model)
+    """Rounds the weights in place, so the model cannot be trained afterwards. With `train.merge` the adapters
+    are saved as well, in `adapter/` below the merged model. `answer_end_tokens` are the last tokens of the answers in
+    training. Raises CodetuneError for a full disk."""
+    network, chat_format, dtype = base_network(model), project.model.chat_format, getattr(torch, precision)
     set_default_attention(network)
     network.config.use_cache = True
-    network.generation_config = _generation_config(tokenizer, spec.chat_format, spec.answer_end_tokens)
-    dtype = getattr(torch, spec.precision)
+    network.generation_config = _generation_config(tokenizer, chat_format, answer_end_tokens)
     try:
-        if isinstance(model, PeftModel):
-            _save_adapters(model, saved / MERGED_ADAPTERS if spec.merge else saved, dtype)
         if not isinstance(model, PeftModel):
             cast_weights(model, dtype)
             model.save_pretrained(saved)
-        elif spec.merge:
+        elif project.train.merge:
+            _save_adapters(model, saved / MERGED_ADAPTERS, dtype)
             merge_trained_adapters(model, dtype).save_pretrained(saved)
         else:
+            _save_adapters(model, saved, dtype)
             network.generation_config.save_pretrained(saved)
     except SafetensorError as why:  # raised for a full disk
         raise CodetuneError(
             f"{saved} cannot be written ({first_line(why)}). Expected: room for the weights. Make room, "
             "then run again: codetune train (it continues from the last checkpoint)"
         ) from why
-    if spec.chat_format != "tokenizer":
-        tokenizer.chat_template = chat_template(spec.chat_format, with_bos=adds_bos(tokenizer))
+    if chat_format != "tokenizer":
+        tokenizer.chat_template = chat_template(chat_format, with_bos=adds_bos(tokenizer))
     tokenizer.save_pretrained(saved)
 
 
@@ -73,8 +66,7 @@ def _save_adapters(model: PeftModel, directory: Path, dtype: torch.dtype) -> Non
 def _generation_config(
     tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat, answer_end_tokens: frozenset[int]
 ) -> GenerationConfig:
-    """Generation stops at EOS, at the last tokens of the answers, and at the end of turn of the chat format where that
-    is one token."""
+    """Generation stops at EOS, at `answer_end_tokens`, and at the chat format's end of turn where that is one token."""
     vocabulary = tokenizer.get_vocab()
     stops = {vocabulary[text] for text in stop_strings(chat_format) if text in vocabulary}
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

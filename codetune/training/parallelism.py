@@ -2,8 +2,7 @@
 weights (FSDP2; ZeRO-1, -2 and -3 of DeepSpeed, Rajbhandari et al. 2020).
 
 `choose_strategy` decides and gives the reason; `strategy_arguments` are what the Trainer needs for it;
-`RequireStrategy` checks what the Trainer made of them, because accelerate silently trains with DDP where it cannot do
-FSDP."""
+`require_strategy` checks the result, because accelerate silently trains with DDP where it cannot do FSDP."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ from accelerate.utils import DistributedType, disable_fsdp_ram_efficient_loading
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from codetune.errors import CodetuneError, ProjectError
@@ -83,8 +82,8 @@ def _automatic(method: Method, processes: int, size: ModelSize) -> StrategyChoic
 
 
 def checkpoint_compatibility(strategy: ParallelStrategy, processes: int) -> str:
-    """What the fingerprint of a checkpoint says of the strategy. Checkpoints of whole models and of FSDP fit any number
-    of processes, those of DeepSpeed only the number that wrote them."""
+    """The strategy in the fingerprint of a checkpoint. Checkpoints of DeepSpeed fit only the number of processes that
+    wrote them, others any number."""
     if strategy.startswith("zero"):
         return f"{strategy} in {processes} processes"
     return "fsdp" if strategy == "fsdp" else "ddp"
@@ -93,8 +92,8 @@ def checkpoint_compatibility(strategy: ParallelStrategy, processes: int) -> str:
 def strategy_arguments(
     strategy: ParallelStrategy, offload: Offload, precision: Precision, broadcast_weights: bool
 ) -> dict[str, Any]:
-    """Keyword arguments of `TrainingArguments`. With `broadcast_weights`, under FSDP, rank 0 alone has read the weights
-    and the other ranks receive their shards from it. (Under ZeRO-3 each rank reads them and keeps its shard.)"""
+    """Keyword arguments of `TrainingArguments`. With `broadcast_weights`, under FSDP, rank 0 alone reads the weights
+    and sends each other rank its shard. (Under ZeRO-3 each rank reads them.)"""
     if strategy == "fsdp":
         settings = {
             "version": 2,
@@ -104,7 +103,7 @@ def strategy_arguments(
             "state_dict_type": "SHARDED_STATE_DICT",
         }
         return {"fsdp": True, "fsdp_config": settings}
-    if strategy in ("zero1", "zero2", "zero3"):
+    if strategy.startswith("zero"):
         return {"deepspeed": _deepspeed_settings(int(strategy[-1]), offload, precision)}
     return {}
 
@@ -134,35 +133,22 @@ def _deepspeed_settings(stage: int, offload: Offload, precision: Precision) -> d
 
 
 def prepare_deepspeed(strategy: ParallelStrategy) -> None:
-    """Sets up DeepSpeed, where the strategy uses it; to be called before the model is loaded, because under ZeRO-3 each
-    rank keeps its shard only.
-
-    On CPUs DeepSpeed would compile an operation for sums over shared memory, which only its inference uses: that takes
-    a minute, needs g++ and ninja, and waits forever for the lock of a build that was killed."""
+    """Sets up DeepSpeed where the strategy uses it. To be called before the model is loaded, for ZeRO-3 to shard it."""
     if not strategy.startswith("zero"):
         return
     from deepspeed import comm, ops
 
     # DeepSpeed 0.19 calls functions that torch 2.13 has renamed.
     warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
+    # On CPUs it would compile this operation, of its inference only: that takes a minute, needs g++ and ninja, and
+    # waits forever for the lock of a build that was killed.
     ops.__compatible_ops__["deepspeed_shm_comm"] = False
     comm.init_distributed(auto_mpi_discovery=False, verbose=False)
 
 
-class RequireStrategy(TrainerCallback):
-    """Raises CodetuneError, when the training begins, where another strategy than the chosen one is in force."""
-
-    def __init__(self, strategy: ParallelStrategy, trainer: Trainer) -> None:
-        self._strategy, self._trainer = strategy, trainer
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
-        require_strategy(self._strategy, self._trainer, self._trainer.model_wrapped)
-
-
 def require_strategy(strategy: ParallelStrategy, trainer: Trainer, wrapped: torch.nn.Module) -> None:
-    """`wrapped` is the module that the Trainer calls: the model, or what is around it."""
+    """Raises CodetuneError where another strategy is in force. `wrapped` is the module that the Trainer calls: the
+    model, or what is around it."""
     found = _strategy_in_force(trainer, wrapped)
     # A single process that a launcher has started is wrapped in DDP as well.
     if found != strategy and (strategy, found) != ("alone", "ddp"):
@@ -188,8 +174,7 @@ def is_unsharded(network: torch.nn.Module) -> bool:
 
 
 def reduce_gradients_in_float32(trainer: Trainer, strategy: ParallelStrategy) -> None:
-    """Makes FSDP reduce gradients in float32, as DDP does, and return losses unchanged. Accelerate's default is 16 bits
-    for both."""
+    """Makes FSDP reduce gradients in float32, as DDP does, and return float32 losses (accelerate: 16 bits for both)."""
     plugin = trainer.accelerator.state.fsdp_plugin if strategy == "fsdp" else None
     if plugin is not None and plugin.mixed_precision_policy is not None:
         param_dtype = plugin.mixed_precision_policy.param_dtype

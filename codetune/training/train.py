@@ -13,51 +13,20 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from codetune.data.token_cache import (
-    TokenCache,
-    TokenizedRows,
-    read_token_cache,
-    remove_token_cache,
-    write_token_cache,
-)
+from codetune.data.token_cache import TokenCache, TokenizedRows, read_token_cache, remove_token_cache, write_token_cache
 from codetune.errors import DataError, ProjectError
 from codetune.launch.devices import choose_device, count_gpus, gpu_memory_bytes
 from codetune.launch.process_group import SINGLE_PROCESS, ProcessGroup
 from codetune.model.load import count_parameters, load_tokenizer
 from codetune.project.sections import Project, free_on_resume
 from codetune.records import Example, Refusal
+from codetune.training import build_model, parallelism
 from codetune.training.batch_sampler import samples_per_step, total_steps
-from codetune.training.build_model import (
-    BaseModel,
-    arithmetic_precision,
-    load_base_model,
-    prepare_model,
-    rebuild_model,
-    require_fit,
-    training_inputs,
-)
+from codetune.training.build_model import BaseModel
 from codetune.training.callbacks import ProgressReport, TrainingCallbacks
-from codetune.training.checkpoint import (
-    STEP_SAMPLES,
-    STRATEGY,
-    Fingerprint,
-    last_checkpoint,
-    remove_incomplete_checkpoints,
-)
-from codetune.training.export import ExportSpec, export_model
-from codetune.training.parallelism import (
-    SHARDED,
-    ModelSize,
-    ParallelStrategy,
-    RequireStrategy,
-    StrategyChoice,
-    checkpoint_compatibility,
-    choose_strategy,
-    gather_weights,
-    prepare_deepspeed,
-    reduce_gradients_in_float32,
-    without_sharded_loading,
-)
+from codetune.training.checkpoint import STEP_SAMPLES, STRATEGY, last_checkpoint, remove_incomplete_checkpoints
+from codetune.training.export import export_model
+from codetune.training.parallelism import SHARDED, ParallelStrategy, StrategyChoice
 from codetune.training.trainer import StepTrainer, explain_out_of_memory, training_arguments
 
 TOKENS_FILE = "tokens.i32"
@@ -106,25 +75,23 @@ def train(
     choice = _choose_strategy(project, model_path, group)
     rows = TokenizedRows(examples, project, tokenizer)
     token_cache = _tokenize(rows, directory, group)
-    compatibility = checkpoint_compatibility(choice.strategy, group.count)
+    compatibility = parallelism.checkpoint_compatibility(choice.strategy, group.count)
     fingerprint = _fingerprint(project, model_path, token_cache, group.count, compatibility)
     checkpoint = last_checkpoint(directory, fingerprint)
     steps = total_steps(project.train, len(token_cache), group.count)
-    base = BaseModel(model_path, arithmetic_precision(project, model_path), choice.strategy)
+    base = BaseModel(model_path, build_model.arithmetic_precision(project, model_path), choice.strategy)
     # Both before the model is loaded: they tell transformers that a rank needs its shard only.
-    prepare_deepspeed(choice.strategy)
+    parallelism.prepare_deepspeed(choice.strategy)
     arguments = training_arguments(project, base, steps, directory, choose_device())
     with explain_out_of_memory("the model is loaded"), base.loading(arguments):
-        network = load_base_model(project, base, group.is_first)
-        require_fit(network, project.train, token_cache)
-        model = prepare_model(network, project, base.precision)
+        network = build_model.load_base_model(project, base, group.is_first)
+        build_model.require_fit(network, project.train, token_cache)
+        model = build_model.prepare_model(network, project, base.precision)
     saves_last_step = choice.strategy not in SHARDED
     callbacks = TrainingCallbacks(project.train, directory, fingerprint, steps, report, group, saves_last_step)
     callbacks.on_train_begin(checkpoint)
-    inputs = training_inputs(model, project, base.precision, token_cache, group)
+    inputs = build_model.training_inputs(model, project, base, token_cache, group)
     trainer = StepTrainer(model, arguments, inputs, callbacks)
-    reduce_gradients_in_float32(trainer, choice.strategy)
-    trainer.add_callback(RequireStrategy(choice.strategy, trainer))
     with callbacks.interruptible():
         trainer.run(checkpoint)
     if callbacks.interrupted:
@@ -132,10 +99,9 @@ def train(
     with callbacks.interruptible():  # all steps are done: an interruption waits until the model is saved
         whole = _whole_model(trainer, model, project, base, group)
         if group.is_first:
-            spec = ExportSpec(project.model.chat_format, base.precision, project.train.merge, rows.answer_end_tokens)
-            export_model(whole, tokenizer, spec, saved)
+            export_model(whole, tokenizer, project, base.precision, rows.answer_end_tokens, saved)
             remove_token_cache(directory / TOKENS_FILE)
-    return _summary(token_cache, rows, callbacks, choice, group)
+    return _summary(token_cache, rows, callbacks, choice, group.count)
 
 
 def _choose_strategy(project: Project, model_path: Path, group: ProcessGroup) -> StrategyChoice:
@@ -147,8 +113,8 @@ def _choose_strategy(project: Project, model_path: Path, group: ProcessGroup) ->
         )
     parameters, method = count_parameters(model_path), project.train.method
     trained = parameters if method == "full" else int(parameters * ADAPTER_SHARE)
-    size = ModelSize(trained, parameters - trained, gpu_memory_bytes())
-    return choose_strategy(project.launch, method, group.count, size)
+    size = parallelism.ModelSize(trained, parameters - trained, gpu_memory_bytes())
+    return parallelism.choose_strategy(project.launch, method, group.count, size)
 
 
 def _tokenize(rows: TokenizedRows, directory: Path, group: ProcessGroup) -> TokenCache:
@@ -168,7 +134,7 @@ def _tokenize(rows: TokenizedRows, directory: Path, group: ProcessGroup) -> Toke
 
 def _fingerprint(
     project: Project, model_path: Path, token_cache: TokenCache, processes: int, strategy: str
-) -> Fingerprint:
+) -> dict[str, object]:
     """Everything that a checkpoint must share with the training that continues it."""
     free = {key.removeprefix("train.") for key in free_on_resume()}
     settings = project.train.model_dump(mode="json", exclude=free)
@@ -189,26 +155,18 @@ def _fingerprint(
 
 
 def _whole_model(
-    trainer: StepTrainer,
-    model: PreTrainedModel | PeftModel,
-    project: Project,
-    base: BaseModel,
-    group: ProcessGroup,
+    trainer: StepTrainer, model: PreTrainedModel | PeftModel, project: Project, base: BaseModel, group: ProcessGroup
 ) -> PreTrainedModel | PeftModel:
     """In rank 0, the trained model with all its weights. A collective call: every rank makes it."""
-    weights = gather_weights(base.strategy, trainer)
+    weights = parallelism.gather_weights(base.strategy, trainer)
     if weights is None or not group.is_first:
         return model
-    with without_sharded_loading(trainer.args):
-        return rebuild_model(project, base, weights)
+    with parallelism.without_sharded_loading(trainer.args):
+        return build_model.rebuild_model(project, base, weights)
 
 
 def _summary(
-    token_cache: TokenCache,
-    rows: TokenizedRows,
-    callbacks: TrainingCallbacks,
-    choice: StrategyChoice,
-    group: ProcessGroup,
+    token_cache: TokenCache, rows: TokenizedRows, callbacks: TrainingCallbacks, choice: StrategyChoice, processes: int
 ) -> TrainingSummary:
     total = callbacks.metrics.since_start
     return TrainingSummary(
@@ -224,7 +182,7 @@ def _summary(
         peak_memory_bytes=callbacks.metrics.peak_memory_bytes,
         mfu=total.mfu,
         last_loss=callbacks.metrics.last_loss,
-        processes=group.count,
+        processes=processes,
         strategy=choice.strategy,
         strategy_because=choice.reason,
     )

@@ -1,14 +1,12 @@
 """The Trainer of transformers with one data-loader item for each optimizer step, and its arguments.
 
-The item holds all micro-batches of the step, `training_step` loops over them, and their loss is divided by the learned
-tokens of the whole step; so micro-batches may differ in number and size, and a resumed training counts steps only. The
-loader is not prepared by accelerate, whose sharding repeats rows at the end of an epoch and loses the epoch number when
-it skips. (Read in accelerate 1.15 and transformers 5.17-5.23, and adapted here only.)
+`training_step` loops over the micro-batches of the step and divides their loss by the learned tokens of the whole step;
+so micro-batches may differ in number and size, and a resumed training counts steps only. Accelerate does not prepare
+the loader: its sharding repeats rows at the end of an epoch and loses the epoch number when it skips. (Read in
+accelerate 1.15 and transformers 5.17-5.23.)
 
-A plain loop over accelerate in place of the Trainer was tried. It passed the same 78 tests of parity and resumption
-(one process, DDP, FSDP2, ZeRO-1, -2, -3), but took 59 lines more (six modules had 1083 lines in place of 1024): it has
-to choose the weights that decay, and to save and restore each strategy's state, and it calls the same private setter of
-accelerate. It also draws another LoRA dropout, and cannot continue existing checkpoints. So the Trainer stays."""
+A plain loop over accelerate was tried: it passed the same 78 tests, but took 59 lines more (it chooses the weights that
+decay, and saves each strategy's state), draws another LoRA dropout, and cannot continue existing checkpoints."""
 
 from __future__ import annotations
 
@@ -22,14 +20,7 @@ from typing import Any
 import torch
 from accelerate.data_loader import DataLoaderShard
 from safetensors import SafetensorError
-from transformers import (
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import is_tensorboard_available, is_wandb_available
 
 from codetune.errors import CodetuneError, ProjectError, first_line
@@ -41,7 +32,7 @@ from codetune.training.checkpoint import Checkpoint
 from codetune.training.collate import MicroBatchTensors
 from codetune.training.loss import LossFunction
 from codetune.training.metrics import StepMetrics
-from codetune.training.parallelism import strategy_arguments
+from codetune.training.parallelism import reduce_gradients_in_float32, require_strategy, strategy_arguments
 
 # torch reports a full disk as a RuntimeError of its archive writer (caffe2/serialize/inline_container.cc).
 TORCH_WRITER = ("PytorchStreamWriter", "inline_container")
@@ -50,9 +41,8 @@ TORCH_WRITER = ("PytorchStreamWriter", "inline_container")
 def training_arguments(
     project: Project, base: BaseModel, steps: int, directory: Path, device: str
 ) -> TrainingArguments:
-    """Turns off the Trainer's own saving, logging and progress bars: `TrainingCallbacks` decides when to save and log,
-    and the Trainer passes our lines of metrics to the trackers of `report_to`. One step of its loop is one optimizer
-    step, so it accumulates nothing. Raises ProjectError for float16 on a CPU, or a tracker that is not installed."""
+    """Turns off the Trainer's own saving, logging, progress bars and accumulation: `TrainingCallbacks` decides when to
+    save and log. Raises ProjectError for float16 on a CPU, or a tracker that is not installed."""
     settings, precision = project.train, base.precision
     if device == "cpu" and precision == "float16":
         raise ProjectError(
@@ -73,7 +63,7 @@ def training_arguments(
         optim=settings.optimizer,
         bf16=precision == "bfloat16",
         fp16=precision == "float16",
-        tf32=settings.tf32 if _has_tf32(device) else None,
+        tf32=settings.tf32 if device != "cpu" and torch.cuda.get_device_capability(device)[0] >= 8 else None,
         use_cpu=device == "cpu",
         ddp_find_unused_parameters=False,
         remove_unused_columns=False,
@@ -92,10 +82,7 @@ def training_arguments(
 
 
 def _require_trackers(settings: Training) -> None:
-    is_available: dict[str, Callable[[], bool]] = {
-        "tensorboard": is_tensorboard_available,
-        "wandb": is_wandb_available,
-    }
+    is_available: dict[str, Callable[[], bool]] = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
     if absent := [name for name in settings.report_to if not is_available[name]()]:
         raise ProjectError(
             f"train.report_to names {' and '.join(absent)}, and this Python has no such package. Expected: one that is "
@@ -103,25 +90,18 @@ def _require_trackers(settings: Training) -> None:
         )
 
 
-def _has_tf32(device: str) -> bool:
-    return device != "cpu" and torch.cuda.get_device_capability(device)[0] >= 8
-
-
 class StepTrainer(Trainer):
     """Reports each step to `callbacks`, and saves or stops where they say so."""
 
     def __init__(
-        self,
-        model: torch.nn.Module,
-        arguments: TrainingArguments,
-        inputs: TrainingInputs,
-        callbacks: TrainingCallbacks,
+        self, model: torch.nn.Module, arguments: TrainingArguments, inputs: TrainingInputs, callbacks: TrainingCallbacks
     ) -> None:
         dataset: Any = inputs.dataset  # the Trainer asks for its length only
         collator: Any = inputs.collator
         super().__init__(model=model, args=arguments, train_dataset=dataset, data_collator=collator)
         self.remove_callback(PrinterCallback)
         self.add_callback(_TrainerHooks(self._on_train_begin, self._on_step_end))
+        reduce_gradients_in_float32(self, inputs.strategy)
         self.model_accepts_loss_kwargs = True  # so it counts the learned tokens of a step, whatever the architecture
         self._inputs, self._callbacks = inputs, callbacks
         self._step_began = time.perf_counter()
@@ -157,22 +137,18 @@ class StepTrainer(Trainer):
         micro_batches = inputs["micro_batches"]
         total = torch.zeros((), device=self.args.device)
         for number, batch in enumerate(micro_batches, 1):
-            with self._gradient_sync(model, number == len(micro_batches)):
+            is_last = number == len(micro_batches)
+            # Ranks reduce their gradients with the last micro-batch only; DeepSpeed also does its optimizer step then.
+            self.accelerator.gradient_state._set_sync_gradients(is_last)
+            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(model):
                 total += self._forward_backward(model, batch, num_items_in_batch)
         self._loss, self._learning_rate = total.item(), float(self._get_learning_rate())
         self._counts = {name: inputs[name] for name in self._counts}
         self._rows = [row for batch in micro_batches for row in batch["rows"]]
         if self._inputs.flop_counter is not None:
-            sizes = inputs["tokens"], inputs["token_pairs"], len(inputs["labels"])
-            self._flops = self._inputs.flop_counter.flops(*sizes)
+            learned = len(inputs["labels"])
+            self._flops = self._inputs.flop_counter.flops(inputs["tokens"], inputs["token_pairs"], learned)
         return total
-
-    @contextlib.contextmanager
-    def _gradient_sync(self, model: torch.nn.Module, is_last: bool) -> Iterator[None]:
-        """Ranks reduce their gradients with the last micro-batch only; DeepSpeed also does its optimizer step then."""
-        self.accelerator.gradient_state._set_sync_gradients(is_last)
-        with contextlib.nullcontext() if is_last else self.accelerator.no_sync(model):
-            yield
 
     def _forward_backward(
         self, model: torch.nn.Module, batch: MicroBatchTensors, step_tokens: torch.Tensor | int
@@ -207,6 +183,7 @@ class StepTrainer(Trainer):
         return norm
 
     def _on_train_begin(self) -> None:
+        require_strategy(self._inputs.strategy, self, self.model_wrapped)
         self._loss_function = self._inputs.build_loss(self.model_wrapped)
         self._step_began = time.perf_counter()
 
@@ -249,13 +226,10 @@ class StepTrainer(Trainer):
         ids, settings, samples = batch["inputs"]["input_ids"], self._inputs.settings, len(batch["rows"])
         assert isinstance(ids, torch.Tensor)
         where = "The GPU's memory" if ids.device.type == "cuda" else "The memory"
-        smaller = "lower train.per_device_batch_size (a step learns from train.global_batch_size samples as before)"
+        smaller = " (a step learns from train.global_batch_size samples as before)"
         if settings.global_batch_size is None:
-            smaller = (
-                "lower train.per_device_batch_size and raise train.gradient_accumulation_steps as much (a step learns "
-                "from their product)"
-            )
-        smaller += "; the training continues from its last checkpoint"
+            smaller = " and raise train.gradient_accumulation_steps as much (a step learns from their product)"
+        smaller = f"lower train.per_device_batch_size{smaller}; the training continues from its last checkpoint"
         remedies = ["lower train.max_length"] if samples == 1 else [smaller]
         remedies += [] if settings.gradient_checkpointing else ["set train.gradient_checkpointing: true"]
         remedies += [] if settings.method == "qlora" else ["start a new training with train.method: lora or qlora"]
@@ -277,8 +251,7 @@ class StepTrainer(Trainer):
 
 @contextlib.contextmanager
 def explain_out_of_memory(activity: str) -> Iterator[None]:
-    """Turns an out-of-memory error into a CodetuneError, for memory that does not depend on the micro-batches: weights,
-    their gradients and the optimizer's state."""
+    """Turns an out-of-memory error into a CodetuneError, for memory that does not depend on the micro-batches."""
     try:
         yield
     except RuntimeError as why:
@@ -307,8 +280,7 @@ class _TrainerHooks(TrainerCallback):
 
 
 def _rows_not_finite(losses: torch.Tensor, batch: MicroBatchTensors) -> list[str]:
-    """Ids of the samples with a loss that is not finite (`losses` is [N]); all of the micro-batch where only the sum is
-    not."""
+    """Ids of the samples with a loss that is not finite (`losses` is [N]); all where only the sum is not."""
     bad, start = [], 0
     for row, end in zip(batch["rows"], batch["row_ends"], strict=True):
         if not torch.isfinite(losses[start:end]).all():
