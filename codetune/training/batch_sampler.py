@@ -1,9 +1,9 @@
 """The samples that each rank trains on in each optimizer step: a permutation of the rows for each epoch, cut into steps
 of the global batch size; each step is split into micro-batches of each rank.
 
-The order follows from the seed, the epoch and the global batch size alone, so pad mode, accumulation and the number of
-ranks do not change which samples a step learns from. Each row is drawn once an epoch; the last step of an epoch may be
-smaller. `StepSampler` is a batch sampler and `RankDataset` a map-style data set for torch's `DataLoader`."""
+The order follows from the seed, the epoch and the global batch size alone, not from pad mode, accumulation or the
+number of ranks. Each row is drawn once an epoch; the last step of an epoch may be smaller. `StepSampler` is a batch
+sampler and `RankDataset` a map-style data set for torch's `DataLoader`."""
 
 from __future__ import annotations
 

@@ -1,9 +1,7 @@
-"""What happens at the end of each optimizer step: metrics are summed over the ranks and written, a checkpoint is due or
-not, and an interruption ends the training. Holds the only state that changes while the Trainer runs; a checkpoint
-stores it.
+"""The end of each optimizer step: the ranks sum their metrics and agree, by all-reduce, whether a checkpoint is due and
+whether an interruption ends the training. Rank 0 alone writes files and reports progress.
 
-Each rank has one `TrainingCallbacks`. At the end of a step the ranks agree, by all-reduce, on the metrics and on what
-is due. Rank 0 alone writes files and reports progress."""
+Each rank has one `TrainingCallbacks`, the only state that changes while the Trainer runs; a checkpoint stores it."""
 
 from __future__ import annotations
 
@@ -20,13 +18,7 @@ import torch
 from codetune.launch.process_group import ProcessGroup
 from codetune.project.sections import Training
 from codetune.training.checkpoint import Checkpoint, Fingerprint, prune_checkpoints, seal_checkpoint
-from codetune.training.metrics import (
-    MetricAccumulator,
-    MetricsLine,
-    StepMetrics,
-    append_metrics,
-    truncate_metrics,
-)
+from codetune.training.metrics import MetricAccumulator, MetricsLine, StepMetrics, append_metrics, truncate_metrics
 
 ProgressReport = Callable[[Mapping[str, float | None]], None]
 # Each rank knows these of its own part of a step; the learning rate, the norm and the time are the same in all.
@@ -43,8 +35,7 @@ class StepControl:
 
 
 class TrainingCallbacks:
-    """`saves_last_step` says whether a checkpoint of the last step is of use: whether a resumed training could make the
-    model of it."""
+    """`saves_last_step` says whether a resumed training could make the model of a checkpoint of the last step."""
 
     def __init__(
         self,
@@ -74,7 +65,7 @@ class TrainingCallbacks:
         metrics = self._over_ranks(rank_metrics)
         # The clock of rank 0 decides, because clocks of two machines differ. One interrupted rank stops all.
         saves = self._group.is_first and self._is_save_due()
-        peak, interrupted, should_save = self._group.max([peak_memory_bytes(), self.interrupted, saves])
+        peak, interrupted, should_save = self._group.max([torch.cuda.max_memory_allocated(), self.interrupted, saves])
         # After the last step there is nothing to stop: the model is to be saved.
         self.interrupted = bool(interrupted) and step < self.total_steps
         self.metrics = self.metrics.plus(metrics, int(peak) or None)
@@ -129,16 +120,8 @@ class TrainingCallbacks:
         return replace(metrics, **dict(zip(SUMMED_OVER_RANKS, sums, strict=True)))
 
     def _is_save_due(self) -> bool:
-        if self.step == self.total_steps and not self._saves_last_step:
-            return False
-        every, minutes = self._settings.save_steps, self._settings.save_minutes
+        is_last, every, minutes = self.step == self.total_steps, self._settings.save_steps, self._settings.save_minutes
         if every is not None and self.step % every == 0:
-            return True
-        # None after the last step: the model itself is saved then.
-        waited = time.monotonic() - self._last_saved
-        return minutes is not None and waited >= 60 * minutes and self.step < self.total_steps
-
-
-def peak_memory_bytes() -> int:
-    """Of this process's GPU; 0 without one."""
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+            return self._saves_last_step or not is_last
+        # After the last step the model itself is saved.
+        return minutes is not None and time.monotonic() - self._last_saved >= 60 * minutes and not is_last

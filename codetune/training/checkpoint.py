@@ -1,15 +1,14 @@
 """Checkpoints: `train/checkpoint-STEP/`, written by the Trainer of transformers and sealed here when complete.
 
-The manifest `codetune.json` is written last. It lists every file with its size (the Trainer would continue silently
-without the optimizer's state), the fingerprint that a resumed training must share (the Trainer would not notice other
-data either), and the sums of the metrics. A directory without a manifest is an incomplete checkpoint, and is
-removed."""
+The manifest `codetune.json` is written last. It lists every file with its size and the fingerprint that a resumed
+training must share (the Trainer would notice neither a missing optimizer state nor other data), and the sums of the
+metrics. A directory without a manifest is an incomplete checkpoint, and is removed."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,16 +32,23 @@ class Checkpoint:
 
 def last_checkpoint(directory: Path, fingerprint: Fingerprint) -> Checkpoint | None:
     """The newest sealed checkpoint. Raises StaleError where it belongs to another training, or lacks a file."""
-    found = max(_sealed(directory), key=lambda checkpoint: checkpoint.step, default=None)
-    if found is not None:
-        _require_same(found, json.loads(json.dumps(fingerprint)))
-        _require_complete(found)
-    return found
+    checkpoints = sealed_checkpoints(directory)
+    if not checkpoints:
+        return None
+    _require_same(checkpoints[-1], json.loads(json.dumps(fingerprint)))
+    _require_complete(checkpoints[-1])
+    return checkpoints[-1]
 
 
 def sealed_checkpoints(directory: Path) -> list[Checkpoint]:
     """All sealed checkpoints in the order of their steps; removes nothing."""
-    return sorted(_sealed(directory), key=lambda checkpoint: checkpoint.step)
+    checkpoints = []
+    for manifest in directory.glob(f"checkpoint-*/{MANIFEST}"):
+        record = json.loads(manifest.read_text(encoding="utf-8"))
+        checkpoints.append(
+            Checkpoint(record["step"], manifest.parent, record["facts"], record["meter"], record["files"])
+        )
+    return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
 
 
 def remove_incomplete_checkpoints(directory: Path) -> None:
@@ -63,27 +69,16 @@ def seal_checkpoint(path: Path, step: int, fingerprint: Fingerprint, metrics: Ma
 
 
 def prune_checkpoints(directory: Path, keep: int) -> None:
-    """Deletes all but the newest `keep`, each manifest first: what an interrupted deletion leaves counts as
-    incomplete."""
+    """Deletes all but the newest `keep`, each manifest first: a half-deleted checkpoint is incomplete."""
     for checkpoint in sealed_checkpoints(directory)[::-1][keep:]:
         (checkpoint.path / MANIFEST).unlink()
         shutil.rmtree(checkpoint.path)
 
 
-def _sealed(directory: Path) -> Iterator[Checkpoint]:
-    for manifest in directory.glob(f"checkpoint-*/{MANIFEST}"):
-        record = json.loads(manifest.read_text(encoding="utf-8"))
-        yield Checkpoint(record["step"], manifest.parent, record["facts"], record["meter"], record["files"])
-
-
 def _require_same(checkpoint: Checkpoint, now: Fingerprint) -> None:
     then = checkpoint.fingerprint
-    different = [
-        f"{name} {then.get(name)!r} then, {now.get(name)!r} now"
-        for name in {**then, **now}
-        if then.get(name) != now.get(name)
-    ]
-    if different:
+    names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+    if different := [f"{name} {then.get(name)!r} then, {now.get(name)!r} now" for name in names]:
         raise StaleError(
             f"{checkpoint.path} was made by another training: {'; '.join(different)}. Expected: the same settings and "
             f"rows, so that it can be continued.{_launch_advice(then, now)} To discard it and start again: codetune "

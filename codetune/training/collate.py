@@ -4,10 +4,10 @@ Positions are flat, over the rows of the micro-batch laid end to end: the token 
 at `positions[n]`. No attention mask is needed: padding is on the right, where the tokens of a causal model do not
 attend, and flat rows carry their segments.
 
-Packed samples form one flat row in every mode, and its segments say which tokens attend to each other. With
-`pack_isolation: true` each sample is a segment. With `false` (as published) each row of at most the maximum length is
-a segment: its samples attend to those before them, and positions continue. The padding of `paper_pack` is a segment
-of its own, so it costs the model as much as a padded row.
+Packed samples form one flat row, whose segments say which tokens attend to each other. With `pack_isolation: true`
+each sample is a segment. With `false` (as published) each row of at most the maximum length is one: its samples attend
+to those before them, and positions continue. The padding of `paper_pack` is a segment of its own, so it costs the model
+as much as a padded row.
 
 Axes: B rows, T tokens of a row, N learned tokens of the micro-batch."""
 
@@ -99,8 +99,8 @@ class Collator:
         return torch.full((row.padding,), self.pad_token)
 
     def _idle(self) -> MicroBatchTensors:
-        """Two pad tokens without targets, for a rank that has no sample left while others do: it takes part in the
-        all-reduce of gradients and adds zeros. No metric counts them."""
+        """Two pad tokens without targets, with which a rank without samples takes part in the all-reduce of gradients:
+        it adds zeros. No metric counts them."""
         ids = torch.full((2,), self.pad_token)
         empty = torch.zeros(0, dtype=torch.int64)
         inputs: dict[str, object] = packed_inputs([ids]) if self.pad_mode in PACKED else {"input_ids": ids[None]}

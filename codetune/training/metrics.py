@@ -1,14 +1,12 @@
 """Sums of training metrics, the lines of `train/metrics.jsonl` that they become, and the FLOPs behind the MFU.
 
-A line holds the means over the steps since the line before it. The sums are part of every checkpoint, and
-`truncate_metrics` drops the lines after it, so a resumed training writes each line once. Throughput counts real tokens,
-not padding.
+A line holds the means over the steps since the line before it. Every checkpoint stores the sums, and `truncate_metrics`
+drops the lines after it, so a resumed training writes each line once. Throughput counts real tokens, not padding.
 
 MFU, the model FLOPs utilization, is as in PaLM (Chowdhery et al. 2022, appendix B): FLOPs that the model itself needs,
 divided by what the GPU can do in the time. A matrix product costs two FLOPs a weight and token; causal attention counts
 half of its token pairs. The backward pass costs twice the forward, or once where weights are frozen. Recomputed
-activations and padding do not count; the output layer counts for the learned tokens only, because no others reach
-it."""
+activations and padding do not count; the output layer counts for learned tokens only."""
 
 from __future__ import annotations
 
@@ -56,29 +54,22 @@ OLD_NAMES = {"operations": "flops", "possible_operations": "peak_flops"}  # in c
 class StepMetrics:
     """One optimizer step; of one rank, or of all after the sum over them."""
 
-    loss: float
-    learning_rate: float
-    grad_norm: float
-    tokens: int
-    tokens_seen: int  # padding included
-    samples: int
-    seconds: float
-    flops: float
-    peak_flops: float  # what the GPU could have done in that time; 0 where either is unknown
-
-
-@dataclass(frozen=True, slots=True)
-class MetricSums:
-    steps: int = 0
     loss: float = 0.0
     learning_rate: float = 0.0
     grad_norm: float = 0.0
     tokens: int = 0
-    tokens_seen: int = 0
+    tokens_seen: int = 0  # padding included
     samples: int = 0
     seconds: float = 0.0
     flops: float = 0.0
-    peak_flops: float = 0.0
+    peak_flops: float = 0.0  # what the GPU could have done in that time; 0 where either is unknown
+
+
+@dataclass(frozen=True, slots=True)
+class MetricSums(StepMetrics):
+    """Each metric summed over `steps`."""
+
+    steps: int = 0
 
     def plus(self, step: StepMetrics) -> Self:
         sums = {name: getattr(self, name) + value for name, value in asdict(step).items()}
@@ -136,12 +127,11 @@ class MetricAccumulator:
 
     @classmethod
     def restored(cls, state: Mapping[str, Any]) -> Self:
-        since_line, since_start = (_restored_sums(state[name]) for name in ("since_line", "since_start"))
+        since_line, since_start = (
+            MetricSums(**{OLD_NAMES.get(name, name): value for name, value in state[sums].items()})
+            for sums in ("since_line", "since_start")
+        )
         return cls(since_line, since_start, state["peak_memory_bytes"], state["last_loss"])
-
-
-def _restored_sums(state: Mapping[str, Any]) -> MetricSums:
-    return MetricSums(**{OLD_NAMES.get(name, name): value for name, value in state.items()})
 
 
 def append_metrics(path: Path, line: MetricsLine) -> None:
@@ -173,26 +163,21 @@ class FlopCounter:
         """None for architectures with other kinds of layers (mixtures of experts, recurrent states)."""
         config = network.config.get_text_config()
         head = network.get_output_embeddings()  # type: ignore[no-untyped-call]
-        linear = {
-            module: module.in_features * module.out_features
-            for module in network.modules()
-            if isinstance(module, torch.nn.Linear)
-        }
-        embeddings = sum(
-            _numel(module.weight) for module in network.modules() if isinstance(module, torch.nn.Embedding)
-        )
-        if sum(linear.values()) + embeddings < MIN_COUNTED_SHARE * sum(map(_numel, network.parameters())):
+        modules = list(network.modules())
+        layers = [module for module in modules if isinstance(module, torch.nn.Linear)]
+        linear = {layer: layer.in_features * layer.out_features for layer in layers}
+        embeddings = sum(_numel(module.weight) for module in modules if isinstance(module, torch.nn.Embedding))
+        is_counted = sum(linear.values()) + embeddings >= MIN_COUNTED_SHARE * sum(map(_numel, network.parameters()))
+        heads = getattr(config, "num_attention_heads", None)
+        if not is_counted or not isinstance(heads, int):
             return None
-        head_weights, heads = linear.pop(head, 0), getattr(config, "num_attention_heads", None)
-        if not isinstance(heads, int):
-            return None
+        head_weights = linear.pop(head, 0)
         head_dimension = getattr(config, "head_dim", None) or config.hidden_size // heads
         attention = config.num_hidden_layers * heads * head_dimension
         return cls(sum(linear.values()), head_weights, attention, 3 if method == "full" else 2)
 
     def flops(self, tokens: int, token_pairs: int, learned: int) -> float:
-        """FLOPs of samples with `tokens` tokens, of which `learned` are learned, and `token_pairs`, the sum of their
-        squared lengths.
+        """FLOPs of samples with `tokens` tokens, `learned` of them learned; `token_pairs` sums their squared lengths.
 
         >>> FlopCounter(body=10, head=4, attention=2, passes=3).flops(tokens=5, token_pairs=25, learned=2)
         648.0
@@ -214,5 +199,5 @@ def peak_flops_per_second(precision: Precision, device_name: str) -> float | Non
 
 
 def _numel(weights: torch.Tensor) -> int:
-    """Numbers of the whole parameter; under ZeRO-3, which leaves a part in each process, `ds_numel`."""
+    """Size of the whole parameter, also under ZeRO-3, where each process holds a part."""
     return int(getattr(weights, "ds_numel", weights.numel()))
