@@ -4,8 +4,8 @@
     several             the command starts workers on this machine (workers.py), and shows their messages
     torchrun, srun, ... rank 0 of the ranks that the user started is the command, the others run the jobs it sends
 
-What a job does is the caller's: `run_job` gets the job and a `WorkerContext`. Imports torch inside functions, so that a
-command with one process and no GPU work never loads it."""
+The caller's `run_job` gets the job and a `WorkerContext`. Imports torch inside functions, so that a command with one
+process and no GPU work never loads it."""
 
 from __future__ import annotations
 
@@ -22,18 +22,10 @@ from typing import TYPE_CHECKING
 
 from codetune import console
 from codetune.errors import CodetuneError, UsageError, writing_failed
+from codetune.launch import workers
 from codetune.launch.environment import Node, WorkerTask, current_node, current_rank, single_rank_environment
 from codetune.launch.node_monitor import NodeMonitor, OnLost
-from codetune.launch.workers import (
-    JSON,
-    OnProgress,
-    SendProgress,
-    WorkerSpec,
-    error_event,
-    events_to_command,
-    exit_process,
-    run_workers,
-)
+from codetune.launch.workers import JSON, OnProgress, SendProgress, WorkerSpec
 from codetune.project.sections import Project
 from codetune.records import ALONE, Rank
 from codetune.store.run_directory import project_document, project_of
@@ -51,8 +43,8 @@ _NO_JOB = "null"  # in the place of a job: there are no more
 
 @dataclass(frozen=True, slots=True)
 class WorkerContext:
-    """What a process knows of the others that run the same job. `open_store` opens the store through which they form a
-    process group (None: there is one process); `send_progress` gives numbers to the command."""
+    """`open_store` opens the store through which the processes of a job form a group (None: there is one process);
+    `send_progress` gives numbers to the command."""
 
     rank: Rank
     open_store: OpenStore | None
@@ -60,8 +52,8 @@ class WorkerContext:
 
     @contextlib.contextmanager
     def process_group(self, *, even_single: bool = False) -> Iterator[ProcessGroup]:
-        """The process group of the ranks that run this job. `even_single` makes a group of torch.distributed for one
-        rank as well: FSDP and ZeRO need one to offload to the CPU's memory."""
+        """The group of the ranks that run this job; with `even_single` one of torch.distributed for one rank as well,
+        which FSDP and ZeRO need to offload to the CPU's memory."""
         from codetune.launch.process_group import join_process_group
 
         if self.open_store is not None or not even_single:
@@ -78,7 +70,7 @@ class WorkerContext:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A piece of work of a stage, and what it needs beside the project. It reaches other processes as JSON."""
+    """A piece of work of a stage. It reaches other processes as JSON."""
 
     stage: str
     project: Project
@@ -97,10 +89,9 @@ RunJob = Callable[[Job, WorkerContext], JSON]
 
 
 def perform(job: Job, processes: int, on_progress: OnProgress, run_job: RunJob) -> list[JSON]:
-    """Runs the job, and returns what each process returned, by rank (of this machine, where there are several).
-
-    `processes` are started on this machine; under a launcher its ranks run the job instead. Raises UsageError where the
-    launcher started another number of them than the project says, and on every machine but the first."""
+    """Runs the job in `processes` on this machine, or in the ranks of a launcher; returns the results by rank (of this
+    machine, where there are several). Raises UsageError where the launcher started another number than the project
+    says, and on every machine but the first."""
     rank = current_rank()
     if rank.world_size > 1:
         return _run_with_ranks(job, rank, processes, on_progress, run_job)
@@ -127,15 +118,11 @@ def process_count(project: Project) -> int:
 
 def run_worker(task: WorkerTask, run_job: RunJob) -> None:
     """The whole life of a worker process: runs its job, sends the result to the command, and exits."""
-    with events_to_command(task.descriptor) as send:
+    with workers.events_to_command(task.descriptor) as send:
         text, rank = task.job.read_text(encoding="utf-8"), current_rank()
         open_store: OpenStore = lambda: _file_store(task.job.parent, rank)  # noqa: E731
 
-        def end(error: CodetuneError) -> None:
-            send("error", error_event(error))
-            os._exit(error.exit_status)
-
-        monitor = _node_monitor(rank, end)
+        monitor = _node_monitor(rank, lambda error: send("error", workers.error_event(error)))
         if monitor.count > 1:
             open_store = _launcher_store
             if text == _NO_JOB:
@@ -149,8 +136,7 @@ def run_worker(task: WorkerTask, run_job: RunJob) -> None:
 
 
 def run_follower(run_job: RunJob) -> None:
-    """The whole life of a rank, other than 0, that the user's launcher started: runs the jobs that rank 0 sends until
-    there are no more, and exits."""
+    """The whole life of a rank, other than 0, of the user's launcher: runs the jobs that rank 0 sends, and exits."""
     rank, monitor, number = current_rank(), _rank_monitor(), 1
     with console.reserved_stdout():
         while (text := _read_key(f"job-{number}")) != _NO_JOB:
@@ -160,12 +146,11 @@ def run_follower(run_job: RunJob) -> None:
             number += 1
         monitor.stop()
         _launcher_store().add(FINISHED_RANKS, 1)
-    exit_process(0)
+    workers.exit_process(0)
 
 
 def run_follower_node(project: Project, node: Node) -> None:
-    """On every machine but the first, where the user started the command on each: starts workers, which run the job of
-    the first machine."""
+    """Starts workers for the job of the first machine, where the user started the command on each machine."""
     _start_workers(_NO_JOB, process_count(project), node, lambda rank, progress: None)
 
 
@@ -185,7 +170,7 @@ def _start_workers(text: str, processes: int, node: Node, on_progress: OnProgres
     with scratch_directory() as scratch:
         file = scratch / "job.json"
         file.write_text(text, encoding="utf-8")
-        return run_workers(WorkerSpec(WORKER_COMMAND, processes, node, file), on_progress, console.relay)
+        return workers.run_workers(WorkerSpec(WORKER_COMMAND, processes, node, file), on_progress, console.relay)
 
 
 def _run_with_ranks(job: Job, rank: Rank, processes: int, on_progress: OnProgress, run_job: RunJob) -> list[JSON]:
@@ -216,13 +201,19 @@ def _run(job: Job, context: WorkerContext, run_job: RunJob, monitor: NodeMonitor
             raise failed from why
 
 
-def _node_monitor(rank: Rank, on_lost: OnLost) -> NodeMonitor:
+def _node_monitor(rank: Rank, show: OnLost) -> NodeMonitor:
+    """`show` gets the error of another machine, which ends this process."""
+
     def connect() -> Store:
         from codetune.launch.process_group import connect_store
 
         return connect_store(keeps_it=False)
 
-    monitor = NodeMonitor(rank, connect, on_lost)
+    def end(error: CodetuneError) -> None:
+        show(error)
+        os._exit(error.exit_status)
+
+    monitor = NodeMonitor(rank, connect, end)
     if monitor.count > 1:
         _launcher_store()  # waits for the others
         monitor.start()
@@ -232,12 +223,7 @@ def _node_monitor(rank: Rank, on_lost: OnLost) -> NodeMonitor:
 @cache
 def _rank_monitor() -> NodeMonitor:
     """Of a rank that the user's launcher started, for all its jobs."""
-
-    def end(error: CodetuneError) -> None:
-        console.show_error(error)
-        os._exit(error.exit_status)
-
-    return _node_monitor(current_rank(), end)
+    return _node_monitor(current_rank(), console.show_error)
 
 
 def _read_key(key: str) -> str:

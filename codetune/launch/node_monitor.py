@@ -1,8 +1,8 @@
-"""Notices that another machine of a job has died or failed, and says which one.
+"""Notices that another machine of a job has died or failed, and says which one; gloo and NCCL say at most that a
+connection closed.
 
-Rank 0 of each machine writes a heartbeat into the store every few seconds, and every rank reads those of the others:
-gloo and NCCL say only that a connection closed, and nothing at all where a machine loses power. Does not watch the
-processes of its own machine; the command or the launcher does."""
+Rank 0 of each machine writes a heartbeat into the store every few seconds, and every rank reads those of the others.
+Does not watch the processes of its own machine; the command or the launcher does."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ _UNREACHABLE = float("-inf")
 
 
 class NodeMonitor:
-    """Watches the other machines from `start` to `stop`. `on_lost` gets the error that names the first machine that
-    died or failed; it must end the process, whose main thread may wait for that machine inside torch."""
+    """`on_lost` gets the error that names the first machine that died or failed; it must end the process, whose main
+    thread may wait for that machine inside torch."""
 
     def __init__(self, rank: Rank, open_store: Callable[[], Store], on_lost: OnLost) -> None:
         self.node = rank.rank // rank.local_world_size
@@ -59,8 +59,8 @@ class NodeMonitor:
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Around the work that needs the other machines: tells them why it failed. Before an error of torch leaves the
-        block, the monitor gets the time to find out whether another machine is its cause."""
+        """Tells the other machines why the block failed. Delays an error of torch until the monitor knows whether
+        another machine is its cause."""
         try:
             yield
         except (RuntimeError, CodetuneError) as why:
@@ -74,8 +74,8 @@ class NodeMonitor:
             raise
 
     def _exchange(self) -> None:
-        """Writes the heartbeat of this machine and reads the others', until the store does not answer. A thread of its
-        own, because the store of a machine without power never answers."""
+        """Writes and reads heartbeats until the store does not answer. A thread of its own, because the store of a
+        machine without power never answers."""
         number = 0
         try:
             store = self._open_store()
@@ -112,8 +112,8 @@ class NodeMonitor:
                 return
 
     def _lost(self) -> CodetuneError | None:
-        """The error of a machine that failed or is silent. Where the store does not answer all of them are silent, and
-        machine 0, which keeps it, is the first."""
+        """The error of the first machine that failed or is silent; of machine 0, which keeps the store, where that does
+        not answer."""
         for other, reason in sorted(self._failures.items()):
             return WorkerError(f"{self._name(other)} failed: {reason}")
         now = time.monotonic()

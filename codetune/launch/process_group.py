@@ -80,9 +80,8 @@ SINGLE_PROCESS = ProcessGroup(ALONE)
 
 @contextmanager
 def join_process_group(member: Rank, open_store: OpenStore | None) -> Iterator[ProcessGroup]:
-    """Joins the process group of the ranks that open the same store (None: there is one rank), and destroys it when the
-    block ends. After an error nothing is destroyed, because that would wait for ranks that are gone: the process must
-    end."""
+    """Joins the process group of the ranks that open the same store (None: there is one rank), and destroys it at the
+    end. After an error the process must end: destroying the group would wait for ranks that are gone."""
     if open_store is None:
         yield SINGLE_PROCESS
         return
@@ -99,15 +98,15 @@ def join_process_group(member: Rank, open_store: OpenStore | None) -> Iterator[P
 def rendezvous_store(rank: Rank) -> Store:
     """The store at MASTER_ADDR and MASTER_PORT, which rank 0 or torchrun's agent keeps. Rank 0 waits for all ranks.
 
-    Raises CodetuneError where rank 0 does not answer within RENDEZVOUS_TIMEOUT, and in rank 0 where other ranks have
-    not come by then: it names their machines."""
+    Raises CodetuneError where rank 0 does not answer within RENDEZVOUS_TIMEOUT; in rank 0 where other ranks have not
+    come by then, with their machines."""
     try:
         store = interruptible(lambda: connect_store(keeps_it=rank.rank == 0))
     except distributed.DistError as why:
         raise CodetuneError(
-            f"Rank 0 did not answer within {RENDEZVOUS_TIMEOUT.total_seconds() / 60:g} minutes "
-            f"({first_line(why)}). Expected: the same command on every machine, started at about the "
-            "same time. Check the output of rank 0, and MASTER_ADDR and MASTER_PORT"
+            f"Rank 0 did not answer within {RENDEZVOUS_TIMEOUT.total_seconds() / 60:g} minutes ({first_line(why)}). "
+            "Expected: the same command on every machine, started at about the same time. Check the output of rank 0, "
+            "and MASTER_ADDR and MASTER_PORT"
         ) from why
     store.set(f"host-{rank.rank}", socket.gethostname())
     if rank.rank == 0:
@@ -152,7 +151,7 @@ def _listed(numbers: Sequence[int]) -> str:
 
 
 def file_store(file: Path, count: int) -> Store:
-    """A store for `count` processes of one machine in a file, so that no port can be taken by another program."""
+    """A store in a file for `count` processes of one machine; it needs no port."""
     store = FileStore(str(file), count)
     store.set_timeout(COLLECTIVE_TIMEOUT)
     return store
