@@ -1,8 +1,7 @@
 """The table of benchmarks, one record each, and a name or a path -> the benchmark with its tasks.
 
-EvalPlus' HumanEval+ and MBPP+ and the demo's own tasks are in the table; any other benchmark is a JSONL file in the
-same format. A task follows the record whose prefix its id has, wherever it stands, so a copy or a subset of a benchmark
-is treated like the original. To add a benchmark in EvalPlus' format, add a record and its test. Runs no programs.
+A benchmark that is not in the table is a JSONL file in EvalPlus' format. A task follows the record whose prefix its id
+has, so that a copy or a subset is treated like the original. To add a benchmark, add a record and its test.
 
 `evalplus.data` is imported inside the functions that need it: it loads pandas and datasets, which take seconds.
 """
@@ -77,9 +76,7 @@ class BenchmarkSpec:
     name: str  # as users say it
     task_prefix: str  # the ids of its tasks begin with it, those of no other benchmark do
     source: EvalPlusDownload | DemoFile | None  # where its file comes from; None: the user names the file
-    output_rules: Mapping[str, OutputRule] = field(
-        default_factory=dict
-    )  # entry point -> its rule; others compare by `==`
+    output_rules: Mapping[str, OutputRule] = field(default_factory=dict)  # entry point -> rule; others compare by `==`
     rebuild_inputs: Callable[[str, CallInputs], CallInputs] = _unchanged  # task id and inputs as JSON has them
     stop_strings: Callable[[Problem], tuple[str, ...]] = stop_strings  # for a base model's continuation
     instruction: Callable[[Problem], str] = instruction  # for an instruct model

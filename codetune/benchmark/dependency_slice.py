@@ -1,10 +1,9 @@
 """A program -> the statements that one function of it needs, and the names that it loads and never binds, by Python's
 own syntax tree and symbol table (a static backward slice: Weiser 1981, of whole statements of the module).
 
-`evalplus.sanitize` keeps assignments, imports, classes and functions that return something, each of them bare. A
-decorator, a `try` around an import, two names assigned at once, a helper that only changes its argument, or a statement
-that fills a table of the module item by item, and what the function needs is lost. Here a statement of any form is kept
-for the names that it binds or whose values it changes. Knows nothing of Markdown; runs nothing.
+`evalplus.sanitize` loses decorators, a `try` around an import, two names assigned at once, a helper that only changes
+its argument, and a statement that fills a table item by item. Here a statement of any form is kept for the names that
+it binds or whose values it changes. Knows nothing of Markdown; runs nothing.
 """
 
 from __future__ import annotations
@@ -111,9 +110,8 @@ def parse(code: str) -> ast.Module | None:
 
 
 def changed_names(statements: Sequence[ast.stmt], entry_point: str) -> Mapping[ast.stmt, set[str]]:
-    """Statement -> the module's names whose values it changes: a sieve in a loop, an item of a table, a call of a
-    function that sets it up. A statement that reads input or prints is left out, and so is all that stands behind the
-    first test, which calls the function as an example."""
+    """Statement -> the module's names whose values it changes: in a loop, by item, by a call of a function. Statements
+    that read input or print, and all behind the first test, which calls the entry point, are left out."""
     imported = {
         (alias.asname or alias.name).partition(".")[0]
         for node in statements
@@ -251,10 +249,8 @@ def _loaded_names(code: str) -> frozenset[str]:
     while waiting:
         table = waiting.pop()
         in_module = table.get_type() == "module"
-        symbols = table.get_symbols()
-        found |= {
-            symbol.get_name() for symbol in symbols if symbol.is_referenced() and (in_module or symbol.is_global())
-        }
+        loaded = (symbol for symbol in table.get_symbols() if symbol.is_referenced())
+        found |= {symbol.get_name() for symbol in loaded if in_module or symbol.is_global()}
         waiting += table.get_children()
     return frozenset(found)
 

@@ -1,9 +1,7 @@
 """Verdicts -> the report of a model, the document of `codetune evaluate --json`; reports -> comparisons of models.
 
-A report has pass@k with its interval and every verdict; a comparison names the tasks that one model does better and
-says whether that could be chance. Fractions are 0 to 1. Programs are judged in `judge.py`, formulas are in
-`statistics.py`. A comparison gives no reasons, and corrects for no number of comparisons: of twenty pairs of equal
-models, one is significant.
+Fractions are 0 to 1. Programs are judged in `judge.py`, formulas are in `statistics.py`. Comparisons are not corrected
+for their number: of twenty pairs of equal models, one is significant.
 """
 
 from __future__ import annotations
@@ -13,15 +11,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import NotRequired, TypedDict
 
+from codetune.benchmark import statistics
 from codetune.benchmark.evalplus_format import pair_with_problems
 from codetune.benchmark.expected_outputs import Suite
-from codetune.benchmark.statistics import (
-    bootstrap_interval,
-    mcnemar_test,
-    paired_bootstrap,
-    pass_at_k,
-    wilson_interval,
-)
 from codetune.errors import InputError
 from codetune.records import Completion, Problem, Solution, Verdict
 
@@ -41,8 +33,7 @@ class Report(TypedDict):
 
 
 class PairedTest(TypedDict):
-    """The second model against the first, on one suite. `won` and `lost` name the tasks that the second does better and
-    worse, in the benchmark's order."""
+    """The second model against the first on one suite: better on the tasks of `won`, worse on those of `lost`."""
 
     test: str
     p_value: float  # two-sided
@@ -50,7 +41,7 @@ class PairedTest(TypedDict):
     interval_95: tuple[float, float]
     only_first: int
     only_second: int
-    won: list[str]
+    won: list[str]  # in the benchmark's order, as `lost`
     lost: list[str]
 
 
@@ -93,14 +84,9 @@ def evaluate(
         samples=sum(map(len, judged.values())),
         pass_at_k={suite: {name: figure[0] for name, figure in of.items()} for suite, of in figures.items()},
         interval_95={suite: {name: figure[1] for name, figure in of.items()} for suite, of in figures.items()},
-        verdicts={
-            task_id: [{"base": verdict.base, "plus": verdict.plus} for verdict in of_task]
-            for task_id, of_task in judged.items()
-        },
+        verdicts={task: [{"base": each.base, "plus": each.plus} for each in found] for task, found in judged.items()},
         failures={
-            task_id: [verdict.failure for verdict in of_task]
-            for task_id, of_task in judged.items()
-            if any(verdict.failure for verdict in of_task)
+            task: failures for task, found in judged.items() if any(failures := [each.failure for each in found])
         },
     )
 
@@ -142,11 +128,11 @@ def _figure(
     judged: Mapping[str, Sequence[Verdict]], passes: Callable[[Verdict], bool], k: int, seed: int
 ) -> tuple[float, tuple[float, float]]:
     counts = [(len(of_task), sum(map(passes, of_task))) for of_task in judged.values()]
-    estimates = [pass_at_k(samples, passed, k) for samples, passed in counts]
+    estimates = [statistics.pass_at_k(samples, passed, k) for samples, passed in counts]
     if all(samples == 1 for samples, _ in counts):
-        interval = wilson_interval(sum(passed for _, passed in counts), len(counts))
+        interval = statistics.wilson_interval(sum(passed for _, passed in counts), len(counts))
     else:
-        interval = bootstrap_interval(estimates, seed)
+        interval = statistics.bootstrap_interval(estimates, seed)
     return sum(estimates) / len(estimates), interval
 
 
@@ -167,9 +153,9 @@ def _require_samples(counts: Counter[str], k: Sequence[int]) -> None:
 
 def _paired_test(first: Report, second: Report, tasks: Sequence[str], suite: Suite, seed: int) -> PairedTest:
     before, after = ([_passed_share(report, task, suite) for task in tasks] for report in (first, second))
-    bootstrap = paired_bootstrap(before, after, seed)
+    bootstrap = statistics.paired_bootstrap(before, after, seed)
     single = all(len(report["verdicts"][task]) == 1 for report in (first, second) for task in tasks)
-    exact = mcnemar_test([share == 1 for share in before], [share == 1 for share in after])
+    exact = statistics.mcnemar_test([share == 1 for share in before], [share == 1 for share in after])
     won = [task for task, old, new in zip(tasks, before, after, strict=True) if new > old]
     lost = [task for task, old, new in zip(tasks, before, after, strict=True) if new < old]
     return PairedTest(

@@ -1,8 +1,7 @@
 """The expected outputs of a task: what its canonical solution returns for every call, and how long each call takes.
 Computed once (`run_suite.py`) and kept, one file a task.
 
-The files have the format in which values come out of the sandbox (`sandbox/serialization.py`), as JSON would lose
-tuples and sets, and are read by the same reader, which admits no code. EvalPlus' own pickles are never read.
+The files have the format of `sandbox/serialization.py`, whose reader admits no code. EvalPlus' pickles are never read.
 """
 
 from __future__ import annotations

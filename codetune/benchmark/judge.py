@@ -2,9 +2,8 @@
 (`sandbox/launcher.py`) under a worker process (`worker_pool.py`), which compares its outputs (`run_suite.py`).
 Canonical solutions, which give the expected outputs, run in the same sandbox.
 
-A program cannot forge a verdict: it is given its inputs and nothing else, and sends values back; they are compared
-where it has no access, and expected outputs never enter its process. What it can do is listed in `sandbox/launcher.py`.
-Nor can one program stop the run: where judging it breaks the worker, only its own verdict is lost.
+A program cannot forge a verdict: it gets its inputs alone, and the values that it sends are compared where it has no
+access. Nor can it stop the run: where judging it breaks the worker, only its own verdict is lost.
 """
 
 from __future__ import annotations
@@ -24,13 +23,7 @@ import psutil
 
 from codetune.benchmark.benchmarks import output_rule
 from codetune.benchmark.evalplus_format import pair_with_problems
-from codetune.benchmark.expected_outputs import (
-    ExpectedOutputs,
-    Suite,
-    expected_path,
-    read_expected,
-    write_expected,
-)
+from codetune.benchmark.expected_outputs import ExpectedOutputs, Suite, expected_path, read_expected, write_expected
 from codetune.benchmark.output_match import OutputRule
 from codetune.benchmark.run_suite import (
     EVALPLUS_HARNESS,
@@ -58,10 +51,9 @@ JUDGE_BROKE = "judging it broke twice"  # a failure that begins with it is a fau
 def judge(
     problems: Sequence[Problem], solutions: Sequence[Solution], expected: Path, workers: int, tier: str
 ) -> Iterator[Verdict]:
-    """Yields a verdict for every solution, as they are found. `expected` is the directory of expected outputs; those
-    that are missing are computed first. A program that breaks its worker twice has failed; where that was by an error
-    rather than a signal, its failure begins with `JUDGE_BROKE`. One that ran out of time because it had no CPU is
-    judged again when all others are done, alone.
+    """Yields a verdict for every solution, in any order. `expected` is the directory of expected outputs; missing ones
+    are computed first. A program that breaks its worker twice has failed; if by an error rather than a signal, its
+    failure begins with `JUDGE_BROKE`. One that had no CPU is judged again alone when all others are done.
 
     Raises DataError for a solution of an unknown task and for a canonical solution that gives no expected output,
     CodetuneError where not even the canonical solution can be judged."""
@@ -247,14 +239,14 @@ def _kill_strays(sandbox: Sandbox) -> None:
     if sandbox.tier.confines:
         return
     deadline = time.monotonic() + KILL_SECONDS
-    while (left := _strays(sandbox)) and time.monotonic() < deadline:
-        for process in left:
+    while time.monotonic() < deadline:
+        descendants = psutil.Process().children(recursive=True)
+        strays = [child for child in descendants if child.pid != sandbox.process.pid]
+        if not strays:
+            return
+        for process in strays:
             try:
                 os.kill(process.pid, signal.SIGKILL)
                 os.waitpid(process.pid, os.WNOHANG)
             except (ProcessLookupError, ChildProcessError):  # gone, or a grandchild that is about to be adopted
                 continue
-
-
-def _strays(sandbox: Sandbox) -> list[psutil.Process]:
-    return [child for child in psutil.Process().children(recursive=True) if child.pid != sandbox.process.pid]

@@ -1,9 +1,8 @@
 """One program on one suite of a task: it runs in the sandbox; its outputs are read and compared here, outside of it, in
 order, up to the first that is wrong.
 
-A few bytes from a program can stand for gigabytes, or for a comparison without end, so every value is read under a
-limit of memory and of time. The program's time limits are EvalPlus': that of a single call is kept inside the sandbox,
-where a program can stretch it; that of all calls together is kept here, where it cannot.
+A few bytes can stand for gigabytes, or for a comparison without end: every value is read under limits of memory and
+time. The time limits are EvalPlus': a program can stretch that of a call, which the sandbox keeps, but not the total.
 """
 
 from __future__ import annotations
@@ -78,7 +77,9 @@ def judge_suite(sandbox: Sandbox, candidate: Candidate, suite: Suite, expected: 
     problem, rule = candidate.problem, candidate.rule
     limits = [max(DEFAULT_MIN_TIME_LIMIT, DEFAULT_GT_TIME_LIMIT_FACTOR * seconds) for seconds in expected.seconds]
     total = candidate.patience * (min(LONGEST_RUN_SECONDS, sum(limits)) + GRACE_SECONDS)
-    comparison, most_bytes = OutputComparison(rule, problem.atol), _own_bytes() + READING_BYTES
+    comparison = OutputComparison(rule, problem.atol)
+    # The expected outputs lie in this process: those of Mbpp/255 exceed a gigabyte.
+    most_bytes = psutil.Process().memory_info().vms + READING_BYTES
     with sandbox.run(_request(candidate, suite, limits), total) as running:
         reports = running.reports()
         for number, arguments in enumerate(_inputs(problem, suite)):
@@ -192,8 +193,8 @@ def _require_match(
 
 @contextmanager
 def _bounded(most_bytes: int) -> Iterator[None]:
-    """Limits this process's memory, and the time for one value. When the time is up the process dies, since C code
-    hears no exception; the pool notices."""
+    """Limits the memory of this process and the time for one value, after which SIGALRM kills it: C code hears no
+    exception."""
     before, hard = resource.getrlimit(resource.RLIMIT_AS)
     soft = most_bytes if hard == resource.RLIM_INFINITY else min(most_bytes, hard)
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
@@ -203,11 +204,6 @@ def _bounded(most_bytes: int) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         resource.setrlimit(resource.RLIMIT_AS, (before, hard))
-
-
-def _own_bytes() -> int:
-    """The address space of this process. The expected outputs are part of it: those of Mbpp/255 exceed a gigabyte."""
-    return int(psutil.Process().memory_info().vms)
 
 
 def _is_starved(running: RunningProgram, why: FailedCallError) -> bool:

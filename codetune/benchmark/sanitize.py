@@ -1,11 +1,10 @@
 """Completions -> programs that can be run, by `evalplus.sanitize`: the entry point and what it needs, cut out of
 prose, Markdown and leftovers along the syntax tree.
 
-EvalPlus' own result stands, byte for byte, wherever it defines the entry point and every name of the answer that it
-loads, keeps the statements that fill its data, reads no input when it is loaded, and did not lose a last line for a
-fence or tag on it. Otherwise more extractions are tried, and the first with the fewest of these faults is taken: each
-part between Markdown fences by itself, all parts in a row, and a part as the body of the task's prompt; each cut by
-EvalPlus and by `dependency_slice.py`. What the model did not write is never added. Nothing is run here.
+EvalPlus' result stands, byte for byte, if it defines the entry point and every name of the answer that it loads, keeps
+the statements that fill its data, reads no input when loaded, and lost no last line with a fence or tag. Otherwise each
+part between Markdown fences, all parts in a row, and a part as the body of the prompt are cut by EvalPlus and by
+`dependency_slice.py`, and the first with the fewest faults is taken. Nothing is added to what the model wrote.
 """
 
 from __future__ import annotations
@@ -97,8 +96,7 @@ def _program(problem: Problem, text: str, written: str) -> str:
 
 
 class _Faults:
-    """Counts what a cut of an answer has lost of it, or should have lost; all zero where EvalPlus' cut is as good as
-    any."""
+    """Counts what a cut of an answer has lost of it, or should have lost; all are zero where none can be better."""
 
     def __init__(self, entry_point: str, sources: Sequence[str]) -> None:
         self._entry_point = entry_point
@@ -106,13 +104,8 @@ class _Faults:
         self._state = [item for source in sources for item in state_statements(source, entry_point).items()]
 
     def of(self, program: str) -> tuple[bool, int, bool, int]:
-        lost_names = undefined_names(program) & self._defined
-        return (
-            not defines(program, self._entry_point),
-            len(lost_names),
-            reads_input(program),
-            self._count_lost_state(program),
-        )
+        lost = len(undefined_names(program) & self._defined)
+        return not defines(program, self._entry_point), lost, reads_input(program), self._count_lost_state(program)
 
     def _count_lost_state(self, program: str) -> int:
         if not self._state:

@@ -1,9 +1,8 @@
 """Jobs -> answers from worker processes, as many at a time as asked for, each with its own scratch directory. Handles
 deadlines and deaths; what the jobs do is not known here.
 
-Workers are fresh interpreters in sessions of their own: they share neither memory nor Ctrl-C with this process, which
-may hold a model. They are disposable, which is part of the defence against hostile programs: a value that kills the
-worker that reads it costs one job. An answer is JSON, so that nothing of a worker is ever unpickled here. When the
+Workers are fresh interpreters in sessions of their own: they share neither memory nor Ctrl-C with this process. A value
+that kills the worker that reads it costs one job. Answers are JSON: nothing of a worker is unpickled here. When the
 iterator ends, for whatever reason, the workers and all that they started are gone.
 """
 
@@ -127,11 +126,12 @@ class _PoolWorker:
     def start(cls, scratch: Path) -> Self:
         directory = Path(tempfile.mkdtemp(dir=scratch))
         errors = directory / "errors.txt"
+        import_paths = [str(Path(path).resolve()) for path in sys.path]
         ours, theirs = socket.socketpair()
         with theirs, errors.open("wb") as stderr:
             process = subprocess.Popen(
                 # -P: nothing that a program leaves in its directory is ever imported.
-                [sys.executable, "-P", "-c", WORKER, str(theirs.fileno()), *_import_paths()],
+                [sys.executable, "-P", "-c", WORKER, str(theirs.fileno()), *import_paths],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
@@ -179,10 +179,6 @@ def _descendants(pid: int) -> list[psutil.Process]:
         return [child for child in psutil.Process(pid).children(recursive=True) if child.status() != "zombie"]
     except psutil.NoSuchProcess:
         return []
-
-
-def _import_paths() -> list[str]:
-    return [str(Path(path).resolve()) for path in sys.path]
 
 
 def _environment(directory: Path) -> dict[str, str]:
