@@ -26,6 +26,7 @@ import codetune.model.likelihood
 from codetune.data.tokens import Span
 from codetune.errors import CodetuneError
 from codetune.launch.environment import Shard
+from tests import pipeline
 from tests.small_world import context_of
 
 SHARDS: Sequence[Shard | None] = (None, None, (0, 2), (1, 2), (0, 3), (2, 3))
@@ -75,9 +76,9 @@ def _begin(project: Path, stage: str, name: str, shard: Shard | None, longest_fi
     try:
         if longest_file is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (longest_file, longest_file))
-        verb = {"score": stage.score, "embed": stage.embed}[stage]
+        run_stage = {"score": pipeline.score, "embed": pipeline.embed}[stage]
         context = context_of(project, output_dir=f"runs/{name}", score__tokens_per_batch=96, embed__batch_size=3)
-        status = DONE if verb(context, shard).state == "done" else PARTIAL
+        status = DONE if run_stage(context, shard).state == "done" else PARTIAL
     except CodetuneError as error:
         status = error.exit_status
     except OSError as why:
