@@ -72,7 +72,10 @@ def pipeline(
         "comparison": list(compared),
     }
     times = [f"{result.stage} {result.seconds:.1f} s" for result in stages]
-    notes = [f"time: {', '.join(times)}", *_compared_lines(compared)]
+    replaced = [
+        f"{result.stage} replaced: {result.facts['replaced']}" for result in stages if "replaced" in result.facts
+    ]
+    notes = [f"time: {', '.join(times)}", *replaced, *_compared_lines(compared)]
     if not reports:
         lines = [[result.stage, result.state, f"{result.rows:,}", counts(result.refused)] for result in stages]
         return CommandResult(document, "run: done", ("stage", "state", "rows", "refused"), lines, notes)

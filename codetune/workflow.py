@@ -151,7 +151,7 @@ def _benchmark_line(context: RunContext, said: str, label: str, trained: bool) -
         generated = stage_status(context, GENERATE, request)
         progress = {"missing": "", "partial": generated.why}.get(generated.state, "generated")
         return StatusLine(line, "partial" if progress else "missing", progress, command)
-    changed = "the tuned model has changed since" if label == "tuned" and not trained else found.why
+    changed = found.why or ("the tuned model has changed since" if label == "tuned" and not trained else "")
     if changed:
         return StatusLine(line, "stale", changed, command)
     return StatusLine(line, "done", _figures(read_report(EVALUATE.artefact(context.run, request))), command)

@@ -42,7 +42,7 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "sandbox": ("store", "errors"),
     "benchmark": ("sandbox", "store", "data", "model", *_NOUNS),
     "demo": ("store", "data", *_NOUNS),
-    "stages": (*_ENGINES, "demo", "launch", "store", "console", *_NOUNS),
+    "stages": ("", *_ENGINES, "demo", "launch", "store", "console", *_NOUNS),
     "workflow": ("stages", *_ENGINES, "store", "console", *_NOUNS),
     "render": ("workflow", "stages", "console"),
     "demo.run": ("render", "workflow", "stages", "demo", "store", "console", *_NOUNS),

@@ -26,17 +26,15 @@ from codetune.stages.stage import (
     other_value,
 )
 from codetune.store import row_artefacts
-from codetune.store.block_log import FinishedRows
+from codetune.store.block_log import FinishedRows, read_settings
 from codetune.store.digests import combined
-from codetune.store.examples import read_examples
+from codetune.store.examples import example_ids, read_examples
 from codetune.store.files import replacing
 from codetune.store.locks import waiting
 from codetune.store.manifest import Manifest, read_manifest
 
 if TYPE_CHECKING:
     from codetune.selection.embed import Encoder
-
-PROJECTION = "projection"  # fact of the embeddings: the file of the offline encoder that made them
 
 
 def _inputs(project: Project, request: StageRequest) -> Sequence[Input]:
@@ -50,7 +48,10 @@ def _resolve_projection(context: RunContext, request: StageRequest) -> Resolved:
     vectors and every process has the same."""
     from codetune.selection.embed import HashingEncoder
 
-    kept = _projection_of_embeddings(context) or context.run.projection(_projection_key(context))
+    examples = read_manifest(context.run.examples)
+    assert examples is not None  # resolved before the model
+    key = combined([str(examples.facts[CONTENT]), str(context.project.seed)])
+    kept = _kept_projection(context) or context.run.projection(key)
     with waiting(context.run, "projection"):
         if not kept.exists():
             rows = (example.instruction for example in read_examples(context.run))
@@ -68,21 +69,17 @@ def _changed_encoder(
     return other_value(context.project, artefact, manifest, "embed.model", (made, "hashing"))
 
 
-def _projection_key(context: RunContext) -> str:
-    """One for a data set, by its place: rows that are added there later do not fit another encoder."""
-    place = Path(context.project.locate(context.project.dataset.path)).expanduser()
-    return combined([str(place.resolve()) if place.exists() else str(place), str(context.project.seed)])
-
-
-def _projection_of_embeddings(context: RunContext) -> Path | None:
-    """The encoder of the last embeddings, if the data set is still the same, also under another path."""
-    manifest, examples = read_manifest(context.run.embeddings), read_manifest(context.run.examples)
-    if manifest is None or examples is None or PROJECTION not in manifest.facts:
-        return None
-    made_of = (manifest.settings.get("seed"), manifest.inputs["dataset"])
-    is_same = made_of == (context.project.seed, examples.facts[CONTENT])
-    kept = context.run.projection(str(manifest.facts[PROJECTION]))
-    return kept if is_same and kept.exists() and context.digests.file(kept) == manifest.inputs["model"] else None
+def _kept_projection(context: RunContext) -> Path | None:
+    """The encoder that made the last embeddings, or those of an interrupted run, if their seed is this one's and most
+    of their rows are still in the data set: rows that are added get comparable vectors, wherever the data set lies."""
+    run, seed = context.run, context.project.seed
+    manifest, begun = read_manifest(run.embeddings), read_settings(run.parts(run.embeddings) / "settings.json") or {}
+    digest = begun.get("model (digest)") if begun.get("seed") == seed else None
+    if manifest is not None and manifest.settings.get("seed") == seed:
+        known = IdIndex(example_ids(run)).holds(row_artefacts.read_embeddings(run).ids)
+        digest = manifest.inputs["model"] if 2 * int(known.sum()) > len(known) else digest
+    kept = run.projection("").parent.glob("projection-*.npy")
+    return next((file for file in kept if context.digests.file(file) == digest), None)
 
 
 def _plan(context: RunContext, recipe: Recipe) -> Plan:
@@ -115,8 +112,6 @@ def _load_encoder(context: RunContext, recipe: Recipe) -> Encoder:
 def _write(context: RunContext, recipe: Recipe, finished: FinishedRows) -> StageOutput:
     count, refused, cut = row_artefacts.write_embeddings(context.run, finished, _known_cut(context, recipe))
     facts = {"cut": int(cut.sum()), "cut_rows": row_artefacts.pack_marks(cut)}
-    if context.project.embed.model == "hashing":
-        facts[PROJECTION] = recipe.paths["model"].stem.removeprefix("projection-")
     return StageOutput(count, refused, facts)
 
 
@@ -137,14 +132,14 @@ def _details(result: StageResult) -> Details:
 
 _ROWS = RowStage(_plan, row_artefacts.sealed_embeddings, _write, lambda run: [run.embedding_ids, run.embeddings])
 
-EMBED = Stage(
+EMBED: Stage = Stage(
     "embed",
     _inputs,
     lambda run, request: run.embeddings,
     _ROWS.write_artefact,
     prepare=_ROWS.prepare,
     work=_ROWS.work,
-    progress=lambda context, request: _ROWS.progress(context, context.run.embeddings),
+    progress=lambda context, request: _ROWS.progress(context, EMBED),
     details=_details,
     is_needed=lambda project: STRATEGIES[project.select.strategy].needs_embeddings,
     in_process=_ROWS.in_process,

@@ -33,7 +33,7 @@ from codetune.stages.stage import (
     StageOutput,
     StageRequest,
     StageResult,
-    note_new_parts,
+    warn_of_new_parts,
 )
 from codetune.store.block_log import LineLog, open_parts
 from codetune.store.files import write_lines
@@ -109,7 +109,7 @@ def _settings(context: RunContext, request: StageRequest, settings: Settings) ->
 
 def _prepare(context: RunContext, recipe: Recipe, request: StageRequest) -> None:
     if open_parts(context.run.parts(recipe.artefact), recipe.identity(), refuse_others=False):
-        note_new_parts(recipe.stage)
+        warn_of_new_parts(recipe.stage)
 
 
 def _work(context: RunContext, recipe: Recipe, request: StageRequest) -> int:

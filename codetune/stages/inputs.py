@@ -60,15 +60,16 @@ def ensure_examples(context: RunContext) -> Manifest:
     run, dataset = context.run, context.project.dataset
     with waiting(run, "examples"):
         inputs = {"dataset": fingerprint(context)}
-        settings = _reading_settings(context.project)
+        settings, names = _reading_settings(context.project), {"dataset.path": dataset.path}  # rows are named by it
         manifest = read_manifest(run.examples)
-        if manifest is None or (manifest.inputs, manifest.settings) != (inputs, settings):
+        if manifest is None or (manifest.inputs, manifest.settings, manifest.names) != (inputs, settings, names):
             manifest = None
         if manifest is None or context.digests.file(run.examples) != manifest.digest:
             rows = read_examples(dataset, context.project.locate(dataset.path))
             found = write_examples(run, console.track(rows, "reading the data set", None, "row"))
             digest, facts = context.digests.file(run.examples), {CONTENT: found.digest}
-            manifest = Manifest("examples", digest, found.rows, dict(found.refused), inputs, settings, {}, 0.0, facts)
+            refused = dict(found.refused)
+            manifest = Manifest("examples", digest, found.rows, refused, inputs, settings, {}, 0.0, facts, names)
             write_manifest(run.examples, manifest)
     if not manifest.rows:
         reasons = console.counts(manifest.refused) or "it is empty"

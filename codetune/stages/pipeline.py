@@ -1,4 +1,4 @@
-"""The seven stages in their order. Adding one is a file with a `Stage`, and a line here."""
+"""The seven stages in their order. Adding one is a file with a `Stage`, its name in `StageName`, and a line here."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from codetune import console
+from codetune import __version__, console
 from codetune.errors import StaleError
 from codetune.project.sections import free_on_resume
 from codetune.stages.stage import Recipe, Settings, identity
@@ -17,13 +17,14 @@ from codetune.store.files import remove, write_text
 from codetune.store.manifest import read_manifest
 from codetune.store.run_directory import Run
 
+VERSION = "codetune"  # key of a record: the version that wrote it
 RECIPE = "recipe.json"  # in train/: what its checkpoints are made of
 TRAINED = "codetune.json"  # in a model directory: codetune trained it, so it is prompted in its chat format
 
 
 def record_of(recipe: Recipe) -> dict[str, object]:
     """The record kept beside checkpoints and in a trained model: settings, digests of inputs, and their names."""
-    record: dict[str, object] = json.loads(json.dumps({**recipe.identity(), **recipe.names}))
+    record: dict[str, object] = json.loads(json.dumps({VERSION: __version__, **recipe.identity(), **recipe.names}))
     return record
 
 
@@ -33,9 +34,14 @@ def claim_training(run: Run, recipe: Recipe, restart: bool) -> Path:
     Raises StaleError for checkpoints of another recipe: they are hours of work. `restart` removes them."""
     directory = unfinished_directory(run)
     wanted, found = record_of(recipe), _read_record(directory)
+    begun = any(directory.glob("checkpoint-*"))
+    if found and begun and VERSION not in found and not restart:
+        raise StaleError(
+            f"{directory} holds an unfinished training of codetune 0.1.0; version {__version__} does not continue it. "
+            "Continue it with codetune 0.1.0. To discard it and start again: codetune train --restart"
+        )
     bound = _bound_keys({**found, **wanted}, recipe.names)
     different = [key for key in bound if found.get(key) != wanted.get(key)] if found else []
-    begun = any(directory.glob("checkpoint-*"))
     if different and begun and not restart:
         raise StaleError(_other_recipe(directory, different, found, wanted))
     if restart and directory.exists():
@@ -61,7 +67,7 @@ def unfinished_directory(run: Run) -> Path:
     finished = False
     if manifest is not None:
         made = json.loads(json.dumps({**identity(manifest.settings, manifest.inputs), **manifest.names}))
-        finished = found == made
+        finished = {key: value for key, value in found.items() if key != VERSION} == made
     return run.next_train if finished or run.next_train.exists() else run.train
 
 
@@ -78,7 +84,7 @@ def other_settings_of(run: Run, settings: Settings) -> tuple[str, str]:
 
 def _bound_keys(record: Mapping[str, object], names: Mapping[str, str]) -> list[str]:
     """The keys that must stay the same; the checkpoint itself checks the product of the batch sizes."""
-    free = {*free_on_resume(), *names}
+    free = {VERSION, *free_on_resume(), *names}
     return [key for key in record if key not in free]
 
 

@@ -9,6 +9,7 @@ is missing must not take the seconds that their libraries take to load."""
 from __future__ import annotations
 
 import contextlib
+import json
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,8 +27,17 @@ from codetune.launch.environment import Shard, current_node, thread_count
 from codetune.launch.workers import SendProgress
 from codetune.records import Example, Rank
 from codetune.selection.blocks import Block
-from codetune.stages.stage import Recipe, RunContext, StageOutput, StageRequest, content_digest, note_new_parts
-from codetune.store.block_log import BlockLog, FinishedRows, log_path, open_parts, read_logs
+from codetune.stages.stage import (
+    Recipe,
+    RunContext,
+    Stage,
+    StageOutput,
+    StageRequest,
+    content_digest,
+    stage_settings,
+    warn_of_new_parts,
+)
+from codetune.store.block_log import BlockLog, FinishedRows, log_path, open_parts, read_logs, read_settings
 from codetune.store.digests import Digests
 from codetune.store.examples import example_ids
 from codetune.store.files import remove, write_text
@@ -79,7 +89,7 @@ class RowStage:
         """Raises StaleError where another shard is at work with other settings."""
         parts, in_shards = context.run.parts(recipe.artefact), shard_of(context, request) is not None
         if open_parts(parts, recipe.identity(without=["dataset"]), refuse_others=in_shards):
-            note_new_parts(recipe.stage)
+            warn_of_new_parts(recipe.stage)
 
     def work(self, context: RunContext, recipe: Recipe, request: StageRequest) -> int:
         """Makes the missing rows of this shard, in as many processes as the project says."""
@@ -115,10 +125,16 @@ class RowStage:
                 return self._do(context, recipe, shard, worker.send_progress)
         return self._do(context, recipe, shard, worker.send_progress)
 
-    def progress(self, context: RunContext, artefact: Path) -> str | None:
+    def progress(self, context: RunContext, stage: Stage) -> str | None:
         """How many rows are done of an artefact that does not exist yet; None where none was begun."""
-        parts = context.run.parts(artefact)
-        return f"{len(read_logs(parts)):,} rows" if parts.exists() else None
+        parts = context.run.parts(stage.artefact(context.run, StageRequest()))
+        if not parts.exists():
+            return None
+        settings = json.loads(json.dumps(dict(stage_settings(context, stage, StageRequest()))))
+        made = read_settings(parts / "settings.json") or {}
+        found = {key: value for key, value in made.items() if not key.endswith("(digest)")}
+        other = "" if found == settings else ", made with other settings: they will be made again"
+        return f"{len(read_logs(parts)):,} rows{other}"
 
     def finished_rows(self, context: RunContext, recipe: Recipe) -> FinishedRows:
         """Every row that is done: in the logs of all processes, and in the last artefact where its recipe was the same.

@@ -97,14 +97,14 @@ def _details(result: StageResult) -> Details:
 
 _ROWS = RowStage(_plan, row_artefacts.sealed_scores, _write, lambda run: [run.scores])
 
-SCORE = Stage(
+SCORE: Stage = Stage(
     "score",
     _inputs,
     lambda run, request: run.scores,
     _ROWS.write_artefact,
     prepare=_ROWS.prepare,
     work=_ROWS.work,
-    progress=lambda context, request: _ROWS.progress(context, context.run.scores),
+    progress=lambda context, request: _ROWS.progress(context, SCORE),
     details=_details,
     is_needed=lambda project: STRATEGIES[project.select.strategy].needs_scores,
     in_process=_ROWS.in_process,

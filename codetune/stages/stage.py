@@ -148,7 +148,7 @@ class Details:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One stage as a value. Adding one is a file with such a value, and a line in `pipeline.py`."""
+    """One stage as a value. Adding one is a file with it, its name in `StageName`, and a line in `pipeline.py`."""
 
     name: StageName
     inputs: Callable[[Project, StageRequest], Sequence[Input]]
@@ -317,5 +317,5 @@ def other_value(project: Project, artefact: Path, manifest: Manifest, key: str, 
     return f"{artefact} was made {made}with {key} {values[0]!r}, {asked} now says {values[1]!r}"
 
 
-def note_new_parts(stage: str) -> None:
-    console.note(f"{stage}: the settings have changed since it was interrupted; it starts again")
+def warn_of_new_parts(stage: str) -> None:
+    console.warn(f"{stage}: settings, inputs or version have changed since it was interrupted; it starts again")

@@ -139,7 +139,7 @@ def open_parts(directory: Path, settings: Mapping[str, object], refuse_others: b
     them; with `refuse_others`, because other shards may be writing them, raises StaleError that names the difference
     instead. Raises StaleError where the record of the settings is damaged."""
     record, wanted = directory / "settings.json", json.dumps(dict(settings), indent=2)
-    found, expected = _read_settings(record), json.loads(wanted)
+    found, expected = read_settings(record), json.loads(wanted)
     different = [key for key in {**(found or {}), **expected} if (found or {}).get(key) != expected.get(key)]
     if found is not None and not different:
         return False
@@ -154,7 +154,7 @@ def open_parts(directory: Path, settings: Mapping[str, object], refuse_others: b
     return found is not None
 
 
-def _read_settings(record: Path) -> dict[str, object] | None:
+def read_settings(record: Path) -> dict[str, object] | None:
     try:
         found = json.loads(record.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):

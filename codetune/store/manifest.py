@@ -66,6 +66,8 @@ def write_manifest(artefact: Path, manifest: Manifest) -> None:
 def read_manifest(artefact: Path) -> Manifest | None:
     """The manifest of `artefact`; None where the manifest or the artefact does not exist. Raises StaleError where the
     manifest is damaged, or was written by a version whose run directories this one cannot read."""
+    if not artefact.exists():
+        return None
     try:
         document = json.loads(manifest_path(artefact).read_text(encoding="utf-8"))
         if isinstance(document, dict) and "version" in document and "made" not in document:
@@ -77,7 +79,7 @@ def read_manifest(artefact: Path) -> Manifest | None:
             )
         if any(not isinstance(document[name], kind) for name, kind in _FIELD_TYPES.items()):
             raise _damaged(artefact, "a field of another kind than a manifest has")
-        return Manifest(**document) if artefact.exists() else None
+        return Manifest(**document)
     except FileNotFoundError:
         return None
     except ValueError as why:  # not UTF-8, or not JSON

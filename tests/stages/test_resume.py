@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from codetune import workflow
+from codetune import __version__, workflow
 from codetune.errors import StaleError
 from codetune.stages.status import stage_status
 from codetune.stages.train import TRAIN
@@ -78,6 +78,19 @@ def test_restart_begins_anew_and_says_so(project: Path, capsys: pytest.CaptureFi
     told = " ".join(capsys.readouterr().err.split())
     assert f"{train} held an unfinished training; it is removed, and the training starts again" in told
     assert not (train / "checkpoint-1").exists()
+
+
+def test_an_unfinished_training_of_an_older_version_is_refused_with_that_version(project: Path) -> None:
+    context = context_of(project, **RANDOM)
+    pipeline.train(context)
+    recipe = json.loads((context.run.train / "recipe.json").read_text())
+    assert recipe.pop("codetune") == __version__
+    (context.run.directory / "model.seal").unlink()
+    (context.run.train / "checkpoint-1").mkdir()
+    (context.run.train / "recipe.json").write_text(json.dumps(recipe))
+    with pytest.raises(StaleError, match=r"of codetune 0\.1\.0; version .* does not continue it.*--restart$"):
+        pipeline.train(context)
+    assert (context.run.train / "checkpoint-1").exists()
 
 
 def test_restart_makes_a_finished_model_again(project: Path) -> None:

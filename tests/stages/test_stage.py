@@ -12,6 +12,7 @@ import pytest
 
 from codetune.errors import DataError, InputError, ModelError, StaleError
 from codetune.stages import inputs
+from codetune.stages.score import SCORE
 from codetune.stages.select import SELECT
 from codetune.stages.stage import RunContext
 from codetune.stages.status import stage_status
@@ -204,11 +205,46 @@ def test_the_examples_hold_every_row_with_its_place_or_the_reason_of_its_refusal
     assert found[0]["messages"][0] == {"role": "user", "content": "Add 0 to the argument."}
 
 
-def test_a_copy_of_the_data_set_under_another_name_scores_nothing_again(project: Path) -> None:
+def test_a_data_set_under_another_name_scores_nothing_again_and_its_rows_are_named_by_it(project: Path) -> None:
     before = score(project).artefact.read_bytes()
     (project.parent / "data.jsonl").rename(project.parent / "moved.jsonl")
-    again = score(project, dataset__path=str(project.parent / "moved.jsonl"))
+    again = score(project, dataset__path="moved.jsonl")
     assert (again.reused, again.artefact.read_bytes()) == (30, before)
+    assert {row["source"] for row in lines(project.parent / "runs/small/examples.jsonl")} == {"moved.jsonl"}
+
+
+@pytest.mark.parametrize("is_sealed", [True, False], ids=["sealed", "interrupted"])
+def test_a_moved_project_keeps_its_offline_encoder_when_rows_are_added(is_sealed: bool, project: Path) -> None:
+    first = pipeline.embed(context_of(project), None if is_sealed else (0, 2))
+    assert first.state == ("done" if is_sealed else "partial")
+    moved = project.parent.rename(project.parent.with_name(f"{project.parent.name}-moved"))
+    write_rows(moved / "data.jsonl", rows(31))
+    again = pipeline.embed(context_of(moved / "codetune.yaml"))
+    assert (again.rows, again.reused) == (31, first.rows)
+
+
+def test_another_data_set_in_the_place_of_the_first_gets_an_encoder_of_its_own(tmp_path: Path) -> None:
+    project = make_small_world(tmp_path / "used", 30)
+    pipeline.embed(context_of(project))
+    others = [{"instruction": f"Write a poem about {n}.", "output": f"poem {n}"} for n in range(30)]
+    write_rows(project.parent / "data.jsonl", others)
+    fresh = make_small_world(tmp_path / "fresh", 30)
+    write_rows(fresh.parent / "data.jsonl", others)
+    found = [pipeline.embed(context_of(one)).artefact.read_bytes() for one in (project, fresh)]
+    assert found[0] == found[1]
+
+
+def test_rows_of_an_interrupted_run_with_other_settings_are_named_by_status_and_made_again_with_a_warning(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pipeline.score(context_of(project), (0, 3)).state == "partial"
+    assert stage_status(context_of(project), SCORE).why.endswith(" rows")
+    other = context_of(project, score__max_length=128)
+    assert stage_status(other, SCORE).why.endswith(" rows, made with other settings: they will be made again")
+    assert pipeline.score(other).reused == 0
+    assert "warning: score: settings, inputs or version have changed since it was interrupted" in (
+        " ".join(capsys.readouterr().err.split())
+    )
 
 
 def test_a_base_model_by_flag_is_told_under_the_name_that_was_said(project: Path) -> None:
