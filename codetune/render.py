@@ -20,6 +20,7 @@ LOSSES = {"truncated": "{:,} were cut at generate.max_new_tokens", "not_parsing"
 
 
 def stage_document(result: StageResult) -> dict[str, object]:
+    """The `--json` document of a stage."""
     return {
         "stage": result.stage,
         "state": result.state,
@@ -49,7 +50,7 @@ def stage(result: StageResult) -> CommandResult:
 
 
 def evaluation(reports: Sequence[Report], compared: Sequence[ModelComparison]) -> CommandResult:
-    """One model's document is its own; several come as a list under "models" with the comparison beside it."""
+    """The report of one model; of several models a document with a list under "models" and the comparison beside it."""
     document: Mapping[str, object] = reports[0]
     if len(reports) > 1:
         document = {"models": list(reports), "comparison": list(compared)}

@@ -44,7 +44,8 @@ class DemoFile:
 
 
 def stop_strings(problem: Problem) -> tuple[str, ...]:
-    """Where the continuation of a raw prompt ends, by the shape of the prompt: a user's tasks may have either."""
+    """The strings that end the continuation of a raw prompt: one set for a prompt that begins the function, another for
+    one that only describes it. A user's tasks may have both kinds."""
     begun = f"def {problem.entry_point}(" in problem.prompt
     return STOPS + (STOPS_IN_FUNCTION if begun else STOPS_AFTER_DESCRIPTION)
 

@@ -40,7 +40,8 @@ class ExpectedOutputs:
 
 
 def expected_path(directory: Path, problem: Problem) -> Path:
-    """The file of a task. Another task, EvalPlus, Python or format is another file: values and times may differ."""
+    """The file of a task. Its name depends on the task, the versions of EvalPlus and Python, and the format, because
+    values and times may differ between them."""
     made_by = (
         f"{problem_digest(problem)} evalplus {version('evalplus')} python {platform.python_version()} "
         f"format {serialization.FORMAT}"

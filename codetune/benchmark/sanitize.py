@@ -148,8 +148,8 @@ def _longest_program(text: str) -> str:
 
 
 def _evalplus(extract: Callable[[], str], text: str) -> str:
-    """What a function of EvalPlus extracts, or the text where it breaks: evalplus 0.3.1 expects a SyntaxError only, and
-    null bytes, lone surrogates and deep nesting raise others."""
+    """The result of an extracting function of EvalPlus, or the unchanged text if that function raises. evalplus 0.3.1
+    handles a SyntaxError only; null bytes, lone surrogates and deep nesting raise other errors."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the parser's, about escapes and comparisons in the model's code

@@ -104,7 +104,8 @@ def serve() -> None:
 
 
 def usable_cores() -> int:
-    """How many workers keep this machine busy: time limits are wall-clock, so more would fail honest programs."""
+    """The number of workers that this machine can run at once. With more of them honest programs would exceed their
+    limits of wall-clock time."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

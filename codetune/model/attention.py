@@ -230,7 +230,8 @@ def _window_mask(query: torch.Tensor, sliding_window: int | None) -> torch.Tenso
 
 
 def _kernel_dtype(query: torch.Tensor) -> torch.dtype:
-    """The autocast dtype under autocast, where rotary embeddings return float32, which no kernel takes on a GPU."""
+    """The dtype for the kernel: under autocast that of autocast, because rotary embeddings return float32, which no GPU
+    kernel accepts."""
     device = query.device.type
     if query.dtype == torch.float32 and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)

@@ -50,8 +50,8 @@ class Decoder(Protocol):
 
 
 class StopCriteria:
-    """Where the completions of one model end. `configurations` are those that may name EOS tokens and the window: the
-    model's own and its generation configuration."""
+    """The EOS tokens, stop strings and window that end the completions of a model. `configurations` may name EOS tokens
+    and the window: the model's own configuration and its generation configuration."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, configurations: Sequence[object], end_of_turn: Sequence[str]

@@ -148,7 +148,7 @@ class Training(Section):
         True, "packed samples never see each other; false: each sees those before it, as published", "train"
     )
     sort_in_step: bool = setting(
-        False, "cut micro-batches from the step's samples by length; dynamic_pack always deals them so", "train"
+        False, "cut micro-batches from the step's samples by length; dynamic_pack always cuts them so", "train"
     )
     logging_steps: Count = setting(10, "a line of train/metrics.jsonl every so many steps", free_on_resume=True)
     save_minutes: Positive | None = setting(15, "minutes between checkpoints, or null", free_on_resume=True)

@@ -93,8 +93,8 @@ def _changed_model(
 def _check(context: RunContext, request: StageRequest) -> None:
     if request.model is not None and request.model.kind is None:
         raise UsageError(
-            f"{request.model.name} can be prompted as a chat or as a raw text, and nothing says which (base models can "
-            "have a chat template too). Say --instruct or --base, or set generate.prompt"
+            f"{request.model.name} can be prompted as a chat or with raw text, and it is not known which (base models "
+            "can have a chat template too). Add --instruct or --base, or set generate.prompt"
         )
 
 

@@ -68,9 +68,9 @@ class Resolved:
 class Input:
     """Something that a stage reads.
 
-    `resolve` finds it, and raises InputError where it is missing. `change` says in a sentence how it differs from what
-    an artefact was made of; "" where it does not, as far as files on this machine tell. `setting` is the key of the
-    project file that names it: it is recorded, but another spelling of the same content changes nothing."""
+    `resolve` finds it, and raises InputError if it is missing. `change` returns a sentence that says how it differs
+    from what an artefact was made of, or "" if the files on this machine show no difference. `setting` is the key of the
+    project file that names it; the name is recorded, but another spelling of the same content changes nothing."""
 
     name: str
     resolve: Callable[[RunContext, StageRequest], Resolved]

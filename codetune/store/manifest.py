@@ -73,8 +73,8 @@ def read_manifest(artefact: Path) -> Manifest | None:
         if isinstance(document, dict) and "version" in document and "made" not in document:
             version = document["version"]
             raise StaleError(
-                f"{artefact} was made by codetune {version}, whose records version {__version__} does not read. Use "
-                f"codetune {version}, or set output_dir to a new directory. To make it again here: rm "
+                f"{artefact} was made by codetune {version}. Version {__version__} cannot read its "
+                f"records. Use codetune {version}, or set output_dir to a new directory. To make it again here: rm "
                 f"{manifest_path(artefact)}"
             )
         if any(not isinstance(document[name], kind) for name, kind in _FIELD_TYPES.items()):

@@ -57,7 +57,7 @@ def test_a_manifest_of_an_older_version_names_that_version_and_what_to_do(tmp_pa
     for added in ("made", "names"):
         del document[added]
     manifest_path(artefact).write_text(json.dumps(document), encoding="utf-8")
-    with pytest.raises(StaleError, match=r"was made by codetune 0\.1\.0, .*new directory.*rm .*scores\.jsonl\.seal$"):
+    with pytest.raises(StaleError, match=r"was made by codetune 0\.1\.0\. .*new directory.*rm .*scores\.jsonl\.seal$"):
         read_manifest(artefact)
 
 
