@@ -69,8 +69,8 @@ class Input:
     """Something that a stage reads.
 
     `resolve` finds it, and raises InputError if it is missing. `change` returns a sentence that says how it differs
-    from what an artefact was made of, or "" if the files on this machine show no difference. `setting` is the key of the
-    project file that names it; the name is recorded, but another spelling of the same content changes nothing."""
+    from what an artefact was made of, or "" if the files on this machine show no difference. `setting` is the key that
+    names it in the project file; the name is recorded, but another spelling of the same content changes nothing."""
 
     name: str
     resolve: Callable[[RunContext, StageRequest], Resolved]

@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 
+from codetune.data import source
 from codetune.errors import DataError, InputError, ModelError, StaleError
-from codetune.stages import inputs
 from codetune.stages.score import SCORE
 from codetune.stages.select import SELECT
 from codetune.stages.stage import RunContext
@@ -178,8 +178,8 @@ def test_a_setting_by_flag_is_an_override_and_without_the_flag_the_artefact_is_m
 
 def test_the_data_set_is_parsed_once_for_all_stages_and_shards(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parsed: list[str] = []
-    read = inputs.read_examples
-    monkeypatch.setattr(inputs, "read_examples", lambda *given: parsed.append("parsed") or read(*given))  # type: ignore[func-returns-value]
+    read = source.read_file_rows  # the only door to the rows of a file
+    monkeypatch.setattr(source, "read_file_rows", lambda *given: parsed.append("parsed") or read(*given))  # type: ignore[func-returns-value]
     for stage in (pipeline.score, pipeline.embed):
         stage(context_of(project), (0, 2))
         stage(context_of(project), (1, 2))
