@@ -149,7 +149,7 @@ def _difference(found: PairedTest) -> str:
 
 
 def _named(tasks: Sequence[str]) -> str:
-    """How many, and the first of them.
+    """The number of tasks, and the first of them.
 
     >>> _named(["HumanEval/3", "HumanEval/10"])
     '2 (HumanEval/3, HumanEval/10)'

@@ -31,7 +31,7 @@ COUNTED = ("tokens", "truncated", "changed", "not_parsing")  # facts of completi
 
 @dataclass(frozen=True, slots=True)
 class StatusLine:
-    """How one artefact stands; `detail` says why it is stale, how far it is, or what is in it."""
+    """The state of one artefact; `detail` says why it is stale, how far it is, or what is in it."""
 
     stage: str
     state: State | Literal["not needed"]

@@ -1,1 +1,1 @@
-"""What a model is worth: problems, prompts, completions, solutions, verdicts, figures."""
+"""The evaluation of a model: problems, prompts, completions, solutions, verdicts, figures."""

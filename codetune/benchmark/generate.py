@@ -28,7 +28,7 @@ STOPS_IN_FENCE = ("\n```",)
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the model is given for a task."""
+    """The input of the model for a task."""
 
     tokens: tuple[int, ...]  # with BOS, where the model has one
     stops: tuple[str, ...]  # the completion ends before the first of them

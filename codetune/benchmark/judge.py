@@ -93,7 +93,7 @@ def prepare(problems: Sequence[Problem], expected: Path, workers: int, tier: str
 
 
 def count_missing(problems: Sequence[Problem], expected: Path) -> int:
-    """How many tasks `prepare` would run."""
+    """The number of tasks that `prepare` would run."""
     return len(_missing(problems, expected))
 
 

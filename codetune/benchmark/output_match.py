@@ -59,7 +59,7 @@ def is_equal(call: ComparedCall) -> Value:
 
 @dataclass(frozen=True, slots=True)
 class OutputRule:
-    """How the outputs of one function are compared, before the tolerance for floats applies.
+    """The rule by which the outputs of one function are compared, before the tolerance for floats applies.
 
     `kind` says what of an output counts: its `value`; its elements as a `set`, which the sandbox makes of an iterator
     as well; or its `presence`, whether it is not None. Then the expected output is a bool. An `oracle` decides alone,

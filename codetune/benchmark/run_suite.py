@@ -150,7 +150,7 @@ def _request(candidate: Candidate, suite: Suite, limits: Sequence[float]) -> pro
 
 
 def _content(report: CallReport | ProgramEnded, limit: float, total: float) -> bytearray:
-    """What a call returned, still encoded."""
+    """The value that a call returned, still encoded."""
     match report:
         case CallReport(kind=program.VALUE, content=content):
             return content

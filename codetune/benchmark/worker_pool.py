@@ -36,7 +36,7 @@ STOP_PASSES = 20  # a program may start others while it is being killed
 
 
 class PoolJob(Protocol):
-    """What a worker is given, as a pickle of this process."""
+    """The work of a worker, sent as a pickle of this process."""
 
     def perform(self) -> Mapping[str, object]:
         """Runs in the worker; returns what JSON can hold."""

@@ -29,7 +29,7 @@ class RenderedChat:
 
 @dataclass(frozen=True, slots=True)
 class ChatFamily:
-    """What a family of models writes around the messages."""
+    """The text that a family of models has around the messages."""
 
     before_user: str
     before_answer: str  # after the user's text

@@ -27,7 +27,7 @@ PACKED: tuple[PadMode, ...] = ("dynamic_pack", "paper_pack")
 
 @dataclass(frozen=True, slots=True)
 class MicroBatchPlan:
-    """How a step is split: into micro-batches of about this many samples, for this many data-parallel processes."""
+    """The split of a step into micro-batches of about this many samples, for this many data-parallel processes."""
 
     pad_mode: PadMode
     samples_per_micro_batch: int

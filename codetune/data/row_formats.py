@@ -20,7 +20,7 @@ ROLES = get_args(Role)
 
 @dataclass(frozen=True, slots=True)
 class RowFormat:
-    """How the rows of one format are recognised and read."""
+    """The functions that recognise and read the rows of one format."""
 
     name: str
     columns: Callable[[Dataset], tuple[str, ...]]  # a row that has all of them is of this format

@@ -131,7 +131,8 @@ def write_untrained(directory: Path) -> None:
 
 
 def _placeholders(task: Task) -> int:
-    """How many operations hold a number or letter. Copying these takes longest to learn, so the texts have many."""
+    """The number of operations that hold a number or letter. Copying these takes longest to learn, so the texts have
+    many."""
     return sum("{n}" in operation.code or "{c}" in operation.code for operation in task.operations)
 
 

@@ -49,7 +49,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class WorkerTask:
-    """What the command gives a worker: the file of its job, and the pipe for its events."""
+    """The task of a worker: the file of its job, and the pipe for its events."""
 
     job: Path
     descriptor: int  # of the pipe

@@ -195,7 +195,7 @@ class _Worker:
                 self.interrupted = True
 
     def new_output(self) -> str:
-        """What it printed since the last call, in whole lines while it runs."""
+        """The text printed since the last call, in whole lines while the worker runs."""
         text = os.pread(self.output, 1 << 20, self.shown_bytes)
         if self.ended_at is None:
             text = text[: text.rfind(b"\n") + 1]

@@ -38,7 +38,7 @@ _VARLEN_PARAMETERS = frozenset(inspect.signature(varlen_attn).parameters)
 
 @dataclass(frozen=True, slots=True)
 class AttentionSpec:
-    """What an attention kernel has to support: the device, the dtype and the attention of a network."""
+    """The requirements on an attention kernel: the device, the dtype and the attention of a network."""
 
     device: str  # cuda, cpu, ...
     capability: tuple[int, int]  # compute capability of an NVIDIA GPU, (0, 0) of other devices

@@ -21,7 +21,7 @@ from codetune.project.sections import Generation, Model
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What the machine offers."""
+    """The devices and packages of this machine that decide the choice."""
 
     gpu: bool
     flash_attention: str | None  # the implementation that is installed

@@ -1,5 +1,5 @@
-"""What all decoders share: a request, its generated text, the choice of the next token, and where a text ends: at EOS,
-at the end of turn of the chat family, before a stop string, or at the token limit. Runs no network.
+"""The types and rules that all decoders share: a request, its generated text, the choice of the next token, and where a
+text ends: at EOS, at the end of turn of the chat family, before a stop string, or at the token limit. Runs no network.
 
 Sampling is by temperature and nucleus (Holtzman et al. 2019, arXiv 1904.09751, sec. 3.1). The random number of a token
 is a hash of the sample's name and the token's index. There is no generator state, so batch size, order and restarts do

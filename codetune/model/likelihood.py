@@ -191,7 +191,7 @@ def measured_tokens_per_pass(network: PreTrainedModel, max_length: int) -> int:
 
 
 def tokens_that_fit(peak_bytes: Callable[[int], int], free_bytes: int, longest: int) -> int:
-    """How many tokens fit into `free_bytes`, from the peaks of two passes: memory grows linearly with tokens.
+    """The number of tokens that fit into `free_bytes`, from the peaks of two passes: memory grows linearly with tokens.
     `peak_bytes` runs a pass of so many tokens, and may raise OutOfMemoryError."""
     first = peak_bytes(longest)
     try:

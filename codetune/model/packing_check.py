@@ -57,7 +57,7 @@ def _isolates(network: PreTrainedModel, sharded: ShardedNetwork | None, attentio
 
 
 def _fault(network: PreTrainedModel, sharded: ShardedNetwork | None) -> str:
-    """What breaks the isolation; "" if nothing does."""
+    """A sentence that says what breaks the isolation; "" if nothing does."""
     embeddings: torch.nn.Embedding = network.get_input_embeddings()  # type: ignore[assignment]
     device = sharded.device if sharded else embeddings.weight.device
     samples = [torch.arange(LENGTH, device=device) * step % embeddings.num_embeddings for step in (11, 3, 5, 7)]

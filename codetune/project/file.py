@@ -248,7 +248,7 @@ def _remove(data: dict[str, object], key: Key) -> None:
 
 
 def _location(key: Key, parsed: ParsedYaml) -> str:
-    """Where the key stands, or else the nearest section around it."""
+    """The location of the key, or else of the nearest section around it."""
     while key not in parsed.locations and key:
         key = key[:-1]
     return parsed.locations.get(key, "the defaults")

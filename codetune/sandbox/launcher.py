@@ -71,7 +71,7 @@ class RunningProgram:
                 yield ProgramEnded("died")
 
     def cpu_wait_seconds(self) -> float:
-        """How long the process was ready to run while no CPU was free, as the scheduler counts it."""
+        """The seconds that the process was ready to run while no CPU was free, as the scheduler counts it."""
         try:
             return int(Path(f"/proc/{self.pid}/schedstat").read_text(encoding="ascii").split()[1]) / 1e9
         except OSError:  # the kernel does not count, or the process has ended
@@ -158,7 +158,7 @@ class Sandbox:
             self.close()
 
     def _answer(self, seconds: float) -> bytes:
-        """What the zygote says; nothing where it has died or takes too long."""
+        """The answer of the zygote; empty if it has died or takes too long."""
         self.control.settimeout(seconds)
         try:
             return self.control.recv(4096)

@@ -28,8 +28,8 @@ CONFINED, VALUE, RAISED, TIMED_OUT, NOT_LOADED, NOT_DEFINED = b"h", b"v", b"r", 
 
 @dataclass(frozen=True, slots=True)
 class Harness:
-    """What surrounds every program of a zygote. Functions of installed packages: they are pickled by name, and their
-    modules are imported once, in the zygote."""
+    """The functions around every program of a zygote. Functions of installed packages: they are pickled by name, and
+    their modules are imported once, in the zygote."""
 
     guard: Callable[[], object]  # called once, before the program is loaded
     streams: Callable[[], AbstractContextManager[object]]  # entered while the program is loaded, and for each call

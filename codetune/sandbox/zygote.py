@@ -36,7 +36,7 @@ READY, ENDED = b"ready", b"."
 
 @dataclass(frozen=True, slots=True)
 class Mechanisms:
-    """What the zygote of a tier applies besides seccomp, resource limits and the drop of privileges."""
+    """The measures that the zygote of a tier applies besides seccomp, resource limits and the drop of privileges."""
 
     unshare: bool  # it makes namespaces and a new root itself
     landlock_required: bool  # else Landlock is a second barrier, used where the kernel has it
@@ -45,7 +45,7 @@ class Mechanisms:
 
 @dataclass(frozen=True, slots=True)
 class StartOptions:
-    """What the launcher tells the zygote, as one argument of JSON."""
+    """The message of the launcher to the zygote, one argument of JSON."""
 
     control: int  # descriptor of the control socket
     mechanisms: Mechanisms | None
@@ -61,7 +61,7 @@ class StartOptions:
 
 @dataclass(frozen=True, slots=True)
 class ForkRestrictions:
-    """What every fork of the zygote applies to itself."""
+    """The restrictions that every fork of the zygote applies to itself."""
 
     ruleset: int | None  # descriptor of the Landlock rules
     seccomp: bool

@@ -1,1 +1,1 @@
-"""Which rows are worth training on: score, embed, cluster, select."""
+"""The choice of the rows worth training on: score, embed, cluster, select."""

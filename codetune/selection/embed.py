@@ -133,7 +133,7 @@ def load_encoder(directory: Path, device: str) -> SentenceEncoder:
 
 
 def _word_counts(texts: Sequence[str]) -> csr_matrix:
-    """How often each hashed word and word pair occurs in each text: a sparse matrix [texts, FEATURES]."""
+    """The counts of each hashed word and word pair in each text: a sparse matrix [texts, FEATURES]."""
     vectorizer = HashingVectorizer(
         n_features=FEATURES, ngram_range=(1, 2), token_pattern=r"\w+|[^\w\s]", alternate_sign=False, norm=None
     )

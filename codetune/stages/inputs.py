@@ -94,8 +94,8 @@ def dataset_is_here(context: RunContext) -> bool:
 def changed_model(
     context: RunContext, setting: str, digest: str, artefact: Path, manifest: Manifest, allow_overrides: bool
 ) -> str:
-    """How the model under `setting` differs from the one that made the artefact, as a sentence; "" where it does not,
-    or lies in no directory of this machine under the same name: a snapshot of the hub stays as it is."""
+    """A sentence that says how the model under `setting` differs from the one that made the artefact. "" if it does not
+    differ, or if it is the same name and no directory of this machine: a snapshot of the hub never changes."""
     made, asked = manifest.names.get(setting), str(value_at(context.project, setting))
     said = made if allow_overrides and setting in manifest.overrides and made else asked
     directory = Path(context.project.locate(said)).expanduser()
@@ -128,5 +128,5 @@ def _changed_dataset(
 
 
 def _reading_settings(project: Project) -> dict[str, object]:
-    """How rows are read from the files: the columns and the split."""
+    """The settings that decide how rows are read from files: the columns and the split."""
     return {f"dataset.{key}": value_at(project, f"dataset.{key}") for key in ("split", "instruction", "response")}

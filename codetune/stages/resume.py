@@ -72,8 +72,8 @@ def unfinished_directory(run: Run) -> Path:
 
 
 def other_settings_of(run: Run, settings: Settings) -> tuple[str, str]:
-    """How the settings of an unfinished training differ from the project's, and the command that continues it with its
-    own; two empty texts where they do not differ, or where there is no checkpoint."""
+    """A sentence that says how the settings of an unfinished training differ from the project's, and the command that
+    continues it with its own; two empty texts if they do not differ, or if there is no checkpoint."""
     directory, wanted = unfinished_directory(run), json.loads(json.dumps(dict(settings)))
     found = _read_record(directory)
     different = [key for key in _bound_keys(wanted, {}) if key in found and found[key] != wanted[key]]

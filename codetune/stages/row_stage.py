@@ -53,8 +53,8 @@ END = object()
 
 @dataclass(frozen=True, slots=True)
 class BlockWork(Generic[Prepared]):
-    """How the rows of a block are made: `prepare` needs no device and runs in another thread, ahead of `finish`, which
-    gives each row as bytes, in the order of the examples."""
+    """The two steps that make the rows of a block: `prepare` needs no device and runs in another thread, ahead of
+    `finish`, which gives each row as bytes, in the order of the examples."""
 
     prepare: Callable[[Sequence[Example]], Prepared]
     finish: Callable[[Sequence[Example], Prepared], Sequence[bytes]]
@@ -126,7 +126,7 @@ class RowStage:
         return self._do(context, recipe, shard, worker.send_progress)
 
     def progress(self, context: RunContext, stage: Stage) -> str | None:
-        """How many rows are done of an artefact that does not exist yet; None where none was begun."""
+        """The number of rows done of an artefact that does not exist yet, as text; None if none was begun."""
         parts = context.run.parts(stage.artefact(context.run, StageRequest()))
         if not parts.exists():
             return None

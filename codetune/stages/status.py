@@ -27,7 +27,7 @@ State = Literal["done", "stale", "partial", "missing"]
 
 @dataclass(frozen=True, slots=True)
 class StageStatus:
-    """How an artefact stands; `why` says what has changed since a stale one was made, or how far a partial one is."""
+    """The state of an artefact; `why` says what has changed since a stale one was made, or how far a partial one is."""
 
     state: State
     why: str = ""
@@ -85,7 +85,7 @@ def require(context: RunContext, stage: Stage, request: StageRequest | None = No
 
 
 def _change(context: RunContext, stage: Stage, request: StageRequest, manifest: Manifest, allow_overrides: bool) -> str:
-    """How the artefact itself or its settings differ from the manifest, as a sentence; "" where they do not."""
+    """A sentence that says how the artefact or its settings differ from the manifest; "" if they do not."""
     artefact = stage.artefact(context.run, request)
     if content_digest(context, artefact) != manifest.digest:
         return f"{artefact} was changed after codetune wrote it"

@@ -39,7 +39,8 @@ class MessageDocument(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class ExamplesSummary:
-    """What `write_examples` wrote. `digest` is the SHA-256 of the ids and refusals in order, without file names."""
+    """A summary of the rows that `write_examples` wrote. `digest` is the SHA-256 of the ids and refusals in order,
+    without file names."""
 
     rows: int  # usable ones
     refused: Counter[str]  # kind of refusal -> rows

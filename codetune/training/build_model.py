@@ -65,7 +65,7 @@ class BaseModel:
 
 @dataclass(frozen=True, slots=True)
 class TrainingInputs:
-    """What the Trainer needs besides the model."""
+    """The inputs of the Trainer besides the model."""
 
     sampler: StepSampler
     dataset: RankDataset

@@ -27,7 +27,7 @@ SUMMED_OVER_RANKS = ("loss", "tokens", "tokens_seen", "samples", "flops", "peak_
 
 @dataclass(frozen=True, slots=True)
 class StepControl:
-    """What is due at the end of a step; the same in all ranks."""
+    """The actions at the end of a step; the same in all ranks."""
 
     should_save: bool
     should_stop: bool

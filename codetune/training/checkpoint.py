@@ -87,7 +87,7 @@ def _require_same(checkpoint: Checkpoint, now: Fingerprint) -> None:
 
 
 def _launch_advice(then: Fingerprint, now: Fingerprint) -> str:
-    """How to undo a difference that comes from the launch and not from a setting of the project."""
+    """Advice on a difference that comes from the launch and not from a setting of the project."""
     advice = ""
     if then.get(STEP_SAMPLES) != now.get(STEP_SAMPLES):
         advice += (

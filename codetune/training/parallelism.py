@@ -1,5 +1,5 @@
-"""How the ranks divide a training: each holds the whole model (DDP), or shards of optimizer state, gradients and
-weights (FSDP2; ZeRO-1, -2 and -3 of DeepSpeed, Rajbhandari et al. 2020).
+"""The ways in which ranks divide a training: each holds the whole model (DDP), or shards of optimizer state, gradients
+and weights (FSDP2; ZeRO-1, -2 and -3 of DeepSpeed, Rajbhandari et al. 2020).
 
 `choose_strategy` decides and gives the reason; `strategy_arguments` are what the Trainer needs for it;
 `require_strategy` checks the result, because accelerate silently trains with DDP where it cannot do FSDP."""
