@@ -19,7 +19,6 @@ from codetune.stages.model_ref import model_ref
 from codetune.stages.pipeline import STAGES
 from codetune.stages.stage import RunContext, Stage, StageRequest, StageResult, run_stage
 from codetune.stages.status import StageStatus, State, stage_status
-from codetune.stages.train import TRAIN, continuing
 from codetune.store.manifest import Manifest, manifest_path
 
 if TYPE_CHECKING:
@@ -116,10 +115,8 @@ def _stage_line(context: RunContext, stage: Stage) -> StatusLine:
     found, command = stage_status(context, stage), stage.command(StageRequest())
     if found.state == "done" and found.manifest is not None:
         return StatusLine(stage.name, "done", _content(found.manifest) + _remarks(context, stage, found), command)
-    if found.state == "partial" and stage is TRAIN:
-        differing, going_on = continuing(context)
-        detail = found.why + (f", made with other settings: {differing}" if differing else "")
-        return StatusLine(stage.name, "partial", detail, going_on or command)
+    if found.state == "partial":
+        command = stage.continue_command(context) or command
     if found.state == "stale" and found.manifest is None:  # a damaged manifest
         command = f"rm {manifest_path(stage.artefact(context.run, StageRequest()))}"
     return StatusLine(stage.name, found.state, found.why, command)
@@ -132,13 +129,11 @@ def _content(manifest: Manifest) -> str:
 
 
 def _remarks(context: RunContext, stage: Stage, found: StageStatus) -> str:
-    """A data set that cannot be compared here, and a training that was begun beside a finished one."""
-    remark = ""
+    """The stage's own remark, and a data set that cannot be compared here."""
+    remarks = [stage.remark(context)]
     if found.manifest is not None and "dataset" in found.manifest.inputs and not dataset_is_here(context):
-        remark = f"; {context.project.dataset.path} is not here to compare with"
-    if stage is TRAIN and context.run.next_train.exists():
-        remark += f"; begun beside it: {stage.progress(context, StageRequest())}"
-    return remark
+        remarks.append(f"{context.project.dataset.path} is not here to compare with")
+    return "".join(f"; {remark}" for remark in remarks if remark)
 
 
 def _benchmark_line(context: RunContext, said: str, label: str, trained: bool) -> StatusLine:

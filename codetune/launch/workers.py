@@ -48,7 +48,7 @@ SECONDS_TO_REPORT = 1.0
 # Interrupted workers write one checkpoint together; a worker that still runs so long after another has exited waits for
 # a rank that is gone.
 SECONDS_TO_EXIT = 20.0
-SHOWN_CHARACTERS = 8_000  # of the output of a worker that failed: the end of it
+SHOWN_BYTES = 8_000  # of the output of a worker that failed: the end of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +75,11 @@ def run_workers(spec: WorkerSpec, on_progress: OnProgress, write_stderr: WriteTe
         for worker in workers:
             worker.kill()
     failed = _cause(workers)
+    if failed is not None and failed.error is None:
+        write_stderr(failed.last_output() + failed.traceback)
+    for worker in workers:
+        os.close(worker.output)
     if failed is not None:
-        if failed.error is None:
-            write_stderr(failed.new_output()[-SHOWN_CHARACTERS:] + failed.traceback)
         raise failed.failure()
     if any(worker.process.returncode for worker in workers):  # not where they finished before the signal arrived
         raise KeyboardInterrupt
@@ -201,6 +203,11 @@ class _Worker:
             text = text[: text.rfind(b"\n") + 1]
         self.shown_bytes += len(text)
         return text.decode(errors="replace")
+
+    def last_output(self) -> str:
+        """The end of the text that was not shown yet."""
+        start = max(self.shown_bytes, os.fstat(self.output).st_size - SHOWN_BYTES)
+        return os.pread(self.output, SHOWN_BYTES, start).decode(errors="replace")
 
     def interrupt(self) -> None:
         if self.process.poll() is None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from codetune import console
 from codetune.launch.dispatch import Job, WorkerContext, perform, process_count
@@ -93,16 +94,17 @@ class RowStage:
 
     def work(self, context: RunContext, recipe: Recipe, request: StageRequest) -> int:
         """Makes the missing rows of this shard, in as many processes as the project says."""
+        ids = example_ids(context.run)
         with _parts(context, recipe, SHARED):
-            missing, usable = self._missing(context, recipe), len(example_ids(context.run))
+            missing = _count_missing(ids, self.finished_rows(context, recipe))
         if missing:
-            self._perform(context, recipe, request, usable, usable - missing)
-        return usable - missing
+            self._perform(context, recipe, request, len(ids), len(ids) - missing)
+        return len(ids) - missing
 
     def write_artefact(self, context: RunContext, recipe: Recipe, request: StageRequest) -> StageOutput:
         """The artefact, where every row is done; else how many are."""
         finished = self.finished_rows(context, recipe)
-        if missing := self._missing(context, recipe):
+        if missing := _count_missing(example_ids(context.run), finished):
             examples = read_manifest(context.run.examples)
             assert examples is not None
             return StageOutput(examples.rows - missing, examples.refused, complete=False)
@@ -155,10 +157,6 @@ class RowStage:
             if same_model and content_digest(context, artefact) == manifest.digest:
                 return run
         return None
-
-    def _missing(self, context: RunContext, recipe: Recipe) -> int:
-        finished = self.finished_rows(context, recipe)
-        return int(np.count_nonzero(~finished.holds(example_ids(context.run))))
 
     def _perform(self, context: RunContext, recipe: Recipe, request: StageRequest, rows: int, reused: int) -> None:
         shard, launch = shard_of(context, request), context.project.launch
@@ -252,6 +250,10 @@ def prefetch(items: Iterator[Item], count: int) -> Generator[Item]:
             yield item  # type: ignore[misc]
     finally:
         thread.shutdown(cancel_futures=True)
+
+
+def _count_missing(ids: NDArray[np.uint64], finished: FinishedRows) -> int:
+    return int(np.count_nonzero(~finished.holds(ids)))
 
 
 def _missing_rows(blocks: Iterable[Block], finished: FinishedRows, shard: Shard) -> Iterator[Sequence[Example]]:

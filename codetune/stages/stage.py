@@ -1,9 +1,10 @@
 """The type of a stage, and the one runner of all seven.
 
 A stage turns inputs, known by the digest of their content, and the settings that seal it into one artefact. It does so
-in two steps: `work` makes durable parts (block logs, checkpoints, completions, verdicts), resumable and in as many
-processes as there are; `write` makes the artefact of them, which `run_stage` then seals. What is done already is
-decided here for every stage: the artefact's manifest names the same inputs and settings.
+in two steps: `work` makes durable parts (block logs, completions, verdicts), resumable and in as many processes as
+there are; `write` makes the artefact of them, which `run_stage` then seals. A stage without parts has `write` alone;
+`train` has checkpoints, which its own processes turn into the model. What is done already is decided here for every
+stage: the artefact's manifest names the same inputs and settings.
 
 Whether an artefact of an earlier command is still true is `status.py`; the stages themselves are one file each."""
 
@@ -161,6 +162,8 @@ class Stage:
     prepare: Callable[[RunContext, Recipe, StageRequest], None] = lambda context, recipe, request: None
     work: Callable[[RunContext, Recipe, StageRequest], int] = lambda context, recipe, request: 0  # rows found done
     progress: Callable[[RunContext, StageRequest], str | None] = lambda context, request: None  # None: not begun
+    continue_command: Callable[[RunContext], str] = lambda context: ""  # of an unfinished one, if not `command`
+    remark: Callable[[RunContext], str] = lambda context: ""  # beside a finished one, for status
     details: Callable[[StageResult], Details] = lambda result: Details()
     documented: Sequence[str] = ()  # facts that the `--json` document shows
     is_needed: Callable[[Project], bool] = lambda project: True

@@ -90,11 +90,18 @@ def _progress(context: RunContext, request: StageRequest) -> str | None:
     if not directory.exists():
         return None
     steps = [int(path.name.rpartition("-")[2]) for path in directory.glob("checkpoint-*[0-9]")]
-    return f"checkpoint of step {max(steps)}" if steps else "no checkpoint yet"
+    differing, _ = _other_settings(context)
+    other = f", made with other settings: {differing}" if differing else ""
+    return f"checkpoint of step {max(steps)}{other}" if steps else "no checkpoint yet"
 
 
-def continuing(context: RunContext) -> tuple[str, str]:
-    """Of an unfinished training: how its settings differ from the project's, and the command that continues it."""
+def _remark(context: RunContext) -> str:
+    """A training that was begun beside the finished one."""
+    return f"begun beside it: {_progress(context, StageRequest())}" if context.run.next_train.exists() else ""
+
+
+def _other_settings(context: RunContext) -> tuple[str, str]:
+    """How the settings of an unfinished training differ from the project's, and the command that continues it."""
     return other_settings_of(context.run, stage_settings(context, TRAIN, StageRequest()))
 
 
@@ -116,12 +123,14 @@ def _details(result: StageResult) -> Details:
     return Details(lines)
 
 
-TRAIN = Stage(
+TRAIN: Stage = Stage(
     "train",
     _inputs,
     lambda run, request: run.model,
     _write,
     progress=_progress,
+    continue_command=lambda context: _other_settings(context)[1],
+    remark=_remark,
     details=_details,
     in_process=_in_process,
 )
