@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test check format demo-base clean
+.PHONY: install demo test check format gpu demo-base clean
 
 install: .venv/installed
 
@@ -28,6 +28,10 @@ check: install
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# GPU tests and benchmarks, eight minutes at most, with the Python that has a CUDA torch: make gpu PYTHON=python3.12
+gpu:
+	$(PYTHON) -m tests.performance.gpu
 
 # Makes codetune/demo/base again, some 15 minutes of one core: texts, then the pipeline's own train stage, then the export.
 demo-base: install

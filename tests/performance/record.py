@@ -11,15 +11,17 @@ from typing import Any
 
 import torch
 
-RESULTS = Path(__file__).parent / "results"
+DIRECTORY_VARIABLE = "CODETUNE_RECORDS"  # another directory for the records, as in a rehearsal
+RESULTS = Path(os.environ.get(DIRECTORY_VARIABLE, Path(__file__).parent / "results"))
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "sentence-transformers")
 
 
 def write_record(name: str, settings: dict[str, Any], figures: Any) -> Path:
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    path, new = RESULTS / f"{name}.json", RESULTS / f"{name}.json.new"
     document = {"device": device(), "versions": versions(), "settings": settings, "figures": figures}
-    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    new.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    new.replace(path)  # a run that is stopped leaves the record before
     return path
 
 

@@ -3,10 +3,11 @@
     python -m tests.performance.score              a CPU, some minutes
     python -m tests.performance.score --gpu        one GPU: DeepSeek-Coder shapes of 1.3B and 6.7B, random weights
 
-Published scripts score one row at a time: two passes of batch 1 over the row, logits of every position. The two methods
-take turns, so that other load on the machine affects both; the ratio is that of each pair. Rows are
-Evol-Instruct (`--data`, else $CODETUNE_TEST_DATA, else ../shared/data), the tokenizer DeepSeek-Coder's, whose 32,256
-entries are what the small body is there for: with it, the head on prompt tokens is most of the cost."""
+Published scripts score one row at a time: two passes of batch 1 over the row, logits of every position. On a GPU a
+third method pads batches of four rows, sorted by length. The methods take turns, so that other load on the machine
+affects all; a ratio is that of one turn. The record is written after each shape. Rows are Evol-Instruct (`--data`, else
+$CODETUNE_TEST_DATA, else ../shared/data), the tokenizer DeepSeek-Coder's, whose 32,256 entries are what the small body
+is there for: with it, the head on prompt tokens is most of the cost."""
 
 from __future__ import annotations
 
@@ -69,16 +70,19 @@ def main() -> None:
     tokenizer = load_tokenizer(given.data / "tokenizers" / "deepseek-coder-6.7b-instruct")
     figures: dict[str, Any] = {}
     rate = matrix_rate() if given.gpu else None
-    for shape in shapes:
-        figures[shape] = compare_scoring(build(shape, device, dtype), tokenizer, rows, given.turns, rate)
-        show(shape, figures[shape])
-    if (encoder := minilm()) is not None:
-        texts = evol(given.data, 8000 if given.gpu else 192)
-        figures["embedding"] = compare_embedding(encoder, texts, device, given.turns)
-        show("embedding", figures["embedding"])
     settings = {"rows": len(rows), "turns": given.turns, "dtype": str(dtype), "max_length": SETTINGS.max_length}
     settings |= {"matrix_rate_tflops": rate} if rate else {}
-    print(write_record("score-gpu" if given.gpu else "score-cpu", settings, figures))
+
+    def keep(name: str, found: dict[str, Any]) -> None:
+        figures[name] = found
+        show(name, found)
+        print(write_record("score-gpu" if given.gpu else "score-cpu", settings, figures), flush=True)
+
+    for shape in shapes:
+        keep(shape, compare_scoring(build(shape, device, dtype), tokenizer, rows, given.turns, rate))
+    if (encoder := minilm()) is not None:
+        texts = evol(given.data, 8000 if given.gpu else 192)
+        keep("embedding", compare_embedding(encoder, texts, device, given.turns))
 
 
 def compare_scoring(
@@ -105,11 +109,19 @@ def compare_scoring(
         model.set_attn_implementation(plain)
         score_one_at_a_time(model, tokenizer, rows)
 
-    found = take_turns(ours, one_at_a_time, turns)
+    def padded_batches() -> None:
+        default_memory()
+        model.set_attn_implementation(plain)
+        score_padded_batches(model, tokenizer, rows)
+
+    methods: dict[str, Callable[[], object]] = {"ours": ours, "plain": one_at_a_time}
+    if model.device.type == "cuda":
+        methods["padded"] = padded_batches
+    found = take_turns(methods, turns)
     tokens = [row for row in tokenise(rows, tokenizer, 10**6, SETTINGS) if isinstance(row, ScoringTokens)]
     total = sum(len(row.conditional.tokens) + len(row.unconditional.tokens) for row in tokens)
     found |= {"attention": ours_attention, "tokens_per_pass": budget, "tokens": total, "rows": len(rows)}
-    for method in ("ours", "plain"):
+    for method in methods:
         seconds = statistics.median(found[f"{method}_seconds"])
         found[method] = {
             "rows_per_second": round(len(rows) / seconds, 2),
@@ -155,6 +167,30 @@ def score_one_at_a_time(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
         (losses[0].exp() / losses[1].exp()).item()
 
 
+@torch.inference_mode()
+def score_padded_batches(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Example]) -> None:
+    """Batches of four rows of about equal length, padded on the right; logits of every position."""
+    texts = [(fill_prompt(SETTINGS.prompt, row.instruction), row.answer) for row in rows]
+    for of_row in (lambda prompt, answer: (prompt, prompt + answer), lambda prompt, answer: ("", answer)):
+        pairs = []
+        for prompt, whole in (of_row(*text) for text in texts):
+            first = max(1, len(tokenizer(prompt, verbose=False).input_ids)) if prompt else 1
+            ids = tokenizer(whole, truncation=True, max_length=SETTINGS.max_length).input_ids
+            pairs.append((first, torch.tensor(ids)))
+        pairs.sort(key=lambda pair: len(pair[1]))
+        for start in range(0, len(pairs), 4):
+            batch = pairs[start : start + 4]
+            ids = torch.nn.utils.rnn.pad_sequence([ids for _, ids in batch], batch_first=True).to(
+                model.device
+            )  # [B, T]
+            lengths = torch.tensor([len(ids) for _, ids in batch], device=model.device)
+            mask = torch.arange(ids.shape[1], device=model.device)[None] < lengths[:, None]
+            logits = model(ids, attention_mask=mask.long(), use_cache=False).logits[:, :-1].float()  # [B, T - 1, V]
+            losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+            for loss, (first, row) in zip(losses, batch, strict=True):
+                loss[first - 1 : len(row) - 1].mean().item()
+
+
 def compare_embedding(encoder: Path, rows: Sequence[Example], device: str, turns: int) -> dict[str, Any]:
     from sentence_transformers import SentenceTransformer
 
@@ -171,18 +207,19 @@ def compare_embedding(encoder: Path, rows: Sequence[Example], device: str, turns
         with tempfile.TemporaryDirectory() as directory:
             list(do_missing(plan_embedding_blocks(rows, 512), Path(directory), FinishedRows(), (0, 1), lambda: work))
 
-    found = take_turns(ours, lambda: plain.encode(texts, show_progress_bar=False), turns)
+    found = take_turns({"ours": ours, "plain": lambda: plain.encode(texts, show_progress_bar=False)}, turns)
     for method in ("ours", "plain"):
         found[method] = {"rows_per_second": round(len(rows) / statistics.median(found[f"{method}_seconds"]), 1)}
     return found | {"rows": len(rows)}
 
 
-def take_turns(ours: Callable[[], object], plain: Callable[[], object], turns: int) -> dict[str, Any]:
-    """Seconds of each method, turn by turn, after one turn that is not counted, and the ratio of each pair."""
-    seconds: dict[str, list[float]] = {"ours": [], "plain": []}
-    of_the_processor: dict[str, list[float]] = {"ours": [], "plain": []}
+def take_turns(methods: dict[str, Callable[[], object]], turns: int) -> dict[str, Any]:
+    """Seconds of each method, turn by turn, after one turn that is not counted, and in each turn the ratio of every
+    other method to `ours`."""
+    seconds: dict[str, list[float]] = {method: [] for method in methods}
+    of_the_processor: dict[str, list[float]] = {method: [] for method in methods}
     for turn in range(turns + 1):
-        for method, do in (("ours", ours), ("plain", plain)):
+        for method, do in methods.items():
             began, spent = time.perf_counter(), time.process_time()
             do()
             if torch.cuda.is_available():
@@ -190,16 +227,18 @@ def take_turns(ours: Callable[[], object], plain: Callable[[], object], turns: i
             if turn > 0:
                 seconds[method].append(time.perf_counter() - began)
                 of_the_processor[method].append(time.process_time() - spent)
-    return {
-        "ours_seconds": [round(value, 3) for value in seconds["ours"]],
-        "plain_seconds": [round(value, 3) for value in seconds["plain"]],
-        "times_as_fast": _ratios(seconds),
-        "times_as_fast_by_processor_time": _ratios(of_the_processor),
+    found: dict[str, Any] = {
+        f"{method}_seconds": [round(value, 3) for value in found] for method, found in seconds.items()
     }
+    found["times_as_fast"] = _ratios(seconds, "plain")
+    found["times_as_fast_by_processor_time"] = _ratios(of_the_processor, "plain")
+    if "padded" in methods:
+        found["times_as_fast_as_padded"] = _ratios(seconds, "padded")
+    return found
 
 
-def _ratios(seconds: dict[str, list[float]]) -> list[float]:
-    return [round(plain / ours, 3) for ours, plain in zip(seconds["ours"], seconds["plain"], strict=True)]
+def _ratios(seconds: dict[str, list[float]], method: str) -> list[float]:
+    return [round(other / ours, 3) for ours, other in zip(seconds["ours"], seconds[method], strict=True)]
 
 
 def needed_flops(model: PreTrainedModel, rows: Sequence[ScoringTokens]) -> float:

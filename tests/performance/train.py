@@ -106,9 +106,14 @@ def main() -> None:
             figures[name]["operations_per_second"] / figures[RATE]["operations_per_second"]
         )
         print(f"{name}: {figures[name]}", file=sys.stderr, flush=True)
+        path = _write(given, figures)  # at once: a later variant may be stopped by a time limit
+    _print_table(figures, names)
+    print(path)
+
+
+def _write(given: argparse.Namespace, figures: dict[str, Any]) -> Path:
     from tests.performance.record import write_record
 
-    record = f"train-{given.size}-{given.method}"
     settings = {
         "size": given.size,
         "method": given.method,
@@ -117,9 +122,7 @@ def main() -> None:
         **SIZES[given.size].settings,
     }
     settings["load_average"] = os.getloadavg()[1]  # on a busy machine CPU seconds say more than seconds
-    path = write_record(record, settings | SIZES[given.size].shape, figures)
-    _print_table(figures, names)
-    print(path)
+    return write_record(f"train-{given.size}-{given.method}", settings | SIZES[given.size].shape, figures)
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
