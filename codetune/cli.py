@@ -4,9 +4,9 @@ once."""
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +29,7 @@ from codetune.options import (
     ModelOption,
     ModelsOption,
     ProjectOption,
+    ReplaceOption,
     SamplesOption,
     SetOption,
     ShardOption,
@@ -127,7 +128,7 @@ def select(
 def train(
     pad_mode: Annotated[str | None, typer.Option(help=PAD_MODES)] = None,
     method: Annotated[str | None, typer.Option(help=METHODS)] = None,
-    restart: Annotated[bool, typer.Option("--restart", help="Start again, not from the last checkpoint.")] = False,
+    replace: ReplaceOption = False,
     project: ProjectOption = None,
     set_: SetOption = None,
     as_json: JsonOption = False,
@@ -137,7 +138,7 @@ def train(
     if (here := current_node(loaded.launch.nodes)).rank > 0:
         _perform(lambda: _follow(loaded, here), as_json)
     else:
-        _run_stage("train", loaded, as_json, restart=restart)
+        _run_stage("train", loaded, as_json, replace=replace)
 
 
 @app.command()
@@ -227,7 +228,7 @@ def evaluate(
             request = benchmarks.samples_request(context, tasks, file)
         else:
             request = workflow.model_request(tasks, _model(context, model, ", or --samples FILE"), whole)
-        request = replace(request, complete=complete)
+        request = dataclasses.replace(request, complete=complete)
         return render.evaluation(workflow.reports_in([run_stage(context, EVALUATE, request)]), [])
 
     _perform(work, as_json)
@@ -270,6 +271,7 @@ def eval_(
 def run(
     first: Annotated[str, typer.Option("--from", metavar="STAGE", help=f"First stage: {STAGES_HELP}")] = STAGE_NAMES[0],
     last: Annotated[str, typer.Option("--to", metavar="STAGE", help=f"Last stage: {STAGES_HELP}")] = STAGE_NAMES[-1],
+    replace: ReplaceOption = False,
     project: ProjectOption = None,
     set_: SetOption = None,
     as_json: JsonOption = False,
@@ -284,7 +286,7 @@ def run(
         from codetune import render, workflow
 
         context = _context(loaded)
-        results = list(workflow.run(context, stages))
+        results = list(workflow.run(context, stages, replace))
         reports = workflow.reports_in(results)
         return render.pipeline(results, reports, workflow.compare(context, reports))
 
@@ -301,7 +303,9 @@ def status(project: ProjectOption = None, set_: SetOption = None, as_json: JsonO
         from codetune.stages.stage import read_context
 
         lines = workflow.status(read_context(loaded))
-        return render.status([replace(line, command=console.with_project_option(line.command)) for line in lines])
+        return render.status(
+            [dataclasses.replace(line, command=console.with_project_option(line.command)) for line in lines]
+        )
 
     _perform(work, as_json)
 
@@ -311,6 +315,7 @@ def demo(
     directory: Annotated[Path, typer.Argument(metavar="DIR")] = Path("codetune-demo"),
     full: Annotated[bool, typer.Option("--full", help="Also the controls: a random draw, and all rows.")] = False,
     seed: Annotated[int, typer.Option(help="Of the tasks, the data set and the training.")] = 42,
+    replace: ReplaceOption = False,
     set_: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -320,7 +325,7 @@ def demo(
     def work() -> CommandResult:
         from codetune.demo import run
 
-        return run.demo(directory, full, seed, set_ or [])
+        return run.demo(directory, full, seed, set_ or [], replace)
 
     _perform(work, as_json)
 

@@ -25,6 +25,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 ShardOption = Annotated[
     str | None, typer.Option(metavar="I/N", help="Do the blocks I, I+N, ... only; the last shard to finish merges.")
 ]
+ReplaceOption = Annotated[
+    bool, typer.Option("--replace", help="A finished model, or checkpoints, of another recipe may be discarded.")
+]
 ModelOption = Annotated[
     str | None, typer.Option("--model", "-m", help="tuned (default where there is one), base, a path or a hub id.")
 ]

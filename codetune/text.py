@@ -1,8 +1,11 @@
-"""The check that a text can be written as UTF-8, for command lines, project files, data files and benchmarks.
+"""The check that a text can be written as UTF-8, for command lines, project files, data files and benchmarks; and days
+as messages write them.
 
-Imports nothing, because the command line needs it before anything else is loaded."""
+Imports nothing of codetune, because the command line needs it before anything else is loaded."""
 
 from __future__ import annotations
+
+import time
 
 
 def lone_surrogate(text: str) -> int | None:
@@ -18,3 +21,12 @@ def lone_surrogate(text: str) -> int | None:
     except UnicodeEncodeError as error:
         return error.start
     return None
+
+
+def day(moment: time.struct_time) -> str:
+    """A day, for messages.
+
+    >>> day(time.strptime("2026-11-21 09:30:00", "%Y-%m-%d %H:%M:%S"))
+    '21 November 2026'
+    """
+    return f"{moment.tm_mday} {time.strftime('%B %Y', moment)}"

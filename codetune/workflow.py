@@ -19,7 +19,7 @@ from codetune.stages.model_ref import model_ref
 from codetune.stages.pipeline import STAGES
 from codetune.stages.stage import RunContext, Stage, StageRequest, StageResult, run_stage
 from codetune.stages.status import StageStatus, State, stage_status
-from codetune.store.manifest import Manifest, manifest_path
+from codetune.store.manifest import Manifest, set_aside_command
 
 if TYPE_CHECKING:
     from codetune.benchmark.evaluate import ModelComparison, Report
@@ -38,16 +38,16 @@ class StatusLine:
     command: str  # that makes it
 
 
-def run(context: RunContext, wanted: Sequence[Stage]) -> Iterator[StageResult]:
+def run(context: RunContext, wanted: Sequence[Stage], replace: bool = False) -> Iterator[StageResult]:
     """Runs the stages in their order; yields each result when it is done. Raises UsageError for a benchmark that cannot
-    be evaluated before any work begins."""
+    be evaluated before any work begins. `replace`: a finished model of another recipe may be discarded."""
     tasks: list[Benchmark] = []
     if any(stage.of_benchmark for stage in wanted):
         _require_samples(context)
         tasks = [open_benchmark(context, said) for said in distinct_benchmarks(context)]
     for stage in wanted:
         if not stage.of_benchmark and stage.is_needed(context.project):
-            yield run_stage(context, stage)
+            yield run_stage(context, stage, StageRequest(replace=replace))
     models = [model_ref(context, name) for name in COMPARED] if tasks else []
     for benchmark in tasks:
         for model in models:
@@ -112,13 +112,14 @@ def _require_samples(context: RunContext) -> None:
 def _stage_line(context: RunContext, stage: Stage) -> StatusLine:
     if not stage.is_needed(context.project):
         return StatusLine(stage.name, "not needed", f"select.strategy is {context.project.select.strategy}", "")
-    found, command = stage_status(context, stage), stage.command(StageRequest())
+    found = stage_status(context, stage)
+    command = stage.command(StageRequest(replace=found.state == "stale"))
     if found.state == "done" and found.manifest is not None:
         return StatusLine(stage.name, "done", _content(found.manifest) + _remarks(context, stage, found), command)
     if found.state == "partial":
         command = stage.continue_command(context) or command
     if found.state == "stale" and found.manifest is None:  # a damaged manifest
-        command = f"rm {manifest_path(stage.artefact(context.run, StageRequest()))}"
+        command = set_aside_command(stage.artefact(context.run, StageRequest()))
     return StatusLine(stage.name, found.state, found.why, command)
 
 

@@ -36,8 +36,8 @@ def select(context: RunContext) -> StageResult:
     return run_stage(context, SELECT)
 
 
-def train(context: RunContext, restart: bool = False) -> StageResult:
-    return run_stage(context, TRAIN, StageRequest(restart=restart))
+def train(context: RunContext, *, replacing: bool = False) -> StageResult:
+    return run_stage(context, TRAIN, StageRequest(replace=replacing))
 
 
 def generate(context: RunContext, tasks: Benchmark, model: ModelRef) -> StageResult:

@@ -57,9 +57,9 @@ def _test_status_after_changes(project: Path) -> None:
     manifest.write_bytes(b"{}")
     score = workflow.status(context_of(project))[0]
     assert score.state == "stale"
-    assert score.detail.endswith(f"Remove it, then make scores.jsonl again: rm {manifest}")
-    assert score.command == f"rm {manifest}"
-    with pytest.raises(StaleError, match=f"rm {manifest}$"):
+    assert score.detail.endswith(f"Move it away, then make scores.jsonl again: mv {manifest} {manifest}.old")
+    assert score.command == f"mv {manifest} {manifest}.old"
+    with pytest.raises(StaleError, match=f"mv {manifest} {manifest}.old$"):
         require(context_of(project), SELECT)
     manifest.write_bytes(whole)
     longer = {line.stage: line for line in workflow.status(context_of(project, generate__max_new_tokens=9))}

@@ -40,8 +40,9 @@ class Control:
     report: Report
 
 
-def demo(directory: Path, full: bool, seed: int, assignments: Sequence[str]) -> CommandResult:
-    """Runs the whole pipeline in `directory`; with `full` also tuned on a random draw of the same size, and on all."""
+def demo(directory: Path, full: bool, seed: int, assignments: Sequence[str], replace: bool) -> CommandResult:
+    """Runs the whole pipeline in `directory`; with `full` also tuned on a random draw of the same size, and on all.
+    With `replace` the models of an earlier demo there, of other tasks or settings, may be discarded."""
     from codetune.demo.demo_project import write_demo_project
 
     _require_own(directory)
@@ -49,14 +50,14 @@ def demo(directory: Path, full: bool, seed: int, assignments: Sequence[str]) -> 
     demo_project = write_demo_project(directory, seed)
     made_seconds = time.monotonic() - began
     context = open_context(read_project(demo_project.project_file, assignments, {}))
-    results, seconds = _timed(workflow.run(context, stages_between("score", "evaluate")))
+    results, seconds = _timed(workflow.run(context, stages_between("score", "evaluate"), replace))
     base, tuned = workflow.reports_in(results)
     chosen = _rows_of(results, SELECT)
     controls = [Control("base", 0, base), Control(SELECTED, chosen, tuned)]
     if full:
         share = min(1.0, (chosen + 0.5) / _rows_of(results, EMBED))
-        controls.append(_control(demo_project, assignments, "random", {"select.ratio": share}))
-        controls.append(_control(demo_project, assignments, "all", {}))
+        controls.append(_control(demo_project, assignments, "random", {"select.ratio": share}, replace))
+        controls.append(_control(demo_project, assignments, "all", {}, replace))
     seconds = {"make the data": made_seconds, **seconds, "total": time.monotonic() - began}
     return _shown(context, demo_project, results, controls, seconds)
 
@@ -76,10 +77,12 @@ def _rows_of(results: Iterable[StageResult], stage: Stage) -> int:
     return sum(result.rows for result in results if result.stage == stage.name)
 
 
-def _control(demo_project: DemoProject, assignments: Sequence[str], strategy: str, flags: Mapping[str, Any]) -> Control:
+def _control(
+    demo_project: DemoProject, assignments: Sequence[str], strategy: str, flags: Mapping[str, Any], replace: bool
+) -> Control:
     settings = {**flags, "name": f"demo-{strategy}", "select.strategy": strategy}
     context = open_context(read_project(demo_project.project_file, assignments, settings))
-    results = list(workflow.run(context, stages_between("select", "train")))
+    results = list(workflow.run(context, stages_between("select", "train"), replace))
     (report,) = workflow.evaluate_models(context, benchmarks.open_benchmark(context, "demo"), ["tuned"])
     return Control(f"tuned on {CONTROLS[strategy]}", _rows_of(results, SELECT), report)
 

@@ -6,6 +6,7 @@ lies in `train.next/` and takes its place together with the new model: the old o
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from codetune.stages.stage import Recipe, Settings, identity
 from codetune.store.files import remove, write_text
 from codetune.store.manifest import read_manifest
 from codetune.store.run_directory import Run
+from codetune.text import day
 
 VERSION = "codetune"  # key of a record: the version that wrote it
 RECIPE = "recipe.json"  # in train/: what its checkpoints are made of
@@ -28,29 +30,43 @@ def record_of(recipe: Recipe) -> dict[str, object]:
     return record
 
 
-def claim_training(run: Run, recipe: Recipe, restart: bool) -> Path:
+def claim_training(run: Run, recipe: Recipe, replace: bool) -> Path:
     """The directory in which this training starts or continues.
 
-    Raises StaleError for checkpoints of another recipe: they are hours of work. `restart` removes them."""
+    Raises StaleError for a model or checkpoints of another recipe: they are hours of work. `replace` removes the
+    checkpoints now; the model goes when the new one is whole."""
+    _require_no_other_model(run.model, recipe, replace)
     directory = unfinished_directory(run)
-    wanted, found = record_of(recipe), _read_record(directory)
+    wanted, found = record_of(recipe), _read_record(directory / RECIPE)
     begun = any(directory.glob("checkpoint-*"))
-    if found and begun and VERSION not in found and not restart:
+    if found and begun and VERSION not in found and not replace:
         raise StaleError(
             f"{directory} holds an unfinished training of codetune 0.1.0; version {__version__} does not continue it. "
-            "Continue it with codetune 0.1.0. To discard it and start again: codetune train --restart"
+            "Continue it with codetune 0.1.0. To discard it, add --replace to this command"
         )
-    bound = _bound_keys({**found, **wanted}, recipe.names)
-    different = [key for key in bound if found.get(key) != wanted.get(key)] if found else []
-    if different and begun and not restart:
+    different = _different_keys(found, wanted, recipe.names) if found else []
+    if different and begun and not replace:
         raise StaleError(_other_recipe(directory, different, found, wanted))
-    if restart and directory.exists():
-        console.warn(f"{directory} held an unfinished training; it is removed, and the training starts again")
-    if restart or (different and not begun):
+    if different or (found and VERSION not in found):
+        if begun:
+            console.warn(f"{directory} held an unfinished training ({_progress_of(directory, found)}); it is removed")
         remove(directory)
     directory.mkdir(parents=True, exist_ok=True)
     write_text(directory / RECIPE, json.dumps(wanted, indent=2) + "\n")
     return directory
+
+
+def _require_no_other_model(model: Path, recipe: Recipe, replace: bool) -> None:
+    """Raises StaleError for a model without a manifest that this training did not make. (One that it made was waiting
+    for its manifest when the command was killed.)"""
+    if replace or not model.exists() or read_manifest(model) is not None:
+        return
+    found = _read_record(model / TRAINED)
+    if not found or _different_keys(found, record_of(recipe), recipe.names):
+        raise StaleError(
+            f"{model} holds a model that another training made, and it would be replaced. Move it away to keep it, or "
+            "add --replace to this command"
+        )
 
 
 def publish_training(run: Run, directory: Path) -> None:
@@ -63,7 +79,7 @@ def publish_training(run: Run, directory: Path) -> None:
 
 def unfinished_directory(run: Run) -> Path:
     """The directory of an unfinished training, whether there is one or not."""
-    manifest, found = read_manifest(run.model), _read_record(run.train)
+    manifest, found = read_manifest(run.model), _read_record(run.train / RECIPE)
     finished = False
     if manifest is not None:
         made = json.loads(json.dumps({**identity(manifest.settings, manifest.inputs), **manifest.names}))
@@ -75,7 +91,7 @@ def other_settings_of(run: Run, settings: Settings) -> tuple[str, str]:
     """A sentence that says how the settings of an unfinished training differ from the project's, and the command that
     continues it with its own; two empty texts if they do not differ, or if there is no checkpoint."""
     directory, wanted = unfinished_directory(run), json.loads(json.dumps(dict(settings)))
-    found = _read_record(directory)
+    found = _read_record(directory / RECIPE)
     different = [key for key in _bound_keys(wanted, {}) if key in found and found[key] != wanted[key]]
     if not different or not any(directory.glob("checkpoint-*")):
         return "", ""
@@ -88,11 +104,23 @@ def _bound_keys(record: Mapping[str, object], names: Mapping[str, str]) -> list[
     return [key for key in record if key not in free]
 
 
-def _read_record(directory: Path) -> dict[str, object]:
+def _different_keys(found: Mapping[str, object], wanted: Mapping[str, object], names: Mapping[str, str]) -> list[str]:
+    return [key for key in _bound_keys({**found, **wanted}, names) if found.get(key) != wanted.get(key)]
+
+
+def _read_record(file: Path) -> dict[str, object]:
+    """Empty where there is no such file. Raises StaleError where it is damaged."""
     try:
-        record: dict[str, object] = json.loads((directory / RECIPE).read_text(encoding="utf-8"))
+        record = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
+    except ValueError:  # no JSON, or no text
+        record = None
+    if not isinstance(record, dict):
+        raise StaleError(
+            f"{file} is damaged. Expected: the settings that made what lies beside it; without them it cannot be used. "
+            f"Move it away: mv {file.parent} {file.parent}.old"
+        )
     return record
 
 
@@ -105,9 +133,21 @@ def _other_recipe(
     if can_continue:
         back = f"To continue it: codetune train {_assignments(settings, found)}"
     return (
-        f"{directory} holds an unfinished training with other settings: {_differences(different, found, wanted)}. "
-        f"{back}. To discard it and start again, add --restart to your command: codetune train --restart"
+        f"{directory} holds an unfinished training ({_progress_of(directory, found)}) with other settings: "
+        f"{_differences(different, found, wanted)}. {back}. To discard it, add --replace to this command"
     )
+
+
+def _progress_of(directory: Path, found: Mapping[str, object]) -> str:
+    """How far an unfinished training is, by its last checkpoint: what would be lost with it."""
+    last = max(directory.glob("checkpoint-*[0-9]"), key=step_of)
+    written = day(time.localtime(last.stat().st_mtime))
+    return f"method {found.get('train.method')}, checkpoint of step {step_of(last)}, written on {written}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint by the name of its directory."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def _differences(different: Sequence[str], found: Mapping[str, object], wanted: Mapping[str, object]) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from codetune import console
+from codetune.errors import StaleError
 from codetune.launch.environment import Shard
 from codetune.project.sections import Project, StageName, sealing_keys, value_at
 from codetune.records import ModelRef
@@ -47,7 +48,7 @@ class StageRequest:
     """The request to a stage beside the project: a part of the rows, or the benchmark and the model."""
 
     shard: Shard | None = None
-    restart: bool = False  # train: discard the finished and the unfinished training
+    replace: bool = False  # train: a finished model, or checkpoints, of another recipe may be discarded
     benchmark: str = ""  # the name of its directory
     label: str = ""  # of the model, or of the user's samples
     tasks: Benchmark | None = None  # None where only the artefacts are looked at
@@ -164,6 +165,7 @@ class Stage:
     progress: Callable[[RunContext, StageRequest], str | None] = lambda context, request: None  # None: not begun
     continue_command: Callable[[RunContext], str] = lambda context: ""  # of an unfinished one, if not `command`
     remark: Callable[[RunContext], str] = lambda context: ""  # beside a finished one, for status
+    loss: Callable[[RunContext, Manifest], str] | None = None  # what replacing a finished one destroys; None: no harm
     details: Callable[[StageResult], Details] = lambda result: Details()
     documented: Sequence[str] = ()  # facts that the `--json` document shows
     is_needed: Callable[[Project], bool] = lambda project: True
@@ -172,7 +174,7 @@ class Stage:
     def command(self, request: StageRequest) -> str:
         """The command line that makes the artefact."""
         if not self.of_benchmark:
-            return f"codetune {self.name}"
+            return f"codetune {self.name}" + (" --replace" if request.replace and self.loss else "")
         said = request.tasks.reference if request.tasks else request.benchmark
         name = request.model.name if request.model else request.label
         return f"codetune {self.name} {said}" + ("" if name == "tuned" else f" --model {name}")
@@ -193,7 +195,8 @@ def read_context(project: Project) -> RunContext:
 def run_stage(context: RunContext, stage: Stage, request: StageRequest | None = None) -> StageResult:
     """Makes the artefact, unless it is there, made of the same, and unharmed.
 
-    Raises InputError where an input is missing or wrong, BusyError where another command makes the same artefact."""
+    Raises InputError where an input is missing or wrong, StaleError where a finished artefact may not be replaced,
+    BusyError where another command makes the same artefact."""
     request = request or StageRequest()
     stage.check(context, request)
     lock = "-".join(part.replace("/", "-") for part in (stage.name, request.benchmark, request.label) if part)
@@ -201,13 +204,15 @@ def run_stage(context: RunContext, stage: Stage, request: StageRequest | None = 
         began = time.monotonic()
         recipe = make_recipe(context, stage, request)
         with waiting(context.run, f"{lock}-parts"):
-            if not request.restart and (done := _done(context, recipe, began)):
+            if done := _done(context, recipe, began):
                 remove(context.run.parts(recipe.artefact))
                 return done
+            if (manifest := read_manifest(recipe.artefact)) is not None:
+                require_replaceable(context, stage, request, manifest, _difference(context, recipe, manifest))
             stage.prepare(context, recipe, request)
         reused = stage.work(context, recipe, request)
         with waiting(context.run, f"{lock}-parts"):  # shards meet here: the first one that finds all rows writes
-            if not request.restart and (done := _done(context, recipe, began)):
+            if done := _done(context, recipe, began):
                 return done
             output = stage.write(context, recipe, request)
             if not output.complete:
@@ -248,6 +253,18 @@ def identity(settings: Settings, inputs: Mapping[str, str]) -> dict[str, object]
     return {**settings, **{f"{name} (digest)": digest for name, digest in inputs.items()}}
 
 
+def require_replaceable(context: RunContext, stage: Stage, request: StageRequest, manifest: Manifest, why: str) -> None:
+    """Raises StaleError where the finished artefact of `manifest` is the work of hours and `--replace` was not given;
+    `why` says what another one would be made for."""
+    if stage.loss is None or request.replace:
+        return
+    raise StaleError(
+        f"{stage.artefact(context.run, request)} is finished and would be replaced: {why}. What would be lost: "
+        f"{stage.loss(context, manifest)}. Keep it by another name for this run (--set name=NEW); or add --replace to "
+        "this command"
+    )
+
+
 def content_digest(context: RunContext, artefact: Path) -> str:
     """Of the artefact as it lies there now; of embeddings the vectors and their ids together."""
     if artefact.name != context.run.embeddings.name:
@@ -261,6 +278,16 @@ def _done(context: RunContext, recipe: Recipe, began: float) -> StageResult | No
     if manifest is None or not recipe.made(manifest) or content_digest(context, recipe.artefact) != manifest.digest:
         return None
     return _result(recipe, "done", StageOutput(manifest.rows, manifest.refused, manifest.facts), manifest.rows, began)
+
+
+def _difference(context: RunContext, recipe: Recipe, manifest: Manifest) -> str:
+    """A sentence that says why a sealed artefact is not what would be made now."""
+    changed = (name for name, digest in recipe.inputs.items() if manifest.inputs.get(name) != digest)
+    return (
+        differing_setting(context.project, recipe.artefact, manifest, recipe.settings)
+        or next((f"{recipe.paths.get(name, name)} is not what it was made of" for name in changed), "")
+        or f"{recipe.artefact} was changed after codetune wrote it"
+    )
 
 
 def _seal(context: RunContext, recipe: Recipe, output: StageOutput, reused: int, began: float) -> StageResult:

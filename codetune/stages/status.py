@@ -6,7 +6,7 @@ that were given to these by flag are no reason to refuse them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -77,7 +77,8 @@ def require(context: RunContext, stage: Stage, request: StageRequest | None = No
     if found.state == "done" and found.manifest is not None:
         return found.manifest
     if found.state == "stale":
-        advice = f". Run: {found.first.command(request)}" if found.first else ""  # a damaged manifest says it itself
+        # A damaged manifest says it itself.
+        advice = f". Run: {found.first.command(replace(request, replace=True))}" if found.first else ""
         raise StaleError(f"{found.why}{advice}")
     artefact = stage.artefact(context.run, request)
     condition = "is not finished" if found.state == "partial" else "does not exist"

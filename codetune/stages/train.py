@@ -21,6 +21,7 @@ from codetune.stages.resume import (
     other_settings_of,
     publish_training,
     record_of,
+    step_of,
     unfinished_directory,
 )
 from codetune.stages.select import SELECT
@@ -36,6 +37,7 @@ from codetune.stages.stage import (
     stage_settings,
 )
 from codetune.store.files import replacing, write_text
+from codetune.store.manifest import Manifest
 from codetune.store.row_artefacts import read_selection
 from codetune.store.run_directory import Run
 
@@ -46,11 +48,11 @@ def _inputs(project: Project, request: StageRequest) -> Sequence[Input]:
 
 def _write(context: RunContext, recipe: Recipe, request: StageRequest) -> StageOutput:
     project, run = context.project, context.run
-    directory = claim_training(run, recipe, request.restart)
+    directory = claim_training(run, recipe, request.replace)
     with replacing(run.model) as saved, console.progress("training", None, "step") as bar:
-        details = {"model": str(recipe.paths["base"]), "directory": str(directory), "saved": str(saved)}
+        paths = {"model": str(recipe.paths["base"]), "directory": str(directory), "saved": str(saved)}
         found, *_ = perform(
-            Job(recipe.stage, project, details),
+            Job(recipe.stage, project, {**paths, "replace": request.replace}),
             process_count(project),
             lambda rank, message: _show(bar, message) if rank == 0 else None,
             _in_process,
@@ -68,7 +70,7 @@ def _show(bar: console.ProgressBar, message: Progress) -> None:
 def _in_process(job: Job, worker: WorkerContext) -> dict[str, Any]:
     from codetune.training.train import train
 
-    details = cast("dict[str, str]", job.details)
+    details = cast("dict[str, Any]", job.details)
     sharded = job.project.launch.strategy not in ("auto", "ddp")
     with worker.process_group(even_single=sharded) as group:
         summary = train(
@@ -79,6 +81,7 @@ def _in_process(job: Job, worker: WorkerContext) -> dict[str, Any]:
             Path(details["saved"]),
             worker.send_progress,
             group,
+            replace=details["replace"],
         )
     refused = Counter(refusal.kind for refusal in summary.dropped)
     facts = {name: value for name, value in asdict(summary).items() if name not in ("rows", "dropped")}
@@ -89,7 +92,7 @@ def _progress(context: RunContext, request: StageRequest) -> str | None:
     directory = unfinished_directory(context.run)
     if not directory.exists():
         return None
-    steps = [int(path.name.rpartition("-")[2]) for path in directory.glob("checkpoint-*[0-9]")]
+    steps = [step_of(path) for path in directory.glob("checkpoint-*[0-9]")]
     differing, _ = _other_settings(context)
     other = f", made with other settings: {differing}" if differing else ""
     return f"checkpoint of step {max(steps)}{other}" if steps else "no checkpoint yet"
@@ -103,6 +106,14 @@ def _remark(context: RunContext) -> str:
 def _other_settings(context: RunContext) -> tuple[str, str]:
     """How the settings of an unfinished training differ from the project's, and the command that continues it."""
     return other_settings_of(context.run, stage_settings(context, TRAIN, StageRequest()))
+
+
+def _loss(context: RunContext, manifest: Manifest) -> str:
+    """The finished model, and the results that later stages have made of it."""
+    method, steps = manifest.settings["train.method"], manifest.facts["steps"]
+    made = f"a model of {steps:,} steps (method {method}), made on {manifest.day} by {manifest.seconds:,.0f} s of work"
+    evaluated = sorted(path.parent.name for path in context.run.directory.glob("evaluation/*/tuned.json"))
+    return made + (f", and its evaluation on {' and '.join(evaluated)}" if evaluated else "")
 
 
 def _details(result: StageResult) -> Details:
@@ -131,6 +142,7 @@ TRAIN: Stage = Stage(
     progress=_progress,
     continue_command=lambda context: _other_settings(context)[1],
     remark=_remark,
+    loss=_loss,
     details=_details,
     in_process=_in_process,
 )

@@ -147,7 +147,8 @@ def open_parts(directory: Path, settings: Mapping[str, object], refuse_others: b
         key = different[0]
         raise StaleError(
             f"{directory} holds shards made with {key} {found.get(key)!r}, this one has {settings.get(key)!r}. "
-            f"Use the same settings, or start again: rm -r {directory}"
+            f"Use the same settings, or another name for this run (--set name=NEW). To start again, move them away: "
+            f"mv {directory} {directory}.old"
         )
     remove(directory)
     write_text(record, wanted + "\n")
@@ -165,7 +166,7 @@ def read_settings(record: Path) -> dict[str, object] | None:
         reason = found if isinstance(found, ValueError) else "not an object"
         raise StaleError(
             f"{record} is damaged ({reason}). Expected: the settings that made the rows beside it; without them "
-            f"the rows cannot be used. Start again: rm -r {record.parent}"
+            f"the rows cannot be used. Move them away, to start again: mv {record.parent} {record.parent}.old"
         )
     return found
 

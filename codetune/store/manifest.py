@@ -16,6 +16,7 @@ from typing import Any
 from codetune import __version__
 from codetune.errors import StaleError
 from codetune.store.files import write_text
+from codetune.text import day
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +43,7 @@ class Manifest:
         >>> Manifest("score", "", 0, {}, {}, {}, {}, 0.0, made="2026-11-21 09:30:00").day
         '21 November 2026'
         """
-        made = time.strptime(self.made, "%Y-%m-%d %H:%M:%S")
-        return f"{made.tm_mday} {time.strftime('%B %Y', made)}"
+        return day(time.strptime(self.made, "%Y-%m-%d %H:%M:%S"))
 
 
 _FIELD_TYPES: Mapping[str, type | tuple[type, ...]] = {
@@ -56,6 +56,11 @@ _FIELD_TYPES: Mapping[str, type | tuple[type, ...]] = {
 
 def manifest_path(artefact: Path) -> Path:
     return artefact.with_name(f"{artefact.name}.seal")
+
+
+def set_aside_command(artefact: Path) -> str:
+    """A shell command after which the artefact counts as not made; it deletes nothing."""
+    return f"mv {manifest_path(artefact)} {manifest_path(artefact)}.old"
 
 
 def write_manifest(artefact: Path, manifest: Manifest) -> None:
@@ -74,8 +79,8 @@ def read_manifest(artefact: Path) -> Manifest | None:
             version = document["version"]
             raise StaleError(
                 f"{artefact} was made by codetune {version}. Version {__version__} cannot read its "
-                f"records. Use codetune {version}, or set output_dir to a new directory. To make it again here: rm "
-                f"{manifest_path(artefact)}"
+                f"records. Use codetune {version}, or set output_dir to a new directory. To make it again here: "
+                f"{set_aside_command(artefact)}"
             )
         if any(not isinstance(document[name], kind) for name, kind in _FIELD_TYPES.items()):
             raise _damaged(artefact, "a field of another kind than a manifest has")
@@ -89,5 +94,7 @@ def read_manifest(artefact: Path) -> Manifest | None:
 
 
 def _damaged(artefact: Path, fault: str) -> StaleError:
-    manifest = manifest_path(artefact)
-    return StaleError(f"{manifest} is damaged ({fault}). Remove it, then make {artefact.name} again: rm {manifest}")
+    return StaleError(
+        f"{manifest_path(artefact)} is damaged ({fault}). Move it away, then make {artefact.name} again: "
+        f"{set_aside_command(artefact)}"
+    )

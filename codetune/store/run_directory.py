@@ -12,6 +12,7 @@ Knows nothing of what the artefacts mean.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
@@ -68,6 +69,14 @@ class ProjectDocument(TypedDict):
     settings: dict[str, object]  # all keys of the project file
 
 
+@dataclass(frozen=True, slots=True)
+class _Owner:
+    """The project that made a run directory. `is_copied`: the directory was copied or renamed since then."""
+
+    name: str
+    is_copied: bool
+
+
 def open_run(project: Project) -> Run:
     """Creates the project's run directory where it is missing and writes its `project.json`. Raises InputError as
     `inspect_run` does, and where the directory cannot be created."""
@@ -91,10 +100,10 @@ def inspect_run(project: Project) -> Run:
     if file is not None:
         raise InputError(f"{file} is a file; expected a directory. Set output_dir to another directory")
     owner = _owner(directory / "project.json")
-    if owner is not None and owner != project.name:
+    if owner is not None and owner.name != project.name and not owner.is_copied:
         raise InputError(
-            f"{directory} belongs to project {owner!r}, this one is {project.name!r}. Set output_dir to another "
-            f"directory, or remove that run: rm -r {directory}"
+            f"{directory} belongs to project {owner.name!r}, this one is {project.name!r}. Set output_dir to another "
+            f"directory, or name: {owner.name}; a copy of that directory may have any name"
         )
     # Hidden files do not count: a killed run may leave temporary ones.
     names = sorted(path.name for path in directory.iterdir()) if owner is None and directory.is_dir() else []
@@ -116,14 +125,18 @@ def project_of(document: ProjectDocument) -> Project:
     return Project.model_validate(document["settings"]).placed(Path(document["root"]), document["overrides"])
 
 
-def _owner(record: Path) -> str | None:
-    """The name of the project that a `project.json` belongs to; None where the file does not exist."""
+def _owner(record: Path) -> _Owner | None:
+    """The project that a `project.json` belongs to; None where the file does not exist."""
     try:
-        return str(json.loads(record.read_text(encoding="utf-8"))["settings"]["name"])
+        settings = json.loads(record.read_text(encoding="utf-8"))["settings"]
+        name = str(settings["name"])
+        made_in = Path(settings.get("output_dir") or f"runs/{name}").parts
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(
             f"{record} is not what codetune writes there. Set output_dir to another directory, or, if this is a run of "
-            f"codetune whose file is damaged, remove it: rm {record}"
+            "codetune whose file is damaged, write the name of its project into it: "
+            f"""echo '{{"settings": {{"name": "NAME"}}}}' > {record}"""
         ) from None
+    return _Owner(name, record.absolute().parent.parts[-len(made_in) :] != made_in)

@@ -40,6 +40,13 @@ def last_checkpoint(directory: Path, fingerprint: Fingerprint) -> Checkpoint | N
     return checkpoints[-1]
 
 
+def remove_other_checkpoints(directory: Path, fingerprint: Fingerprint) -> None:
+    """Removes the checkpoints of another training than the one with this fingerprint."""
+    for checkpoint in sealed_checkpoints(directory):
+        if checkpoint.fingerprint != json.loads(json.dumps(fingerprint)):
+            _delete(checkpoint)
+
+
 def sealed_checkpoints(directory: Path) -> list[Checkpoint]:
     """All sealed checkpoints in the order of their steps; removes nothing."""
     checkpoints = []
@@ -69,10 +76,14 @@ def seal_checkpoint(path: Path, step: int, fingerprint: Fingerprint, metrics: Ma
 
 
 def prune_checkpoints(directory: Path, keep: int) -> None:
-    """Deletes all but the newest `keep`, each manifest first: a half-deleted checkpoint is incomplete."""
+    """Deletes all but the newest `keep`."""
     for checkpoint in sealed_checkpoints(directory)[::-1][keep:]:
-        (checkpoint.path / MANIFEST).unlink()
-        shutil.rmtree(checkpoint.path)
+        _delete(checkpoint)
+
+
+def _delete(checkpoint: Checkpoint) -> None:
+    (checkpoint.path / MANIFEST).unlink()  # first: a half-deleted checkpoint is incomplete
+    shutil.rmtree(checkpoint.path)
 
 
 def _require_same(checkpoint: Checkpoint, now: Fingerprint) -> None:
@@ -81,8 +92,8 @@ def _require_same(checkpoint: Checkpoint, now: Fingerprint) -> None:
     if different := [f"{name} {then.get(name)!r} then, {now.get(name)!r} now" for name in names]:
         raise StaleError(
             f"{checkpoint.path} was made by another training: {'; '.join(different)}. Expected: the same settings and "
-            f"rows, so that it can be continued.{_launch_advice(then, now)} To discard it and start again: codetune "
-            "train --restart"
+            f"rows, so that it can be continued.{_launch_advice(then, now)} To discard it, add --replace to this "
+            "command"
         )
 
 
@@ -104,6 +115,7 @@ def _require_complete(checkpoint: Checkpoint) -> None:
         file = checkpoint.path / name
         if not file.is_file() or file.stat().st_size != size:
             raise StaleError(
-                f"{file} is missing or has another size than when it was written. Expected: {size} bytes. Delete the "
-                f"checkpoint, and the training continues from the one before it: rm -r {checkpoint.path}"
+                f"{file} is missing or has another size than when it was written. Expected: {size} bytes. Move the "
+                f"checkpoint away, and the training continues from the one before it: mv {checkpoint.path} "
+                f"{checkpoint.path.with_name(f'damaged-{checkpoint.path.name}')}"
             )

@@ -24,7 +24,15 @@ from codetune.training import build_model, parallelism
 from codetune.training.batch_sampler import samples_per_step, total_steps
 from codetune.training.build_model import BaseModel
 from codetune.training.callbacks import ProgressReport, TrainingCallbacks
-from codetune.training.checkpoint import STEP_SAMPLES, STRATEGY, last_checkpoint, remove_incomplete_checkpoints
+from codetune.training.checkpoint import (
+    STEP_SAMPLES,
+    STRATEGY,
+    Checkpoint,
+    Fingerprint,
+    last_checkpoint,
+    remove_incomplete_checkpoints,
+    remove_other_checkpoints,
+)
 from codetune.training.export import export_model
 from codetune.training.parallelism import SHARDED, ParallelStrategy, StrategyChoice
 from codetune.training.trainer import StepTrainer, explain_out_of_memory, training_arguments
@@ -62,13 +70,15 @@ def train(
     saved: Path,
     report: ProgressReport,
     group: ProcessGroup = SINGLE_PROCESS,
+    *,
+    replace: bool = False,
 ) -> TrainingSummary:
     """Writes checkpoints and metrics in `directory`, and the finished model in `saved`.
 
     `report` gets `{"step", "steps", "epoch", "loss", "learning_rate", "grad_norm"}` after every step. Ctrl-C and
     SIGTERM raise KeyboardInterrupt after the current step and a checkpoint; a second one at once. Raises StaleError
-    where the last checkpoint belongs to another training, DataError where no row is left, ProjectError and ModelError
-    for settings that cannot work with the model or on this machine.
+    where the last checkpoint belongs to another training (with `replace` it is removed), DataError where no row is
+    left, ProjectError and ModelError for settings that cannot work with the model or on this machine.
     """
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     tokenizer = load_tokenizer(model_path)
@@ -77,7 +87,7 @@ def train(
     token_cache = _tokenize(rows, directory, group)
     compatibility = parallelism.checkpoint_compatibility(choice.strategy, group.count)
     fingerprint = _fingerprint(project, model_path, token_cache, group.count, compatibility)
-    checkpoint = last_checkpoint(directory, fingerprint)
+    checkpoint = _last_checkpoint(directory, fingerprint, group, replace)
     steps = total_steps(project.train, len(token_cache), group.count)
     base = BaseModel(model_path, build_model.arithmetic_precision(project, model_path), choice.strategy)
     # Both before the model is loaded: they tell transformers that a rank needs its shard only.
@@ -130,6 +140,16 @@ def _tokenize(rows: TokenizedRows, directory: Path, group: ProcessGroup) -> Toke
             )
     group.barrier()
     return read_token_cache(directory / TOKENS_FILE)
+
+
+def _last_checkpoint(
+    directory: Path, fingerprint: Fingerprint, group: ProcessGroup, replace: bool
+) -> Checkpoint | None:
+    if replace:
+        if group.is_first:
+            remove_other_checkpoints(directory, fingerprint)
+        group.barrier()
+    return last_checkpoint(directory, fingerprint)
 
 
 def _fingerprint(

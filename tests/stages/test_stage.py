@@ -116,7 +116,7 @@ def test_shards_give_the_bytes_of_one_process_whoever_finishes_last(tmp_path: Pa
 
 def test_shards_made_with_other_settings_are_refused(project: Path) -> None:
     pipeline.score(context_of(project), (0, 3))
-    with pytest.raises(StaleError, match=r"score\.max_length 256.*rm -r"):
+    with pytest.raises(StaleError, match=r"score\.max_length 256.*mv \S+\.parts \S+\.parts\.old$"):
         pipeline.score(context_of(project, score__max_length=128), (1, 3))
 
 
@@ -276,7 +276,7 @@ def test_the_model_that_train_leaves_is_sealed_and_not_made_twice(project: Path)
     steps = [row["step"] for row in lines(project.parent / "runs/small/train/metrics.jsonl")]
     assert steps == [1, 2, 3]
     assert pipeline.train(context_of(project, **flags)).reused == 12
-    other = pipeline.train(context_of(project, **flags, train__learning_rate=2e-3))
+    other = pipeline.train(context_of(project, **flags, train__learning_rate=2e-3), replacing=True)
     assert (other.reused, other.overrides) == (0, {"train.learning_rate": 2e-3})
 
 

@@ -246,7 +246,7 @@ def test_a_shard_with_other_settings_is_refused_and_the_logs_are_kept(other: dic
     parts = tmp_path / "scores.jsonl.parts"
     open_parts(parts, {"a": 1, "b": 2}, refuse_others=True)
     append(log_path(parts, (0, 2)), [("0000000000000001", b"one")])
-    with pytest.raises(StaleError, match=r"holds shards made with [bc] .*this one has .*rm -r"):
+    with pytest.raises(StaleError, match=r"holds shards made with [bc] .*this one has .*mv \S+ \S+\.old$"):
         open_parts(parts, other, refuse_others=True)
     assert "0000000000000001" in read_logs(parts)
 
@@ -260,7 +260,7 @@ def test_a_damaged_record_of_settings_is_an_error_that_names_the_fix(
     open_parts(parts, {"a": 1}, refuse_others=False)
     append(log_path(parts, (0, 1)), [("0000000000000001", b"one")])
     (parts / "settings.json").write_bytes(content)
-    with pytest.raises(StaleError, match=r"settings.json is damaged \(.*Expected.*Start again: rm -r .*\.parts"):
+    with pytest.raises(StaleError, match=r"settings.json is damaged \(.*Expected.*mv .*\.parts \S+\.old$"):
         open_parts(parts, {"a": 1}, refuse_others=refuse_others)
     assert len(read_logs(parts)) == 1
 

@@ -31,10 +31,10 @@ def test_a_manifest_without_its_artefact_is_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"{}", b"\xff", b'{"stage": "score", "unknown": 1}'])
-def test_a_damaged_manifest_is_an_error_with_the_command_that_removes_it(content: bytes, tmp_path: Path) -> None:
+def test_a_damaged_manifest_is_an_error_with_the_command_that_moves_it_away(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "scores.jsonl").touch()
     manifest_path(tmp_path / "scores.jsonl").write_bytes(content)
-    with pytest.raises(StaleError, match=r"scores\.jsonl\.seal is damaged .*rm .*scores\.jsonl\.seal"):
+    with pytest.raises(StaleError, match=r"scores\.jsonl\.seal is damaged .*mv .*scores\.jsonl\.seal\.old$"):
         read_manifest(tmp_path / "scores.jsonl")
 
 
@@ -57,7 +57,7 @@ def test_a_manifest_of_an_older_version_names_that_version_and_what_to_do(tmp_pa
     for added in ("made", "names"):
         del document[added]
     manifest_path(artefact).write_text(json.dumps(document), encoding="utf-8")
-    with pytest.raises(StaleError, match=r"was made by codetune 0\.1\.0\. .*new directory.*rm .*scores\.jsonl\.seal$"):
+    with pytest.raises(StaleError, match=r"was made by codetune 0\.1\.0\. .*new directory.*mv .*\.seal\.old$"):
         read_manifest(artefact)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -43,9 +44,26 @@ def test_inspecting_a_run_writes_nothing(tmp_path: Path) -> None:
 def test_the_directory_of_another_project_is_refused_and_unchanged(tmp_path: Path) -> None:
     open_run(project(tmp_path, name="first", output_dir="out"))
     before = (tmp_path / "out" / "project.json").read_bytes()
-    with pytest.raises(InputError, match=r"belongs to project 'first', this one is 'second'\..*rm -r"):
+    with pytest.raises(InputError, match=r"belongs to project 'first', this one is 'second'\..*or name: first"):
         open_run(project(tmp_path, name="second", output_dir="out"))
     assert (tmp_path / "out" / "project.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("make_copy", [shutil.copytree, shutil.move])
+def test_a_run_directory_that_was_copied_or_renamed_belongs_to_the_name_that_it_has_now(
+    make_copy: Callable[[Path, Path], object], tmp_path: Path
+) -> None:
+    first = open_run(project(tmp_path, name="first"))
+    make_copy(first.directory, tmp_path / "runs" / "second")
+    opened = open_run(project(tmp_path, name="second"))
+    assert json.loads((opened.directory / "project.json").read_text(encoding="utf-8"))["settings"]["name"] == "second"
+
+
+def test_the_run_of_another_project_is_recognised_after_the_whole_tree_was_moved(tmp_path: Path) -> None:
+    open_run(project(tmp_path / "here", name="first"))
+    (tmp_path / "here").rename(tmp_path / "there")
+    with pytest.raises(InputError, match="belongs to project 'first'"):
+        open_run(project(tmp_path / "there", name="second", output_dir="runs/first"))
 
 
 def test_a_directory_with_foreign_files_is_refused_and_unchanged(tmp_path: Path) -> None:

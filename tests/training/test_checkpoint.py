@@ -46,7 +46,7 @@ def test_without_any_there_is_none(tmp_path: Path) -> None:
 def test_every_difference_is_named(tmp_path: Path) -> None:
     checkpoint(tmp_path, 3)
     with pytest.raises(
-        StaleError, match=r"checkpoint-3 was made .*: seed 1 then, 2 now; rows 20 then, 19 now\. .*--restart"
+        StaleError, match=r"checkpoint-3 was made .*: seed 1 then, 2 now; rows 20 then, 19 now\. .*add --replace"
     ):
         last_checkpoint(tmp_path, {"seed": 2, "rows": 19})
 

@@ -215,12 +215,22 @@ def test_minutes_bring_checkpoints_but_none_at_the_end(base: Path, tmp_path: Pat
 def test_a_checkpoint_of_other_settings_or_rows_is_named_and_left(base: Path, tmp_path: Path) -> None:
     run(project(save_steps=2), base, tmp_path)
     with pytest.raises(
-        StaleError, match=r"checkpoint-6 .*train.learning_rate 0.001 then, 0.002 now.*codetune train --restart"
+        StaleError, match=r"checkpoint-6 .*train.learning_rate 0.001 then, 0.002 now.*add --replace to this command"
     ):
         run(project(save_steps=2, learning_rate=2e-3), base, tmp_path)
     with pytest.raises(StaleError, match="rows 20 then, 19 now"):
         run(project(save_steps=2), base, tmp_path, rows=19)
     run(project(logging_steps=1, save_steps=None, per_device_batch_size=2, global_batch_size=8), base, tmp_path)
+
+
+def test_with_replace_checkpoints_of_another_training_go_and_those_of_this_one_stay(base: Path, tmp_path: Path) -> None:
+    run(project(save_steps=2), base, tmp_path)
+    train(examples(20), project(save_steps=2), base, tmp_path, tmp_path / "saved", lambda _: None, replace=True)
+    assert (tmp_path / "checkpoint-6").exists()
+    other = project(save_steps=4, learning_rate=2e-3)
+    train(examples(20), other, base, tmp_path, tmp_path / "saved", lambda _: None, replace=True)
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
+    assert [line["step"] for line in metrics(tmp_path)] == [2, 4, 6]
 
 
 def test_max_steps_ends_within_an_epoch_and_again_at_once(base: Path, tmp_path: Path) -> None:
