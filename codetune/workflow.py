@@ -12,6 +12,7 @@ from codetune.console import counts, percent
 from codetune.errors import UsageError
 from codetune.records import ModelRef
 from codetune.stages.benchmarks import directory_name, distinct_benchmarks, open_benchmark
+from codetune.stages.checks import check_ahead, is_pending
 from codetune.stages.evaluate import EVALUATE, read_report
 from codetune.stages.generate import GENERATE
 from codetune.stages.inputs import dataset_is_here
@@ -19,6 +20,7 @@ from codetune.stages.model_ref import model_ref
 from codetune.stages.pipeline import STAGES
 from codetune.stages.stage import RunContext, Stage, StageRequest, StageResult, run_stage
 from codetune.stages.status import StageStatus, State, stage_status
+from codetune.stages.train import TRAIN
 from codetune.store.manifest import Manifest, set_aside_command
 
 if TYPE_CHECKING:
@@ -39,21 +41,38 @@ class StatusLine:
 
 
 def run(context: RunContext, wanted: Sequence[Stage], replace: bool = False) -> Iterator[StageResult]:
-    """Runs the stages in their order; yields each result when it is done. Raises UsageError for a benchmark that cannot
-    be evaluated before any work begins. `replace`: a finished model of another recipe may be discarded."""
+    """Runs the stages in their order; yields each result when it is done. What any of them needs is checked before the
+    first begins. `replace`: a finished model of another recipe may be discarded."""
     tasks: list[Benchmark] = []
     if any(stage.of_benchmark for stage in wanted):
         _require_samples(context)
         tasks = [open_benchmark(context, said) for said in distinct_benchmarks(context)]
-    for stage in wanted:
-        if not stage.of_benchmark and stage.is_needed(context.project):
-            yield run_stage(context, stage, StageRequest(replace=replace))
-    models = [model_ref(context, name) for name in COMPARED] if tasks else []
-    for benchmark in tasks:
-        for model in models:
-            for stage in wanted:
-                if stage.of_benchmark:
-                    yield run_stage(context, stage, model_request(benchmark, model))
+    request = StageRequest(replace=replace)
+    needed = [stage for stage in wanted if stage.is_needed(context.project)]
+    of_run = [(stage, request) for stage in needed if not stage.of_benchmark]
+    is_trained_here = (TRAIN, request) in of_run and is_pending(context, TRAIN, request, of_run)
+    check_ahead(context, [*of_run, *_benchmark_work(context, wanted, tasks, is_trained_here)])
+    for stage, _ in of_run:
+        yield run_stage(context, stage, request)
+    for stage, part in _benchmark_work(context, wanted, tasks, is_trained_here=False):
+        yield run_stage(context, stage, part)
+
+
+def _benchmark_work(
+    context: RunContext, wanted: Sequence[Stage], tasks: Sequence[Benchmark], is_trained_here: bool
+) -> list[tuple[Stage, StageRequest]]:
+    """The benchmark stages for each benchmark and model; the tuned model is absent while it is still to be trained."""
+    if not tasks:
+        return []
+    models = {name: None if name == "tuned" and is_trained_here else model_ref(context, name) for name in COMPARED}
+    requests = [
+        model_request(benchmark, model)
+        if model
+        else StageRequest(benchmark=benchmark.name, label=name, tasks=benchmark)
+        for benchmark in tasks
+        for name, model in models.items()
+    ]
+    return [(stage, request) for request in requests for stage in wanted if stage.of_benchmark]
 
 
 def evaluate_models(context: RunContext, tasks: Benchmark, names: Sequence[str]) -> list[Report]:
@@ -61,10 +80,12 @@ def evaluate_models(context: RunContext, tasks: Benchmark, names: Sequence[str])
     model with two names is evaluated once."""
     _require_samples(context)
     models = {model.label: model for model in [model_ref(context, name) for name in names]}
+    stages = [stage for stage in STAGES if stage.of_benchmark]
+    requests = [model_request(tasks, model) for model in models.values()]
+    check_ahead(context, [(stage, request) for request in requests for stage in stages])
     reports = []
-    for model in models.values():
-        request = model_request(tasks, model)
-        results = [run_stage(context, stage, request) for stage in STAGES if stage.of_benchmark]
+    for request in requests:
+        results = [run_stage(context, stage, request) for stage in stages]
         report = read_report(results[-1].artefact)
         facts = {name: value for result in results for name, value in result.facts.items()}
         report["completions"] = {name: facts[name] for name in COUNTED}

@@ -165,11 +165,7 @@ def load_model_shard(path: Path, model: Model, count: int) -> PreTrainedModel:
 def load_quantized_model(path: Path, model: Model, device: str, quantization: Quantization) -> PreTrainedModel:
     """The network on `device` with its linear layers, except the output layer, quantized to 4 or 8 bits while they are
     read. All other weights, and the arithmetic, are in `model.dtype`. Raises ModelError without bitsandbytes."""
-    if not is_bitsandbytes_available():
-        raise ModelError(
-            "The base model is to be quantized, and bitsandbytes is not installed. Expected: the package that does it. "
-            "Install it: pip install bitsandbytes. Or set train.method: lora"
-        )
+    require_bitsandbytes()
     settings = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=quantization.bits == 4,
         load_in_8bit=quantization.bits == 8,
@@ -179,6 +175,14 @@ def load_quantized_model(path: Path, model: Model, device: str, quantization: Qu
     )
     network = _from_pretrained(path, model, quantization_config=settings, device_map={"": device})
     return _with_attention(network, model)
+
+
+def require_bitsandbytes() -> None:
+    if not is_bitsandbytes_available():
+        raise ModelError(
+            "The base model is to be quantized, and bitsandbytes is not installed. Expected: the package that does it. "
+            "Install it: pip install bitsandbytes. Or set train.method: lora"
+        )
 
 
 def count_parameters(path: Path) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from codetune import console
 from codetune.benchmark.benchmarks import Benchmark
 from codetune.benchmark.evalplus_format import as_solution, read_samples
-from codetune.errors import DataError
+from codetune.errors import DataError, InputError
 from codetune.launch.environment import thread_count, user_cache
 from codetune.project.sections import Project
 from codetune.records import Completion, Problem, Solution, Verdict
@@ -22,7 +22,7 @@ from codetune.stages.sanitize import SANITIZE
 from codetune.stages.stage import Input, Recipe, Resolved, RunContext, Stage, StageOutput, StageRequest
 from codetune.stages.status import require
 from codetune.store.block_log import LineLog, open_parts
-from codetune.store.files import write_text
+from codetune.store.files import require_writable, write_text
 
 if TYPE_CHECKING:
     from codetune.benchmark.evaluate import Report
@@ -60,6 +60,18 @@ def _check(context: RunContext, request: StageRequest) -> None:
     """Raises InputError for a samples file that allows no figures, before anything runs."""
     if request.tasks is not None and request.samples is not None:
         _samples(request.tasks, request.samples, context.project.evaluate.k, request.complete)
+
+
+def _check_ahead(context: RunContext, request: StageRequest, paths: Mapping[str, Path]) -> None:
+    """Raises CodetuneError where no sandbox tier works, InputError where expected outputs cannot be kept."""
+    _tier(context.project.evaluate.sandbox)
+    try:
+        require_writable(user_cache() / "expected")
+    except OSError as why:
+        raise InputError(
+            f"{user_cache()}: expected outputs cannot be kept there ({why.strerror}). Expected: a directory that can "
+            "be written to. Name one in CODETUNE_CACHE_DIR"
+        ) from why
 
 
 def _prepare(context: RunContext, recipe: Recipe, request: StageRequest) -> None:
@@ -181,6 +193,7 @@ EVALUATE = Stage(
     _write,
     of_benchmark=True,
     check=_check,
+    check_ahead=_check_ahead,
     prepare=_prepare,
     work=_work,
     progress=_progress,

@@ -98,6 +98,22 @@ def _check(context: RunContext, request: StageRequest) -> None:
         )
 
 
+def _check_ahead(context: RunContext, request: StageRequest, paths: Mapping[str, Path]) -> None:
+    """Raises ProjectError without vLLM where the project names it, ModelError for a chat without a chat template."""
+    if context.project.generate.backend == "vllm":
+        from codetune.model.vllm_engine import require_installed
+
+        require_installed()
+    if request.model is not None and request.model.kind == "chat":
+        from codetune.benchmark.generate import chat_text
+        from codetune.model.load import load_trained_tokenizer
+
+        assert request.tasks is not None
+        model = request.model
+        tokenizer = load_trained_tokenizer(model.directory, model.tokenizer, model.chat_format)
+        chat_text(request.tasks.problems[0], tokenizer)
+
+
 def _settings(context: RunContext, request: StageRequest, settings: Settings) -> Settings:
     """With the kind of prompt in the place of `auto`; greedy decoding draws nothing, so it depends on no seed."""
     model = request.model
@@ -256,6 +272,7 @@ GENERATE = Stage(
     _write,
     of_benchmark=True,
     check=_check,
+    check_ahead=_check_ahead,
     settings=_settings,
     prepare=_prepare,
     work=_work,

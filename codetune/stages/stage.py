@@ -159,6 +159,9 @@ class Stage:
     # The rest has a default that means: nothing to do, nothing special.
     of_benchmark: bool = False  # one artefact for each benchmark and model, not one for the run
     check: Callable[[RunContext, StageRequest], None] = lambda context, request: None
+    # Raises what the stage itself would raise later; called before the stages ahead of it begin, with the paths of
+    # those inputs that are there.
+    check_ahead: Callable[[RunContext, StageRequest, Mapping[str, Path]], None] = lambda context, request, paths: None
     settings: Callable[[RunContext, StageRequest, Settings], Settings] = lambda context, request, settings: settings
     prepare: Callable[[RunContext, Recipe, StageRequest], None] = lambda context, recipe, request: None
     work: Callable[[RunContext, Recipe, StageRequest], int] = lambda context, recipe, request: 0  # rows found done

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +12,7 @@ from typing import Any, cast
 from codetune import console
 from codetune.console import percent
 from codetune.launch.dispatch import Job, WorkerContext, perform, process_count
+from codetune.launch.environment import current_rank
 from codetune.launch.workers import Progress
 from codetune.project.sections import Project
 from codetune.stages.inputs import artefact_input, model_input
@@ -44,6 +45,14 @@ from codetune.store.run_directory import Run
 
 def _inputs(project: Project, request: StageRequest) -> Sequence[Input]:
     return artefact_input(SELECT), model_input("base", "model.path")
+
+
+def _check_ahead(context: RunContext, request: StageRequest, paths: Mapping[str, Path]) -> None:
+    from codetune.training.train import require_trainable
+
+    rank, here = current_rank(), process_count(context.project)
+    processes = rank.world_size if rank.world_size > 1 else here * context.project.launch.nodes
+    require_trainable(context.project, paths["base"], here, processes)
 
 
 def _write(context: RunContext, recipe: Recipe, request: StageRequest) -> StageOutput:
@@ -139,6 +148,7 @@ TRAIN: Stage = Stage(
     _inputs,
     lambda run, request: run.model,
     _write,
+    check_ahead=_check_ahead,
     progress=_progress,
     continue_command=lambda context: _other_settings(context)[1],
     remark=_remark,

@@ -59,6 +59,12 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
+def require_writable(directory: Path) -> None:
+    """Makes the directory where it is missing. Raises OSError that names it where no file can be written there."""
+    write_text(directory / ".writable", "")
+    remove(directory / ".writable")
+
+
 def remove(path: Path) -> None:
     """Deletes a file, a link or a directory with all it holds; a path that does not exist is no error."""
     if path.is_dir() and not path.is_symlink():

@@ -29,7 +29,13 @@ from codetune.model.attention import (
     require_no_chunked_attention,
     set_default_attention,
 )
-from codetune.model.load import load_configuration, load_model, load_quantized_model, uninitialized_model
+from codetune.model.load import (
+    load_configuration,
+    load_model,
+    load_quantized_model,
+    require_bitsandbytes,
+    uninitialized_model,
+)
 from codetune.model.model_files import ADAPTER_CONFIG
 from codetune.model.packing_check import ShardedNetwork, require_isolation
 from codetune.project.sections import Precision, Project, Training
@@ -153,6 +159,15 @@ def prepare_model(network: PreTrainedModel, project: Project, precision: Precisi
     if settings.gradient_checkpointing:
         _checkpoint_activations(network)
     return add_adapters(network, settings.method, settings.lora, project.seed)
+
+
+def require_preparable(project: Project, base: BaseModel) -> None:
+    """Raises ModelError and ProjectError for a model that `prepare_model` would refuse; reads no weights."""
+    if project.train.method == "qlora":
+        require_bitsandbytes()
+    settings = project.model.model_copy(update={"dtype": base.precision, "attention": "auto"})
+    with torch.device("meta"):
+        prepare_model(uninitialized_model(base.path, settings), project, base.precision)
 
 
 def training_inputs(

@@ -14,12 +14,13 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from codetune.data.token_cache import TokenCache, TokenizedRows, read_token_cache, remove_token_cache, write_token_cache
+from codetune.data.tokens import training_tokens
 from codetune.errors import DataError, ProjectError
 from codetune.launch.devices import choose_device, count_gpus, gpu_memory_bytes
 from codetune.launch.process_group import SINGLE_PROCESS, ProcessGroup
 from codetune.model.load import count_parameters, load_tokenizer
 from codetune.project.sections import Project, free_on_resume
-from codetune.records import Example, Refusal
+from codetune.records import Example, Message, Refusal
 from codetune.training import build_model, parallelism
 from codetune.training.batch_sampler import samples_per_step, total_steps
 from codetune.training.build_model import BaseModel
@@ -35,9 +36,10 @@ from codetune.training.checkpoint import (
 )
 from codetune.training.export import export_model
 from codetune.training.parallelism import SHARDED, ParallelStrategy, StrategyChoice
-from codetune.training.trainer import StepTrainer, explain_out_of_memory, training_arguments
+from codetune.training.trainer import StepTrainer, explain_out_of_memory, require_supported, training_arguments
 
 TOKENS_FILE = "tokens.i32"
+PROBE = Example("0" * 16, (Message("user", "Add 1 and 2."), Message("assistant", "1 + 2")), "", "")  # any that fits
 ADAPTER_SHARE = 0.01  # of a model's parameters, at most, in adapters of the usual rank
 
 
@@ -82,7 +84,7 @@ def train(
     """
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     tokenizer = load_tokenizer(model_path)
-    choice = _choose_strategy(project, model_path, group)
+    choice = _choose_strategy(project, model_path, group.member.local_world_size, group.count)
     rows = TokenizedRows(examples, project, tokenizer)
     token_cache = _tokenize(rows, directory, group)
     compatibility = parallelism.checkpoint_compatibility(choice.strategy, group.count)
@@ -114,17 +116,27 @@ def train(
     return _summary(token_cache, rows, callbacks, choice, group.count)
 
 
-def _choose_strategy(project: Project, model_path: Path, group: ProcessGroup) -> StrategyChoice:
-    gpus, processes = count_gpus(), group.member.local_world_size
-    if gpus and processes > gpus:
+def require_trainable(project: Project, model_path: Path, processes_here: int, processes: int) -> None:
+    """Raises what `train` in so many processes would raise before its first step, as far as it needs neither rows nor
+    weights: ProjectError and ModelError for packages, devices, chat format and settings."""
+    choice = _choose_strategy(project, model_path, processes_here, processes)
+    precision = build_model.arithmetic_precision(project, model_path)
+    require_supported(project.train, precision, choose_device())
+    training_tokens(load_tokenizer(model_path), project.model.chat_format, PROBE, project.train.max_length, "drop")
+    build_model.require_preparable(project, BaseModel(model_path, precision, choice.strategy))
+
+
+def _choose_strategy(project: Project, model_path: Path, processes_here: int, processes: int) -> StrategyChoice:
+    gpus = count_gpus()
+    if gpus and processes_here > gpus:
         raise ProjectError(
-            f"{processes} processes on a machine with {gpus} GPUs. Expected: a GPU for each process "
+            f"{processes_here} processes on a machine with {gpus} GPUs. Expected: a GPU for each process "
             "of a training. Set launch.processes: auto"
         )
     parameters, method = count_parameters(model_path), project.train.method
     trained = parameters if method == "full" else int(parameters * ADAPTER_SHARE)
     size = parallelism.ModelSize(trained, parameters - trained, gpu_memory_bytes())
-    return parallelism.choose_strategy(project.launch, method, group.count, size)
+    return parallelism.choose_strategy(project.launch, method, processes, size)
 
 
 def _tokenize(rows: TokenizedRows, directory: Path, group: ProcessGroup) -> TokenCache:

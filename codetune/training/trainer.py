@@ -25,7 +25,7 @@ from transformers.integrations.integration_utils import is_tensorboard_available
 
 from codetune.errors import CodetuneError, ProjectError, first_line
 from codetune.launch.devices import is_out_of_memory
-from codetune.project.sections import Project, Training
+from codetune.project.sections import Precision, Project, Training
 from codetune.training.build_model import BaseModel, TrainingInputs
 from codetune.training.callbacks import StepControl, TrainingCallbacks
 from codetune.training.checkpoint import Checkpoint
@@ -42,14 +42,9 @@ def training_arguments(
     project: Project, base: BaseModel, steps: int, directory: Path, device: str
 ) -> TrainingArguments:
     """Turns off the Trainer's own saving, logging, progress bars and accumulation: `TrainingCallbacks` decides when to
-    save and log. Raises ProjectError for float16 on a CPU, or a tracker that is not installed."""
+    save and log. Raises ProjectError as `require_supported` does."""
     settings, precision = project.train, base.precision
-    if device == "cpu" and precision == "float16":
-        raise ProjectError(
-            "model.dtype is float16, and there is no GPU. Expected: a number format that this machine can train in. "
-            "Set model.dtype: bfloat16 or float32."
-        )
-    _require_trackers(settings)
+    require_supported(settings, precision, device)
     arguments = TrainingArguments(
         output_dir=str(directory),
         seed=project.seed,
@@ -81,7 +76,13 @@ def training_arguments(
     return arguments
 
 
-def _require_trackers(settings: Training) -> None:
+def require_supported(settings: Training, precision: Precision, device: str) -> None:
+    """Raises ProjectError for float16 on a CPU, or a tracker that is not installed."""
+    if device == "cpu" and precision == "float16":
+        raise ProjectError(
+            "model.dtype is float16, and there is no GPU. Expected: a number format that this machine can train in. "
+            "Set model.dtype: bfloat16 or float32."
+        )
     is_available: dict[str, Callable[[], bool]] = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
     if absent := [name for name in settings.report_to if not is_available[name]()]:
         raise ProjectError(
