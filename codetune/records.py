@@ -53,6 +53,7 @@ class Example:
     messages: tuple[Message, ...]
     at: str  # "FILE:LINE", or "FILE:row N" where a file has no lines
     source: str = ""  # the file's name as shown in `at` before the colon, or the name of a data set on the hub
+    left_out: tuple[tuple[str, str], ...] = ()  # columns with context that no message has, and their values as text
 
     @property
     def instruction(self) -> str:
@@ -76,12 +77,15 @@ class Refusal:
 
     @property
     def kind(self) -> str:
-        """The reason without the row that a duplicate repeats: refusals are counted by kind.
+        """The reason without the row that this one repeats: refusals are counted by kind.
 
         >>> Refusal(None, "duplicate of a.jsonl:3", "a.jsonl:9").kind
         'duplicate'
         """
-        return self.reason.partition(" of ")[0] if self.reason.startswith("duplicate of ") else self.reason
+        for before, after in (("duplicate", ""), ("differs", "only in columns that are left out")):
+            if self.reason.startswith((f"{before} of ", f"{before} from ")) and self.reason.endswith(after):
+                return f"{before} {after}".strip()
+        return self.reason
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,14 +24,15 @@ PACKAGE = Path(__file__).resolve().parents[1] / "codetune"
 FILE_NAME = re.compile(r"(?<![\w/.<>])[\w/]+\.(?:py|md)\b")
 
 # Room -> what it may import, rooms by their names below `codetune`. A room is a package or a module.
-_NOUNS = ("project", "records", "errors", "text")
+_NOUNS = ("project", "records", "errors", "text", "user_files")
 _ENGINES = ("selection", "training", "benchmark", "sandbox", "model", "data")
 MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "": (),
     "errors": (),
     "text": (),
+    "user_files": ("errors",),
     "records": ("project", "errors"),
-    "project": ("errors", "text"),
+    "project": ("errors", "text", "user_files"),
     "console": ("records", "errors"),
     "data": _NOUNS,
     "store": ("", "data", *_NOUNS),
@@ -107,6 +108,7 @@ ROOMS_WITHOUT_TORCH = (
     "records",
     "errors",
     "text",
+    "user_files",
     "console",
     "options",
     "cli",
@@ -130,6 +132,7 @@ MODULES_WITHOUT_TORCH = (
     "data.source",
     "data.files",
     "data.row_formats",
+    "data.splits",
     "data.hub",
     "benchmark.benchmarks",
     "benchmark.evalplus_format",

@@ -1,26 +1,36 @@
 """One data file -> its rows, streaming: JSON arrays (`.json`), one JSON object a line (`.jsonl`, `.json`), either
-gzipped; and Parquet. Any value counts as a row; only a damaged file is an error, with its line. An array is decoded
-value by value from a window of text, so its size does not matter."""
+gzipped; and Parquet. Any value counts as a row; only a damaged file, or one beyond the limits of `user_files.py`, is an
+error, with its line. An array is decoded value by value from a window of text, so its size does not matter. Of a table
+only the columns are read that the caller asks for: a value in another one can do no harm."""
 
 from __future__ import annotations
 
 import codecs
-import gzip
 import json
+import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NoReturn, cast
+from typing import IO, TYPE_CHECKING, NoReturn
 
-from codetune.errors import DataError
+from codetune.errors import DataError, first_line
+from codetune.user_files import MIB, ROW_BYTES, UnpackingLimit, open_limited, read_lines, too_long
+
+if TYPE_CHECKING:
+    import pyarrow
 
 DATA_SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
-CHUNK_BYTES = 1 << 20
-PARQUET_BATCH_ROWS = 1024
+CHUNK_BYTES = MIB
+TABLE_BATCH_ROWS = 16  # few, because a dictionary of a few bytes can repeat a long value in every row
 # The decoder can report a value that is cut ("\\u12", "fals") as an error at most this many characters before the end
 # of the text that has been read.
 CUT_VALUE_CHARACTERS = 16
+# What a file that breaks off in a value ends with, from where the decoder finds the fault.
+CUT_END = re.compile(r'"(?s:.*)|[\w.+-]*\s*|\\?u?[0-9a-fA-F]{0,4}')
+LONGEST_INTEGER = 1000  # digits; Python refuses to convert more than 4300
+
+ColumnChoice = Callable[[Sequence[str]], Sequence[str]]  # the columns of a table -> those to read
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +41,7 @@ class FileRow:
     number: int  # of the line, from 1; of the row where a file has no lines
     value: object
     has_lines: bool = False
+    fault: str = ""  # why there is no value
 
     @property
     def at_file(self) -> str:  # `at` without the number
@@ -41,15 +52,18 @@ class FileRow:
         return f"{self.at_file}{self.number}"
 
 
-def read_file_rows(path: Path, source: str) -> Iterator[FileRow]:
-    """The values of the file in order; blank lines are skipped. Raises DataError, with the line, for a damaged file."""
+def read_file_rows(path: Path, source: str, choose: ColumnChoice) -> Iterator[FileRow]:
+    """The values of the file in order; blank lines are skipped. `choose` names the columns to read of a table.
+
+    Raises DataError, with the line, for a damaged file and for a row that is too long."""
     if data_suffix(path) == ".parquet":
-        yield from _parquet_rows(path, source)
+        yield from _parquet_rows(path, source, choose)
         return
+    is_gzip = path.name.lower().endswith(".gz")
     try:
-        with _open(path) as stream:
+        with open_limited(path, source, is_gzip) as stream:
             is_array = data_suffix(path) in (".json", ".json.gz") and _first_byte(stream) == b"["
-        with _open(path) as stream:
+        with open_limited(path, source, is_gzip) as stream:
             yield from _array_rows(stream, source) if is_array else _line_rows(stream, source)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(
@@ -67,24 +81,72 @@ def data_suffix(path: Path) -> str | None:
     return next((suffix for suffix in reversed(DATA_SUFFIXES) if path.name.lower().endswith(suffix)), None)
 
 
-def _parquet_rows(path: Path, source: str) -> Iterator[FileRow]:
+def table_rows(batch: pyarrow.RecordBatch | pyarrow.Table, source: str, before: int) -> Iterator[FileRow]:
+    """The rows of a part of a table, numbered on from `before`; one with a value that cannot be read has a `fault`.
+    Raises DataError for a row that is too long."""
+    together = _python_values(batch) if batch.nbytes <= ROW_BYTES else None
+    for index in range(batch.num_rows):
+        number = before + index + 1
+        if isinstance(together, list):
+            yield FileRow(source, number, together[index])
+            continue
+        row = batch.slice(index, 1)
+        if row.nbytes > ROW_BYTES:
+            raise too_long(f"{source}:row {number}")
+        value = _python_values(row)
+        if isinstance(value, str):
+            yield FileRow(source, number, None, fault=value)
+        else:
+            yield FileRow(source, number, value[0])
+
+
+def unread_rows(names: Sequence[str], count: int, source: str, before: int = 0) -> Iterator[FileRow]:
+    """The rows of a table of no known format: the names of their columns, and no values."""
+    return (FileRow(source, before + number + 1, dict.fromkeys(names)) for number in range(count))
+
+
+def _python_values(batch: pyarrow.RecordBatch | pyarrow.Table) -> list[object] | str:
+    """The rows as dictionaries, or why one of them is none: Arrow checks no text and no date while it reads."""
+    import pyarrow
+
+    try:
+        values: list[object] = batch.to_pylist()
+    except UnicodeDecodeError:
+        return "text is not valid Unicode"
+    except (ValueError, OverflowError, pyarrow.ArrowException):
+        return "a value cannot be read"
+    return values
+
+
+def _parquet_rows(path: Path, source: str, choose: ColumnChoice) -> Iterator[FileRow]:
     import pyarrow.parquet  # here, because it takes a quarter of a second that JSON files need not spend
 
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
-            for batch in table.iter_batches(PARQUET_BATCH_ROWS):
-                for value in batch.to_pylist():
-                    number += 1
-                    yield FileRow(source, number, value)
-    except (pyarrow.ArrowException, OSError) as error:
+            names = table.schema_arrow.names
+            columns = list(choose(names))
+            if not columns:
+                yield from unread_rows(names, table.metadata.num_rows, source)
+                return
+            UnpackingLimit(path, source).count(_stated_bytes(table.metadata, columns))
+            limit = UnpackingLimit(path, source)
+            for batch in table.iter_batches(TABLE_BATCH_ROWS, columns=columns):
+                limit.count(batch.nbytes)
+                yield from table_rows(batch, source, number)
+                number += batch.num_rows
+    except (pyarrow.ArrowException, OSError, MemoryError) as error:
         raise DataError(
-            f"{source} cannot be read after row {number} ({error}). Expected: a whole Parquet file. Copy it again."
+            f"{source} cannot be read after row {number} ({first_line(error)}). Expected: a whole Parquet file. Copy "
+            "it again."
         ) from error
 
 
-def _open(path: Path) -> IO[bytes]:
-    return cast("IO[bytes]", gzip.open(path)) if path.name.lower().endswith(".gz") else path.open("rb")
+def _stated_bytes(metadata: pyarrow.parquet.FileMetaData, columns: Sequence[str]) -> int:
+    """What the pages of the columns unpack to, as the file says; a value that a dictionary repeats counts once."""
+    groups = (metadata.row_group(index) for index in range(metadata.num_row_groups))
+    chunks = (group.column(index) for group in groups for index in range(group.num_columns))
+    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns)
 
 
 def _first_byte(stream: IO[bytes]) -> bytes:
@@ -94,20 +156,53 @@ def _first_byte(stream: IO[bytes]) -> bytes:
     return b""
 
 
+@dataclass(frozen=True, slots=True)
+class RepeatedKey:
+    """Stands for a JSON object that has a key twice: which value counts, nobody can say."""
+
+    key: str
+
+
+def _object(pairs: Sequence[tuple[str, object]]) -> object:
+    row = dict(pairs)
+    if len(row) == len(pairs):
+        return row
+    names = [name for name, _ in pairs]
+    return RepeatedKey(next(name for name in names if names.count(name) > 1))
+
+
+def _integer(digits: str) -> float:
+    return int(digits) if len(digits) <= LONGEST_INTEGER else float(digits)
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer)
+
+
 def _line_rows(stream: IO[bytes], source: str) -> Iterator[FileRow]:
-    for number, line in enumerate(stream, start=1):
+    for number, line in enumerate(read_lines(stream, source), start=1):
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
         if not line.strip():
             continue
         try:
-            value = json.loads(line.decode("utf-8"))
+            value = _JSON.decode(line.decode("utf-8"))
+        except json.JSONDecodeError as error:
+            raise _not_json(f"{source}:{number}", f"{error.msg}, at column {error.colno}") from error
         except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"{source}:{number} is not JSON ({error}). Expected: one object a line, in UTF-8. "
-                "Fix or delete the line."
-            ) from error
-        yield FileRow(source, number, value, has_lines=True)
+            raise _not_json(f"{source}:{number}", str(error)) from error
+        yield _file_row(source, number, value, has_lines=True)
+
+
+def _not_json(position: str, fault: str) -> DataError:
+    return DataError(
+        f"{position} is not JSON ({fault}). Expected: one object a line, in UTF-8. Fix or delete the line."
+    )
+
+
+def _file_row(source: str, number: int, value: object, has_lines: bool) -> FileRow:
+    if isinstance(value, RepeatedKey):
+        return FileRow(source, number, None, has_lines, "a key stands twice")
+    return FileRow(source, number, value, has_lines)
 
 
 def _array_rows(stream: IO[bytes], source: str) -> Iterator[FileRow]:
@@ -115,8 +210,10 @@ def _array_rows(stream: IO[bytes], source: str) -> Iterator[FileRow]:
     window.take()  # the opening bracket
     number, separator = 0, "," if window.peek() != "]" else window.take()
     while separator == ",":
+        if number and window.peek() == "]":
+            window.refuse(f"a comma follows row {number}, which is the last")
         number += 1
-        yield FileRow(source, number, window.value())
+        yield _file_row(source, number, window.value(), has_lines=False)
         separator = window.take()
     if separator != "]":
         window.refuse(
@@ -132,9 +229,8 @@ class _JsonWindow:
     def __init__(self, stream: IO[bytes], source: str) -> None:
         self._stream, self._source = stream, source
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
-        self._json = json.JSONDecoder()
         self._text, self._position = "", 0
-        self._line = 1  # the number of the line in which `_text` begins
+        self._line, self._column = 1, 1  # of the first character of `_text`
         self._is_whole = False  # whether the stream has been read to its end
 
     def peek(self) -> str:
@@ -157,12 +253,12 @@ class _JsonWindow:
         self.peek()
         while True:
             try:
-                value, end = self._json.raw_decode(self._text, self._position)
+                value, end = _JSON.raw_decode(self._text, self._position)
             except json.JSONDecodeError as error:
                 is_cut = error.msg.startswith("Unterminated") or error.pos + CUT_VALUE_CHARACTERS > len(self._text)
                 if is_cut and self._extend():
                     continue
-                if is_cut:
+                if is_cut and CUT_END.fullmatch(self._text, error.pos):
                     self._position = len(self._text)
                     self.refuse("the file breaks off inside a row")
                 self._position = error.pos
@@ -178,20 +274,29 @@ class _JsonWindow:
         passed = self._text[: self._position]
         if len(passed) == len(self._text):
             passed = passed.rstrip()  # a file that ends in a line feed breaks off on the line before it
+        line, column = self._place_after(passed)
         raise DataError(
-            f"{self._source}:{self._line + passed.count(chr(10))}: {fault}. Expected: an array of objects, whole. Fix "
-            "the file there, or copy it again."
+            f"{self._source}:{line}: {fault}, at column {column}. Expected: an array of objects, whole. Fix the file "
+            "there, or copy it again."
         )
+
+    def _place_after(self, passed: str) -> tuple[int, int]:
+        """The line and the column of the character after `passed`, with which `_text` begins."""
+        feeds, last = passed.count("\n"), passed.rpartition("\n")[2]
+        return self._line + feeds, (1 if feeds else self._column) + len(last)
 
     def _extend(self) -> bool:
         """Drops the text that has been decoded and reads on; False at the end of the file."""
         if self._is_whole:
             return False
         # At least as much again as is held, so that the decoding of a long value is repeated a few times only.
-        chunk = self._stream.read(max(CHUNK_BYTES, len(self._text) - self._position))
+        held = len(self._text) - self._position
+        if held > ROW_BYTES:
+            raise too_long(f"{self._source}:{self._place_after(self._text[: self._position])[0]}")
+        chunk = self._stream.read(max(CHUNK_BYTES, held))
         self._is_whole = not chunk
         if chunk:
-            self._line += self._text.count("\n", 0, self._position)
+            self._line, self._column = self._place_after(self._text[: self._position])
             self._text, self._position = self._text[self._position :], 0
         try:
             self._text += self._decoder.decode(chunk, final=self._is_whole)

@@ -16,7 +16,7 @@ import huggingface_hub.errors
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
-from codetune.data.files import FileRow
+from codetune.data.files import TABLE_BATCH_ROWS, ColumnChoice, FileRow, table_rows, unread_rows
 from codetune.errors import CodetuneError, DataError, ModelError, first_line
 
 RepositoryKind = Literal["model", "dataset"]
@@ -58,16 +58,23 @@ def dataset_snapshot(name: str) -> Path:
     return hub_snapshot(name, "dataset", ["*"])
 
 
-def read_hub_rows(snapshot: Path, name: str, split: str) -> Iterator[FileRow]:
-    """The rows of one split, which `datasets` finds by the data set's card or by the names of its files."""
+def read_hub_rows(snapshot: Path, name: str, split: str, choose: ColumnChoice) -> Iterator[FileRow]:
+    """The rows of one split, which `datasets` finds by the data set's card or by the names of its files. Tables are
+    converted here, as those of local files: a value in a column that is not read can do no harm."""
     import datasets  # here, because it takes more than a second that models and local files need not spend
     import pyarrow
 
     try:
         # From the snapshot, so that no request is made and the rows are those of the commit in the fingerprint.
         rows = datasets.load_dataset(str(snapshot), split=split, streaming=True)
-        for number, value in enumerate(rows, start=1):
-            yield FileRow(name, number, value)
+        number = 0
+        for table in rows.with_format("arrow").iter(TABLE_BATCH_ROWS):
+            columns = list(choose(table.column_names))
+            if columns:
+                yield from table_rows(table.select(columns), name, number)
+            else:
+                yield from unread_rows(table.column_names, table.num_rows, name, number)
+            number += table.num_rows
     except (ValueError, datasets.exceptions.DatasetsError, pyarrow.ArrowException, OSError) as error:
         raise DataError(
             f"The split {split} of {name} cannot be read ({first_line(error)}). Expected: a split that the data set "

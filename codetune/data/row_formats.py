@@ -1,11 +1,16 @@
 """One row of a data file -> the messages of its conversation, or the reason why it has none.
 
 A row format is one record of `ROW_FORMATS`: the columns by which a row is recognised, and how they become messages. The
-first format whose columns a row has is taken. What every conversation must have is checked by `source.py`."""
+first format whose columns a row has is taken. In every format `system` (or `system_prompt`) becomes a system message,
+and `history`, pairs of question and answer, the turns before the others. LEFT_OUT are columns and keys of turns that
+carry context and are not read: they are named, and rows that differ in them are no duplicates. Any other column (an id,
+a language, a source) says something about the row and is ignored. What every conversation must have is checked by
+`source.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -15,7 +20,17 @@ from codetune.text import lone_surrogate
 
 Messages = tuple[Message, ...]
 Columns = Mapping[str, object]  # a row: the value of each column
-ROLES = get_args(Role)
+ROLES: Mapping[str, Role] = {role: role for role in get_args(Role)}
+SHAREGPT_ROLES: Mapping[str, Role] = {"human": "user", "gpt": "assistant", **ROLES}
+SYSTEM = ("system", "system_prompt")
+HISTORY = "history"
+LEFT_OUT = frozenset(
+    ("context", "tools", "functions", "image", "images", "video", "videos", "audio", "audios", "documents")
+)
+LEFT_OUT_OF_TURNS = frozenset(
+    ("weight", "tool_calls", "tool_call_id", "function_call", "reasoning_content", "thinking", "images")
+)
+EMPTY: tuple[object, ...] = (None, "", "[]", "{}", [], {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +50,8 @@ def messages_of(row: object, dataset: Dataset) -> Messages | str:
     if row_format is None:
         return f"no column {dataset.response if dataset.instruction in row else dataset.instruction}"
     messages = row_format.messages(row, dataset)
+    if not isinstance(messages, str):
+        messages = _after_context(row, row_format.columns(dataset), messages)
     if not isinstance(messages, str) and any(lone_surrogate(message.content) is not None for message in messages):
         return "text is not valid Unicode"
     return messages
@@ -43,6 +60,31 @@ def messages_of(row: object, dataset: Dataset) -> Messages | str:
 def find_row_format(row: Columns, dataset: Dataset) -> RowFormat | None:
     """The first format whose columns the row has."""
     return next((one for one in ROW_FORMATS if row.keys() >= set(one.columns(dataset))), None)
+
+
+def columns_to_read(names: Sequence[str], dataset: Dataset) -> tuple[str, ...]:
+    """The columns of a table that `messages_of` and `left_out` look at; none for a table of no known format."""
+    row_format = find_row_format(dict.fromkeys(names), dataset)
+    if row_format is None:
+        return ()
+    wanted = {*row_format.columns(dataset), *SYSTEM, HISTORY, *LEFT_OUT}
+    return tuple(name for name in names if name in wanted)
+
+
+def left_out(row: object, dataset: Dataset) -> tuple[tuple[str, str], ...]:
+    """The context of a row that is not in its messages: names of columns, or `COLUMN[].KEY` of turns, with the values
+    as text."""
+    row_format = find_row_format(row, dataset) if isinstance(row, dict) else None
+    if row_format is None or not isinstance(row, dict):
+        return ()
+    read = row_format.columns(dataset)
+    found = [(name, row[name]) for name in LEFT_OUT & row.keys() if name not in read and row[name] not in EMPTY]
+    turns = row[read[0]] if isinstance(row[read[0]], list) else []
+    keys = {key for turn in turns for key in LEFT_OUT_OF_TURNS & turn.keys()}
+    for key in keys:
+        values = [None if key == "weight" and turn.get(key) == 1 else turn.get(key) for turn in turns]
+        found += [(f"{read[0]}[].{key}", values)] if any(value not in EMPTY for value in values) else []
+    return tuple(sorted((name, json.dumps(value, sort_keys=True, default=repr)) for name, value in found))
 
 
 def _pair(row: Columns, dataset: Dataset) -> Messages | str:
@@ -55,33 +97,74 @@ def _pair(row: Columns, dataset: Dataset) -> Messages | str:
     return Message("user", instruction), Message("assistant", response)
 
 
-def _alpaca(row: Columns, dataset: Dataset) -> Messages | str:
-    """A pair whose column `input`, unless it is blank, follows the instruction after an empty line."""
-    pair, addition = _pair(row, dataset), row["input"]
-    if isinstance(pair, str) or "input" in (dataset.instruction, dataset.response):
-        return pair
-    if not isinstance(addition, str | None):
-        return "input is not text"
-    if addition is None or not addition.strip():
-        return pair
-    instruction, response = pair
-    return Message("user", f"{instruction.content}\n\n{addition}"), response
+def _with_addition(column: str) -> Callable[[Columns, Dataset], Messages | str]:
+    """A pair whose column `column`, unless it is blank, follows the instruction after an empty line."""
+
+    def read(row: Columns, dataset: Dataset) -> Messages | str:
+        pair, addition = _pair(row, dataset), row[column]
+        if isinstance(pair, str) or column in (dataset.instruction, dataset.response):
+            return pair
+        if not isinstance(addition, str | None):
+            return f"{column} is not text"
+        if addition is None or not addition.strip():
+            return pair
+        instruction, response = pair
+        return Message("user", f"{instruction.content}\n\n{addition}"), response
+
+    return read
 
 
-def _chat(row: Columns, dataset: Dataset) -> Messages | str:
-    """Turns with a role and a content, of any number."""
-    turns = row["messages"]
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        return "messages is not a list of objects"
-    if not all(isinstance(turn.get("content"), str) for turn in turns):
-        return "a message's content is not text"
-    if not all(turn.get("role") in ROLES for turn in turns):
-        return f"a message's role is none of {', '.join(ROLES)}"
-    return tuple(Message(turn["role"], turn["content"]) for turn in turns)
+def _turns(column: str) -> Callable[[Columns, Dataset], Messages | str]:
+    """Turns of any number: a role and a content each, or ShareGPT's `from` and `value`."""
+
+    def read(row: Columns, dataset: Dataset) -> Messages | str:
+        turns = row[column]
+        if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+            return f"{column} is not a list of objects"
+        is_sharegpt = any("from" in turn and "role" not in turn for turn in turns)
+        role, content, roles = ("from", "value", SHAREGPT_ROLES) if is_sharegpt else ("role", "content", ROLES)
+        if not all(isinstance(turn.get(content), str) for turn in turns):
+            return f"a message's {content} is not text"
+        if not all(isinstance(turn.get(role), str) and turn[role] in roles for turn in turns):
+            return f"a message's role is none of {', '.join(roles)}"
+        if turns and turns[-1].get("weight") == 0:
+            return "the answer has weight 0"
+        return tuple(Message(roles[turn[role]], turn[content]) for turn in turns)
+
+    return read
 
 
 ROW_FORMATS = (
-    RowFormat("alpaca", lambda dataset: (dataset.instruction, dataset.response, "input"), _alpaca),
+    RowFormat("alpaca", lambda dataset: (dataset.instruction, dataset.response, "input"), _with_addition("input")),
+    RowFormat("dolly", lambda dataset: (dataset.instruction, dataset.response, "context"), _with_addition("context")),
     RowFormat("pair", lambda dataset: (dataset.instruction, dataset.response), _pair),
-    RowFormat("chat", lambda dataset: ("messages",), _chat),
+    RowFormat("chat", lambda dataset: ("messages",), _turns("messages")),
+    RowFormat("sharegpt", lambda dataset: ("conversations",), _turns("conversations")),
 )
+
+
+def _after_context(row: Columns, read: Sequence[str], messages: Messages) -> Messages | str:
+    """The messages after the row's system prompt and history, where it has them beside the columns `read`."""
+    systems, turns = messages[:1], messages[1:]
+    if not systems or systems[0].role != "system":
+        systems, turns = (), messages
+    texts = {system.content for system in systems}
+    for name in (name for name in SYSTEM if name not in read and row.get(name) is not None):
+        text = row[name]
+        if not isinstance(text, str):
+            return f"{name} is not text"
+        texts |= {text} if text.strip() else set()
+    if len(texts) > 1:
+        return "more than one system prompt"
+    before = _history(row.get(HISTORY)) if HISTORY not in read else ()
+    return before if isinstance(before, str) else (*(Message("system", text) for text in texts), *before, *turns)
+
+
+def _history(pairs: object) -> Messages | str:
+    if pairs in EMPTY:
+        return ()
+    if not isinstance(pairs, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+        return "history is not a list of questions with answers"
+    if not all(isinstance(text, str) for pair in pairs for text in pair):
+        return "history is not text"
+    return tuple(message for pair in pairs for message in (Message("user", pair[0]), Message("assistant", pair[1])))

@@ -1,7 +1,9 @@
 """A data set, in files or on the hub -> its rows, one at a time: an `Example` or a `Refusal` for each.
 
 An unusable row is refused with a reason and stops no other row; a damaged file, or one without the columns that the
-project names, is an error. The only parser of data sets: later stages read `examples.jsonl`."""
+project names, is an error. Here is the one rule of what a conversation must be, for every stage: a system message or
+none, then user and assistant in turn, none of them blank, the assistant last. The only parser of data sets: later
+stages read `examples.jsonl`."""
 
 from __future__ import annotations
 
@@ -12,18 +14,20 @@ from itertools import islice, takewhile
 from pathlib import Path
 
 from codetune.data.files import DATA_SUFFIXES, FileRow, data_suffix, read_file_rows
-from codetune.data.row_formats import Messages, find_row_format, messages_of
+from codetune.data.row_formats import Messages, columns_to_read, find_row_format, left_out, messages_of
+from codetune.data.splits import files_of_split
 from codetune.errors import DataError
 from codetune.project.sections import Dataset
 from codetune.records import Example, Refusal, content_id
+from codetune.user_files import matching_paths, require_plain_file
 
-WHOLE_SPLIT = "train"  # the default of dataset.split; a file is all of it
 ROWS_TO_CHECK = 100  # when none of the first so many rows has the expected columns, the file is wrong, not its rows
-ROW_BITS = 40  # a position is one integer: the file's number, and in the lowest bits the row's number in the file
+# A position is one integer: the file's number, the row's number in the file, a digest of the context that is left out.
+ROW_BITS, CONTEXT_BITS = 40, 32
 
 
 def read_examples(dataset: Dataset, location: str) -> Iterator[Example | Refusal]:
-    """Every row of the data set, in order; of identical rows the first, the others refused.
+    """Every row of the data set, in order; of rows with the same messages the first, the others refused.
 
     Keeps in memory one entry a row, id -> position, to recognise duplicates: at most 200 bytes. Raises DataError for a
     missing or damaged file, and for a file without the expected columns."""
@@ -34,19 +38,32 @@ def read_examples(dataset: Dataset, location: str) -> Iterator[Example | Refusal
             if files[-1:] != [row.at_file]:
                 files.append(row.at_file)
             result = _read_row(row, dataset)
-            position = len(files) - 1 << ROW_BITS | row.number
+            position = (len(files) - 1 << ROW_BITS | row.number) << CONTEXT_BITS | _context_digest(result)
             first = position if result.id is None else first_positions.setdefault(int(result.id, 16), position)
             if first == position:
                 yield result
             else:
-                original = f"{files[first >> ROW_BITS]}{first & (1 << ROW_BITS) - 1}"
-                yield Refusal(None, f"duplicate of {original}", row.at)
+                yield Refusal(None, _repeats(first, position, files), row.at)
+
+
+def _context_digest(row: Example | Refusal) -> int:
+    if isinstance(row, Refusal) or not row.left_out:
+        return 0
+    return int.from_bytes(hashlib.sha256(repr(row.left_out).encode()).digest()[: CONTEXT_BITS // 8])
+
+
+def _repeats(first: int, second: int, files: Sequence[str]) -> str:
+    """The reason for refusing a row whose messages another row has."""
+    file, number = divmod(first >> CONTEXT_BITS, 1 << ROW_BITS)
+    is_same = (first ^ second) & ((1 << CONTEXT_BITS) - 1) == 0
+    original = f"{files[file]}{number}"
+    return f"duplicate of {original}" if is_same else f"differs from {original} only in columns that are left out"
 
 
 def dataset_fingerprint(dataset: Dataset, location: str, digest: Callable[[Path], str]) -> str:
     """SHA-256 over the digests of the data files in their order, and the split: the spelling of a path makes no
     difference, nor where a copy lies. For a data set on the hub over its name, commit and split."""
-    files = _local_files(dataset, location)
+    files = _files_of_split(dataset, location)
     if files is None:
         from codetune.data.hub import dataset_snapshot
 
@@ -59,7 +76,7 @@ def dataset_fingerprint(dataset: Dataset, location: str, digest: Callable[[Path]
 def is_here(dataset: Dataset, location: str) -> bool:
     """Whether the data set is on this machine, as files or in the hub's cache. Makes no request to the hub."""
     try:
-        files = _local_files(dataset, location)
+        files = _files_of_split(dataset, location)
     except DataError:
         return False
     if files is not None:
@@ -69,21 +86,31 @@ def is_here(dataset: Dataset, location: str) -> bool:
     return is_hub_id(dataset.path) and is_cached(dataset.path, "dataset")
 
 
+def files_of_other_splits(dataset: Dataset, location: str) -> list[str]:
+    """The names of the data files at `location` that are not read, because another split is in their names."""
+    taken = _files_of_split(dataset, location) or {}
+    return [name for name in _local_files(dataset, location) or () if name not in taken]
+
+
 def _open_files(dataset: Dataset, location: str) -> Iterator[Iterator[FileRow]]:
     """The rows of each file, or those of the split of a data set on the hub."""
-    files = _local_files(dataset, location)
+
+    def choose(names: Sequence[str]) -> Sequence[str]:
+        return columns_to_read(names, dataset)
+
+    files = _files_of_split(dataset, location)
     if files is None:
         from codetune.data.hub import dataset_snapshot, read_hub_rows
 
-        yield read_hub_rows(dataset_snapshot(dataset.path), dataset.path, dataset.split)
+        yield read_hub_rows(dataset_snapshot(dataset.path), dataset.path, dataset.split, choose)
         return
-    if dataset.split != WHOLE_SPLIT:
-        raise DataError(
-            f"dataset.split is {dataset.split}, and {location} is no data set of the hub: files have no splits. "
-            f"Expected: {WHOLE_SPLIT}, which is all of them. Name the files of that split in dataset.path."
-        )
     for source, path in files.items():
-        yield read_file_rows(path, source)
+        yield read_file_rows(path, source, choose)
+
+
+def _files_of_split(dataset: Dataset, location: str) -> dict[str, Path] | None:
+    files = _local_files(dataset, location)
+    return None if files is None else files_of_split(files, dataset, location)
 
 
 def _local_files(dataset: Dataset, location: str) -> dict[str, Path] | None:
@@ -94,6 +121,7 @@ def _local_files(dataset: Dataset, location: str) -> dict[str, Path] | None:
         inside = [file for file in path.rglob("*") if data_suffix(file) and file.is_file()]
         visible = [file for file in inside if not any(part.startswith(".") for part in file.relative_to(path).parts)]
         return _sorted_below(path, visible, location)
+    require_plain_file(path)
     if path.exists():
         if data_suffix(path) is None:
             raise DataError(
@@ -102,9 +130,8 @@ def _local_files(dataset: Dataset, location: str) -> dict[str, Path] | None:
             )
         return {dataset.path: path}
     if glob.has_magic(location):
-        matches = [Path(match) for match in glob.glob(str(path), recursive=True)]  # noqa: PTH207 (absolute patterns)
-        files = [file for file in matches if data_suffix(file) and file.is_file()]
-        # A link to a directory above is followed some forty times: each file counts once, by its shortest path.
+        files = [file for file in matching_paths(str(path)) if data_suffix(file) and file.is_file()]
+        # A link beside its file, or to a directory above: each file counts once, by its shortest path.
         once = {file.resolve(): file for file in sorted(files, key=lambda file: -len(file.parts))}
         before_wildcard = takewhile(lambda part: not glob.has_magic(part), path.parts)
         return _sorted_below(Path(*before_wildcard), once.values(), location)
@@ -148,27 +175,33 @@ def _refuse_file_without_columns(rows: Sequence[FileRow], dataset: Dataset) -> N
         absent = [name for name in (dataset.instruction, dataset.response) if name not in columns]
         raise DataError(
             f"{at} has no column {' and no column '.join(absent)}; it has {', '.join(columns) or 'none'}. "
-            "Expected: an instruction and a response, or messages. Set dataset.instruction and dataset.response."
+            "Expected: an instruction and a response, or a column messages or conversations. Set dataset.instruction "
+            "and dataset.response."
         )
 
 
 def _read_row(row: FileRow, dataset: Dataset) -> Example | Refusal:
-    messages = messages_of(row.value, dataset)
+    messages = row.fault or messages_of(row.value, dataset)
     if isinstance(messages, str):
         return Refusal(None, messages, row.at)
     row_id, fault = content_id(messages), _fault(messages)
-    return Example(row_id, messages, row.at, row.source) if fault is None else Refusal(row_id, fault, row.at)
+    if fault is not None:
+        return Refusal(row_id, fault, row.at)
+    return Example(row_id, messages, row.at, row.source, left_out(row.value, dataset))
 
 
 def _fault(messages: Messages) -> str | None:
-    """Why a conversation has nothing to train on."""
-    if not messages or messages[-1].role != "assistant":
+    """Why a conversation is none to train on."""
+    turns = messages[1:] if messages and messages[0].role == "system" else messages
+    if not turns or turns[-1].role != "assistant":
         return "does not end with an assistant's turn"
-    user_turns = [message for message in messages if message.role == "user"]
-    if not user_turns:
+    user_turns = turns[::2]
+    if all(turn.role != "user" for turn in turns):
         return "no user's turn before the answer"
-    if not messages[-1].content.strip():
+    if len(turns) % 2 or any(turn.role != ("user", "assistant")[index % 2] for index, turn in enumerate(turns)):
+        return "turns do not alternate between user and assistant"
+    if not turns[-1].content.strip():
         return "empty answer"
-    if not any(message.content.strip() for message in user_turns):
+    if not any(turn.content.strip() for turn in user_turns):
         return "empty instruction"
-    return None
+    return None if all(turn.content.strip() for turn in turns) else "empty turn"

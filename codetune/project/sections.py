@@ -53,9 +53,9 @@ class Dataset(Section):
     path: Text = setting(
         "ise-uiuc/Magicoder-OSS-Instruct-75K", "hub id, or .json(.gz) / .jsonl(.gz) / .parquet, a glob, or a directory"
     )
-    split: Text = setting("train", "split of a hub data set; local files are taken whole")
+    split: Text = setting("train", "split of a hub data set; of files those with it in their names, if any has one")
     instruction: Text = setting("problem", "column of the instruction; Alpaca's `input` is appended to it")
-    response: Text = setting("solution", "column of the answer; a `messages` column (chat) needs neither")
+    response: Text = setting("solution", "column of the answer; `messages` or `conversations` (chat) need neither")
 
 
 class Model(Section):

@@ -95,6 +95,11 @@ def require_selected_rows(result: SelectionResult, settings: Selection) -> None:
     rows, refused, dropped, eligible = (
         sum(getattr(cluster, name) for cluster in clusters) for name in ("rows", "refused", "dropped", "eligible")
     )
+    if not STRATEGIES[settings.strategy].needs_scores:
+        raise DataError(
+            f"No row is selected: of {rows:,} rows the ratio {settings.ratio:g} takes none. Expected: at least one. "
+            "Raise select.ratio"
+        )
     where = f" in {len(clusters)} clusters" if len(clusters) > 1 else ""
     raise DataError(
         f"No row is selected of {rows:,}: {refused:,} have no score, {dropped:,} an IFD of {settings.max_ifd:g} or "

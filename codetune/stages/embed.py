@@ -11,7 +11,7 @@ from codetune.model.model_files import find_encoder
 from codetune.project.sections import Project
 from codetune.records import Example
 from codetune.selection.select import STRATEGIES
-from codetune.stages.inputs import CONTENT, dataset_input, model_input
+from codetune.stages.inputs import CONTENT, LEFT_OUT, dataset_input, left_out_facts, left_out_notes, model_input
 from codetune.stages.row_stage import BlockWork, Plan, RowStage, threads_of
 from codetune.stages.stage import (
     Details,
@@ -111,7 +111,7 @@ def _load_encoder(context: RunContext, recipe: Recipe) -> Encoder:
 
 def _write(context: RunContext, recipe: Recipe, finished: FinishedRows) -> StageOutput:
     count, refused, cut = row_artefacts.write_embeddings(context.run, finished, _known_cut(context, recipe))
-    facts = {"cut": int(cut.sum()), "cut_rows": row_artefacts.pack_marks(cut)}
+    facts = {"cut": int(cut.sum()), "cut_rows": row_artefacts.pack_marks(cut), **left_out_facts(context)}
     return StageOutput(count, refused, facts)
 
 
@@ -127,7 +127,8 @@ def _known_cut(context: RunContext, recipe: Recipe) -> IdIndex:
 
 def _details(result: StageResult) -> Details:
     cut = result.facts.get("cut", 0)
-    return Details([f"{cut:,} instructions are longer than the encoder's window and were cut"] if cut else [])
+    notes = [f"{cut:,} instructions are longer than the encoder's window and were cut"] if cut else []
+    return Details([*left_out_notes(result.facts), *notes])
 
 
 _ROWS = RowStage(_plan, row_artefacts.sealed_embeddings, _write, lambda run: [run.embedding_ids, run.embeddings])
@@ -141,6 +142,7 @@ EMBED: Stage = Stage(
     work=_ROWS.work,
     progress=lambda context, request: _ROWS.progress(context, EMBED),
     details=_details,
+    documented=(LEFT_OUT,),
     is_needed=lambda project: STRATEGIES[project.select.strategy].needs_embeddings,
     in_process=_ROWS.in_process,
 )

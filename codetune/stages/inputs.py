@@ -4,11 +4,12 @@ changes nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from codetune import console
-from codetune.data.source import dataset_fingerprint, is_here, read_examples
+from codetune.data.source import dataset_fingerprint, files_of_other_splits, is_here, read_examples
 from codetune.errors import DataError
 from codetune.model.model_files import find_model
 from codetune.project.sections import Project, value_at
@@ -19,6 +20,8 @@ from codetune.store.locks import waiting
 from codetune.store.manifest import Manifest, read_manifest, write_manifest
 
 CONTENT = "content"  # fact of examples.jsonl: its digest without the places of the rows
+LEFT_OUT = "left_out"  # fact of every stage that reads rows: column with context that is not read -> rows that have it
+SHOWN_FILES = 3
 
 
 def dataset_input() -> Input:
@@ -67,7 +70,9 @@ def ensure_examples(context: RunContext) -> Manifest:
         if manifest is None or context.digests.file(run.examples) != manifest.digest:
             rows = read_examples(dataset, context.project.locate(dataset.path))
             found = write_examples(run, console.track(rows, "reading the data set", None, "row"))
-            digest, facts = context.digests.file(run.examples), {CONTENT: found.digest}
+            digest = context.digests.file(run.examples)
+            facts = {CONTENT: found.digest, LEFT_OUT: dict(sorted(found.left_out.items()))}
+            _warn_of_unread(context, found.left_out)
             refused = dict(found.refused)
             manifest = Manifest("examples", digest, found.rows, refused, inputs, settings, {}, 0.0, facts, names)
             write_manifest(run.examples, manifest)
@@ -78,6 +83,23 @@ def ensure_examples(context: RunContext) -> Manifest:
             "Correct the data, or dataset.instruction and dataset.response"
         )
     return manifest
+
+
+def reading_of(context: RunContext) -> Manifest:
+    """The manifest of `examples.jsonl`, which a stage with the data set among its inputs has made sure of."""
+    manifest = read_manifest(context.run.examples)
+    assert manifest is not None
+    return manifest
+
+
+def left_out_facts(context: RunContext) -> dict[str, object]:
+    """For the manifest of a stage that reads rows: the columns with context that are not read, with their rows."""
+    found = reading_of(context).facts.get(LEFT_OUT)
+    return {LEFT_OUT: found} if found else {}
+
+
+def left_out_notes(facts: Mapping[str, Any]) -> list[str]:
+    return [f"not read: {_listed(facts[LEFT_OUT])}"] if LEFT_OUT in facts else []
 
 
 def fingerprint(context: RunContext) -> str:
@@ -125,6 +147,26 @@ def _changed_dataset(
         if examples.facts[CONTENT] == manifest.inputs["dataset"]:
             return ""
     return f"the data set {dataset.path} has changed since {artefact} was made"
+
+
+def _warn_of_unread(context: RunContext, left_out: Mapping[str, int]) -> None:
+    """Names the columns, and the files of other splits, that the user may expect to be read."""
+    dataset = context.project.dataset
+    if left_out:
+        console.warn(
+            f"{dataset.path}: columns with context that codetune does not read, so the model will not see it: "
+            f"{_listed(left_out)}. Rows that differ in them alone count once"
+        )
+    if others := files_of_other_splits(dataset, context.project.locate(dataset.path)):
+        more = f" and {len(others) - SHOWN_FILES} more" if len(others) > SHOWN_FILES else ""
+        console.warn(
+            f"dataset.split is {dataset.split}: {len(others)} files of {dataset.path} are of another split by their "
+            f"names, or of none, and are not read: {', '.join(others[:SHOWN_FILES])}{more}"
+        )
+
+
+def _listed(left_out: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} ({count:,} {'row' if count == 1 else 'rows'})" for name, count in left_out.items())
 
 
 def _reading_settings(project: Project) -> dict[str, object]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from codetune.project.sections import Project
 from codetune.records import Refusal
 from codetune.selection.select import STRATEGIES
-from codetune.stages.inputs import dataset_input, model_input
+from codetune.stages.inputs import LEFT_OUT, dataset_input, left_out_facts, left_out_notes, model_input
 from codetune.stages.row_stage import BlockWork, Plan, RowStage, threads_of
 from codetune.stages.stage import (
     Details,
@@ -87,12 +87,13 @@ def _plan(context: RunContext, recipe: Recipe) -> Plan:
 
 def _write(context: RunContext, recipe: Recipe, finished: FinishedRows) -> StageOutput:
     scored, refused, truncated = row_artefacts.write_scores(context.run, finished)
-    return StageOutput(scored, refused, {"truncated": truncated})
+    return StageOutput(scored, refused, {"truncated": truncated, **left_out_facts(context)})
 
 
 def _details(result: StageResult) -> Details:
     truncated = result.facts.get("truncated", 0)
-    return Details([f"{truncated:,} answers were cut to fit score.max_length"] if truncated else [])
+    cut = [f"{truncated:,} answers were cut to fit score.max_length"] if truncated else []
+    return Details([*left_out_notes(result.facts), *cut])
 
 
 _ROWS = RowStage(_plan, row_artefacts.sealed_scores, _write, lambda run: [run.scores])
@@ -106,6 +107,7 @@ SCORE: Stage = Stage(
     work=_ROWS.work,
     progress=lambda context, request: _ROWS.progress(context, SCORE),
     details=_details,
+    documented=(LEFT_OUT,),
     is_needed=lambda project: STRATEGIES[project.select.strategy].needs_scores,
     in_process=_ROWS.in_process,
 )

@@ -20,10 +20,16 @@ from codetune.data.ids import IdIndex, unpack_id
 from codetune.errors import StaleError
 from codetune.project.sections import Project
 from codetune.selection.cluster import cluster_rows
-from codetune.selection.select import STRATEGIES, SelectionInputs, SelectionStrategy, require_selected_rows
+from codetune.selection.select import (
+    STRATEGIES,
+    SelectionInputs,
+    SelectionResult,
+    SelectionStrategy,
+    require_selected_rows,
+)
 from codetune.selection.select import select as select_rows
 from codetune.stages.embed import EMBED
-from codetune.stages.inputs import artefact_input, dataset_input
+from codetune.stages.inputs import LEFT_OUT, artefact_input, dataset_input, left_out_facts, left_out_notes, reading_of
 from codetune.stages.score import SCORE
 from codetune.stages.stage import (
     Details,
@@ -37,6 +43,7 @@ from codetune.stages.stage import (
 )
 from codetune.store import row_artefacts
 from codetune.store.examples import example_ids
+from codetune.store.manifest import read_manifest
 
 CHUNK_ROWS = 4096
 
@@ -52,10 +59,20 @@ def _write(context: RunContext, recipe: Recipe, request: StageRequest) -> StageO
     selected = select_rows(join_rows(context, STRATEGIES[settings.strategy]), settings, context.project.seed)
     require_selected_rows(selected, settings)
     row_artefacts.write_selection(context.run, selected.rows)
-    refused = Counter({"no score": sum(cluster.refused for cluster in selected.diagnostics)})
-    refused[f"IFD of {settings.max_ifd:g} or more"] = sum(cluster.dropped for cluster in selected.diagnostics)
-    facts = {"clusters": [asdict(cluster) for cluster in selected.diagnostics]}
-    return StageOutput(len(selected.rows.ids), +refused, facts)
+    facts = {"clusters": [asdict(cluster) for cluster in selected.diagnostics], **left_out_facts(context)}
+    return StageOutput(len(selected.rows.ids), _refused(context, selected), facts)
+
+
+def _refused(context: RunContext, selected: SelectionResult) -> Counter[str]:
+    """The rows that cannot be selected, by reason: those that reading refused, and those that scoring did or that are
+    dropped by their IFD, where the strategy looks at scores."""
+    settings = context.project.select
+    if not STRATEGIES[settings.strategy].needs_scores:
+        return Counter(reading_of(context).refused)
+    scores = read_manifest(context.run.scores)
+    assert scores is not None  # an input, of the same rows
+    dropped = {f"IFD of {settings.max_ifd:g} or more": sum(cluster.dropped for cluster in selected.diagnostics)}
+    return +Counter({**scores.refused, **dropped})
 
 
 def join_rows(context: RunContext, strategy: SelectionStrategy) -> SelectionInputs:
@@ -118,11 +135,12 @@ def _require_embedded(context: RunContext, scored: NDArray[np.uint64], embedded:
 
 def _details(result: StageResult) -> Details:
     clusters = result.facts.get("clusters", ())
+    notes = left_out_notes(result.facts)
     if len(clusters) < 2:
-        return Details()
+        return Details(notes)
     keys = ("cluster", "rows", "refused", "dropped", "eligible", "taken")
     columns = ("cluster", "rows", "refused", "dropped by IFD", "eligible", "taken")
-    return Details((), columns, [[str(cluster[key]) for key in keys] for cluster in clusters])
+    return Details(notes, columns, [[str(cluster[key]) for key in keys] for cluster in clusters])
 
 
-SELECT = Stage("select", _inputs, lambda run, request: run.selection, _write, details=_details)
+SELECT = Stage("select", _inputs, lambda run, request: run.selection, _write, details=_details, documented=(LEFT_OUT,))

@@ -45,11 +45,12 @@ class ExamplesSummary:
     rows: int  # usable ones
     refused: Counter[str]  # kind of refusal -> rows
     digest: str
+    left_out: Counter[str]  # column with context that no message has -> usable rows
 
 
 def write_examples(run: Run, rows: Iterable[Example | Refusal]) -> ExamplesSummary:
     """Streams the rows of the data set into examples.jsonl. An error while they are read leaves the last file."""
-    usable, refused, digest = 0, Counter[str](), hashlib.sha256()
+    usable, refused, left_out, digest = 0, Counter[str](), Counter[str](), hashlib.sha256()
     with replacing(run.examples) as temporary, temporary.open("wb") as file:
         for row in rows:
             file.write(_line(row))
@@ -58,8 +59,9 @@ def write_examples(run: Run, rows: Iterable[Example | Refusal]) -> ExamplesSumma
                 digest.update(f"{row.id or 'null'} {row.kind}\n".encode())
             else:
                 usable += 1
+                left_out.update(name for name, _ in row.left_out)
                 digest.update(f"{row.id}\n".encode())
-    return ExamplesSummary(usable, refused, digest.hexdigest())
+    return ExamplesSummary(usable, refused, digest.hexdigest(), left_out)
 
 
 def read_rows(run: Run) -> Iterator[Example | Refusal]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from codetune.data import row_formats
-from codetune.data.row_formats import ROW_FORMATS, RowFormat, find_row_format, messages_of
+from codetune.data.row_formats import ROW_FORMATS, RowFormat, columns_to_read, find_row_format, left_out, messages_of
 from codetune.data.source import read_examples
 from codetune.project.sections import Dataset
 from codetune.records import Example, Message
@@ -16,6 +16,9 @@ from codetune.records import Example, Message
 DATASET = Dataset(instruction="problem", response="solution")
 PAIR = {"problem": "Add.", "solution": "a + b"}
 TURNS = [{"role": "user", "content": "Add."}, {"role": "assistant", "content": "a + b"}]
+SHAREGPT_TURNS = [{"from": "human", "value": "Add."}, {"from": "gpt", "value": "a + b"}]
+SYSTEM = {"role": "system", "content": "Be brief."}
+HISTORY = (Message("user", "Hi"), Message("assistant", "Yo"))
 MESSAGES = (Message("user", "Add."), Message("assistant", "a + b"))
 
 
@@ -27,7 +30,14 @@ MESSAGES = (Message("user", "Add."), Message("assistant", "a + b"))
         ({**PAIR, "input": "2 3"}, "alpaca", (Message("user", "Add.\n\n2 3"), MESSAGES[1])),
         ({**PAIR, "input": None}, "alpaca", MESSAGES),
         ({**PAIR, "input": " \n"}, "alpaca", MESSAGES),
+        ({**PAIR, "context": "2 3"}, "dolly", (Message("user", "Add.\n\n2 3"), MESSAGES[1])),
+        ({**PAIR, "system": "Be brief.", "history": []}, "pair", (Message("system", "Be brief."), *MESSAGES)),
+        ({**PAIR, "system_prompt": " "}, "pair", MESSAGES),
+        ({**PAIR, "history": [["Hi", "Yo"]], "system": None}, "pair", (*HISTORY, *MESSAGES)),
         ({"messages": TURNS}, "chat", MESSAGES),
+        ({"messages": [SYSTEM, *TURNS], "system": "Be brief."}, "chat", (Message("system", "Be brief."), *MESSAGES)),
+        ({"conversations": SHAREGPT_TURNS, "id": 1}, "sharegpt", MESSAGES),
+        ({"conversations": TURNS}, "sharegpt", MESSAGES),
         ({"messages": TURNS, "problem": "x"}, "chat", MESSAGES),
         ({"messages": [], **PAIR}, "pair", MESSAGES),
     ],
@@ -45,6 +55,37 @@ def test_a_column_input_that_the_project_names_is_not_added_to_the_instruction(c
     dataset = Dataset(instruction=columns[0], response=columns[1])
     row = dict(zip(columns, ("Add.", "a + b"), strict=True))
     assert messages_of(row, dataset) == MESSAGES
+
+
+@pytest.mark.parametrize(
+    ("row", "names"),
+    [
+        ({**PAIR, "id": 7, "lang": "python", "history": [["Hi", "Yo"]], "tools": "[]", "images": None}, []),
+        ({**PAIR, "images": ["a.png"], "tools": "[{}]"}, ["images", "tools"]),
+        ({**PAIR, "context": "2 3"}, []),
+        ({**PAIR, "input": "2", "context": "3"}, ["context"]),
+        ({"messages": [{**turn, "weight": 1, "id": "x"} for turn in TURNS]}, []),
+        (
+            {"messages": [{**TURNS[0], "weight": 0}, {**TURNS[1], "tool_calls": [1]}]},
+            ["messages[].tool_calls", "messages[].weight"],
+        ),
+        ({"conversations": [{**turn, "thinking": "Well."} for turn in TURNS]}, ["conversations[].thinking"]),
+        ({"other": 1, "images": ["a.png"]}, []),
+        ("text", []),
+    ],
+)
+def test_context_that_no_message_has_is_named(row: object, names: list[str]) -> None:
+    assert [name for name, _ in left_out(row, DATASET)] == names
+
+
+def test_of_a_table_the_columns_of_its_format_and_of_context_are_read() -> None:
+    names = ["id", "date", "system", "solution", "problem", "images", "messages"]
+    assert columns_to_read(names, DATASET) == ("system", "solution", "problem", "images")
+    assert columns_to_read(["id", "problem"], DATASET) == ()
+
+
+def test_an_answer_that_its_weight_excludes_from_training_is_refused() -> None:
+    assert messages_of({"messages": [TURNS[0], {**TURNS[1], "weight": 0}]}, DATASET) == "the answer has weight 0"
 
 
 def test_every_format_has_a_name_of_its_own() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
+import socket
 import time
 import tracemalloc
 from collections import Counter
@@ -15,16 +17,14 @@ import huggingface_hub.constants
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from codetune.data import files
-from codetune.data.source import dataset_fingerprint, read_examples
+from codetune.data.source import dataset_fingerprint, files_of_other_splits, read_examples
 from codetune.errors import DataError
 from codetune.project.sections import Dataset
 from codetune.records import Example, Message, Refusal, content_id
 
 PAIR = {"problem": "Add two numbers.", "solution": "def add(a, b):\n    return a + b"}
+PAIR_COLUMNS = {name: [value] for name, value in PAIR.items()}
 PAIR_ID = content_id([Message("user", PAIR["problem"]), Message("assistant", PAIR["solution"])])
 
 
@@ -35,6 +35,12 @@ def rows_of(path: Path, **columns: str) -> list[Example | Refusal]:
 def write_lines(path: Path, rows: Sequence[object]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def chat(*turns: str) -> dict[str, object]:
+    """A row of turns, each written `role: content`."""
+    parted = (turn.partition(": ") for turn in turns)
+    return {"messages": [{"role": role, "content": content} for role, _, content in parted]}
 
 
 def distinct(count: int) -> list[dict[str, str]]:
@@ -81,18 +87,29 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
         ({"problem": " ", "solution": "y"}, "empty instruction", True),
         ({"messages": "x"}, "messages is not a list of objects", False),
         ({"messages": [{"role": "user"}]}, "a message's content is not text", False),
+        ({"messages": []}, "does not end with an assistant's turn", True),
+        ({"messages": [{"role": "user", "content": "x"}]}, "does not end with an assistant's turn", True),
+        (chat("system: x", "assistant: y"), "no user's turn before the answer", True),
+        (chat("user: x", "user: y", "assistant: z"), "turns do not alternate between user and assistant", True),
+        (chat("assistant: x", "user: y", "assistant: z"), "turns do not alternate between user and assistant", True),
+        (chat("user: x", "system: y", "assistant: z"), "turns do not alternate between user and assistant", True),
+        (chat("user: x", "assistant: ", "user: y", "assistant: z"), "empty turn", True),
+        (chat("user: x", "assistant: y", "user: z"), "does not end with an assistant's turn", True),
         (
-            {"messages": [{"role": "tool", "content": "x"}]},
+            {"conversations": [{"from": "tool", "value": "x"}]},
+            "a message's role is none of human, gpt, system, user, assistant",
+            False,
+        ),
+        (
+            {"messages": [{"role": ["user"], "content": "x"}]},
             "a message's role is none of system, user, assistant",
             False,
         ),
-        ({"messages": []}, "does not end with an assistant's turn", True),
-        ({"messages": [{"role": "user", "content": "x"}]}, "does not end with an assistant's turn", True),
-        (
-            {"messages": [{"role": "system", "content": "x"}, {"role": "assistant", "content": "y"}]},
-            "no user's turn before the answer",
-            True,
-        ),
+        ({**PAIR, "system": 1}, "system is not text", False),
+        ({**PAIR, "system": "Be brief.", "system_prompt": "Be long."}, "more than one system prompt", False),
+        ({**PAIR, "history": "x"}, "history is not a list of questions with answers", False),
+        ({**PAIR, "history": [["x", None]]}, "history is not text", False),
+        ({**PAIR, "history": [["x", " "]]}, "empty turn", True),
     ],
 )
 def test_a_row_that_cannot_be_used_is_refused_and_stops_no_other(
@@ -134,6 +151,28 @@ def test_a_second_identical_row_names_the_first_across_files(tmp_path: Path) -> 
     ]
 
 
+@pytest.mark.parametrize(
+    ("column", "first", "second"),
+    [
+        ("images", ["a.png"], ["b.png"]),
+        ("tools", '[{"name": "f"}]', None),
+        ("documents", [{"text": "x"}], [{"text": "y"}]),
+    ],
+)
+def test_rows_that_differ_in_context_that_is_left_out_are_no_duplicates(
+    tmp_path: Path, column: str, first: object, second: object
+) -> None:
+    row = chat("user: x", "assistant: y")
+    path = write_lines(tmp_path / "a.jsonl", [{**row, column: value} for value in (first, second, first)])
+    kept, other, same = rows_of(path)
+    assert isinstance(kept, Example)
+    assert [name for name, _ in kept.left_out] == [column]
+    assert other == Refusal(None, f"differs from {path}:1 only in columns that are left out", f"{path}:2")
+    assert isinstance(other, Refusal)
+    assert other.kind == "differs only in columns that are left out"
+    assert same == Refusal(None, f"duplicate of {path}:1", f"{path}:3")
+
+
 @pytest.mark.parametrize("pattern", ["", "**/*.jsonl"])
 def test_a_directory_and_a_glob_are_read_in_the_order_of_the_files_names(tmp_path: Path, pattern: str) -> None:
     (tmp_path / "deep").mkdir()
@@ -144,12 +183,6 @@ def test_a_directory_and_a_glob_are_read_in_the_order_of_the_files_names(tmp_pat
     examples = [row for row in rows_of(tmp_path / pattern) if isinstance(row, Example)]
     assert [example.at for example in examples] == ["a.jsonl:1", "deep/b.jsonl:1"]
     assert [example.source for example in examples] == ["a.jsonl", "deep/b.jsonl"]
-
-
-def test_a_split_of_a_file_is_an_error(tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "a.jsonl", [PAIR])
-    with pytest.raises(DataError, match=r"dataset\.split is test, and .*a\.jsonl is no data set of the hub"):
-        list(read_examples(Dataset(path=str(path), split="test"), str(path)))
 
 
 @pytest.mark.parametrize("pattern", ["", "**/*.jsonl"])
@@ -174,37 +207,6 @@ def test_a_chat_among_rows_without_the_columns_does_not_hide_that_they_are_missi
     assert [isinstance(row, Refusal) for row in rows_of(path)] == [True, False, True]  # the last is a duplicate
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.jsonl", b'{"problem": "x", "solution": "y"}\n{"pro', r"a.jsonl:2 is not JSON"),
-        ("a.jsonl", b'{"problem": "x", "solution": "y"}\n{"problem": "\xff"}', r"a.jsonl:2 is not JSON"),
-        ("a.json", b'[\n{"problem": "x", "solution": "y"},\n{"problem": "x y', r"a.json:3: the file breaks off inside"),
-        ("a.json", b'[\n{"problem": "x", "solution": "y"},\n', r"a.json:2: the file breaks off inside"),
-        ("a.json", b'[\n{"problem": "x", "solution": "y"}\n', r"a.json:2: the array breaks off after row 1"),
-        ("a.json", b'[\n{"problem": "x", "solution": "y"}\n{}]', r"a.json:3: '\{' follows row 1"),
-        (
-            "a.json",
-            b'[\n{"problem": "x", "solution": "y"},\n{"problem" 3, "solution": "a long"}]',
-            r"a.json:3: not JSON",
-        ),
-        ("a.json", b'[\n{"problem": "x", "solution": "y"},\n\n"\xff"]', r"a.json:4: not UTF-8"),
-        ("a.json", b'[{"problem": "x", "solution": "y"}]\n\n x', r"a.json:3: something follows the array"),
-        (
-            "a.jsonl.gz",
-            gzip.compress(b'{"problem": "x", "solution": "y"}\n' * 50, mtime=0)[:40],
-            r"cannot be read to its end",
-        ),
-        ("a.json.gz", b"plain", r"cannot be read to its end"),
-        ("a.parquet", b"PAR1 is not enough", r"cannot be read after row 0"),
-    ],
-)
-def test_a_damaged_file_is_an_error_with_its_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=message):
-        rows_of(tmp_path / name)
-
-
 def test_the_line_where_a_real_file_breaks_off_is_named(shared_data: Path, tmp_path: Path) -> None:
     text = (shared_data / "instruct" / "evol-round1.json").read_text(encoding="utf-8")
     lines = text.split("\n")[:1203]
@@ -222,21 +224,6 @@ def test_real_sets_are_read_whole_with_every_row_counted(shared_data: Path) -> N
     assert len(alpaca) == 20022
     assert kinds["empty answer"] == 6
     assert set(kinds) <= {"empty answer", "duplicate"}
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    values=st.lists(st.recursive(st.none() | st.integers() | st.text(), st.lists, max_leaves=6)),
-    chunk=st.integers(1, 9),
-)
-def test_an_array_is_read_alike_whatever_the_size_of_the_window(
-    tmp_path_factory: pytest.TempPathFactory, values: list[object], chunk: int
-) -> None:
-    path = tmp_path_factory.mktemp("array") / "a.json"
-    path.write_text(json.dumps(values, ensure_ascii=False, indent=0), encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "CHUNK_BYTES", chunk)
-        assert [row.value for row in files.read_file_rows(path, "a")] == values
 
 
 def test_a_row_leaves_less_than_two_hundred_bytes_behind(tmp_path: Path) -> None:
@@ -268,16 +255,21 @@ def test_a_hub_data_set_in_the_cache_is_read_without_a_network(tmp_path: Path, m
     commit = "0123456789abcdef0123456789abcdef01234567"
     (tmp_path / "datasets--some--set" / "refs").mkdir(parents=True)
     (tmp_path / "datasets--some--set" / "refs" / "main").write_text(commit)
-    (tmp_path / "datasets--some--set" / "snapshots" / commit).mkdir(parents=True)
-    write_lines(tmp_path / "datasets--some--set" / "snapshots" / commit / "train.jsonl", [PAIR, PAIR])
+    snapshot = tmp_path / "datasets--some--set" / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    write_lines(snapshot / "train.jsonl", [PAIR, PAIR])
     dataset = Dataset(path="some/set")
     first, second = read_examples(dataset, "some/set")
     assert (first.id, first.at) == (PAIR_ID, "some/set:row 1")
     assert second == Refusal(None, "duplicate of some/set:row 1", "some/set:row 2")
     digest = dataset_fingerprint(dataset, "some/set", lambda path: pytest.fail(str(path)))
     assert digest == hashlib.sha256(f"some/set\0{commit}\0train".encode()).hexdigest()
-    with pytest.raises(DataError, match="split other of some/set"):
+    with pytest.raises(DataError, match=r"split other of some/set .*train"):
         list(read_examples(Dataset(path="some/set", split="other"), "some/set"))
+    bad = pyarrow.table({**PAIR_COLUMNS, "date": pyarrow.array([2**62], pyarrow.timestamp("ms"))})
+    (snapshot / "train.jsonl").unlink()
+    pyarrow.parquet.write_table(bad, snapshot / "train-00000-of-00001.parquet")
+    assert [row.id for row in read_examples(dataset, "some/set")] == [PAIR_ID]
 
 
 def test_a_hub_data_set_that_cannot_be_asked_for_is_an_error_within_five_seconds(
@@ -298,13 +290,14 @@ def fingerprint(location: Path, split: str = "train") -> str:
 
 
 def test_the_fingerprint_follows_the_contents_of_the_files_their_order_and_the_split(tmp_path: Path) -> None:
-    write_lines(tmp_path / "a.jsonl", [PAIR])
-    write_lines(tmp_path / "b.jsonl", distinct(1))
+    write_lines(tmp_path / "train-a.jsonl", [PAIR])
+    write_lines(tmp_path / "train-b.jsonl", distinct(1))
     first = fingerprint(tmp_path)
+    write_lines(tmp_path / "test.jsonl", [PAIR])  # of another split
     assert first == fingerprint(tmp_path)
-    (tmp_path / "a.jsonl").rename(tmp_path / "c.jsonl")  # now after b.jsonl
+    (tmp_path / "train-a.jsonl").rename(tmp_path / "train-c.jsonl")  # now after train-b.jsonl
     reordered = fingerprint(tmp_path)
-    write_lines(tmp_path / "c.jsonl", distinct(2))
+    write_lines(tmp_path / "train-c.jsonl", distinct(2))
     assert len({first, reordered, fingerprint(tmp_path), fingerprint(tmp_path, split="test")}) == 4
 
 
@@ -317,3 +310,35 @@ def test_a_copy_a_new_name_and_another_spelling_of_the_path_keep_the_fingerprint
     monkeypatch.chdir(tmp_path)
     found = {fingerprint(one) for one in (path, Path("a.jsonl"), copy, copy.parent, tmp_path / "copy" / "*.jsonl")}
     assert len(found) == 1
+
+
+def test_the_files_of_other_splits_are_named_and_not_read(tmp_path: Path) -> None:
+    write_lines(tmp_path / "train-a.jsonl", [PAIR])
+    write_lines(tmp_path / "test.jsonl", distinct(1))
+    dataset = Dataset(path=str(tmp_path))
+    assert [row.at for row in read_examples(dataset, str(tmp_path))] == ["train-a.jsonl:1"]
+    assert files_of_other_splits(dataset, str(tmp_path)) == ["test.jsonl"]
+
+
+@pytest.mark.parametrize("kind", ["a named pipe", "a socket"])
+def test_what_is_no_plain_file_is_refused_and_not_opened(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.jsonl"
+    if kind == "a socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(path))
+    else:
+        os.mkfifo(path)
+    with pytest.raises(DataError, match=rf"a\.jsonl is {kind}\. Expected: a plain file"):
+        rows_of(path)
+    write_lines(tmp_path / "b.jsonl", [PAIR])
+    assert [row.at for row in rows_of(tmp_path)] == ["b.jsonl:1"]
+
+
+def test_a_device_is_refused() -> None:
+    with pytest.raises(DataError, match="/dev/zero is a device"):
+        rows_of(Path("/dev/zero"))
+
+
+def test_a_glob_over_links_without_end_ends() -> None:
+    with pytest.raises(DataError, match="has no data files"):
+        rows_of(Path("/proc/self/**"))

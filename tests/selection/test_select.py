@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from codetune.errors import DataError
 from codetune.project.sections import Selection
 from codetune.records import SelectedRows
 from codetune.selection.select import (
@@ -21,6 +22,7 @@ from codetune.selection.select import (
     SelectionInputs,
     SelectionResult,
     SelectionStrategy,
+    require_selected_rows,
     select,
 )
 
@@ -148,6 +150,12 @@ def test_all_takes_every_row_and_knows_no_more_than_it_was_told() -> None:
     assert names(result.rows) == "ab"
     assert (result.rows.ifd, result.rows.cluster) == (None, None)
     assert result.diagnostics == (ClusterDiagnostics(None, 2, 0, 0, 2, 2, None),)
+
+
+def test_an_empty_draw_is_not_explained_by_scores_that_do_not_exist() -> None:
+    settings = Selection(strategy="random", ratio=0.1)
+    with pytest.raises(DataError, match=r"^No row is selected: of 2 rows the ratio 0\.1 takes none\. .*select\.ratio$"):
+        require_selected_rows(select_from([row("a", None, None), row("b", None, None)], settings), settings)
 
 
 def test_no_rows_give_an_empty_selection() -> None:

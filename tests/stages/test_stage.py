@@ -205,6 +205,46 @@ def test_the_examples_hold_every_row_with_its_place_or_the_reason_of_its_refusal
     assert found[0]["messages"][0] == {"role": "user", "content": "Add 0 to the argument."}
 
 
+@pytest.mark.parametrize("strategy", ["random", "all"])
+def test_a_selection_without_scores_counts_the_rows_that_reading_refused(project: Path, strategy: str) -> None:
+    write_rows(project.parent / "data.jsonl", [*rows(4), rows(1)[0], {"instruction": "x", "output": ""}])
+    result = pipeline.select(context_of(project, select__strategy=strategy, select__ratio=0.5))
+    assert result.refused == {"duplicate": 1, "empty answer": 1}
+
+
+def test_a_selection_by_scores_counts_every_row_that_cannot_be_taken_by_its_reason(project: Path) -> None:
+    write_rows(project.parent / "data.jsonl", [*rows(8), rows(1)[0], {"instruction": "x", "output": ""}])
+    scored = score(project)
+    pipeline.embed(context_of(project))
+    least = min(row["ifd"] for row in lines(scored.artefact)[:8])
+    result = pipeline.select(context_of(project, select__max_ifd=least + 1e-6, select__ratio=1.0))
+    dropped = {reason: count for reason, count in result.refused.items() if reason.startswith("IFD of")}
+    assert {**scored.refused, **dropped} == result.refused
+    assert {"duplicate": 1, "empty answer": 1}.items() <= result.refused.items()
+
+
+def test_columns_with_context_that_is_not_read_are_named_once_and_in_every_result(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, *others = rows(4)
+    write_rows(project.parent / "data.jsonl", [{**first, "images": ["a.png"], "lang": "python"}, *others])
+    context = context_of(project, select__strategy="all")
+    results = [pipeline.embed(context), pipeline.select(context)]
+    assert [result.facts["left_out"] for result in results] == [{"images": 1}] * 2
+    assert capsys.readouterr().err.count("does not read, so the model will not see it: images (1 row)") == 1
+
+
+def test_the_files_of_other_splits_are_named_when_a_directory_is_read(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = project.parent / "data"
+    data.mkdir()
+    write_rows(data / "train-0.jsonl", rows(3))
+    write_rows(data / "test-0.jsonl", rows(5))
+    assert pipeline.select(context_of(project, dataset__path="data", select__strategy="all")).rows == 3
+    assert "are not read: test-0.jsonl" in capsys.readouterr().err
+
+
 def test_a_data_set_under_another_name_scores_nothing_again_and_its_rows_are_named_by_it(project: Path) -> None:
     before = score(project).artefact.read_bytes()
     (project.parent / "data.jsonl").rename(project.parent / "moved.jsonl")
@@ -254,7 +294,7 @@ def test_a_base_model_by_flag_is_told_under_the_name_that_was_said(project: Path
 
 def test_a_selection_of_nothing_is_an_error_that_says_where_the_rows_went(project: Path) -> None:
     with pytest.raises(
-        DataError, match=r"No row is selected of 30: .*of the other 30 the ratio 0.001 takes none.*Raise select.ratio"
+        DataError, match=r"No row is selected: of 30 rows the ratio 0\.001 takes none.*Raise select\.ratio"
     ):
         pipeline.select(context_of(project, select__strategy="random", select__ratio=0.001))
     assert not (project.parent / "runs/small/selection.jsonl").exists()

@@ -1,0 +1,166 @@
+"""Every kind of data file: its values, damage by its line, columns of tables that do no harm where they are not read,
+and limits on what is read."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from codetune import user_files
+from codetune.data import files
+from codetune.data.files import FileRow, read_file_rows
+from codetune.errors import DataError
+
+
+def values_of(path: Path, columns: Sequence[str] = ()) -> list[FileRow]:
+    return list(read_file_rows(path, path.name, lambda names: [name for name in names if name in columns]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    values=st.lists(st.recursive(st.none() | st.integers() | st.text(), st.lists, max_leaves=6)),
+    chunk=st.integers(1, 9),
+)
+def test_an_array_is_read_alike_whatever_the_size_of_the_window(
+    tmp_path_factory: pytest.TempPathFactory, values: list[object], chunk: int
+) -> None:
+    path = tmp_path_factory.mktemp("array") / "a.json"
+    path.write_text(json.dumps(values, ensure_ascii=False, indent=0), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "CHUNK_BYTES", chunk)
+        assert [row.value for row in values_of(path)] == values
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"problem": "x", "solution": "y"}\n{"pro', r"a.jsonl:2 is not JSON"),
+        ("a.jsonl", b'{"problem": "x", "solution": "y"}\n{"problem": "\xff"}', r"a.jsonl:2 is not JSON"),
+        ("a.json", b'[\n{"problem": "x", "solution": "y"},\n{"problem": "x y', r"a.json:3: the file breaks off inside"),
+        ("a.json", b'[\n{"problem": "x", "solution": "y"},\n', r"a.json:2: the file breaks off inside"),
+        ("a.json", b'[\n{"problem": "x", "solution": "y"}\n', r"a.json:2: the array breaks off after row 1"),
+        ("a.json", b'[\n{"problem": "x", "solution": "y"}\n{}]', r"a.json:3: '\{' follows row 1"),
+        (
+            "a.json",
+            b'[\n{"problem": "x", "solution": "y"},\n{"problem" 3, "solution": "a long"}]',
+            r"a.json:3: not JSON",
+        ),
+        ("a.json", b'[\n{"problem": "x", "solution": "y"},\n\n"\xff"]', r"a.json:4: not UTF-8"),
+        ("a.json", b'[{"problem": "x", "solution": "y"}]\n\n x', r"a.json:3: something follows the array, at column 2"),
+        ("a.json", b'[\n{"problem": "x"},\n]\n', r"a.json:3: a comma follows row 1, which is the last, at column 1"),
+        ("a.json", b'[{"problem": "x"}, ]', r"a.json:1: a comma follows row 1, which is the last, at column 20"),
+        ("a.json", b'[\n{"problem": "x",}]', r"a.json:2: not JSON: .*, at column 17"),
+        ("a.json", b'[\n{"problem": tru}]', r"a.json:2: not JSON: Expecting value, at column 13"),
+        ("a.json", b'[\n{"problem": tru', r"a.json:2: the file breaks off inside a row"),
+        ("a.json", b'[\n{"problem": "x\\u12', r"a.json:2: the file breaks off inside a row"),
+        ("a.jsonl", b'{}\n{"problem": "x",}\n', r"a.jsonl:2 is not JSON \(.*, at column 17\)"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"problem": "x", "solution": "y"}\n' * 50, mtime=0)[:40],
+            r"cannot be read to its end",
+        ),
+        ("a.json.gz", b"plain", r"cannot be read to its end"),
+        ("a.parquet", b"PAR1 is not enough", r"cannot be read after row 0"),
+    ],
+)
+def test_a_damaged_file_is_an_error_with_its_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        values_of(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("content", "value"),
+    [
+        (b'\xef\xbb\xbf{"a": 1}\r\n', {"a": 1}),
+        (b'{"a": NaN, "b": 1e999}', "{'a': nan, 'b': inf}"),
+        (b'{"a": ' + b"9" * 5000 + b"}", {"a": float("inf")}),
+        (b'{"a": "\\ud800"}', {"a": "\ud800"}),
+        (b'{"a": [[null]], "b": {}}', {"a": [[None]], "b": {}}),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_odd_json_is_a_value_like_any_other(tmp_path: Path, name: str, content: bytes, value: object) -> None:
+    (tmp_path / name).write_bytes(content)
+    (row,) = values_of(tmp_path / name)
+    assert (str(row.value) if isinstance(value, str) else row.value) == value
+
+
+def test_a_key_that_stands_twice_is_the_fault_of_its_row(tmp_path: Path) -> None:
+    lines = ['{"a": 1}', '{"a": 1, "a": 2}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "a.json").write_text(f"[{','.join(lines)}]", encoding="utf-8")
+    for name, at in (("a.jsonl", "a.jsonl:2"), ("a.json", "a.json:row 2")):
+        assert [(row.at, row.fault) for row in values_of(tmp_path / name)][1] == (at, "a key stands twice")
+
+
+def write_table(path: Path, **columns: object) -> Path:
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    return path
+
+
+def texts(*values: bytes) -> pyarrow.Array:
+    """A column of text, valid or not."""
+    return pyarrow.array(values, pyarrow.binary()).view(pyarrow.string())
+
+
+IMPOSSIBLE_DATE = pyarrow.array([2**62, 0, 0], pyarrow.timestamp("ms"))
+
+
+def test_a_value_in_a_column_that_is_not_read_does_no_harm(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "a.parquet", a=["x", "y", "z"], date=IMPOSSIBLE_DATE, note=texts(b"\xff", b"", b""))
+    assert [row.value for row in values_of(path, ["a"])] == [{"a": "x"}, {"a": "y"}, {"a": "z"}]
+
+
+def test_a_value_that_cannot_be_read_is_the_fault_of_its_row(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "a.parquet", a=texts(b"x", b"\xff", b"z"), date=IMPOSSIBLE_DATE)
+    assert [(row.at, row.value, row.fault) for row in values_of(path, ["a"])] == [
+        ("a.parquet:row 1", {"a": "x"}, ""),
+        ("a.parquet:row 2", None, "text is not valid Unicode"),
+        ("a.parquet:row 3", {"a": "z"}, ""),
+    ]
+    assert [row.fault for row in values_of(path, ["date"])] == ["a value cannot be read", "", ""]
+
+
+def test_the_rows_of_a_table_without_a_column_to_read_have_names_alone(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "a.parquet", a=["x"], b=[IMPOSSIBLE_DATE[0]])
+    assert [row.value for row in values_of(path)] == [{"a": None, "b": None}]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz", "a.parquet"])
+def test_a_row_that_is_too_long_is_an_error_with_its_place(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"a": "x"}, {"a": "y" * 500}]
+    lines = "\n".join(map(json.dumps, rows))
+    (tmp_path / "a.jsonl").write_text(lines, encoding="utf-8")
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    (tmp_path / "a.json").write_text(json.dumps(rows, indent=0), encoding="utf-8")
+    write_table(tmp_path / "a.parquet", a=[row["a"] for row in rows])
+    for module in (user_files, files):
+        monkeypatch.setattr(module, "ROW_BYTES", 200)
+    monkeypatch.setattr(files, "CHUNK_BYTES", 50)
+    with pytest.raises(DataError, match=rf"{name}:(row )?[25] is longer than"):
+        values_of(tmp_path / name, ["a"])
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz", "a.parquet"])
+def test_a_file_that_unpacks_to_far_more_than_its_size_is_an_error(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"a": "x" * 1000}
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b"\n" * 5_000_000))
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress(json.dumps([row] * 5000).encode()))
+    write_table(tmp_path / "a.parquet", a=[row["a"]] * 5000)  # a dictionary of one value
+    assert (tmp_path / name).stat().st_size < 50_000
+    monkeypatch.setattr(user_files, "UNPACKED_BYTES", 1000)
+    with pytest.raises(DataError, match=rf"{name} has .* bytes and unpacks to more than 100 times as much"):
+        values_of(tmp_path / name, ["a"])
