@@ -21,11 +21,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Protocol, Self, TypeVar
+from typing import BinaryIO, Protocol, Self, TypeVar
 
 import psutil
 
+from codetune.errors import CodetuneError
 from codetune.sandbox import confinement
+from codetune.sandbox.shortage import when_available
 from codetune.store.scratch import scratch_directory
 
 Key = TypeVar("Key")
@@ -129,18 +131,10 @@ class _PoolWorker:
         errors = directory / "errors.txt"
         import_paths = [str(Path(path).resolve()) for path in sys.path]
         ours, theirs = socket.socketpair()
+        # -P: nothing that a program leaves in its directory is ever imported.
+        command = [sys.executable, "-P", "-c", WORKER, str(theirs.fileno()), *import_paths]
         with theirs, errors.open("wb") as stderr:
-            process = subprocess.Popen(
-                # -P: nothing that a program leaves in its directory is ever imported.
-                [sys.executable, "-P", "-c", WORKER, str(theirs.fileno()), *import_paths],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=stderr,
-                pass_fds=[theirs.fileno()],
-                cwd=directory,
-                env=_environment(directory),
-                start_new_session=True,
-            )
+            process = _start_process(command, directory, stderr, theirs.fileno())
         return cls(process, Connection(ours.detach()), errors, deadline=0.0)
 
     @property
@@ -173,6 +167,33 @@ class _PoolWorker:
         self.process.kill()
         self.process.wait()
         self.connection.close()
+
+
+def _start_process(
+    command: Sequence[str], directory: Path, stderr: BinaryIO, descriptor: int
+) -> subprocess.Popen[bytes]:
+    """Raises CodetuneError where the machine has had no process or no memory to give for half a minute."""
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            pass_fds=[descriptor],
+            cwd=directory,
+            env=_environment(directory),
+            start_new_session=True,
+        )
+
+    try:
+        return when_available(start)
+    except OSError as why:
+        raise CodetuneError(
+            f"No process could be started to judge programs: {why.strerror}. Expected: room for a few processes below "
+            "the user's limit (ulimit -u), the container's limit and the machine's memory. Run the command again when "
+            "there is; what is judged already is kept"
+        ) from why
 
 
 def _descendants(pid: int) -> list[psutil.Process]:

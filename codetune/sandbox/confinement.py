@@ -141,8 +141,14 @@ def _unshare_all() -> None:
         with suppress(PermissionError):
             _check(_LIBC.unshare(ALL_NAMESPACES_BUT_USER))
             return
+    enter_user_namespace(ALL_NAMESPACES_BUT_USER)
+
+
+def enter_user_namespace(others: int = 0) -> None:
+    """Moves this process, which has one thread, into a user namespace of its own and into the `others`; it has all
+    capabilities there. Since Linux 5.14 RLIMIT_NPROC counts the processes of each user namespace apart."""
     user, group = os.geteuid(), os.getegid()
-    _check(_LIBC.unshare(ALL_NAMESPACES_BUT_USER | CLONE_NEWUSER))
+    _check(_LIBC.unshare(others | CLONE_NEWUSER))
     Path("/proc/self/setgroups").write_text("deny", encoding="utf-8")
     Path("/proc/self/uid_map").write_text(f"{user} {user} 1", encoding="utf-8")
     Path("/proc/self/gid_map").write_text(f"{group} {group} 1", encoding="utf-8")

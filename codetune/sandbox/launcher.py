@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import secrets
 import signal
 import socket
 import struct
@@ -24,6 +25,7 @@ from typing import Literal, Self
 
 from codetune.sandbox.confinement import SCRATCH
 from codetune.sandbox.program import CONFINED, HEADER, MAX_MESSAGE_BYTES, ExecutionRequest, Harness, do_nothing
+from codetune.sandbox.shortage import when_available
 from codetune.sandbox.tiers import TIERS, SandboxError, Tier
 from codetune.sandbox.zygote import ENDED, READY, StartOptions
 
@@ -32,6 +34,9 @@ LIBRARY_PATH = "LD_LIBRARY_PATH"  # without it some interpreters do not start
 SYSTEM_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib")
 SYSTEM_FILES = ("/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo")
 MAX_BYTES = 2**30  # of all messages of one program
+FIRST_UNUSED_USER_ID, UNUSED_USER_IDS = 2_000_000_000, 100_000_000
+UTIME = 11  # of the fields of /proc/PID/stat after the name
+OOM_SCORE = Path("/proc/self/oom_score_adj")
 START_SECONDS, END_SECONDS = 60, 30
 NO_HARNESS = Harness(guard=do_nothing, streams=nullcontext)
 
@@ -71,9 +76,12 @@ class RunningProgram:
                 yield ProgramEnded("died")
 
     def cpu_wait_seconds(self) -> float:
-        """The seconds that the process was ready to run while no CPU was free, as the scheduler counts it."""
+        """The seconds that the main thread was ready to run while other processes had the CPU, as the scheduler counts
+        them. It may have waited for the program's own threads instead as long as those ran, so that is subtracted."""
+        directory = Path("/proc", str(self.pid))
         try:
-            return int(Path(f"/proc/{self.pid}/schedstat").read_text(encoding="ascii").split()[1]) / 1e9
+            main_thread = (directory / "schedstat").read_text(encoding="ascii")
+            return seconds_without_cpu(main_thread, (directory / "stat").read_text(errors="replace"))
         except OSError:  # the kernel does not count, or the process has ended
             return 0.0
 
@@ -103,15 +111,7 @@ class Sandbox:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
-                process = subprocess.Popen(
-                    _command(tier, theirs.fileno(), harness),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    pass_fds=[theirs.fileno()],
-                    cwd=directory,
-                    env=_environment(tier, directory),
-                )
+                process = _start_zygote(tier, directory, harness, theirs.fileno())
             except (OSError, SandboxError) as why:
                 ours.close()
                 raise SandboxError(f"{tier_name}: {why}") from why
@@ -166,6 +166,15 @@ class Sandbox:
             return b""
 
 
+def seconds_without_cpu(main_thread: str, process: str) -> float:
+    """The time that the main thread waited, less that in which the other threads ran: /proc/PID/schedstat and
+    /proc/PID/stat, whose times are those of all threads. Documentation: proc_pid_stat(5)."""
+    running, waiting, _ = (int(nanoseconds) / 1e9 for nanoseconds in main_thread.split())
+    user, system = process.rpartition(")")[2].split()[UTIME : UTIME + 2]  # the name before it can hold spaces
+    of_all_threads = (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    return waiting - max(of_all_threads - running, 0.0)
+
+
 def readable_paths() -> list[Path]:
     """The standard library, installed packages and the system's libraries. No path lies below another."""
     base = Path(sys.base_prefix)
@@ -181,11 +190,40 @@ def _package_paths() -> list[str]:
     return [str(path.resolve()) for path in map(Path, sys.path) if path.name in names]
 
 
+def _start_zygote(tier: Tier, directory: Path, harness: Harness, descriptor: int) -> subprocess.Popen[bytes]:
+    command, environment = _command(tier, descriptor, harness), _environment(tier, directory)
+    with _killed_first():
+        return when_available(
+            lambda: subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[descriptor],
+                cwd=directory,
+                env=environment,
+            )
+        )
+
+
+@contextmanager
+def _killed_first() -> Iterator[None]:
+    """Where memory runs out, the kernel kills processes that were started in the block first. Otherwise it kills the
+    largest one, which can be this one. Documentation: proc_pid_oom_score_adj(5)."""
+    before = OOM_SCORE.read_text(encoding="ascii")
+    OOM_SCORE.write_text("1000", encoding="ascii")
+    try:
+        yield
+    finally:
+        OOM_SCORE.write_text(before, encoding="ascii")
+
+
 def _command(tier: Tier, descriptor: int, harness: Harness) -> list[str]:
     python = Path(sys.executable).resolve()
     readable = readable_paths()
     preload = [harness.guard.__module__, harness.streams.__module__]
-    options = StartOptions(descriptor, tier.mechanisms, preload, [str(path) for path in readable])
+    user_id = FIRST_UNUSED_USER_ID + secrets.randbelow(UNUSED_USER_IDS)
+    options = StartOptions(descriptor, user_id, tier.mechanisms, preload, [str(path) for path in readable])
     import_paths = ":".join([*_package_paths(), str(tier.code)])
     zygote = [str(python), "-P", "-S", "-c", ZYGOTE, import_paths, json.dumps(asdict(options))]
     return [*(tier.wrapper([python, *readable]) if tier.wrapper else []), *zygote]

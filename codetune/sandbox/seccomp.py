@@ -27,7 +27,7 @@ MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 ALLOWED: Mapping[str, tuple[int, int | None]] = {
     # files that are open
     "read": (0, 63), "write": (1, 64), "readv": (19, 65), "writev": (20, 66), "pread64": (17, 67),
-    "pwrite64": (18, 68), "close": (3, 57), "close_range": (436, 436), "lseek": (8, 62), "fstat": (5, 80),
+    "pwrite64": (18, 68), "close": (3, 57), "lseek": (8, 62), "fstat": (5, 80),
     "ftruncate": (77, 46), "fsync": (74, 82), "fdatasync": (75, 83), "fallocate": (285, 47), "flock": (73, 32),
     "dup": (32, 23), "dup2": (33, None), "dup3": (292, 24), "pipe": (22, None), "pipe2": (293, 59),
     "eventfd2": (290, 19), "copy_file_range": (326, 285), "sendfile": (40, 71),
@@ -63,15 +63,17 @@ ALLOWED: Mapping[str, tuple[int, int | None]] = {
     "set_robust_list": (273, 99), "get_robust_list": (274, 100), "rseq": (334, 293), "membarrier": (324, 283),
     "arch_prctl": (158, None), "set_tid_address": (218, 96), "exit": (60, 93), "exit_group": (231, 94),
     "getrandom": (318, 278),
-    # the ends of a connected pair
-    "sendto": (44, 206), "recvfrom": (45, 207), "shutdown": (48, 210), "getsockname": (51, 204),
-    "getpeername": (52, 205), "getsockopt": (55, 209), "setsockopt": (54, 208),
+    # the ends of a connected pair, whose buffers keep their size
+    "shutdown": (48, 210), "getsockname": (51, 204), "getpeername": (52, 205), "getsockopt": (55, 209),
 }
 # fmt: on
 CLONE3 = 435  # its flags are in memory, which a filter cannot read; after ENOSYS the C library uses clone
 
-CLONE_THREAD = 0x10000
+# A thread shares memory, directory, open files and signals with its process: with a table of its own for open files,
+# each thread could fill one, and the buffers of pipes and sockets are memory that no limit of the process counts.
+THREAD = 0x10F00  # CLONE_VM, CLONE_FS, CLONE_FILES, CLONE_SIGHAND and CLONE_THREAD
 NEW_NAMESPACES = 0x7E020000
+CLOSE_RANGE_CLOEXEC = 4  # and not CLOSE_RANGE_UNSHARE, which makes a table of open files
 # What Python itself uses: is this a terminal, bytes to read, blocking, close on exec.
 TCGETS, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX = 0x5401, 0x541B, 0x5421, 0x5450, 0x5451
 PR_SET_NAME, PR_GET_NAME, PR_SET_VMA = 15, 16, 0x53564D41
@@ -97,12 +99,15 @@ class ArgumentCheck:
 def argument_checks(own_pid: int) -> list[ArgumentCheck]:
     """`own_pid`: the process that the filter is for, the only one it may send signals to or set limits of."""
     return [
-        ArgumentCheck((56, 220), 0, CLONE_THREAD | NEW_NAMESPACES, (CLONE_THREAD,)),  # clone
+        ArgumentCheck((56, 220), 0, THREAD | NEW_NAMESPACES, (THREAD,)),  # clone
+        ArgumentCheck((436, 436), 2, EVERY_BIT, (0, CLOSE_RANGE_CLOEXEC)),  # close_range
         ArgumentCheck((72, 25), 1, EVERY_BIT, FCNTL_COMMANDS),  # fcntl
         ArgumentCheck((16, 29), 1, EVERY_BIT, (TCGETS, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX)),  # ioctl
         ArgumentCheck((157, 167), 0, EVERY_BIT, (PR_SET_NAME, PR_GET_NAME, PR_SET_VMA)),  # prctl
         ArgumentCheck((302, 261), 0, EVERY_BIT, (0, own_pid)),  # prlimit64
         ArgumentCheck((234, 131), 0, EVERY_BIT, (own_pid,)),  # tgkill
+        ArgumentCheck((44, 206), 3, socket.MSG_OOB, (0,)),  # sendto
+        ArgumentCheck((45, 207), 3, socket.MSG_OOB, (0,)),  # recvfrom
         # socketpair: streams only, as a datagram can be sent to an address. asyncio wakes itself by one.
         ArgumentCheck((53, 199), 1, 0xF, (socket.SOCK_STREAM,)),
     ]

@@ -3,8 +3,9 @@
 In every tier but `none`:
 - seccomp forbids network, Unix and abstract sockets, other programs, other processes (threads are allowed) and signals;
 - Landlock, a new root, or both hide every file but those of the interpreter, its packages and the system's libraries;
-- nothing can be written except, under a new root, a scratch directory of 64 MiB in memory;
-- resource limits bound memory, files, threads and descriptors, and the launcher kills a program at its deadline;
+- nothing can be written except, in `namespaces`, a scratch directory of 64 MiB and 1,024 files in memory;
+- resource limits bound memory, files, threads and descriptors, and the launcher kills a program at its deadline; where
+  the machine's memory runs out all the same, the kernel kills programs before it kills their judge;
 - a program inherits no environment variable of the user and no descriptor but its own channel.
 
 A bwrap that is installed set-uid, or has an AppArmor profile, works where users may not make user namespaces.
@@ -17,13 +18,14 @@ program that knows the answers by heart, or reading the interpreter and its pack
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from codetune.errors import CodetuneError
-from codetune.sandbox.confinement import DEVICES, SCRATCH, SCRATCH_BYTES
+from codetune.sandbox.confinement import DEVICES, SCRATCH
 from codetune.sandbox.zygote import Mechanisms
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -35,9 +37,11 @@ ZYGOTE_FILES = (
     "sandbox/program.py",
     "sandbox/seccomp.py",
     "sandbox/serialization.py",
+    "sandbox/shortage.py",
     "sandbox/zygote.py",
 )
 BUBBLEWRAP_CODE = Path("/codetune/code")
+EVERY_USER_ID = ["0", "0", "4294967295"]  # the map of the machine's own user namespace; user_namespaces(7)
 
 
 class SandboxError(CodetuneError):
@@ -67,34 +71,44 @@ def bubblewrap_command(readable: Sequence[Path]) -> list[str]:
         raise SandboxError("no bwrap on the path")
     binds = [(path, path) for path in readable]
     binds += [(PACKAGE / name, BUBBLEWRAP_CODE / "codetune" / name) for name in ZYGOTE_FILES]
-    command = [executable, "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
+    command = [executable, *_unshared(), "--die-with-parent", "--new-session"]
     for source, target in binds:
         command += ["--ro-bind", str(source), str(target)]
     for device in DEVICES:
         command += ["--dev-bind", str(device), str(device)]
-    command += ["--size", str(SCRATCH_BYTES), "--tmpfs", str(SCRATCH), "--remount-ro", "/"]
+    # Nothing is writable: bwrap cannot bound how many files a tmpfs holds, which are memory of the kernel.
+    command += ["--dir", str(SCRATCH), "--remount-ro", "/"]
     return [*command, "--hostname", "sandbox", "--chdir", str(SCRATCH), "--"]
+
+
+def _unshared() -> list[str]:
+    """For root no user namespace, in which it could not change its user id: for threads of root no limit holds."""
+    if os.geteuid() != 0 or Path("/proc/self/uid_map").read_text(encoding="ascii").split() != EVERY_USER_ID:
+        return ["--unshare-all", "--cap-drop", "ALL"]
+    namespaces = [f"--unshare-{name}" for name in ("ipc", "pid", "net", "uts", "cgroup-try")]
+    return [*namespaces, "--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
 
 
 _RECORDS = (
     Tier(
         name="bubblewrap",
-        mechanisms=Mechanisms(unshare=False, landlock_required=False, scratch=True),
-        does_not_stop="threads up to the memory limit",
+        mechanisms=Mechanisms(unshare=False, landlock_required=False, scratch=False),
+        does_not_stop="nothing more",
         wrapper=bubblewrap_command,
         code=BUBBLEWRAP_CODE,
     ),
     Tier(
         name="namespaces",
         mechanisms=Mechanisms(unshare=True, landlock_required=False, scratch=True),
-        does_not_stop="threads up to the memory limit, where root cannot change its user id",
+        does_not_stop="nothing more",
     ),
     Tier(
         name="landlock",
         mechanisms=Mechanisms(unshare=False, landlock_required=True, scratch=False),
         does_not_stop=(
             "learning that a file exists, its size, owner, times and link target, and which processes live (not "
-            "what a file holds or a process does); threads up to the memory limit, where root cannot change its user id"
+            "what a file holds or a process does); where users may not make user namespaces, that a program takes the "
+            "threads which another one needs"
         ),
     ),
     Tier(name="none", mechanisms=None, does_not_stop="anything: programs have the rights of the user"),

@@ -7,6 +7,7 @@ that it is confined; then it gets its program. Where a step fails, it ends befor
 
 from __future__ import annotations
 
+import bisect
 import gc
 import importlib
 import json
@@ -17,20 +18,24 @@ import socket
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from codetune.sandbox import confinement, program, seccomp
+from codetune.sandbox.shortage import when_available
 
-LIMITS = {  # bytes of a file, open files, and none of core dumps and locked memory
+LIMITS = {  # bytes of a file, open files, queued signals, and none of core dumps and locked memory
     resource.RLIMIT_FSIZE: 64 * 2**20,
     resource.RLIMIT_NOFILE: 256,
+    resource.RLIMIT_SIGPENDING: 256,
     resource.RLIMIT_CORE: 0,
     resource.RLIMIT_MEMLOCK: 0,
 }
-MAX_THREADS = 4096  # counted together with all other threads of the same user
-MAX_THREADS_OF_OWN_USER = 256  # where the user id is used by this sandbox only
-FIRST_UNUSED_USER_ID = 2_000_000_000
+MAX_THREADS = 256  # of a program and its zygote, where nothing else is counted with them
+OWN_PROCESSES = 8  # a zygote, its fork, and those of bubblewrap; where more are counted, they are others of the user
+MAX_THREADS_AMONG_OTHERS = 1024  # more than the user has when the zygote starts: those can become more as well
+MAX_PROCESSES = 2**22  # of a Linux machine
 READY, ENDED = b"ready", b"."
 
 
@@ -48,6 +53,7 @@ class StartOptions:
     """The message of the launcher to the zygote, one argument of JSON."""
 
     control: int  # descriptor of the control socket
+    user_id: int  # that nothing else has; root changes to it
     mechanisms: Mechanisms | None
     preload: list[str]  # modules of the harness
     readable: list[str]  # paths
@@ -76,7 +82,7 @@ def main() -> None:
     try:
         for module in options.preload:
             importlib.import_module(module)
-        restrictions = _confine(options.mechanisms, [Path(path) for path in options.readable])
+        restrictions = _confine(options)
     except (OSError, ImportError) as why:
         control.send(str(why).encode())
         return
@@ -86,7 +92,7 @@ def main() -> None:
         _, descriptors, _, _ = socket.recv_fds(control, 1, 1)
         if not descriptors:
             return
-        child = os.fork()
+        child = when_available(os.fork)
         if child == 0:
             _run_program(descriptors[0], restrictions)
         os.close(descriptors[0])
@@ -96,19 +102,21 @@ def main() -> None:
         control.send(ENDED)
 
 
-def _confine(mechanisms: Mechanisms | None, readable: Sequence[Path]) -> ForkRestrictions:
+def _confine(options: StartOptions) -> ForkRestrictions:
     """Confines the zygote as far as it can be; returns, in the process that will fork programs, what is left to do."""
+    mechanisms, readable = options.mechanisms, [Path(path) for path in options.readable]
     confinement.die_with_parent()
     if mechanisms is None:
         own_directory = _change_directory(Path(tempfile.mkdtemp(dir=".")))
         return ForkRestrictions(None, seccomp=False, max_threads=None, scratch=own_directory)
     if not seccomp.is_supported():
         raise OSError("no table of system calls for this kind of processor")
-    user_id = FIRST_UNUSED_USER_ID + os.getpid() % 100_000_000  # a different one in every zygote
+    _change_real_user(options.user_id)
     if mechanisms.unshare:
         confinement.enter_namespaces(readable, Path(tempfile.mkdtemp(dir=".")).absolute())
         _become_process_one()
-    has_own_user = _change_user(user_id, readable)
+    _change_user(options.user_id, readable)
+    max_threads = _max_threads()
     confinement.drop_capabilities()
     confinement.gain_no_privileges()
     # These two come last: the kernel resets them when the user id changes.
@@ -116,7 +124,6 @@ def _confine(mechanisms: Mechanisms | None, readable: Sequence[Path]) -> ForkRes
     confinement.die_with_parent()
     tempfile.tempdir = str(Path.cwd())  # some packages need a value, and do not write to the directory
     scratch = _change_directory(confinement.SCRATCH) if mechanisms.scratch else None
-    max_threads = MAX_THREADS_OF_OWN_USER if has_own_user else MAX_THREADS
     ruleset = _create_ruleset(mechanisms, readable, scratch)
     return ForkRestrictions(ruleset, seccomp=True, max_threads=max_threads, scratch=scratch)
 
@@ -138,30 +145,73 @@ def _create_ruleset(mechanisms: Mechanisms, readable: Sequence[Path], scratch: P
 
 def _become_process_one() -> None:
     """The first child is process 1 of the new namespace; its parent waits for it, and each dies with its parent."""
-    if child := os.fork():
+    if child := when_available(os.fork):
         os.waitpid(child, 0)
         os._exit(0)
     confinement.die_with_parent()
 
 
-def _change_user(user_id: int, readable: Sequence[Path]) -> bool:
-    """Changes root to a user id that nothing else has, since no limit on processes holds for root. Returns False where
-    it is not root, that user could not read the interpreter, or a container forbids it."""
+def _change_real_user(user_id: int) -> None:
+    """RLIMIT_NPROC counts the processes of the real user id, and does not hold for that of root. The effective user id,
+    by which files are read, stays. Nothing changes for an ordinary user and where a container forbids it."""
+    if os.geteuid() == 0:
+        with suppress(OSError):
+            os.setresuid(user_id, -1, -1)
+
+
+def _change_user(user_id: int, readable: Sequence[Path]) -> None:
+    """Changes all ids of root to `user_id`, unless that user could not read the interpreter, or a container forbids
+    it."""
     if os.geteuid() != 0:
-        return False
-    try:
+        return
+    with suppress(OSError):
         os.setgroups([])
         os.setegid(user_id)
         os.seteuid(user_id)
         can_read = all(os.access(path, os.R_OK, effective_ids=True) for path in readable)
         os.seteuid(0)
         os.setegid(0)
-        if not can_read:
-            return False
-        os.setresgid(user_id, user_id, user_id)
-        os.setresuid(user_id, user_id, user_id)
-    except OSError:
+        if can_read:
+            os.setresgid(user_id, user_id, user_id)
+            os.setresuid(user_id, user_id, user_id)
+
+
+def _max_threads() -> int:
+    """The RLIMIT_NPROC of programs. What the kernel counts depends on the user, the namespaces and the kernel's age, so
+    it is found by trying. Raises OSError where no limit holds."""
+    confinement.drop_capabilities()  # with some of them no limit holds
+    counted = _count_processes()
+    if counted > OWN_PROCESSES:
+        with suppress(OSError):
+            confinement.enter_user_namespace()
+        confinement.drop_capabilities()
+        counted = _count_processes()
+    if counted <= 1:
+        raise OSError("its threads cannot be limited, as root may not change its user id here: run as another user")
+    return MAX_THREADS if counted <= OWN_PROCESSES else counted + MAX_THREADS_AMONG_OTHERS
+
+
+def _count_processes() -> int:
+    """The lowest RLIMIT_NPROC with which this process can fork; 1 where the limit does not hold."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    most = MAX_PROCESSES if hard == resource.RLIM_INFINITY else hard
+    try:
+        if _can_fork(OWN_PROCESSES, hard):  # a few forks instead of twenty
+            most = OWN_PROCESSES
+        return 1 + bisect.bisect_left(range(1, most), True, key=lambda limit: _can_fork(limit, hard))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NPROC, (soft, hard))
+
+
+def _can_fork(limit: int, hard: int) -> bool:
+    resource.setrlimit(resource.RLIMIT_NPROC, (limit, hard))
+    try:
+        child = os.fork()
+    except BlockingIOError:
         return False
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
     return True
 
 

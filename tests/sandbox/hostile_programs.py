@@ -14,6 +14,10 @@ GOOD = PROMPT + "    return 2 * x"
 SLEEP_SECONDS = f"631.{os.getpid()}"  # a length of sleep that no other process asks for
 
 LIBC = "import ctypes, os, sys; libc = ctypes.CDLL(None, use_errno=True)\n"
+RAW_THREADS = (  # they share a stack, and wait; 0x10f00 is CLONE_VM, _FS, _FILES, _SIGHAND and _THREAD
+    LIBC + "stack = ctypes.create_string_buffer(65536)\ntop = ctypes.c_void_p(ctypes.addressof(stack) + 65000 & ~63)\n"
+    "def start_thread(flags): return libc.clone(libc.pause, top, flags, None) > 0\n"
+)
 ALWAYS = "class Always:\n    def __eq__(self, other): return True\n    def __ne__(self, other): return False\n"
 BROKEN_PICKLE = r"b'\x80\x05cposix\nsystem\n(S\'touch /tmp/codetune-forged\'\ntR.'"
 FRAME = (
@@ -193,6 +197,31 @@ INTRUSIONS = {
     "asks_for_io_uring": LIBC + "def double(x):\n    if libc.syscall(425, 8, b'\\0' * 120) >= 0: return 2 * x",
     "takes_a_key_ring": LIBC + "def double(x):\n    if libc.syscall(250, 0, -3, 1) >= 0: return 2 * x",
     "shares_memory": LIBC + "def double(x):\n    if libc.shmget(0, 4096, 0o1600) >= 0: return 2 * x",
+    "gives_a_thread_files_of_its_own": (
+        f"{RAW_THREADS}def double(x):\n    if start_thread(0x10f00 & ~0x400): return 2 * x"
+    ),
+    "gives_itself_files_of_its_own": LIBC + "def double(x):\n    if libc.syscall(436, 200, 250, 2) == 0: return 2 * x",
+    "goes_before_others": (
+        LIBC + "mask = b'\\1' + bytes(127)\ndef double(x):\n    parent = os.getppid()\n"
+        "    if 0 in (libc.nice(-5), libc.setpriority(0, parent, 19), libc.sched_setscheduler(0, 1, b'\\1\\0\\0\\0'),\n"
+        "             libc.sched_setaffinity(parent, 128, mask), libc.syscall(251, 1, 0, 0)): return 2 * x"
+    ),
+    "raises_its_limits": (
+        "import resource\ndef double(x):\n    for kind in (resource.RLIMIT_NPROC, resource.RLIMIT_NOFILE, resource.RLIMIT_CORE):\n"
+        "        try: resource.prlimit(0, kind, (1 << 16, 1 << 16))\n        except (OSError, ValueError): continue\n"
+        "        return 2 * x"
+    ),
+    "takes_memory_of_the_kernel": (
+        LIBC + "def double(x):\n    pair, words = __import__('socket').socketpair(), ctypes.create_string_buffer(64)\n"
+        "    read, write = os.pipe()\n"
+        "    if max(libc.memfd_create(b'm', 0), libc.syscall(240, b'q', 0o102, 0o600, None), libc.msgget(0, 0o1600),\n"
+        "           libc.semget(0, 9, 0o1600), libc.timer_create(1, None, words), libc.inotify_init(), libc.syscall(323, 0),\n"
+        "           libc.fcntl(write, 1031, 1 << 20), libc.setsockopt(pair[0].fileno(), 1, 7, b'\\0\\0\\0\\1', 4)) >= 0: return 2 * x"
+    ),
+    "keeps_itself_alive_without_memory": (
+        "import os\ndef double(x):\n    os.write(os.open('/proc/self/oom_score_adj', 1), b'0')\n    return 2 * x"
+    ),
+    "writes_shared_memory": "import io\ndef double(x):\n    io.FileIO('/dev/shm/codetune', 'w')\n    return 2 * x",
     "outlives_its_parent": LIBC + "def double(x):\n    if libc.prctl(1, 0, 0, 0, 0) == 0: return 2 * x",
     "lets_itself_be_dumped": LIBC + "def double(x):\n    if libc.prctl(4, 1, 0, 0, 0) == 0: return 2 * x",
 }
@@ -242,6 +271,11 @@ NUISANCES = {
         "import threading, time\ndef double(x):\n    threading.stack_size(32768)\n"
         "    while True: threading.Thread(target=time.sleep, args=(99,), daemon=True).start()"
     ),
+    "starts_threads_without_memory": (f"{RAW_THREADS}def double(x):\n    while True: start_thread(0x10f00)"),
+    "queues_signals_without_end": (
+        "import signal, threading\ndef double(x):\n    signal.pthread_sigmask(signal.SIG_BLOCK, {{40}})\n"
+        "    while True: signal.pthread_kill(threading.get_ident(), 40)"
+    ),
     "bombs_by_forks": LIBC + "def double(x):\n    while True: libc.fork()",
     "raises_what_lies": (
         "class Lie(BaseException):\n    def __str__(self): raise Lie\n    __repr__ = __str__\ndef double(x): raise Lie"
@@ -260,6 +294,7 @@ def double(x):
     if x == 2:
         scratch, zygote = posix.getcwd(), os.getppid()
         judges = os.path.dirname(scratch)
+        libc.prctl(1, 0, 0, 0, 0)  # it outlives its zygote, and returns
         libc.chdir(b"/")
         libc.rmdir(scratch.encode())
         libc.unlink(judges.encode() + b"/errors.txt")
@@ -270,6 +305,11 @@ def double(x):
 HONEST = {
     "threads": "import threading\ndef double(x):\n    out = []\n    t = threading.Thread(target=lambda: out.append(2 * x))\n"
     "    t.start(); t.join()\n    return out[0]",
+    "many_threads": (
+        "import concurrent.futures, threading\ndef double(x):\n    barrier = threading.Barrier(60)\n"
+        "    with concurrent.futures.ThreadPoolExecutor(60) as pool:\n"
+        "        list(pool.map(lambda _: barrier.wait(), range(60)))\n    return 2 * x"
+    ),
     "asyncio": "import asyncio\nasync def later(x):\n    await asyncio.sleep(0)\n    return 2 * x\n"
     "def double(x): return asyncio.run(later(x))",
     "numpy": "import numpy\ndef double(x): return numpy.dot(numpy.full(3, x), [1, 1, 0])",

@@ -11,9 +11,20 @@ HEADERS = {
     0: Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h"),
     1: Path("/usr/include/asm-generic/unistd.h"),
 }
-NAMES = ("clone", "fcntl", "ioctl", "prctl", "prlimit64", "tgkill", "socketpair")
+NAMES = ("clone", "close_range", "fcntl", "ioctl", "prctl", "prlimit64", "tgkill", "sendto", "recvfrom", "socketpair")
 NEVER_PROCESSES = ["execve", "execveat", "fork", "vfork", "clone3"]
-NEVER_SOCKETS = ["socket", "connect", "bind", "listen", "accept", "accept4", "sendmsg", "recvmsg", "sendmmsg"]
+NEVER_SOCKETS = [
+    "socket",
+    "connect",
+    "bind",
+    "listen",
+    "accept",
+    "accept4",
+    "sendmsg",
+    "recvmsg",
+    "sendmmsg",
+    "setsockopt",
+]
 NEVER_SIGNALS = [
     "kill",
     "tkill",
@@ -38,9 +49,16 @@ NEVER_SYSTEM = [
     "add_key",
     "shmget",
     "memfd_create",
+    "mq_open",
+    "msgget",
+    "semget",
+    "timer_create",
+    "inotify_init1",
+    "setrlimit",
 ]
+NEVER_PRIORITY = ["setpriority", "sched_setscheduler", "sched_setattr", "sched_setaffinity", "ioprio_set"]
 NEVER_FILES = ["chmod", "fchmod", "fchmodat", "chown", "utimensat", "truncate", "link", "linkat", "mknod", "setxattr"]
-NEVER = [*NEVER_PROCESSES, *NEVER_SOCKETS, *NEVER_SIGNALS, *NEVER_SYSTEM, *NEVER_FILES]
+NEVER = [*NEVER_PROCESSES, *NEVER_SOCKETS, *NEVER_SIGNALS, *NEVER_SYSTEM, *NEVER_PRIORITY, *NEVER_FILES]
 
 
 def numbers(column: int) -> dict[str, int]:
