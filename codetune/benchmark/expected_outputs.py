@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from codetune.benchmark.benchmarks import problem_digest
-from codetune.benchmark.output_match import Value
+from codetune.benchmark.value_structure import Value
 from codetune.records import Problem
 from codetune.sandbox import serialization
 from codetune.store.files import write_bytes
@@ -28,6 +28,7 @@ class SuiteOutputs:
 
     outputs: list[Value]
     seconds: list[float]
+    plain: bool = False  # known to be of builtin types alone, which makes them faster to compare
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,5 +57,6 @@ def write_expected(expected: ExpectedOutputs, path: Path) -> None:
 
 def read_expected(path: Path) -> ExpectedOutputs:
     """Raises the reader's DecodeError for a file that `write_expected` has not written."""
-    base, plus = serialization.decode(path.read_bytes())
-    return ExpectedOutputs(SuiteOutputs(*base), SuiteOutputs(*plus))
+    found = serialization.decode_and_check(path.read_bytes())
+    base, plus = (SuiteOutputs(outputs, seconds, found.plain) for outputs, seconds in found.value)
+    return ExpectedOutputs(base, plus)

@@ -3,13 +3,17 @@
 EvalPlus 0.3.1 compares in `unsafe_execute`, in the same process as the program. codetune compares outside of the
 sandbox, so those lines are restated here; EvalPlus' constants, task lists and special oracles are imported. A special
 rule belongs to one function of one benchmark; the tables at the end go into the records of `benchmarks.py`.
+
+What passes here passes by EvalPlus' rules too. The reverse holds for honest programs: EvalPlus also counts what equals
+the expected value only because numpy stretches or narrows one of them (`value_structure.py`), what is near a number
+that is no float, and any zero of `sum_div`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from evalplus.eval import is_floats
@@ -21,10 +25,10 @@ from evalplus.eval._special_oracle import (
     _surface_Area,
 )
 
+from codetune.benchmark.value_structure import Value, can_be_equal, can_be_near, is_number
+
 LEAST_FLOAT_TOLERANCE = 1e-6  # EvalPlus'
 RELATIVE_TOLERANCE = 1e-7  # the default of numpy.testing, which EvalPlus takes over
-# numpy would expand a small value that refers to its parts many times over; no honest output has so many parts.
-MOST_PARTS = 20_000_000
 # What comparing values of any types can raise, in numpy's code and EvalPlus' oracles too: then they do not match.
 COMPARISON_ERRORS = (
     ArithmeticError,
@@ -39,33 +43,31 @@ COMPARISON_ERRORS = (
     ValueError,
 )
 
-Value = Any  # an argument or an output of a program: any value that `sandbox/serialization.py` decodes
-
 
 @dataclass(frozen=True, slots=True)
 class ComparedCall:
-    """One call of a program, and what `==` says of its output: not always a bool, numpy compares element by element."""
+    """One call of a program: its output, and what is expected."""
 
     arguments: Sequence[Value]  # those of the task, not what the program has left of them
     output: Value
     expected: Value
-    equal: Value
     tolerance: float
+    plain: bool  # both are of builtin types alone, which `==` never stretches
 
 
-def is_equal(call: ComparedCall) -> Value:
-    return call.equal
+def is_equal(call: ComparedCall) -> bool:
+    return (call.plain or can_be_equal(call.output, call.expected)) and bool(call.output == call.expected)
 
 
 @dataclass(frozen=True, slots=True)
 class OutputRule:
     """The rule by which the outputs of one function are compared, before the tolerance for floats applies.
 
-    `kind` says what of an output counts: its `value`; its elements as a `set`, which the sandbox makes of an iterator
-    as well; or its `presence`, whether it is not None. Then the expected output is a bool. An `oracle` decides alone,
-    whatever `==` or the tolerance say. `never_counted`: EvalPlus counts no solution of this task."""
+    `kind` says what of an output counts: its `value`; its elements as a `set`, which the sandbox makes of it; or its
+    `presence`, whether it is not None. Then the expected output is a bool. An `oracle` decides alone, whatever `==` or
+    the tolerance say. `never_counted`: EvalPlus counts no solution of this task."""
 
-    matches: Callable[[ComparedCall], Value] = is_equal
+    matches: Callable[[ComparedCall], bool] = is_equal
     kind: Literal["value", "set", "presence"] = "value"
     oracle: bool = False
     never_counted: bool = False
@@ -76,72 +78,65 @@ class OutputComparison:
 
     def __init__(self, rule: OutputRule, atol: float) -> None:
         self._rule = rule
-        self._tolerance = atol
+        self._atol = atol
 
-    def matches(self, arguments: Sequence[Value], output: Value, expected: Value) -> bool:
+    def matches(self, arguments: Sequence[Value], output: Value, expected: Value, plain: bool = False) -> bool:
+        """`plain` says that both values are of builtin types alone; it changes the time, not the result."""
         try:
-            return self._matches(arguments, output, expected)
+            return self._matches(ComparedCall(arguments, output, expected, self._tolerance(expected), plain))
         except COMPARISON_ERRORS:
             return False
 
-    def _matches(self, arguments: Sequence[Value], output: Value, expected: Value) -> bool:
-        call = ComparedCall(arguments, output, expected, output == expected, self._tolerance)
-        exact = self._rule.matches(call)
-        if self._rule.oracle:
-            return bool(exact)
-        # As in EvalPlus, the tolerance holds for all later calls once a float was expected.
-        if self._tolerance == 0 and is_floats(expected):
-            self._tolerance = LEAST_FLOAT_TOLERANCE
-        if exact or self._tolerance == 0:
-            return bool(exact)
-        if type(output) is not type(expected) or (isinstance(expected, list | tuple) and len(output) != len(expected)):
-            return False
-        if _has_over(output, MOST_PARTS):
-            return False
-        return bool(np.allclose(output, expected, rtol=RELATIVE_TOLERANCE, atol=self._tolerance))
+    def _tolerance(self, expected: Value) -> float:
+        return LEAST_FLOAT_TOLERANCE if self._atol == 0 and is_floats(expected) else self._atol
+
+    def _matches(self, call: ComparedCall) -> bool:
+        return self._rule.matches(call) or (not self._rule.oracle and call.tolerance > 0 and _is_near(call))
 
 
-def _has_over(value: Value, most: int) -> bool:
-    """Whether nested lists and tuples have more parts, counted as often as they are referred to."""
-    waiting, parts = [value], 0
-    while waiting and parts <= most:
-        found = waiting.pop()
-        if isinstance(found, list | tuple):
-            parts += len(found)
-            waiting += found
-    return parts > most
+def _is_near(call: ComparedCall) -> bool:
+    output, expected = call.output, call.expected
+    return (
+        type(output) is type(expected)
+        and can_be_near(output, expected)
+        and bool(np.allclose(output, expected, rtol=RELATIVE_TOLERANCE, atol=call.tolerance))
+    )
 
 
 def _is_root(call: ComparedCall) -> bool:
     """Whether the output is a zero of the polynomial. EvalPlus evaluates the polynomial that the program has left,
     which may have changed it; here it is the polynomial of the task."""
-    return bool(abs(_poly(*call.arguments, call.output)) <= call.tolerance)
+    return is_number(call.output) and bool(abs(_poly(*call.arguments, call.output)) <= call.tolerance)
 
 
 def _is_anything(_: ComparedCall) -> bool:
     return True
 
 
-def _is_equal_or_zero(call: ComparedCall) -> Value:
-    return call.equal or call.output == 0
+def _is_equal_or_zero_of_one(call: ComparedCall) -> bool:
+    """The sum of the proper divisors: that of 1 is 0 to some, 1 to others. EvalPlus admits 0 for every number, so that
+    it passes a program which returns nothing else."""
+    return is_equal(call) or (is_number(call.output) and bool(call.output == 0) and call.arguments[0] < 2)
 
 
-def _is_a_surface_area(call: ComparedCall) -> Value:
-    return call.equal or abs(call.output - _surface_Area(*call.arguments)) <= call.tolerance
+def _is_a_surface_area(call: ComparedCall) -> bool:
+    if is_equal(call):
+        return True
+    return is_number(call.output) and bool(abs(call.output - _surface_Area(*call.arguments)) <= call.tolerance)
 
 
-def _is_a_digit_distance(call: ComparedCall) -> Value:
-    return call.equal or call.output == _digit_distance_nums(*call.arguments)
+def _is_a_digit_distance(call: ComparedCall) -> bool:
+    return is_equal(call) or (is_number(call.output) and bool(call.output == _digit_distance_nums(*call.arguments)))
 
 
 def _has_the_same_elements(call: ComparedCall) -> bool:
-    return set(call.output) == set(call.expected)
+    """The sandbox sends a set wherever one can be made; it is not made here, where a range would never end."""
+    return isinstance(call.output, set | frozenset) and call.output == set(call.expected)
 
 
-def _is_present_as_expected(call: ComparedCall) -> Value:
-    if isinstance(call.output, bool):
-        return call.output == call.expected
-    return call.expected == (call.output is not None)
+def _is_present_as_expected(call: ComparedCall) -> bool:
+    present = call.output if isinstance(call.output, bool) else call.output is not None
+    return bool(call.expected == present)
 
 
 # Tables: name of the function -> its rule.
@@ -151,8 +146,9 @@ def _is_present_as_expected(call: ComparedCall) -> Value:
 # command: the same holds here, and the report says why.
 HUMANEVAL_RULES: Mapping[str, OutputRule] = {"find_zero": OutputRule(_is_root, oracle=True, never_counted=True)}
 MBPP_RULES: Mapping[str, OutputRule] = {
-    "are_equivalent": OutputRule(_is_anything),  # Mbpp/164
-    "sum_div": OutputRule(_is_equal_or_zero),  # Mbpp/295
+    # Mbpp/164, of MBPP+ before v0.2.0: EvalPlus counts whatever is returned, so that this task says nothing.
+    "are_equivalent": OutputRule(_is_anything),
+    "sum_div": OutputRule(_is_equal_or_zero_of_one),  # Mbpp/295
     "surface_Area": OutputRule(_is_a_surface_area),  # Mbpp/581
     "digit_distance_nums": OutputRule(_is_a_digit_distance),  # Mbpp/558
     **dict.fromkeys(MBPP_OUTPUT_SET_EQ_TASKS, OutputRule(_has_the_same_elements, "set")),

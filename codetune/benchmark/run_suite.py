@@ -22,7 +22,8 @@ from evalplus.eval import query_maximum_memory_bytes
 from evalplus.eval.utils import reliability_guard, swallow_io
 
 from codetune.benchmark.expected_outputs import Suite, SuiteOutputs
-from codetune.benchmark.output_match import COMPARISON_ERRORS, OutputComparison, OutputRule, Value
+from codetune.benchmark.output_match import COMPARISON_ERRORS, OutputComparison, OutputRule
+from codetune.benchmark.value_structure import Value
 from codetune.records import Outcome, Problem
 from codetune.sandbox import program, serialization
 from codetune.sandbox.launcher import CallReport, ProgramEnded, RunningProgram, Sandbox
@@ -85,7 +86,7 @@ def judge_suite(sandbox: Sandbox, candidate: Candidate, suite: Suite, expected: 
         for number, arguments in enumerate(_inputs(problem, suite)):
             try:
                 content = _content(next(reports), limits[number], total)
-                _require_match(comparison, arguments, content, expected.outputs[number], most_bytes)
+                _require_match(comparison, arguments, content, expected.outputs[number], expected.plain, most_bytes)
             except FailedCallError as why:
                 failure = f"{suite} call {number + 1}, {_shown_call(problem, arguments)}: {why}"
                 outcome: Outcome = "timeout" if why.limit_seconds == total else "fail"
@@ -118,12 +119,12 @@ def _canonical_output(report: CallReport | ProgramEnded, rule: OutputRule) -> tu
     """The output as it is kept, and the seconds of the call."""
     content = _content(report, CANONICAL_SECONDS, CANONICAL_SECONDS)
     assert isinstance(report, CallReport)
-    output, is_known = serialization.decode_and_check(content)
+    output = serialization.decode_and_check(content)
     if rule.kind == "presence":
-        return output is not None, report.seconds
-    if not is_known:
+        return output.value is not None, report.seconds
+    if not output.known:
         raise FailedCallError("returned what is no plain value")
-    return output, report.seconds
+    return output.value, report.seconds
 
 
 def _inputs(problem: Problem, suite: Suite) -> list[list[object]]:
@@ -176,12 +177,19 @@ def _error_name(content: bytearray) -> str:
 
 
 def _require_match(
-    comparison: OutputComparison, arguments: Sequence[Value], content: bytearray, expected: Value, most_bytes: int
+    comparison: OutputComparison,
+    arguments: Sequence[Value],
+    content: bytearray,
+    expected: Value,
+    plain: bool,
+    most_bytes: int,
 ) -> None:
+    """`plain`: the expected value is. Raises FailedCallError."""
     with _bounded(most_bytes):
         try:
-            output = serialization.decode(content)
-            matches = comparison.matches(arguments, output, expected)
+            decoded = serialization.decode_and_check(content)
+            output = decoded.value
+            matches = comparison.matches(arguments, output, expected, decoded.plain and plain)
         except COMPARISON_ERRORS as why:
             raise FailedCallError(f"returned what cannot be read ({type(why).__name__})") from None
     if not matches and isinstance(output, serialization.Opaque):

@@ -24,6 +24,7 @@ import types
 import zoneinfo
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, ItemsView, KeysView, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -57,6 +58,15 @@ class Opaque:
         return 0
 
 
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A value, and whether it holds nothing opaque (`known`), and nothing but builtin types (`plain`)."""
+
+    value: Any
+    known: bool
+    plain: bool
+
+
 def tagged(tag: str, data: object) -> Tagged:
     """The name that the pickles contain; called only when one is read by the common unpickler."""
     raise DecodeError(f"{tag} with {type(data).__name__} was read as a common pickle")
@@ -75,15 +85,17 @@ def encode_opaque(value: object) -> bytes:
 
 def decode(content: bytes | bytearray) -> Any:
     """The value. Raises DecodeError where the bytes hold none, MemoryError or RecursionError where it is too large."""
-    return decode_and_check(content)[0]
+    return decode_and_check(content).value
 
 
-def decode_and_check(content: bytes | bytearray) -> tuple[Any, bool]:
-    """The value, and whether it holds nothing opaque. Raises like `decode`."""
+def decode_and_check(content: bytes | bytearray) -> Decoded:
+    """Raises like `decode`."""
     reader, builder = _Reader(io.BytesIO(content)), _Builder()
     try:
         value = reader.load()
-        return (builder.build(value) if reader.has_tags else value), not builder.found_opaque
+        if reader.has_tags:
+            value = builder.build(value)
+        return Decoded(value, known=not builder.found_opaque, plain=not reader.has_tags)
     except (  # what unpickling and the constructors below raise for bytes that `encode` does not write
         pickle.UnpicklingError,
         EOFError,
@@ -177,6 +189,8 @@ def _take_apart(value: object) -> Tagged:
 
 
 def _take_array_apart(value: np.generic | np.ndarray) -> Tagged:
+    if np.any(getattr(value, "mask", False)):  # a masked element equals nothing
+        return "opaque", type(value).__name__
     if value.dtype.hasobject:
         return "objects", (value.shape, tuple(value.ravel().tolist()))
     name = "scalar" if isinstance(value, np.generic) else "array"

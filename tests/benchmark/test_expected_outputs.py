@@ -22,7 +22,7 @@ from codetune.records import Problem
 from codetune.sandbox.serialization import DecodeError
 from tests.benchmark.tasks import problem
 
-ONE_CALL = ExpectedOutputs(SuiteOutputs([1], [0.0]), SuiteOutputs([], []))
+ONE_CALL = ExpectedOutputs(SuiteOutputs([1], [0.0], plain=True), SuiteOutputs([], [], plain=True))
 
 
 def computed(task: Problem, directory: Path) -> ExpectedOutputs:

@@ -3,21 +3,24 @@ the same when a program returns these outputs there."""
 
 from __future__ import annotations
 
+import copy
+import math
 import pickle
 import re
 from collections import Counter, deque
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from evalplus.eval import PASS, untrusted_check
 
-from codetune.benchmark import output_match
-from codetune.benchmark.benchmarks import output_rule, spec_of
-from codetune.benchmark.output_match import OutputComparison, OutputRule
+from codetune.benchmark.benchmarks import output_rule, read_problems, spec_of
+from codetune.benchmark.output_match import OutputComparison, OutputRule, is_equal
 from codetune.records import Problem
+from codetune.sandbox.program import _to_set
 from codetune.sandbox.serialization import decode, encode
 from tests.benchmark.tasks import problem
 
@@ -77,11 +80,19 @@ CASES = [
     plain(5, 6, atol=1),
     plain([[1, 2], [3]], [[1, 2], [3]], atol=0.1),
     plain([[1, 2], [3, 4]], [[1.0, 2.0], [3.05, 4.0]], atol=0.1),
-    plain([[1, 1]], [[1]], atol=0.1),
+    plain([(1.0, 2)], [[1.05, 2.0]], atol=0.1),
+    plain([[1.0, 2.0]], [np.array([1.05, 2.0])], atol=0.1),
+    plain([[1.0], [2.0, 3.0]], [[1.05], [2.0, 3.0]], atol=0.1),
+    plain([1], np.array([1])),
+    plain([1, 2], np.array([1, 2])),
+    plain(1, np.array(1)),
+    plain(0.1, np.float32(0.1)),
+    plain([0.1], [np.float32(0.1)]),
+    plain([0.5, 0.1], [sum([0.1] * 5), np.float32(0.1)]),
+    plain([0.3, True], [0.1 + 0.2, 1], atol=0.1),
     plain("a", "b", atol=0.1),
     plain({"a": 1.0}, {"a": 1.01}, atol=0.1),
-    # The tolerance stays once a float was expected.
-    of("Own/0", "double", 0, ([1], 1.0, 1.0), ([1], [1, 2], [1, 2 + 5e-7])),
+    of("Own/0", "double", 0, ([1], 1.0, 1.0), ([1], [1.0, 2.0], [1.0, 2 + 5e-7])),
     of("Own/0", "double", 0, ([1], [1, 2], [1, 2 + 5e-7]), ([1], 1.0, 1.0)),
     of("Own/0", "double", 0, ([1], 1.0, 1.0), ([1], [(1,), "a"], [(1,), "b"])),
     # EvalPlus' special rules, and the same names where they do not hold.
@@ -105,6 +116,37 @@ CASES = [
     of("HumanEval/32", "find_zero", 1e-4, ([[1, 2]], -0.5, -0.6)),
     of("HumanEval/32", "find_zero", 1e-4, ([[1, 2]], -0.5, None)),
     of("Own/32", "find_zero", 0, ([[1, 2]], -0.5, -0.6)),
+]
+
+
+# What EvalPlus counts as right, and nobody who knows the answer returns.
+FORGERIES = [
+    plain([[1.0, 2.0]], [[np.empty((0, 2))]], atol=0.1),
+    plain([1.0, 2.0], [[np.empty((0, 2))]] * 2),  # HumanEval/21, by the length of the output alone
+    plain([1.0], [[]]),
+    plain([1.0], [[[]]]),
+    plain([1.0, 1.0], [[1.0, 1.0], [1.0, 1.0]]),
+    plain([[1, 1]], [[1]], atol=0.1),
+    plain([[1.0, 1.0]], [1.0], atol=0.1),
+    plain(7, np.array([7])),
+    plain(7, np.array([[7]])),
+    plain([7], np.array(7)),
+    plain([7], np.float64(7)),
+    plain([7], np.array([[7]])),
+    plain([7], [np.array([7])]),
+    plain(1e300, np.float16("inf")),
+    plain([1e300], [np.float16("inf")]),
+    plain(1e300, np.array(np.float32("inf"))),
+    plain(1e-9, np.float16(0)),
+    plain(0.1, np.float16(0.1)),
+    plain(1e300, np.complex64(complex("inf"))),
+    plain([True, False], [False, True], atol=1),
+    plain([1e-9], [False]),
+    of("Own/0", "double", 0, ([1], 1.0, 1.0), ([1], [1, 2], [1, 2 + 5e-7])),
+    of("Own/0", "double", 0, ([1], [1.0], [1.0]), ([1], [[1.0]], [[1 + 5e-7]])),
+    of("Mbpp/295", "sum_div", 0, ([8], 7, 0)),
+    of("Mbpp/581", "surface_Area", 0, ([1, 1], 3, np.array([3]))),
+    of("Mbpp/558", "digit_distance_nums", 0, ([1, 23], 99, np.array([[4]]))),
 ]
 
 
@@ -132,14 +174,26 @@ def evalplus(task: Problem, steps: list[Step]) -> bool:
     return bool(status == PASS)
 
 
+def arrived(task: Problem, steps: list[Step]) -> list[Step]:
+    """The values as they come off the wire."""
+    sent = _to_set if output_rule(task).kind == "set" else lambda output: output
+    return [(call, decode(encode(expected)), decode(encode(sent(output)))) for call, expected, output in steps]
+
+
 @pytest.mark.filterwarnings("ignore")  # forks beside threads of the test run; numpy about what cannot be compared
 @pytest.mark.parametrize(("task", "steps"), CASES)
 def test_evalplus_judges_the_same(task: Problem, steps: list[Step]) -> None:
-    arrived = [
-        (call, decode(encode(expected)), decode(encode(set(output) if _is_read_as_set(task, output) else output)))
-        for call, expected, output in steps
-    ]
-    assert ours(task, arrived) == evalplus(task, arrived)
+    found = arrived(task, steps)
+    assert ours(task, found) == evalplus(task, found)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("task", "steps"), FORGERIES)
+def test_what_only_the_rules_of_numpy_make_equal_is_wrong(task: Problem, steps: list[Step]) -> None:
+    found = arrived(task, steps)
+    assert evalplus(task, found)
+    assert not ours(task, found)
+    assert ours(task, [(call, expected, expected) for call, expected, _ in found])
 
 
 def test_the_cases_are_of_both_kinds() -> None:
@@ -148,12 +202,16 @@ def test_the_cases_are_of_both_kinds() -> None:
     assert 15 < sum(found) < len(found) - 15
 
 
-def test_a_small_value_of_many_parts_is_wrong_before_numpy_expands_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output_match, "MOST_PARTS", 10**6)
+def test_a_small_value_of_many_parts_is_wrong_before_numpy_expands_it() -> None:
     bomb: Any = 1.0
     for _ in range(60):
         bomb = [bomb, bomb]
     assert not OutputComparison(OutputRule(), 0.1).matches([1], bomb, [1.0, 2.0])
+
+
+def test_a_range_without_end_is_no_set() -> None:
+    rule = output_rule(problem(task_id="Mbpp/2", entry_point="similar_elements"))
+    assert not OutputComparison(rule, 0).matches([1], range(10**12), (1, 2))
 
 
 def test_an_oracle_looks_at_the_input_as_the_task_has_it() -> None:
@@ -172,11 +230,77 @@ def test_evalplus_counts_no_solution_of_one_task() -> None:
     assert not output_rule(problem(entry_point="find_zero")).never_counted
 
 
-def _is_read_as_set(task: Problem, output: Any) -> bool:
-    return output_rule(task).kind == "set" and hasattr(output, "__next__")
-
-
 @pytest.mark.parametrize("expected", [None, {1: 2}, "a", 1])
 def test_what_numpy_breaks_at_equals_nothing(expected: Any) -> None:
     broken = np.frombuffer(b"\xff\xff\xff\x7f", dtype="<U1")  # a character that there is not
     assert not OutputComparison(OutputRule(), 0).matches([1], broken, expected)
+
+
+class Text(str):
+    __slots__ = ()
+
+
+class Whole(int):
+    pass
+
+
+class Real(float):
+    pass
+
+
+NOTHING = object()
+# A value that a program may return, and the one value that it equals.
+DEGENERATE: list[tuple[Any, Any]] = [
+    *[(np.empty(shape), NOTHING) for shape in [0, (0, 1), (1, 0), (0, 3), (0, 1, 2), (2, 0, 3)]],
+    *[([np.empty(shape)] * length, NOTHING) for shape in [0, (0, 2)] for length in (1, 2, 5)],
+    *[([[np.empty((0, length))]] * length, NOTHING) for length in (1, 2, 3, 5)],
+    *[([value] * length, [value] * length) for value in ([], (), [[]], None, "") for length in (1, 2, 3)],
+    *[(value, value) for value in ([], (), {}, set(), "", None, range(0), range(3), b"", [[], 1], [0, "", None])],
+    *[(value, value) for value in (0, 1, -1, 0.0, 1.0, True, False, float("inf"), 0j, [True], [0], [[0]], (0,))],
+    *[(value, NOTHING) for value in (float("nan"), [float("nan")], (i for i in ()), np.ma.masked)],
+    *[([value] * 2, NOTHING) for value in (float("nan"), np.ma.masked, object())],
+    *[(np.ma.array([value], mask=[True]), NOTHING) for value in (0, 1.0)],
+    *[(np.array(value), value) for value in (0, 1, True, 2.0, None)],
+    *[(np.array([value]), [value]) for value in (0, 1, True, 2.0)],
+    *[(np.array([[value]]), [[value]]) for value in (0, 1)],
+    *[(kind("inf"), float("inf")) for kind in (np.float16, np.float32, np.float64)],
+    *[([kind("inf")], [float("inf")]) for kind in (np.float16, np.float32, np.float64)],
+    *[(np.complex64("inf"), float("inf")), (np.bool_(True), True), (np.str_(""), ""), (Text(""), "")],
+    *[
+        (Text("0"), "0"),
+        (Whole(1), 1),
+        (Real(1.0), 1),
+        ([Whole(0)], [0]),
+        ([Real(0)], [0]),
+        ({0: np.empty(0)}, NOTHING),
+    ],
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("file", ["HumanEvalPlus-v0.1.10.jsonl.gz", "MbppPlus-v0.2.0.jsonl.gz"])
+def test_a_degenerate_value_is_right_where_it_equals_the_expected_one_and_nowhere_else(
+    file: str, shared_data: Path
+) -> None:
+    values = [(decode(encode(value)), equal) for value, equal in DEGENERATE]
+    wrong = []
+    for task in read_problems(shared_data / "benchmarks" / file):
+        rule, names = output_rule(task), dict[str, Any]()
+        if rule.matches is not is_equal:
+            continue
+        exec(task.prompt + task.canonical_solution, names)
+        for call in copy.deepcopy(task.base_input[:2]):
+            expected = names[task.entry_point](*call)
+            compare = OutputComparison(rule, task.atol).matches
+            assert compare(call, decode(encode(expected)), expected)
+            right = [compare(call, value, expected) for value, _ in values]
+            wrong += [
+                (task.task_id, expected, value)
+                for passed, (value, equal) in zip(right, values, strict=True)
+                if passed != (equal == expected or _are_near(value, expected, task.atol or 1e-6))
+            ]
+    assert wrong == []
+
+
+def _are_near(value: object, expected: object, tolerance: float) -> bool:
+    return type(value) is type(expected) is float and math.isclose(value, expected, rel_tol=0, abs_tol=tolerance)

@@ -288,6 +288,37 @@ NUISANCES = {
     "is_a_number": "double = 2",
 }
 
+# Expressions of `x` and `np` that know the shape of the output, [x + 0.5, 1.5], and not its numbers.
+SHAPES_WITHOUT_NUMBERS = {
+    "nothing": "[]",
+    "an_empty_array": "np.empty(0)",
+    "an_empty_array_of_rank_two": "np.empty((0, 2))",
+    "an_empty_array_of_rank_three": "np.empty((0, 1, 2))",
+    "empty_lists": "[[]] * 2",
+    "empty_lists_of_lists": "[[[]]] * 2",
+    "empty_arrays": "[np.empty(0)] * 2",
+    "empty_arrays_of_the_length": "[[np.empty((0, 2))]] * 2",
+    "empty_tuples": "[()] * 2",
+    "a_scalar": "1.5",
+    "an_array_without_dimensions": "np.array(1.5)",
+    "a_list_of_one": "[1.5]",
+    "rows_of_one": "[[x + 0.5], [1.5]]",
+    "all_in_one_row": "[[x + 0.5, 1.5]]",
+    "the_list_twice": "[[x + 0.5, 1.5]] * 2",
+    "not_numbers": "[float('nan')] * 2",
+    "infinities": "[float('inf')] * 2",
+    "narrow_infinities": "[np.float16('inf')] * 2",
+    "masked": "np.ma.array([0.5, 1.5], mask=[True, False])",
+    "masked_elements": "[np.ma.masked] * 2",
+    "truths": "[True] * 2",
+    "a_range": "range(2)",
+    "a_generator": "(y for y in [x + 0.5, 1.5])",
+    "texts": "[str(x + 0.5), '1.5']",
+    "a_text_that_is_a_float": "type('Text', (str,), {'__float__': lambda self: x + 0.5})('1.5')",
+    "mixed": "[x + 0.5, None]",
+    "objects": "np.array([None, None])",
+}
+
 # Without a sandbox a program can remove its judge's directory, in which no further sandbox can then be started.
 BREAKS_ITS_JUDGE = f"""{LIBC}import posix
 def double(x):

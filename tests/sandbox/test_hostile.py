@@ -22,7 +22,7 @@ from codetune.benchmark import worker_pool
 from codetune.benchmark.judge import JUDGE_BROKE, judge
 from codetune.records import Problem, Solution, Verdict
 from codetune.sandbox.tiers import TIERS
-from tests.benchmark.tasks import problem
+from tests.benchmark.tasks import PROMPT, problem
 from tests.sandbox.hostile_programs import (
     BREAKS_ITS_JUDGE,
     FORGERIES,
@@ -30,6 +30,7 @@ from tests.sandbox.hostile_programs import (
     HONEST,
     INTRUSIONS,
     NUISANCES,
+    SHAPES_WITHOUT_NUMBERS,
     SLEEP_SECONDS,
 )
 from tests.sandbox.tiers import each_tier
@@ -60,10 +61,14 @@ def sleepers() -> list[psutil.Process]:
 def judged(programs: dict[str, str], tier: str, outputs: Path, **values: object) -> dict[str, Verdict]:
     """The verdict on each program; an honest program runs after each, and passes. `outputs`: the
     directory of the expected outputs."""
-    texts = [text for program in programs.values() for text in (program.format(**values), GOOD)]
+    return judged_among({name: text.format(**values) for name, text in programs.items()}, task(), GOOD, tier, outputs)
+
+
+def judged_among(programs: dict[str, str], asked: Problem, good: str, tier: str, outputs: Path) -> dict[str, Verdict]:
+    texts = [text for program in programs.values() for text in (program, good)]
     solutions = [Solution("Own/0", text, sample) for sample, text in enumerate(texts)]
     before = {process.pid for process in psutil.Process().children(recursive=True)}
-    found = sorted(judge([task()], solutions, outputs, 2, tier), key=lambda verdict: verdict.sample)
+    found = sorted(judge([asked], solutions, outputs, 2, tier), key=lambda verdict: verdict.sample)
     assert [verdict.plus for verdict in found[1::2]] == ["pass"] * len(programs)
     assert not {process.pid for process in psutil.Process().children(recursive=True)} - before
     assert all(verdict.plus == verdict.base for verdict in found)
@@ -84,6 +89,17 @@ def test_no_program_passes_by_deceit(tier: str, tmp_path: Path, outside: Path) -
     assert [name for name, verdict in found.items() if verdict.base != "fail"] == []
     assert not (outside / "forged").exists()
     assert not Path("/tmp/codetune-forged").exists()
+
+
+@each_tier(and_none=True)
+def test_no_program_passes_by_the_shape_of_the_output_alone(tier: str, tmp_path: Path) -> None:
+    right = "    return [x + 0.5, 1.5]"
+    asked = problem(canonical_solution=right, base_input=[[1], [2]], plus_input=[])
+    programs = {
+        name: f"import numpy as np\ndef double(x): return {text}" for name, text in SHAPES_WITHOUT_NUMBERS.items()
+    }
+    found = judged_among(programs, asked, PROMPT + right, tier, tmp_path / "expected")
+    assert [name for name, verdict in found.items() if verdict.base != "fail"] == []
 
 
 @each_tier(and_none=False)
