@@ -88,16 +88,21 @@ class Refusal:
         return self.reason
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """Instruction-following difficulty (IFD) of one row, and the two negative log-likelihoods that it is made of."""
+    """Instruction-following difficulty (IFD) of one row, and negative log-likelihoods of its answer: means over the
+    same tokens, in nats a token. None for what was not measured."""
 
     id: str
     ifd: float  # exp(nll_conditional - nll_unconditional)
-    nll_conditional: float  # of the answer after its prompt, in nats a token
-    nll_unconditional: float  # of the answer alone, over the same tokens
+    pmi: float | None = None  # nll_empty - nll_conditional; above 0 the instruction helps
+    nll_conditional: float  # of the answer after its prompt
+    nll_unconditional: float  # of the answer alone
+    nll_empty: float | None = None  # of the answer after the prompt with an empty instruction
     answer_tokens: int
     truncated: bool
+    nll_shuffled: float | None = None  # of the answer after the prompt of another row
+    shuffled_with: str | None = None  # the id of that row
 
 
 @dataclass(frozen=True, slots=True)

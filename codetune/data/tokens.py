@@ -57,9 +57,17 @@ class ScoringTokens:
         """The same answer tokens, after the BOS alone."""
         return Span(self.answer if self.bos is None else (self.bos, *self.answer), 1)
 
+    def after(self, prompt: Sequence[int], max_length: int) -> Span:
+        """The same answer tokens, after the BOS and the tokens of another prompt. A prompt that leaves no room for them
+        in `max_length` tokens loses its beginning."""
+        start = () if self.bos is None else (self.bos,)
+        room = max_length - len(self.answer) - len(start)
+        context = (*start, *prompt[max(0, len(prompt) - room) :])
+        return Span(context + self.answer, len(context) + self._unscored)
+
     @property
     def scored(self) -> int:
-        """The number of answer tokens that both passes predict."""
+        """The number of answer tokens that every pass predicts."""
         return len(self.answer) - self._unscored
 
     @property
@@ -79,6 +87,12 @@ def scoring_tokens(
         _fit(*_split_at_answer(tokenizer, ids, offsets, prompt, row.answer), tokenizer.bos_token_id, row, max_length)
         for ids, offsets, prompt, row in whole
     ]
+
+
+def text_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """The token ids of each text, without BOS."""
+    ids: list[list[int]] = _encode(tokenizer, list(texts))["input_ids"]
+    return ids
 
 
 def _fit(
@@ -149,10 +163,10 @@ def _split_at_answer(
         return ids[:first], ids[first:]
     # Either a token spans the boundary, or the tokenizer leaves white space out of its offsets (ByteLevel with
     # trim_offsets does). In the second case the tokens begin with those of the prompt alone.
-    before: list[int] = _encode(tokenizer, [prompt])["input_ids"][0]
+    before = text_tokens(tokenizer, [prompt])[0]
     if ids[: len(before)] == before:
         return before, ids[len(before) :]
-    return before, _encode(tokenizer, [answer])["input_ids"][0]
+    return before, text_tokens(tokenizer, [answer])[0]
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> BatchEncoding:

@@ -76,6 +76,10 @@ class Scoring(Section):
     prompt: Text = setting(
         "Question:\n{instruction}\n\nAnswer:\n", "what stands before the answer; not the chat format", "score"
     )
+    empty_prompt: bool = setting(True, "score the answers after the prompt without its instruction as well", "score")
+    shuffled_rows: Annotated[int, Field(ge=0)] = setting(
+        256, "rows that are scored after another row's instruction as well; needs empty_prompt", "score"
+    )
 
 
 class Embedding(Section):

@@ -1,22 +1,28 @@
-"""Rows -> scores: instruction-following difficulty (IFD) and the two likelihoods that it is made of.
+"""Rows -> scores: instruction-following difficulty (IFD), and the likelihoods that tell a mismatched pair.
 
 IFD (Li et al. 2024, arXiv 2308.12032, sec. 2.2) is the perplexity of the answer given the instruction, over the
-perplexity of the answer alone. A low value means that the instruction helps the model to predict the answer; from 1 on
-it does not help, as in a mismatched pair. IFD says nothing about whether the answer is correct. Which tokens each
-perplexity is over: docs/method.md, section 1. The forward passes are in `model/likelihood.py`.
+perplexity of the answer alone. A low value means that the instruction helps the model to predict the answer. Any prompt
+helps, so a fairer baseline is the same prompt with an empty instruction (the domain premise of Holtzman et al. 2021,
+arXiv 2104.08315), and a sample of rows is scored after another row's instruction as well (`shuffled_sample.py`). No
+score says whether the answer is correct. Which tokens each perplexity is over: docs/method.md, section 1. The forward
+passes are in `model/likelihood.py`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
 
 from transformers import PreTrainedTokenizerBase
 
-from codetune.data.tokens import ScoringTokens, Span, scoring_tokens
+from codetune.data.tokens import ScoringTokens, Span, scoring_tokens, text_tokens
 from codetune.project.sections import Scoring
 from codetune.records import Example, Refusal, Score
+
+Context = Literal["nll_conditional", "nll_unconditional", "nll_empty", "nll_shuffled"]  # columns of a score
+CONTEXTS: tuple[Context, ...] = get_args(Context)
 
 
 class Scorer(Protocol):
@@ -31,24 +37,46 @@ class Scorer(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class ScoringPasses:
+    """The passes that a row still needs, over the same answer tokens, and the score that it has already."""
+
+    example: Example
+    tokens: ScoringTokens
+    spans: Mapping[Context, Span]
+    known: Score | None
+    shuffled_with: str | None  # the id of the row whose instruction the shuffled pass has
+
+
 def tokenise(
-    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, window: int, settings: Scoring
-) -> list[ScoringTokens | Refusal]:
-    """Token ids of both passes for each example, or the reason why it cannot be scored. Needs no network."""
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    window: int,
+    settings: Scoring,
+    partners: Mapping[str, Example],
+    known: Mapping[str, Score],
+) -> list[ScoringPasses | Refusal]:
+    """The passes of each example, or the reason why it cannot be scored. `partners` has, by the id of a row of the
+    sample, the row whose instruction its answer is scored after as well; `known` has earlier scores by id, whose passes
+    are not made again. Needs no network."""
+    max_length = min(settings.max_length, window)
     prompts = [fill_prompt(settings.prompt, example.instruction) for example in examples]
-    return scoring_tokens(tokenizer, prompts, examples, min(settings.max_length, window))
-
-
-def score_tokens(
-    examples: Sequence[Example], tokenised: Sequence[ScoringTokens | Refusal], scorer: Scorer
-) -> list[Score | Refusal]:
-    """A score or a refusal for each example, in order; both passes of all examples are one call of the scorer."""
-    scorable = [tokens for tokens in tokenised if isinstance(tokens, ScoringTokens)]
-    likelihoods = scorer.nll([span for tokens in scorable for span in (tokens.conditional, tokens.unconditional)])
-    pairs = zip(likelihoods[0::2], likelihoods[1::2], strict=True)
+    tokenised = scoring_tokens(tokenizer, prompts, examples, max_length)
+    others = _other_prompts(examples, tokenizer, settings, partners)
     return [
-        tokens if isinstance(tokens, Refusal) else _score(example, tokens, *next(pairs))
-        for example, tokens in zip(examples, tokenised, strict=True)
+        tokens if isinstance(tokens, Refusal) else _passes(example, tokens, other, max_length, partners, known)
+        for example, tokens, other in zip(examples, tokenised, others, strict=True)
+    ]
+
+
+def score_tokens(tokenised: Sequence[ScoringPasses | Refusal], scorer: Scorer) -> list[Score | Refusal]:
+    """A score or a refusal for each example, in order; all passes of all examples are one call of the scorer."""
+    likelihoods = iter(
+        scorer.nll([span for row in tokenised if isinstance(row, ScoringPasses) for span in row.spans.values()])
+    )
+    return [
+        row if isinstance(row, Refusal) else _score(row, {context: next(likelihoods) for context in row.spans})
+        for row in tokenised
     ]
 
 
@@ -59,19 +87,6 @@ def fill_prompt(template: str, instruction: str) -> str:
     'Q: x = {y} {}'
     """
     return template.replace("{instruction}", instruction)
-
-
-def _score(
-    example: Example, tokens: ScoringTokens, conditional: float | None, unconditional: float | None
-) -> Score | Refusal:
-    if conditional is None or unconditional is None:
-        return Refusal(example.id, "out of memory, alone in its batch", example.at)
-    if not (math.isfinite(conditional) and math.isfinite(unconditional)):
-        return Refusal(example.id, "likelihood is not a finite number", example.at)
-    difficulty = ifd(conditional, unconditional)
-    if difficulty is None:
-        return Refusal(example.id, "difficulty is not a finite number above 0", example.at)
-    return Score(example.id, difficulty, conditional, unconditional, tokens.scored, tokens.truncated)
 
 
 def ifd(nll_conditional: float, nll_unconditional: float) -> float | None:
@@ -86,3 +101,72 @@ def ifd(nll_conditional: float, nll_unconditional: float) -> float | None:
     if not math.isfinite(difference) or difference > 700:  # exp(710) overflows a double
         return None
     return math.exp(difference) or None
+
+
+def _other_prompts(
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Scoring,
+    partners: Mapping[str, Example],
+) -> list[dict[Context, list[int]]]:
+    """For each example the tokens of the prompts without its own instruction, by the column that they are for."""
+    if not settings.empty_prompt:
+        return [{} for _ in examples]
+    instructions = ["", *(partners[example.id].instruction for example in examples if example.id in partners)]
+    empty, *shuffled = text_tokens(tokenizer, [fill_prompt(settings.prompt, text) for text in instructions])
+    remaining = iter(shuffled)
+    return [
+        {"nll_empty": empty, "nll_shuffled": next(remaining)} if example.id in partners else {"nll_empty": empty}
+        for example in examples
+    ]
+
+
+def _passes(
+    example: Example,
+    tokens: ScoringTokens,
+    others: Mapping[Context, Sequence[int]],
+    max_length: int,
+    partners: Mapping[str, Example],
+    known: Mapping[str, Score],
+) -> ScoringPasses:
+    spans: dict[Context, Span] = {"nll_conditional": tokens.conditional, "nll_unconditional": tokens.unconditional}
+    spans |= {context: tokens.after(prompt, max_length) for context, prompt in others.items()}
+    before = known.get(example.id)
+    missing = {context: span for context, span in spans.items() if before is None or getattr(before, context) is None}
+    if "nll_shuffled" in missing:
+        return ScoringPasses(example, tokens, missing, before, partners[example.id].id)
+    return ScoringPasses(example, tokens, missing, before, None if before is None else before.shuffled_with)
+
+
+def _score(row: ScoringPasses, measured: Mapping[Context, float | None]) -> Score | Refusal:
+    values = {**_likelihoods(row.known), **measured}
+    if values.get("nll_shuffled", 0.0) is None:  # another row's long instruction is no reason to lose this row
+        values.pop("nll_shuffled")
+    found = {context: value for context, value in values.items() if value is not None}
+    if len(found) < len(values):
+        return Refusal(row.example.id, "out of memory, alone in its batch", row.example.at)
+    if not all(map(math.isfinite, found.values())):
+        return Refusal(row.example.id, "likelihood is not a finite number", row.example.at)
+    conditional, empty, shuffled = found["nll_conditional"], found.get("nll_empty"), found.get("nll_shuffled")
+    difficulty = ifd(conditional, found["nll_unconditional"])
+    if difficulty is None:
+        return Refusal(row.example.id, "difficulty is not a finite number above 0", row.example.at)
+    return Score(
+        id=row.example.id,
+        ifd=difficulty,
+        pmi=None if empty is None else empty - conditional,
+        nll_conditional=conditional,
+        nll_unconditional=found["nll_unconditional"],
+        nll_empty=empty,
+        answer_tokens=row.tokens.scored,
+        truncated=row.tokens.truncated,
+        nll_shuffled=shuffled,
+        shuffled_with=None if shuffled is None else row.shuffled_with,
+    )
+
+
+def _likelihoods(score: Score | None) -> dict[Context, float | None]:
+    """The likelihoods that a score has."""
+    if score is None:
+        return {}
+    return {context: value for context in CONTEXTS if (value := getattr(score, context)) is not None}

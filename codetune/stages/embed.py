@@ -131,7 +131,12 @@ def _details(result: StageResult) -> Details:
     return Details([*left_out_notes(result.facts), *notes])
 
 
-_ROWS = RowStage(_plan, row_artefacts.sealed_embeddings, _write, lambda run: [run.embedding_ids, run.embeddings])
+_ROWS = RowStage(
+    _plan,
+    lambda context, recipe, run: row_artefacts.sealed_embeddings(run),
+    _write,
+    lambda run: [run.embedding_ids, run.embeddings],
+)
 
 EMBED: Stage = Stage(
     "embed",

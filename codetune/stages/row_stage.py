@@ -43,7 +43,7 @@ from codetune.store.digests import Digests
 from codetune.store.examples import example_ids
 from codetune.store.files import remove, write_text
 from codetune.store.locks import SHARED, locked, waiting
-from codetune.store.manifest import manifest_path, read_manifest
+from codetune.store.manifest import Manifest, manifest_path, read_manifest
 from codetune.store.run_directory import Run
 
 Item = TypeVar("Item")
@@ -82,9 +82,11 @@ class RowStage:
     """The parts in which score and embed differ."""
 
     plan: Callable[[RunContext, Recipe], Plan]
-    sealed_rows: Callable[[Run], Iterator[tuple[str, int, int]]]  # id, offset, length in the artefact
+    # Id, offset and length in the last artefact, in that run directory, of the rows that lack nothing.
+    sealed_rows: Callable[[RunContext, Recipe, Run], Iterator[tuple[str, int, int]]]
     write: Callable[[RunContext, Recipe, FinishedRows], StageOutput]
     files: Callable[[Run], Sequence[Path]]  # the artefact, last, and what belongs to it
+    additions: Sequence[str] = ()  # as of the Stage
 
     def prepare(self, context: RunContext, recipe: Recipe, request: StageRequest) -> None:
         """Raises StaleError where another shard is at work with other settings."""
@@ -143,20 +145,24 @@ class RowStage:
         The caller holds the lock of the parts: other processes merge and remove them."""
         rows = read_logs(context.run.parts(recipe.artefact))
         if run := self.sealed_alike(context, recipe):
-            rows.add_file(run.directory / recipe.artefact.name, self.sealed_rows(run))
+            rows.add_file(run.directory / recipe.artefact.name, self.sealed_rows(context, recipe, run))
         return rows
 
     def sealed_alike(self, context: RunContext, recipe: Recipe) -> Run | None:
-        """The run directory with the last artefact of these settings and this model, as it was sealed."""
+        """The run directory with the last artefact of these settings, additions aside, and this model, as it was
+        sealed."""
         for run in (context.run, context.run.before(recipe.stage)):
             artefact = run.directory / recipe.artefact.name
             manifest = read_manifest(artefact)
-            if manifest is None or dict(manifest.settings) != dict(recipe.settings):
+            if manifest is None or self._without_additions(manifest) != self._without_additions(recipe):
                 continue
             same_model = manifest.inputs.get("model") == recipe.inputs["model"]
             if same_model and content_digest(context, artefact) == manifest.digest:
                 return run
         return None
+
+    def _without_additions(self, made: Manifest | Recipe) -> dict[str, object]:
+        return {key: value for key, value in made.settings.items() if key not in self.additions}
 
     def _perform(self, context: RunContext, recipe: Recipe, request: StageRequest, rows: int, reused: int) -> None:
         shard, launch = shard_of(context, request), context.project.launch

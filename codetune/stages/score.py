@@ -1,15 +1,19 @@
-"""score: instruction-following difficulty (IFD) of every row -> `scores.jsonl`."""
+"""score: instruction-following difficulty (IFD) of every row, and the likelihoods of its answer -> `scores.jsonl`.
+
+The values after the empty prompt and after another row's instruction are additions: scores without them stay valid for
+what does not need them, and a score that lacks one gets the missing passes only."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from codetune.project.sections import Project
-from codetune.records import Refusal
+from codetune.records import Example, Refusal, Score
 from codetune.selection.select import STRATEGIES
-from codetune.stages.inputs import LEFT_OUT, dataset_input, left_out_facts, left_out_notes, model_input
+from codetune.selection.shuffled_sample import choose_partners, shuffled_sample
+from codetune.stages.inputs import dataset_input, left_out_facts, left_out_notes, model_input
 from codetune.stages.row_stage import BlockWork, Plan, RowStage, threads_of
 from codetune.stages.stage import (
     Details,
@@ -29,10 +33,13 @@ from codetune.store.files import write_text
 from codetune.store.locks import waiting
 
 if TYPE_CHECKING:
-    from codetune.data.tokens import ScoringTokens
+    from codetune.selection.score import ScoringPasses
+    from codetune.store.run_directory import Run
 
 # Estimated tokens of a block without a GPU, where the project says `auto`: a second or so of a small model.
 AUTO_TOKENS_PER_BATCH = 8192
+ADDITIONS = ("score.empty_prompt", "score.shuffled_rows")
+ADDED_VALUES = ("pmi", "nll_empty", "nll_shuffled", "shuffled_with")
 
 
 def tokens_per_pass(context: RunContext, recipe: Recipe, device: str, measure: Callable[[], int]) -> int:
@@ -74,19 +81,60 @@ def _plan(context: RunContext, recipe: Recipe) -> Plan:
 
     budget = tokens_per_pass(context, recipe, choose_device(), measure)
 
-    def load() -> BlockWork[list[ScoringTokens | Refusal]]:
+    def load() -> BlockWork[list[ScoringPasses | Refusal]]:
         use_threads(threads_of(context, recipe))
         tokenizer, scorer = load_tokenizer(directory), CausalScorer(network(), budget)
+        partners, incomplete = _partners(context), _incomplete_rows(context, recipe)
+
+        def prepare(examples: Sequence[Example]) -> list[ScoringPasses | Refusal]:
+            known = row_artefacts.finished_scores(incomplete, [example.id for example in examples])
+            return tokenise(examples, tokenizer, scorer.window, settings, partners, known)
+
         return BlockWork(
-            lambda examples: tokenise(examples, tokenizer, scorer.window, settings),
-            lambda examples, tokens: [row_artefacts.score_line(row) for row in score_tokens(examples, tokens, scorer)],
+            prepare, lambda _, passes: [row_artefacts.score_line(row) for row in score_tokens(passes, scorer)]
         )
 
     return Plan(plan_scoring_blocks(read_examples(context.run), budget, settings.max_length), load)
 
 
+def _sample(context: RunContext) -> Sequence[str]:
+    """The ids of the rows that are scored after another row's instruction as well."""
+    settings = context.project.score
+    rows = settings.shuffled_rows if settings.empty_prompt else 0
+    return shuffled_sample(read_examples(context.run), rows) if rows else ()
+
+
+def _partners(context: RunContext) -> Mapping[str, Example]:
+    """For the id of each row of the sample the row whose instruction it is scored after."""
+    if not (sample := frozenset(_sample(context))):
+        return {}
+    return choose_partners([example for example in read_examples(context.run) if example.id in sample])
+
+
+def _sealed_rows(
+    context: RunContext, recipe: Recipe, run: Run, *, complete: bool = True
+) -> Iterator[tuple[str, int, int]]:
+    """The rows of the last scores.jsonl that lack no value that the project asks for, or those that lack one."""
+    asked, sample = context.project.score.empty_prompt, frozenset(_sample(context))
+
+    def is_wanted(row: Score | Refusal) -> bool:
+        lacks = isinstance(row, Score) and asked and row.nll_empty is None
+        lacks |= isinstance(row, Score) and row.nll_shuffled is None and row.id in sample
+        return lacks != complete
+
+    return row_artefacts.sealed_scores(run, is_wanted)
+
+
+def _incomplete_rows(context: RunContext, recipe: Recipe) -> FinishedRows:
+    rows = FinishedRows()
+    if run := _ROWS.sealed_alike(context, recipe):
+        rows.add_file(run.scores, _sealed_rows(context, recipe, run, complete=False))
+    return rows
+
+
 def _write(context: RunContext, recipe: Recipe, finished: FinishedRows) -> StageOutput:
-    scored, refused, truncated = row_artefacts.write_scores(context.run, finished)
+    without = () if context.project.score.empty_prompt else ADDED_VALUES
+    scored, refused, truncated = row_artefacts.write_scores(context.run, finished, without)
     return StageOutput(scored, refused, {"truncated": truncated, **left_out_facts(context)})
 
 
@@ -96,7 +144,7 @@ def _details(result: StageResult) -> Details:
     return Details([*left_out_notes(result.facts), *cut])
 
 
-_ROWS = RowStage(_plan, row_artefacts.sealed_scores, _write, lambda run: [run.scores])
+_ROWS = RowStage(_plan, _sealed_rows, _write, lambda run: [run.scores], ADDITIONS)
 
 SCORE: Stage = Stage(
     "score",
@@ -107,7 +155,7 @@ SCORE: Stage = Stage(
     work=_ROWS.work,
     progress=lambda context, request: _ROWS.progress(context, SCORE),
     details=_details,
-    documented=(LEFT_OUT,),
+    additions=ADDITIONS,
     is_needed=lambda project: STRATEGIES[project.select.strategy].needs_scores,
     in_process=_ROWS.in_process,
 )

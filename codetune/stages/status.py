@@ -91,6 +91,8 @@ def _change(context: RunContext, stage: Stage, request: StageRequest, manifest: 
     if content_digest(context, artefact) != manifest.digest:
         return f"{artefact} was changed after codetune wrote it"
     settings = stage_settings(context, stage, request)
+    if allow_overrides:
+        settings = {key: value for key, value in settings.items() if key not in stage.additions}
     return differing_setting(context.project, artefact, manifest, settings, allow_overrides=allow_overrides)
 
 

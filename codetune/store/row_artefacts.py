@@ -9,7 +9,7 @@ import json
 import math
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,14 +27,15 @@ from codetune.store.run_directory import Run
 def score_line(row: Score | Refusal) -> bytes:
     """A line of scores.jsonl, without its newline."""
     if isinstance(row, Score):
-        return json.dumps(asdict(row)).encode()
+        return json.dumps({name: value for name, value in asdict(row).items() if value is not None}).encode()
     at = {"at": row.at} if row.id is None else {}
     return json.dumps({"id": row.id, **at, "refused": row.reason}).encode()
 
 
-def write_scores(run: Run, finished: FinishedRows) -> tuple[int, Counter[str], int]:
-    """Writes scores.jsonl from the finished rows, lines of it by id. Returns how many rows have a score, how many have
-    none by reason, and how many answers were truncated. Raises KeyError for a usable row that is not finished."""
+def write_scores(run: Run, finished: FinishedRows, without: Collection[str]) -> tuple[int, Counter[str], int]:
+    """Writes scores.jsonl from the finished rows, lines of it by id; rows lose the values `without`. Returns how many
+    rows have a score, how many have none by reason, and how many answers were truncated. Raises KeyError for a usable
+    row that is not finished."""
     scored, truncated = 0, 0
     unusable, without_score = Counter[str](), Counter[str]()
     with replacing(run.scores) as temporary, temporary.open("wb") as file:
@@ -45,6 +46,9 @@ def write_scores(run: Run, finished: FinishedRows) -> tuple[int, Counter[str], i
             else:
                 line = finished.read(row)
                 document = json.loads(line)
+                if not document.keys().isdisjoint(without):
+                    document = {name: value for name, value in document.items() if name not in without}
+                    line = json.dumps(document).encode()
                 scored += "refused" not in document
                 truncated += document.get("truncated", False)
                 without_score.update([document["refused"]] if "refused" in document else [])
@@ -52,12 +56,12 @@ def write_scores(run: Run, finished: FinishedRows) -> tuple[int, Counter[str], i
     return scored, unusable + without_score, truncated
 
 
-def sealed_scores(run: Run) -> Iterator[tuple[str, int, int]]:
-    """(id, offset, length) of each line of scores.jsonl that has an id, for `FinishedRows.add_file`."""
+def sealed_scores(run: Run, is_wanted: Callable[[Score | Refusal], bool]) -> Iterator[tuple[str, int, int]]:
+    """(id, offset, length) of each line of scores.jsonl that has an id and is wanted, for `FinishedRows.add_file`."""
     offset = 0
     with run.scores.open("rb") as file:
         for line in file:
-            if (row_id := id_of_line(line)) is not None:
+            if (row_id := id_of_line(line)) is not None and is_wanted(_score_row(line, "")):
                 yield row_id, offset, len(line) - 1
             offset += len(line)
 
@@ -66,11 +70,20 @@ def read_scores(run: Run) -> Iterator[Score | Refusal]:
     """The rows of scores.jsonl in their order."""
     with run.scores.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
-            document = json.loads(line)
-            if "refused" in document:
-                yield Refusal(document["id"], document["refused"], document.get("at", f"{run.scores}:{number}"))
-            else:
-                yield Score(**document)
+            yield _score_row(line, f"{run.scores}:{number}")
+
+
+def _score_row(line: str | bytes, at: str) -> Score | Refusal:
+    document = json.loads(line)
+    if "refused" in document:
+        return Refusal(document["id"], document["refused"], document.get("at", at))
+    return Score(**document)
+
+
+def finished_scores(finished: FinishedRows, ids: Iterable[str]) -> dict[str, Score]:
+    """The scores among the finished rows `ids`, by id."""
+    rows = {row_id: _score_row(finished.read(row_id), "") for row_id in ids if row_id in finished}
+    return {row_id: row for row_id, row in rows.items() if isinstance(row, Score)}
 
 
 def read_difficulties(run: Run) -> tuple[NDArray[np.uint64], NDArray[np.float64]]:

@@ -24,8 +24,8 @@ def ifd() -> dict[str, list[float]]:
     examples = [Example(row.id, (Message("user", row.problem), Message("assistant", row.solution)), "") for row in rows]
     model = load_model(SHIPPED_BASE, Model(dtype="float32"), "cpu")
     scorer = CausalScorer(model, 4096)
-    tokenised = tokenise(examples, load_tokenizer(SHIPPED_BASE), scorer.window, Scoring(max_length=512))
-    scores = score_tokens(examples, tokenised, scorer)
+    tokenised = tokenise(examples, load_tokenizer(SHIPPED_BASE), scorer.window, Scoring(max_length=512), {}, {})
+    scores = score_tokens(tokenised, scorer)
     kinds: dict[str, list[float]] = {}
     for row, score in zip(rows, scores, strict=True):
         assert isinstance(score, Score)

@@ -47,6 +47,8 @@ SEALING_KEYS = {
         "model.attention",
         "score.max_length",
         "score.prompt",
+        "score.empty_prompt",
+        "score.shuffled_rows",
     ],
     "embed": ["seed"],
     "select": ["seed", "select.strategy", "select.clusters", "select.ratio", "select.ratio_of", "select.max_ifd"],

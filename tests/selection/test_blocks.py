@@ -62,8 +62,8 @@ def test_the_estimate_of_real_rows_is_on_the_side_of_too_many(shared_data: Path)
     rows = evol(shared_data, 300)
     for name in ("deepseek-coder-6.7b-instruct", "codellama"):
         tokenizer = load_tokenizer(shared_data / "tokenizers" / name)
-        tokenised = [row for row in tokenise(rows, tokenizer, 10**6, Scoring()) if not isinstance(row, Refusal)]
-        tokens = sum(len(row.conditional.tokens) + len(row.unconditional.tokens) for row in tokenised)
+        tokenised = [row for row in tokenise(rows, tokenizer, 10**6, Scoring(), {}, {}) if not isinstance(row, Refusal)]
+        tokens = sum(len(row.tokens.conditional.tokens) + len(row.tokens.unconditional.tokens) for row in tokenised)
         assert tokens < sum(estimated_tokens(row, 2048) for row in rows) < 1.5 * tokens
 
 

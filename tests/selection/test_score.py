@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from codetune.model.load import load_tokenizer
 from codetune.project.sections import Dataset, Scoring
 from codetune.records import Example, Message, Refusal, Score, content_id
 from codetune.selection.blocks import pair_characters
-from codetune.selection.score import Scorer, ifd, score_tokens, tokenise
+from codetune.selection.score import Scorer, ScoringPasses, ifd, score_tokens, tokenise
 from tests.model.builders import byte_tokenizer, tiny_model
 
 
@@ -50,9 +51,14 @@ def evol(shared_data: Path, count: int) -> list[Example]:
 
 
 def score_rows(
-    rows: Sequence[Example], tokenizer: PreTrainedTokenizerBase, scorer: Scorer, settings: Scoring
+    rows: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    scorer: Scorer,
+    settings: Scoring,
+    partners: Mapping[str, Example] | None = None,
+    known: Mapping[str, Score] | None = None,
 ) -> list[Score | Refusal]:
-    return score_tokens(rows, tokenise(rows, tokenizer, scorer.window, settings), scorer)
+    return score_tokens(tokenise(rows, tokenizer, scorer.window, settings, partners or {}, known or {}), scorer)
 
 
 def test_a_question_that_helps_makes_the_answer_easier() -> None:
@@ -79,7 +85,16 @@ def test_a_row_has_the_formula_of_its_two_likelihoods() -> None:
     row = example("Add.", "def add(a, b):")
     (result,) = score_rows([row], tokenizer, FakeScorer(0.5), Scoring())
     tokens = len(tokenizer("def add(a, b):").input_ids)
-    assert result == Score(row.id, pytest.approx(0.6065306597), 0.5, 1.0, tokens, False)
+    assert result == Score(
+        id=row.id,
+        ifd=pytest.approx(0.6065306597),
+        pmi=0.0,
+        nll_conditional=0.5,
+        nll_unconditional=1.0,
+        nll_empty=0.5,
+        answer_tokens=tokens,
+        truncated=False,
+    )
 
 
 @pytest.mark.parametrize(
@@ -121,30 +136,75 @@ def test_real_rows_agree_with_float64_arithmetic_whatever_their_batch(shared_dat
     model = tiny_model("llama", len(tokenizer), hidden=32)
     rows = sorted(evol(shared_data, 36), key=pair_characters)[:30]
     settings = Scoring(max_length=300)
-    results = score_rows(rows, tokenizer, CausalScorer(model, 4096), settings)
-    alone = [score_rows([row], tokenizer, CausalScorer(model, 4096), settings)[0] for row in rows]
+    partners = {row.id: other for row, other in zip(rows[::2], rows[1::2], strict=True)}
+    results = score_rows(rows, tokenizer, CausalScorer(model, 4096), settings, partners)
+    alone = [score_rows([row], tokenizer, CausalScorer(model, 4096), settings, partners)[0] for row in rows]
     assert alone == results
     exact, reference = copy.deepcopy(model).double(), Tokenizer.from_file(str(path / "tokenizer.json"))
     for row, result in zip(rows, results, strict=True):
-        expected = oracle(exact, reference, tokenizer.bos_token_id, row)
+        partner = partners.get(row.id)
+        expected, answer_tokens = oracle(exact, reference, tokenizer.bos_token_id, row, partner)
         assert isinstance(result, Score)
         assert result.nll_conditional == pytest.approx(expected[0], rel=1e-5)
         assert result.nll_unconditional == pytest.approx(expected[1], rel=1e-5)
+        assert result.nll_empty == pytest.approx(expected[2], rel=1e-5)
+        assert result.pmi == result.nll_empty - result.nll_conditional
+        assert result.nll_shuffled == (pytest.approx(expected[3], rel=1e-5) if partner else None)
+        assert result.shuffled_with == (partner.id if partner else None)
         assert result.ifd == pytest.approx(math.exp(expected[0]) / math.exp(expected[1]), rel=1e-5)
-        assert result.answer_tokens == expected[2]
+        assert result.answer_tokens == answer_tokens
 
 
-def oracle(exact: torch.nn.Module, reference: Tokenizer, bos: int, row: Example) -> tuple[float, float, int]:
+def oracle(
+    exact: torch.nn.Module, reference: Tokenizer, bos: int, row: Example, partner: Example | None
+) -> tuple[list[float], int]:
     prompt = f"Question:\n{row.instruction}\n\nAnswer:\n"
     whole = reference.encode(prompt + row.answer, add_special_tokens=False)
     cut = next(index for index, (start, _) in enumerate(whole.offsets) if start >= len(prompt))
     answer = whole.ids[cut:][: 300 - 1 - cut]
     means = []
-    for context in ([bos, *whole.ids[:cut]], [bos]):
+    contexts = [[bos, *whole.ids[:cut]], [bos]]
+    for instruction in ("", *([partner.instruction] if partner else [])):
+        other = reference.encode(f"Question:\n{instruction}\n\nAnswer:\n", add_special_tokens=False).ids
+        room = 300 - 1 - len(answer)
+        contexts.append([bos, *other[-room:]])
+    for context in contexts:
         with torch.inference_mode():
             logits = exact(torch.tensor([context + answer])).logits[0, len(context) - 1 : -1]
         means.append(float(torch.nn.functional.cross_entropy(logits, torch.tensor(answer))))
-    return means[0], means[1], len(answer)
+    return means, len(answer)
+
+
+def test_what_a_score_knows_already_is_not_measured_again() -> None:
+    tokenizer, rows = byte_tokenizer(bos=True), [example("Add.", "a + b"), example("Subtract.", "a - b")]
+    (before, after) = score_rows(rows, tokenizer, FakeScorer(0.5), Scoring(empty_prompt=False))
+    assert isinstance(before, Score)
+    partners = {row.id: rows[0] for row in rows}
+    # The scorer says 0.25 now: that is what the added values have, and the others keep theirs.
+    (extended,) = score_rows(rows[1:], tokenizer, FakeScorer(0.25), Scoring(), partners, {rows[1].id: after})
+    assert extended == replace(after, nll_empty=0.25, pmi=-0.25, nll_shuffled=0.25, shuffled_with=rows[0].id)
+
+
+def test_an_instruction_of_another_row_that_leaves_no_room_loses_its_beginning() -> None:
+    tokenizer, row, long = byte_tokenizer(bos=True), example("Add.", "a + b"), example("x" * 500, "y")
+    (passes,) = tokenise([row], tokenizer, 60, Scoring(), {row.id: long}, {})
+    assert isinstance(passes, ScoringPasses)
+    shuffled = passes.spans["nll_shuffled"]
+    assert len(shuffled.tokens) == 60
+    assert shuffled.tokens[0] == tokenizer.bos_token_id
+    assert tokenizer.decode(shuffled.tokens[1:]).endswith("xxx\n\nAnswer:\na + b")
+
+
+def test_another_rows_instruction_that_takes_too_much_memory_is_no_refusal() -> None:
+    tokenizer, row = byte_tokenizer(bos=True), example("Add.", "a + b")
+
+    class Full(FakeScorer):
+        def nll(self, spans: Sequence[Span]) -> list[float | None]:
+            return [*super().nll(spans[:-1]), None]
+
+    (result,) = score_rows([row], tokenizer, Full(0.5), Scoring(), {row.id: example("Sub.", "a - b")})
+    assert isinstance(result, Score)
+    assert (result.nll_empty, result.nll_shuffled, result.shuffled_with) == (0.5, None, None)
 
 
 @pytest.mark.parametrize(("name", "is_sentencepiece"), [("deepseek-coder-6.7b-instruct", False), ("codellama", True)])

@@ -46,7 +46,7 @@ def run(tmp_path: Path) -> Run:
 def test_scores_are_written_in_data_set_order(run: Run) -> None:
     write_examples(run, [example(3), DUPLICATE, EMPTY, example(1), example(2)])
     scores = [score(1), Refusal(example(2).id, "non-finite likelihood", "a.jsonl:5"), score(3)]
-    counts = write_scores(run, done(run, [(row.id, score_line(row)) for row in scores]))
+    counts = write_scores(run, done(run, [(row.id, score_line(row)) for row in scores]), ())
     assert [json.loads(line) for line in run.scores.read_text(encoding="utf-8").splitlines()] == [
         {"id": "0000000000000003", "ifd": 0.3, "nll_conditional": 0.1, "nll_unconditional": 0.7}
         | {"answer_tokens": 4, "truncated": False},
@@ -61,7 +61,7 @@ def test_scores_are_written_in_data_set_order(run: Run) -> None:
 
 def test_scores_are_read_as_they_were_made(run: Run) -> None:
     write_examples(run, [example(3), DUPLICATE, EMPTY])
-    write_scores(run, done(run, [(example(3).id, score_line(score(3)))]))
+    write_scores(run, done(run, [(example(3).id, score_line(score(3)))]), ())
     assert list(read_scores(run)) == [
         score(3),
         DUPLICATE,
@@ -72,26 +72,26 @@ def test_scores_are_read_as_they_were_made(run: Run) -> None:
 def test_a_usable_row_that_is_not_finished_is_an_error(run: Run) -> None:
     write_examples(run, [example(1)])
     with pytest.raises(KeyError):
-        write_scores(run, FinishedRows())
+        write_scores(run, FinishedRows(), ())
     assert not run.scores.exists()
 
 
 def test_sealed_scores_are_finished_rows_with_the_same_bytes(run: Run) -> None:
     write_examples(run, [example(3), DUPLICATE, EMPTY, example(1)])
-    write_scores(run, done(run, [(row.id, score_line(row)) for row in (score(1), score(3))]))
+    write_scores(run, done(run, [(row.id, score_line(row)) for row in (score(1), score(3))]), ())
     again = FinishedRows()
-    again.add_file(run.scores, sealed_scores(run))
+    again.add_file(run.scores, sealed_scores(run, lambda row: True))
     assert [again.read(example(number).id) for number in (1, 3)] == [score_line(score(1)), score_line(score(3))]
     assert len(again) == 3  # the refused row that has an id is done as well
 
 
 def test_scores_written_from_sealed_scores_have_the_same_bytes(run: Run) -> None:
     write_examples(run, [example(3), DUPLICATE, EMPTY, example(1)])
-    write_scores(run, done(run, [(row.id, score_line(row)) for row in (score(1), score(3))]))
+    write_scores(run, done(run, [(row.id, score_line(row)) for row in (score(1), score(3))]), ())
     before = run.scores.read_bytes()
     again = FinishedRows()
-    again.add_file(run.scores, sealed_scores(run))
-    write_scores(run, again)
+    again.add_file(run.scores, sealed_scores(run, lambda row: True))
+    write_scores(run, again, ())
     assert run.scores.read_bytes() == before
 
 
@@ -224,7 +224,14 @@ def example(number: int) -> Example:
 
 
 def score(number: int) -> Score:
-    return Score(example(number).id, number / 10, 0.1, 0.7, 4, False)
+    return Score(
+        id=example(number).id,
+        ifd=number / 10,
+        nll_conditional=0.1,
+        nll_unconditional=0.7,
+        answer_tokens=4,
+        truncated=False,
+    )
 
 
 def vector(number: int) -> Vector:
