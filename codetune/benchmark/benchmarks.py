@@ -20,6 +20,7 @@ from codetune.benchmark.evalplus_format import CallInputs, read_tasks
 from codetune.benchmark.output_match import HUMANEVAL_RULES, MBPP_RULES, OutputRule
 from codetune.errors import DataError, UsageError
 from codetune.records import Problem
+from codetune.user_files import require_plain_file
 
 FENCE = "```python\n"
 # Where the continuation of a raw prompt leaves the function, as EvalPlus cuts base models (evalplus 0.3.1, codegen).
@@ -150,6 +151,7 @@ def locate_benchmark(reference: str, project_path: Path, demo_file: Callable[[],
         case DemoFile():
             return demo_file()
     for path in (project_path, Path(reference).expanduser()):
+        require_plain_file(path, UsageError)
         if path.is_file():
             return path
     raise _unknown_benchmark(reference)

@@ -7,7 +7,7 @@ file and line: a damaged file never gives fewer tasks or samples. Which benchmar
 
 from __future__ import annotations
 
-import gzip
+import codecs
 import json
 import sys
 import zlib
@@ -19,6 +19,7 @@ from typing import TypeVar
 from codetune.errors import DataError
 from codetune.records import Completion, Problem, Solution
 from codetune.text import lone_surrogate
+from codetune.user_files import open_limited, read_lines, require_plain_file
 
 TASKS_FORMAT = "a JSONL of tasks in EvalPlus format"
 SAMPLES_FORMAT = "a JSONL of samples in EvalPlus format: task_id, and completion or solution"
@@ -161,13 +162,14 @@ def _sample_mistake(row: Row, form: str) -> str:
 
 def read_rows(path: Path, expected: str) -> Iterator[tuple[str, Row]]:
     """`FILE:LINE` and the JSON object of every line that is not blank; `expected` says what the file should be."""
-    for number, line in enumerate(_read_text(path, expected).split("\n"), start=1):
-        if not line.strip():
+    for number, line in enumerate(_lines(path, expected), start=1):
+        content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+        if not content.strip():
             continue
         position = f"{path}:{number}"
         try:
-            row = json.loads(line)
-        # ValueError: besides JSONDecodeError, an integer of more digits than Python converts.
+            row = json.loads(content.decode("utf-8"))
+        # ValueError: besides JSONDecodeError, no UTF-8, and an integer of more digits than Python converts.
         except (ValueError, RecursionError) as why:
             raise DataError(f"{position}: not JSON ({why}). Expected: {expected}. Fix the line, or delete it.") from why
         if not isinstance(row, dict):
@@ -186,11 +188,14 @@ def _require_unicode(position: str, key: str, text: str) -> None:
         )
 
 
-def _read_text(path: Path, expected: str) -> str:
+def _lines(path: Path, expected: str) -> Iterator[bytes]:
     try:
-        content = path.read_bytes()
-        return (gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content).decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as why:
+        require_plain_file(path)
+        with path.open("rb") as start:
+            is_gzip = start.read(2) == b"\x1f\x8b"
+        with open_limited(path, str(path), is_gzip) as stream:
+            yield from read_lines(stream, str(path))
+    except (OSError, EOFError, zlib.error) as why:
         # The text of an OSError repeats the path.
         reason = why.strerror if isinstance(why, OSError) and why.strerror else str(why)
         raise DataError(

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr
 from pydantic.fields import FieldInfo
 
 from codetune.errors import InputError
+from codetune.user_files import matching_paths
 
 PROJECT_FILE = "codetune.yaml"
 
@@ -241,8 +242,7 @@ class Project(Section):
         Raises InputError where the name cannot be a path."""
         try:
             for path in (base / Path(name).expanduser() for base in (self.root, Path.cwd())):
-                pattern = str(path) if glob.has_magic(name) else ""
-                if path.exists() or any(glob.iglob(pattern, recursive=True)):  # noqa: PTH207 - as data/source has it
+                if path.exists() or (glob.has_magic(name) and any(matching_paths(str(path)))):
                     return str(path)
         except (RuntimeError, OSError) as why:  # no such user's home; a name longer than any file's
             raise InputError(f"{name} cannot be a path: {why}. Fix it in the project file") from None

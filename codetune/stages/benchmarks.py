@@ -12,6 +12,7 @@ from codetune.benchmark.evalplus_format import holds_samples, read_samples
 from codetune.errors import DataError, UsageError
 from codetune.stages.stage import Input, Resolved, RunContext, StageRequest
 from codetune.store.manifest import Manifest
+from codetune.user_files import require_plain_file
 
 
 def open_benchmark(context: RunContext, reference: str) -> Benchmark:
@@ -66,7 +67,8 @@ def benchmark_of_samples(context: RunContext, path: Path) -> str:
 
 def samples_request(context: RunContext, tasks: Benchmark, path: Path) -> StageRequest:
     """For a samples file of the user's; its label is the file's stem with 8 digits of its digest."""
-    if not path.is_file():
+    require_plain_file(path)
+    if not path.exists():
         raise DataError(f"There is no file {path}. Expected: a JSONL of samples in EvalPlus format. Fix --samples")
     label = f"{stem_of(path)}-{context.digests.file(path)[:8]}"
     return StageRequest(benchmark=tasks.name, label=label, tasks=tasks, samples=path)

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from codetune import user_files
 from codetune.benchmark.benchmarks import read_problems
 from codetune.benchmark.evalplus_format import (
     as_solution,
@@ -144,7 +146,7 @@ def test_rows_come_with_file_and_line_and_blank_lines_count(tmp_path: Path) -> N
         (b'{"a": 1}\n{"a": ', "rows.jsonl:2: not JSON"),
         (b'{"a": 1}\n[1]\n', "rows.jsonl:2: list instead of a JSON object"),
         (b'{"a": ' + b"9" * 5000 + b"}", "rows.jsonl:1: not JSON .Exceeds the limit"),
-        (b'{"a": "\xff"}', "cannot be read .*utf-8"),
+        (b'{"a": 1}\n{"a": "\xff"}', "rows.jsonl:2: not JSON .*utf-8"),
         (gzip.compress(b'{"a": 1}' * 1000, mtime=0)[:40], "cannot be read .*ended"),
         (b"\x1f\x8bnot gzip", "cannot be read"),
     ],
@@ -154,6 +156,28 @@ def test_a_damaged_file_is_an_error(tmp_path: Path, content: bytes, message: str
     path.write_bytes(content)
     with pytest.raises(DataError, match=message):
         list(read_rows(path, "rows"))
+
+
+def test_a_file_that_unpacks_to_far_more_than_its_size_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(gzip.compress(b"\n" * 1_000_000))
+    monkeypatch.setattr(user_files, "UNPACKED_BYTES", 1000)
+    with pytest.raises(DataError, match=r"rows\.jsonl has .* unpacks to more than"):
+        list(read_rows(path, "rows"))
+
+
+def test_a_line_without_end_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(user_files, "ROW_BYTES", 10)
+    with pytest.raises(DataError, match=r"rows\.jsonl:1 is longer than"):
+        read_samples(write_rows(tmp_path / "rows.jsonl", {"task_id": "Own/0", "solution": "x" * 10}))
+
+
+def test_a_named_pipe_is_refused_and_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows.jsonl")
+    with pytest.raises(DataError, match=r"rows\.jsonl is a named pipe"):
+        holds_samples(tmp_path / "rows.jsonl")
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:

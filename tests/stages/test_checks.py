@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,9 @@ from typing import Any
 import pytest
 
 from codetune import workflow
-from codetune.errors import CodetuneError, InputError, ModelError, ProjectError, StaleError, UsageError
+from codetune.errors import CodetuneError, DataError, InputError, ModelError, ProjectError, StaleError, UsageError
 from codetune.stages import evaluate
-from codetune.stages.benchmarks import open_benchmark
+from codetune.stages.benchmarks import open_benchmark, samples_request
 from codetune.stages.pipeline import stages_between
 from tests import pipeline
 from tests.small_world import context_of, make_small_world
@@ -54,6 +55,17 @@ def test_what_a_later_stage_lacks_is_told_before_the_first_and_not_where_that_st
     assert not context.run.scores.exists()
     if "embed__model" not in flags:
         next(workflow.run(context_of(project, **RANDOM, **flags), stages_between("select", "select")))
+
+
+def test_a_named_pipe_in_the_place_of_a_file_is_refused_and_not_opened(project: Path) -> None:
+    os.mkfifo(project.parent / "pipe.jsonl")
+    context = context_of(project)
+    with pytest.raises(UsageError, match=r"pipe\.jsonl is a named pipe"):
+        open_benchmark(context, "pipe.jsonl")
+    with pytest.raises(DataError, match=r"pipe\.jsonl is a named pipe"):
+        samples_request(context, open_benchmark(context, "tasks.jsonl"), project.parent / "pipe.jsonl")
+    with pytest.raises(DataError, match=r"pipe\.jsonl is a named pipe"):
+        pipeline.select(context_of(project, dataset__path="pipe.jsonl", **RANDOM))
 
 
 def test_a_tracker_that_is_not_installed_is_told_before_the_first_stage(

@@ -1,0 +1,79 @@
+"""Only plain files are opened, what they unpack to has a limit, and a glob ends."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from codetune import user_files
+from codetune.errors import DataError, ProjectError
+from codetune.user_files import matching_paths, open_limited, read_lines, require_plain_file
+
+
+def test_a_file_a_link_to_one_and_a_path_without_one_are_no_fault(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    (tmp_path / "link").symlink_to("a")
+    for name in ("a", "link", "none", "a/none"):
+        require_plain_file(tmp_path / name)
+
+
+def test_what_is_no_plain_file_is_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    (tmp_path / "circle").symlink_to("circle")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+    for path, message in (
+        (tmp_path / "pipe", "pipe is a named pipe. Expected: a plain file. Write what it gives to a file"),
+        (tmp_path / "link", "link is a named pipe"),
+        (tmp_path / "socket", "socket is a socket"),
+        (Path("/dev/zero"), "zero is a device"),
+        (tmp_path, "is a directory. Expected: a plain file. Name a file"),
+        (tmp_path / "circle", "circle cannot be looked at: Too many levels of symbolic links"),
+        (tmp_path / ("x" * 300), "cannot be looked at: File name too long"),
+    ):
+        with pytest.raises(ProjectError, match=message):
+            require_plain_file(path, ProjectError)
+
+
+def test_a_file_unpacks_up_to_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.gz").write_bytes(gzip.compress(b"x\n" * 100_000))
+    monkeypatch.setattr(user_files, "UNPACKED_BYTES", 200_000)
+    with open_limited(tmp_path / "a.gz", "a.gz", is_gzip=True) as stream:
+        assert sum(1 for _ in read_lines(stream, "a.gz")) == 100_000
+    monkeypatch.setattr(user_files, "UNPACKED_BYTES", 199_999)
+    with (
+        open_limited(tmp_path / "a.gz", "a.gz", is_gzip=True) as stream,
+        pytest.raises(DataError, match=r"a\.gz has \d+ bytes and unpacks to more than 100 times as much"),
+    ):
+        list(read_lines(stream, "a.gz"))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("**/*.json", "a.json d/b.json d/e/c.json"),
+        ("d/**", "d/b.json d/e/c.json"),
+        ("*/**/*.json", "d/b.json d/e/c.json link/b.json link/e/c.json"),
+        ("**/e/**/c.json", "d/e/c.json"),
+        ("*.json", "a.json"),
+        ("none/**", ""),
+    ],
+)
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_glob_finds_files_in_any_depth_and_follows_no_link_below_the_stars(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, expected: str, absolute: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.json", "d/b.json", "d/e/c.json", "d/.hidden/h.json"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    Path("d/e/up").symlink_to(tmp_path)
+    Path("link").symlink_to("d")
+    base = tmp_path if absolute else Path()
+    found = {path.relative_to(base).as_posix() for path in matching_paths(str(base / pattern)) if path.is_file()}
+    assert found == set(expected.split())
