@@ -34,7 +34,17 @@ from transformers import (
 
 from codetune.errors import CodetuneError, InputError
 from codetune.launch.process_group import SINGLE_PROCESS, ProcessGroup
-from codetune.model.decoding import STOP_CHECK_TOKENS, GeneratedText, GenerationRequest, StopCriteria, sample, uniform
+from codetune.model.decoding import (
+    NOT_FINITE,
+    STOP_CHECK_TOKENS,
+    GeneratedText,
+    GenerationRequest,
+    StopCriteria,
+    masked_where_not_finite,
+    not_finite_logits,
+    sample,
+    uniform,
+)
 from codetune.model.tensor_parallel import kv_cache_ranks
 from codetune.project.sections import Generation
 
@@ -66,7 +76,7 @@ class BatchGenerator:
     def complete(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, GeneratedText]]:
         """Index and completion of each request when it is finished, in batches in the given order. A batch that does
         not fit into memory is halved, and later ones are no larger. Raises InputError for a prompt that the model
-        cannot take, CodetuneError if one row does not fit."""
+        cannot take, CodetuneError if one row does not fit, or if logits are not finite."""
         _require_known_tokens(self._network, requests)
         limit = self._settings.max_new_tokens
         rows = [_Row(i, request, self._criteria.token_limit(request, limit)) for i, request in enumerate(requests)]
@@ -135,7 +145,7 @@ class BatchGenerator:
                     row.finished = True
                     yield row
             mask = torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)
-            positions, ids = positions[:, -1:] + 1, chosen[:, None]
+            positions, ids = positions[:, -1:] + 1, chosen[:, None].clamp(min=0)  # of finished rows
             # Finished rows stay until they are half of the batch, because copying the cache costs time as well.
             left = [index for index, row in enumerate(active) if not row.finished]
             if len(left) <= len(active) // 2:
@@ -154,7 +164,7 @@ class BatchGenerator:
             chosen = self._choose(logits, rows)
             for index, token in enumerate(chosen.tolist()):
                 ended[index] = ended[index] or self._append(rows[index], token)
-            return chosen, all(ended)
+            return chosen.clamp(min=0), all(ended)
 
         with torch.inference_mode():
             prompts = torch.tensor([row.request.prompt for row in rows], device=self._network.device)  # [B, P]
@@ -164,14 +174,18 @@ class BatchGenerator:
         return rows
 
     def _choose(self, logits: torch.Tensor, rows: Sequence[_Row]) -> torch.Tensor:
-        """The next token of each row, [B], from logits [B, V]; the same in all ranks."""
+        """The next token of each row, [B], from logits [B, V], or `NOT_FINITE`; the same in all ranks."""
         if self._settings.temperature == 0:
-            return self._group.broadcast(logits.argmax(-1))
-        numbers = [uniform(row.request.stream, len(row.tokens)) for row in rows]
-        return self._group.broadcast(sample(logits, self._settings.temperature, self._settings.top_p, numbers))
+            chosen = logits.argmax(-1)
+        else:
+            numbers = [uniform(row.request.stream, len(row.tokens)) for row in rows]
+            chosen = sample(logits, self._settings.temperature, self._settings.top_p, numbers)
+        return self._group.broadcast(masked_where_not_finite(chosen, logits))
 
     def _append(self, row: _Row, token: int) -> bool:
-        """Appends the token to the row and says whether the row ends with it."""
+        """Appends the token to the row and says whether the row ends with it. Raises CodetuneError for `NOT_FINITE`."""
+        if token == NOT_FINITE:
+            raise not_finite_logits(row.request, len(row.tokens), str(self._network.dtype).removeprefix("torch."))
         row.tokens.append(token)
         if token in self._criteria.tokens or len(row.tokens) >= row.token_limit:
             return True

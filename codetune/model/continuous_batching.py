@@ -7,6 +7,7 @@ turns errors into missing results."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,13 @@ from transformers.generation.continuous_batching.utils import WorkloadHints
 from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from codetune.errors import CodetuneError
-from codetune.model.decoding import STOP_CHECK_TOKENS, GeneratedText, GenerationRequest, StopCriteria
+from codetune.model.decoding import (
+    STOP_CHECK_TOKENS,
+    GeneratedText,
+    GenerationRequest,
+    StopCriteria,
+    not_finite_logits,
+)
 from codetune.project.sections import Generation
 
 RESULT_TIMEOUT_SECONDS = 1.0
@@ -48,14 +55,16 @@ class ContinuousGenerator:
 
     def complete(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, GeneratedText]]:
         """Index and completion of each request when it is finished. Raises InputError for a prompt that fills the
-        window, CodetuneError if the manager fails."""
+        window, CodetuneError if the manager fails or computes logits that are not finite."""
         if not requests:
             return
         limit = self._settings.max_new_tokens
         token_limits = [self._criteria.token_limit(request, limit) for request in requests]
         session = self._network.continuous_batching_context_manager(
             generation_config=self._generation_config(),
-            continuous_batching_config=ContinuousBatchingConfig(**self._limits, **_fixed_attention()),
+            continuous_batching_config=ContinuousBatchingConfig(
+                return_logprobs=True, **self._limits, **_fixed_attention()
+            ),
             warmup=self._network.device.type == "cuda",
             workload_hints=WorkloadHints(max(len(request.prompt) for request in requests), limit, len(requests)),
         )
@@ -85,6 +94,9 @@ class ContinuousGenerator:
         if output.error is not None:
             raise _broken(output.error, len(waiting))
         tokens = output.generated_tokens
+        if not math.isfinite(sum(output.logprobs)):
+            step = next(step for step, value in enumerate(output.logprobs) if not math.isfinite(value))
+            raise not_finite_logits(request, step, str(self._network.dtype).removeprefix("torch."))
         stopped = len(tokens) % STOP_CHECK_TOKENS == 0 and self._criteria.has_stop(request, tokens)
         if not stopped and not output.is_finished():
             return

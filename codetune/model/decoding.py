@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from codetune.errors import InputError
+from codetune.errors import CodetuneError, InputError
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # A search for stop strings after every token would cost as much as a tiny model; up to 7 tokens are cut off again.
 STOP_CHECK_TOKENS = 8
+NOT_FINITE = -1  # in the place of a token, where the logits were not finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,16 @@ class StopCriteria:
         return text
 
 
+def not_finite_logits(request: GenerationRequest, tokens_before: int, dtype: str) -> CodetuneError:
+    """The error for logits with NaN or infinity, which choose no token. `request.stream` names the task."""
+    return CodetuneError(
+        f"The model's logits are not finite numbers at token {tokens_before + 1} of the completion "
+        f"{request.stream} (seed/task/sample), computed in {dtype}. Expected: finite numbers; a model can overflow in "
+        "float16. Nothing that was finished is lost: set model.dtype to bfloat16 or float32, or check the model's "
+        "weights, and run the command again"
+    )
+
+
 def _first_stop(text: str, stops: Sequence[str]) -> int | None:
     """The offset of the earliest stop string; None without one."""
     found = [offset for stop in stops if (offset := text.find(stop)) >= 0]
@@ -136,6 +147,12 @@ def uniform(stream: str, index: int) -> float:
 def stream_seed(stream: str) -> int:
     """A seed of 63 bits for engines that sample by themselves."""
     return int.from_bytes(hashlib.blake2b(stream.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def masked_where_not_finite(tokens: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """The tokens [B] that were chosen from logits [B, V], with `NOT_FINITE` where a logit was NaN or infinite. (Minus
+    infinity is how some models exclude tokens; not all of them.) No transfer from a GPU: the tokens are read anyway."""
+    return tokens.where(logits.amax(-1).isfinite(), NOT_FINITE)
 
 
 def sample(logits: torch.Tensor, temperature: float, top_p: float, numbers: Sequence[float]) -> torch.Tensor:

@@ -268,6 +268,29 @@ def test_a_prompt_token_without_an_embedding_is_refused(tokenizer: PreTrainedTok
         completed(network("llama"), tokenizer, [[5], [300, 7]], 10)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.8], ids=["greedy", "sampled"])
+def test_logits_that_are_no_numbers_are_an_error_and_no_text(
+    tokenizer: PreTrainedTokenizerFast, temperature: float
+) -> None:
+    model = network("llama").half()
+    with torch.no_grad():
+        model.model.norm.weight.fill_(6e4)  # the logits overflow
+    writer = BatchGenerator(model, tokenizer, [], Generation(max_new_tokens=4, temperature=temperature))
+    with pytest.raises(CodetuneError, match=r"token 1 of the completion 42/HumanEval/5/0 .*computed in float16"):
+        list(writer.complete([GenerationRequest((5, 6), (), "42/HumanEval/5/0")]))
+
+
+def test_a_token_that_the_model_excludes_by_minus_infinity_is_no_error(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = network("llama")
+    model.lm_head.register_forward_hook(
+        lambda module, inputs, logits: logits.index_fill(-1, torch.tensor([3]), -torch.inf)
+    )
+    ((_, written),) = BatchGenerator(model, tokenizer, [], Generation(max_new_tokens=4)).complete(
+        [GenerationRequest((5, 6), (), "")]
+    )
+    assert written.tokens == 4
+
+
 def test_a_leading_space_survives_a_sentencepiece_tokenizer(shared_data: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(shared_data / "tokenizers/codellama")
     prompt = tokenizer("def f(x):")["input_ids"]

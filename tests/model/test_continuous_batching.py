@@ -57,6 +57,15 @@ def test_an_eos_ends_a_completion_and_the_models_own_penalties_are_ignored() -> 
     assert not all(written.truncated for written in ended.values())
 
 
+def test_logits_that_are_no_numbers_are_an_error_and_no_text() -> None:
+    model = tiny_model("llama", len(TOKENIZER), hidden=32)
+    with torch.no_grad():
+        model.get_parameter("model.norm.weight").fill_(torch.inf)
+    asked = [GenerationRequest((5, 6), (), "42/HumanEval/5/0")]
+    with pytest.raises(CodetuneError, match=r"token 1 of the completion 42/HumanEval/5/0 .*computed in float32"):
+        list(continuous(model).complete(asked))
+
+
 def test_a_closed_iterator_does_not_wait_for_the_other_requests() -> None:
     model: Any = tiny_model("llama", len(TOKENIZER), hidden=32)
     patient = ContinuousGenerator(model, TOKENIZER, [], Generation(max_new_tokens=100_000), SMALL_CACHE)
@@ -88,5 +97,8 @@ def test_a_manager_that_fails_is_an_error(output: Any, message: str) -> None:
         Dying(model, TOKENIZER, [], SETTINGS, SMALL_CACHE).received(output)
 
 
-def test_the_options_that_fix_attention_and_cache_exist() -> None:
-    assert all(name in ContinuousBatchingConfig.__dataclass_fields__ for name in (*SMALL_CACHE, *_fixed_attention()))
+def test_the_options_that_are_set_exist() -> None:
+    assert all(
+        name in ContinuousBatchingConfig.__dataclass_fields__
+        for name in ("return_logprobs", *SMALL_CACHE, *_fixed_attention())
+    )
