@@ -16,7 +16,7 @@ from codetune.cli import app
 from codetune.errors import BusyError, CodetuneError, UsageError
 from codetune.launch import dispatch
 from codetune.launch.environment import current_rank, prepare_process, worker_task
-from codetune.launch.workers import JSON, exit_process
+from codetune.launch.workers import JSON, empty_standard_input, exit_process
 from codetune.options import require_unicode
 
 _WrongUsage: Any = typer.BadParameter.__base__  # click's UsageError, which typer 0.29 has a copy of
@@ -31,7 +31,9 @@ def main() -> None:
     try:
         if (task := worker_task()) is not None:
             dispatch.run_worker(task, _run_job)
-        elif current_rank().rank > 0:
+            return
+        empty_standard_input()
+        if current_rank().rank > 0:
             dispatch.run_follower(_run_job)
         else:
             _run_command()

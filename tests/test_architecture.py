@@ -60,7 +60,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "pydantic": ("project",),
     "evalplus": ("benchmark",),
     "sklearn": ("selection",),
-    "sentence_transformers": ("selection",),
+    "sentence_transformers": ("model", "selection"),  # the latter knows its type alone
     "accelerate": ("training",),
     "peft": ("model", "training"),
     "datasets": ("data",),
@@ -93,10 +93,10 @@ IMPORT_LATE = (
     "stages.model_ref",
     "launch.dispatch",
     "benchmark.benchmarks",  # evalplus.data, which loads pandas and datasets
-    "model.vllm_engine",  # vllm itself, an extra
+    "model.vllm_engine",  # vllm's settings, an extra
     "training.parallelism",  # deepspeed itself, an extra
-    "selection.embed",  # sentence_transformers, which the hashing encoder does without
-    "model.model_files",  # transformers, for a model that comes with code
+    "selection.embed",  # what loads torch, which the hashing encoder does without
+    "model.pretrained",  # peft, sentence_transformers and vllm, for the models that need them
     "model.load",  # peft, for the models that have adapters
     "data.source",  # the hub, for data sets that are no files here
     "data.files",  # pyarrow itself, for Parquet
@@ -140,10 +140,14 @@ MODULES_WITHOUT_TORCH = (
     "benchmark.statistics",
     "model.decoding",
     "model.model_files",
+    "model.file_check",
 )
 # What a program under judgement raises can be anything, and is its own affair; in the sandbox nothing else runs. What a
-# worker dies of is told to its command, which knows whether it is the cause.
-CATCHES_EVERYTHING = ("sandbox.program", "launch.workers")
+# worker dies of is told to its command, which knows whether it is the cause. A library raises anything on a broken
+# model, panics of Rust code included.
+CATCHES_EVERYTHING = ("sandbox.program", "launch.workers", "model.pretrained")
+LOADING_METHODS = ("from_pretrained", "from_config", "from_file", "load_adapter")
+LOADING_CLASSES = ("SentenceTransformer", "CrossEncoder", "SparseEncoder", "LLM", "AsyncLLM")
 LONGEST_FILE = 420  # lines
 TORCH_COMES_WITH = {"torch", "transformers", "accelerate", "peft", "sentence_transformers"}
 READS_ENVIRONMENT = (
@@ -213,13 +217,15 @@ def test_the_trainer_of_transformers_is_known_to_training_alone() -> None:
     assert {_room(module) for module in users} == {"training"}
 
 
-def test_networks_tokenizers_and_configurations_are_loaded_by_the_model_room_alone() -> None:
-    loaders = {
+def test_every_library_loads_models_behind_the_one_door() -> None:
+    loaded = {place.partition(":")[0] for place, node in _nodes(ast.Attribute) if node.attr in LOADING_METHODS}
+    built = {
         place.partition(":")[0]
-        for place, node in _nodes(ast.Attribute)
-        if node.attr in ("from_pretrained", "from_config")
+        for place, node in _nodes(ast.Call)
+        if (name := ast.unparse(node.func).rpartition(".")[2]) in LOADING_CLASSES or name.startswith("AutoPeft")
     }
-    assert loaders == {"model.load", "model.adapters"}
+    assert loaded == {"model.pretrained"}
+    assert built == {"model.pretrained"}
 
 
 def test_imports_inside_functions_stand_only_where_they_are_granted() -> None:

@@ -99,7 +99,8 @@ def events_to_command(descriptor: int) -> Iterator[SendEvent]:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
-    threading.Thread(target=_die_with_command, daemon=True).start()
+    threading.Thread(target=_die_with_command, args=[os.dup(0)], daemon=True).start()
+    empty_standard_input()
     status = 0
     try:
         yield send
@@ -128,9 +129,19 @@ def exit_process(status: int) -> None:
     os._exit(status)
 
 
-def _die_with_command() -> None:
-    """Standard input is a pipe that the command holds open: it ends when the command dies, also of SIGKILL."""
-    while os.read(0, 1):
+def empty_standard_input() -> None:
+    """Puts /dev/null in the place of standard input, for this process and its children: a library that asks a question
+    reads its end at once, and never what a user or a pipe holds ready."""
+    empty = os.open(os.devnull, os.O_RDONLY)
+    if empty != 0:  # unless standard input was closed
+        os.dup2(empty, 0)
+        os.close(empty)
+
+
+def _die_with_command(lifeline: int) -> None:
+    """The standard input that the worker started with is a pipe that the command holds open: it ends when the command
+    dies, also of SIGKILL."""
+    while os.read(lifeline, 1):
         pass
     os.kill(os.getpid(), signal.SIGKILL)
 

@@ -6,7 +6,6 @@ A weight matrix W becomes W + (alpha / r) B A with B and A of rank r, and B zero
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,9 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from codetune.errors import ModelError, ProjectError, first_line
-from codetune.model.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from codetune.model.file_check import ADAPTER_CONFIG, read_json
+from codetune.model.model_files import ADAPTER_WEIGHTS
+from codetune.model.pretrained import read_adapters
 from codetune.project.sections import LoraSettings, Method
 
 
@@ -138,7 +139,7 @@ def merge_saved_adapters(network: PreTrainedModel, path: Path, device: str) -> P
     """`network` with the adapters in the directory `path` merged into its weights, in evaluation mode. Its name becomes
     `path`, so that adapters trained on top of it name the right base model. Raises ModelError for adapters that are not
     LoRA, incomplete, or of another model."""
-    kind = json.loads((path / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("peft_type")
+    kind = read_json(path / ADAPTER_CONFIG).get("peft_type")
     if kind != "LORA":
         raise ModelError(
             f"The adapters in {path} are of the kind {kind}. Expected: LORA, which can be merged. Merge them with the "
@@ -147,7 +148,7 @@ def merge_saved_adapters(network: PreTrainedModel, path: Path, device: str) -> P
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # peft warns of missing adapters; they are an error below
-            adapted = PeftModel.from_pretrained(network, str(path), torch_device=device, local_files_only=True)
+            adapted = read_adapters(network, path, device)
         with safe_open(path / ADAPTER_WEIGHTS, framework="pt") as file:  # peft leaves absent tensors as they were made
             missing = sorted({*get_peft_model_state_dict(adapted, save_embedding_layers=False)} - set(file.keys()))
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:

@@ -1,33 +1,23 @@
-"""A directory (see `model_files.py`) -> its configuration, tokenizer and network. Every one that codetune loads comes
-through here, but for encoders (`selection/embed.py`).
+"""A directory (see `model_files.py`) -> its configuration, tokenizer and network, as the project wants them.
 
-Reads weights from safetensors only, asks no hub and runs no code that comes with a model. A checkpoint that leaves
-parameters without a value is an error: transformers initializes them at random and only warns. Does not choose the
-attention for training or scoring (`attention.py`), and knows nothing of peft (`adapters.py`)."""
+Opens nothing itself: every file goes through `pretrained.py`. A checkpoint that leaves parameters without a value is an
+error: transformers initializes them at random and only warns. Does not choose the attention for training or scoring
+(`attention.py`), and knows nothing of peft (`adapters.py`) and of encoders (`selection/embed.py`)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import torch
-from safetensors import SafetensorError
-from tokenizers import Tokenizer
 from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
     BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
 from transformers.distributed.configuration_utils import DistributedConfig
-from transformers.initialization import no_init_weights
 from transformers.utils.import_utils import is_bitsandbytes_available
 
 from codetune.data.chat import chat_template
@@ -35,13 +25,21 @@ from codetune.data.tokens import adds_bos
 from codetune.errors import ModelError, first_line
 from codetune.launch.devices import choose_device, keep_freed_memory
 from codetune.model.attention import FLASH, KERNELS, AttentionSpec, require_kernel
+from codetune.model.file_check import ADAPTER_CONFIG, read_json
 from codetune.model.model_files import (
-    ADAPTER_CONFIG,
     base_model_directory,
     base_model_name,
     find_model,
-    read_json,
     tokenizer_directory,
+)
+from codetune.model.pretrained import (
+    build_network,
+    build_outline,
+    read_configuration,
+    read_generation_config,
+    read_network,
+    read_tokenizer,
+    splits_as_its_file,
 )
 from codetune.project.sections import ChatFormat, Model, Quantization
 
@@ -60,17 +58,14 @@ class _LoadingInfo(TypedDict):
 
 def load_configuration(path: Path) -> PreTrainedConfig:
     """The configuration of a model; for adapters that of their base model. Raises ModelError if it cannot be read."""
-    path = base_model_directory(path)
-    with _named_errors(path):
-        config: PreTrainedConfig = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    return config
+    return read_configuration(base_model_directory(path))
 
 
 def load_generation_config(path: Path) -> GenerationConfig | None:
     """The generation configuration in the directory, None if it has none."""
     if not (path / "generation_config.json").is_file():
         return None
-    return GenerationConfig.from_pretrained(path, local_files_only=True)
+    return read_generation_config(path)
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
@@ -80,22 +75,15 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     settings = read_json(path / "tokenizer_config.json")
     # Some backends of transformers 5 do not read it from the file (DeepSeek-Coder's); all accept it as an argument.
     options: dict[str, Any] = {key: settings[key] for key in ("add_bos_token",) if settings.get(key) is not None}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"The tokenizer in {path} cannot be read ({type(error).__name__}: {first_line(error)}). Expected: the "
-            "tokenizer.json and tokenizer_config.json that belong to the model. Copy them there from its source."
-        ) from error
+    tokenizer = read_tokenizer(path, **options)
     if not tokenizer.is_fast:
         raise ModelError(
             f"The tokenizer in {path} is a slow one, which gives no character offsets. Expected: a tokenizer.json. "
             "Load it once with transformers and save it: AutoTokenizer(...).save_pretrained(...)"
         )
-    if _splits_as_its_file(tokenizer, path):
-        return tokenizer
-    plain: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True, **options)
-    return plain
+    # transformers 5.17 builds DeepSeek-Coder's (byte-level BPE, by its configuration a LlamaTokenizerFast) as a
+    # SentencePiece one: other tokens, no warning.
+    return tokenizer if splits_as_its_file(tokenizer, path, PROBE) else read_tokenizer(path, plain=True, **options)
 
 
 def load_trained_tokenizer(path: Path, source: Path, chat_format: ChatFormat | None) -> PreTrainedTokenizerBase:
@@ -105,16 +93,6 @@ def load_trained_tokenizer(path: Path, source: Path, chat_format: ChatFormat | N
     if path != source and chat_format and chat_format != "tokenizer":
         tokenizer.chat_template = chat_template(chat_format, with_bos=adds_bos(tokenizer))
     return tokenizer
-
-
-def _splits_as_its_file(tokenizer: PreTrainedTokenizerBase, path: Path) -> bool:
-    """Whether the tokenizer splits text as its tokenizer.json says. transformers 5.17 builds DeepSeek-Coder's
-    (byte-level BPE, by its configuration a LlamaTokenizerFast) as a SentencePiece one: other tokens, no warning."""
-    file = path / "tokenizer.json"
-    if not file.is_file():
-        return True
-    expected = Tokenizer.from_file(str(file)).encode(PROBE, add_special_tokens=False).ids
-    return list(tokenizer(PROBE, add_special_tokens=False)["input_ids"]) == expected
 
 
 def load_model(path: Path, model: Model, device: str) -> PreTrainedModel:
@@ -136,11 +114,10 @@ def load_model(path: Path, model: Model, device: str) -> PreTrainedModel:
 
 def uninitialized_model(path: Path, model: Model) -> PreTrainedModel:
     """The network as `load_model` gives it on a CPU, with arbitrary values as weights: for a process that receives its
-    part of them from another one. Allocated memory that is never written takes no physical memory."""
+    part of them from another one."""
     config = load_configuration(path)
     dtype = config.dtype if model.dtype == "auto" else DTYPES[model.dtype]
-    with no_init_weights():
-        network = _from_config(config, dtype=dtype, attn_implementation=IMPLEMENTATIONS[model.attention])
+    network = build_network(config, dtype=dtype, attn_implementation=IMPLEMENTATIONS[model.attention])
     network.tie_weights()
     network.train(False)
     return network
@@ -187,32 +164,14 @@ def require_bitsandbytes() -> None:
 
 def count_parameters(path: Path) -> int:
     """The parameters of the network that the configuration describes, without adapters. Reads no weights."""
-    config = load_configuration(path)
-    with _named_errors(path), torch.device("meta"):
-        return sum(weights.numel() for weights in _from_config(config).parameters())
-
-
-def _from_config(config: PreTrainedConfig, **options: object) -> PreTrainedModel:
-    network: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-        config, trust_remote_code=False, **options
-    )
-    return network
+    return sum(weights.numel() for weights in build_outline(load_configuration(path)).parameters())
 
 
 def _from_pretrained(path: Path, model: Model, **options: object) -> PreTrainedModel:
-    with _named_errors(path):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=DTYPES[model.dtype],
-            attn_implementation=IMPLEMENTATIONS[model.attention],
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **options,
-        )
-    network: PreTrainedModel = loaded[0]
-    info: _LoadingInfo = loaded[1]
+    network, loading_info = read_network(
+        path, dtype=DTYPES[model.dtype], attn_implementation=IMPLEMENTATIONS[model.attention], **options
+    )
+    info = cast(_LoadingInfo, loading_info)
     unfilled = sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
     if unfilled:
         raise ModelError(
@@ -220,18 +179,6 @@ def _from_pretrained(path: Path, model: Model, **options: object) -> PreTrainedM
             "every parameter of config.json with its shape. Copy or download the model again."
         )
     return network
-
-
-@contextmanager
-def _named_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    # torch asserts, for example, that the embeddings have the padding token.
-    except (OSError, ValueError, RuntimeError, AssertionError, SafetensorError) as error:
-        raise ModelError(
-            f"The model in {path} cannot be loaded ({type(error).__name__}: {first_line(error)}). Expected: a "
-            "config.json and whole safetensors files that fit it. Copy or download the model again."
-        ) from error
 
 
 def _with_attention(network: PreTrainedModel, model: Model) -> PreTrainedModel:

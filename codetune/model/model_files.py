@@ -1,21 +1,27 @@
-"""The name of a model -> the directory of its files: weights in safetensors, no Python code of its own.
+"""The name of a model -> the directory of its files, checked by `file_check.py`.
 
 Reads file names and small JSON files only, so that a wrong name is an error before torch is imported. `load.py` loads
 the model from the directory."""
 
 from __future__ import annotations
 
-import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from codetune.data.hub import hub_snapshot, is_hub_id
 from codetune.errors import CodetuneError, ModelError
+from codetune.model.file_check import (
+    ADAPTER_CONFIG,
+    encoder_parts,
+    read_json,
+    require_safe_encoder,
+    require_safe_files,
+    weight_files,
+)
 
 MODEL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "model*.safetensors", "adapter_model.safetensors")
 ENCODER_FILES = ("*.json", "*.txt", "*.model", "*model.safetensors")
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 PICKLE_FILES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -24,9 +30,10 @@ PICKLE_FILES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 def find_model(name: str) -> Path:
     """The directory of a causal model or of LoRA adapters: `name` itself, or the snapshot of that hub id.
 
-    Raises ModelError for a name that is neither, for files that are missing, for weights in pickle files, and for an
-    architecture that needs Python code of its own. The base model of adapters is checked as well."""
+    Raises ModelError for a name that is neither, for files that are missing, for weights in pickle files, and for files
+    that must not be opened. The base model of adapters is checked as well."""
     directory = _find_directory(name, MODEL_FILES)
+    require_safe_files(directory)
     if (directory / ADAPTER_CONFIG).is_file():
         _require_adapters(directory, name)
         return directory
@@ -36,17 +43,15 @@ def find_model(name: str) -> Path:
             "it. Fix model.path or --model."
         )
     _require_safetensors(directory, name)
-    _require_no_remote_code(directory, name)
     return directory
 
 
 def find_encoder(name: str) -> Path:
     """The directory of a sentence-transformers model: `name` itself, or the snapshot of that hub id. Raises ModelError
-    for a name that is neither, and for weights in pickle files."""
+    for a name that is neither, for weights in pickle files, and for files that must not be opened."""
     directory = _find_directory(name, ENCODER_FILES)
-    listed = directory / "modules.json"
-    modules = json.loads(listed.read_text(encoding="utf-8")) if listed.is_file() else [{"path": ""}]
-    for part in (directory / module["path"] for module in modules):
+    require_safe_encoder(directory)
+    for part in encoder_parts(directory):
         if any(part.glob("*.bin")) and not any(part.glob("*.safetensors")):
             raise ModelError(
                 f"{name} has pickle weights only ({part}). Expected: safetensors, because reading a pickle "
@@ -59,16 +64,16 @@ def find_encoder(name: str) -> Path:
 
 def base_model_directory(directory: Path) -> Path:
     """The directory of the base model under any adapters; `directory` itself if it holds a whole model."""
-    while (directory / ADAPTER_CONFIG).is_file():
-        directory = find_model(base_model_name(directory))
-    return directory
+    *_, base = _with_base_models(directory)
+    return base
 
 
 def tokenizer_directory(directory: Path) -> Path:
     """The directory of a model's tokenizer. Adapters as peft saves them have none and use that of their base model."""
-    while (directory / ADAPTER_CONFIG).is_file() and not any((directory / name).is_file() for name in TOKENIZER_FILES):
-        directory = find_model(base_model_name(directory))
-    return directory
+    for place in _with_base_models(directory):
+        if any((place / name).is_file() for name in TOKENIZER_FILES):
+            return place
+    return place
 
 
 def base_model_name(directory: Path) -> str:
@@ -83,6 +88,22 @@ def base_model_name(directory: Path) -> str:
     return name
 
 
+def _with_base_models(directory: Path) -> Iterator[Path]:
+    """The directory, then that of the base model of its adapters, and so on to a whole model. Raises ModelError for
+    adapters that belong to each other in a circle."""
+    seen = [directory.resolve()]
+    yield directory
+    while (directory / ADAPTER_CONFIG).is_file():
+        adapters, directory = directory, _find_directory(base_model_name(directory), MODEL_FILES)
+        if directory.resolve() in seen:
+            raise ModelError(
+                f"{adapters / ADAPTER_CONFIG} names {directory} as base model, and the adapters there belong to "
+                "these. Expected: a whole model below all adapters. Fix base_model_name_or_path."
+            )
+        seen.append(directory.resolve())
+        yield directory
+
+
 def conversion_command(directory: Path) -> str:
     """A shell command that writes the model and its tokenizer as safetensors to `directory`-safetensors."""
     program = (
@@ -91,17 +112,6 @@ def conversion_command(directory: Path) -> str:
         "t.AutoTokenizer.from_pretrained(old).save_pretrained(new)"
     )
     return f'python -c "{program}" {shlex.quote(str(directory))} {shlex.quote(f"{directory}-safetensors")}'
-
-
-def read_json(path: Path) -> dict[str, object]:
-    """The object in a JSON file; empty if there is no such file. Raises ModelError if it is not JSON."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path} is not JSON ({error}). Expected: the file as it was saved. Copy it again.") from error
-    return content if isinstance(content, dict) else {}
 
 
 def _find_directory(name: str, hub_files: Sequence[str]) -> Path:
@@ -129,17 +139,15 @@ def _require_adapters(directory: Path, name: str) -> None:
         )
     base = base_model_name(directory)
     try:
+        base_model_directory(directory)
         find_model(base)
     except CodetuneError as error:
         raise type(error)(f"{_shown(name, directory)} are adapters of {base}. {error}") from error
 
 
 def _require_safetensors(directory: Path, name: str) -> None:
-    if (directory / "model.safetensors").is_file():
-        return
-    weight_map = read_json(directory / "model.safetensors.index.json").get("weight_map")
-    shards = sorted(set(weight_map.values())) if isinstance(weight_map, dict) else []
-    missing = [shard for shard in shards if not (directory / shard).is_file()]
+    shards = weight_files(directory)
+    missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
         raise ModelError(
             f"{_shown(name, directory)} lacks {len(missing)} of its {len(shards)} weight files: "
@@ -158,21 +166,6 @@ def _require_safetensors(directory: Path, name: str) -> None:
         "Copy them there. If the hub has this model as pickle files only, download all of it and convert it to "
         "safetensors."
     )
-
-
-def _require_no_remote_code(directory: Path, name: str) -> None:
-    settings = read_json(directory / "config.json")
-    if not settings.get("auto_map"):
-        return
-    from transformers import CONFIG_MAPPING
-
-    # transformers ignores the code in the directory for an architecture that it implements itself.
-    if settings.get("model_type") not in CONFIG_MAPPING:
-        raise ModelError(
-            f"{_shown(name, directory)} is of the type {settings.get('model_type')!r}, which needs Python code that "
-            "comes with the model (config.json: auto_map). Expected: an architecture that transformers implements; "
-            "this version runs no remote code. Choose another model."
-        )
 
 
 def _shown(name: str, directory: Path) -> str:

@@ -14,8 +14,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from codetune.errors import ModelError
 from codetune.launch.process_group import ProcessGroup
+from codetune.model.file_check import ADAPTER_CONFIG
 from codetune.model.load import count_parameters, load_configuration, load_model, load_model_shard
-from codetune.model.model_files import ADAPTER_CONFIG, base_model_directory
+from codetune.model.model_files import base_model_directory
 from codetune.project.sections import Model
 
 WEIGHTS_FRACTION = 0.7  # of a GPU's memory; the cache needs the rest

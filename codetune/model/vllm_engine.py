@@ -7,6 +7,7 @@ not vLLM itself."""
 from __future__ import annotations
 
 import importlib.util
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,9 +16,10 @@ from typing import Protocol
 from transformers import PreTrainedTokenizerBase
 
 from codetune.errors import ProjectError
-from codetune.model.decoding import GeneratedText, GenerationRequest, StopCriteria, stream_seed
+from codetune.model.decoding import GeneratedText, GenerationRequest, StopCriteria, not_finite_logits, stream_seed
+from codetune.model.file_check import ADAPTER_CONFIG
 from codetune.model.load import load_configuration, load_generation_config
-from codetune.model.model_files import ADAPTER_CONFIG
+from codetune.model.pretrained import start_vllm
 from codetune.model.tensor_parallel import save_merged, tensor_parallel_size, weight_bytes
 from codetune.project.sections import Generation, Model
 
@@ -27,10 +29,17 @@ REQUESTS_AT_ONCE = 512
 SamplingSettings = Mapping[str, object]  # keywords of vLLM's SamplingParams
 
 
+class TokenLogprob(Protocol):
+    """The part that is used of vLLM's Logprob."""
+
+    logprob: float
+
+
 class CompletionOutput(Protocol):
     """The part that is used of vLLM's class of that name."""
 
     token_ids: Sequence[int]
+    logprobs: Sequence[Mapping[int, TokenLogprob]]  # of each of these tokens; NaN if the model's logits are
     finish_reason: str | None  # `length` at the token limit
 
 
@@ -44,18 +53,24 @@ class CompletionEngine(Protocol):
 class VllmGenerator:
     """Implements `decoding.Decoder`."""
 
-    def __init__(self, engine: CompletionEngine, criteria: StopCriteria, settings: Generation) -> None:
-        self._engine, self._criteria, self._settings = engine, criteria, settings
+    def __init__(self, engine: CompletionEngine, criteria: StopCriteria, settings: Generation, dtype: str) -> None:
+        self._engine, self._criteria, self._settings, self._dtype = engine, criteria, settings, dtype
 
     def complete(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, GeneratedText]]:
-        """Index and completion of each request, in their order."""
+        """Index and completion of each request, in their order. Raises CodetuneError if logits are not finite."""
         for start in range(0, len(requests), REQUESTS_AT_ONCE):
             part = requests[start : start + REQUESTS_AT_ONCE]
             outputs = self._engine.generate([request.prompt for request in part], [*map(self._sampling, part)])
             for index, (request, output) in enumerate(zip(part, outputs, strict=True), start=start):
+                self._require_finite(request, output)
                 made = self._criteria.generated_text(request, output.token_ids)
                 truncated = made.truncated and output.finish_reason == "length"
                 yield index, GeneratedText(made.text, made.tokens, truncated)
+
+    def _require_finite(self, request: GenerationRequest, output: CompletionOutput) -> None:
+        for step, (token, logprobs) in enumerate(zip(output.token_ids, output.logprobs, strict=True)):
+            if not math.isfinite(logprobs[token].logprob):
+                raise not_finite_logits(request, step, self._dtype)
 
     def _sampling(self, request: GenerationRequest) -> SamplingSettings:
         settings = self._settings
@@ -65,6 +80,7 @@ class VllmGenerator:
             "max_tokens": self._criteria.token_limit(request, settings.max_new_tokens),
             "stop": list(self._criteria.stop_strings(request)),
             "stop_token_ids": sorted(self._criteria.tokens),
+            "logprobs": 0,  # of the chosen tokens alone
             **drawn,
         }
 
@@ -98,7 +114,7 @@ def load_vllm(
         configurations = [load_configuration(whole), load_generation_config(whole)]
         tokenizer.save_pretrained(Path(scratch) / "tokenizer")
         engine = _VllmEngine(whole, Path(scratch) / "tokenizer", model.dtype)
-    return VllmGenerator(engine, StopCriteria(tokenizer, configurations, end_of_turn), settings)
+    return VllmGenerator(engine, StopCriteria(tokenizer, configurations, end_of_turn), settings, model.dtype)
 
 
 class _VllmEngine:
@@ -106,16 +122,14 @@ class _VllmEngine:
 
     def __init__(self, directory: Path, tokenizer: Path, dtype: str) -> None:
         import torch
-        from vllm import LLM
 
         memory = torch.cuda.get_device_properties(0).total_memory
         gpus = tensor_parallel_size(weight_bytes(directory, dtype), memory, torch.cuda.device_count())
-        self._engine = LLM(
-            model=str(directory),
+        self._engine = start_vllm(
+            directory,
             tokenizer=str(tokenizer),
             dtype=dtype,
             tensor_parallel_size=gpus,
-            load_format="safetensors",
             generation_config="vllm",  # not the model's own, which may penalize repetition, or sample
             disable_log_stats=True,
         )

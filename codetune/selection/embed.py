@@ -18,12 +18,9 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 from threadpoolctl import threadpool_limits
-
-from codetune.errors import ModelError, first_line
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -114,22 +111,9 @@ def load_encoder(directory: Path, device: str) -> SentenceEncoder:
     """Loads the sentence-transformers model in a directory: safetensors weights only, and no code that comes with it.
 
     Raises ModelError where the directory holds no such model."""
-    from sentence_transformers import SentenceTransformer  # takes seconds, which the hashing encoder need not wait for
+    from codetune.model.pretrained import read_encoder  # torch, which the hashing encoder need not wait for
 
-    try:
-        model = SentenceTransformer(
-            str(directory),
-            device=device,
-            local_files_only=True,
-            trust_remote_code=False,
-            model_kwargs={"use_safetensors": True},
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as why:
-        raise ModelError(
-            f"The embedding model {directory} cannot be loaded ({type(why).__name__}: {first_line(why)}). Expected: a "
-            "sentence-transformers model. Copy it again, or set embed.model to `hashing`, which needs none."
-        ) from why
-    return SentenceEncoder(model.eval())
+    return SentenceEncoder(read_encoder(directory, device).eval())
 
 
 def _word_counts(texts: Sequence[str]) -> csr_matrix:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from codetune.errors import UsageError
-from codetune.model.model_files import ADAPTER_CONFIG, base_model_name, find_model, tokenizer_directory
+from codetune.model.file_check import ADAPTER_CONFIG
+from codetune.model.model_files import base_model_name, find_model, tokenizer_directory
 from codetune.records import ModelRef, PromptKind
 from codetune.stages.resume import RECIPE, TRAINED
 from codetune.stages.stage import RunContext

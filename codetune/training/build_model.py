@@ -29,6 +29,7 @@ from codetune.model.attention import (
     require_no_chunked_attention,
     set_default_attention,
 )
+from codetune.model.file_check import ADAPTER_CONFIG
 from codetune.model.load import (
     load_configuration,
     load_model,
@@ -36,7 +37,6 @@ from codetune.model.load import (
     require_bitsandbytes,
     uninitialized_model,
 )
-from codetune.model.model_files import ADAPTER_CONFIG
 from codetune.model.packing_check import ShardedNetwork, require_isolation
 from codetune.project.sections import Precision, Project, Training
 from codetune.training.batch_sampler import RankDataset, StepSampler, samples_per_step

@@ -16,7 +16,7 @@ import pytest
 
 from codetune.errors import CodetuneError, DataError, WorkerError
 from codetune.launch.environment import Node
-from codetune.launch.workers import JSON, Progress, WorkerSpec, run_workers
+from codetune.launch.workers import JSON, Progress, WorkerSpec, empty_standard_input, run_workers
 
 BEGIN = """
 import os, signal, sys, time
@@ -201,6 +201,26 @@ def test_workers_that_finish_in_spite_of_the_signal_return_their_results(tmp_pat
     """
     when_up(tmp_path, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert run(tmp_path, program, 2, shown) == ["all of it"] * 2
+
+
+def test_a_question_of_a_library_in_a_worker_is_not_answered(tmp_path: Path, shown: list[str]) -> None:
+    assert run(tmp_path, "    send('result', sys.stdin.read())", 1, shown) == [""]
+
+
+@pytest.mark.parametrize("is_closed", [False, True], ids=["a pipe with an answer", "closed"])
+def test_standard_input_is_empty_whatever_waits_there(is_closed: bool) -> None:
+    own, (reader, writer) = os.dup(0), os.pipe()
+    os.write(writer, b"yes\n")
+    os.dup2(reader, 0)
+    if is_closed:
+        os.close(0)
+    try:
+        empty_standard_input()
+        assert os.read(0, 9) == b""
+    finally:
+        os.dup2(own, 0)
+        for descriptor in (own, reader, writer):
+            os.close(descriptor)
 
 
 def test_workers_die_with_their_command(tmp_path: Path) -> None:

@@ -63,16 +63,6 @@ def test_a_missing_part_of_the_weights_is_named(saved: Path) -> None:
         find_model(str(saved))
 
 
-def test_remote_code_is_refused_unless_transformers_needs_none(saved: Path) -> None:
-    config = json.loads((saved / "config.json").read_text())
-    config["auto_map"] = {"AutoModelForCausalLM": "modeling.Own"}
-    (saved / "config.json").write_text(json.dumps(config))
-    assert find_model(str(saved)) == saved
-    (saved / "config.json").write_text(json.dumps({**config, "model_type": "unheard_of"}))
-    with pytest.raises(ModelError, match="'unheard_of', which needs Python code"):
-        find_model(str(saved))
-
-
 def test_a_missing_model_is_an_error_before_torch_is_imported() -> None:
     program = (
         "import sys\nfrom codetune.errors import ModelError\nfrom codetune.model.model_files import find_model\n"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from codetune.errors import CodetuneError
 from codetune.model import vllm_engine
 from codetune.model.decoding import GeneratedText, GenerationRequest, StopCriteria
 from codetune.model.vllm_engine import VllmGenerator
@@ -17,18 +21,19 @@ WINDOW = SimpleNamespace(eos_token_id=7, max_position_embeddings=30)
 
 
 class Scripted:
-    def __init__(self, text: str, reason: str, end: Sequence[int] = ()) -> None:
-        self.ids, self.reason = [*TOKENIZER(text)["input_ids"], *end], reason
+    def __init__(self, text: str, reason: str, end: Sequence[int] = (), logprob: float = -1.0) -> None:
+        self.ids, self.reason, self.logprob = [*TOKENIZER(text)["input_ids"], *end], reason, logprob
         self.asked: list[tuple[Sequence[int], dict[str, Any]]] = []
 
     def generate(self, prompts: Sequence[Sequence[int]], settings: Sequence[dict[str, Any]]) -> list[Any]:
         self.asked += zip(prompts, settings, strict=True)
-        return [SimpleNamespace(token_ids=self.ids, finish_reason=self.reason) for _ in prompts]
+        logprobs = [{token: SimpleNamespace(logprob=self.logprob)} for token in self.ids]
+        return [SimpleNamespace(token_ids=self.ids, logprobs=logprobs, finish_reason=self.reason) for _ in prompts]
 
 
 def generator(engine: Scripted, **settings: Any) -> VllmGenerator:
     endings = StopCriteria(TOKENIZER, [WINDOW], ["[/turn]"])
-    return VllmGenerator(engine, endings, Generation(max_new_tokens=20, **settings))
+    return VllmGenerator(engine, endings, Generation(max_new_tokens=20, **settings), "float16")
 
 
 def test_greedy_requests_name_every_end_and_their_token_limit() -> None:
@@ -42,7 +47,14 @@ def test_greedy_requests_name_every_end_and_their_token_limit() -> None:
         "max_tokens": 15,  # the window of 30
         "stop": ["\ndef ", "[/turn]"],
         "stop_token_ids": sorted({7, TOKENIZER.eos_token_id}),
+        "logprobs": 0,
     }
+
+
+def test_logits_that_are_no_numbers_are_an_error_and_no_text() -> None:
+    asked = [GenerationRequest((3,), (), "42/HumanEval/5/0")]
+    with pytest.raises(CodetuneError, match=r"token 1 of the completion 42/HumanEval/5/0 .*computed in float16"):
+        list(generator(Scripted("!!!!", "length", logprob=math.nan)).complete(asked))
 
 
 def test_each_sample_has_its_own_seed() -> None:

@@ -1,0 +1,230 @@
+"""Checks the files of a model directory before a library opens them: plain files inside the directory, JSON objects of
+a sane size, weights in safetensors, and no key by which a library imports code or opens another file. Reads names,
+sizes and small JSON files only, so that a wrong file is an error before torch is imported. Whether the weights fit the
+configuration is known after loading (`pretrained.py`)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from codetune.errors import ModelError
+
+ADAPTER_CONFIG = "adapter_config.json"
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+OPENED_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors", "additional_chat_templates/*.jinja")
+SETTINGS_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "*processor_config.json",
+    ADAPTER_CONFIG,
+    "config_sentence_transformers.json",
+    "sentence_*_config.json",
+)
+JSON_BYTES = 64 << 20  # the index of a model with 100,000 tensors has 9 MB
+VOCABULARY_BYTES = 1 << 30  # the largest tokenizer.json have some 40 MB
+MOST_REPETITIONS = 4096  # of a layer or an expert, or the rank of an adapter: the largest models have some hundred
+REPEATED = re.compile(r"r|(n|num|encoder|decoder)_?(?!.*(size|dim)).*(layers?|experts|blocks|groups)")
+KERNEL_KEYS = re.compile(r"_?(attn|experts)_implementation(_internal)?")
+OTHER_FILES = ("configuration_files", "fast_tokenizer_files", "transformers_weights")
+# peft imports the module that an adapter's megatron_core names (0.18), and copies layers as often as it is told.
+ADAPTER_KEYS = ("megatron_config", "layer_replication")
+# Types of modules.json that read safetensors, or no weights; the last part of the names that sentence-transformers has
+# given them.
+ENCODER_MODULES = ("Transformer", "Pooling", "Normalize", "Dense", "LayerNorm", "Dropout", "WeightedLayerPooling")
+ENCODER_OPTIONS = ("model", "tokenizer", "processor", "config")  # with _args or _kwargs, for transformers' loaders
+HARMLESS_OPTIONS = frozenset(
+    {"dtype", "torch_dtype", "attn_implementation", "model_max_length", "max_length", "padding_side", "do_lower_case"}
+)
+
+
+def require_safe_files(directory: Path) -> None:
+    """Raises ModelError, which names file and cause, for a model, tokenizer or adapter directory with a file that no
+    library should open."""
+    home = directory.resolve()
+    for pattern in OPENED_FILES:
+        for path in directory.glob(pattern):
+            _require_plain(path, home)
+    for pattern in SETTINGS_FILES:
+        for path in directory.glob(pattern):
+            _require_plain_settings(path)
+    weight_files(directory)
+
+
+def require_safe_encoder(directory: Path) -> None:
+    """The same for every part of a sentence-transformers model. Raises ModelError as well for a part that is not of the
+    library itself, and for adapters."""
+    for part in encoder_parts(directory):
+        require_safe_files(part)
+        if (part / ADAPTER_CONFIG).is_file():
+            raise ModelError(
+                f"{part} holds adapters ({ADAPTER_CONFIG}). Expected: a whole embedding model. Merge them into it with "
+                "peft, and name the merged model."
+            )
+        for path in sorted(part.glob("sentence_*_config.json")):
+            _require_harmless_options(path)
+
+
+def encoder_parts(directory: Path) -> list[Path]:
+    """The directories of the modules of a sentence-transformers model: itself where modules.json names none. Raises
+    ModelError for a module whose type is not the library's own, or that lies elsewhere."""
+    listed = directory / "modules.json"
+    if not listed.is_file():
+        return [directory]
+    modules = _parse_json(listed)
+    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
+        raise ModelError(f"{listed} is no list of modules. Expected: the file as it was saved. Copy it again.")
+    return [directory, *(_encoder_part(listed, module) for module in modules)]
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The files of the weights of a whole model, of which some may be missing: `WEIGHTS`, or what its index names;
+    empty without either. Raises ModelError for an index that names anything but safetensors files beside it."""
+    index = directory / WEIGHTS_INDEX
+    if (directory / WEIGHTS).is_file() or not index.is_file():
+        return [path for path in (directory / WEIGHTS,) if path.is_file()]
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ModelError(
+            f"{index} has no weight_map of tensors and their files. Expected: the index as it was saved. Copy it again."
+        )
+    for tensor, name in weight_map.items():
+        if not name.endswith(".safetensors") or _leaves(name) or "/" in name:
+            raise ModelError(
+                f"{index} looks for {tensor} in {name!r}. Expected: plain names of safetensors files in the same "
+                "directory, because other formats can run code. Convert the weights, or choose another model."
+            )
+    return [directory / name for name in sorted(set(weight_map.values()))]
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """The object in a JSON file; empty if there is no such file. Raises ModelError if it is not JSON, not an object,
+    nested too deeply or larger than `JSON_BYTES`."""
+    if not path.is_file():
+        return {}
+    content = _parse_json(path)
+    if not isinstance(content, dict):
+        raise ModelError(
+            f"{path} holds a JSON {type(content).__name__}. Expected: an object, {{...}}, as it was saved. Copy the "
+            "file again."
+        )
+    return content
+
+
+def _parse_json(path: Path) -> object:
+    if path.stat().st_size > JSON_BYTES:
+        raise _too_large(path, JSON_BYTES)
+    try:
+        content: object = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ModelError(f"{path} is nested too deeply. Expected: the file as it was saved. Copy it again.") from error
+    except ValueError as error:
+        raise ModelError(f"{path} is not JSON ({error}). Expected: the file as it was saved. Copy it again.") from error
+    return content
+
+
+def _require_plain(path: Path, home: Path) -> None:
+    target = path.resolve()
+    if path.is_symlink() and not target.is_relative_to(home) and not _is_hub_blob(target):
+        raise ModelError(
+            f"{path} is a link to {target}, outside of the model's directory. Expected: files inside it. Copy the file "
+            "there instead of the link."
+        )
+    if path.is_dir() or not path.exists():  # a missing file is an error of the library that needs it
+        return
+    if not path.is_file():
+        raise ModelError(f"{path} is no plain file. Expected: the file as it was saved. Copy it again.")
+    if path.suffix != ".safetensors" and path.stat().st_size > VOCABULARY_BYTES:
+        raise _too_large(path, VOCABULARY_BYTES)
+
+
+def _is_hub_blob(target: Path) -> bool:
+    """A snapshot in the hub's cache consists of links to the blobs of its repository."""
+    return target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")
+
+
+def _too_large(path: Path, limit: int) -> ModelError:
+    return ModelError(
+        f"{path} has {path.stat().st_size:,} bytes. Expected: {limit:,} at most. Copy the file again from its source."
+    )
+
+
+def _require_plain_settings(path: Path) -> None:
+    settings = read_json(path)
+    for key, value in _entries(settings):
+        if key == "auto_map" and value:
+            raise _needs_code(path, value)
+        if key in OTHER_FILES and value:
+            raise _refused(path, key, value, "lets transformers open other files than those of its version")
+        if path.name == ADAPTER_CONFIG and key in ADAPTER_KEYS and value:
+            raise _refused(path, key, value, "lets peft import modules or copy layers")
+        if KERNEL_KEYS.fullmatch(key) and "/" in str(value):
+            raise _refused(path, key, value, "asks for code from the hub")
+        if isinstance(value, int) and value > MOST_REPETITIONS and REPEATED.fullmatch(key):
+            raise ModelError(
+                f"{path}: {key} is {value:,}. Expected: {MOST_REPETITIONS:,} at most. Copy the file again from its "
+                "source."
+            )
+
+
+def _entries(settings: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    """Every key with its value, at every depth."""
+    waiting: list[object] = [settings]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            yield from value.items()
+            waiting.extend(value.values())
+        elif isinstance(value, list):
+            waiting.extend(value)
+
+
+def _needs_code(path: Path, auto_map: object) -> ModelError:
+    classes = auto_map if isinstance(auto_map, dict) else {"AutoTokenizer": auto_map}
+    named = ", ".join(f"auto_map.{key}: {value}" for key, value in classes.items())
+    return ModelError(
+        f"{path} asks for Python code that comes with the model ({named}). Expected: an architecture that transformers "
+        "implements itself; codetune runs no other code. If transformers does so, remove auto_map from a copy of this "
+        "model; otherwise choose another one."
+    )
+
+
+def _refused(path: Path, key: str, value: object, effect: str) -> ModelError:
+    shown = json.dumps(value)
+    return ModelError(
+        f"{path}: {key} is {shown[:80]}, which {effect}. Expected: a file without this key. Remove it, if the model is "
+        "whole without it."
+    )
+
+
+def _encoder_part(listed: Path, module: Mapping[str, object]) -> Path:
+    kind, place = str(module.get("type")), module.get("path")
+    library, _, name = kind.rpartition(".")
+    if library.partition(".")[0] != "sentence_transformers" or name not in ENCODER_MODULES:
+        raise ModelError(
+            f"{listed} names a module of the type {kind}. Expected: one of sentence-transformers' own "
+            f"({', '.join(ENCODER_MODULES)}); codetune runs no code that comes with a model. Choose another embedding "
+            "model, or set embed.model to `hashing`."
+        )
+    if not isinstance(place, str) or _leaves(place):
+        raise ModelError(
+            f"{listed} looks for a module in {place!r}. Expected: a directory inside that of the model. Copy the model "
+            "again."
+        )
+    return listed.parent / place
+
+
+def _require_harmless_options(path: Path) -> None:
+    settings = read_json(path)
+    for name in (f"{option}_{ending}" for option in ENCODER_OPTIONS for ending in ("args", "kwargs")):
+        options = settings.get(name)
+        if isinstance(options, dict) and (others := sorted(options.keys() - HARMLESS_OPTIONS)):
+            raise _refused(path, f"{name}.{others[0]}", options[others[0]], "changes how transformers loads the model")
+
+
+def _leaves(name: str) -> bool:
+    """Whether a path could lead out of the directory that it is relative to."""
+    return Path(name).is_absolute() or ".." in Path(name).parts or "\\" in name

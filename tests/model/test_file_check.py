@@ -1,0 +1,202 @@
+"""Files of a model directory that no library may open, each refused by its name and its cause."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from codetune.errors import ModelError
+from codetune.model.file_check import read_json, require_safe_encoder, require_safe_files, weight_files
+from codetune.model.model_files import base_model_directory, find_encoder, find_model
+
+CODE = r"asks for Python code that comes with the model \(auto_map"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    (path := tmp_path / "model").mkdir()
+    (path / "config.json").write_text(json.dumps({"model_type": "llama", "num_hidden_layers": 2}))
+    (path / "model.safetensors").touch()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("config.json", {"auto_map": {"AutoConfig": "own.Own"}}, rf"{CODE}\.AutoConfig: own\.Own\).*remove auto_map"),
+        ("config.json", {"text_config": {"auto_map": {"AutoConfig": "own.Own"}}}, CODE),
+        ("tokenizer_config.json", {"auto_map": ["own.Own", None]}, CODE),
+        ("generation_config.json", {"auto_map": {"AutoModel": "other/repository--own.Own"}}, CODE),
+        ("processor_config.json", {"auto_map": {"AutoProcessor": "own.Own"}}, CODE),
+        ("config.json", {"configuration_files": ["config.4.0.0.json"]}, "configuration_files is"),
+        ("tokenizer_config.json", {"fast_tokenizer_files": ["tokenizer.4.0.0.json"]}, "fast_tokenizer_files is"),
+        ("config.json", {"transformers_weights": "adapter_model.bin"}, "transformers_weights is"),
+        ("config.json", {"attn_implementation": "somebody/kernel"}, "attn_implementation is .* code from the hub"),
+        ("config.json", {"num_hidden_layers": 10**8}, r"config\.json: num_hidden_layers is 100,000,000.*4,096 at most"),
+        ("config.json", {"vision_config": {"n_layer": 10**8}}, "n_layer is 100,000,000"),
+        ("config.json", {"num_local_experts": 10**8}, "num_local_experts is 100,000,000"),
+        ("adapter_config.json", {"megatron_config": {}, "r": 10**8}, "r is 100,000,000"),
+        ("adapter_config.json", {"megatron_config": {"x": 1}, "megatron_core": "os"}, "megatron_config is"),
+        ("adapter_config.json", {"layer_replication": [[0, 10**8]]}, "layer_replication is"),
+        ("config.json", [], r"config\.json holds a JSON list"),
+        ("model.safetensors.index.json", [], "index.json holds a JSON list"),
+        ("model.safetensors.index.json", {"weight_map": ["a"]}, "index.json has no weight_map"),
+        ("model.safetensors.index.json", {"weight_map": {"a": ["b"]}}, "index.json has no weight_map"),
+        ("model.safetensors.index.json", {"weight_map": {"a": "a.bin"}}, "looks for a in 'a.bin'"),
+        ("model.safetensors.index.json", {"weight_map": {"a": "../a.safetensors"}}, r"looks for a in '\.\./a"),
+        ("model.safetensors.index.json", {"weight_map": {"a": "/etc/a.safetensors"}}, "looks for a in '/etc"),
+        ("model.safetensors.index.json", {"weight_map": {"a": "b/a.safetensors"}}, "looks for a in 'b/a"),
+    ],
+)
+def test_a_key_that_leads_to_code_or_other_files_or_repeats_without_end_is_refused(
+    model: Path, name: str, settings: object, message: str
+) -> None:
+    (model / name).write_text(json.dumps(settings))
+    if "index" in name:
+        (model / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=message):
+        find_model(str(model))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"auto_map": {}, "attn_implementation": "sdpa", "configuration_files": None},
+        {"shared_expert_intermediate_size": 20480, "hidden_size_per_layer": 8192, "num_attention_heads": 64},
+    ],
+)
+def test_ordinary_settings_are_allowed(model: Path, settings: object) -> None:
+    (model / "config.json").write_text(json.dumps(settings))
+    assert find_model(str(model)) == model
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[" * 200_000, "nested too deeply"),
+        (b'{"a": "\xff"}', "is not JSON"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "is not JSON"),
+        (b"", "is not JSON"),
+    ],
+    ids=["deep", "not UTF-8", "a number of 5,000 digits", "empty"],
+)
+def test_broken_json_is_refused(model: Path, content: bytes, message: str) -> None:
+    (model / "config.json").write_bytes(content)
+    with pytest.raises(ModelError, match=rf"config\.json.* {message}|config\.json {message}"):
+        find_model(str(model))
+
+
+def test_files_of_absurd_size_are_refused_unread(model: Path) -> None:
+    for name, size in (("config.json", 1 << 40), ("tokenizer.json", 1 << 40)):
+        with (model / name).open("ab") as file:
+            file.truncate(size)  # takes no room on the disk
+        with pytest.raises(ModelError, match=rf"{name} has 1,099,511,627,776 bytes"):
+            require_safe_files(model)
+        (model / name).unlink()
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"])
+def test_a_link_that_leads_out_is_refused(model: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "elsewhere").write_text("{}")
+    (model / name).unlink(missing_ok=True)
+    (model / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ModelError, match=f"{name} is a link to {tmp_path / 'elsewhere'}, outside"):
+        find_model(str(model))
+
+
+def test_links_inside_a_directory_and_to_the_hubs_blobs_are_followed(model: Path, tmp_path: Path) -> None:
+    blobs = tmp_path / "models--some--model" / "blobs"
+    blobs.mkdir(parents=True)
+    (model / "model.safetensors").rename(blobs / "0123")
+    (model / "model.safetensors").symlink_to(blobs / "0123")
+    (model / "config.json").rename(model / "own.json")
+    (model / "config.json").symlink_to("own.json")
+    (tmp_path / "link").symlink_to(model)
+    assert find_model(str(tmp_path / "link")) == tmp_path / "link"
+    assert weight_files(model) == [model / "model.safetensors"]
+
+
+def test_a_pipe_in_the_place_of_a_file_is_refused(model: Path) -> None:
+    os.mkfifo(model / "tokenizer.json")
+    with pytest.raises(ModelError, match=r"tokenizer\.json is no plain file"):
+        require_safe_files(model)
+
+
+def adapters(path: Path, base: Path) -> Path:
+    path.mkdir()
+    (path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    (path / "adapter_model.safetensors").touch()
+    return path
+
+
+def test_adapters_in_a_circle_are_refused(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for path, base in ((first, second), (second, first)):
+        adapters(path, base)
+    with pytest.raises(ModelError, match=f"{second / 'adapter_config.json'} names {first} as base model"):
+        find_model(str(first))
+    with pytest.raises(ModelError, match="adapters there belong to these"):
+        base_model_directory(first)
+
+
+def test_adapters_in_a_pickle_are_refused(model: Path, tmp_path: Path) -> None:
+    path = adapters(tmp_path / "adapters", model)
+    assert find_model(str(path)) == path
+    (path / "adapter_model.safetensors").rename(path / "adapter_model.bin")
+    with pytest.raises(ModelError, match=r"no adapter_model\.safetensors"):
+        find_model(str(path))
+
+
+def test_a_missing_file_has_no_settings(tmp_path: Path) -> None:
+    assert read_json(tmp_path / "none.json") == {}
+
+
+OWN = "sentence_transformers.models.Transformer"
+
+
+@pytest.mark.parametrize(
+    ("modules", "message"),
+    [
+        ([{"type": "os.system", "path": ""}], "a module of the type os.system"),
+        ([{"type": "own.Transformer", "path": ""}], "a module of the type own.Transformer"),
+        ([{"type": "sentence_transformers_own.Pooling", "path": ""}], "of the type sentence_transformers_own.Pooling"),
+        ([{"type": "sentence_transformers.base.modules.router.Router", "path": ""}], r"modules\.router\.Router"),
+        ([{"type": OWN, "path": "../other"}], r"looks for a module in '\.\./other'"),
+        ([{"type": OWN, "path": "/etc"}], "looks for a module in '/etc'"),
+        ([{"type": OWN}], "looks for a module in None"),
+        ({"type": OWN}, "is no list of modules"),
+        ([OWN], "is no list of modules"),
+    ],
+)
+def test_a_module_of_an_encoder_that_is_not_the_librarys_own_is_refused(
+    model: Path, modules: object, message: str
+) -> None:
+    (model / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(ModelError, match=message):
+        find_encoder(str(model))
+
+
+@pytest.mark.parametrize(
+    "options", [{"use_safetensors": False}, {"weights_only": False}, {"trust_remote_code": True}, {"gguf_file": "x"}]
+)
+def test_options_of_an_encoder_that_change_how_it_is_loaded_are_refused(model: Path, options: object) -> None:
+    (model / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 9, "model_args": options}))
+    with pytest.raises(ModelError, match=r"sentence_bert_config\.json: model_args\."):
+        require_safe_encoder(model)
+
+
+def test_the_parts_of_an_encoder_are_checked_as_models_are(model: Path) -> None:
+    modules = [{"type": OWN, "path": "part"}, {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}]
+    (model / "modules.json").write_text(json.dumps(modules))
+    (model / "part").mkdir()
+    require_safe_encoder(model)
+    (model / "part" / "config.json").write_text(json.dumps({"auto_map": {"AutoModel": "own.Own"}}))
+    with pytest.raises(ModelError, match=rf"part/config\.json {CODE}"):
+        require_safe_encoder(model)
+    (model / "part" / "config.json").unlink()
+    (model / "part" / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="part holds adapters"):
+        require_safe_encoder(model)
