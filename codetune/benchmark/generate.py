@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from jinja2.exceptions import TemplateError
 
 from codetune.benchmark.benchmarks import FENCE, spec_of
+from codetune.data.chat import apply_template
 from codetune.errors import ModelError
 from codetune.model.decoding import Decoder, GenerationRequest
 from codetune.project.sections import Generation
@@ -105,7 +106,7 @@ def chat_text(problem: Problem, tokenizer: PreTrainedTokenizerBase) -> str:
         )
     turns = [{"role": "user", "content": spec_of(problem.task_id).instruction(problem)}]
     try:
-        conversation = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        conversation = apply_template(tokenizer, turns, add_generation_prompt=True)
     except TemplateError as why:
         raise ModelError(
             f"The chat template of {tokenizer.name_or_path} refuses a single user turn ({why}). Expected: a template "

@@ -6,7 +6,10 @@ so training and generation use the same text. Every answer ends with the tokeniz
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +20,7 @@ from codetune.project.sections import ChatFormat
 from codetune.records import Message
 
 CharacterSpan = tuple[int, int]  # [start, end)
+TEMPLATE_SECONDS = 20.0  # for one conversation, which takes a template less than a millisecond
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,9 +172,9 @@ def _render_by_tokenizer(messages: Sequence[Message], tokenizer: ChatTokenizer) 
     that follows, or another special token in templates that close a turn by one."""
     turns = [{"role": message.role, "content": message.content} for message in messages]
     try:
-        text = _apply_template(tokenizer, turns, add_generation_prompt=False)
+        text = apply_template(tokenizer, turns, add_generation_prompt=False)
         prompts = {
-            index: _apply_template(tokenizer, turns[:index], add_generation_prompt=True)
+            index: apply_template(tokenizer, turns[:index], add_generation_prompt=True)
             for index, message in enumerate(messages)
             if message.role == "assistant"
         }
@@ -191,8 +195,40 @@ def _render_by_tokenizer(messages: Sequence[Message], tokenizer: ChatTokenizer) 
     return RenderedChat(text, tuple(answers))
 
 
-def _apply_template(tokenizer: ChatTokenizer, turns: list[dict[str, str]], add_generation_prompt: bool) -> str:
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt))
+def apply_template(tokenizer: ChatTokenizer, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+    """The turns in the tokenizer's own chat template. Raises TemplateError for turns that it refuses or fails on,
+    ValueError (of transformers) without a template, ModelError for one that does not come to an end."""
+    try:
+        with _time_limit():
+            return str(
+                tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
+            )
+    except (TypeError, AttributeError, LookupError, ArithmeticError, RecursionError, MemoryError) as error:
+        raise TemplateError(f"{type(error).__name__}: {first_line(error)}") from error
+
+
+@contextmanager
+def _time_limit() -> Iterator[None]:
+    """Raises ModelError after `TEMPLATE_SECONDS` of this process's own computing time: other processes, and a machine
+    that sleeps, do not count. Only the main thread of a process takes signals; others have no limit."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    earlier = signal.signal(signal.SIGVTALRM, _refuse_endless_template)
+    signal.setitimer(signal.ITIMER_VIRTUAL, TEMPLATE_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, earlier)
+
+
+def _refuse_endless_template(number: int, frame: object) -> None:
+    raise ModelError(
+        f"The tokenizer's chat template has not finished one conversation in {TEMPLATE_SECONDS:.0f} seconds. Expected: "
+        "milliseconds. Fix the template (chat_template.jinja or tokenizer_config.json), or set model.chat_format to a "
+        "family"
+    )
 
 
 def _end_of_answer(text: str, start: int, following: Sequence[Message], tokenizer: ChatTokenizer) -> int:

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from codetune.benchmark.benchmarks import instruction
 from codetune.benchmark.generate import GeneratedSample, generate, make_prompt
+from codetune.data import chat
 from codetune.errors import ModelError
 from codetune.model.decoding import GeneratedText, GenerationRequest
 from codetune.project.sections import Generation
@@ -113,3 +114,34 @@ def test_a_template_that_refuses_is_named(bos_tokenizer: PreTrainedTokenizerFast
     bos_tokenizer.chat_template = "{{ raise_exception('system first') }}"
     with pytest.raises(ModelError, match=r"refuses a single user turn .system first"):
         make_prompt(problem(), bos_tokenizer, "chat")
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ 1 / 0 }}", "ZeroDivisionError"),
+        ("{{ 'a' + 1 }}", "TypeError"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+        ("{{ messages", "unexpected end of template"),
+        ("{{ ''.__class__.__mro__ }}", "unsafe"),
+    ],
+    ids=["division", "types", "recursion", "syntax", "escape"],
+)
+def test_a_template_that_fails_is_named_with_its_reason(
+    bos_tokenizer: PreTrainedTokenizerFast, template: str, reason: str
+) -> None:
+    bos_tokenizer.chat_template = template
+    with pytest.raises(ModelError, match=rf"(?s)refuses a single user turn .*{reason}"):
+        make_prompt(problem(), bos_tokenizer, "chat")
+
+
+def test_a_template_that_does_not_end_is_refused(
+    bos_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat, "TEMPLATE_SECONDS", 0.05)
+    loop = "{% for a in range(9**5) %}"
+    bos_tokenizer.chat_template = f"{loop * 3}{'{% endfor %}' * 3}"
+    with pytest.raises(ModelError, match="chat template has not finished"):
+        make_prompt(problem(), bos_tokenizer, "chat")
+    bos_tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    assert make_prompt(problem(), bos_tokenizer, "chat").tokens
