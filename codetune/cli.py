@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from codetune import __version__, console
-from codetune.errors import InputError, UsageError, writing_failed
+from codetune.errors import UsageError, writing_failed
 from codetune.launch.dispatch import run_follower_node
 from codetune.launch.environment import Node, current_node, parse_shard
 from codetune.options import (
     METHODS,
     PAD_MODES,
-    STAGE_NAMES,
     STAGES_HELP,
     BenchmarkArgument,
     CompleteOption,
@@ -36,12 +35,11 @@ from codetune.options import (
     TasksOption,
     only_samples,
     optional_project,
-    prompt_flag,
     required_project,
 )
-from codetune.project.file import commented_yaml, read_project
+from codetune.project.file import read_project, write_project
 from codetune.project.presets import PRESETS
-from codetune.project.sections import PROJECT_FILE, Project, StageName
+from codetune.project.sections import STAGE_NAMES, Project, StageName
 
 if TYPE_CHECKING:
     from codetune.console import CommandResult
@@ -78,13 +76,10 @@ def init(
     """Write a commented project file."""
     if preset not in PRESETS:
         raise UsageError(f"--preset {preset}: no such preset; expected one of: {', '.join(PRESETS)}")
-    values = {**PRESETS[preset], **read_project(None, set_ or [], {}).overrides}
-    if (path := directory / PROJECT_FILE).exists():
-        raise InputError(f"{path} exists already; it was left as it is. Name another directory: codetune init DIR")
+    project = read_project(None, set_ or [], {}, preset=PRESETS[preset])
 
     def write() -> CommandResult:
-        directory.mkdir(parents=True, exist_ok=True)
-        path.write_text(commented_yaml(values), encoding="utf-8")
+        path = write_project(directory, {**PRESETS[preset], **project.overrides})
         return console.CommandResult(
             {"artefact": str(path), "preset": preset}, f"wrote {path}", notes=["edit it, then: codetune run"]
         )
@@ -98,7 +93,7 @@ def score(
 ) -> None:
     """IFD of every row -> scores.jsonl."""
     part = parse_shard(shard) if shard is not None else None
-    _run_stage("score", required_project(project, set_, {}), as_json, shard=part)
+    _run_stage("score", required_project(project, set_, {}, ["score"]), as_json, shard=part)
 
 
 @app.command()
@@ -107,7 +102,7 @@ def embed(
 ) -> None:
     """Embeddings of the instructions -> embeddings.npy."""
     part = parse_shard(shard) if shard is not None else None
-    _run_stage("embed", required_project(project, set_, {}), as_json, shard=part)
+    _run_stage("embed", required_project(project, set_, {}, ["embed"]), as_json, shard=part)
 
 
 @app.command()
@@ -121,7 +116,7 @@ def select(
 ) -> None:
     """The rows worth training on -> selection.jsonl, chat format."""
     flags = {"select.ratio": ratio, "select.clusters": clusters, "select.strategy": strategy}
-    _run_stage("select", required_project(project, set_, flags), as_json)
+    _run_stage("select", required_project(project, set_, flags, ["select"]), as_json)
 
 
 @app.command()
@@ -134,7 +129,8 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Fine-tune on the selection -> model/. Continues from its last checkpoint by itself."""
-    loaded = required_project(project, set_, {"train.pad_mode": pad_mode, "train.method": method})
+    flags = {"train.pad_mode": pad_mode, "train.method": method}
+    loaded = required_project(project, set_, flags, ["train"])
     if (here := current_node(loaded.launch.nodes)).rank > 0:
         _perform(lambda: _follow(loaded, here), as_json)
     else:
@@ -151,7 +147,7 @@ def generate(
     as_json: JsonOption = False,
 ) -> None:
     """Completions of a benchmark's tasks. Continues where it stopped."""
-    loaded = optional_project(project, set_, prompt_flag(instruct))
+    loaded = optional_project(project, set_, instruct, ["generate"])
 
     def work() -> CommandResult:
         from codetune import render, workflow
@@ -177,7 +173,7 @@ def sanitize(
     as_json: JsonOption = False,
 ) -> None:
     """Completions -> programs that can be run."""
-    loaded = optional_project(project, set_, prompt_flag(instruct))
+    loaded = optional_project(project, set_, instruct, ["sanitize"])
 
     def work() -> CommandResult:
         from codetune import render, workflow
@@ -212,7 +208,7 @@ def evaluate(
 ) -> None:
     """Programs -> pass@k."""
     file = only_samples(samples, model)
-    loaded = optional_project(project, set_, prompt_flag(instruct))
+    loaded = optional_project(project, set_, instruct, ["evaluate"])
 
     def work() -> CommandResult:
         from codetune import render, workflow
@@ -249,7 +245,7 @@ def eval_(
     as_json: JsonOption = False,
 ) -> None:
     """Generate, sanitize and evaluate in one go; several models are compared."""
-    loaded = optional_project(project, set_, prompt_flag(instruct))
+    loaded = optional_project(project, set_, instruct, ["generate", "sanitize", "evaluate"])
 
     def work() -> CommandResult:
         from codetune import render, workflow
@@ -280,7 +276,7 @@ def run(
     from codetune.stages import pipeline
 
     stages = pipeline.stages_between(first, last)
-    loaded = required_project(project, set_, {})
+    loaded = required_project(project, set_, {}, [stage.name for stage in stages])
 
     def work() -> CommandResult:
         from codetune import render, workflow

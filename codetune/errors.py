@@ -53,14 +53,31 @@ def first_line(error: BaseException) -> str:
     return str(error).partition("\n")[0]
 
 
+def unusable_directory(directory: Path, why: OSError, advice: str) -> CodetuneError:
+    """The error for a directory of the user's that cannot be made or written to: a file in its place or above it, a
+    link to nothing, a name that is too long, no permission. Of a full disk the error of `writing_failed`."""
+    if why.errno in (errno.ENOSPC, errno.EDQUOT) and (failed := writing_failed(why)):
+        return failed
+    there = next((path for path in (directory, *directory.parents) if os.path.lexists(path)), directory)
+    found = f"{there} {'is a link to nothing' if there.is_symlink() else 'is a file'}"
+    if os.access(there, os.F_OK) and there.is_dir():
+        found = f"{why.filename or directory}: {why.strerror}"
+    return InputError(f"{found}. Expected: a directory that you may write to. {advice}")
+
+
 def writing_failed(why: OSError) -> CodetuneError | None:
-    """The error for a full or read-only disk, or for a file without read permission; None for any other OSError."""
+    """The error for a full or read-only disk, a file without read permission, or a name that no file can have; None for
+    any other OSError."""
+    if why.errno == errno.ENAMETOOLONG:
+        return InputError(f"{why.filename} cannot be a path: {why.strerror}. Name another file")
     if why.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
         return None
-    if why.filename and Path(why.filename).exists() and not os.access(why.filename, os.R_OK):
+    paths = [Path(why.filename), *Path(why.filename).parents] if why.filename else []
+    closed = next((path for path in paths if os.path.lexists(path) and not os.access(path, os.R_OK)), None)
+    if closed is not None:
         return InputError(
-            f"{why.filename} cannot be read: {why.strerror}. Allow reading it, then run the same command again: "
-            f"chmod u+r {why.filename}"
+            f"{closed} cannot be read: {why.strerror}. Allow reading it, then run the same command again: "
+            f"chmod u+rX {closed}"
         )
     location = f" ({why.filename})" if why.filename else ""
     return CodetuneError(

@@ -3,7 +3,7 @@ Also what holds for every word of a command line."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -11,7 +11,7 @@ import typer
 
 from codetune.errors import UsageError
 from codetune.project.file import read_project
-from codetune.project.sections import PROJECT_FILE, Method, PadMode, Project, StageName
+from codetune.project.sections import PROJECT_FILE, STAGE_NAMES, Method, PadMode, Project, StageName
 from codetune.text import lone_surrogate
 
 ProjectOption = Annotated[
@@ -47,20 +47,29 @@ LimitOption = Annotated[int | None, typer.Option(metavar="N", min=1, help="The f
 TasksOption = Annotated[list[str] | None, typer.Option("--task", metavar="ID", help="This task only. Repeatable.")]
 CompleteOption = Annotated[bool, typer.Option("--complete", help="Samples for a part of the tasks are an error.")]
 PAD_MODES, METHODS = (f"One of: {', '.join(get_args(choices))}." for choices in (PadMode, Method))
-STAGE_NAMES = get_args(StageName)
 STAGES_HELP = f"{', '.join(STAGE_NAMES[:-1])} or {STAGE_NAMES[-1]}."
 
 
-def required_project(path: Path | None, assignments: list[str] | None, flags: Mapping[str, object]) -> Project:
-    """The project that a command of the pipeline cannot do without."""
+def required_project(
+    path: Path | None,
+    assignments: list[str] | None,
+    flags: Mapping[str, object],
+    stages: Collection[StageName] = STAGE_NAMES,
+) -> Project:
+    """The project that a command of the pipeline cannot do without; `stages` are those that the command runs."""
     given = {key: value for key, value in flags.items() if value is not None}
-    return read_project(path or Path(PROJECT_FILE), assignments or [], given)
+    return read_project(path or Path(PROJECT_FILE), assignments or [], given, stages=stages)
 
 
-def optional_project(path: Path | None, assignments: list[str] | None, flags: Mapping[str, object]) -> Project:
+def optional_project(
+    path: Path | None, assignments: list[str] | None, instruct: bool | None, stages: Collection[StageName]
+) -> Project:
     """The project, or the defaults where none is named and none lies here."""
     here = Path(PROJECT_FILE)
-    return read_project(path or (here if here.exists() else None), assignments or [], flags)
+    flags = {} if instruct is None else {"generate.prompt": "chat" if instruct else "completion"}
+    return read_project(
+        path or (here if here.is_symlink() or here.exists() else None), assignments or [], flags, stages=stages
+    )
 
 
 def only_samples(samples: Sequence[Path] | None, model: str | None) -> Path | None:
@@ -68,10 +77,6 @@ def only_samples(samples: Sequence[Path] | None, model: str | None) -> Path | No
     if len(samples or []) + (model is not None) > 1:
         raise UsageError("evaluate judges one file of --samples, or one --model. Found: several. Name one at a time")
     return samples[0] if samples else None
-
-
-def prompt_flag(instruct: bool | None) -> dict[str, str]:
-    return {} if instruct is None else {"generate.prompt": "chat" if instruct else "completion"}
 
 
 def require_unicode(words: Sequence[str]) -> None:

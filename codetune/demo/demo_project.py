@@ -13,7 +13,6 @@ from random import Random
 
 from codetune.demo.instructions import answer, describe, instruct, prompt
 from codetune.demo.tasks import EMPTY_ARGUMENT, TRIVIAL_OPERATIONS, Task, draw_argument, draw_task, outputs
-from codetune.errors import InputError
 from codetune.project.file import commented_yaml
 from codetune.project.sections import PROJECT_FILE
 from codetune.records import Message, content_id
@@ -84,10 +83,7 @@ class DemoRow:
 
 def write_demo_project(directory: Path, seed: int) -> DemoProject:
     """Writes the demo's project into `directory`; replaces an older one and leaves other files alone. The same seed
-    gives the same bytes. Raises InputError where `directory` is a file."""
-    if directory.exists() and not directory.is_dir():
-        expected = "Expected: a directory for the demo, existing or new. Name another: codetune demo DIR"
-        raise InputError(f"{directory} is a file. {expected}")
+    gives the same bytes. Raises OSError where `directory` is a file or cannot be written to."""
     rows = draw_rows(Random(f"rows {seed}"))
     again = Random(f"duplicates {seed}").sample(rows, DUPLICATED_ROWS)
     lines = ({"problem": row.problem, "solution": row.solution} for row in _with_duplicates(rows, again, seed))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from codetune import render, workflow
 from codetune.console import CommandResult, percent
-from codetune.errors import InputError
+from codetune.errors import InputError, unusable_directory
 from codetune.project.file import read_project
 from codetune.project.sections import PROJECT_FILE
 from codetune.records import Score
@@ -45,9 +45,12 @@ def demo(directory: Path, full: bool, seed: int, assignments: Sequence[str], rep
     With `replace` the models of an earlier demo there, of other tasks or settings, may be discarded."""
     from codetune.demo.demo_project import write_demo_project
 
-    _require_own(directory)
     began = time.monotonic()
-    demo_project = write_demo_project(directory, seed)
+    try:
+        _require_own(directory)
+        demo_project = write_demo_project(directory, seed)
+    except OSError as why:
+        raise unusable_directory(directory, why, "Name another directory: codetune demo DIR") from None
     made_seconds = time.monotonic() - began
     context = open_context(read_project(demo_project.project_file, assignments, {}))
     results, seconds = _timed(workflow.run(context, stages_between("score", "evaluate"), replace))

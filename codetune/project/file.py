@@ -5,35 +5,73 @@ directory: the stage that reads one does."""
 from __future__ import annotations
 
 import difflib
+import errno
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from codetune.errors import ProjectError
-from codetune.project.sections import NOT_IN_THIS_VERSION, Project, keys, value_at
-from codetune.project.yaml import Key, ParsedYaml, read_file, read_value
+from codetune.errors import InputError, ProjectError, unusable_directory
+from codetune.project.sections import (
+    NOT_IN_THIS_VERSION,
+    PROJECT_FILE,
+    STAGE_NAMES,
+    Project,
+    StageName,
+    accepted_types,
+    keys,
+    value_at,
+)
+from codetune.project.yaml import MOST_LEVELS, Key, ParsedYaml, read_file, read_text_value, read_value
 
 
-def read_project(path: Path | None, assignments: Sequence[str], flags: Mapping[str, object]) -> Project:
+def read_project(
+    path: Path | None,
+    assignments: Sequence[str],
+    flags: Mapping[str, object],
+    *,
+    preset: Mapping[str, object] | None = None,
+    stages: Collection[StageName] = STAGE_NAMES,
+) -> Project:
     """The project in `path`, or the defaults where it is None, overridden by `--set` assignments and then by flags.
 
-    `flags` are values by dotted key. Raises ProjectError with every mistake, one a line."""
+    `preset` (instead of a file) and `flags` are values by dotted key. Every key is checked for form; whether settings
+    go together is checked for `stages` alone, those that the command runs. Raises ProjectError with every mistake, one
+    a line."""
     parsed = read_file(path) if path else ParsedYaml()
+    for key, value in (preset or {}).items():
+        _assign(parsed, key, value, "the preset")
     overridden = [key for assignment in assignments if (key := _apply_assignment(parsed, assignment))]
     for key, value in flags.items():
         _assign(parsed, key, value, f"--{key.rpartition('.')[2].replace('_', '-')}")
         overridden.append(key)
-    project = _validate(parsed)
+    project = _validate(parsed, stages)
     if parsed.mistakes or project is None:
         raise ProjectError("\n".join(parsed.mistakes))
     overrides = {
         key: value_at(project, key) for key, _ in keys() if any(f"{key}.".startswith(f"{name}.") for name in overridden)
     }
     return project.placed(path.parent if path else Path.cwd(), overrides)
+
+
+def write_project(directory: Path, values: Mapping[str, object]) -> Path:
+    """Writes a new project file into `directory`, which is made where it is missing, and returns its path. Raises
+    InputError where there is one already, and where none can be written."""
+    path = directory / PROJECT_FILE
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8") as file:
+            file.write(commented_yaml(values))
+    except OSError as why:
+        if why.errno == errno.EEXIST and why.filename == str(path):
+            raise InputError(
+                f"{path} exists already; it was left as it is. Name another directory: codetune init DIR"
+            ) from None
+        raise unusable_directory(directory, why, "Name another directory: codetune init DIR") from None
+    return path
 
 
 def commented_yaml(values: Mapping[str, object]) -> str:
@@ -62,11 +100,23 @@ def _apply_assignment(parsed: ParsedYaml, assignment: str) -> str:
         fault = "no key before the `=`" if equals else "no `=`"
         parsed.mistakes.append(f"{source}: {fault}; expected --set section.key=value")
         return ""
+    if key.count(".") > MOST_LEVELS:
+        parsed.mistakes.append(f"{source}: nested too deep; expected at most three levels of keys")
+        return ""
     mistakes = len(parsed.mistakes)
-    value = read_value(text, source, parsed)
+    value = _assigned_value(key, text, source, parsed)
     if len(parsed.mistakes) == mistakes:
         _assign(parsed, key, value, source)
     return key
+
+
+def _assigned_value(key: str, text: str, source: str, parsed: ParsedYaml) -> object:
+    """What `--set key=text` says: text where the key takes nothing else, or what it would be in the file."""
+    field = dict(keys()).get(key)
+    types = accepted_types(field) if field else frozenset[type]()
+    if str in types and types <= {str, list, type(None)}:
+        return read_text_value(text, source, parsed, or_null=type(None) in types, or_list=list in types)
+    return read_value(text, source, parsed)
 
 
 def _assign(parsed: ParsedYaml, key: str, value: object, source: str) -> None:
@@ -85,7 +135,7 @@ def _assign(parsed: ParsedYaml, key: str, value: object, source: str) -> None:
     parsed.locations[tuple(key.split("."))] = source
 
 
-def _validate(parsed: ParsedYaml) -> Project | None:
+def _validate(parsed: ParsedYaml, stages: Collection[StageName]) -> Project | None:
     """The project, or None where even the faultless keys make none. Adds mistakes to `parsed`."""
     wrong: set[str] = set()
     for _ in range(3):  # faulty keys are removed and the others are validated again
@@ -98,7 +148,8 @@ def _validate(parsed: ParsedYaml) -> Project | None:
                 _remove(parsed.data, key)
     else:
         return None
-    for name, message in (*_missing_features(project), *_conflicts(project)):
+    conflicts = (conflict for stage in stages if stage in CONFLICTS for conflict in CONFLICTS[stage](project))
+    for name, message in (*_missing_features(project), *conflicts):
         if name not in wrong:
             parsed.mistakes.append(f"{_location(tuple(name.split('.')), parsed)}: {name}: {message}")
     return project
@@ -172,35 +223,31 @@ def _missing_features(project: Project) -> Iterator[tuple[str, str]]:
             yield key, f"{_shortened(value)} is not in this version. Leave it at {default}"
 
 
-def _conflicts(project: Project) -> Iterator[tuple[str, str]]:
-    """Key and message of each pair of settings that are valid one by one and not together."""
-    train, generate = project.train, project.generate
+def _scoring_conflicts(project: Project) -> Iterator[tuple[str, str]]:
     if "{instruction}" not in project.score.prompt:
         expected = "expected a text that contains it, such as 'Question:\\n{instruction}\\n'"
         yield "score.prompt", f"holds no {{instruction}}; {expected}"
+
+
+def _training_conflicts(project: Project) -> Iterator[tuple[str, str]]:
+    train = project.train
     if train.save_minutes is None and train.save_steps is None:
         yield "train.save_steps", "null, and so is train.save_minutes: no checkpoint would ever be written. Set one"
-    yield from _launch_conflicts(project)
-    if generate.samples_per_task > 1 and generate.temperature == 0:
-        yield (
-            "generate.samples_per_task",
-            f"{generate.samples_per_task} samples of a task are all the same with greedy decoding. Set "
-            "generate.temperature above 0, or generate.samples_per_task to 1",
-        )
     if not train.pack_isolation and train.pad_mode not in ("dynamic_pack", "paper_pack"):
         yield (
             "train.pack_isolation",
             f"false lets packed samples see each other, and train.pad_mode {train.pad_mode} packs none. Set "
             "train.pad_mode to dynamic_pack or paper_pack, or train.pack_isolation to true",
         )
-    if train.quantization.bits == 8 and train.quantization.type == "fp4":
+    if train.method == "qlora" and train.quantization.bits == 8 and train.quantization.type == "fp4":
         message = "fp4 is a format of 4 bits, and train.quantization.bits is 8. Set train.quantization.bits to 4"
         yield "train.quantization.type", message
-    if project.model.dtype == "float16" and train.method == "full":
+    if train.method == "full" and project.model.dtype == "float16":
         yield (
             "model.dtype",
             "float16 cannot train all weights (its gradients overflow). Set bfloat16 or float32, or train.method: lora",
         )
+    yield from _launch_conflicts(project)
 
 
 def _launch_conflicts(project: Project) -> Iterator[tuple[str, str]]:
@@ -211,6 +258,24 @@ def _launch_conflicts(project: Project) -> Iterator[tuple[str, str]]:
     elif offload not in possible:
         fix = f"Set {' or '.join(possible)}"
         yield "launch.offload", f"{offload} is not possible with launch.strategy {strategy}. {fix}"
+
+
+def _generation_conflicts(project: Project) -> Iterator[tuple[str, str]]:
+    generate = project.generate
+    if generate.samples_per_task > 1 and generate.temperature == 0:
+        yield (
+            "generate.samples_per_task",
+            f"{generate.samples_per_task} samples of a task are all the same with greedy decoding. Set "
+            "generate.temperature above 0, or generate.samples_per_task to 1",
+        )
+
+
+# For each stage key and message of every pair of its settings that are valid one by one and not together.
+CONFLICTS: Mapping[StageName, Callable[[Project], Iterator[tuple[str, str]]]] = {
+    "score": _scoring_conflicts,
+    "train": _training_conflicts,
+    "generate": _generation_conflicts,
+}
 
 
 def _key_in(data: object, location: Key) -> Key:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import glob
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, PrivateAttr
 from pydantic.fields import FieldInfo
 
 from codetune.errors import InputError
@@ -19,13 +19,15 @@ from codetune.user_files import matching_paths
 PROJECT_FILE = "codetune.yaml"
 
 StageName = Literal["score", "embed", "select", "train", "generate", "sanitize", "evaluate"]
+STAGE_NAMES: tuple[StageName, ...] = get_args(StageName)
 ChatFormat = Literal["codellama", "codegemma", "deepseek", "starcoder2", "codeqwen", "llama3", "tokenizer"]
 Strategy = Literal["ifd_cluster", "parametric", "ifd", "perplexity", "kcenter", "length", "random", "all"]
 PadMode = Literal["max_length", "dynamic_pad", "dynamic_pack", "paper_pack"]
 Method = Literal["full", "lora", "qlora"]
 Precision = Literal["float32", "bfloat16", "float16"]  # of the arithmetic, once `auto` is resolved
 Text = Annotated[str, Field(min_length=1)]
-Names = Annotated[list[Text], Field(min_length=1)]
+OneOrMore = BeforeValidator(lambda value: [value] if isinstance(value, str | int | float) else value)  # a list of one
+Names = Annotated[list[Text], Field(min_length=1), OneOrMore]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -162,7 +164,7 @@ class Training(Section):
     merge: bool = setting(
         False, "save the adapters merged into a whole model (and beside it as they are)", "train", free_on_resume=True
     )
-    report_to: list[Literal["tensorboard", "wandb"]] = setting(
+    report_to: Annotated[list[Literal["tensorboard", "wandb"]], OneOrMore] = setting(
         [], "metrics go there as well: [tensorboard], [wandb] or both", free_on_resume=True
     )
     lora: LoraSettings = LoraSettings()
@@ -190,7 +192,7 @@ class Evaluation(Section):
     sandbox: Literal["auto", "bubblewrap", "namespaces", "landlock", "none"] = setting(
         "auto", "how generated code is confined: auto is the strongest way that works here, or an error", "evaluate"
     )
-    k: Annotated[list[Count], Field(min_length=1)] = setting([1], "the k of pass@k", "evaluate")
+    k: Annotated[list[Count], Field(min_length=1), OneOrMore] = setting([1], "the k of pass@k", "evaluate")
 
 
 class Launch(Section):
@@ -268,6 +270,26 @@ def keys(section: type[BaseModel] = Project, prefix: str = "") -> Iterator[tuple
             yield from keys(type(field.default), f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", field
+
+
+def accepted_types(field: FieldInfo) -> frozenset[type]:
+    """The types of the values that a key takes; of a list also the types of its items.
+
+    >>> sorted(found.__name__ for found in accepted_types(dict(keys())["evaluate.benchmarks"]))
+    ['list', 'str']
+    """
+    return frozenset(_types_in(field.annotation))
+
+
+def _types_in(annotation: object) -> Iterator[type]:
+    if get_origin(annotation) is Literal:
+        yield from map(type, get_args(annotation))
+    elif get_origin(annotation) is Annotated:
+        yield from _types_in(get_args(annotation)[0])
+    else:  # a union, a list, or a plain type
+        yield from (one for one in (annotation, get_origin(annotation)) if isinstance(one, type))
+        for part in get_args(annotation):
+            yield from _types_in(part)
 
 
 def sealing_keys(stage: str) -> tuple[str, ...]:

@@ -1,11 +1,14 @@
 """A YAML file -> plain data with the line of every key, by the core schema of YAML 1.2 (sec. 10.3): `5e-5` is a
 number, and `no` and `1:30` are text. A duplicate key is a mistake. PyYAML by itself reads YAML 1.1 and keeps the last
 duplicate.
+
+Size and depth are limited, and anchors and aliases are refused: a few hundred bytes of them can stand for gigabytes.
 """
 
 from __future__ import annotations
 
 import re
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +18,8 @@ from codetune.errors import ProjectError, first_line
 from codetune.text import lone_surrogate
 
 Key = tuple[str | int, ...]  # ("train", "epochs"), or ("evaluate", "k", 0) for an item of a list
+MOST_BYTES = 64 * 1024  # ten times what `codetune init` writes
+MOST_LEVELS = 8  # of sections and lists in each other; a section, a section in it and a list are three
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +37,13 @@ def read_file(path: Path) -> ParsedYaml:
     parsed = ParsedYaml()
     try:
         root = yaml.compose(_read_text(path), Loader=_CoreSchemaLoader)
+    except _RefusedYamlError as why:
+        raise ProjectError(f"{path}:{why.line}: {why}") from None
     except yaml.MarkedYAMLError as why:
         line = why.problem_mark.line + 1 if why.problem_mark else 1
         raise ProjectError(f"{path}:{line}: not YAML: {why.problem}. Correct that line") from None
     except yaml.YAMLError as why:
         raise ProjectError(f"{path}: not YAML: {first_line(why)}. Save it as plain text") from None
-    except RecursionError:
-        raise ProjectError(f"{path}: nested too deep; expected at most three levels of keys") from None
     if root is None:
         return parsed
     if not isinstance(root, yaml.MappingNode):
@@ -50,15 +55,51 @@ def read_file(path: Path) -> ParsedYaml:
 def read_value(text: str, source: str, parsed: ParsedYaml) -> object:
     """The value that `text` would have in the file. A mistake is added to `parsed`, and the value is None then."""
     try:
-        node = yaml.compose(text, Loader=_CoreSchemaLoader)
-    except (yaml.YAMLError, RecursionError):
+        node = _compose_value(text)
+    except _RefusedYamlError as why:
+        parsed.mistakes.append(f"{source}: {why}")
+    except yaml.YAMLError:
         parsed.mistakes.append(f"{source}: not a YAML value; put quotes around text with special characters")
+    else:
+        return None if node is None else _build(node, (), source, ParsedYaml(mistakes=parsed.mistakes))
+    return None
+
+
+def read_text_value(text: str, source: str, parsed: ParsedYaml, *, or_null: bool, or_list: bool) -> object:
+    """The value of a key that holds text: `text` as it was typed, whatever YAML would make of it.
+
+    Text in quotes is without them, and with its escapes read. `or_null`: an empty text and `null` are None; `or_list`:
+    a YAML list is a list."""
+    try:
+        node = _compose_value(text)
+    except yaml.YAMLError:
+        node = yaml.ScalarNode("tag:yaml.org,2002:str", text)
+    is_null = node is None or node.tag == "tag:yaml.org,2002:null"
+    if is_null and or_null:
         return None
-    return None if node is None else _build(node, (), source, ParsedYaml(mistakes=parsed.mistakes))
+    is_quoted = isinstance(node, yaml.ScalarNode) and node.style in ("'", '"')
+    if node is not None and (is_quoted or (or_list and isinstance(node, yaml.SequenceNode))):
+        return _build(node, (), source, ParsedYaml(mistakes=parsed.mistakes))
+    return _scalar(yaml.ScalarNode("tag:yaml.org,2002:str", text), source, parsed)
+
+
+def _compose_value(text: str) -> yaml.Node | None:
+    """Raises YAMLError where the text is not one YAML value, or is refused."""
+    if len(text) > MOST_BYTES:
+        raise _RefusedYamlError(f"{len(text):,} characters; expected at most {MOST_BYTES:,}")
+    node: yaml.Node | None = yaml.compose(text, Loader=_CoreSchemaLoader)
+    return node
 
 
 def _read_text(path: Path) -> str:
     try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+            raise ProjectError(f"{path} is not a plain file. Name a project file: -p PATH")
+        if found.st_size > MOST_BYTES:
+            raise ProjectError(
+                f"{path} has {found.st_size:,} bytes; expected at most {MOST_BYTES:,}. Name a project file: -p PATH"
+            )
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ProjectError(
@@ -78,8 +119,34 @@ def _read_text(path: Path) -> str:
         raise ProjectError(f"{path}: not UTF-8 at byte {why.start}. Save it as UTF-8 text") from None
 
 
+class _RefusedYamlError(yaml.YAMLError):
+    """YAML that is not read although it is well-formed."""
+
+    def __init__(self, message: str, mark: yaml.Mark | None = None) -> None:
+        super().__init__(message)
+        self.line = mark.line + 1 if mark else 1
+
+
 class _CoreSchemaLoader(yaml.SafeLoader):
+    """Refuses what PyYAML would resolve before anything is built: anchors, aliases, and more levels than keys have."""
+
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own shape
+    level = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if getattr(event, "anchor", None) is not None:
+            raise _RefusedYamlError(
+                "an anchor (&) or alias (*), which a project file cannot have. Write the value out, or put quotes "
+                "around text that begins with & or *",
+                event.start_mark,
+            )
+        if self.level > MOST_LEVELS:
+            raise _RefusedYamlError("nested too deep; expected at most three levels of keys", event.start_mark)
+        self.level += 1
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self.level -= 1
+        return node
 
 
 for _tag, _pattern, _first in (
@@ -94,8 +161,6 @@ for _tag, _pattern, _first in (
 def _build(node: yaml.Node, key: Key, source: str, parsed: ParsedYaml) -> object:
     """The plain data of a node; adds the location of each key, and mistakes, to `parsed`."""
     location = parsed.locations.setdefault(key, _location(node, source))
-    if len(key) > 8:  # deeper than any key; an anchor that contains itself ends here, too
-        raise ProjectError(f"{location}: nested too deep; expected at most three levels of keys")
     if isinstance(node, yaml.SequenceNode):
         return [_build(child, (*key, index), source, parsed) for index, child in enumerate(node.value)]
     if isinstance(node, yaml.MappingNode):

@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
-from codetune.errors import InputError
+from codetune.errors import InputError, unusable_directory
 from codetune.project.sections import Project
 from codetune.store.files import write_text
+
+ADVICE = "Set output_dir to another directory"
 
 
 class Run:
@@ -82,13 +84,12 @@ def open_run(project: Project) -> Run:
     `inspect_run` does, and where the directory cannot be created."""
     run = inspect_run(project)
     directory = run.directory
+    document = json.dumps(project_document(project), indent=2, ensure_ascii=False)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-    except (PermissionError, FileExistsError, NotADirectoryError, FileNotFoundError) as why:
-        raise InputError(
-            f"{directory}: cannot be made ({why.strerror}). Set output_dir to a directory you may write"
-        ) from None
-    write_text(directory / "project.json", json.dumps(project_document(project), indent=2, ensure_ascii=False) + "\n")
+        write_text(directory / "project.json", f"{document}\n")
+    except OSError as why:
+        raise unusable_directory(directory, why, ADVICE) from None
     return run
 
 
@@ -96,18 +97,18 @@ def inspect_run(project: Project) -> Run:
     """The project's run, without writing anything; its directory need not exist. Raises InputError where the directory
     belongs to another project, holds files that no run of codetune wrote, or is a file."""
     directory = project.run_dir
-    file = next((path for path in (directory, *directory.parents) if path.exists() and not path.is_dir()), None)
-    if file is not None:
-        raise InputError(f"{file} is a file; expected a directory. Set output_dir to another directory")
-    owner = _owner(directory / "project.json")
+    try:
+        owner = _owner(directory / "project.json")
+        names = _names_in(directory)
+    except OSError as why:
+        raise unusable_directory(directory, why, ADVICE) from None
     if owner is not None and owner.name != project.name and not owner.is_copied:
         raise InputError(
             f"{directory} belongs to project {owner.name!r}, this one is {project.name!r}. Set output_dir to another "
             f"directory, or name: {owner.name}; a copy of that directory may have any name"
         )
     # Hidden files do not count: a killed run may leave temporary ones.
-    names = sorted(path.name for path in directory.iterdir()) if owner is None and directory.is_dir() else []
-    if foreign := [name for name in names if name[0] != "."]:
+    if owner is None and (foreign := [name for name in names if name[0] != "."]):
         raise InputError(
             f"{directory} holds {foreign[0]} but no project.json: not a run of codetune. Set output_dir to a new "
             "directory"
@@ -123,6 +124,13 @@ def project_document(project: Project) -> ProjectDocument:
 def project_of(document: ProjectDocument) -> Project:
     """The project that `project_document` wrote."""
     return Project.model_validate(document["settings"]).placed(Path(document["root"]), document["overrides"])
+
+
+def _names_in(directory: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in directory.iterdir())
+    except FileNotFoundError:
+        return []
 
 
 def _owner(record: Path) -> _Owner | None:

@@ -15,7 +15,6 @@ from codetune.data.source import read_examples
 from codetune.demo.demo_project import SHIPPED_BASE, TASKS, DemoProject, write_demo_project
 from codetune.demo.operations import OPERATIONS
 from codetune.demo.tasks import is_reserved
-from codetune.errors import InputError
 from codetune.project.file import read_project
 from codetune.records import Example, Refusal
 
@@ -110,12 +109,6 @@ def test_the_base_model_is_copied_whole(demo_project: DemoProject) -> None:
     assert [(demo_project.base / name).read_bytes() for name in names] == [
         (SHIPPED_BASE / name).read_bytes() for name in names
     ]
-
-
-def test_a_file_instead_of_the_directory_is_named(tmp_path: Path) -> None:
-    (tmp_path / "taken").write_text("mine")
-    with pytest.raises(InputError, match="taken is a file"):
-        write_demo_project(tmp_path / "taken", seed=1)
 
 
 def test_reserved_compositions_are_what_the_benchmark_is_made_of(demo_project: DemoProject) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from codetune.demo.run import demo
+from codetune.errors import InputError
 from tests.small_world import run_codetune
 
 
@@ -53,3 +55,10 @@ def test_the_demo_writes_over_nothing_of_anybodys(tmp_path: Path) -> None:
     refused = run_codetune("demo", "mine", cwd=tmp_path)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("name", ["taken", "taken/below"])
+def test_a_file_instead_of_the_demos_directory_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("mine", encoding="utf-8")
+    with pytest.raises(InputError, match=r"taken is a file\. Expected: a directory .* codetune demo DIR"):
+        demo(tmp_path / name, False, 1, [])

@@ -13,10 +13,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codetune.errors import ProjectError
-from codetune.project.file import commented_yaml, read_project
+from codetune.errors import InputError, ProjectError
+from codetune.project.file import commented_yaml, read_project, write_project
 from codetune.project.presets import PRESETS
-from codetune.project.sections import NOT_IN_THIS_VERSION, Project, keys, value_at
+from codetune.project.sections import NOT_IN_THIS_VERSION, Project, StageName, keys, value_at
 
 KEYS = dict(keys())
 REFUSED = [(key, value) for key, values in NOT_IN_THIS_VERSION.items() for value in values]
@@ -168,6 +168,33 @@ def test_what_cannot_go_together_is_refused(text: str, key: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
+    ("text", "stage", "others"),
+    [
+        ("score: {prompt: 'no place for it'}", "score", ["embed", "select", "train", "evaluate"]),
+        ("train: {save_minutes: null}", "train", ["score", "select", "generate"]),
+        ("model: {dtype: float16}", "train", ["score", "generate", "sanitize", "evaluate"]),
+        ("launch: {strategy: ddp, offload: all}", "train", ["score", "generate"]),
+        ("generate: {samples_per_task: 5}", "generate", ["train", "sanitize", "evaluate"]),
+    ],
+)
+def test_what_cannot_go_together_is_refused_by_the_commands_that_use_it_alone(
+    text: str, stage: StageName, others: Sequence[StageName], tmp_path: Path
+) -> None:
+    path = tmp_path / "codetune.yaml"
+    path.write_text(text, encoding="utf-8")
+    read_project(path, [], {}, stages=others)
+    with pytest.raises(ProjectError):
+        read_project(path, [], {}, stages=[*others, stage])
+
+
+def test_a_preset_is_held_against_the_assignments_to_it() -> None:
+    assert PRESETS["cpu"]["train.method"] == "lora"
+    read_project(None, ["model.dtype=float16"], {}, preset=PRESETS["cpu"])
+    with pytest.raises(ProjectError, match="float16 cannot train"):
+        read_project(None, ["model.dtype=float16", "train.method=full"], {}, preset=PRESETS["cpu"])
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "train: {save_minutes: null, save_steps: 5}",
@@ -176,6 +203,7 @@ def test_what_cannot_go_together_is_refused(text: str, key: str, tmp_path: Path)
         "train: {pad_mode: paper_pack, pack_isolation: false}",
         "train: {pad_mode: dynamic_pack, pack_isolation: false, sort_in_step: true}",
         "train: {method: qlora, quantization: {bits: 8, double: false}}",
+        "train: {method: lora, quantization: {bits: 8, type: fp4}}",
     ],
 )
 def test_what_goes_together_is_not(text: str, tmp_path: Path) -> None:
@@ -216,6 +244,61 @@ def test_a_value_by_set_is_read_as_the_file_would_have_it(text: str, value: int)
     assert read_project(None, [f"seed={text}"], {}).seed == value
 
 
+@pytest.mark.parametrize(
+    ("assignment", "value"),
+    [
+        ("score.prompt=Q: {instruction}", "Q: {instruction}"),
+        ("score.prompt={instruction} # A:", "{instruction} # A:"),
+        ('score.prompt="Q:\\n{instruction}"', "Q:\n{instruction}"),
+        ("name=1", "1"),
+        ("name=no", "no"),
+        ("dataset.path=*.jsonl", "*.jsonl"),
+        ("output_dir=null", None),
+        ("output_dir=", None),
+        ("train.lora.target_modules=all-linear", "all-linear"),
+        ("train.lora.target_modules=[q_proj, v_proj]", ["q_proj", "v_proj"]),
+        ("evaluate.benchmarks=humaneval", ["humaneval"]),
+        ("evaluate.benchmarks=my tasks: #1.jsonl", ["my tasks: #1.jsonl"]),
+        ("evaluate.benchmarks=[humaneval, mbpp]", ["humaneval", "mbpp"]),
+        ("evaluate.k=1", [1]),
+        ("train.report_to=wandb", ["wandb"]),
+        ("train.report_to=[]", []),
+    ],
+)
+def test_a_value_by_set_is_what_its_key_takes(assignment: str, value: object) -> None:
+    project = read_project(None, [assignment], {})
+    assert value_at(project, assignment.partition("=")[0]) == value
+
+
+@pytest.mark.parametrize(
+    ("assignment", "reason"),
+    [
+        ("evaluate.k=0", "evaluate.k is 0; expected greater than or equal to 1 "),
+        ("evaluate.k=one", "evaluate.k is 'one'; expected a valid integer "),
+        ("evaluate.benchmarks=", "evaluate.benchmarks is ''; expected at least one character "),
+        ("train.report_to=mlflow", "train.report_to is 'mlflow'; expected `tensorboard` or `wandb` "),
+        ("name=", "name is ''; expected a text that matches "),
+        ("score.prompt=Q:", "score.prompt: holds no {instruction}; "),
+    ],
+)
+def test_a_wrong_value_by_set_is_shown_as_it_was_typed(assignment: str, reason: str) -> None:
+    with pytest.raises(ProjectError) as error:
+        read_project(None, [assignment], {})
+    assert str(error.value).startswith(f"--set {assignment}: {reason}")
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("evaluate: {benchmarks: humaneval}", "evaluate.benchmarks", ["humaneval"]),
+        ("evaluate: {k: 5}", "evaluate.k", [5]),
+        ("train: {report_to: wandb}", "train.report_to", ["wandb"]),
+    ],
+)
+def test_one_item_is_a_list_of_one(text: str, key: str, value: object, tmp_path: Path) -> None:
+    assert value_at(read(tmp_path, text), key) == value
+
+
 def test_an_equals_sign_may_stand_in_a_value() -> None:
     assert read_project(None, ["dataset.path=a=b.jsonl"], {}).dataset.path == "a=b.jsonl"
 
@@ -231,6 +314,7 @@ def test_an_equals_sign_may_stand_in_a_value() -> None:
         ("seed", "no `=`; expected --set section.key=value"),
         ("select.strategy=kcenter", "select.strategy: 'kcenter' is not in this version. "),
         ("train={lora: {r: 0}}", "train.lora.r is 0; "),
+        (f"seed{'.a' * 3000}=1", "nested too deep; "),
     ],
 )
 def test_a_mistake_in_an_assignment_has_the_assignment_for_its_location(assignment: str, reason: str) -> None:
@@ -391,3 +475,27 @@ def nested(key: str, value: Any) -> str:
 def test_values_of_other_versions_are_not_among_those_expected() -> None:
     with pytest.raises(ProjectError, match=r"is 'ifd_clusters'; expected `ifd_cluster`, `random` or `all` \("):
         read_project(None, ["select.strategy=ifd_clusters"], {})
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("notes.txt", "notes.txt is a file"),
+        ("notes.txt/below", "notes.txt is a file"),
+        ("dangling", "dangling is a link to nothing"),
+        ("a" * 300, "File name too long"),
+    ],
+)
+def test_a_place_for_no_project_file_is_refused(name: str, found: str, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    with pytest.raises(InputError, match=f"{found}. Expected: a directory .* codetune init DIR"):
+        write_project(tmp_path / name, {})
+    assert (tmp_path / "notes.txt").read_text(encoding="utf-8") == "mine"
+
+
+def test_a_project_file_is_written_once_and_into_no_link(tmp_path: Path) -> None:
+    (tmp_path / "codetune.yaml").symlink_to("elsewhere.yaml")
+    with pytest.raises(InputError, match=r"codetune\.yaml exists already"):
+        write_project(tmp_path, {})
+    assert not (tmp_path / "elsewhere.yaml").exists()

@@ -78,17 +78,32 @@ def test_a_directory_with_a_leftover_temporary_file_is_accepted(tmp_path: Path) 
     assert open_run(project(tmp_path, output_dir="out")).directory.is_dir()
 
 
-@pytest.mark.parametrize("output_dir", ["file", "file/below"])
-def test_a_file_instead_of_the_directory_is_refused(output_dir: str, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x", encoding="utf-8")
-    with pytest.raises(InputError, match="Set output_dir to"):
+@pytest.mark.parametrize(
+    ("output_dir", "found"),
+    [
+        ("file", "file is a file"),
+        ("file/below", "file is a file"),
+        ("dangling", "dangling is a link to nothing"),
+        ("dangling/below", "dangling is a link to nothing"),
+        ("circle", "circle is a link to nothing"),
+        ("a" * 300, "File name too long"),
+        ("run", "project.json: Is a directory"),
+    ],
+)
+def test_what_can_be_no_run_directory_is_refused(output_dir: str, found: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "run" / "project.json").mkdir(parents=True)
+    with pytest.raises(InputError, match=f"{found}. Expected: a directory .* Set output_dir to another directory"):
         open_run(project(tmp_path, output_dir=output_dir))
 
 
-def test_inspecting_refuses_a_file_instead_of_the_directory(tmp_path: Path) -> None:
+@pytest.mark.parametrize("output_dir", ["file", "file/below"])
+def test_inspecting_refuses_a_file_instead_of_the_directory(output_dir: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="file is a file; expected a directory"):
-        inspect_run(project(tmp_path, output_dir="file"))
+    with pytest.raises(InputError, match=r"file is a file\. Expected: a directory"):
+        inspect_run(project(tmp_path, output_dir=output_dir))
 
 
 def test_project_json_holds_the_resolved_project(tmp_path: Path) -> None:
@@ -98,7 +113,7 @@ def test_project_json_holds_the_resolved_project(tmp_path: Path) -> None:
 
 
 def test_a_directory_without_write_permission_is_refused() -> None:
-    with as_nobody() as root, pytest.raises(InputError, match=r"cannot be made \(Permission denied\)\. Set output_dir"):
+    with as_nobody() as root, pytest.raises(InputError, match=r"Permission denied\. Expected: .* Set output_dir"):
         open_run(project(root))
 
 
