@@ -85,8 +85,9 @@ class UnpackingLimit:
         self._left -= unpacked
         if self._left < 0:
             raise DataError(
-                f"{self._name} has {self._size:,} bytes and unpacks to more than {UNPACKED_RATIO} times as much. "
-                "Expected: a data file, not the same bytes over and over. If it is what you mean, unpack it first."
+                f"{self._name} has {self._size:,} bytes and unpacks to more than {UNPACKED_BYTES / MIB:,.0f} MiB and "
+                f"more than {UNPACKED_RATIO} times its size. Expected: a data file, not the same bytes over and over. "
+                "If it is what you mean, unpack it first."
             )
 
 

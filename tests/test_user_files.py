@@ -48,7 +48,7 @@ def test_a_file_unpacks_up_to_the_limit(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(user_files, "UNPACKED_BYTES", 199_999)
     with (
         open_limited(tmp_path / "a.gz", "a.gz", is_gzip=True) as stream,
-        pytest.raises(DataError, match=r"a\.gz has \d+ bytes and unpacks to more than 100 times as much"),
+        pytest.raises(DataError, match=r"a\.gz has \d+ bytes and unpacks to more than .* 100 times its size"),
     ):
         list(read_lines(stream, "a.gz"))
 

@@ -195,7 +195,8 @@ def _line_rows(stream: IO[bytes], source: str) -> Iterator[FileRow]:
 
 def _not_json(position: str, fault: str) -> DataError:
     return DataError(
-        f"{position} is not JSON ({fault}). Expected: one object a line, in UTF-8. Fix or delete the line."
+        f"{position} is not JSON ({fault}). Expected: one object a line, in UTF-8, or an array of objects in a .json "
+        "file. Fix or delete the line."
     )
 
 

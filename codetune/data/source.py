@@ -76,7 +76,7 @@ def dataset_fingerprint(dataset: Dataset, location: str, digest: Callable[[Path]
 def is_here(dataset: Dataset, location: str) -> bool:
     """Whether the data set is on this machine, as files or in the hub's cache. Makes no request to the hub."""
     try:
-        files = _files_of_split(dataset, location)
+        files = _local_files(dataset, location)
     except DataError:
         return False
     if files is not None:

@@ -160,8 +160,8 @@ def _warn_of_unread(context: RunContext, left_out: Mapping[str, int]) -> None:
     if others := files_of_other_splits(dataset, context.project.locate(dataset.path)):
         more = f" and {len(others) - SHOWN_FILES} more" if len(others) > SHOWN_FILES else ""
         console.warn(
-            f"dataset.split is {dataset.split}: {len(others)} files of {dataset.path} are of another split by their "
-            f"names, or of none, and are not read: {', '.join(others[:SHOWN_FILES])}{more}"
+            f"dataset.split is {dataset.split}: of {dataset.path} the files with it in their names are read, not "
+            f"{', '.join(others[:SHOWN_FILES])}{more}"
         )
 
 

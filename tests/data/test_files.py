@@ -162,5 +162,5 @@ def test_a_file_that_unpacks_to_far_more_than_its_size_is_an_error(
     write_table(tmp_path / "a.parquet", a=[row["a"]] * 5000)  # a dictionary of one value
     assert (tmp_path / name).stat().st_size < 50_000
     monkeypatch.setattr(user_files, "UNPACKED_BYTES", 1000)
-    with pytest.raises(DataError, match=rf"{name} has .* bytes and unpacks to more than 100 times as much"):
+    with pytest.raises(DataError, match=rf"{name} has .* bytes and unpacks to more than .* 100 times its size"):
         values_of(tmp_path / name, ["a"])

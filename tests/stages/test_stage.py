@@ -242,7 +242,9 @@ def test_the_files_of_other_splits_are_named_when_a_directory_is_read(
     write_rows(data / "train-0.jsonl", rows(3))
     write_rows(data / "test-0.jsonl", rows(5))
     assert pipeline.select(context_of(project, dataset__path="data", select__strategy="all")).rows == 3
-    assert "are not read: test-0.jsonl" in capsys.readouterr().err
+    assert "the files with it in their names are read, not test-0.jsonl" in capsys.readouterr().err
+    with pytest.raises(DataError, match=r"dataset\.split is dev, .* the names say test, train"):
+        stage_status(context_of(project, dataset__path="data", dataset__split="dev", select__strategy="all"), SELECT)
 
 
 def test_a_data_set_under_another_name_scores_nothing_again_and_its_rows_are_named_by_it(project: Path) -> None:
