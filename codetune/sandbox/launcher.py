@@ -64,6 +64,7 @@ class RunningProgram:
     pidfd: int
     deadline: float  # by time.monotonic
     received_bytes: int = 0
+    wait_before: float = 0.0  # seconds without a CPU while the process was confined
 
     def reports(self) -> Iterator[CallReport | ProgramEnded]:
         """A report for each call, as it arrives; after the last one, `ProgramEnded` without end."""
@@ -77,13 +78,15 @@ class RunningProgram:
 
     def cpu_wait_seconds(self) -> float:
         """The seconds that the main thread was ready to run while other processes had the CPU, as the scheduler counts
-        them. It may have waited for the program's own threads instead as long as those ran, so that is subtracted."""
+        them. It may have waited for the program's own threads instead as long as those ran, so that is subtracted; and
+        what it waited before it got its program."""
         directory = Path("/proc", str(self.pid))
         try:
             main_thread = (directory / "schedstat").read_text(encoding="ascii")
-            return seconds_without_cpu(main_thread, (directory / "stat").read_text(errors="replace"))
+            process = (directory / "stat").read_text(encoding="ascii", errors="replace")
         except OSError:  # the kernel does not count, or the process has ended
             return 0.0
+        return seconds_without_cpu(main_thread, process) - self.wait_before
 
     def _next(self) -> CallReport | ProgramEnded:
         kind, seconds, length = HEADER.unpack(_receive(self.channel, HEADER.size, self.deadline))
@@ -135,6 +138,7 @@ class Sandbox:
             try:
                 pid = _receive_process_id(ours)
                 program = RunningProgram(ours, pid, os.pidfd_open(pid), time.monotonic() + seconds)
+                program.wait_before = program.cpu_wait_seconds()
                 content = pickle.dumps((request, self.harness), protocol=5)
                 with suppress(BrokenPipeError, ConnectionResetError):  # already killed: the first report says so
                     ours.settimeout(START_SECONDS)
