@@ -8,6 +8,7 @@ that it is confined; then it gets its program. Where a step fails, it ends befor
 from __future__ import annotations
 
 import bisect
+import errno
 import gc
 import importlib
 import json
@@ -180,24 +181,28 @@ def _max_threads() -> int:
     """The RLIMIT_NPROC of programs. What the kernel counts depends on the user, the namespaces and the kernel's age, so
     it is found by trying. Raises OSError where no limit holds."""
     confinement.drop_capabilities()  # with some of them no limit holds
-    counted = _count_processes()
+    counted = when_available(_count_processes)
     if counted > OWN_PROCESSES:
         with suppress(OSError):
             confinement.enter_user_namespace()
         confinement.drop_capabilities()
-        counted = _count_processes()
+        counted = when_available(_count_processes)
     if counted <= 1:
         raise OSError("its threads cannot be limited, as root may not change its user id here: run as another user")
     return MAX_THREADS if counted <= OWN_PROCESSES else counted + MAX_THREADS_AMONG_OTHERS
 
 
 def _count_processes() -> int:
-    """The lowest RLIMIT_NPROC with which this process can fork; 1 where the limit does not hold."""
+    """The lowest RLIMIT_NPROC with which this process can fork; 1 where the limit does not hold. Raises BlockingIOError
+    where the machine has no process to give at all."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
     most = MAX_PROCESSES if hard == resource.RLIM_INFINITY else hard
+    few = min(OWN_PROCESSES, most)
     try:
-        if _can_fork(OWN_PROCESSES, hard):  # a few forks instead of twenty
-            most = OWN_PROCESSES
+        if _can_fork(few, hard):  # then a few forks will do instead of twenty
+            most = few
+        elif not _can_fork(most, hard):
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         return 1 + bisect.bisect_left(range(1, most), True, key=lambda limit: _can_fork(limit, hard))
     finally:
         resource.setrlimit(resource.RLIMIT_NPROC, (soft, hard))
