@@ -90,14 +90,12 @@ class ChatTokenizer(Protocol):
 def render_chat(
     chat_format: ChatFormat, messages: Sequence[Message], tokenizer: ChatTokenizer, bos: str
 ) -> RenderedChat | str:
-    """The conversation as text, or the reason why the format cannot express it.
+    """The conversation, as the reader of data sets lets it through, in text; or why the format cannot express it.
 
     `bos` is the BOS token, or "" for none; `tokenizer` as format writes its own BOS. Raises ModelError for a tokenizer
     without EOS, and for a template of its own that is missing or closes no answer."""
     if chat_format == "tokenizer":
         return _render_by_tokenizer(messages, tokenizer)
-    if not _alternates(messages):
-        return "turns do not alternate between user and assistant"
     if tokenizer.eos_token is None:
         raise ModelError(
             "The model's tokenizer has no EOS token (eos_token), so nothing would teach the model where answers end. "
@@ -138,12 +136,6 @@ def chat_template(chat_format: ChatFormat, with_bos: bool) -> str:
 def stop_strings(chat_format: ChatFormat) -> tuple[str, ...]:
     """The strings that end generation beside EOS. None for `tokenizer`, whose template is not analysed."""
     return () if chat_format == "tokenizer" else FAMILIES[chat_format].stop_strings
-
-
-def _alternates(messages: Sequence[Message]) -> bool:
-    roles = [message.role for message in messages]
-    turns = roles[1:] if roles[:1] == ["system"] else roles
-    return len(turns) % 2 == 0 and turns == ["user", "assistant"] * (len(turns) // 2) and bool(turns)
 
 
 def _render_by_family(family: ChatFamily, messages: Sequence[Message], bos: str, eos: str) -> RenderedChat:

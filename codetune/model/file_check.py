@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from codetune.errors import ModelError
+from codetune.user_files import require_plain_file
 
 ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -135,8 +136,7 @@ def _require_plain(path: Path, home: Path) -> None:
         )
     if path.is_dir() or not path.exists():  # a missing file is an error of the library that needs it
         return
-    if not path.is_file():
-        raise ModelError(f"{path} is no plain file. Expected: the file as it was saved. Copy it again.")
+    require_plain_file(path, ModelError)
     if path.suffix != ".safetensors" and path.stat().st_size > VOCABULARY_BYTES:
         raise _too_large(path, VOCABULARY_BYTES)
 

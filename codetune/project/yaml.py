@@ -8,7 +8,6 @@ Size and depth are limited, and anchors and aliases are refused: a few hundred b
 from __future__ import annotations
 
 import re
-import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import yaml
 
 from codetune.errors import ProjectError, first_line
 from codetune.text import lone_surrogate
+from codetune.user_files import require_plain_file
 
 Key = tuple[str | int, ...]  # ("train", "epochs"), or ("evaluate", "k", 0) for an item of a list
 MOST_BYTES = 64 * 1024  # ten times what `codetune init` writes
@@ -93,12 +93,12 @@ def _compose_value(text: str) -> yaml.Node | None:
 
 def _read_text(path: Path) -> str:
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
-            raise ProjectError(f"{path} is not a plain file. Name a project file: -p PATH")
-        if found.st_size > MOST_BYTES:
+        size = path.stat().st_size
+        if not path.is_dir():
+            require_plain_file(path, ProjectError)
+        if size > MOST_BYTES:
             raise ProjectError(
-                f"{path} has {found.st_size:,} bytes; expected at most {MOST_BYTES:,}. Name a project file: -p PATH"
+                f"{path} has {size:,} bytes; expected at most {MOST_BYTES:,}. Name a project file: -p PATH"
             )
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:

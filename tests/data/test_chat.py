@@ -103,14 +103,6 @@ def test_a_system_text_is_a_turn_of_its_own_or_precedes_the_first_users_text(fam
     assert rendered.text.count("be brief") == 1
 
 
-@pytest.mark.parametrize(
-    "roles", [["user", "user", "assistant"], ["user", "assistant", "system", "user", "assistant"], ["system"]]
-)
-def test_turns_that_do_not_alternate_are_a_reason(roles: list[Role]) -> None:
-    turns = [Message(role, "x") for role in roles]
-    assert render_chat("deepseek", turns, FakeTokenizer(), "") == "turns do not alternate between user and assistant"
-
-
 def test_the_end_of_turn_stops_generation_where_a_family_has_one() -> None:
     stops = {family: stop_strings(family) for family in FAMILIES}
     assert {family: texts for family, texts in stops.items() if texts} == {

@@ -134,7 +134,7 @@ def test_a_file_that_is_too_large_is_refused_with_its_size(tmp_path: Path) -> No
 
 def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "codetune.yaml")
-    with pytest.raises(ProjectError, match="is not a plain file"):
+    with pytest.raises(ProjectError, match="is a named pipe"):
         read_file(tmp_path / "codetune.yaml")
 
 
