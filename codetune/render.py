@@ -31,6 +31,7 @@ def stage_document(result: StageResult) -> dict[str, object]:
         "seconds": result.seconds,
         "overrides": dict(result.overrides),
         **{name: result.facts[name] for name in stage_named(result.stage).documented if name in result.facts},
+        **({"taken_from": result.taken_from} if result.taken_from else {}),
     }
 
 
@@ -45,6 +46,8 @@ def stage(result: StageResult) -> CommandResult:
         notes.append("by flag: " + ", ".join(f"{key}={value}" for key, value in result.overrides.items()))
     if result.facts.get("replaced"):
         notes.append(f"in the place of the last one: {result.facts['replaced']}")
+    if result.taken_from:
+        notes.append(f"taken over from {result.taken_from}, which has made it of the same inputs and settings")
     details = stage_named(result.stage).details(result)
     return CommandResult(stage_document(result), title, details.columns, details.rows, [*notes, *details.notes])
 
@@ -76,11 +79,20 @@ def pipeline(
     replaced = [
         f"{result.stage} replaced: {result.facts['replaced']}" for result in stages if "replaced" in result.facts
     ]
-    notes = [f"time: {', '.join(times)}", *replaced, *_compared_lines(compared)]
+    notes = [f"time: {', '.join(times)}", *_taken(results), *replaced, *_compared_lines(compared)]
     if not reports:
         lines = [[result.stage, result.state, f"{result.rows:,}", counts(result.refused)] for result in stages]
         return CommandResult(document, "run: done", ("stage", "state", "rows", "refused"), lines, notes)
     return CommandResult(document, "pass@k (95 % interval)", *_figures(reports), [_caption(reports), *notes])
+
+
+def _taken(results: Sequence[StageResult]) -> list[str]:
+    """A line for each run that stages were taken over from."""
+    found: dict[str, list[str]] = {}
+    for result in results:
+        if result.taken_from:
+            found.setdefault(result.taken_from, []).append(result.stage)
+    return [f"taken over from {directory}: {', '.join(dict.fromkeys(stages))}" for directory, stages in found.items()]
 
 
 def status(lines: Sequence[StatusLine]) -> CommandResult:

@@ -22,6 +22,7 @@ from codetune.stages.stage import RunContext, Stage, StageRequest, StageResult, 
 from codetune.stages.status import StageStatus, State, stage_status
 from codetune.stages.train import TRAIN
 from codetune.store.manifest import Manifest, set_aside_command
+from codetune.store.takeover import TAKEN_FROM
 
 if TYPE_CHECKING:
     from codetune.benchmark.evaluate import ModelComparison, Report
@@ -147,7 +148,8 @@ def _stage_line(context: RunContext, stage: Stage) -> StatusLine:
 def _content(manifest: Manifest) -> str:
     refused = f"; refused: {counts(manifest.refused)}" if manifest.refused else ""
     by_flag = ", ".join(f"{key}={value}" for key, value in manifest.overrides.items())
-    return f"{manifest.rows:,} rows{refused}" + (f"; by flag: {by_flag}" if by_flag else "")
+    taken = f"; taken over from {manifest.facts[TAKEN_FROM]}" if TAKEN_FROM in manifest.facts else ""
+    return f"{manifest.rows:,} rows{refused}" + (f"; by flag: {by_flag}" if by_flag else "") + taken
 
 
 def _remarks(context: RunContext, stage: Stage, found: StageStatus) -> str:
@@ -171,7 +173,9 @@ def _benchmark_line(context: RunContext, said: str, label: str, trained: bool) -
     changed = found.why or ("the tuned model has changed since" if label == "tuned" and not trained else "")
     if changed:
         return StatusLine(line, "stale", changed, command)
-    return StatusLine(line, "done", _figures(read_report(EVALUATE.artefact(context.run, request))), command)
+    taken = found.manifest.facts.get(TAKEN_FROM) if found.manifest else None
+    figures = _figures(read_report(EVALUATE.artefact(context.run, request)))
+    return StatusLine(line, "done", figures + (f"; taken over from {taken}" if taken else ""), command)
 
 
 def _figures(report: Report) -> str:

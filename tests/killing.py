@@ -77,7 +77,7 @@ def _begin(project: Path, stage: str, name: str, shard: Shard | None, longest_fi
         if longest_file is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (longest_file, longest_file))
         run_stage = {"score": pipeline.score, "embed": pipeline.embed}[stage]
-        context = context_of(project, output_dir=f"runs/{name}", score__tokens_per_batch=96, embed__batch_size=3)
+        context = context_of(project, output_dir=f"{name}/run", score__tokens_per_batch=96, embed__batch_size=3)
         status = DONE if run_stage(context, shard).state == "done" else PARTIAL
     except CodetuneError as error:
         status = error.exit_status
@@ -105,7 +105,7 @@ def _lose_the_end(parts: Path, dice: random.Random) -> None:
 
 
 def _artefact(project: Path, name: str, stage: str) -> Path:
-    return project.parent / "runs" / name / {"score": "scores.jsonl", "embed": "embeddings.npy"}[stage]
+    return project.parent / name / "run" / {"score": "scores.jsonl", "embed": "embeddings.npy"}[stage]
 
 
 def _parts(project: Path, name: str, stage: str) -> Path:

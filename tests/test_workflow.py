@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from codetune import workflow
+from codetune import render, workflow
 from codetune.data.chat import stop_strings
 from codetune.errors import StaleError, UsageError
 from codetune.model.load import load_trained_tokenizer
@@ -18,22 +18,50 @@ from codetune.stages.benchmarks import open_benchmark
 from codetune.stages.pipeline import stages_between
 from codetune.stages.select import SELECT
 from codetune.stages.status import require
+from codetune.store.manifest import read_manifest
 from tests.small_world import context_of, make_small_world, rows, run_codetune, write_rows
+
+OF_BENCHMARK = ("generate", "sanitize", "evaluate")
 
 
 def test_a_run_goes_through_every_stage_and_a_second_one_does_nothing(tmp_path: Path) -> None:
     project = make_small_world(tmp_path, 20)
     first = list(workflow.run(context_of(project), stages_between("score", "evaluate")))
-    of_benchmark = ["generate", "sanitize", "evaluate"]
-    assert [result.stage for result in first] == ["score", "embed", "select", "train", *of_benchmark, *of_benchmark]
+    assert [result.stage for result in first] == ["score", "embed", "select", "train", *OF_BENCHMARK, *OF_BENCHMARK]
     assert [report["model"] for report in workflow.reports_in(first)] == ["base", "tuned"]
     stamps = {path: path.stat().st_mtime_ns for path in _artefacts(tmp_path)}
     again = list(workflow.run(context_of(project), stages_between("score", "evaluate")))
     assert {path: path.stat().st_mtime_ns for path in _artefacts(tmp_path)} == stamps
     assert all(result.reused == result.rows for result in again)
     assert all(line.state == "done" for line in workflow.status(context_of(project)))
+    _test_another_run_takes_over_what_it_has_in_common(project)
+    _test_a_copied_run_has_nothing_to_do(project)
     _test_what_is_taken_away_changes_nothing(project)
     _test_status_after_changes(project)
+
+
+def _test_another_run_takes_over_what_it_has_in_common(project: Path) -> None:
+    """All but the selection, what is trained on it, and what that model writes."""
+    own, other = context_of(project).run, context_of(project, name="other", select__ratio=0.8)
+    results = list(workflow.run(other, stages_between("score", "evaluate")))
+    taken = [(result.stage, result.artefact.stem) for result in results if result.taken_from == str(own.directory)]
+    assert taken == [("score", "scores"), ("embed", "embeddings"), *((stage, "base") for stage in OF_BENCHMARK)]
+    assert other.run.scores.read_bytes() == own.scores.read_bytes()
+    lines = {line.stage: line.detail for line in workflow.status(other)}
+    examples = read_manifest(other.run.examples)
+    assert examples is not None
+    assert examples.facts["taken_from"] == str(own.directory)
+    assert all(lines[stage].endswith(f"taken over from {own.directory}") for stage in ("score", "tasks base"))
+    document = render.pipeline(results, workflow.reports_in(results), []).document
+    assert document["stages"][0]["taken_from"] == str(own.directory)  # type: ignore[index]
+    assert next(iter(workflow.run(other, stages_between("score", "embed")))).reused == 20
+
+
+def _test_a_copied_run_has_nothing_to_do(project: Path) -> None:
+    run = context_of(project).run.directory
+    shutil.copytree(run, run.with_name("copied"))
+    results = list(workflow.run(context_of(project, name="copied"), stages_between("score", "evaluate")))
+    assert all(result.reused == result.rows and not result.taken_from for result in results)
 
 
 def _test_what_is_taken_away_changes_nothing(project: Path) -> None:

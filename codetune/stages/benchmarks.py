@@ -84,8 +84,10 @@ def tasks_input() -> Input:
     return Input("benchmark", resolve, _changed_tasks)
 
 
-def tasks_facts(context: RunContext, tasks: Benchmark) -> dict[str, str]:
+def tasks_facts(context: RunContext, request: StageRequest) -> dict[str, str]:
     """For the manifest: the file of the tasks and its digest, so that a later change is seen without reading tasks."""
+    tasks = request.tasks
+    assert tasks is not None
     return {"benchmark_file": str(tasks.file), "benchmark_file_digest": context.digests.file(tasks.file)}
 
 

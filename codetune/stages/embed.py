@@ -131,12 +131,7 @@ def _details(result: StageResult) -> Details:
     return Details([*left_out_notes(result.facts), *notes])
 
 
-_ROWS = RowStage(
-    _plan,
-    lambda context, recipe, run: row_artefacts.sealed_embeddings(run),
-    _write,
-    lambda run: [run.embedding_ids, run.embeddings],
-)
+_ROWS = RowStage(_plan, lambda context, recipe, run: row_artefacts.sealed_embeddings(run), _write)
 
 EMBED: Stage = Stage(
     "embed",
@@ -148,6 +143,7 @@ EMBED: Stage = Stage(
     progress=lambda context, request: _ROWS.progress(context, EMBED),
     details=_details,
     documented=(LEFT_OUT,),
+    is_taken_over=True,
     is_needed=lambda project: STRATEGIES[project.select.strategy].needs_embeddings,
     in_process=_ROWS.in_process,
 )

@@ -100,7 +100,7 @@ def _write(context: RunContext, recipe: Recipe, request: StageRequest) -> StageO
         tasks.title, request.label, _tier(settings.sandbox), tasks.whole, verdicts, settings.k, context.project.seed
     )
     write_text(recipe.artefact, json.dumps(report, indent=2) + "\n")
-    return StageOutput(report["samples"], {}, tasks_facts(context, tasks))
+    return StageOutput(report["samples"])
 
 
 def _solutions(context: RunContext, recipe: Recipe, request: StageRequest) -> list[Solution]:
@@ -197,4 +197,6 @@ EVALUATE = Stage(
     prepare=_prepare,
     work=_work,
     progress=_progress,
+    is_taken_over=True,
+    facts=tasks_facts,
 )

@@ -145,7 +145,7 @@ def _write(context: RunContext, recipe: Recipe, request: StageRequest) -> StageO
     written = [rows[item] for item in _samples(context, request)]
     write_lines(recipe.artefact, (json.dumps(_without_counts(row)) for row in written))
     counts = {name: sum(row[name] for row in written) for name in ("tokens", "truncated")}
-    return StageOutput(len(written), {}, {**counts, **tasks_facts(context, request.tasks)})
+    return StageOutput(len(written), {}, counts)
 
 
 def _samples(context: RunContext, request: StageRequest) -> list[tuple[str, int]]:
@@ -278,6 +278,8 @@ GENERATE = Stage(
     work=_work,
     progress=_progress,
     details=_details,
+    is_taken_over=True,
+    facts=tasks_facts,
     documented=("tokens", "truncated"),
     in_process=complete,
 )

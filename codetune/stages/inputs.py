@@ -18,6 +18,7 @@ from codetune.stages.status import require
 from codetune.store.examples import write_examples
 from codetune.store.locks import waiting
 from codetune.store.manifest import Manifest, read_manifest, write_manifest
+from codetune.store.takeover import take_over
 
 CONTENT = "content"  # fact of examples.jsonl: its digest without the places of the rows
 LEFT_OUT = "left_out"  # fact of every stage that reads rows: column with context that is not read -> rows that have it
@@ -65,9 +66,15 @@ def ensure_examples(context: RunContext) -> Manifest:
         inputs = {"dataset": fingerprint(context)}
         settings, names = _reading_settings(context.project), {"dataset.path": dataset.path}  # rows are named by it
         manifest = read_manifest(run.examples)
-        if manifest is None or (manifest.inputs, manifest.settings, manifest.names) != (inputs, settings, names):
-            manifest = None
-        if manifest is None or context.digests.file(run.examples) != manifest.digest:
+
+        def is_wanted(found: Manifest) -> bool:
+            return (found.inputs, found.settings, found.names) == (inputs, settings, names)
+
+        if manifest is None or not is_wanted(manifest) or context.digests.file(run.examples) != manifest.digest:
+            manifest = take_over(run, context.digests, run.examples, is_wanted)
+            if manifest is not None:
+                write_manifest(run.examples, manifest)
+        if manifest is None:
             rows = read_examples(dataset, context.project.locate(dataset.path))
             found = write_examples(run, console.track(rows, "reading the data set", None, "row"))
             digest = context.digests.file(run.examples)

@@ -34,7 +34,6 @@ from codetune.stages.stage import (
     Stage,
     StageOutput,
     StageRequest,
-    content_digest,
     stage_settings,
     warn_of_new_parts,
 )
@@ -44,7 +43,7 @@ from codetune.store.examples import example_ids
 from codetune.store.files import remove, write_text
 from codetune.store.locks import SHARED, locked, waiting
 from codetune.store.manifest import Manifest, manifest_path, read_manifest
-from codetune.store.run_directory import Run
+from codetune.store.run_directory import Run, files_of
 
 Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
@@ -85,7 +84,6 @@ class RowStage:
     # Id, offset and length in the last artefact, in that run directory, of the rows that lack nothing.
     sealed_rows: Callable[[RunContext, Recipe, Run], Iterator[tuple[str, int, int]]]
     write: Callable[[RunContext, Recipe, FinishedRows], StageOutput]
-    files: Callable[[Run], Sequence[Path]]  # the artefact, last, and what belongs to it
     additions: Sequence[str] = ()  # as of the Stage
 
     def prepare(self, context: RunContext, recipe: Recipe, request: StageRequest) -> None:
@@ -157,7 +155,7 @@ class RowStage:
             if manifest is None or self._without_additions(manifest) != self._without_additions(recipe):
                 continue
             same_model = manifest.inputs.get("model") == recipe.inputs["model"]
-            if same_model and content_digest(context, artefact) == manifest.digest:
+            if same_model and context.digests.artefact(artefact) == manifest.digest:
                 return run
         return None
 
@@ -192,7 +190,7 @@ class RowStage:
         kept = context.run.before(recipe.stage).directory
         remove(kept)
         kept.mkdir(parents=True)
-        for path in (*self.files(context.run), manifest_path(recipe.artefact)):
+        for path in (*files_of(recipe.artefact), manifest_path(recipe.artefact)):
             with contextlib.suppress(OSError):  # a file system without links: the rows are made once more
                 (kept / path.name).hardlink_to(path)
 

@@ -42,7 +42,7 @@ def _write(context: RunContext, recipe: Recipe, request: StageRequest) -> StageO
         "changed": sum(clean.changed for clean in cleaned),
         "not_parsing": sum(not clean.parses for clean in cleaned),
     }
-    return StageOutput(len(cleaned), {}, {**counts, **tasks_facts(context, request.tasks)})
+    return StageOutput(len(cleaned), {}, counts)
 
 
 def _details(result: StageResult) -> Details:
@@ -56,5 +56,7 @@ SANITIZE = Stage(
     _write,
     of_benchmark=True,
     details=_details,
+    is_taken_over=True,
+    facts=tasks_facts,
     documented=("changed", "not_parsing"),
 )

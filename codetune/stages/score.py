@@ -144,7 +144,7 @@ def _details(result: StageResult) -> Details:
     return Details([*left_out_notes(result.facts), *cut])
 
 
-_ROWS = RowStage(_plan, _sealed_rows, _write, lambda run: [run.scores], ADDITIONS)
+_ROWS = RowStage(_plan, _sealed_rows, _write, ADDITIONS)
 
 SCORE: Stage = Stage(
     "score",
@@ -156,6 +156,7 @@ SCORE: Stage = Stage(
     progress=lambda context, request: _ROWS.progress(context, SCORE),
     details=_details,
     additions=ADDITIONS,
+    is_taken_over=True,
     is_needed=lambda project: STRATEGIES[project.select.strategy].needs_scores,
     in_process=_ROWS.in_process,
 )

@@ -21,11 +21,12 @@ from codetune.errors import StaleError
 from codetune.launch.environment import Shard
 from codetune.project.sections import Project, StageName, sealing_keys, value_at
 from codetune.records import ModelRef
-from codetune.store.digests import Digests, combined
+from codetune.store.digests import Digests
 from codetune.store.files import remove
 from codetune.store.locks import locked, waiting
 from codetune.store.manifest import Manifest, read_manifest, write_manifest
 from codetune.store.run_directory import Run, inspect_run, open_run
+from codetune.store.takeover import TAKEN_FROM, take_over
 
 if TYPE_CHECKING:
     from codetune.benchmark.benchmarks import Benchmark
@@ -138,6 +139,11 @@ class StageResult:
     overrides: Settings
     facts: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def taken_from(self) -> str | None:
+        """The run directory that the artefact was copied from; None where this run has made it."""
+        return self.facts.get(TAKEN_FROM)
+
 
 @dataclass(frozen=True, slots=True)
 class Details:
@@ -168,6 +174,8 @@ class Stage:
     progress: Callable[[RunContext, StageRequest], str | None] = lambda context, request: None  # None: not begun
     continue_command: Callable[[RunContext], str] = lambda context: ""  # of an unfinished one, if not `command`
     remark: Callable[[RunContext], str] = lambda context: ""  # beside a finished one, for status
+    is_taken_over: bool = False  # from another run beside this one that has made it of the same recipe
+    facts: Callable[[RunContext, StageRequest], Mapping[str, Any]] = lambda context, request: {}  # beside `write`'s own
     loss: Callable[[RunContext, Manifest], str] | None = None  # what replacing a finished one destroys; None: no harm
     details: Callable[[StageResult], Details] = lambda result: Details()
     documented: Sequence[str] = ()  # facts that the `--json` document shows
@@ -208,7 +216,11 @@ def run_stage(context: RunContext, stage: Stage, request: StageRequest | None = 
         began = time.monotonic()
         recipe = make_recipe(context, stage, request)
         with waiting(context.run, f"{lock}-parts"):
-            if done := _done(context, recipe, began):
+            done = _done(context, recipe, began)
+            if done is None:
+                _take_over(context, stage, recipe, request)
+                done = _done(context, recipe, began)
+            if done is not None:
                 remove(context.run.parts(recipe.artefact))
                 return done
             if (manifest := read_manifest(recipe.artefact)) is not None:
@@ -221,7 +233,8 @@ def run_stage(context: RunContext, stage: Stage, request: StageRequest | None = 
             output = stage.write(context, recipe, request)
             if not output.complete:
                 return _result(recipe, "partial", output, reused, began)
-            return _seal(context, recipe, output, reused, began)
+            facts = {**output.facts, **stage.facts(context, request)}
+            return _seal(context, recipe, replace(output, facts=facts), reused, began)
 
 
 def make_recipe(context: RunContext, stage: Stage, request: StageRequest) -> Recipe:
@@ -269,17 +282,18 @@ def require_replaceable(context: RunContext, stage: Stage, request: StageRequest
     )
 
 
-def content_digest(context: RunContext, artefact: Path) -> str:
-    """Of the artefact as it lies there now; of embeddings the vectors and their ids together."""
-    if artefact.name != context.run.embeddings.name:
-        return context.digests.artefact(artefact)
-    parts = (artefact, artefact.with_name(context.run.embedding_ids.name))
-    return combined(context.digests.file(path) for path in parts if path.exists())
+def _take_over(context: RunContext, stage: Stage, recipe: Recipe, request: StageRequest) -> None:
+    """Seals what another run beside this one has made of the same recipe, where one has."""
+    taken = take_over(context.run, context.digests, recipe.artefact, recipe.made) if stage.is_taken_over else None
+    if taken is not None:
+        facts = {**taken.facts, **stage.facts(context, request)}
+        own = replace(taken, names=dict(recipe.names), overrides=dict(recipe.overrides), facts=facts)
+        write_manifest(recipe.artefact, own)
 
 
 def _done(context: RunContext, recipe: Recipe, began: float) -> StageResult | None:
     manifest = read_manifest(recipe.artefact)
-    if manifest is None or not recipe.made(manifest) or content_digest(context, recipe.artefact) != manifest.digest:
+    if manifest is None or not recipe.made(manifest) or context.digests.artefact(recipe.artefact) != manifest.digest:
         return None
     return _result(recipe, "done", StageOutput(manifest.rows, manifest.refused, manifest.facts), manifest.rows, began)
 
@@ -300,7 +314,7 @@ def _seal(context: RunContext, recipe: Recipe, output: StageOutput, reused: int,
     replaced = differing_setting(context.project, recipe.artefact, before, recipe.settings) if before else ""
     manifest = Manifest(
         recipe.stage,
-        content_digest(context, recipe.artefact),
+        context.digests.artefact(recipe.artefact),
         output.rows,
         dict(output.refused),
         dict(recipe.inputs),

@@ -16,7 +16,6 @@ from codetune.stages.stage import (
     RunContext,
     Stage,
     StageRequest,
-    content_digest,
     differing_setting,
     stage_settings,
 )
@@ -88,7 +87,7 @@ def require(context: RunContext, stage: Stage, request: StageRequest | None = No
 def _change(context: RunContext, stage: Stage, request: StageRequest, manifest: Manifest, allow_overrides: bool) -> str:
     """A sentence that says how the artefact or its settings differ from the manifest; "" if they do not."""
     artefact = stage.artefact(context.run, request)
-    if content_digest(context, artefact) != manifest.digest:
+    if context.digests.artefact(artefact) != manifest.digest:
         return f"{artefact} was changed after codetune wrote it"
     settings = stage_settings(context, stage, request)
     if allow_overrides:

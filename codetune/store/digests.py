@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from codetune.store.files import write_text
-from codetune.store.run_directory import Run
+from codetune.store.run_directory import Run, files_of
 
 # Files of a model directory that change what the model writes or how a prompt becomes tokens.
 MODEL_FILES = (".safetensors", ".json", ".model", ".txt", ".jinja", ".py")
@@ -54,8 +54,11 @@ class Digests:
         return combined(f"{file.relative_to(path)} {self.file(file)}" for file in files)
 
     def artefact(self, path: Path) -> str:
-        """Digest of a file, or of a model directory."""
-        return self.tree(path) if path.is_dir() else self.file(path)
+        """Digest of an artefact as it lies there now: of a file, of several that belong together, or of a model."""
+        if path.is_dir():
+            return self.tree(path)
+        files = files_of(path)
+        return self.file(path) if len(files) == 1 else combined(self.file(file) for file in files if file.exists())
 
 
 def combined(parts: Iterable[str]) -> str:

@@ -63,6 +63,12 @@ class Run:
         return artefact.with_name(f"{artefact.name}.parts")
 
 
+def files_of(artefact: Path) -> tuple[Path, ...]:
+    """The files of an artefact, itself first: embeddings have their ids beside them."""
+    run = Run(artefact.parent)
+    return (artefact, run.embedding_ids) if artefact == run.embeddings else (artefact,)
+
+
 class ProjectDocument(TypedDict):
     """A resolved project as JSON: all that another process needs to work on it."""
 

@@ -22,7 +22,6 @@ from codetune.stages.stage import (
     RunContext,
     Stage,
     StageRequest,
-    content_digest,
     input_names,
     stage_settings,
 )
@@ -346,7 +345,7 @@ def make(context: RunContext, stage: Stage, digests: dict[str, str] | None = Non
     write_text(made.artefact / "config.json" if stage is TRAIN else made.artefact, content)
     if stage is EMBED:
         write_text(context.run.embedding_ids, "ids")
-    digest = content_digest(context, made.artefact)
+    digest = context.digests.artefact(made.artefact)
     manifest = Manifest(
         stage.name,
         digest,
