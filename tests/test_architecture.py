@@ -21,6 +21,7 @@ from codetune.project.sections import StageName
 
 Node = TypeVar("Node", bound=ast.AST)
 PACKAGE = Path(__file__).resolve().parents[1] / "codetune"
+TYPE_NAME = re.compile(r"_?[A-Z]\w*[a-z]\w*")
 FILE_NAME = re.compile(r"(?<![\w/.<>])[\w/]+\.(?:py|md)\b")
 
 # Room -> what it may import, rooms by their names below `codetune`. A room is a package or a module.
@@ -263,6 +264,11 @@ def test_a_type_name_stands_in_one_module_only() -> None:
     homes: dict[str, set[str]] = {}
     for place, node in _nodes(ast.ClassDef):
         homes.setdefault(node.name.lstrip("_"), set()).add(place.partition(":")[0])
+    for module in _modules():  # aliases and type variables too, but for those of one letter
+        for node in _tree(module).body:
+            for name in ast.walk(node) if isinstance(node, ast.Assign | ast.AnnAssign) else ():
+                if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store) and TYPE_NAME.fullmatch(name.id):
+                    homes.setdefault(name.id.lstrip("_"), set()).add(module)
     assert not {name: modules for name, modules in homes.items() if len(modules) > 1}
 
 

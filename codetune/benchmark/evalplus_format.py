@@ -24,9 +24,9 @@ from codetune.user_files import open_limited, read_lines, require_plain_file
 TASKS_FORMAT = "a JSONL of tasks in EvalPlus format"
 SAMPLES_FORMAT = "a JSONL of samples in EvalPlus format: task_id, and completion or solution"
 
-Row = Mapping[str, object]
+JsonRow = Mapping[str, object]
 CallInputs = list[list[object]]  # one argument list a call
-Sample = TypeVar("Sample", bound=Completion | Solution)
+AnySample = TypeVar("AnySample", bound=Completion | Solution)
 
 
 def read_tasks(path: Path, rebuild_inputs: Callable[[str, CallInputs], CallInputs]) -> list[Problem]:
@@ -83,7 +83,7 @@ def holds_samples(path: Path) -> bool:
     return not {"prompt", "entry_point"} & first.keys() or bool({"completion", "solution"} & first.keys())
 
 
-def pair_with_problems(problems: Sequence[Problem], samples: Sequence[Sample]) -> list[tuple[Problem, Sample]]:
+def pair_with_problems(problems: Sequence[Problem], samples: Sequence[AnySample]) -> list[tuple[Problem, AnySample]]:
     """Every sample beside its task. Raises DataError that names the tasks which are not in the benchmark."""
     tasks = {problem.task_id: problem for problem in problems}
     unknown = sorted({sample.task_id for sample in samples} - tasks.keys())
@@ -103,7 +103,7 @@ def as_solution(problem: Problem, sample: Completion | Solution) -> Solution:
     return sample
 
 
-def _problem(position: str, row: Row, rebuild_inputs: Callable[[str, CallInputs], CallInputs]) -> Problem:
+def _problem(position: str, row: JsonRow, rebuild_inputs: Callable[[str, CallInputs], CallInputs]) -> Problem:
     texts = {key: _text(position, row, key) for key in ("task_id", "prompt", "entry_point", "canonical_solution")}
     optional = {key: _text(position, row, key) for key in ("contract", "assertion") if row.get(key) is not None}
     if not texts["task_id"].strip():
@@ -118,7 +118,7 @@ def _problem(position: str, row: Row, rebuild_inputs: Callable[[str, CallInputs]
     return Problem(**texts, **optional, base_input=base, plus_input=plus, atol=_tolerance(position, row))
 
 
-def _tolerance(position: str, row: Row) -> float:
+def _tolerance(position: str, row: JsonRow) -> float:
     atol = row.get("atol")
     if isinstance(atol, bool) or not isinstance(atol, int | float) or not 0 <= atol <= sys.float_info.max:
         found = f"atol is {atol!r}"[:60] if "atol" in row else "no atol"
@@ -126,7 +126,9 @@ def _tolerance(position: str, row: Row) -> float:
     return atol
 
 
-def _inputs(position: str, row: Row, key: str, rebuild_inputs: Callable[[str, CallInputs], CallInputs]) -> CallInputs:
+def _inputs(
+    position: str, row: JsonRow, key: str, rebuild_inputs: Callable[[str, CallInputs], CallInputs]
+) -> CallInputs:
     # MBPP+ v0.2.0 writes an empty object where it has no further inputs (Mbpp/793).
     inputs = [] if row.get(key) == {} else row.get(key)
     if not isinstance(inputs, list) or not all(isinstance(call, list) for call in inputs):
@@ -145,7 +147,7 @@ def _inputs(position: str, row: Row, key: str, rebuild_inputs: Callable[[str, Ca
         ) from why
 
 
-def _text(position: str, row: Row, key: str) -> str:
+def _text(position: str, row: JsonRow, key: str) -> str:
     value = row.get(key)
     if not isinstance(value, str):
         found = f"{key} is {type(value).__name__}" if key in row else f"no {key} (found: {', '.join(row) or 'nothing'})"
@@ -154,13 +156,13 @@ def _text(position: str, row: Row, key: str) -> str:
     return value
 
 
-def _sample_mistake(row: Row, form: str) -> str:
+def _sample_mistake(row: JsonRow, form: str) -> str:
     if not isinstance(row.get("task_id"), str):
         return "no task_id that is text"
     return f"{form} is {type(row[form]).__name__}" if form in row else "neither completion nor solution"
 
 
-def read_rows(path: Path, expected: str) -> Iterator[tuple[str, Row]]:
+def read_rows(path: Path, expected: str) -> Iterator[tuple[str, JsonRow]]:
     """`FILE:LINE` and the JSON object of every line that is not blank; `expected` says what the file should be."""
     for number, line in enumerate(_lines(path, expected), start=1):
         content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line

@@ -30,7 +30,7 @@ from codetune.sandbox import confinement
 from codetune.sandbox.shortage import when_available
 from codetune.store.scratch import scratch_directory
 
-Key = TypeVar("Key")
+JobKey = TypeVar("JobKey")
 
 # Import paths are appended: in front of the standard library, a user's own module `types` would replace its module.
 WORKER = "import sys; sys.path += sys.argv[2:]; from codetune.benchmark.worker_pool import serve; serve()"
@@ -60,11 +60,13 @@ class WorkerTimedOut:
 Answer = bytes | WorkerDied | WorkerTimedOut
 
 
-def run_jobs(jobs: Sequence[tuple[Key, PoolJob]], workers: int, limit_seconds: float) -> Iterator[tuple[Key, Answer]]:
+def run_jobs(
+    jobs: Sequence[tuple[JobKey, PoolJob]], workers: int, limit_seconds: float
+) -> Iterator[tuple[JobKey, Answer]]:
     """Yields answers as they come, not in order. A job whose worker was killed is tried once more: another program or
     the machine may have been the cause."""
     waiting = deque((key, job, True) for key, job in jobs)
-    running: dict[Connection[PoolJob, bytes], tuple[_PoolWorker, Key, PoolJob, bool]] = {}
+    running: dict[Connection[PoolJob, bytes], tuple[_PoolWorker, JobKey, PoolJob, bool]] = {}
     idle: list[_PoolWorker] = []
     with scratch_directory() as scratch:
         try:
