@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 SHOWN_TASKS = 5  # by name, of those that two models differ on
 SHOWN_PAIRS = 3
-LOSSES = {"truncated": "{:,} were cut at generate.max_new_tokens", "not_parsing": "{:,} do not parse"}
+LOSSES = {
+    "truncated": "{:,} were cut at generate.max_new_tokens",
+    "refused": "{:,} were not generated (the model cannot take their prompts)",
+    "not_parsing": "{:,} do not parse",
+}
 
 
 def stage_document(result: StageResult) -> dict[str, object]:

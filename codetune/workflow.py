@@ -89,7 +89,8 @@ def evaluate_models(context: RunContext, tasks: Benchmark, names: Sequence[str])
         results = [run_stage(context, stage, request) for stage in stages]
         report = read_report(results[-1].artefact)
         facts = {name: value for result in results for name, value in result.facts.items()}
-        report["completions"] = {name: facts[name] for name in COUNTED}
+        refused = sum(count for result in results for count in result.refused.values())
+        report["completions"] = {**{name: facts[name] for name in COUNTED}, **({"refused": refused} if refused else {})}
         reports.append(report)
     return reports
 

@@ -68,7 +68,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "pyarrow": ("data",),
     "huggingface_hub": ("data",),
     "transformers": ("model", "training", "data", "selection", "benchmark"),  # the last three know its tokenizers alone
-    "tokenizers": ("model", "demo"),
+    "tokenizers": ("model", "demo", "data"),  # data copies one, to read control tokens as text
     "psutil": ("benchmark",),
     "vllm": ("model",),
     "deepspeed": ("training",),
@@ -128,6 +128,7 @@ MODULES_WITHOUT_TORCH = (
     "selection.embed",
     "selection.select",
     "data.chat",
+    "data.control_tokens",
     "data.ids",
     "data.packing",
     "data.source",

@@ -16,6 +16,7 @@ from jinja2.exceptions import TemplateError
 
 from codetune.benchmark.benchmarks import FENCE, spec_of
 from codetune.data.chat import apply_template
+from codetune.data.control_tokens import UNREADABLE, control_tokens
 from codetune.errors import ModelError
 from codetune.model.decoding import Decoder, GenerationRequest
 from codetune.project.sections import Generation
@@ -31,17 +32,19 @@ STOPS_IN_FENCE = ("\n```",)
 class Prompt:
     """The input of the model for a task."""
 
-    tokens: tuple[int, ...]  # with BOS, where the model has one
+    tokens: tuple[int, ...]  # with BOS, where the model has one; none where it cannot be tokenised
     stops: tuple[str, ...]  # the completion ends before the first of them
 
 
 @dataclass(frozen=True, slots=True)
 class GeneratedSample:
-    """A sample with its number of tokens; `truncated` where the token limit has cut it."""
+    """A sample with its number of tokens; `truncated` where the token limit has cut it. A task whose prompt the model
+    cannot take has an empty program, which no test passes, and the reason."""
 
     sample: Completion | Solution
     tokens: int
     truncated: bool
+    refused: str = ""
 
 
 def generate(
@@ -65,9 +68,14 @@ def generate(
         )
         for problem, number in ordered
     ]
+    refused = [UNREADABLE if not request.prompt else decoder.refusal(request) for request in requests]
+    for (problem, number), reason in zip(ordered, refused, strict=True):
+        if reason:
+            yield GeneratedSample(Solution(problem.task_id, "", number), 0, False, reason)
+    asked = [index for index, reason in enumerate(refused) if not reason]
     record = Solution if kind == "chat" else Completion
-    for index, written in decoder.complete(requests):
-        problem, number = ordered[index]
+    for position, written in decoder.complete([requests[index] for index in asked]):
+        problem, number = ordered[asked[position]]
         yield GeneratedSample(record(problem.task_id, written.text, number), written.tokens, written.truncated)
 
 
@@ -80,10 +88,15 @@ def make_prompt(problem: Problem, tokenizer: PreTrainedTokenizerBase, kind: Lite
     """Tokenizes the prompt of a task, with one BOS at most: the tokenizer adds it to a raw prompt, the chat template to
     its own text. Raises ModelError where the tokenizer has no chat template that takes a single user turn."""
     if kind == "chat":
-        tokens = tokenizer(chat_text(problem, tokenizer), add_special_tokens=False)["input_ids"]
-        return Prompt(tuple(tokens), STOPS_IN_FENCE)
-    tokens = tokenizer(raw_prompt(problem.prompt))["input_ids"]
-    return Prompt(tuple(tokens), spec_of(problem.task_id).stop_strings(problem))
+        return Prompt(_tokens(tokenizer, chat_text(problem, tokenizer), add_special_tokens=False), STOPS_IN_FENCE)
+    prompt = control_tokens(tokenizer).mark(raw_prompt(problem.prompt))
+    stops = spec_of(problem.task_id).stop_strings(problem)
+    return Prompt(_tokens(tokenizer, prompt, add_special_tokens=True), stops)
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, text: str, add_special_tokens: bool) -> tuple[int, ...]:
+    (encoded,) = control_tokens(tokenizer).encode([text], add_special_tokens)
+    return () if encoded is None else tuple(encoded.ids)
 
 
 def raw_prompt(prompt: str) -> str:
@@ -98,13 +111,15 @@ def raw_prompt(prompt: str) -> str:
 
 
 def chat_text(problem: Problem, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The conversation up to the code: the model's answer begins with an open Markdown fence."""
+    """The conversation up to the code: the model's answer begins with an open Markdown fence. Control tokens that are
+    written out in the task are marked."""
     if not tokenizer.chat_template:
         raise ModelError(
             f"The tokenizer of {tokenizer.name_or_path} has no chat template. Expected: an instruct model's tokenizer. "
             "For a base model say: --base"
         )
-    turns = [{"role": "user", "content": spec_of(problem.task_id).instruction(problem)}]
+    instruction = control_tokens(tokenizer).mark(spec_of(problem.task_id).instruction(problem))
+    turns = [{"role": "user", "content": instruction}]
     try:
         conversation = apply_template(tokenizer, turns, add_generation_prompt=True)
     except TemplateError as why:

@@ -41,6 +41,7 @@ class ChatFamily:
     around_system: tuple[str, str] | None = None  # None: a system text is put before the first user's text
     bos_every_turn: bool = False  # or at the start of the text alone
     stop_strings: tuple[str, ...] = ()  # end generation, beside EOS
+    special_tokens: tuple[str, ...] = ()  # of the text above: each a single token of a tokenizer that fits
 
 
 _INSTRUCTION = ChatFamily(before_user="### Instruction:\n", before_answer="\n### Response:\n", between_turns="\n")
@@ -54,6 +55,7 @@ FAMILIES: Mapping[str, ChatFamily] = {
         before_answer="<end_of_turn>\n<start_of_turn>model\n",
         between_turns="<end_of_turn>\n",
         stop_strings=("<end_of_turn>",),
+        special_tokens=("<start_of_turn>", "<end_of_turn>"),
     ),
     "codeqwen": ChatFamily(
         before_user="<|im_start|>user\n",
@@ -62,6 +64,7 @@ FAMILIES: Mapping[str, ChatFamily] = {
         around_system=("<|im_start|>system\n", "<|im_end|>\n"),
         bos_every_turn=True,
         stop_strings=("<|im_end|>",),
+        special_tokens=("<|im_start|>", "<|im_end|>"),
     ),
     "llama3": ChatFamily(
         before_user="<|start_header_id|>user<|end_header_id|>\n\n",
@@ -69,6 +72,7 @@ FAMILIES: Mapping[str, ChatFamily] = {
         between_turns="<|eot_id|>",
         around_system=("<|start_header_id|>system<|end_header_id|>\n\n", "<|eot_id|>"),
         stop_strings=("<|eot_id|>",),
+        special_tokens=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     ),
 }
 

@@ -4,11 +4,12 @@ are counted; an example of which nothing is left is refused. Does not pad."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from transformers import BatchEncoding, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from codetune.data.chat import CharacterSpan, render_chat
+from codetune.data.control_tokens import UNREADABLE, ControlTokens, EncodedText, control_tokens, count_marks
 from codetune.project.sections import ChatFormat
 from codetune.records import Example, Refusal
 
@@ -80,19 +81,34 @@ def scoring_tokens(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], examples: Sequence[Example], max_length: int
 ) -> list[ScoringTokens | Refusal]:
     """For each example the tokens of its answer as it stands after its filled prompt, without EOS; the answer is cut so
-    that both fit into `max_length` tokens. One call for many examples, because the tokenizer then uses all cores."""
-    encoded = _encode(tokenizer, [prompt + row.answer for prompt, row in zip(prompts, examples, strict=True)])
-    whole = zip(encoded["input_ids"], encoded["offset_mapping"], prompts, examples, strict=True)
+    that both fit into `max_length` tokens. Control tokens that are marked in a prompt (`control_tokens.py`), or written
+    out in an answer, are text. One call for many examples, because the tokenizer then uses all cores."""
+    controls = control_tokens(tokenizer)
+    answers = [controls.mark(example.answer) for example in examples]
+    encoded = controls.encode([prompt + answer for prompt, answer in zip(prompts, answers, strict=True)])
     return [
-        _fit(*_split_at_answer(tokenizer, ids, offsets, prompt, row.answer), tokenizer.bos_token_id, row, max_length)
-        for ids, offsets, prompt, row in whole
+        _scored(controls, whole, prompt, answer, tokenizer.bos_token_id, row, max_length)
+        for whole, prompt, answer, row in zip(encoded, prompts, answers, examples, strict=True)
     ]
 
 
-def text_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """The token ids of each text, without BOS."""
-    ids: list[list[int]] = _encode(tokenizer, list(texts))["input_ids"]
-    return ids
+def text_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int] | None]:
+    """The token ids of each text, without BOS; None for a text with control tokens that cannot be read as text."""
+    return [encoded and encoded.ids for encoded in control_tokens(tokenizer).encode(texts)]
+
+
+def _scored(
+    controls: ControlTokens,
+    whole: EncodedText | None,
+    prompt: str,
+    answer: str,
+    bos: int | None,
+    example: Example,
+    max_length: int,
+) -> ScoringTokens | Refusal:
+    if whole is None:
+        return Refusal(example.id, UNREADABLE, example.at)
+    return _fit(*_split_at_answer(controls, whole, prompt, answer), bos, example, max_length)
 
 
 def _fit(
@@ -114,13 +130,19 @@ def training_tokens(
     """The tokens of the whole conversation, tokenised at once as the saved chat template is. The loss is over the
     tokens with a character of an answer or its EOS. A longer conversation is truncated (a cut answer gets no EOS), or
     dropped with `too_long` "drop". Raises ModelError as `render_chat` does."""
+    controls = control_tokens(tokenizer)
+    marked = [replace(message, content=controls.mark(message.content)) for message in example.messages]
     bos = str(tokenizer.bos_token) if adds_bos(tokenizer) else ""
-    conversation = render_chat(chat_format, example.messages, tokenizer, bos)
+    conversation = render_chat(chat_format, marked, tokenizer, bos)
     if isinstance(conversation, str):
         return _dropped(example, conversation, 0)
-    encoded = tokenizer(conversation.text, add_special_tokens=False, return_offsets_mapping=True)
-    ids: list[int] = encoded["input_ids"]
-    learned = _tokens_in_spans(encoded["offset_mapping"], conversation.answers)
+    if count_marks(conversation.text) != sum(count_marks(message.content) for message in marked):
+        return _dropped(example, "the tokenizer's chat template rewrites a control token that is written out", 0)
+    encoded = controls.encode([conversation.text])[0]
+    if encoded is None:
+        return _dropped(example, UNREADABLE, 0)
+    ids = encoded.ids
+    learned = _tokens_in_spans(encoded.offsets, conversation.answers)
     if len(ids) > max_length and too_long == "drop":
         return _dropped(example, f"longer than {max_length} tokens", len(ids))
     if not any(learned[1:max_length]):  # the first token is predicted from nothing
@@ -153,30 +175,24 @@ def _tokens_in_spans(offsets: Sequence[CharacterSpan], spans: Sequence[Character
 
 
 def _split_at_answer(
-    tokenizer: PreTrainedTokenizerBase, ids: list[int], offsets: list[CharacterSpan], prompt: str, answer: str
+    controls: ControlTokens, whole: EncodedText, prompt: str, answer: str
 ) -> tuple[list[int], list[int]]:
-    """The tokens of the prompt and of the answer: `ids`, which are of both together, cut where the answer's characters
-    begin; where a token spans that boundary, both tokenised apart."""
-    boundary = len(prompt)
+    """The tokens of the prompt and of the answer: those of `whole`, which is of both together, cut where the answer's
+    characters begin; where a token spans that boundary, both tokenised apart."""
+    boundary, (ids, offsets) = len(prompt), whole
     first = next((index for index, (_, end) in enumerate(offsets) if end > boundary), len(ids))
     if 0 < first < len(ids) and offsets[first][0] == boundary == offsets[first - 1][1] > offsets[first - 1][0]:
         return ids[:first], ids[first:]
     # Either a token spans the boundary, or the tokenizer leaves white space out of its offsets (ByteLevel with
     # trim_offsets does). In the second case the tokens begin with those of the prompt alone.
-    before = text_tokens(tokenizer, [prompt])[0]
+    before = _ids(controls, prompt)
     if ids[: len(before)] == before:
         return before, ids[len(before) :]
-    return before, text_tokens(tokenizer, [answer])[0]
+    return before, _ids(controls, answer)
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> BatchEncoding:
-    # Not verbose: the tokenizer would warn of its own maximum length, which does not apply here.
-    encoded: BatchEncoding = tokenizer(
-        texts,
-        add_special_tokens=False,
-        return_offsets_mapping=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )
-    return encoded
+def _ids(controls: ControlTokens, part: str) -> list[int]:
+    """The tokens of a part of a text that was encoded before."""
+    (encoded,) = controls.encode([part])
+    assert encoded is not None
+    return encoded.ids

@@ -73,10 +73,14 @@ class BatchGenerator:
         self._criteria = StopCriteria(tokenizer, [network.config, network.generation_config], end_of_turn)
         self._settings = settings
 
+    def refusal(self, request: GenerationRequest) -> str:
+        """The reason why the model cannot complete the prompt; "" if it can."""
+        return self._criteria.refusal(request)
+
     def complete(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, GeneratedText]]:
         """Index and completion of each request when it is finished, in batches in the given order. A batch that does
-        not fit into memory is halved, and later ones are no larger. Raises InputError for a prompt that the model
-        cannot take, CodetuneError if one row does not fit, or if logits are not finite."""
+        not fit into memory is halved, and later ones are no larger. Raises InputError for a prompt with tokens that
+        the model does not know, CodetuneError if one row does not fit, or if logits are not finite."""
         _require_known_tokens(self._network, requests)
         limit = self._settings.max_new_tokens
         rows = [_Row(i, request, self._criteria.token_limit(request, limit)) for i, request in enumerate(requests)]

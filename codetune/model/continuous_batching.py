@@ -53,9 +53,13 @@ class ContinuousGenerator:
         self._settings = settings
         self._limits = limits
 
+    def refusal(self, request: GenerationRequest) -> str:
+        """The reason why the model cannot complete the prompt; "" if it can."""
+        return self._criteria.refusal(request)
+
     def complete(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, GeneratedText]]:
-        """Index and completion of each request when it is finished. Raises InputError for a prompt that fills the
-        window, CodetuneError if the manager fails or computes logits that are not finite."""
+        """Index and completion of each request when it is finished. Raises CodetuneError if the manager fails or
+        computes logits that are not finite."""
         if not requests:
             return
         limit = self._settings.max_new_tokens

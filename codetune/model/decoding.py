@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from codetune.errors import CodetuneError, InputError
+from codetune.errors import CodetuneError
 
 if TYPE_CHECKING:
     import torch
@@ -46,8 +46,11 @@ class GeneratedText:
 class Decoder(Protocol):
     """Generates completions: `batch_generator.py`, `continuous_batching.py`, `vllm_engine.py`."""
 
+    def refusal(self, request: GenerationRequest) -> str:
+        """The reason why the model cannot complete the prompt; "" if it can."""
+
     def complete(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, GeneratedText]]:
-        """Index and completion of each request, each once, in any order."""
+        """Index and completion of each request, each once, in any order; none of them has a refusal."""
 
 
 class StopCriteria:
@@ -70,15 +73,17 @@ class StopCriteria:
         """All texts before which the completion ends."""
         return (*request.stops, *self._texts)
 
+    def refusal(self, request: GenerationRequest) -> str:
+        """The reason why a prompt has no completion; "" if it has one."""
+        if self._window is None or len(request.prompt) < self._window:
+            return ""
+        return f"prompt fills the model's window of {self._window} tokens"
+
     def token_limit(self, request: GenerationRequest, max_new_tokens: int) -> int:
-        """New tokens at most. Raises InputError for a prompt that fills the model's window."""
+        """New tokens at most, for a prompt without a refusal."""
         if self._window is None:
             return max_new_tokens
-        if len(request.prompt) >= self._window:
-            raise InputError(
-                f"A prompt of {len(request.prompt)} tokens fills the model's window of {self._window}. Expected: room "
-                "for an answer. Use a model with a longer window, or a benchmark with shorter prompts."
-            )
+        assert not self.refusal(request)
         return min(max_new_tokens, self._window - len(request.prompt))
 
     def has_stop(self, request: GenerationRequest, tokens: Sequence[int]) -> bool:

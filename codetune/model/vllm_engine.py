@@ -56,6 +56,10 @@ class VllmGenerator:
     def __init__(self, engine: CompletionEngine, criteria: StopCriteria, settings: Generation, dtype: str) -> None:
         self._engine, self._criteria, self._settings, self._dtype = engine, criteria, settings, dtype
 
+    def refusal(self, request: GenerationRequest) -> str:
+        """The reason why the model cannot complete the prompt; "" if it can."""
+        return self._criteria.refusal(request)
+
     def complete(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, GeneratedText]]:
         """Index and completion of each request, in their order. Raises CodetuneError if logits are not finite."""
         for start in range(0, len(requests), REQUESTS_AT_ONCE):

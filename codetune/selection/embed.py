@@ -90,6 +90,7 @@ class HashingEncoder:
 class SentenceEncoder:
     def __init__(self, model: SentenceTransformer) -> None:
         self._model = model
+        model.tokenizer.split_special_tokens = True  # `[SEP]` in an instruction is text
         # A copy, because `truncates` runs in another thread than `encode`, and switching the truncation of one
         # tokenizer on and off would change the other thread's tokens.
         self._tokenizer = copy.deepcopy(model.tokenizer)

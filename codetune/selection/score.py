@@ -17,6 +17,7 @@ from typing import Literal, Protocol, get_args
 
 from transformers import PreTrainedTokenizerBase
 
+from codetune.data.control_tokens import control_tokens
 from codetune.data.tokens import ScoringTokens, Span, scoring_tokens, text_tokens
 from codetune.project.sections import Scoring
 from codetune.records import Example, Refusal, Score
@@ -59,8 +60,8 @@ def tokenise(
     """The passes of each example, or the reason why it cannot be scored. `partners` has, by the id of a row of the
     sample, the row whose instruction its answer is scored after as well; `known` has earlier scores by id, whose passes
     are not made again. Needs no network."""
-    max_length = min(settings.max_length, window)
-    prompts = [fill_prompt(settings.prompt, example.instruction) for example in examples]
+    max_length, mark = min(settings.max_length, window), control_tokens(tokenizer).mark
+    prompts = [fill_prompt(settings.prompt, mark(example.instruction)) for example in examples]
     tokenised = scoring_tokens(tokenizer, prompts, examples, max_length)
     others = _other_prompts(examples, tokenizer, settings, partners)
     return [
@@ -113,12 +114,14 @@ def _other_prompts(
     if not settings.empty_prompt:
         return [{} for _ in examples]
     instructions = ["", *(partners[example.id].instruction for example in examples if example.id in partners)]
-    empty, *shuffled = text_tokens(tokenizer, [fill_prompt(settings.prompt, text) for text in instructions])
+    mark = control_tokens(tokenizer).mark
+    empty, *shuffled = text_tokens(tokenizer, [fill_prompt(settings.prompt, mark(text)) for text in instructions])
     remaining = iter(shuffled)
-    return [
+    prompts: list[dict[Context, list[int] | None]] = [
         {"nll_empty": empty, "nll_shuffled": next(remaining)} if example.id in partners else {"nll_empty": empty}
         for example in examples
     ]
+    return [{context: tokens for context, tokens in found.items() if tokens is not None} for found in prompts]
 
 
 def _passes(

@@ -8,6 +8,7 @@ another model."""
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from codetune import console
 from codetune.benchmark.benchmarks import read_problems
-from codetune.errors import UsageError
+from codetune.errors import InputError, UsageError
 from codetune.launch.dispatch import Job, WorkerContext, perform, process_count
 from codetune.launch.environment import current_rank
 from codetune.project.sections import Generation, Project
@@ -143,9 +144,15 @@ def _write(context: RunContext, recipe: Recipe, request: StageRequest) -> StageO
     assert request.tasks is not None
     rows = completed_rows(context.run.parts(recipe.artefact))
     written = [rows[item] for item in _samples(context, request)]
+    refused = Counter(row["refused"] for row in written if "refused" in row)
+    if refused.total() == len(written):
+        raise InputError(
+            f"No task of {request.benchmark} can be asked ({console.counts(refused)}). Expected: room for prompts and "
+            "answers. Use a model with a longer window, or a benchmark with shorter prompts."
+        )
     write_lines(recipe.artefact, (json.dumps(_without_counts(row)) for row in written))
     counts = {name: sum(row[name] for row in written) for name in ("tokens", "truncated")}
-    return StageOutput(len(written), {}, counts)
+    return StageOutput(len(written) - refused.total(), refused, counts)
 
 
 def _samples(context: RunContext, request: StageRequest) -> list[tuple[str, int]]:
@@ -233,7 +240,8 @@ def _rows(
     work = [(tasks[task_id], number) for task_id, number in mine]
     for made in generate(work, tokenizer, decoder, settings, project.seed):
         counts = (made.sample.sample, made.tokens, made.truncated)
-        yield {**sample_row(made.sample), **dict(zip(COUNTS, counts, strict=True))}
+        refused = {"refused": made.refused} if made.refused else {}
+        yield {**sample_row(made.sample), **refused, **dict(zip(COUNTS, counts, strict=True))}
 
 
 def _decoder(

@@ -23,6 +23,9 @@ class Echo:
     def __init__(self) -> None:
         self.asked: list[GenerationRequest] = []
 
+    def refusal(self, request: GenerationRequest) -> str:
+        return "too long" if len(request.prompt) == 10 else ""
+
     def complete(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, GeneratedText]]:
         self.asked = list(requests)
         for number, request in reversed(list(enumerate(requests))):
@@ -67,6 +70,22 @@ def test_a_chat_answer_stands_on_its_own(tokenizer: PreTrainedTokenizerFast) -> 
     [found] = generate([(TASKS[0], 0)], tokenizer, Echo(), Generation(prompt="chat"), 42)
     assert isinstance(found.sample, Solution)
     assert found.sample.solution.endswith(" '\\n```'")
+
+
+def test_a_prompt_that_the_model_cannot_take_fails_its_task_alone(tokenizer: PreTrainedTokenizerFast) -> None:
+    work = [(problem(task_id=f"Own/{length}", prompt="a" * length), 0) for length in (10, 3)]
+    refused, made = generate(work, tokenizer, Echo(), COMPLETION, 42)
+    assert refused == GeneratedSample(Solution("Own/10", "", 0), 0, False, "too long")
+    assert made.sample.task_id == "Own/3"
+    assert not made.refused
+
+
+def test_a_control_token_that_a_task_writes_out_is_text(bos_tokenizer: PreTrainedTokenizerFast) -> None:
+    made = make_prompt(problem(prompt="s = '<s>'"), bos_tokenizer, "completion")
+    assert made.tokens == (0, *map(ord, "s = '<s>'"))
+    made = make_prompt(problem(prompt="s = '<s>'"), bos_tokenizer, "chat")
+    assert made.tokens.count(0) == 1
+    assert bytes(made.tokens[1:]).decode().count("<s>") == 1
 
 
 TEMPLATE = (

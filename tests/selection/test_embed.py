@@ -134,6 +134,15 @@ def test_a_real_model_puts_like_tasks_together_and_counts_what_it_cuts(minilm: P
     assert first.tobytes() == second.tobytes()
 
 
+def test_a_control_token_in_an_instruction_is_text(minilm: Path) -> None:
+    from codetune.selection.embed import load_encoder
+
+    encoder = load_encoder(minilm, "cpu")
+    written, spaced = encoder.encode(["Fill [MASK] in [SEP]", "Fill [ MASK ] in [ SEP ]"])
+    assert written == pytest.approx(spaced, abs=1e-6)
+    assert encoder.truncates(["[SEP]" * 84, "[SEP]" * 85]) == [False, True]  # three pieces each
+
+
 def test_an_embedding_model_with_pickle_weights_is_refused(minilm: Path, tmp_path: Path) -> None:
     from codetune.model.model_files import find_encoder
     from codetune.selection.embed import load_encoder

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from codetune.errors import ModelError
+from codetune.errors import InputError, ModelError
 from codetune.launch.dispatch import Job, WorkerContext
 from codetune.model.adapters import add_adapters
 from codetune.model.load import load_model
@@ -27,7 +27,7 @@ from codetune.stages.generate import WorkList, complete, completed_rows
 from codetune.stages.model_ref import model_ref
 from tests import pipeline
 from tests.model.builders import byte_tokenizer
-from tests.small_world import await_end, children, context_of, make_small_world
+from tests.small_world import await_end, children, context_of, make_small_world, write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLED = {"generate__samples_per_task": 3, "generate__temperature": 0.9}
@@ -59,6 +59,25 @@ def test_every_rank_takes_each_nth_item_and_logs_it_by_itself(tmp_path: Path) ->
     assert completed_rows(tmp_path / "shared") == completed_rows(tmp_path / "alone")
     second = (tmp_path / "shared" / "completions-1.jsonl").read_text().splitlines()
     assert {(row["task_id"], row["sample"]) for row in map(json.loads, second)} == {("Small/0", 1), ("Small/1", 2)}
+
+
+def test_a_task_whose_prompt_fills_the_window_fails_and_the_others_go_on(tmp_path: Path) -> None:
+    context = context_of(make_small_world(tmp_path, 6), evaluate__sandbox="none", **GREEDY)
+    tasks = [json.loads(line) for line in (tmp_path / "tasks.jsonl").read_text().splitlines()]
+    tasks[0]["prompt"] += "#" * 5000 + "\n"
+    write_rows(tmp_path / "tasks.jsonl", tasks)
+    long = tasks[0]["task_id"]
+    bench = open_benchmark(context, "tasks.jsonl")
+    result = pipeline.generate(context, bench, model_ref(context, "base"))
+    assert (result.rows, result.refused) == (2, {"prompt fills the model's window of 4096 tokens": 1})
+    rows = [json.loads(line) for line in result.artefact.read_text().splitlines()]
+    assert rows[0] == {"task_id": long, "solution": "", "refused": "prompt fills the model's window of 4096 tokens"}
+    pipeline.sanitize(context, bench, model_ref(context, "base"))
+    report = pipeline.evaluate(context, bench, model_ref(context, "base"))
+    assert (report["tasks"], report["verdicts"][long]) == (3, [{"base": "fail", "plus": "fail"}])
+    write_rows(tmp_path / "tasks.jsonl", tasks[:1])
+    with pytest.raises(InputError, match=r"No task of tasks can be asked \(1 prompt fills the model's window"):
+        pipeline.generate(context, open_benchmark(context, "tasks.jsonl"), model_ref(context, "base"))
 
 
 def test_a_work_list_reaches_another_process_as_json(tmp_path: Path) -> None:
