@@ -43,7 +43,8 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> ControlTokens:
 class ControlTokens:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
-        self._texts = sorted(_control_texts(tokenizer), key=lambda text: (-len(text), text))
+        self.texts = frozenset(_control_texts(tokenizer))
+        self._texts = sorted(self.texts, key=lambda text: (-len(text), text))
         self._index = {text: index for index, text in enumerate(self._texts)}
         # A token that begins with another one comes first. Without any, a pattern that matches nothing.
         self._pattern = re.compile("|".join(map(re.escape, self._texts)) or r"(?!)")

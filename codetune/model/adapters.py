@@ -18,10 +18,12 @@ from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from codetune.errors import ModelError, ProjectError, first_line
 from codetune.model.file_check import ADAPTER_CONFIG, read_json
-from codetune.model.model_files import ADAPTER_WEIGHTS
+from codetune.model.model_files import ADAPTER_WEIGHTS, resized
+from codetune.model.plain_layers import input_embeddings, output_layer
 from codetune.model.pretrained import read_adapters
 from codetune.project.sections import LoraSettings, Method
 
@@ -32,9 +34,10 @@ def add_adapters(
     """The model to train: the network itself for `full`, the frozen network with new adapters for `lora` and `qlora`.
 
     The first weights of the adapters follow from `seed` alone; the random generators of the process stay as they were.
-    Raises ProjectError if `target_modules` fits no module of the network."""
+    Raises ProjectError if one of `target_modules` fits no module of the network."""
     if method == "full":
         return network
+    _require_modules(network, lora.target_modules)
     settings = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
@@ -43,15 +46,42 @@ def add_adapters(
         target_modules=lora.target_modules,
     )
     try:
-        with _seeded(seed), warnings.catch_warnings():
-            # peft 0.21 reads the old name of a property that transformers 5.23 has renamed.
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        with _seeded(seed), quiet_peft():
             return get_peft_model(network, settings)
     except ValueError as error:
-        raise ProjectError(
-            f"train.lora.target_modules: {lora.target_modules} fits no module of {type(network).__name__} ({error}). "
-            "Expected: `all-linear`, or names such as [q_proj, v_proj]. Fix the project file."
-        ) from error
+        raise _unknown_modules(network, f"{lora.target_modules} fits no module", f" ({first_line(error)})") from error
+
+
+def _require_modules(network: PreTrainedModel, targets: str | list[str]) -> None:
+    if isinstance(targets, str):  # `all-linear`, or a pattern, which peft looks for
+        return
+    paths = [f".{name}" for name, _ in network.named_modules()]
+    if absent := [target for target in targets if not any(path.endswith(f".{target}") for path in paths)]:
+        raise _unknown_modules(network, f"{', '.join(absent)} is no module")
+
+
+def _unknown_modules(network: PreTrainedModel, found: str, reason: str = "") -> ProjectError:
+    """The error that lists the modules which can have adapters."""
+    adaptable = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
+    names = {path.rpartition(".")[2] for path, module in network.named_modules() if isinstance(module, adaptable)}
+    return ProjectError(
+        f"train.lora.target_modules: {found} of {type(network).__name__}{reason}. Expected: `all-linear`, or a list of "
+        f"{', '.join(sorted(names))}. Fix the project file."
+    )
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Hides peft's warnings about what codetune takes care of, or cannot change."""
+    with warnings.catch_warnings():
+        # peft 0.21 reads the old name of a property that transformers 5.23 has renamed.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        # Merging gives tied embeddings weights of their own; adapted embeddings are saved whole beside the adapters.
+        warnings.filterwarnings("ignore", "Model (has|with) `tie_word_embeddings", UserWarning)
+        warnings.filterwarnings("ignore", "Setting `save_embedding_layers`", UserWarning)
+        # peft looks for the configuration of the base model, and adapters on adapters have none.
+        warnings.filterwarnings("ignore", "Could not find a config file", UserWarning)
+        yield
 
 
 @contextmanager
@@ -87,8 +117,8 @@ def merge_trained_adapters(model: PeftModel, dtype: torch.dtype) -> PreTrainedMo
         # Otherwise transformers saves the network as quantized, and refuses another dtype.
         for name in ("hf_quantizer", "quantization_method", "is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit"):
             network.__dict__.pop(name, None)
-    ends: list[torch.nn.Module] = [network.get_input_embeddings(), network.get_output_embeddings()]  # type: ignore[no-untyped-call]
-    if ends[0].weight is not ends[1].weight:  # an adapter on one of them has untied them
+    head = output_layer(network)
+    if head is None or head.weight is not input_embeddings(network).weight:  # an adapter on one of them has untied them
         network.config.tie_word_embeddings = False
     cast_weights(network, dtype)
     return network
@@ -146,6 +176,7 @@ def merge_saved_adapters(network: PreTrainedModel, path: Path, device: str) -> P
             "program that trained them, and name the merged model."
         )
     try:
+        _require_same_vocabulary(network, path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # peft warns of missing adapters; they are an error below
             adapted = read_adapters(network, path, device)
@@ -155,10 +186,35 @@ def merge_saved_adapters(network: PreTrainedModel, path: Path, device: str) -> P
         raise _misfit(path, f"{type(error).__name__}: {first_line(error)}") from error
     if missing:
         raise _misfit(path, f"{len(missing)} of their tensors are not there: {', '.join(missing[:3])}")
-    merged: Any = adapted.merge_and_unload()
+    _untie_adapted(network)
+    with quiet_peft():
+        merged: Any = adapted.merge_and_unload()
     merged.name_or_path = merged.config.name_or_path = str(path)
     whole: PreTrainedModel = merged.eval()
     return whole
+
+
+def _require_same_vocabulary(network: PreTrainedModel, path: Path) -> None:
+    """Raises ModelError for adapters whose training has resized the embeddings of their base model."""
+    rows = input_embeddings(network).num_embeddings
+    ends = (input_embeddings(network), output_layer(network))
+    names = {name.rpartition(".")[2] for name, module in network.named_modules() if module in ends}
+    with safe_open(path / ADAPTER_WEIGHTS, framework="pt") as file:
+        saved = [name for name in file.keys() if names & {*name.split(".")} and "lora_" not in name]  # noqa: SIM118
+        sizes = {file.get_slice(name).get_shape()[0] for name in saved if name.endswith("weight")}
+    if others := sizes - {rows}:
+        raise resized(path, f"embeddings of {max(others):,} rows", rows, max(others))
+
+
+def _untie_adapted(network: PreTrainedModel) -> None:
+    """Gives the head a weight of its own where it shares that of the embeddings and one of them has an adapter: merged
+    into a shared weight, it would change both."""
+    embeddings, head = network.get_input_embeddings(), network.get_output_embeddings()  # type: ignore[no-untyped-call]
+    plain = output_layer(network)
+    is_adapted = isinstance(embeddings, LoraLayer) or isinstance(head, LoraLayer)
+    if is_adapted and plain is not None and plain.weight is input_embeddings(network).weight:
+        plain.weight = torch.nn.Parameter(plain.weight.detach().clone(), requires_grad=False)
+        network.config.tie_word_embeddings = False
 
 
 def _misfit(path: Path, found: str) -> ModelError:

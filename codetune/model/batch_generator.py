@@ -45,6 +45,7 @@ from codetune.model.decoding import (
     sample,
     uniform,
 )
+from codetune.model.plain_layers import input_embeddings
 from codetune.model.tensor_parallel import kv_cache_ranks
 from codetune.project.sections import Generation
 
@@ -207,8 +208,7 @@ class _Row:
 
 def _require_known_tokens(network: PreTrainedModel, requests: Sequence[GenerationRequest]) -> None:
     """A tokenizer may have more tokens than the network has embeddings, as long as no prompt contains one of them."""
-    embeddings: torch.nn.Embedding = network.get_input_embeddings()  # type: ignore[assignment]
-    known = embeddings.weight.shape[0]
+    known = input_embeddings(network).weight.shape[0]
     largest = max((token for request in requests for token in request.prompt), default=0)
     if largest >= known:
         raise InputError(

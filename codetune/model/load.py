@@ -21,6 +21,7 @@ from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.utils.import_utils import is_bitsandbytes_available
 
 from codetune.data.chat import chat_template
+from codetune.data.control_tokens import control_tokens
 from codetune.data.tokens import adds_bos
 from codetune.errors import ModelError, first_line
 from codetune.launch.devices import choose_device, keep_freed_memory
@@ -30,6 +31,7 @@ from codetune.model.model_files import (
     base_model_directory,
     base_model_name,
     find_model,
+    resized,
     tokenizer_directory,
 )
 from codetune.model.pretrained import (
@@ -70,7 +72,8 @@ def load_generation_config(path: Path) -> GenerationConfig | None:
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model; for adapters without one that of their base model. It adds a BOS if its configuration
-    says so. Raises ModelError if it cannot be read, or is a slow one (without character offsets)."""
+    says so. Raises ModelError if it cannot be read, is a slow one (without character offsets), or has tokens that the
+    model has no embeddings for."""
     path = tokenizer_directory(path)
     settings = read_json(path / "tokenizer_config.json")
     # Some backends of transformers 5 do not read it from the file (DeepSeek-Coder's); all accept it as an argument.
@@ -83,7 +86,10 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         )
     # transformers 5.17 builds DeepSeek-Coder's (byte-level BPE, by its configuration a LlamaTokenizerFast) as a
     # SentencePiece one: other tokens, no warning.
-    return tokenizer if splits_as_its_file(tokenizer, path, PROBE) else read_tokenizer(path, plain=True, **options)
+    if not splits_as_its_file(tokenizer, path, PROBE):
+        tokenizer = read_tokenizer(path, plain=True, **options)
+    _require_embeddings(tokenizer, path)
+    return tokenizer
 
 
 def load_trained_tokenizer(path: Path, source: Path, chat_format: ChatFormat | None) -> PreTrainedTokenizerBase:
@@ -93,6 +99,22 @@ def load_trained_tokenizer(path: Path, source: Path, chat_format: ChatFormat | N
     if path != source and chat_format and chat_format != "tokenizer":
         tokenizer.chat_template = chat_template(chat_format, with_bos=adds_bos(tokenizer))
     return tokenizer
+
+
+def _require_embeddings(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+    """Raises ModelError where a text can give a token beyond the embeddings of the model. No text gives a control token
+    (`control_tokens.py`), such as a padding token that was added to the tokenizer alone."""
+    if not (base_model_directory(path) / "config.json").is_file():
+        return  # a tokenizer by itself
+    known = getattr(load_configuration(path).get_text_config(), "vocab_size", None)
+    if known is None or max(len(tokenizer) - 1, *tokenizer.added_tokens_decoder, 0) < known:
+        return
+    unused = control_tokens(tokenizer).texts - {tokenizer.bos_token, tokenizer.eos_token}
+    beyond = {token: index for token, index in tokenizer.get_vocab().items() if index >= known and token not in unused}
+    if beyond:
+        first = min(beyond, key=lambda token: beyond[token])
+        found = f"a tokenizer with the token {beyond[first]:,} ({first!r})"
+        raise resized(path, found, known, max(beyond.values()) + 1)
 
 
 def load_model(path: Path, model: Model, device: str) -> PreTrainedModel:

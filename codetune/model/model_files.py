@@ -114,6 +114,25 @@ def conversion_command(directory: Path) -> str:
     return f'python -c "{program}" {shlex.quote(str(directory))} {shlex.quote(f"{directory}-safetensors")}'
 
 
+def resized(directory: Path, found: str, embeddings: int, entries: int) -> ModelError:
+    """The error for a tokenizer, or adapters, made for a model with more embeddings than the one that is there has."""
+    base = base_model_directory(directory)
+    new = f"{base}-resized"
+    program = (
+        "import sys, transformers as t; base, tokenizer, new = sys.argv[1:]; "
+        "m = t.AutoModelForCausalLM.from_pretrained(base, dtype='auto'); "
+        f"m.resize_token_embeddings({entries}); m.save_pretrained(new); "
+        "t.AutoTokenizer.from_pretrained(tokenizer).save_pretrained(new)"
+    )
+    command = f'python -c "{program}" {" ".join(shlex.quote(str(path)) for path in (base, directory, new))}'
+    named = f"base_model_name_or_path in {directory / ADAPTER_CONFIG}" if base != directory else "model.path"
+    return ModelError(
+        f"{directory} has {found}, and its model has {embeddings:,} embeddings: tokens were added, and the embeddings "
+        f"of this copy of the model were not resized. Expected: an embedding for every token. If the tokens belong to "
+        f"the model, resize it ({command}) and set {named} to {new}; if not, put the model's own tokenizer there"
+    )
+
+
 def _find_directory(name: str, hub_files: Sequence[str]) -> Path:
     directory = Path(name).expanduser()
     if directory.is_dir():

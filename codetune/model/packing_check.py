@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from codetune.errors import ModelError, first_line
 from codetune.model.attention import SEGMENTED, ModelInputs, UnsupportedAttentionError, packed_inputs
+from codetune.model.plain_layers import input_embeddings
 
 LENGTH = 7
 # Parts of the largest logit. In 16 bits the rounding of a product may depend on the offset in the row.
@@ -58,7 +59,7 @@ def _isolates(network: PreTrainedModel, sharded: ShardedNetwork | None, attentio
 
 def _fault(network: PreTrainedModel, sharded: ShardedNetwork | None) -> str:
     """A sentence that says what breaks the isolation; "" if nothing does."""
-    embeddings: torch.nn.Embedding = network.get_input_embeddings()  # type: ignore[assignment]
+    embeddings = input_embeddings(network)
     device = sharded.device if sharded else embeddings.weight.device
     samples = [torch.arange(LENGTH, device=device) * step % embeddings.num_embeddings for step in (11, 3, 5, 7)]
     before, one, other, behind = samples

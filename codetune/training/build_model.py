@@ -38,6 +38,7 @@ from codetune.model.load import (
     uninitialized_model,
 )
 from codetune.model.packing_check import ShardedNetwork, require_isolation
+from codetune.model.plain_layers import input_embeddings
 from codetune.project.sections import Precision, Project, Training
 from codetune.training.batch_sampler import RankDataset, StepSampler, samples_per_step
 from codetune.training.collate import Collator
@@ -113,7 +114,7 @@ def load_base_model(project: Project, base: BaseModel, is_first: bool) -> PreTra
 def require_fit(network: PreTrainedModel, settings: Training, token_cache: TokenCache) -> None:
     """Raises ModelError for token ids without an embedding, ProjectError for samples longer than the model's window,
     and for packed or padded samples that would change each other's positions."""
-    vocabulary = _embeddings(network).num_embeddings
+    vocabulary = input_embeddings(network).num_embeddings
     if token_cache.largest_token >= vocabulary:
         raise ModelError(
             f"The tokenizer gives token {token_cache.largest_token}, the model's embeddings end at {vocabulary - 1}. "
@@ -222,11 +223,7 @@ def _build_loss(
 def _pad_token(network: PreTrainedModel) -> int:
     """The pad token of the configuration where it is in the vocabulary, else 0: no sample attends to padding."""
     token = getattr(network.config.get_text_config(), "pad_token_id", None)
-    return token if isinstance(token, int) and 0 <= token < _embeddings(network).num_embeddings else 0
-
-
-def _embeddings(network: PreTrainedModel) -> torch.nn.Embedding:
-    return network.get_input_embeddings()  # type: ignore[return-value]
+    return token if isinstance(token, int) and 0 <= token < input_embeddings(network).num_embeddings else 0
 
 
 def _checkpoint_activations(network: PreTrainedModel) -> None:

@@ -13,7 +13,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from codetune.data.chat import chat_template, stop_strings
 from codetune.data.tokens import adds_bos
 from codetune.errors import CodetuneError, first_line
-from codetune.model.adapters import base_network, cast_weights, merge_trained_adapters
+from codetune.model.adapters import base_network, cast_weights, merge_trained_adapters, quiet_peft
 from codetune.model.attention import set_default_attention
 from codetune.project.sections import ChatFormat, Precision, Project
 
@@ -59,8 +59,9 @@ def _save_adapters(model: PeftModel, directory: Path, dtype: torch.dtype) -> Non
     for weights in model.parameters():
         if weights.requires_grad:  # the others may be quantised
             weights.data = weights.data.to(dtype)
-    # "auto" would ask the hub whether the vocabulary grew; codetune's adapters never change the embeddings.
-    model.save_pretrained(str(directory), save_embedding_layers=False)
+    with quiet_peft():
+        # "auto" would ask the hub whether the vocabulary grew; codetune never resizes the embeddings.
+        model.save_pretrained(str(directory), save_embedding_layers=False)
 
 
 def _generation_config(

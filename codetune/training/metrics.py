@@ -20,6 +20,7 @@ from typing import Any, Self
 import torch
 from transformers import PreTrainedModel
 
+from codetune.model.plain_layers import output_layer
 from codetune.project.sections import Method, Precision
 from codetune.store.files import write_text
 
@@ -162,7 +163,7 @@ class FlopCounter:
     def of(cls, network: PreTrainedModel, method: Method) -> Self | None:
         """None for architectures with other kinds of layers (mixtures of experts, recurrent states)."""
         config = network.config.get_text_config()
-        head = network.get_output_embeddings()  # type: ignore[no-untyped-call]
+        head = output_layer(network)
         modules = list(network.modules())
         layers = [module for module in modules if isinstance(module, torch.nn.Linear)]
         linear = {layer: layer.in_features * layer.out_features for layer in layers}
@@ -171,7 +172,7 @@ class FlopCounter:
         heads = getattr(config, "num_attention_heads", None)
         if not is_counted or not isinstance(heads, int):
             return None
-        head_weights = linear.pop(head, 0)
+        head_weights = linear.pop(head, 0) if isinstance(head, torch.nn.Linear) else 0
         head_dimension = getattr(config, "head_dim", None) or config.hidden_size // heads
         attention = config.num_hidden_layers * heads * head_dimension
         return cls(sum(linear.values()), head_weights, attention, 3 if method == "full" else 2)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from transformers.integrations.integration_utils import is_tensorboard_available
 
 from codetune.errors import CodetuneError, ProjectError, first_line
 from codetune.launch.devices import is_out_of_memory
+from codetune.model.adapters import quiet_peft
 from codetune.project.sections import Precision, Project, Training
 from codetune.training.build_model import BaseModel, TrainingInputs
 from codetune.training.callbacks import StepControl, TrainingCallbacks
@@ -209,9 +209,7 @@ class StepTrainer(Trainer):
         step = self.state.global_step
         path = Path(str(self.args.output_dir)) / f"checkpoint-{step}"
         try:
-            with warnings.catch_warnings():
-                # peft looks for the configuration of the base model, and adapters on adapters have none.
-                warnings.filterwarnings("ignore", "Could not find a config file", UserWarning)
+            with quiet_peft():
                 super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError, SafetensorError) as why:
             if isinstance(why, RuntimeError) and not any(name in str(why) for name in TORCH_WRITER):

@@ -10,9 +10,10 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from codetune.errors import ProjectError
-from codetune.model.adapters import add_adapters, base_network, merge_trained_adapters
+from codetune.errors import ModelError, ProjectError
+from codetune.model.adapters import add_adapters, base_network, merge_trained_adapters, quiet_peft
 from codetune.model.load import load_model, load_quantized_model
+from codetune.model.plain_layers import input_embeddings, output_layer
 from codetune.project.sections import LoraSettings, Method, Model, Quantization
 from tests.model.builders import ARCHITECTURES, tiny_model
 
@@ -55,9 +56,51 @@ def test_new_adapters_follow_from_the_seed_and_leave_the_random_generator_alone(
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_modules_that_the_model_lacks_are_named() -> None:
-    with pytest.raises(ProjectError, match=r"train.lora.target_modules: \['wq'\] fits no module of LlamaForCausalLM"):
-        add_adapters(tiny_model("llama", 100), "lora", LoraSettings(target_modules=["wq"]), 1)
+@pytest.mark.parametrize(
+    ("targets", "found"),
+    [(["q_proj", "wq"], "wq is no module"), ("wq", "wq fits no module"), (["proj"], "proj is no module")],
+    ids=str,
+)
+def test_modules_that_the_model_lacks_are_named_with_those_that_it_has(targets: list[str] | str, found: str) -> None:
+    names = "down_proj, embed_tokens, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
+    with pytest.raises(ProjectError, match=rf"target_modules: {found} of LlamaForCausalLM.*a list of {names}\. Fix"):
+        add_adapters(tiny_model("llama", 100), "lora", LoraSettings(target_modules=targets), 1)
+
+
+@pytest.mark.parametrize("targets", [["embed_tokens"], ["lm_head"], ["embed_tokens", "lm_head"]], ids=str)
+def test_saved_adapters_of_tied_weights_change_the_adapted_one_only(tmp_path: Path, targets: list[str]) -> None:
+    tiny_model("llama", 100, tied=True).save_pretrained(tmp_path / "base")
+    network = load_model(tmp_path / "base", Model(dtype="float32"), "cpu")
+    model = with_trained_adapters(network, "lora", target_modules=targets)
+    adapted = logits(model)
+    with quiet_peft():
+        model.save_pretrained(str(tmp_path / "adapters"))
+    merged = load_model(tmp_path / "adapters", Model(dtype="float32"), "cpu")
+    torch.testing.assert_close(logits(merged), adapted, rtol=1e-4, atol=1e-4)
+    merged.save_pretrained(tmp_path / "whole")
+    assert torch.equal(logits(load_model(tmp_path / "whole", Model(dtype="float32"), "cpu")), logits(merged))
+
+
+def test_adapters_whose_training_resized_the_embeddings_say_so_and_how_to_go_on(tmp_path: Path) -> None:
+    tiny_model("llama", 100).save_pretrained(tmp_path / "base")
+    network = load_model(tmp_path / "base", Model(dtype="float32"), "cpu")
+    network.resize_token_embeddings(102)
+    model = with_trained_adapters(network, "lora")
+    with quiet_peft():
+        model.save_pretrained(str(tmp_path / "adapters"), save_embedding_layers=True)
+    message = (
+        r"adapters has embeddings of 102 rows, and its model has 100 .*resize_token_embeddings\(102\).*set base_model"
+    )
+    with pytest.raises(ModelError, match=message):
+        load_model(tmp_path / "adapters", Model(dtype="float32"), "cpu")
+
+
+def test_layers_are_found_in_their_adapters() -> None:
+    network = tiny_model("llama", 100)
+    embeddings, head = input_embeddings(network), output_layer(network)
+    add_adapters(network, "lora", LoraSettings(target_modules=["embed_tokens", "lm_head"]), 1)
+    assert network.get_input_embeddings() is not embeddings
+    assert (input_embeddings(network), output_layer(network)) == (embeddings, head)
 
 
 def with_trained_adapters(network: PreTrainedModel, method: Method, **settings: Any) -> PeftModel:

@@ -21,7 +21,7 @@ from codetune.model.adapters import add_adapters
 from codetune.model.load import load_model, load_tokenizer, uninitialized_model
 from codetune.model.model_files import conversion_command, find_model
 from codetune.project.sections import LoraSettings, Model
-from tests.model.builders import tiny_model
+from tests.model.builders import byte_tokenizer, tiny_model
 
 FLOAT32 = Model(dtype="float32")
 
@@ -232,3 +232,22 @@ def test_an_uninitialized_model_takes_no_memory(tmp_path: Path, monkeypatch: pyt
 
 def _resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+@pytest.mark.parametrize(
+    ("added", "is_special", "named"),
+    [("<think>", False, True), ("<|pad|>", True, False), ("<|tool|>", False, False)],
+    ids=["a word", "padding", "an unused control token"],
+)
+def test_a_token_of_a_text_without_an_embedding_is_found_when_the_tokenizer_is_loaded(
+    tmp_path: Path, added: str, is_special: bool, named: bool
+) -> None:
+    tokenizer = byte_tokenizer(bos=True)
+    tiny_model("llama", len(tokenizer)).save_pretrained(tmp_path)
+    tokenizer.add_tokens([added], special_tokens=is_special)
+    tokenizer.save_pretrained(tmp_path)
+    if named:
+        with pytest.raises(ModelError, match=r"the token 312 \('<think>'\), .*resize_token_embeddings\(313\)"):
+            load_tokenizer(tmp_path)
+    else:
+        assert len(load_tokenizer(tmp_path)) == 313

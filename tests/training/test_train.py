@@ -433,6 +433,15 @@ def test_a_merged_model_is_whole_and_answers_as_its_adapters_over_their_base_do(
     assert summary.last_loss is not None
 
 
+@pytest.mark.parametrize("pad_mode", ["dynamic_pack", "dynamic_pad"])
+def test_embeddings_and_head_can_have_adapters(tmp_path: Path, pad_mode: str, recwarn: pytest.WarningsRecorder) -> None:
+    targets = LoraSettings(r=4, target_modules=["embed_tokens", "lm_head", "q_proj"])
+    summary = run(project(pad_mode=pad_mode, lora=targets, **LORA), base_model(tmp_path / "base"), tmp_path / "run")
+    assert summary.steps == 6
+    assert any("lora_embedding_A" in name for name in weights(tmp_path / "run" / "saved"))
+    assert not [warning for warning in recwarn if "embedding" in str(warning.message)]
+
+
 def test_merging_and_reporting_change_nothing_that_is_learned(base: Path, tmp_path: Path) -> None:
     run(project(save_steps=3, **LORA), base, tmp_path)
     run(project(save_steps=3, merge=True, logging_steps=1, **LORA), base, tmp_path)  # continues
@@ -542,9 +551,9 @@ def test_samples_that_do_not_fit_the_model_are_errors(tmp_path: Path) -> None:
     with pytest.raises(ProjectError, match=r"the model's window 50.*Set train.max_length: 50"):
         run(project(), base, tmp_path / "train")
     tokenizer = load_tokenizer(base)
-    tokenizer.add_tokens(["Write"])
+    tokenizer.add_special_tokens({"eos_token": "<end>"})
     tokenizer.save_pretrained(base)
-    with pytest.raises(ModelError, match="the model's embeddings end at"):
+    with pytest.raises(ModelError, match=r"a tokenizer with the token 312 .*, and its model has 312 embeddings"):
         run(project(), base, tmp_path / "train")
 
 
