@@ -20,7 +20,7 @@ from typing import IO, TypeVar
 
 from rich.console import Console
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -148,20 +148,28 @@ def track(items: Iterable[T], label: str, total: int | None, unit: str) -> Itera
 
 @contextlib.contextmanager
 def progress(label: str, total: int | None, unit: str, done: int = 0) -> Iterator[ProgressBar]:
-    """A progress bar that the caller moves; `done` of the `total` units were done before."""
+    """A progress bar that the caller moves; `done` of the `total` units were done before. Until it moves it shows the
+    seconds that have passed: models are loaded then."""
     console = _stderr()
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        TextColumn("{task.fields[count]}"),
         TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
+        _TimeColumn(),
         console=console,
         transient=True,
         disable=not console.is_terminal,
     )
     with bar:
-        yield ProgressBar(bar, bar.add_task(label, total=total, completed=done, rate=""), unit)
+        yield ProgressBar(bar, bar.add_task(label, total=None, completed=done, count="", rate=""), unit, total)
+
+
+class _TimeColumn(TimeRemainingColumn):
+    """The time left; the time that has passed where nothing tells how much is to come."""
+
+    def render(self, task: Task) -> Text:
+        return super().render(task) if task.total is not None else Text(f"{task.elapsed or 0:.0f} s")
 
 
 @dataclass(slots=True)
@@ -169,25 +177,34 @@ class ProgressBar:
     _progress: Progress
     _task: TaskID
     _unit: str
+    _total: int | None
     _began: float = field(default_factory=time.monotonic)
     _tokens: int = 0
 
     def advance(self, amount: int, tokens: int = 0) -> None:
         """Adds `amount` units; where they were made of tokens, the rate is in tokens per second."""
         self._tokens += tokens
-        self._progress.advance(self._task, amount)
+        self._progress.update(self._task, total=self._total, advance=amount)
         self._show_rate(1)
 
-    def move_to(self, completed: int, total: int | None = None) -> None:
-        self._progress.update(self._task, completed=completed, total=total)
-        self._show_rate(2)
+    def move_to(self, completed: int, total: int | None = None, detail: str = "") -> None:
+        """Sets the number of units that are done, and where it is known of all; `detail` stands before the rate."""
+        self._total = self._total if total is None else total
+        self._progress.update(self._task, completed=completed, total=self._total)
+        self._show_rate(2, detail)
 
-    def _show_rate(self, decimals: int) -> None:
+    def describe(self, activity: str) -> None:
+        """Sets the text before the bar."""
+        self._progress.update(self._task, description=activity)
+
+    def _show_rate(self, decimals: int, detail: str = "") -> None:
         speed = self._progress.tasks[0].speed
         rate = f"{speed:,.{decimals}f} {self._unit}/s" if speed else ""
         if self._tokens:
             rate = f"{self._tokens / max(time.monotonic() - self._began, 1e-9):,.0f} tokens/s"
-        self._progress.update(self._task, rate=rate)
+        done = int(self._progress.tasks[0].completed)
+        count = f"{done:,}" if self._total is None else f"{done:,}/{self._total:,}"
+        self._progress.update(self._task, count=count, rate=", ".join(filter(None, (detail, rate))))
 
 
 def percent(fraction: float) -> str:

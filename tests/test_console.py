@@ -122,6 +122,16 @@ def test_a_bar_stands_where_it_was_moved(
         assert (task.completed, task.total) == (completed, total)
 
 
+def test_a_bar_shows_seconds_until_it_moves_and_never_an_unknown_total() -> None:
+    with console.progress("loading the model", None, "step") as bar:
+        (task,) = rich_progress(bar).tasks
+        assert (task.total, task.fields["count"]) == (None, "")
+        bar.describe("training")
+        bar.move_to(3, 1200, "loss 0.7312")
+        (task,) = rich_progress(bar).tasks
+        assert (task.description, task.fields["count"], task.fields["rate"]) == ("training", "3/1,200", "loss 0.7312")
+
+
 def test_a_bar_over_many_fast_items_is_moved_seldom_and_to_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
     amounts: list[int] = []
     monkeypatch.setattr(console.ProgressBar, "advance", lambda self, amount: amounts.append(amount))

@@ -86,9 +86,32 @@ class ChatTokenizer(Protocol):
     @property
     def all_special_tokens(self) -> list[str]: ...
 
+    @property
+    def chat_template(self) -> object: ...
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
+
     def apply_chat_template(
         self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool
     ) -> object: ...
+
+
+def require_fitting_format(chat_format: ChatFormat, tokenizer: ChatTokenizer) -> None:
+    """Raises ModelError where the tokenizer lacks special tokens of the format: it would cut them into pieces."""
+    if chat_format == "tokenizer" or not (missing := _missing_tokens(chat_format, tokenizer)):
+        return
+    fitting = [name for name in FAMILIES if not _missing_tokens(name, tokenizer)]
+    fitting += ["tokenizer (its own template)"] if tokenizer.chat_template else []
+    raise ModelError(
+        f"model.chat_format is {chat_format}, and the model's tokenizer does not have its special tokens "
+        f"({', '.join(missing)}): the model would be trained on their pieces. Expected: a format that fits the "
+        f"tokenizer. Set model.chat_format to one of: {', '.join(fitting)}"
+    )
+
+
+def _missing_tokens(chat_format: str, tokenizer: ChatTokenizer) -> list[str]:
+    special = FAMILIES[chat_format].special_tokens
+    return [text for text in special if len(tokenizer.encode(text, add_special_tokens=False)) != 1]
 
 
 def render_chat(

@@ -34,7 +34,7 @@ from codetune.errors import CodetuneError, WorkerError
 from codetune.launch.environment import Node, WorkerTask, worker_environment
 
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
-Progress = Mapping[str, float | None]
+Progress = Mapping[str, float | str | None]
 OnProgress = Callable[[int, Progress], None]  # rank, its message
 SendProgress = Callable[[Progress], None]
 EventKind = Literal["progress", "result", "error", "traceback", "interrupted"]

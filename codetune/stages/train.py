@@ -73,7 +73,16 @@ def _write(context: RunContext, recipe: Recipe, request: StageRequest) -> StageO
 
 
 def _show(bar: console.ProgressBar, message: Progress) -> None:
-    bar.move_to(cast("int", message["step"]), cast("int", message["steps"]))
+    match message:
+        case {"warning": str(text)}:
+            console.warn(text)
+        case {"note": str(text)}:
+            console.say(text)
+        case {"activity": str(text)}:
+            bar.describe(text)
+        case _:
+            step, steps, loss = (cast("float", message[name]) for name in ("step", "steps", "loss"))
+            bar.move_to(int(step), int(steps), f"loss {loss:.4f}")
 
 
 def _in_process(job: Job, worker: WorkerContext) -> dict[str, Any]:
@@ -91,6 +100,7 @@ def _in_process(job: Job, worker: WorkerContext) -> dict[str, Any]:
             worker.send_progress,
             group,
             replace=details["replace"],
+            notify=lambda kind, text: worker.send_progress({kind: text}),
         )
     refused = Counter(refusal.kind for refusal in summary.dropped)
     facts = {name: value for name, value in asdict(summary).items() if name not in ("rows", "dropped")}

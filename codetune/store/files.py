@@ -65,6 +65,14 @@ def require_writable(directory: Path) -> None:
     remove(directory / ".writable")
 
 
+def grant_usual_access(path: Path) -> None:
+    """Gives a file the mode of a new one where only its owner may read it: safetensors 0.8 writes such files."""
+    mask = os.umask(0)
+    os.umask(mask)
+    if path.stat().st_mode & 0o777 == 0o600:
+        path.chmod(0o666 & ~mask)
+
+
 def remove(path: Path) -> None:
     """Deletes a file, a link or a directory with all it holds; a path that does not exist is no error."""
     if path.is_dir() and not path.is_symlink():
@@ -92,6 +100,7 @@ def _replacing(target: Path, temporary: Path) -> Iterator[Path]:
             yield temporary
         for path in [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]:
             if path.is_file():
+                grant_usual_access(path)
                 flush_to_disk(path)
         if temporary.is_dir():
             remove(target)

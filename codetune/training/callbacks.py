@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -21,6 +22,8 @@ from codetune.training.checkpoint import Checkpoint, Fingerprint, prune_checkpoi
 from codetune.training.metrics import MetricAccumulator, MetricsLine, StepMetrics, append_metrics, truncate_metrics
 
 ProgressReport = Callable[[Mapping[str, float | None]], None]
+NoticeKind = Literal["activity", "note", "warning"]  # what goes on before the first step; what is worth a line
+Notify = Callable[[NoticeKind, str], None]
 # Each rank knows these of its own part of a step; the learning rate, the norm and the time are the same in all.
 SUMMED_OVER_RANKS = ("loss", "tokens", "tokens_seen", "samples", "flops", "peak_flops")
 

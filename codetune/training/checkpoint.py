@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from codetune.errors import StaleError
-from codetune.store.files import flush_to_disk, write_text
+from safetensors import SafetensorError
+
+from codetune.errors import CodetuneError, StaleError, first_line
+from codetune.store.files import flush_to_disk, grant_usual_access, write_text
 
 MANIFEST = "codetune.json"
+# torch reports a full disk as a RuntimeError of its archive writer (caffe2/serialize/inline_container.cc).
+TORCH_WRITER = ("PytorchStreamWriter", "inline_container")
 STEP_SAMPLES, STRATEGY = "samples of a step", "launch.strategy"  # keys that depend on how the training is launched
 Fingerprint = Mapping[str, object]
 
@@ -65,10 +70,33 @@ def remove_incomplete_checkpoints(directory: Path) -> None:
             shutil.rmtree(leftover)
 
 
+def continuation(directory: Path) -> str:
+    """Where a training that failed goes on: `continues from the checkpoint of step 40`."""
+    checkpoints = sealed_checkpoints(directory)
+    if not checkpoints:
+        return "starts again: it has no checkpoint"
+    return f"continues from the checkpoint of step {checkpoints[-1].step:,}"
+
+
+@contextmanager
+def explain_full_disk(path: Path, directory: Path, needed: str) -> Iterator[None]:
+    """Turns an error of writing `path` into a CodetuneError that says where the training in `directory` goes on."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as why:
+        if isinstance(why, RuntimeError) and not any(name in str(why) for name in TORCH_WRITER):
+            raise  # for example a lost connection to a rank that died
+        raise CodetuneError(
+            f"{path} cannot be written ({first_line(why)}). Expected: room for {needed}. Make room, then run again: "
+            f"codetune train (it {continuation(directory)})"
+        ) from why
+
+
 def seal_checkpoint(path: Path, step: int, fingerprint: Fingerprint, metrics: Mapping[str, Any]) -> None:
     """Writes the manifest. The checkpoint then survives a loss of power."""
     files = sorted(file for file in path.rglob("*") if file.is_file())
     for file in files:
+        grant_usual_access(file)
         flush_to_disk(file)
     sizes = {str(file.relative_to(path)): file.stat().st_size for file in files}
     record = {"step": step, "facts": fingerprint, "meter": metrics, "files": sizes}

@@ -7,12 +7,10 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from codetune.data.chat import chat_template, stop_strings
 from codetune.data.tokens import adds_bos
-from codetune.errors import CodetuneError, first_line
 from codetune.model.adapters import base_network, cast_weights, merge_trained_adapters, quiet_peft
 from codetune.model.attention import set_default_attention
 from codetune.project.sections import ChatFormat, Precision, Project
@@ -30,26 +28,20 @@ def export_model(
 ) -> None:
     """Rounds the weights in place, so the model cannot be trained afterwards. With `train.merge` the adapters
     are saved as well, in `adapter/` below the merged model. `answer_end_tokens` are the last tokens of the answers in
-    training. Raises CodetuneError for a full disk."""
+    training. Raises OSError or SafetensorError for a full disk."""
     network, chat_format, dtype = base_network(model), project.model.chat_format, getattr(torch, precision)
     set_default_attention(network)
     network.config.use_cache = True
     network.generation_config = _generation_config(tokenizer, chat_format, answer_end_tokens)
-    try:
-        if not isinstance(model, PeftModel):
-            cast_weights(model, dtype)
-            model.save_pretrained(saved)
-        elif project.train.merge:
-            _save_adapters(model, saved / MERGED_ADAPTERS, dtype)
-            merge_trained_adapters(model, dtype).save_pretrained(saved)
-        else:
-            _save_adapters(model, saved, dtype)
-            network.generation_config.save_pretrained(saved)
-    except SafetensorError as why:  # raised for a full disk
-        raise CodetuneError(
-            f"{saved} cannot be written ({first_line(why)}). Expected: room for the weights. Make room, "
-            "then run again: codetune train (it continues from the last checkpoint)"
-        ) from why
+    if not isinstance(model, PeftModel):
+        cast_weights(model, dtype)
+        model.save_pretrained(saved)
+    elif project.train.merge:
+        _save_adapters(model, saved / MERGED_ADAPTERS, dtype)
+        merge_trained_adapters(model, dtype).save_pretrained(saved)
+    else:
+        _save_adapters(model, saved, dtype)
+        network.generation_config.save_pretrained(saved)
     if chat_format != "tokenizer":
         tokenizer.chat_template = chat_template(chat_format, with_bos=adds_bos(tokenizer))
     tokenizer.save_pretrained(saved)

@@ -13,29 +13,32 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from codetune.data.chat import require_fitting_format
 from codetune.data.token_cache import TokenCache, TokenizedRows, read_token_cache, remove_token_cache, write_token_cache
 from codetune.data.tokens import training_tokens
 from codetune.errors import DataError, ProjectError
 from codetune.launch.devices import choose_device, count_gpus, gpu_memory_bytes
 from codetune.launch.process_group import SINGLE_PROCESS, ProcessGroup
-from codetune.model.load import count_parameters, load_tokenizer
+from codetune.model.load import count_parameters, load_configuration, load_tokenizer
 from codetune.project.sections import Project, free_on_resume
 from codetune.records import Example, Message, Refusal
 from codetune.training import build_model, parallelism
-from codetune.training.batch_sampler import samples_per_step, total_steps
+from codetune.training.batch_sampler import StepSampler, samples_per_step, total_steps
 from codetune.training.build_model import BaseModel
-from codetune.training.callbacks import ProgressReport, TrainingCallbacks
+from codetune.training.callbacks import NoticeKind, Notify, ProgressReport, TrainingCallbacks
 from codetune.training.checkpoint import (
     STEP_SAMPLES,
     STRATEGY,
     Checkpoint,
     Fingerprint,
+    explain_full_disk,
     last_checkpoint,
     remove_incomplete_checkpoints,
     remove_other_checkpoints,
 )
 from codetune.training.export import export_model
 from codetune.training.parallelism import SHARDED, ParallelStrategy, StrategyChoice
+from codetune.training.plausibility import TrainingSize, implausible_settings
 from codetune.training.trainer import StepTrainer, explain_out_of_memory, require_supported, training_arguments
 
 TOKENS_FILE = "tokens.i32"
@@ -74,16 +77,19 @@ def train(
     group: ProcessGroup = SINGLE_PROCESS,
     *,
     replace: bool = False,
+    notify: Notify = lambda kind, text: None,
 ) -> TrainingSummary:
     """Writes checkpoints and metrics in `directory`, and the finished model in `saved`.
 
-    `report` gets `{"step", "steps", "epoch", "loss", "learning_rate", "grad_norm"}` after every step. Ctrl-C and
+    `report` gets `{"step", "steps", "epoch", "loss", "learning_rate", "grad_norm"}` after every step, `notify` what
+    is to be known before the first one: settings that are hardly meant, the step of a checkpoint. Ctrl-C and
     SIGTERM raise KeyboardInterrupt after the current step and a checkpoint; a second one at once. Raises StaleError
     where the last checkpoint belongs to another training (with `replace` it is removed), DataError where no row is
     left, ProjectError and ModelError for settings that cannot work with the model or on this machine.
     """
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     tokenizer = load_tokenizer(model_path)
+    require_fitting_format(project.model.chat_format, tokenizer)
     choice = _choose_strategy(project, model_path, group.member.local_world_size, group.count)
     rows = TokenizedRows(examples, project, tokenizer)
     token_cache = _tokenize(rows, directory, group)
@@ -91,10 +97,13 @@ def train(
     fingerprint = _fingerprint(project, model_path, token_cache, group.count, compatibility)
     checkpoint = _last_checkpoint(directory, fingerprint, group, replace)
     steps = total_steps(project.train, len(token_cache), group.count)
+    for kind, text in _notices(project, model_path, len(token_cache), steps, group.count, checkpoint):
+        notify(kind, text)
     base = BaseModel(model_path, build_model.arithmetic_precision(project, model_path), choice.strategy)
     # Both before the model is loaded: they tell transformers that a rank needs its shard only.
     parallelism.prepare_deepspeed(choice.strategy)
     arguments = training_arguments(project, base, steps, directory, choose_device())
+    notify("activity", "loading the model")
     with explain_out_of_memory("the model is loaded"), base.loading(arguments):
         network = build_model.load_base_model(project, base, group.is_first)
         build_model.require_fit(network, project.train, token_cache)
@@ -104,6 +113,7 @@ def train(
     callbacks.on_train_begin(checkpoint)
     inputs = build_model.training_inputs(model, project, base, token_cache, group)
     trainer = StepTrainer(model, arguments, inputs, callbacks)
+    notify("activity", "training")
     with callbacks.interruptible():
         trainer.run(checkpoint)
     if callbacks.interrupted:
@@ -111,7 +121,8 @@ def train(
     with callbacks.interruptible():  # all steps are done: an interruption waits until the model is saved
         whole = _whole_model(trainer, model, project, base, group)
         if group.is_first:
-            export_model(whole, tokenizer, project, base.precision, rows.answer_end_tokens, saved)
+            with explain_full_disk(saved, directory, "the weights"):
+                export_model(whole, tokenizer, project, base.precision, rows.answer_end_tokens, saved)
             remove_token_cache(directory / TOKENS_FILE)
     return _summary(token_cache, rows, callbacks, choice, group.count)
 
@@ -122,8 +133,23 @@ def require_trainable(project: Project, model_path: Path, processes_here: int, p
     choice = _choose_strategy(project, model_path, processes_here, processes)
     precision = build_model.arithmetic_precision(project, model_path)
     require_supported(project.train, precision, choose_device())
-    training_tokens(load_tokenizer(model_path), project.model.chat_format, PROBE, project.train.max_length, "drop")
+    tokenizer = load_tokenizer(model_path)
+    require_fitting_format(project.model.chat_format, tokenizer)
+    training_tokens(tokenizer, project.model.chat_format, PROBE, project.train.max_length, "drop")
     build_model.require_preparable(project, BaseModel(model_path, precision, choice.strategy))
+
+
+def _notices(
+    project: Project, model_path: Path, rows: int, steps: int, processes: int, checkpoint: Checkpoint | None
+) -> list[tuple[NoticeKind, str]]:
+    """Doubts about the settings of a new training, or where it continues."""
+    if checkpoint is not None:
+        return [("note", f"Continues from the checkpoint of step {checkpoint.step:,} of {steps:,}")]
+    settings, config = project.train, load_configuration(model_path).get_text_config()
+    samples = samples_per_step(settings, processes)
+    epoch_steps = len(StepSampler(rows, samples, project.seed))
+    size = TrainingSize(rows, samples, steps, epoch_steps, getattr(config, "hidden_size", None))
+    return [("warning", doubt) for doubt in implausible_settings(settings, size)]
 
 
 def _choose_strategy(project: Project, model_path: Path, processes_here: int, processes: int) -> StrategyChoice:

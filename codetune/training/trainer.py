@@ -18,24 +18,20 @@ from typing import Any
 
 import torch
 from accelerate.data_loader import DataLoaderShard
-from safetensors import SafetensorError
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import is_tensorboard_available, is_wandb_available
 
-from codetune.errors import CodetuneError, ProjectError, first_line
+from codetune.errors import CodetuneError, ProjectError
 from codetune.launch.devices import is_out_of_memory
 from codetune.model.adapters import quiet_peft
 from codetune.project.sections import Precision, Project, Training
 from codetune.training.build_model import BaseModel, TrainingInputs
 from codetune.training.callbacks import StepControl, TrainingCallbacks
-from codetune.training.checkpoint import Checkpoint
+from codetune.training.checkpoint import Checkpoint, continuation, explain_full_disk
 from codetune.training.collate import MicroBatchTensors
 from codetune.training.loss import LossFunction
 from codetune.training.metrics import StepMetrics
 from codetune.training.parallelism import reduce_gradients_in_float32, require_strategy, strategy_arguments
-
-# torch reports a full disk as a RuntimeError of its archive writer (caffe2/serialize/inline_container.cc).
-TORCH_WRITER = ("PytorchStreamWriter", "inline_container")
 
 
 def training_arguments(
@@ -208,16 +204,8 @@ class StepTrainer(Trainer):
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         step = self.state.global_step
         path = Path(str(self.args.output_dir)) / f"checkpoint-{step}"
-        try:
-            with quiet_peft():
-                super()._save_checkpoint(model, trial)
-        except (OSError, RuntimeError, SafetensorError) as why:
-            if isinstance(why, RuntimeError) and not any(name in str(why) for name in TORCH_WRITER):
-                raise  # for example a lost connection to a rank that died
-            raise CodetuneError(
-                f"{path} cannot be written ({first_line(why)}). Expected: room for the weights and the optimizer's "
-                "state. Make room, then run again: codetune train (it continues from the last checkpoint)"
-            ) from why
+        with explain_full_disk(path, path.parent, "the weights and the optimizer's state"), quiet_peft():
+            super()._save_checkpoint(model, trial)
         self._callbacks.on_save(path, step)
         self._step_began = time.perf_counter()  # saving does not count as training time
 
@@ -228,7 +216,8 @@ class StepTrainer(Trainer):
         smaller = " (a step learns from train.global_batch_size samples as before)"
         if settings.global_batch_size is None:
             smaller = " and raise train.gradient_accumulation_steps as much (a step learns from their product)"
-        smaller = f"lower train.per_device_batch_size{smaller}; the training continues from its last checkpoint"
+        continues = continuation(Path(str(self.args.output_dir)))
+        smaller = f"lower train.per_device_batch_size{smaller}; the training {continues}"
         remedies = ["lower train.max_length"] if samples == 1 else [smaller]
         remedies += [] if settings.gradient_checkpointing else ["set train.gradient_checkpointing: true"]
         remedies += [] if settings.method == "qlora" else ["start a new training with train.method: lora or qlora"]

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from codetune.data.chat import require_fitting_format
 from codetune.data.control_tokens import UNREADABLE, control_tokens
 from codetune.data.tokens import DroppedSample, TrainingTokens, training_tokens
+from codetune.errors import ModelError
 from codetune.model.load import load_tokenizer
 from codetune.project.sections import Scoring
 from codetune.records import Example, Message, Refusal
@@ -119,6 +121,15 @@ def test_a_template_that_rewrites_what_is_written_out_refuses_the_row() -> None:
     dropped = training_tokens(tokenizer, "tokenizer", example("<|im_end|>", "b"), 999, "drop")
     assert isinstance(dropped, DroppedSample)
     assert "template rewrites" in dropped.refusal.reason
+
+
+def test_a_format_fits_a_tokenizer_that_has_its_special_tokens() -> None:
+    tokenizer = chatml_tokenizer()
+    require_fitting_format("codeqwen", tokenizer)
+    require_fitting_format("tokenizer", tokenizer)
+    message = r"<end_of_turn>.*one of: deepseek, starcoder2, codellama, codeqwen, tokenizer \(its own template\)$"
+    with pytest.raises(ModelError, match=message):
+        require_fitting_format("codegemma", tokenizer)
 
 
 @pytest.mark.parametrize(

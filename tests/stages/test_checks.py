@@ -32,12 +32,13 @@ def project(tmp_path: Path) -> Path:
     [
         ({"embed__model": "./nowhere"}, ModelError, r"no directory \./nowhere"),
         ({"model__chat_format": "tokenizer"}, ModelError, "has no chat template"),
+        ({"model__chat_format": "llama3"}, ModelError, r"<\|eot_id\|>.*one of: deepseek, starcoder2, codellama$"),
         ({"launch__strategy": "fsdp"}, ProjectError, "there is no GPU"),
         ({"model__attention": "flash"}, ModelError, "needs an NVIDIA GPU"),
         (
             {"train__method": "lora", "train__lora__target_modules": ["no_proj"]},
             ProjectError,
-            r"target_modules: \['no_proj'\] fits no module",
+            r"target_modules: no_proj is no module of LlamaForCausalLM.*, q_proj, ",
         ),
         ({"generate__backend": "vllm"}, ProjectError, "vllm is not installed"),
         ({"generate__prompt": "chat"}, ModelError, "has no chat template"),

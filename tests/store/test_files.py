@@ -102,3 +102,14 @@ def make(path: Path, kind: str, text: str) -> None:
 
 def content(path: Path) -> str:
     return (path / "inside" if path.is_dir() else path).read_text(encoding="utf-8")
+
+
+def test_a_file_that_a_library_keeps_to_its_owner_gets_the_usual_mode(tmp_path: Path) -> None:
+    (tmp_path / "usual").touch()
+    with replacing(tmp_path / "model") as directory:
+        directory.mkdir()
+        (directory / "weights").touch(0o600)
+        (directory / "program").touch(0o700)
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("model/weights", "usual", "model/program")]
+    assert modes[0] == modes[1] != 0o600
+    assert modes[2] == 0o700

@@ -557,6 +557,57 @@ def test_samples_that_do_not_fit_the_model_are_errors(tmp_path: Path) -> None:
         run(project(), base, tmp_path / "train")
 
 
+@pytest.mark.parametrize("method", [{}, LORA], ids=["full", "lora"])
+def test_a_disk_without_room_for_the_model_promises_no_checkpoint_that_is_not_there(
+    base: Path, tmp_path: Path, method: dict[str, str]
+) -> None:
+    for name, settings, told in (
+        ("none", {"max_steps": 1}, r"codetune train \(it starts again: it has no checkpoint\)"),
+        ("one", {"max_steps": 3, "save_steps": 2}, r"\(it continues from the checkpoint of step 2\)"),
+    ):
+        saved = tmp_path / name / "saved"
+        saved.mkdir(parents=True)
+        (saved / "generation_config.json").symlink_to("/dev/full")
+        with pytest.raises(CodetuneError, match=rf"saved cannot be written .*{told}"):
+            run(project(**settings, **method), base, tmp_path / name)
+
+
+def test_what_is_to_be_known_is_told_before_the_first_step(base: Path, tmp_path: Path) -> None:
+    told: list[tuple[str, str]] = []
+
+    def train_to(steps: int) -> None:
+        def notify(kind: str, text: str) -> None:
+            told.append((kind, text))
+
+        def report(line: Mapping[str, float | None]) -> None:
+            told.append(("step", str(line["step"])))
+            if line["step"] == steps:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        settings = project(warmup_steps=6, learning_rate=5e-8, save_steps=2)
+        train(examples(20), settings, base, tmp_path, tmp_path / "saved", report, notify=notify)
+
+    with pytest.raises(KeyboardInterrupt):
+        train_to(3)
+    assert [kind for kind, _ in told] == ["warning", "warning", "activity", "activity", "step", "step", "step"]
+    assert told[0][1].startswith("train.learning_rate is 5e-08.")
+    assert told[1][1].startswith("train.warmup_steps is 6, and the training has 6 steps")
+    told.clear()
+    train_to(99)
+    assert told[:3] == [
+        ("note", "Continues from the checkpoint of step 3 of 6"),
+        ("activity", "loading the model"),
+        ("activity", "training"),
+    ]
+    assert told[3] == ("step", "4")
+
+
+def test_the_files_of_a_checkpoint_have_the_usual_mode(base: Path, tmp_path: Path) -> None:
+    run(project(max_steps=1, save_steps=1, **LORA), base, tmp_path)
+    modes = {file.stat().st_mode & 0o777 for file in (tmp_path / "checkpoint-1").iterdir()}
+    assert modes == {(tmp_path / "metrics.jsonl").stat().st_mode & 0o777}
+
+
 def test_a_disk_that_fills_up_is_an_error_and_loses_nothing(base: Path, tmp_path: Path) -> None:
     def fill(line: Mapping[str, float | None]) -> None:
         if line["step"] == 4:
@@ -565,7 +616,7 @@ def test_a_disk_that_fills_up_is_an_error_and_loses_nothing(base: Path, tmp_path
             (full / "optimizer.pt").symlink_to("/dev/full")
 
     settings = project(save_steps=2)
-    with pytest.raises(CodetuneError, match=r"checkpoint-4 cannot be written .*run again: codetune train"):
+    with pytest.raises(CodetuneError, match=r"checkpoint-4 cannot be .*\(it continues from the checkpoint of step 2\)"):
         train(examples(20), settings, base, tmp_path, tmp_path / "saved", fill)
     run(settings, base, tmp_path)
     assert [line["step"] for line in metrics(tmp_path)] == [2, 4, 6]
