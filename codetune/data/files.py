@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 DATA_SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
 CHUNK_BYTES = MIB
-TABLE_BATCH_ROWS = 16  # few, because a dictionary of a few bytes can repeat a long value in every row
+TABLE_BATCH_ROWS = 16  # few, because a dictionary can repeat a long value in every row
 # The decoder can report a value that is cut ("\\u12", "fals") as an error at most this many characters before the end
 # of the text that has been read.
 CUT_VALUE_CHARACTERS = 16
@@ -129,9 +129,10 @@ def _parquet_rows(path: Path, source: str, choose: ColumnChoice) -> Iterator[Fil
             if not columns:
                 yield from unread_rows(names, table.metadata.num_rows, source)
                 return
-            UnpackingLimit(path, source).count(_stated_bytes(table.metadata, columns))
+            chunks = _column_chunks(table.metadata, columns)
+            UnpackingLimit(path, source).count(sum(chunk.total_uncompressed_size for chunk in chunks))
             limit = UnpackingLimit(path, source)
-            for batch in table.iter_batches(TABLE_BATCH_ROWS, columns=columns):
+            for batch in table.iter_batches(_rows_at_once(chunks), columns=columns):
                 limit.count(batch.nbytes)
                 yield from table_rows(batch, source, number)
                 number += batch.num_rows
@@ -142,11 +143,23 @@ def _parquet_rows(path: Path, source: str, choose: ColumnChoice) -> Iterator[Fil
         ) from error
 
 
-def _stated_bytes(metadata: pyarrow.parquet.FileMetaData, columns: Sequence[str]) -> int:
-    """What the pages of the columns unpack to, as the file says; a value that a dictionary repeats counts once."""
+def _column_chunks(
+    metadata: pyarrow.parquet.FileMetaData, columns: Sequence[str]
+) -> list[pyarrow.parquet.ColumnChunkMetaData]:
     groups = (metadata.row_group(index) for index in range(metadata.num_row_groups))
     chunks = (group.column(index) for group in groups for index in range(group.num_columns))
-    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns)
+    return [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns]
+
+
+def _rows_at_once(chunks: Sequence[pyarrow.parquet.ColumnChunkMetaData]) -> int:
+    """One where a dictionary may hold a long value, which would stand in memory once for each row. Its size is an
+    estimate; writers end a dictionary at 1 MiB."""
+    for chunk in chunks:
+        if chunk.has_dictionary_page:
+            packed = chunk.data_page_offset - chunk.dictionary_page_offset
+            if packed * chunk.total_uncompressed_size > ROW_BYTES // 4 * chunk.total_compressed_size:
+                return 1
+    return TABLE_BATCH_ROWS
 
 
 def _first_byte(stream: IO[bytes]) -> bytes:

@@ -164,3 +164,19 @@ def test_a_file_that_unpacks_to_far_more_than_its_size_is_an_error(
     monkeypatch.setattr(user_files, "UNPACKED_BYTES", 1000)
     with pytest.raises(DataError, match=rf"{name} has .* bytes and unpacks to more than .* 100 times its size"):
         values_of(tmp_path / name, ["a"])
+
+
+def test_a_long_value_that_a_dictionary_repeats_is_read_one_row_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_table(tmp_path / "a.parquet", a=["x" * 5000] * 40)
+    batches: list[int] = []
+    count = files.UnpackingLimit.count
+    monkeypatch.setattr(files.UnpackingLimit, "count", lambda limit, size: batches.append(size) or count(limit, size))
+    assert len(values_of(path, ["a"])) == 40
+    assert max(batches[1:]) > 5000 * (files.TABLE_BATCH_ROWS - 1)
+    batches.clear()
+    monkeypatch.setattr(files, "ROW_BYTES", 4000)
+    with pytest.raises(DataError, match=r"a\.parquet:row 1 is longer than"):
+        values_of(path, ["a"])
+    assert max(batches[1:]) < 2 * 5000
