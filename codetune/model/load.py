@@ -163,8 +163,14 @@ def load_model_shard(path: Path, model: Model, count: int) -> PreTrainedModel:
 
 def load_quantized_model(path: Path, model: Model, device: str, quantization: Quantization) -> PreTrainedModel:
     """The network on `device` with its linear layers, except the output layer, quantized to 4 or 8 bits while they are
-    read. All other weights, and the arithmetic, are in `model.dtype`. Raises ModelError without bitsandbytes."""
+    read. All other weights, and the arithmetic, are in `model.dtype`. Raises ModelError without bitsandbytes, and for
+    adapters: they can be merged only into weights that are not quantized."""
     require_bitsandbytes()
+    if (path / ADAPTER_CONFIG).is_file():
+        raise ModelError(
+            f"{path} holds adapters, which cannot be merged into a quantized base model. Expected: a whole model. Set "
+            f"train.method: lora, or model.path to the base model ({base_model_name(path)})."
+        )
     settings = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=quantization.bits == 4,
         load_in_8bit=quantization.bits == 8,

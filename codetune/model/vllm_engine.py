@@ -1,4 +1,4 @@
-"""Completions by vLLM (0.11 and later), an optional extra: imported only if it is asked for, or found beside a GPU.
+"""Completions by vLLM (0.21 and later), an optional extra: imported only if it is asked for, or found beside a GPU.
 
 Each sample has its own seed, so what vLLM samples does not depend on other requests. Its random numbers differ from
 those of `decoding.py`, and in bfloat16 no backend repeats another to the token. Tests without a GPU use a fake engine,

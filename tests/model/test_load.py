@@ -18,9 +18,9 @@ from transformers import AutoConfig, GenerationConfig
 
 from codetune.errors import ModelError
 from codetune.model.adapters import add_adapters
-from codetune.model.load import load_model, load_tokenizer, uninitialized_model
+from codetune.model.load import load_model, load_quantized_model, load_tokenizer, uninitialized_model
 from codetune.model.model_files import conversion_command, find_model
-from codetune.project.sections import LoraSettings, Model
+from codetune.project.sections import LoraSettings, Model, Quantization
 from tests.model.builders import byte_tokenizer, tiny_model
 
 FLOAT32 = Model(dtype="float32")
@@ -130,6 +130,11 @@ def test_adapters_that_cannot_be_merged_are_refused(
     (adapter / "adapter_config.json").write_text(json.dumps(changed))
     with pytest.raises(ModelError, match=message):
         load_model(adapter, FLOAT32, "cpu")
+
+
+def test_adapters_are_not_quantized(adapter: Path, saved: Path) -> None:
+    with pytest.raises(ModelError, match=f"{adapter} holds adapters.*Set train.method: lora, or .*{saved}"):
+        load_quantized_model(adapter, FLOAT32, "cpu", Quantization())
 
 
 def test_adapters_of_a_hub_id_are_put_on_the_snapshot_of_it(
