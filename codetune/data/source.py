@@ -168,6 +168,11 @@ def _require_columns(rows: Iterable[FileRow], dataset: Dataset) -> Iterator[File
 
 
 def _refuse_file_without_columns(rows: Sequence[FileRow], dataset: Dataset) -> None:
+    if rows and all(isinstance(row.value, list) for row in rows):
+        raise DataError(
+            f"{rows[0].at} is a list. Expected: an object in each row, or one array of objects in a file that is "
+            "named .json. Rename the file, or correct the data."
+        )
     objects = [(row.at, row.value) for row in rows if isinstance(row.value, dict)]
     unknown = [(at, columns) for at, columns in objects if find_row_format(columns, dataset) is None]
     if len(objects) < 2 * len(unknown):

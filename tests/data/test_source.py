@@ -197,6 +197,11 @@ def test_a_missing_column_is_an_error_that_lists_those_that_exist(tmp_path: Path
         rows_of(path)
 
 
+def test_an_array_under_the_name_of_a_file_of_lines_is_an_error_that_names_the_right_one(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.jsonl:1 is a list\. .* that is named \.json\."):
+        rows_of(write_lines(tmp_path / "a.jsonl", [[PAIR, PAIR]]))
+
+
 def test_a_chat_among_rows_without_the_columns_does_not_hide_that_they_are_missing(tmp_path: Path) -> None:
     chat = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}
     path = write_lines(tmp_path / "a.jsonl", [chat, {"instruction": "x"}, {"instruction": "z"}])
