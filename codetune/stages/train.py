@@ -41,6 +41,7 @@ from codetune.store.files import replacing, write_text
 from codetune.store.manifest import Manifest
 from codetune.store.row_artefacts import read_selection
 from codetune.store.run_directory import Run
+from codetune.training.checkpoint import MANIFEST
 
 
 def _inputs(project: Project, request: StageRequest) -> Sequence[Input]:
@@ -111,7 +112,7 @@ def _progress(context: RunContext, request: StageRequest) -> str | None:
     directory = unfinished_directory(context.run)
     if not directory.exists():
         return None
-    steps = [step_of(path) for path in directory.glob("checkpoint-*[0-9]")]
+    steps = [step_of(path.parent) for path in directory.glob(f"checkpoint-*/{MANIFEST}")]
     differing, _ = _other_settings(context)
     other = f", made with other settings: {differing}" if differing else ""
     return f"checkpoint of step {max(steps)}{other}" if steps else "no checkpoint yet"

@@ -50,8 +50,8 @@ def _about_batches(settings: Training, size: TrainingSize) -> str:
         return ""
     key = "global_batch_size" if settings.global_batch_size else "gradient_accumulation_steps"
     return (
-        f"A step takes {size.step_samples:,} samples, and there are {size.rows:,} rows: each epoch is one step. Usual "
-        f"are many steps an epoch. Lower train.{key} or train.per_device_batch_size, or select more rows"
+        f"A step takes {size.step_samples:,} samples, and there are {size.rows:,} rows: each epoch is one step. An "
+        f"epoch usually has many. Lower train.{key} or train.per_device_batch_size, or select more rows"
     )
 
 
@@ -59,8 +59,8 @@ def _about_learning_rate(settings: Training) -> str:
     lowest, highest = LEARNING_RATES
     if lowest <= settings.learning_rate <= highest:
         return ""
-    usual = "1e-6 to 1e-4 for all weights" if settings.method == "full" else "1e-5 to 1e-3 for adapters"
-    return f"train.learning_rate is {settings.learning_rate:g}. Usual are {usual}. Check it"
+    usual = "1e-6 to 1e-4, for all weights" if settings.method == "full" else "1e-5 to 1e-3, for adapters"
+    return f"train.learning_rate is {settings.learning_rate:g}. The usual range is {usual}. Check it"
 
 
 def _about_warmup(settings: Training, size: TrainingSize) -> str:
@@ -72,7 +72,7 @@ def _about_warmup(settings: Training, size: TrainingSize) -> str:
     steps = "1 step" if size.steps == 1 else f"{size.steps:,} steps"
     return (
         f"train.warmup_steps is {settings.warmup_steps:,}, and the training has {steps}: its learning rate {effect}. "
-        f"Usual are 3 to 10 % of the steps. Set train.warmup_steps: {size.steps // 20}, or train longer"
+        f"A warm-up is usually 3 to 10 % of the steps. Set train.warmup_steps: {size.steps // 20}, or train longer"
     )
 
 
@@ -88,5 +88,5 @@ def _about_rank(settings: Training, size: TrainingSize) -> str:
         return ""
     return (
         f"train.lora.r is {settings.lora.r:,}, and the model is {size.width:,} wide: such adapters have more weights "
-        "than the layers. Usual are 8 to 64. Lower it, or set train.method: full"
+        "than the layers. The usual range is 8 to 64. Lower it, or set train.method: full"
     )

@@ -62,7 +62,7 @@ def test_every_rank_takes_each_nth_item_and_logs_it_by_itself(tmp_path: Path) ->
 
 
 def test_a_task_whose_prompt_fills_the_window_fails_and_the_others_go_on(tmp_path: Path) -> None:
-    context = context_of(make_small_world(tmp_path, 6), evaluate__sandbox="none", **GREEDY)
+    context = context_of(make_small_world(tmp_path, 6), **GREEDY)
     tasks = [json.loads(line) for line in (tmp_path / "tasks.jsonl").read_text().splitlines()]
     tasks[0]["prompt"] += "#" * 5000 + "\n"
     write_rows(tmp_path / "tasks.jsonl", tasks)

@@ -25,9 +25,17 @@ def test_usual_settings_are_not_doubted(method: str) -> None:
     [
         ({"epochs": 1}, SMALL, "warmup_steps is 15, and the training has 1 step: its learning rate is 0, so nothing"),
         ({"epochs": 1}, SMALL, "takes 64 samples, and there are 9 rows: each epoch is one step."),
-        ({}, SHORT, "has 3 steps: its learning rate never gets above 13% of train.learning_rate. Usual are 3 to 10 %"),
-        ({"learning_rate": 500.0}, USUAL, "learning_rate is 500. Usual are 1e-6 to 1e-4 for all weights"),
-        ({"learning_rate": 1e-9, "method": "lora"}, USUAL, "learning_rate is 1e-09. Usual are 1e-5 to 1e-3 for adap"),
+        (
+            {},
+            SHORT,
+            "has 3 steps: its learning rate never gets above 13% of train.learning_rate. A warm-up is",
+        ),
+        ({"learning_rate": 500.0}, USUAL, "learning_rate is 500. The usual range is 1e-6 to 1e-4, for all weights"),
+        (
+            {"learning_rate": 1e-9, "method": "lora"},
+            USUAL,
+            "learning_rate is 1e-09. The usual range is 1e-5 to 1e-3,",
+        ),
         ({"save_steps": 49}, USUAL, "save_steps is 49, and the training has 48 steps: only train.save_minutes writes"),
         ({"save_steps": 49, "save_minutes": None}, USUAL, "48 steps: there are no checkpoints"),
         ({"max_steps": 100}, USUAL, "max_steps is 100, and train.epochs: 3 ends after 48 steps"),
