@@ -20,6 +20,7 @@ LOSSES = {
     "truncated": "{:,} were cut at generate.max_new_tokens",
     "refused": "{:,} were not generated (the model cannot take their prompts)",
     "not_parsing": "{:,} do not parse",
+    "given_up": "{:,} were given up by sanitize",
 }
 
 

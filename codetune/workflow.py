@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from codetune.benchmark.evaluate import ModelComparison, Report
 
 COMPARED = ("base", "tuned")  # the models that `run` evaluates
-COUNTED = ("tokens", "truncated", "changed", "not_parsing")  # facts of completions and of the programs made of them
+# Facts of completions and of the programs made of them.
+COUNTED = ("tokens", "truncated", "changed", "not_parsing", "given_up")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,8 @@ def evaluate_models(context: RunContext, tasks: Benchmark, names: Sequence[str])
         report = read_report(results[-1].artefact)
         facts = {name: value for result in results for name, value in result.facts.items()}
         refused = sum(count for result in results for count in result.refused.values())
-        report["completions"] = {**{name: facts[name] for name in COUNTED}, **({"refused": refused} if refused else {})}
+        counts = {name: facts[name] for name in COUNTED if name in facts}
+        report["completions"] = {**counts, **({"refused": refused} if refused else {})}
         reports.append(report)
     return reports
 

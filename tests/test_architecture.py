@@ -94,6 +94,7 @@ IMPORT_LATE = (
     "stages.model_ref",
     "launch.dispatch",
     "benchmark.benchmarks",  # evalplus.data, which loads pandas and datasets
+    "benchmark.evalplus_cut",  # evalplus.sanitize, without evalplus.data
     "model.vllm_engine",  # vllm's settings, an extra
     "training.parallelism",  # deepspeed itself, an extra
     "selection.embed",  # what loads torch, which the hashing encoder does without

@@ -14,7 +14,7 @@ import re
 import symtable
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TypeGuard
 
 BUILTIN_NAMES = frozenset(dir(builtins))
@@ -35,21 +35,44 @@ def dependency_slice(code: str, entry_point: str) -> str:
     if tree is None:
         return ""
     statements = [node for node in _without_twins(tree.body) if not _is_main_block(node)]
-    bound, changed = {node: _bound(node) for node in statements}, changed_names(tree.body, entry_point)
-    texts = {node: _text(code, node) for node in statements}
+    changed = changed_names(tree.body, entry_point)
+    giving: dict[str, list[ast.stmt]] = {}  # name -> the statements that bind it or change its value
+    for node in statements:
+        for name in _bound(node) | changed.get(node, set()):
+            giving.setdefault(name, []).append(node)
     kept = {node for node in statements if _rank(node) == FUTURE}
     needed, waiting = {entry_point, ANY_NAME}, [entry_point, ANY_NAME]
     while waiting:
-        name = waiting.pop()
-        for node in statements:
-            if node not in kept and (name in bound[node] or name in changed.get(node, ())):
+        for node in giving.get(waiting.pop(), ()):
+            if node not in kept:
                 kept.add(node)
-                found = _loaded_names(texts[node]) - needed
+                found = _loaded_names(_text(code, node)) - needed
                 needed |= found
                 waiting += found
-    if not any(entry_point in bound[node] for node in kept):
+    if not any(entry_point in _bound(node) for node in kept):
         return ""
-    return "\n".join(texts[node] for node in sorted(statements, key=_rank) if node in kept)
+    return "\n".join(_text(code, node) for node in sorted(statements, key=_rank) if node in kept)
+
+
+def without_overwritten(code: str) -> str:
+    """The program without those of its functions and classes that a later one of the same name replaces before anything
+    uses them: Python keeps the last, `evalplus.sanitize` the first. A function that never returns, or a copy of an
+    earlier version that was cut off, replaces nothing; a decorated one may be registered somewhere, and stays."""
+    tree = parse(code)
+    versions: dict[str, list[ast.stmt]] = {}
+    for node in tree.body if tree else ():
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and _gives_something(node):
+            versions.setdefault(node.name, []).append(node)
+    versions = {name: nodes for name, nodes in versions.items() if len(nodes) > 1}
+    if tree is None or not versions:
+        return code
+    uses = _lines_that_use(code, tree.body)
+    gone: set[int] = set()
+    for name, nodes in versions.items():
+        for node, last in _overwritten(code, nodes):
+            if not any(node.lineno < line < last.lineno for line in uses.get(name, ())):
+                gone.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return "".join(line for number, line in enumerate(_lines(code), start=1) if number not in gone)
 
 
 def defines(code: str, entry_point: str) -> bool:
@@ -119,6 +142,7 @@ def changed_names(statements: Sequence[ast.stmt], entry_point: str) -> Mapping[a
         for alias in node.names
     }
     functions = {node.name: node for node in statements if isinstance(node, ast.FunctionDef)}
+    talks, changed_inside = cache(_talks), cache(_changed_inside)  # a function may be called on every line
     found = {}
     for node in statements:
         if isinstance(node, DEFINITIONS):
@@ -126,9 +150,9 @@ def changed_names(statements: Sequence[ast.stmt], entry_point: str) -> Mapping[a
         if _is_test(node, entry_point):
             break
         called = [functions[name] for name in _called(node) & functions.keys()]
-        if any(_reads_input(part) or "print" in _called(part) for part in (node, *called)):
+        if any(map(talks, (node, *called))):
             continue
-        names = _changed(node).union(*(_changed_inside(function) for function in called)) - imported
+        names = _changed(node).union(*map(changed_inside, called)) - imported
         if not _has_attribute_of(node, entry_point):
             names.discard(entry_point)  # a variable that a body names like its function, read out of the function
         if names:
@@ -153,6 +177,31 @@ def _without_twins(statements: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
     chosen = {next((node for node in nodes if _gives_something(node)), nodes[-1]) for nodes in versions.values()}
     others = {node for nodes in versions.values() for node in nodes} - chosen
     return (node for node in statements if node not in others)
+
+
+def _overwritten(code: str, versions: Sequence[ast.stmt]) -> Iterator[tuple[ast.stmt, ast.stmt]]:
+    """Each version that is not the last, and the last."""
+    texts = [_normalized(code, node) for node in versions]
+    cut_off = next((index for index, text in enumerate(texts) if text.startswith(texts[-1])), 0)
+    last = versions[-1] if cut_off == len(versions) - 1 else versions[cut_off]
+    yield from ((node, last) for node in versions[: versions.index(last)] if not getattr(node, "decorator_list", None))
+
+
+def _lines_that_use(code: str, statements: Sequence[ast.stmt]) -> Mapping[str, list[int]]:
+    """Name -> the lines where a statement that gives something to a function uses it before any function is called."""
+    functions = [node for node in statements if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    needed = {name for node in functions for name in _loaded_names(_text(code, node))}
+    found: dict[str, list[int]] = {}
+    for node in statements:
+        if node in functions:
+            parts: Sequence[ast.AST] = [*node.decorator_list, node.args]
+        elif isinstance(node, ast.ClassDef) or _bound(node) & needed:
+            parts = [node]
+        else:
+            continue
+        for name in {inner.id for part in parts for inner in ast.walk(part) if isinstance(inner, ast.Name)}:
+            found.setdefault(name, []).append(node.lineno)
+    return found
 
 
 def _rebound_name(node: ast.stmt) -> str | None:
@@ -194,7 +243,7 @@ def _normalized(code: str, node: ast.stmt) -> str:
 
 def _text(code: str, node: ast.stmt) -> str:
     if decorators := getattr(node, "decorator_list", None):  # nothing else can stand on the lines of a decorated one
-        return "\n".join(LINE_END.split(code)[decorators[0].lineno - 1 : node.end_lineno])
+        return "\n".join(_split(code)[decorators[0].lineno - 1 : node.end_lineno])
     assert node.end_lineno is not None
     lines = [line.encode() for line in _lines(code)[node.lineno - 1 : node.end_lineno]]  # columns are those of UTF-8
     lines[-1] = lines[-1][: node.end_col_offset]
@@ -206,6 +255,12 @@ def _text(code: str, node: ast.stmt) -> str:
 def _lines(code: str) -> list[str]:
     """With their ends."""
     return LINE.findall(code)
+
+
+@lru_cache(maxsize=4)
+def _split(code: str) -> list[str]:
+    """Without their ends."""
+    return LINE_END.split(code)
 
 
 def _bound(statement: ast.stmt) -> set[str]:
@@ -260,6 +315,10 @@ def _reads_input(tree: ast.AST) -> bool:
         isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and (node.value.id, node.attr) in STREAMS
         for node in ast.walk(tree)
     )
+
+
+def _talks(tree: ast.AST) -> bool:
+    return _reads_input(tree) or "print" in _called(tree)
 
 
 def _has_attribute_of(tree: ast.AST, name: str) -> bool:

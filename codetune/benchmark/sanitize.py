@@ -12,14 +12,8 @@ from __future__ import annotations
 import ast
 import re
 import textwrap
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import islice
-
-from evalplus.sanitize import code_extract
-from evalplus.sanitize import sanitize as evalplus_sanitize
 
 from codetune.benchmark.dependency_slice import (
     defined_names,
@@ -31,20 +25,22 @@ from codetune.benchmark.dependency_slice import (
     statement_texts,
     undefined_names,
 )
+from codetune.benchmark.evalplus_cut import evalplus_program, longest_program
+from codetune.benchmark.longest_program import last_end
+from codetune.benchmark.thinking import without_thinking
 from codetune.records import Completion, Problem, Solution
 
 FENCE_LINE = re.compile(r"^[ \t]*(?:```|~~~).*$", re.MULTILINE)
-# What shares a line with code, and its replacement: fences ("```python def f(x):", "    return x```"), and ends of
-# turns and tags that a decoder has left ("    return x</s>").
+# A fence that shares a line with code ("```python def f(x):").
+FENCE_BEFORE_CODE = re.compile(
+    r"^[ \t]*```+[ \t]*(?:(?:python3?|py)[ \t]*)?(?=(?:def|class|from|import|async) |@\w)",
+    re.MULTILINE | re.IGNORECASE,
+)
+# Ends of turns and tags that a decoder has left on a line of code ("    return x</s>").
+END_TAG = re.compile(r"<\|\w+\|>|</s>|<end_of_turn>|</?(?:code|pre)>")
+BLANK = " \t\r"
+# What else shares a line with code, and its replacement: a tag, and a fence ("    return x```").
 REPLACEMENTS = (
-    (
-        re.compile(
-            r"^[ \t]*```+[ \t]*(?:python3?|py)?[ \t]*(?=(?:def|class|from|import|async) |@\w)",
-            re.MULTILINE | re.IGNORECASE,
-        ),
-        "```\n",
-    ),
-    (re.compile(r"(?:<\|\w+\|>|</s>|<end_of_turn>|</?(?:code|pre)>)+[ \t\r]*$", re.MULTILINE), "\n"),
     (re.compile(r"^(?:<(?:code|pre)>)+", re.MULTILINE), "\n"),
     (re.compile(r"(?<=[^\s`])[ \t]*```+[ \t\r]*$", re.MULTILINE), "\n```"),
 )
@@ -62,15 +58,18 @@ class SanitizedSample:
     solution: Solution
     changed: bool  # differs from what the model wrote, behind the prompt where it continued one
     parses: bool
+    given_up: str = ""  # why no program was looked for any longer; then the solution is empty
 
 
 def sanitize(problem: Problem, sample: Completion | Solution) -> SanitizedSample:
     """Extracts the program of a sample: a `Completion` continues the task's prompt, a `Solution` stands on its own, as
-    a chat answer does. Idempotent on its own solutions. A text without any code is returned, and judged, as it is."""
+    a chat answer does. Idempotent on its own solutions. A text without any code is returned, and judged, as it is. What
+    a model has thought aloud before is no part of its answer."""
     # The line break is EvalPlus' (evalplus 0.3.1, sanitize.script): a prompt may end without one.
     text = sample.completion if isinstance(sample, Completion) else sample.solution
     written = f"{problem.prompt}\n{text}" if isinstance(sample, Completion) else text
-    code = _program(problem, text, written)
+    answer = text if parse(written) else without_thinking(text)
+    code = _program(problem, answer, f"{problem.prompt}\n{answer}" if isinstance(sample, Completion) else answer)
     return SanitizedSample(
         Solution(problem.task_id, code, sample.sample), changed=code != written, parses=parse(code) is not None
     )
@@ -79,7 +78,7 @@ def sanitize(problem: Problem, sample: Completion | Solution) -> SanitizedSample
 def _program(problem: Problem, text: str, written: str) -> str:
     """A program other than EvalPlus' is extracted again until nothing changes, so that sanitizing is idempotent."""
     entry_point = problem.entry_point
-    code = _evalplus_program(written, entry_point)
+    code = evalplus_program(written, entry_point)
     sources = _sources(written, text)
     faults = _Faults(entry_point, sources)
     if not any(faults.of(code)):
@@ -125,47 +124,37 @@ def _has_a_longer_end(cut: str, code: str) -> bool:
 
 def _cuts(sources: Iterable[str], entry_point: str) -> Iterator[str]:
     for source in sources:
-        yield _evalplus_program(source, entry_point)
+        yield evalplus_program(source, entry_point)
         yield dependency_slice(source, entry_point)
-
-
-@lru_cache(maxsize=32)  # EvalPlus parses a text once for every pair of its lines, and several sources may be equal
-def _evalplus_program(written: str, entry_point: str) -> str:
-    return _evalplus(lambda: evalplus_sanitize(written, entry_point), written)
 
 
 def _sources(written: str, text: str) -> list[str]:
     """Programs in an answer: its longest, that of each part, and all these in a row. The first part is tried with the
     prompt before it and without."""
-    parts = dict.fromkeys(map(_longest_program, [*_parts(written), *_parts(text)[:1]]))
+    parts = dict.fromkeys(map(longest_program, [*_parts(written), *_parts(text)[:1]]))
     programs = [part for part in parts if parse(part)]
-    return [_longest_program(written), *programs, "\n".join(programs)]
-
-
-@lru_cache(maxsize=32)
-def _longest_program(text: str) -> str:
-    return text if parse(text) else _evalplus(lambda: code_extract(text), text)
-
-
-def _evalplus(extract: Callable[[], str], text: str) -> str:
-    """The result of an extracting function of EvalPlus, or the unchanged text if that function raises. evalplus 0.3.1
-    handles a SyntaxError only; null bytes, lone surrogates and deep nesting raise other errors."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the parser's, about escapes and comparisons in the model's code
-            return extract()
-    except (ValueError, RecursionError):
-        return text
+    return [longest_program(written), *programs, "\n".join(programs)]
 
 
 def _parts(text: str) -> list[str]:
     """The texts between fences. Opening and closing fences are not told apart: a text may begin or end inside of a
     block, and prose between two blocks defines nothing."""
+    text = FENCE_BEFORE_CODE.sub("```\n", text)
+    text = "\n".join(map(_without_end_tags, text.split("\n")))
     for pattern, replacement in REPLACEMENTS:
         text = pattern.sub(replacement, text)
     if QUOTED_FENCE.search(text):
         text = QUOTE.sub("", text)
     return [_dedented(part) for part in FENCE_LINE.split(text)]
+
+
+def _without_end_tags(line: str) -> str:
+    """A break takes the place of the tags, so that a fence can stand behind it."""
+    begin = end = len(line.rstrip(BLANK))
+    for tag in reversed(list(END_TAG.finditer(line))):
+        if tag.end() == begin:
+            begin = tag.start()
+    return line if begin == end else f"{line[:begin]}\n"
 
 
 def _dedented(part: str) -> str:
@@ -179,9 +168,12 @@ def _as_body(problem: Problem, part: str) -> Iterator[str]:
     """The task's prompt continued by as many lines of the part as make a function: with their own indentation, with the
     prompt's, and with the prompt's for the first line only, where the prompt had ended in it. Longest first."""
     part = LEADING_TABS.sub(lambda found: found[0].expandtabs(len(INDENTATION)), part)
+    prompt = problem.prompt.split("\n")
     found: list[tuple[int, str]] = []
     for body in (part.strip("\n"), textwrap.indent(part.strip(), INDENTATION), INDENTATION + part.strip()):
-        lines = body.split("\n")
-        programs = ((end, "\n".join([problem.prompt, *lines[:end]])) for end in range(len(lines), 0, -1))
-        found += islice((both for both in programs if defines(both[1], problem.entry_point)), 1)
+        lines = [*prompt, *body.split("\n")]
+        end = last_end(lines, 0, len(prompt))
+        program = "\n".join(lines[: end + 1]) if end is not None else ""
+        if end is not None and defines(program, problem.entry_point):
+            found.append((end, program))
     yield from (program for _, program in sorted(found, key=lambda both: -both[0]))

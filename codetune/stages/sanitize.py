@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from codetune import console
 from codetune.benchmark.evalplus_format import pair_with_problems, read_samples, sample_row
+from codetune.launch.environment import thread_count
 from codetune.project.sections import Project
 from codetune.stages.benchmarks import samples_input, tasks_facts, tasks_input
 from codetune.stages.generate import GENERATE
@@ -24,29 +26,47 @@ from codetune.stages.stage import (
 )
 from codetune.store.files import write_lines
 
+if TYPE_CHECKING:
+    from codetune.benchmark.sanitize import SanitizedSample
+
 
 def _inputs(project: Project, request: StageRequest) -> Sequence[Input]:
     return tasks_input(), samples_input("samples") if request.samples else artefact_input(GENERATE)
 
 
 def _write(context: RunContext, recipe: Recipe, request: StageRequest) -> StageOutput:
-    from codetune.benchmark.sanitize import sanitize
+    from codetune.benchmark.sanitize_all import sanitize_all
 
     assert request.tasks is not None
     source: Path = recipe.paths["samples" if request.samples else "generate"]
     pairs = pair_with_problems(request.tasks.problems, read_samples(source))
     label = f"sanitize {request.benchmark} {request.label}"
-    cleaned = [sanitize(problem, sample) for problem, sample in console.track(pairs, label, len(pairs), "sample")]
+    found = dict(console.track(sanitize_all(pairs, thread_count()), label, len(pairs), "sample"))
+    cleaned = [found[position] for position in range(len(pairs))]
+    _warn_of_given_up(cleaned)
     write_lines(recipe.artefact, (json.dumps(sample_row(clean.solution)) for clean in cleaned))
     counts = {
         "changed": sum(clean.changed for clean in cleaned),
-        "not_parsing": sum(not clean.parses for clean in cleaned),
+        "not_parsing": sum(not clean.parses and not clean.given_up for clean in cleaned),
+        "given_up": sum(bool(clean.given_up) for clean in cleaned),
     }
     return StageOutput(len(cleaned), {}, counts)
 
 
+def _warn_of_given_up(cleaned: Sequence[SanitizedSample]) -> None:
+    given_up = [clean for clean in cleaned if clean.given_up]
+    if given_up:
+        first = given_up[0]
+        console.warn(
+            f"{len(given_up)} of {len(cleaned)} samples were given up and will count as failed; the first is sample "
+            f"{first.solution.sample} of {first.solution.task_id}: {first.given_up}"
+        )
+
+
 def _details(result: StageResult) -> Details:
-    return Details([f"{result.facts['changed']} changed, {result.facts['not_parsing']} do not parse"])
+    facts = result.facts
+    given_up = f", {facts['given_up']} given up" if facts.get("given_up") else ""
+    return Details([f"{facts['changed']} changed, {facts['not_parsing']} do not parse{given_up}"])
 
 
 SANITIZE = Stage(
@@ -58,5 +78,5 @@ SANITIZE = Stage(
     details=_details,
     is_taken_over=True,
     facts=tasks_facts,
-    documented=("changed", "not_parsing"),
+    documented=("changed", "not_parsing", "given_up"),
 )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+import time
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from evalplus.sanitize import sanitize as extract
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from codetune.benchmark.dependency_slice import without_overwritten
 from codetune.benchmark.sanitize import sanitize
 from codetune.records import Completion, Solution
 from tests.benchmark.answers import LOSING, WHOLE
@@ -224,6 +226,55 @@ def test_a_body_with_a_variable_of_its_functions_name_stays_a_body() -> None:
     body = "\n    double = []\n    for _ in range(2):\n        double.append(x)\n    return double[0] + double[1]\n"
     found = sanitize(problem(), Completion("Own/0", body)).solution.solution
     assert found == extract(f"{PROMPT}\n{body}", "double")
+
+
+SECOND = "def double(x):\n    return x * 2"
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        (f"{FUNCTION}\n\n{SECOND}", SECOND),
+        (f"```python\n{FUNCTION}\nprint(double(1))\n\n{SECOND}\n```", SECOND),
+        (f"{FUNCTION}\nfound = double(1)\n{SECOND}\nprint(found)", SECOND),
+        (f"{FUNCTION}\n\n{FUNCTION}\n\n{SECOND}", SECOND),
+        (f"{SECOND}\n\ndef double(x):\n    pass", SECOND),  # a stub
+        (f"{FUNCTION} + 0\n\n{FUNCTION}", f"{FUNCTION} + 0"),  # a copy that the limit of tokens has cut off
+        (f"```python\n{FUNCTION}\n```\nOr:\n```python\n{SECOND}\n```", FUNCTION),  # two answers
+    ],
+)
+@pytest.mark.parametrize("form", [Solution, Completion])
+def test_of_a_function_that_a_program_defines_twice_the_last_counts(text: str, kept: str, form: Form) -> None:
+    found = sanitize(problem(), form("Own/0", text)).solution
+    assert found.solution == kept
+    assert sanitize(problem(), found).solution == found
+
+
+@pytest.mark.parametrize(
+    "between", ["first = double", "first = add(double)", "class A:\n    f = double", "def g(f=double):\n    return f"]
+)
+def test_a_first_version_that_is_used_stays(between: str) -> None:
+    text = f"{FUNCTION}\n{between}\ndef double(x):\n    return first(A, g, x)"
+    assert FUNCTION in without_overwritten(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x1 = 1\n" * 300 + ")",
+        "".join(f"def f{n}(x):\n    return x\n\n" for n in range(150)) + ")",
+        "x = 1" + "</s>" * 8_000 + "y",
+        "```" + " " * 20_000 + "y",
+        "    return x" + "```" * 9000 + "y",
+        "TABLE = {}\ndef fill(x):\n    TABLE[x] = x\n" + "fill(1)\n" * 300 + "def double(x):\n    return TABLE[x]",
+        "@cache\ndef f(x):\n    return x\n\n" * 150,
+        "    x = 1\n" * 300 + ")" + "\n    y = 1" * 300,
+    ],
+)
+def test_a_long_text_takes_no_time_by_its_square(text: str) -> None:
+    began = time.process_time()
+    sanitize(problem(), Solution("Own/0", text))
+    assert time.process_time() - began < 5
 
 
 def test_a_text_without_code_comes_back_and_does_not_parse() -> None:

@@ -1,0 +1,45 @@
+"""The answer of a model that thinks aloud first, without its thoughts.
+
+Models write them between tags, `<think>` or another word, and drafts of the program stand in them. What is between an
+opening and a closing tag is no part of the answer. Where only the closing tag is there, the prompt had the other one:
+all before it is thought. Where only the opening one is, the tokens ran out before the answer: all behind it is thought.
+A tag counts at the beginning or the end of a line; inside of a thought a closing tag counts anywhere.
+"""
+
+from __future__ import annotations
+
+import re
+
+WORDS = "think|thinking|thought|thoughts|reasoning"
+TAG = re.compile(rf"<(?P<close>/?)(?P<word>{WORDS})>|\[(?P<close2>/?)(?P<word2>THINK)\]", re.IGNORECASE)
+BLANK = " \t\r"
+
+
+def without_thinking(text: str) -> str:
+    """The text without its thoughts; unchanged where it has no tag."""
+    kept: list[str] = []
+    begin, thinking = 0, ""
+    for tag in TAG.finditer(text):
+        word = (tag["word"] or tag["word2"]).lower()
+        closes = bool(tag["close"] or tag["close2"])
+        if thinking:
+            if closes and word == thinking:
+                begin, thinking = tag.end(), ""
+        elif _is_at_a_line_end(text, tag):
+            if closes:
+                kept.clear()
+            else:
+                kept.append(text[begin : tag.start()])
+                thinking = word
+            begin = tag.end()
+    return "".join(kept) + ("" if thinking else text[begin:])
+
+
+def _is_at_a_line_end(text: str, tag: re.Match[str]) -> bool:
+    """Whether nothing but blanks stands before the tag on its line, or nothing behind it."""
+    before, behind = tag.start(), tag.end()
+    while before and text[before - 1] in BLANK:
+        before -= 1
+    while behind < len(text) and text[behind] in BLANK:
+        behind += 1
+    return before == 0 or text[before - 1] == "\n" or behind == len(text) or text[behind] == "\n"

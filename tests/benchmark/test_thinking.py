@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from codetune.benchmark.sanitize import sanitize
+from codetune.benchmark.thinking import without_thinking
+from codetune.records import Completion, Solution
+from tests.benchmark.tasks import PROMPT, problem
+
+FUNCTION = "def double(x):\n    return x + x"
+DRAFT = "```python\ndef double(x):\n    y = x\n    y = y * 3\n    z = y\n    return z\n```"
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<think>a</think>b", "b"),
+        ("<think>\na\n</think>\n\nb", "\n\nb"),
+        ("<THINK>\na\n</think>b", "b"),
+        ("[THINK]a[/THINK]b", "b"),
+        ("<thinking>a <think> b </think> c</thinking>d", "d"),
+        ("<think>a</think>b\n<think>c</think>d", "b\nd"),
+        ("<think>a<think>b</think>c\n</think>d", "d"),  # in each other
+        ("a\n</think>\nb", "\nb"),  # the prompt had opened it
+        ("a. So it is done.</think>\nb", "\nb"),
+        ("b\n<think>\nthe tokens ran out", "b\n"),
+        ("b = t.split('</think>')[0]", "b = t.split('</think>')[0]"),
+        ("say `<think>` first", "say `<think>` first"),
+        ("b", "b"),
+        ("", ""),
+    ],
+)
+def test_what_is_thought_is_no_part_of_the_answer(text: str, answer: str) -> None:
+    assert without_thinking(text) == answer
+
+
+@pytest.mark.parametrize("word", ["think", "thinking", "thought", "reasoning", "THINK"])
+@pytest.mark.parametrize("form", [Solution, Completion])
+def test_a_long_wrong_draft_in_a_thought_is_not_judged(word: str, form: type[Solution | Completion]) -> None:
+    begin, end = ("[THINK]", "[/THINK]") if word == "THINK" else (f"<{word}>", f"</{word}>")
+    text = f"{begin}\nMaybe:\n{DRAFT}\nNo.\n{end}\n```python\n{FUNCTION}\n```\n"
+    assert sanitize(problem(), form("Own/0", text)).solution.solution == FUNCTION
+
+
+def test_a_thought_that_is_not_closed_has_no_answer() -> None:
+    text = f"<think>\n{DRAFT}"
+    assert sanitize(problem(), Solution("Own/0", text)).solution.solution == ""
+    assert sanitize(problem(), Completion("Own/0", text)).solution.solution.strip() == PROMPT.strip()
+
+
+def test_a_program_that_speaks_of_thoughts_stays_whole() -> None:
+    text = "def double(x):\n    text = '''\n<think>\n'''\n    return x + x"
+    assert sanitize(problem(), Solution("Own/0", text)).solution.solution == text
+
+
+@pytest.mark.parametrize("text", ["<think>", "</think> ", "<think>\n</think>", "< think"])
+def test_tags_without_end_are_read_once(text: str) -> None:
+    began = time.process_time()
+    without_thinking(text * 50_000)
+    assert time.process_time() - began < 5
