@@ -15,7 +15,7 @@ from codetune.stages.benchmarks import directory_name, distinct_benchmarks, open
 from codetune.stages.checks import check_ahead, is_pending
 from codetune.stages.evaluate import EVALUATE, read_report
 from codetune.stages.generate import GENERATE
-from codetune.stages.inputs import dataset_is_here
+from codetune.stages.inputs import dataset_is_here, require_named_inputs
 from codetune.stages.model_ref import model_ref
 from codetune.stages.pipeline import STAGES
 from codetune.stages.stage import RunContext, Stage, StageRequest, StageResult, run_stage
@@ -45,13 +45,15 @@ class StatusLine:
 def run(context: RunContext, wanted: Sequence[Stage], replace: bool = False) -> Iterator[StageResult]:
     """Runs the stages in their order; yields each result when it is done. What any of them needs is checked before the
     first begins. `replace`: a finished model of another recipe may be discarded."""
+    request = StageRequest(replace=replace)
+    needed = [stage for stage in wanted if stage.is_needed(context.project)]
+    of_run = [(stage, request) for stage in needed if not stage.of_benchmark]
+    for stage, _ in of_run:
+        require_named_inputs(context.project, stage.inputs(context.project, request))
     tasks: list[Benchmark] = []
     if any(stage.of_benchmark for stage in wanted):
         _require_samples(context)
         tasks = [open_benchmark(context, said) for said in distinct_benchmarks(context)]
-    request = StageRequest(replace=replace)
-    needed = [stage for stage in wanted if stage.is_needed(context.project)]
-    of_run = [(stage, request) for stage in needed if not stage.of_benchmark]
     is_trained_here = (TRAIN, request) in of_run and is_pending(context, TRAIN, request, of_run)
     check_ahead(context, [*of_run, *_benchmark_work(context, wanted, tasks, is_trained_here)])
     for stage, _ in of_run:

@@ -143,6 +143,7 @@ MODULES_WITHOUT_TORCH = (
     "benchmark.statistics",
     "model.decoding",
     "model.model_files",
+    "model.chat_format",
     "model.file_check",
 )
 # What a program under judgement raises can be anything, and is its own affair; in the sandbox nothing else runs. What a

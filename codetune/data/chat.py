@@ -10,7 +10,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from jinja2.exceptions import TemplateError
@@ -42,14 +42,21 @@ class ChatFamily:
     bos_every_turn: bool = False  # or at the start of the text alone
     stop_strings: tuple[str, ...] = ()  # end generation, beside EOS
     special_tokens: tuple[str, ...] = ()  # of the text above: each a single token of a tokenizer that fits
+    signs: tuple[str, ...] = ()  # by which model/chat_format.py knows a model of a family without special tokens
 
 
 _INSTRUCTION = ChatFamily(before_user="### Instruction:\n", before_answer="\n### Response:\n", between_turns="\n")
 
 FAMILIES: Mapping[str, ChatFamily] = {
-    "deepseek": _INSTRUCTION,
-    "starcoder2": _INSTRUCTION,
-    "codellama": ChatFamily(before_user="[INST] ", before_answer=" [/INST]", between_turns="", bos_every_turn=True),
+    "deepseek": replace(_INSTRUCTION, signs=("<\uff5cbegin\u2581of\u2581sentence\uff5c>", "<|EOT|>")),
+    "starcoder2": replace(_INSTRUCTION, signs=("model_type starcoder2",)),
+    "codellama": ChatFamily(
+        before_user="[INST] ",
+        before_answer=" [/INST]",
+        between_turns="",
+        bos_every_turn=True,
+        signs=("tokenizer_class CodeLlamaTokenizer",),
+    ),
     "codegemma": ChatFamily(
         before_user="<start_of_turn>user\n",
         before_answer="<end_of_turn>\n<start_of_turn>model\n",

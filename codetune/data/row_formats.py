@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
+from codetune.errors import DataError
 from codetune.project.sections import Dataset
 from codetune.records import Message, Role
 from codetune.text import lone_surrogate
@@ -31,6 +32,10 @@ LEFT_OUT_OF_TURNS = frozenset(
     ("weight", "tool_calls", "tool_call_id", "function_call", "reasoning_content", "thinking", "images")
 )
 EMPTY: tuple[object, ...] = (None, "", "[]", "{}", [], {})
+TURNS = ("messages", "conversations")
+INSTRUCTIONS = ("instruction", "problem", "question", "prompt", "query")  # usual names of the columns of a pair
+RESPONSES = ("output", "response", "solution", "answer", "completion")
+ABSENT = "\0"  # a column that no row has
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,8 @@ def messages_of(row: object, dataset: Dataset) -> Messages | str:
         return "not an object"
     row_format = find_row_format(row, dataset)
     if row_format is None:
-        return f"no column {dataset.response if dataset.instruction in row else dataset.instruction}"
+        absent = (name for name in (dataset.instruction, dataset.response, *TURNS) if name and name not in row)
+        return f"no column {next(absent)}"
     messages = row_format.messages(row, dataset)
     if not isinstance(messages, str):
         messages = _after_context(row, row_format.columns(dataset), messages)
@@ -60,6 +66,24 @@ def messages_of(row: object, dataset: Dataset) -> Messages | str:
 def find_row_format(row: Columns, dataset: Dataset) -> RowFormat | None:
     """The first format whose columns the row has."""
     return next((one for one in ROW_FORMATS if row.keys() >= set(one.columns(dataset))), None)
+
+
+def find_columns(names: Sequence[str], dataset: Dataset, at: str) -> Dataset:
+    """The data set with the columns that the project does not name, found by their usual names among those of the first
+    rows; rows with turns need none. Raises DataError where none or several could be meant."""
+    if dataset.instruction is None and dataset.response is None and any(name in names for name in TURNS):
+        return dataset
+    found: dict[str, str] = {}
+    for key, usual in (("instruction", INSTRUCTIONS), ("response", RESPONSES)):
+        matching = [name for name in usual if name in names]
+        if getattr(dataset, key) is None and len(matching) != 1:
+            fault = f"any of {', '.join(matching)} could be it" if matching else "none of its columns has a usual name"
+            raise DataError(
+                f"{at}: dataset.{key} is not set, and {fault}. Columns found: {', '.join(names) or 'none'}. Set "
+                "dataset.instruction and dataset.response to two of them"
+            )
+        found[key] = getattr(dataset, key) or matching[0]
+    return dataset.model_copy(update=found)
 
 
 def columns_to_read(names: Sequence[str], dataset: Dataset) -> tuple[str, ...]:
@@ -87,9 +111,13 @@ def left_out(row: object, dataset: Dataset) -> tuple[tuple[str, str], ...]:
     return tuple(sorted((name, json.dumps(value, sort_keys=True, default=repr)) for name, value in found))
 
 
+def _pair_columns(dataset: Dataset) -> tuple[str, str]:
+    return dataset.instruction or ABSENT, dataset.response or ABSENT
+
+
 def _pair(row: Columns, dataset: Dataset) -> Messages | str:
     """Two turns: the instruction and its response, in the columns that the project names."""
-    instruction, response = row[dataset.instruction], row[dataset.response]
+    instruction, response = (row[name] for name in _pair_columns(dataset))
     if not isinstance(instruction, str):
         return "instruction is not text"
     if not isinstance(response, str):
@@ -102,7 +130,7 @@ def _with_addition(column: str) -> Callable[[Columns, Dataset], Messages | str]:
 
     def read(row: Columns, dataset: Dataset) -> Messages | str:
         pair, addition = _pair(row, dataset), row[column]
-        if isinstance(pair, str) or column in (dataset.instruction, dataset.response):
+        if isinstance(pair, str) or column in _pair_columns(dataset):
             return pair
         if not isinstance(addition, str | None):
             return f"{column} is not text"
@@ -135,9 +163,9 @@ def _turns(column: str) -> Callable[[Columns, Dataset], Messages | str]:
 
 
 ROW_FORMATS = (
-    RowFormat("alpaca", lambda dataset: (dataset.instruction, dataset.response, "input"), _with_addition("input")),
-    RowFormat("dolly", lambda dataset: (dataset.instruction, dataset.response, "context"), _with_addition("context")),
-    RowFormat("pair", lambda dataset: (dataset.instruction, dataset.response), _pair),
+    RowFormat("alpaca", lambda dataset: (*_pair_columns(dataset), "input"), _with_addition("input")),
+    RowFormat("dolly", lambda dataset: (*_pair_columns(dataset), "context"), _with_addition("context")),
+    RowFormat("pair", lambda dataset: _pair_columns(dataset), _pair),
     RowFormat("chat", lambda dataset: ("messages",), _turns("messages")),
     RowFormat("sharegpt", lambda dataset: ("conversations",), _turns("conversations")),
 )

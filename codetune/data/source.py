@@ -9,15 +9,24 @@ from __future__ import annotations
 
 import glob
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice, takewhile
+from itertools import chain, islice, takewhile
 from pathlib import Path
 
-from codetune.data.files import DATA_SUFFIXES, FileRow, data_suffix, read_file_rows
-from codetune.data.row_formats import Messages, columns_to_read, find_row_format, left_out, messages_of
+from codetune.data.files import DATA_SUFFIXES, ColumnChoice, FileRow, data_suffix, read_file_rows
+from codetune.data.row_formats import (
+    TURNS,
+    Messages,
+    columns_to_read,
+    find_columns,
+    find_row_format,
+    left_out,
+    messages_of,
+)
 from codetune.data.splits import files_of_split
 from codetune.errors import DataError
-from codetune.project.sections import Dataset
+from codetune.project.sections import Dataset, required
 from codetune.records import Example, Refusal, content_id
 from codetune.user_files import matching_paths, require_plain_file
 
@@ -33,7 +42,11 @@ def read_examples(dataset: Dataset, location: str) -> Iterator[Example | Refusal
     missing or damaged file, and for a file without the expected columns."""
     first_positions: dict[int, int] = {}
     files: list[str] = []  # the part of `at` before the row's number, of each file
-    for rows in _open_files(dataset, location):
+
+    def choose(names: Sequence[str]) -> Sequence[str]:
+        return columns_to_read(names, dataset)
+
+    for rows in _open_files(dataset, location, choose):
         for row in _require_columns(rows, dataset):
             if files[-1:] != [row.at_file]:
                 files.append(row.at_file)
@@ -60,6 +73,18 @@ def _repeats(first: int, second: int, files: Sequence[str]) -> str:
     return f"duplicate of {original}" if is_same else f"differs from {original} only in columns that are left out"
 
 
+def with_columns(dataset: Dataset, location: str) -> Dataset:
+    """The data set with the columns that the project does not name, found from its first rows. Raises DataError as
+    `read_examples`, and where none or several columns could be meant."""
+    if dataset.instruction is not None and dataset.response is not None:
+        return dataset
+    named = required(dataset.path, "dataset.path")
+    rows = chain.from_iterable(_open_files(dataset, location, lambda names: ()))
+    values = [row.value for row in islice(rows, ROWS_TO_CHECK) if isinstance(row.value, dict)]
+    counts = Counter(name for value in values for name in value)
+    return find_columns([name for name, count in counts.items() if 2 * count > len(values)], dataset, named)
+
+
 def dataset_fingerprint(dataset: Dataset, location: str, digest: Callable[[Path], str]) -> str:
     """SHA-256 over the digests of the data files in their order, and the split: the spelling of a path makes no
     difference, nor where a copy lies. For a data set on the hub over its name, commit and split."""
@@ -67,7 +92,8 @@ def dataset_fingerprint(dataset: Dataset, location: str, digest: Callable[[Path]
     if files is None:
         from codetune.data.hub import dataset_snapshot
 
-        parts = [dataset.path, dataset_snapshot(dataset.path).name, dataset.split]
+        named = required(dataset.path, "dataset.path")
+        parts = [named, dataset_snapshot(named).name, dataset.split]
     else:
         parts = [*map(digest, files.values()), dataset.split]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
@@ -83,7 +109,7 @@ def is_here(dataset: Dataset, location: str) -> bool:
         return True
     from codetune.data.hub import is_cached, is_hub_id
 
-    return is_hub_id(dataset.path) and is_cached(dataset.path, "dataset")
+    return dataset.path is not None and is_hub_id(dataset.path) and is_cached(dataset.path, "dataset")
 
 
 def files_of_other_splits(dataset: Dataset, location: str) -> list[str]:
@@ -92,17 +118,14 @@ def files_of_other_splits(dataset: Dataset, location: str) -> list[str]:
     return [name for name in _local_files(dataset, location) or () if name not in taken]
 
 
-def _open_files(dataset: Dataset, location: str) -> Iterator[Iterator[FileRow]]:
-    """The rows of each file, or those of the split of a data set on the hub."""
-
-    def choose(names: Sequence[str]) -> Sequence[str]:
-        return columns_to_read(names, dataset)
-
+def _open_files(dataset: Dataset, location: str, choose: ColumnChoice) -> Iterator[Iterator[FileRow]]:
+    """The rows of each file, or those of the split of a data set on the hub; of tables the chosen columns."""
     files = _files_of_split(dataset, location)
     if files is None:
         from codetune.data.hub import dataset_snapshot, read_hub_rows
 
-        yield read_hub_rows(dataset_snapshot(dataset.path), dataset.path, dataset.split, choose)
+        named = required(dataset.path, "dataset.path")
+        yield read_hub_rows(dataset_snapshot(named), named, dataset.split, choose)
         return
     for source, path in files.items():
         yield read_file_rows(path, source, choose)
@@ -128,7 +151,7 @@ def _local_files(dataset: Dataset, location: str) -> dict[str, Path] | None:
                 f"{location} is not a kind of file that codetune reads. Expected: {', '.join(DATA_SUFFIXES)}. "
                 "Convert it, or correct dataset.path."
             )
-        return {dataset.path: path}
+        return {required(dataset.path, "dataset.path"): path}
     if glob.has_magic(location):
         files = [file for file in matching_paths(str(path)) if data_suffix(file) and file.is_file()]
         # A link beside its file, or to a directory above: each file counts once, by its shortest path.
@@ -177,7 +200,8 @@ def _refuse_file_without_columns(rows: Sequence[FileRow], dataset: Dataset) -> N
     unknown = [(at, columns) for at, columns in objects if find_row_format(columns, dataset) is None]
     if len(objects) < 2 * len(unknown):
         at, columns = unknown[0]
-        absent = [name for name in (dataset.instruction, dataset.response) if name not in columns]
+        pair = [name for name in (dataset.instruction, dataset.response) if name is not None]
+        absent = [name for name in pair or TURNS if name not in columns]
         raise DataError(
             f"{at} has no column {' and no column '.join(absent)}; it has {', '.join(columns) or 'none'}. "
             "Expected: an instruction and a response, or a column messages or conversations. Set dataset.instruction "

@@ -30,6 +30,7 @@ class TokenizedRows:
 
     def __iter__(self) -> Iterator[tuple[str, TrainingTokens]]:
         settings, chat_format = self._project.train, self._project.model.chat_format
+        assert chat_format is not None  # found before the work began
         for example in self._examples:
             tokens = training_tokens(self._tokenizer, chat_format, example, settings.max_length, settings.too_long)
             if isinstance(tokens, DroppedSample):

@@ -35,6 +35,8 @@ CONTRACTS = {
 SETTINGS: Mapping[str, object] = {
     "name": "demo",
     "dataset.path": DATA_FILE,
+    "dataset.instruction": "problem",
+    "dataset.response": "solution",
     "model.path": BASE_DIRECTORY,
     "model.chat_format": "deepseek",
     "model.dtype": "float32",

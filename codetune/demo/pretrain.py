@@ -51,6 +51,8 @@ SETTINGS = {
     "name": "demo-base",
     "seed": SEED,
     "dataset.path": DATA_FILE,
+    "dataset.instruction": "problem",
+    "dataset.response": "solution",
     "model.path": UNTRAINED,
     "model.chat_format": "tokenizer",
     "model.dtype": "float32",

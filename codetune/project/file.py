@@ -77,7 +77,8 @@ def write_project(directory: Path, values: Mapping[str, object]) -> Path:
 def commented_yaml(values: Mapping[str, object]) -> str:
     """The text of a project file with every key and its documentation: `values` by dotted key, else the defaults."""
     lines = [
-        "# A codetune project. Every key is here with its default or the preset's value; any of them may be left out.",
+        "# A codetune project. Every key is here with its default or the preset's value; all but dataset.path and",
+        "# model.path, which have no default, may be left out.",
         "# Relative paths are looked for beside this file. Check it at any time: codetune status",
     ]
     section: list[str] = []

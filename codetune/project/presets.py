@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 PRESETS: Mapping[str, Mapping[str, object]] = {
-    "deepseek-oss": {"name": "deepseek-oss-40"},
+    "deepseek-oss": {
+        "name": "deepseek-oss-40",
+        "dataset.path": "ise-uiuc/Magicoder-OSS-Instruct-75K",
+        "dataset.instruction": "problem",
+        "dataset.response": "solution",
+        "model.path": "deepseek-ai/deepseek-coder-6.7b-base",
+        "model.chat_format": "deepseek",
+    },
     "codellama-evol": {
         "name": "codellama-evol-40",
         "dataset.path": "nickrosh/Evol-Instruct-Code-80k-v1",

@@ -53,17 +53,21 @@ class Section(BaseModel):
 class Dataset(Section):
     """The data set is known by the content of its rows, so none of these keys seals an artefact by its value."""
 
-    path: Text = setting(
-        "ise-uiuc/Magicoder-OSS-Instruct-75K", "hub id, or .json(.gz) / .jsonl(.gz) / .parquet, a glob, or a directory"
-    )
+    path: Text | None = setting(None, "hub id, or .json(.gz) / .jsonl(.gz) / .parquet, a glob, or a directory")
     split: Text = setting("train", "split of a hub data set; of files those with it in their names, if any has one")
-    instruction: Text = setting("problem", "column of the instruction; Alpaca's `input` is appended to it")
-    response: Text = setting("solution", "column of the answer; `messages` or `conversations` (chat) need neither")
+    instruction: Text | None = setting(
+        None, "column of the instruction, null: found by its usual name; Alpaca's `input` is appended"
+    )
+    response: Text | None = setting(
+        None, "column of the answer, null: found; `messages` or `conversations` (chat) need neither"
+    )
 
 
 class Model(Section):
-    path: Text = setting("deepseek-ai/deepseek-coder-6.7b-base", "hub id or directory of the base model (safetensors)")
-    chat_format: ChatFormat = setting("deepseek", "how turns are written; `tokenizer` for its own template", "train")
+    path: Text | None = setting(None, "hub id or directory of the base model (safetensors)")
+    chat_format: ChatFormat | None = setting(
+        None, "how turns are written, null: found from the model; `tokenizer` for its own template", "train"
+    )
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = setting(
         "bfloat16", "arithmetic of the model; `auto` is what its configuration says", "score", "train", "generate"
     )
@@ -305,6 +309,15 @@ def free_on_resume() -> tuple[str, ...]:
 
 def _is_marked(field: FieldInfo, mark: str) -> bool:
     return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get(mark))
+
+
+def required(value: str | None, key: str) -> str:
+    """The value of a key that has no default. Raises InputError where the project gives it none."""
+    if value is None:
+        raise InputError(
+            f"{key} is not set, and has no default. Set it in the project file, or on the command line: --set {key}=..."
+        )
+    return value
 
 
 def value_at(project: BaseModel, key: str) -> object:

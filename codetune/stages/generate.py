@@ -86,7 +86,7 @@ def _changed_model(
         is_same = request.model.digest == manifest.inputs["model"]
         return "" if is_same else f"{artefact} was made by another model than the one that is there now"
     directory = local_directory(context, request.label)
-    if directory.is_dir() and model_digest(context, directory) != manifest.inputs["model"]:
+    if directory is not None and directory.is_dir() and model_digest(context, directory) != manifest.inputs["model"]:
         return f"the {request.label} model has changed since"
     return ""
 

@@ -4,15 +4,16 @@ changes nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from codetune import console
-from codetune.data.source import dataset_fingerprint, files_of_other_splits, is_here, read_examples
+from codetune.data.hub import is_cached, is_hub_id
+from codetune.data.source import dataset_fingerprint, files_of_other_splits, is_here, read_examples, with_columns
 from codetune.errors import DataError
 from codetune.model.model_files import find_model
-from codetune.project.sections import Project, value_at
+from codetune.project.sections import Dataset, Project, required, value_at
 from codetune.stages.stage import Input, Resolved, RunContext, Stage, StageRequest, other_value
 from codetune.stages.status import require
 from codetune.store.examples import write_examples
@@ -22,6 +23,7 @@ from codetune.store.takeover import take_over
 
 CONTENT = "content"  # fact of examples.jsonl: its digest without the places of the rows
 LEFT_OUT = "left_out"  # fact of every stage that reads rows: column with context that is not read -> rows that have it
+FOUND = "columns_found"  # fact of examples.jsonl: whether the project named its columns
 SHOWN_FILES = 3
 
 
@@ -34,7 +36,7 @@ def model_input(name: str, setting: str, find: Callable[[str], Path] = find_mode
     """A model directory, found by what the project says under the key `setting`."""
 
     def resolve(context: RunContext, request: StageRequest) -> Resolved:
-        directory = find(context.project.locate(str(value_at(context.project, setting))))
+        directory = find(context.project.locate(_name_of(context.project, setting)))
         return Resolved(context.digests.tree(directory), directory)
 
     def change(
@@ -61,24 +63,27 @@ def ensure_examples(context: RunContext) -> Manifest:
     """The manifest of `examples.jsonl`, after the data set was read where it was not yet, or has changed since.
 
     Raises DataError where no row can be used."""
-    run, dataset = context.run, context.project.dataset
+    run, named = context.run, required(context.project.dataset.path, "dataset.path")
     with waiting(run, "examples"):
-        inputs = {"dataset": fingerprint(context)}
-        settings, names = _reading_settings(context.project), {"dataset.path": dataset.path}  # rows are named by it
+        inputs, names = {"dataset": fingerprint(context)}, {"dataset.path": named}  # rows are named by it
+        dataset = _dataset_with_columns(context, inputs["dataset"])
+        settings = _reading_settings(dataset)
         manifest = read_manifest(run.examples)
 
         def is_wanted(found: Manifest) -> bool:
             return (found.inputs, found.settings, found.names) == (inputs, settings, names)
 
         if manifest is None or not is_wanted(manifest) or context.digests.file(run.examples) != manifest.digest:
+            _say_found(context.project.dataset, dataset)
             manifest = take_over(run, context.digests, run.examples, is_wanted)
             if manifest is not None:
                 write_manifest(run.examples, manifest)
         if manifest is None:
-            rows = read_examples(dataset, context.project.locate(dataset.path))
+            rows = read_examples(dataset, context.project.locate(named))
             found = write_examples(run, console.track(rows, "reading the data set", None, "row"))
             digest = context.digests.file(run.examples)
-            facts = {CONTENT: found.digest, LEFT_OUT: dict(sorted(found.left_out.items()))}
+            facts: dict[str, object] = {CONTENT: found.digest, LEFT_OUT: dict(sorted(found.left_out.items()))}
+            facts[FOUND] = dataset != context.project.dataset
             _warn_of_unread(context, found.left_out)
             refused = dict(found.refused)
             manifest = Manifest("examples", digest, found.rows, refused, inputs, settings, {}, 0.0, facts, names)
@@ -86,7 +91,7 @@ def ensure_examples(context: RunContext) -> Manifest:
     if not manifest.rows:
         reasons = console.counts(manifest.refused) or "it is empty"
         raise DataError(
-            f"{dataset.path} holds no usable row ({reasons}); expected instructions with answers. "
+            f"{named} holds no usable row ({reasons}); expected instructions with answers. "
             "Correct the data, or dataset.instruction and dataset.response"
         )
     return manifest
@@ -112,12 +117,20 @@ def left_out_notes(facts: Mapping[str, Any]) -> list[str]:
 def fingerprint(context: RunContext) -> str:
     """Of the data set's files, or of its commit on the hub."""
     dataset = context.project.dataset
-    return dataset_fingerprint(dataset, context.project.locate(dataset.path), context.digests.file)
+    location = context.project.locate(required(dataset.path, "dataset.path"))
+    return dataset_fingerprint(dataset, location, context.digests.file)
+
+
+def require_named_inputs(project: Project, inputs: Sequence[Input]) -> None:
+    """Raises InputError where the project does not name a data set or model that is among the inputs."""
+    for part in inputs:
+        if part.setting:
+            _name_of(project, part.setting)
 
 
 def dataset_is_here(context: RunContext) -> bool:
     dataset = context.project.dataset
-    return is_here(dataset, context.project.locate(dataset.path))
+    return dataset.path is not None and is_here(dataset, context.project.locate(dataset.path))
 
 
 def changed_model(
@@ -125,14 +138,27 @@ def changed_model(
 ) -> str:
     """A sentence that says how the model under `setting` differs from the one that made the artefact. "" if it does not
     differ, or if it is the same name and no directory of this machine: a snapshot of the hub never changes."""
-    made, asked = manifest.names.get(setting), str(value_at(context.project, setting))
+    made, asked = manifest.names.get(setting), value_at(context.project, setting)
     said = made if allow_overrides and setting in manifest.overrides and made else asked
+    if not isinstance(said, str):
+        return ""  # no model is named: the stage that needs one says so
     directory = Path(context.project.locate(said)).expanduser()
     if directory.is_dir() and context.digests.tree(directory) == digest:
         return ""
     if said != made:
         return other_value(context.project, artefact, manifest, setting, (made, said))
     return f"the model {directory} has changed since {artefact} was made" if directory.is_dir() else ""
+
+
+def model_here(project: Project, setting: str) -> Path | None:
+    """The directory of the model under `setting`, where it is on this machine; asks no hub."""
+    name = value_at(project, setting)
+    if not isinstance(name, str):
+        return None
+    directory = Path(project.locate(name)).expanduser()
+    if directory.is_dir():
+        return directory
+    return find_model(name) if is_hub_id(name) and is_cached(name, "model") else None
 
 
 def _resolve_dataset(context: RunContext, request: StageRequest) -> Resolved:
@@ -144,16 +170,16 @@ def _changed_dataset(
 ) -> str:
     if not dataset_is_here(context):
         return ""
-    dataset, examples = context.project.dataset, read_manifest(context.run.examples)
-    settings = _reading_settings(context.project)
-    if examples is not None and examples.inputs["dataset"] == fingerprint(context):
+    examples, content = read_manifest(context.run.examples), fingerprint(context)
+    if examples is not None and examples.inputs["dataset"] == content:
+        settings = _reading_settings(_dataset_with_columns(context, content))
         for key, value in settings.items():
             if examples.settings.get(key) != value:
                 values = (examples.settings.get(key), value)
                 return other_value(context.project, context.run.examples, examples, key, values)
         if examples.facts[CONTENT] == manifest.inputs["dataset"]:
             return ""
-    return f"the data set {dataset.path} has changed since {artefact} was made"
+    return f"the data set {context.project.dataset.path} has changed since {artefact} was made"
 
 
 def _warn_of_unread(context: RunContext, left_out: Mapping[str, int]) -> None:
@@ -164,7 +190,7 @@ def _warn_of_unread(context: RunContext, left_out: Mapping[str, int]) -> None:
             f"{dataset.path}: columns with context that codetune does not read, so the model will not see it: "
             f"{_listed(left_out)}. Rows that differ in them alone count once"
         )
-    if others := files_of_other_splits(dataset, context.project.locate(dataset.path)):
+    if others := files_of_other_splits(dataset, context.project.locate(required(dataset.path, "dataset.path"))):
         more = f" and {len(others) - SHOWN_FILES} more" if len(others) > SHOWN_FILES else ""
         console.warn(
             f"dataset.split is {dataset.split}: of {dataset.path} the files with it in their names are read, not "
@@ -176,6 +202,33 @@ def _listed(left_out: Mapping[str, int]) -> str:
     return ", ".join(f"{name} ({count:,} {'row' if count == 1 else 'rows'})" for name, count in left_out.items())
 
 
-def _reading_settings(project: Project) -> dict[str, object]:
+def _dataset_with_columns(context: RunContext, content: str) -> Dataset:
+    """The data set with columns that are found where the project names none; `content` is its fingerprint. What was
+    found in the same content before is known without reading it."""
+    dataset, examples = context.project.dataset, read_manifest(context.run.examples)
+    if dataset.instruction is not None and dataset.response is not None:
+        return dataset
+    if examples is not None and examples.inputs["dataset"] == content and examples.facts.get(FOUND):
+        known = {key.removeprefix("dataset."): value for key, value in examples.settings.items()}
+        if all(getattr(dataset, key) in (None, value) for key, value in known.items()):
+            return dataset.model_copy(update=known)
+    return with_columns(dataset, context.project.locate(required(dataset.path, "dataset.path")))
+
+
+def _say_found(asked: Dataset, found: Dataset) -> None:
+    """Names the columns that were found."""
+    if None not in (asked.instruction, asked.response):
+        return
+    columns = f"instruction is {found.instruction}, response is {found.response}" if found.response else "messages"
+    console.say(f"{asked.path}: columns found: {columns}")
+
+
+def _name_of(project: Project, setting: str) -> str:
+    name = value_at(project, setting)
+    assert name is None or isinstance(name, str)
+    return required(name, setting)
+
+
+def _reading_settings(dataset: Dataset) -> dict[str, object]:
     """The settings that decide how rows are read from files: the columns and the split."""
-    return {f"dataset.{key}": value_at(project, f"dataset.{key}") for key in ("split", "instruction", "response")}
+    return {f"dataset.{key}": value_at(dataset, key) for key in ("split", "instruction", "response")}

@@ -12,6 +12,7 @@ from typing import Any
 from codetune.errors import UsageError
 from codetune.model.file_check import ADAPTER_CONFIG
 from codetune.model.model_files import base_model_name, find_model, tokenizer_directory
+from codetune.project.sections import required
 from codetune.records import ModelRef, PromptKind
 from codetune.stages.resume import RECIPE, TRAINED
 from codetune.stages.stage import RunContext
@@ -30,7 +31,8 @@ def model_ref(context: RunContext, name: str) -> ModelRef:
         require(context, TRAIN)
         directory = context.run.model
     else:
-        directory = find_model(project.locate(project.model.path if name == "base" else name))
+        said = required(project.model.path, "model.path") if name == "base" else name
+        directory = find_model(project.locate(said))
     training = _training_of(directory)
     chat_format = training.get("model.chat_format")
     tokenizer, digest = tokenizer_directory(directory), model_digest(context, directory)
@@ -53,11 +55,12 @@ def default_model(context: RunContext, said: str | None, instead: str = "") -> s
     )
 
 
-def local_directory(context: RunContext, label: str) -> Path:
-    """The path of `tuned` or `base`; nothing need be there."""
+def local_directory(context: RunContext, label: str) -> Path | None:
+    """The path of `tuned` or `base`; nothing need be there. None where the project names no base model."""
     if label == "tuned":
         return context.run.model
-    return Path(context.project.locate(context.project.model.path)).expanduser()
+    base = context.project.model.path
+    return None if base is None else Path(context.project.locate(base)).expanduser()
 
 
 def names_of_the_run(context: RunContext, said: Sequence[str]) -> list[str]:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 from codetune import console
 from codetune.console import percent
+from codetune.errors import ModelError
 from codetune.launch.dispatch import Job, WorkerContext, perform, process_count
 from codetune.launch.environment import current_rank
 from codetune.launch.workers import Progress
+from codetune.model.chat_format import find_chat_format
 from codetune.project.sections import Project
-from codetune.stages.inputs import artefact_input, model_input
+from codetune.stages.inputs import artefact_input, model_here, model_input
 from codetune.stages.resume import (
     TRAINED,
     claim_training,
@@ -31,6 +34,7 @@ from codetune.stages.stage import (
     Input,
     Recipe,
     RunContext,
+    Settings,
     Stage,
     StageOutput,
     StageRequest,
@@ -43,6 +47,8 @@ from codetune.store.row_artefacts import read_selection
 from codetune.store.run_directory import Run
 from codetune.training.checkpoint import MANIFEST
 
+CHAT_FORMAT = "model.chat_format"
+
 
 def _inputs(project: Project, request: StageRequest) -> Sequence[Input]:
     return artefact_input(SELECT), model_input("base", "model.path")
@@ -53,11 +59,32 @@ def _check_ahead(context: RunContext, request: StageRequest, paths: Mapping[str,
 
     rank, here = current_rank(), process_count(context.project)
     processes = rank.world_size if rank.world_size > 1 else here * context.project.launch.nodes
-    require_trainable(context.project, paths["base"], here, processes)
+    require_trainable(_with_chat_format(context.project, paths["base"]), paths["base"], here, processes)
+
+
+def _settings(context: RunContext, request: StageRequest, settings: Settings) -> Settings:
+    """With the chat format that is found where the project names none; without the key where the model is not here."""
+    if settings[CHAT_FORMAT] is not None:
+        return settings
+    found = {}
+    with suppress(ModelError):
+        if (directory := model_here(context.project, "model.path")) is not None:
+            found[CHAT_FORMAT] = find_chat_format(directory)
+    return {**{key: value for key, value in settings.items() if key != CHAT_FORMAT}, **found}
+
+
+def _with_chat_format(project: Project, base: Path) -> Project:
+    """Raises ModelError where the project names no format and the model does not show it."""
+    if project.model.chat_format is not None:
+        return project
+    model = project.model.model_copy(update={"chat_format": find_chat_format(base)})
+    return project.model_copy(update={"model": model})
 
 
 def _write(context: RunContext, recipe: Recipe, request: StageRequest) -> StageOutput:
-    project, run = context.project, context.run
+    project, run = _with_chat_format(context.project, recipe.paths["base"]), context.run
+    if context.project.model.chat_format is None:
+        console.say(f"train: the chat format found in the model is {project.model.chat_format}")
     directory = claim_training(run, recipe, request.replace)
     with replacing(run.model) as saved, console.progress("training", None, "step") as bar:
         paths = {"model": str(recipe.paths["base"]), "directory": str(directory), "saved": str(saved)}
@@ -160,6 +187,7 @@ TRAIN: Stage = Stage(
     lambda run, request: run.model,
     _write,
     check_ahead=_check_ahead,
+    settings=_settings,
     progress=_progress,
     continue_command=lambda context: _other_settings(context)[1],
     remark=_remark,

@@ -29,7 +29,9 @@ def export_model(
     """Rounds the weights in place, so the model cannot be trained afterwards. With `train.merge` the adapters
     are saved as well, in `adapter/` below the merged model. `answer_end_tokens` are the last tokens of the answers in
     training. Raises OSError or SafetensorError for a full disk."""
-    network, chat_format, dtype = base_network(model), project.model.chat_format, getattr(torch, precision)
+    network, dtype = base_network(model), getattr(torch, precision)
+    chat_format = project.model.chat_format
+    assert chat_format is not None  # found before the work began
     set_default_attention(network)
     network.config.use_cache = True
     network.generation_config = _generation_config(tokenizer, chat_format, answer_end_tokens)

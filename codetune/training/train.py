@@ -88,8 +88,9 @@ def train(
     left, ProjectError and ModelError for settings that cannot work with the model or on this machine.
     """
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    tokenizer = load_tokenizer(model_path)
-    require_fitting_format(project.model.chat_format, tokenizer)
+    tokenizer, chat_format = load_tokenizer(model_path), project.model.chat_format
+    assert chat_format is not None  # found before the work began
+    require_fitting_format(chat_format, tokenizer)
     choice = _choose_strategy(project, model_path, group.member.local_world_size, group.count)
     rows = TokenizedRows(examples, project, tokenizer)
     token_cache = _tokenize(rows, directory, group)
@@ -133,9 +134,10 @@ def require_trainable(project: Project, model_path: Path, processes_here: int, p
     choice = _choose_strategy(project, model_path, processes_here, processes)
     precision = build_model.arithmetic_precision(project, model_path)
     require_supported(project.train, precision, choose_device())
-    tokenizer = load_tokenizer(model_path)
-    require_fitting_format(project.model.chat_format, tokenizer)
-    training_tokens(tokenizer, project.model.chat_format, PROBE, project.train.max_length, "drop")
+    tokenizer, chat_format = load_tokenizer(model_path), project.model.chat_format
+    assert chat_format is not None  # found before the work began
+    require_fitting_format(chat_format, tokenizer)
+    training_tokens(tokenizer, chat_format, PROBE, project.train.max_length, "drop")
     build_model.require_preparable(project, BaseModel(model_path, precision, choice.strategy))
 
 

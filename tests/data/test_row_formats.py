@@ -101,6 +101,6 @@ def test_a_format_is_added_by_one_record(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(row_formats, "ROW_FORMATS", (*ROW_FORMATS, added))
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"q": "Add.", "a": "a + b"}), encoding="utf-8")
-    (example,) = read_examples(Dataset(path=str(path)), str(path))
+    (example,) = read_examples(DATASET.model_copy(update={"path": str(path)}), str(path))
     assert isinstance(example, Example)
     assert example.messages == MESSAGES

@@ -17,8 +17,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from codetune.data.source import dataset_fingerprint, files_of_other_splits, read_examples
-from codetune.errors import DataError
+from codetune.data.source import dataset_fingerprint, files_of_other_splits, read_examples, with_columns
+from codetune.errors import DataError, InputError
 from codetune.project.sections import Dataset
 from codetune.records import Example, Message, Refusal, content_id
 
@@ -27,8 +27,12 @@ PAIR_COLUMNS = {name: [value] for name, value in PAIR.items()}
 PAIR_ID = content_id([Message("user", PAIR["problem"]), Message("assistant", PAIR["solution"])])
 
 
+def pairs(path: Path | str, instruction: str = "problem", response: str = "solution", split: str = "train") -> Dataset:
+    return Dataset(path=str(path), instruction=instruction, response=response, split=split)
+
+
 def rows_of(path: Path, **columns: str) -> list[Example | Refusal]:
-    return list(read_examples(Dataset(path=str(path), **columns), str(path)))
+    return list(read_examples(pairs(path, **columns), str(path)))
 
 
 def write_lines(path: Path, rows: Sequence[object]) -> Path:
@@ -233,7 +237,7 @@ def test_real_sets_are_read_whole_with_every_row_counted(shared_data: Path) -> N
 def test_a_row_leaves_less_than_two_hundred_bytes_behind(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", distinct(40_000))
     tracemalloc.start()
-    rows = read_examples(Dataset(path=str(path)), str(path))
+    rows = read_examples(pairs(path), str(path))
     next(rows)
     before, _ = tracemalloc.get_traced_memory()
     count = sum(1 for _ in rows)
@@ -246,7 +250,7 @@ def test_a_row_leaves_less_than_two_hundred_bytes_behind(tmp_path: Path) -> None
 def test_a_path_without_data_is_an_error(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=r"There is no file|has no data files"):
-        list(read_examples(Dataset(path=name), name))
+        list(read_examples(pairs(name), name))
 
 
 def fake_hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,14 +266,14 @@ def test_a_hub_data_set_in_the_cache_is_read_without_a_network(tmp_path: Path, m
     snapshot = tmp_path / "datasets--some--set" / "snapshots" / commit
     snapshot.mkdir(parents=True)
     write_lines(snapshot / "train.jsonl", [PAIR, PAIR])
-    dataset = Dataset(path="some/set")
+    dataset = pairs("some/set")
     first, second = read_examples(dataset, "some/set")
     assert (first.id, first.at) == (PAIR_ID, "some/set:row 1")
     assert second == Refusal(None, "duplicate of some/set:row 1", "some/set:row 2")
     digest = dataset_fingerprint(dataset, "some/set", lambda path: pytest.fail(str(path)))
     assert digest == hashlib.sha256(f"some/set\0{commit}\0train".encode()).hexdigest()
     with pytest.raises(DataError, match=r"split other of some/set .*train"):
-        list(read_examples(Dataset(path="some/set", split="other"), "some/set"))
+        list(read_examples(pairs("some/set", split="other"), "some/set"))
     bad = pyarrow.table({**PAIR_COLUMNS, "date": pyarrow.array([2**62], pyarrow.timestamp("ms"))})
     (snapshot / "train.jsonl").unlink()
     pyarrow.parquet.write_table(bad, snapshot / "train-00000-of-00001.parquet")
@@ -282,7 +286,7 @@ def test_a_hub_data_set_that_cannot_be_asked_for_is_an_error_within_five_seconds
     fake_hub(tmp_path, monkeypatch)
     started = time.monotonic()
     with pytest.raises(DataError, match="the hub cannot be asked"):
-        list(read_examples(Dataset(path="some/none"), "some/none"))
+        list(read_examples(pairs("some/none"), "some/none"))
     assert time.monotonic() - started < 5
 
 
@@ -319,7 +323,7 @@ def test_a_copy_a_new_name_and_another_spelling_of_the_path_keep_the_fingerprint
 def test_the_files_of_other_splits_are_named_and_not_read(tmp_path: Path) -> None:
     write_lines(tmp_path / "train-a.jsonl", [PAIR])
     write_lines(tmp_path / "test.jsonl", distinct(1))
-    dataset = Dataset(path=str(tmp_path))
+    dataset = pairs(tmp_path)
     assert [row.at for row in read_examples(dataset, str(tmp_path))] == ["train-a.jsonl:1"]
     assert files_of_other_splits(dataset, str(tmp_path)) == ["test.jsonl"]
 
@@ -335,3 +339,52 @@ def test_a_named_pipe_is_refused_by_name_and_passed_over_in_a_directory(tmp_path
 def test_a_glob_over_links_without_end_ends() -> None:
     with pytest.raises(DataError, match="has no data files"):
         rows_of(Path("/proc/self/**"))
+
+
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        (PAIR, ("problem", "solution")),
+        ({"id": 1, "instruction": "a", "input": "", "output": "b"}, ("instruction", "output")),
+        ({"prompt": "a", "messages": []}, (None, None)),
+        ({"conversations": []}, (None, None)),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_columns_that_the_project_does_not_name_are_found_by_their_usual_names(
+    row: dict[str, object], columns: tuple[str, str], suffix: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "jsonl":
+        write_lines(path, [row, {"other": 1}, row])
+    else:
+        pyarrow.parquet.write_table(pyarrow.table({name: ["x"] for name in row}), path)
+    found = with_columns(Dataset(path=str(path)), str(path))
+    assert (found.instruction, found.response) == columns
+
+
+@pytest.mark.parametrize(
+    ("row", "key", "fault"),
+    [
+        ({"instruction": "", "prompt": "", "output": ""}, "instruction", "any of instruction, prompt could be it"),
+        ({"problem": "", "text": ""}, "response", "none of its columns has a usual name"),
+        ({"input": "", "output": ""}, "instruction", "none of its columns has a usual name"),
+    ],
+)
+def test_columns_of_which_none_or_several_could_be_meant_are_an_error_that_lists_them(
+    row: dict[str, object], key: str, fault: str, tmp_path: Path
+) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [row])
+    with pytest.raises(DataError, match=f"{key} is not set, and {fault}. Columns found: {', '.join(row)}. Set "):
+        with_columns(Dataset(path=str(path)), str(path))
+
+
+def test_a_column_that_the_project_names_decides_and_the_other_is_found(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [{"instruction": "a", "prompt": "b", "output": "c", "messages": []}])
+    found = with_columns(Dataset(path=str(path), instruction="prompt"), str(path))
+    assert (found.instruction, found.response) == ("prompt", "output")
+
+
+def test_a_data_set_without_a_name_is_the_users_mistake() -> None:
+    with pytest.raises(InputError, match=r"dataset\.path is not set"):
+        with_columns(Dataset(), "None")

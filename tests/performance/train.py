@@ -149,7 +149,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         "save_steps": 10**6,
     }
     settings = Training(**{**size.settings, **VARIANTS[given.variant], **chosen})
-    project = Project(model=Model(dtype=size.dtype), train=settings)
+    project = Project(model=Model(dtype=size.dtype, chat_format="deepseek"), train=settings)
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         token_cache = write_token_cache(rows_of(size, given.steps, given.data), directory / "tokens")

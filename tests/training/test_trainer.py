@@ -17,7 +17,7 @@ SETTINGS = Training(
 
 
 def arguments_of(settings: Training, directory: Path, precision: Precision = "float32") -> TrainingArguments:
-    project = Project(seed=5, model=Model(dtype=precision), train=settings)
+    project = Project(seed=5, model=Model(dtype=precision, chat_format="deepseek"), train=settings)
     return training_arguments(project, BaseModel(directory, precision, "alone"), 30, directory, "cpu")
 
 

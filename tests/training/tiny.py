@@ -46,7 +46,7 @@ def project(dtype: str = "float32", **settings: Any) -> Project:
         "gradient_checkpointing": False,
         "max_length": 128,
     }
-    return Project(seed=7, model=Model(dtype=dtype), train=Training(**{**plain, **settings}))
+    return Project(seed=7, model=Model(dtype=dtype, chat_format="deepseek"), train=Training(**{**plain, **settings}))
 
 
 def run(settings: Project, base: Path, directory: Path, rows: int = 20) -> TrainingSummary:
