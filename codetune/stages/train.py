@@ -59,7 +59,7 @@ def _check_ahead(context: RunContext, request: StageRequest, paths: Mapping[str,
 
     rank, here = current_rank(), process_count(context.project)
     processes = rank.world_size if rank.world_size > 1 else here * context.project.launch.nodes
-    require_trainable(_with_chat_format(context.project, paths["base"]), paths["base"], here, processes)
+    require_trainable(with_chat_format(context.project, paths["base"]), paths["base"], here, processes)
 
 
 def _settings(context: RunContext, request: StageRequest, settings: Settings) -> Settings:
@@ -73,7 +73,7 @@ def _settings(context: RunContext, request: StageRequest, settings: Settings) ->
     return {**{key: value for key, value in settings.items() if key != CHAT_FORMAT}, **found}
 
 
-def _with_chat_format(project: Project, base: Path) -> Project:
+def with_chat_format(project: Project, base: Path) -> Project:
     """Raises ModelError where the project names no format and the model does not show it."""
     if project.model.chat_format is not None:
         return project
@@ -82,7 +82,7 @@ def _with_chat_format(project: Project, base: Path) -> Project:
 
 
 def _write(context: RunContext, recipe: Recipe, request: StageRequest) -> StageOutput:
-    project, run = _with_chat_format(context.project, recipe.paths["base"]), context.run
+    project, run = with_chat_format(context.project, recipe.paths["base"]), context.run
     if context.project.model.chat_format is None:
         console.say(f"train: the chat format found in the model is {project.model.chat_format}")
     directory = claim_training(run, recipe, request.replace)
