@@ -16,11 +16,13 @@ from codetune.project.file import read_project
 from codetune.project.sections import PROJECT_FILE
 from codetune.records import Score
 from codetune.stages import benchmarks
+from codetune.stages.checks import is_pending
 from codetune.stages.embed import EMBED
 from codetune.stages.evaluate import EVALUATE
 from codetune.stages.pipeline import stages_between
 from codetune.stages.select import SELECT
-from codetune.stages.stage import RunContext, Stage, StageResult, open_context
+from codetune.stages.stage import RunContext, Stage, StageRequest, StageResult, open_context, read_context
+from codetune.stages.train import TRAIN
 from codetune.store import row_artefacts
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ class Control:
     report: Report
 
 
-def demo(directory: Path, full: bool, seed: int, assignments: Sequence[str], replace: bool) -> CommandResult:
+def demo(directory: Path, full: bool, seed: int, assignments: Sequence[str], replace: bool = False) -> CommandResult:
     """Runs the whole pipeline in `directory`; with `full` also tuned on a random draw of the same size, and on all.
     With `replace` the models of an earlier demo there, of other tasks or settings, may be discarded."""
     from codetune.demo.demo_project import write_demo_project
@@ -48,6 +50,7 @@ def demo(directory: Path, full: bool, seed: int, assignments: Sequence[str], rep
     began = time.monotonic()
     try:
         _require_own(directory)
+        _require_replaceable(directory / PROJECT_FILE, seed, assignments, replace)
         demo_project = write_demo_project(directory, seed)
     except OSError as why:
         raise unusable_directory(directory, why, "Name another directory: codetune demo DIR") from None
@@ -74,6 +77,13 @@ def _require_own(directory: Path) -> None:
         raise InputError(
             f"{directory} is not empty and holds no demo; nothing was written. Name a new directory: codetune demo DIR"
         )
+
+
+def _require_replaceable(project_file: Path, seed: int, assignments: Sequence[str], replace: bool) -> None:
+    """Raises StaleError for the finished model of an earlier demo with another seed; its data set stays as well."""
+    if project_file.is_file():
+        context = read_context(read_project(project_file, assignments, {"seed": seed}))
+        is_pending(context, TRAIN, StageRequest(replace=replace), [])
 
 
 def _rows_of(results: Iterable[StageResult], stage: Stage) -> int:

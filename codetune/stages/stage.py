@@ -48,15 +48,18 @@ class RunContext:
 class StageRequest:
     """The request to a stage beside the project: a part of the rows, or the benchmark and the model."""
 
+    # score, embed
     shard: Shard | None = None
-    replace: bool = False  # train: a finished model, or checkpoints, of another recipe may be discarded
+    # train
+    replace: bool = False  # a finished model, or checkpoints, of another recipe may be discarded
+    # generate, sanitize, evaluate
     benchmark: str = ""  # the name of its directory
     label: str = ""  # of the model, or of the user's samples
     tasks: Benchmark | None = None  # None where only the artefacts are looked at
-    whole: Benchmark | None = None  # evaluate: the benchmark that `tasks` are a part of
+    whole: Benchmark | None = None  # the benchmark that `tasks` are a part of
     model: ModelRef | None = None
-    samples: Path | None = None  # sanitize and evaluate: a file of the user's instead of a model
-    complete: bool = False  # evaluate: a task without a sample is an error
+    samples: Path | None = None  # a file of the user's instead of a model
+    complete: bool = False  # a task without a sample is an error
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,8 +280,8 @@ def require_replaceable(context: RunContext, stage: Stage, request: StageRequest
         return
     raise StaleError(
         f"{stage.artefact(context.run, request)} is finished and would be replaced: {why}. What would be lost: "
-        f"{stage.loss(context, manifest)}. Keep it by another name for this run (--set name=NEW); or add --replace to "
-        "this command"
+        f"{stage.loss(context, manifest)}. Give this run another name (--set name=NEW): it takes over what both "
+        "have in common. Or add --replace to this command"
     )
 
 

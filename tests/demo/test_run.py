@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from codetune.demo.run import demo
-from codetune.errors import InputError
+from codetune.errors import InputError, StaleError
 from tests.small_world import run_codetune
 
 
@@ -47,6 +47,13 @@ def test_what_the_demo_leaves_behind_is_a_project_whose_every_stage_is_done(told
     status = json.loads(run_codetune("status", "--json", cwd=place / "world").stdout)
     assert {stage["state"] for stage in status["stages"]} == {"done"}
     assert status["next"] is None
+
+
+def test_a_demo_with_another_seed_leaves_the_finished_one_as_it_is(told: Any, place: Path) -> None:
+    before = {path: path.read_bytes() for path in (place / "world").iterdir() if path.is_file()}
+    with pytest.raises(StaleError, match=r"seed 42, the flag now says 7\. What would be lost: a model of"):
+        demo(place / "world", full=False, seed=7, assignments=[])
+    assert {path: path.read_bytes() for path in (place / "world").iterdir() if path.is_file()} == before
 
 
 def test_the_demo_writes_over_nothing_of_anybodys(tmp_path: Path) -> None:
