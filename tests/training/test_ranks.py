@@ -106,7 +106,9 @@ def test_after_every_kind_of_end_it_is_the_unbroken_training(world: Path, togeth
         _, stderr = command.communicate(timeout=60)
     assert time.monotonic() - began < 10
     assert command.returncode == 1
-    assert stderr.startswith("error: Process "), stderr
+    continued, error = stderr.splitlines()
+    assert continued.startswith("Continues from the checkpoint of step ")
+    assert error.startswith("error: Process "), stderr
     assert f"(pid {workers[-1]}) was killed by SIGKILL" in stderr
     await_end(workers)
 
