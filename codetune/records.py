@@ -106,6 +106,17 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoreColumns:
+    """The scores of all rows that have an id, in the order of scores.jsonl; NaN for what a row lacks."""
+
+    ids: NDArray[np.uint64]
+    ifd: NDArray[np.float64]
+    pmi: NDArray[np.float64]
+    shuffled_pmi: NDArray[np.float64]  # nll_empty - nll_shuffled
+    answer_tokens: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
 class Embeddings:
     """Unit vectors of the instructions; row `i` of `vectors` belongs to `ids[i]`."""
 
@@ -119,6 +130,7 @@ class SelectedRows:
 
     ids: NDArray[np.uint64]
     ifd: NDArray[np.float64] | None
+    pmi: NDArray[np.float64] | None
     cluster: NDArray[np.int32] | None
 
 

@@ -94,7 +94,7 @@ def test_select_shows_a_row_per_cluster() -> None:
         for n in range(2)
     ]
     shown = render.stage(a_result(stage="select", facts={"clusters": clusters}))
-    assert shown.columns == ("cluster", "rows", "refused", "dropped by IFD", "eligible", "taken")
+    assert shown.columns == ("cluster", "rows", "refused", "mismatched", "eligible", "taken")
     assert shown.rows == [["0", "10", "1", "2", "7", "0"], ["1", "10", "1", "2", "7", "1"]]
 
 

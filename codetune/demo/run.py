@@ -14,7 +14,6 @@ from codetune.console import CommandResult, percent
 from codetune.errors import InputError, unusable_directory
 from codetune.project.file import read_project
 from codetune.project.sections import PROJECT_FILE
-from codetune.records import Score
 from codetune.stages import benchmarks
 from codetune.stages.checks import is_pending
 from codetune.stages.embed import EMBED
@@ -113,9 +112,9 @@ def _timed(results: Iterable[StageResult]) -> tuple[list[StageResult], dict[str,
 
 
 def _dropped(context: RunContext, demo_project: DemoProject) -> tuple[int, int]:
-    """Mismatched rows, and other rows, with an IFD of `max_ifd` or more."""
-    limit = context.project.select.max_ifd
-    dropped = [row.id for row in row_artefacts.read_scores(context.run) if isinstance(row, Score) and row.ifd >= limit]
+    """Mismatched rows, and other rows, that the selection dropped as mismatched pairs."""
+    excluded = row_artefacts.read_excluded(context.run)
+    dropped = [row_id for row_id, why in excluded if why.startswith("mismatched pair")]
     mismatched = sum(row_id in demo_project.mismatched for row_id in dropped)
     return mismatched, len(dropped) - mismatched
 
@@ -147,7 +146,7 @@ def _shown(
         for control in controls
     ]
     notes = [
-        f"of {len(demo_project.mismatched)} mismatched rows {mismatched} were dropped by their IFD "
+        f"of {len(demo_project.mismatched)} mismatched rows {mismatched} were dropped as such "
         f"({percent(mismatched / len(demo_project.mismatched))}), of {good:,} good rows {others}",
         *(line for entry in compared for line in render.comparison_lines(entry)),
         "seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items()),

@@ -12,6 +12,7 @@ PRESETS: Mapping[str, Mapping[str, object]] = {
         "dataset.response": "solution",
         "model.path": "deepseek-ai/deepseek-coder-6.7b-base",
         "model.chat_format": "deepseek",
+        "select.mismatch": "ifd",
     },
     "codellama-evol": {
         "name": "codellama-evol-40",
@@ -20,6 +21,7 @@ PRESETS: Mapping[str, Mapping[str, object]] = {
         "dataset.response": "output",
         "model.path": "codellama/CodeLlama-7b-Python-hf",
         "model.chat_format": "codellama",
+        "select.mismatch": "ifd",
     },
     "cpu": {
         "name": "cpu-40",

@@ -105,6 +105,14 @@ class Selection(Section):
         "eligible", "of the rows left in the cluster after the cut (the paper), or of all its rows", "select"
     )
     max_ifd: Positive = setting(1.0, "rows at or above are dropped as mismatched", "select")
+    mismatch: Literal["calibrated", "ifd", "none"] = setting(
+        "calibrated",
+        "drops rows by max_ifd and what looks like shuffled pairs, by max_ifd alone (the paper), or none",
+        "select",
+    )
+    mismatch_level: Annotated[float, Field(gt=0, lt=1)] = setting(
+        0.05, "calibrated: share of shuffled pairs that may lie above the limit, at least", "select"
+    )
 
 
 class LoraSettings(Section):

@@ -3,12 +3,13 @@
 A strategy is a record in the table STRATEGIES. `ifd_cluster` is the rule of Lyu et al. 2025 (arXiv 2504.12687, sec. 3)
 as their scripts apply it: in each cluster drop the rows with an IFD of `max_ifd` or more, and of the n rows that are
 left take the floor(n * ratio) with the highest IFD. `random` and `all` are controls. Rows are columns in ascending
-order of their ids, 20 bytes a row. Ties are broken by id, and the order of the data set changes nothing.
+order of their ids, 36 bytes a row. Ties are broken by id, and the order of the data set changes nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -31,6 +32,8 @@ class SelectionInputs:
     ids: NDArray[np.uint64]  # [rows], ascending
     ifd: NDArray[np.float64] | None  # [rows]; NaN where scoring refused the row
     cluster: NDArray[np.int32] | None  # [rows]
+    pmi: NDArray[np.float64] | None = None  # [rows]; NaN where scoring refused the row
+    pmi_limit: NDArray[np.float64] | None = None  # [rows]; a row with a lower pmi is a mismatched pair
 
     @property
     def refused(self) -> NDArray[np.bool_]:
@@ -51,7 +54,7 @@ class SelectionStrategy:
 @dataclass(frozen=True, slots=True)
 class ClusterDiagnostics:
     """Counts of one cluster, or of the whole set where `cluster` is None. `rows` is the sum of `refused` (no score),
-    `dropped` (IFD too high) and `eligible`; `taken` is a part of `eligible`."""
+    `dropped` (mismatched pairs) and `eligible`; `taken` is a part of `eligible`."""
 
     cluster: int | None
     rows: int
@@ -81,10 +84,35 @@ def select(inputs: SelectionInputs, settings: Selection, seed: int) -> Selection
     rows = SelectedRows(
         inputs.ids[ordered],
         None if inputs.ifd is None else inputs.ifd[ordered],
+        None if inputs.pmi is None else inputs.pmi[ordered],
         None if inputs.cluster is None else inputs.cluster[ordered],
     )
     diagnostics = (_diagnose(inputs, *cluster, settings, is_taken) for cluster in _by_cluster(inputs))
     return SelectionResult(rows, tuple(diagnostics))
+
+
+def why_not_taken(inputs: SelectionInputs, row: int, settings: Selection) -> str:
+    """Why the row at index `row`, which has a score or needs none, was not taken."""
+    if _is_eligible(inputs, np.array([row]), settings)[0] or inputs.ifd is None:
+        return "not taken"
+    if inputs.ifd[row] >= settings.max_ifd:
+        return f"mismatched pair: IFD {inputs.ifd[row]:.4f}, the limit is {settings.max_ifd:g}"
+    assert inputs.pmi is not None
+    assert inputs.pmi_limit is not None
+    return f"mismatched pair: pmi {inputs.pmi[row]:.4f}, of its length shuffled pairs reach {inputs.pmi_limit[row]:.4f}"
+
+
+def count_mismatched(inputs: SelectionInputs, settings: Selection) -> Counter[str]:
+    """The rows that are dropped as mismatched pairs, by reason."""
+    assert inputs.ifd is not None
+    by_ifd = inputs.ifd >= settings.max_ifd
+    dropped = ~_is_eligible(inputs, np.arange(len(inputs.ids)), settings) & ~inputs.refused
+    return +Counter(
+        {
+            f"mismatched pair: IFD of {settings.max_ifd:g} or more": int((dropped & by_ifd).sum()),
+            "mismatched pair: pmi of shuffled pairs": int((dropped & ~by_ifd).sum()),
+        }
+    )
 
 
 def require_selected_rows(result: SelectionResult, settings: Selection) -> None:
@@ -102,9 +130,10 @@ def require_selected_rows(result: SelectionResult, settings: Selection) -> None:
         )
     where = f" in {len(clusters)} clusters" if len(clusters) > 1 else ""
     raise DataError(
-        f"No row is selected of {rows:,}: {refused:,} have no score, {dropped:,} an IFD of {settings.max_ifd:g} or "
-        f"more, and of the other {eligible:,}{where} the ratio {settings.ratio:g} takes none. Expected: at least one. "
-        "Raise select.ratio or select.max_ifd, lower select.clusters, or see the reasons in scores.jsonl"
+        f"No row is selected of {rows:,}: {refused:,} have no score, {dropped:,} are mismatched pairs (IFD of "
+        f"{settings.max_ifd:g} or more, or the pmi of shuffled pairs), and of the other {eligible:,}{where} the ratio "
+        f"{settings.ratio:g} takes none. Expected: at least one. Raise select.ratio or select.max_ifd, lower "
+        "select.clusters, or see the reasons in scores.jsonl"
     )
 
 
@@ -163,7 +192,11 @@ def _is_eligible(inputs: SelectionInputs, rows: RowIndices, settings: Selection)
     """Whether each row may be taken. Only a strategy that needs scores drops rows by their IFD."""
     if inputs.ifd is None or not STRATEGIES[settings.strategy].needs_scores:
         return ~inputs.refused[rows]
+    if settings.mismatch == "none":
+        return ~inputs.refused[rows]
     is_below: NDArray[np.bool_] = inputs.ifd[rows] < settings.max_ifd  # False for NaN
+    if inputs.pmi is not None and inputs.pmi_limit is not None:
+        is_below &= ~(inputs.pmi[rows] < inputs.pmi_limit[rows])
     return is_below
 
 

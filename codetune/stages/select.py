@@ -1,6 +1,6 @@
 """select: the rows worth training on -> `selection.jsonl`, chat format, in the strategy's order.
 
-What scores.jsonl, embeddings.npy and the data set know of each row is joined by id into columns: some 20 bytes a row,
+What scores.jsonl, embeddings.npy and the data set know of each row is joined by id into columns: some 60 bytes a row,
 beside the one copy of the vectors that K-means makes for a moment."""
 
 from __future__ import annotations
@@ -9,23 +9,28 @@ import contextlib
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from codetune.console import percent
 from codetune.data.ids import IdIndex, unpack_id
-from codetune.errors import StaleError
+from codetune.errors import DataError, StaleError
 from codetune.project.sections import Project
+from codetune.records import Refusal, ScoreColumns, SelectedRows
 from codetune.selection.cluster import cluster_rows
+from codetune.selection.mismatch import FEWEST_PAIRS, MismatchTest, find_mismatched
 from codetune.selection.select import (
     STRATEGIES,
     SelectionInputs,
-    SelectionResult,
     SelectionStrategy,
+    count_mismatched,
     require_selected_rows,
+    why_not_taken,
 )
 from codetune.selection.select import select as select_rows
 from codetune.stages.embed import EMBED
@@ -42,7 +47,7 @@ from codetune.stages.stage import (
     StageResult,
 )
 from codetune.store import row_artefacts
-from codetune.store.examples import example_ids
+from codetune.store.examples import example_ids, read_ids
 from codetune.store.manifest import read_manifest
 
 CHUNK_ROWS = 4096
@@ -56,38 +61,82 @@ def _inputs(project: Project, request: StageRequest) -> Sequence[Input]:
 
 def _write(context: RunContext, recipe: Recipe, request: StageRequest) -> StageOutput:
     settings = context.project.select
-    selected = select_rows(join_rows(context, STRATEGIES[settings.strategy]), settings, context.project.seed)
+    strategy = STRATEGIES[settings.strategy]
+    scores = row_artefacts.read_score_columns(context.run) if strategy.needs_scores else None
+    test = _test_mismatch(context, scores) if scores and settings.mismatch == "calibrated" else None
+    inputs = join_rows(context, strategy, scores, test)
+    selected = select_rows(inputs, settings, context.project.seed)
     require_selected_rows(selected, settings)
+    row_artefacts.write_excluded(context.run, _excluded(context, inputs, selected.rows))
     row_artefacts.write_selection(context.run, selected.rows)
-    facts = {"clusters": [asdict(cluster) for cluster in selected.diagnostics], **left_out_facts(context)}
-    return StageOutput(len(selected.rows.ids), _refused(context, selected), facts)
+    facts: dict[str, object] = {"clusters": [asdict(cluster) for cluster in selected.diagnostics]}
+    facts |= left_out_facts(context)
+    if test:
+        facts["mismatch_test"] = test.summary()
+    return StageOutput(len(selected.rows.ids), _refused(context, inputs), facts)
 
 
-def _refused(context: RunContext, selected: SelectionResult) -> Counter[str]:
+def _refused(context: RunContext, inputs: SelectionInputs) -> Counter[str]:
     """The rows that cannot be selected, by reason: those that reading refused, and those that scoring did or that are
-    dropped by their IFD, where the strategy looks at scores."""
-    settings = context.project.select
-    if not STRATEGIES[settings.strategy].needs_scores:
+    mismatched pairs, where the strategy looks at scores."""
+    if inputs.ifd is None:
         return Counter(reading_of(context).refused)
     scores = read_manifest(context.run.scores)
     assert scores is not None  # an input, of the same rows
-    dropped = {f"IFD of {settings.max_ifd:g} or more": sum(cluster.dropped for cluster in selected.diagnostics)}
-    return +Counter({**scores.refused, **dropped})
+    return +Counter({**scores.refused, **count_mismatched(inputs, context.project.select)})
 
 
-def join_rows(context: RunContext, strategy: SelectionStrategy) -> SelectionInputs:
+def join_rows(
+    context: RunContext, strategy: SelectionStrategy, scores: ScoreColumns | None, test: MismatchTest | None
+) -> SelectionInputs:
     """The rows with the columns that the strategy needs. Raises StaleError where scores and embeddings are not of the
     same rows."""
-    if not strategy.needs_scores:
+    if scores is None:
         return SelectionInputs(np.sort(example_ids(context.run)), None, None)
-    ids, difficulties = row_artefacts.read_difficulties(context.run)
-    index = IdIndex(ids)
-    if not strategy.needs_embeddings:
-        order = np.argsort(ids)
-        return SelectionInputs(ids[order], difficulties[order], None)
-    embedded, clusters = _clusters(context, index)
-    _require_embedded(context, ids[~np.isnan(difficulties)], embedded)
-    return SelectionInputs(embedded, difficulties[index.positions(embedded)], clusters)
+    ids, clusters, index = np.sort(scores.ids), None, IdIndex(scores.ids)
+    if strategy.needs_embeddings:
+        ids, clusters = _clusters(context, index)
+        _require_embedded(context, scores.ids[~np.isnan(scores.ifd)], ids)
+    order = index.positions(ids)
+    pmi = None if np.isnan(scores.pmi).all() else scores.pmi[order]
+    limits = test.limits[order] if test and test.has_power else None
+    return SelectionInputs(ids, scores.ifd[order], clusters, pmi, limits)
+
+
+def _test_mismatch(context: RunContext, scores: ScoreColumns) -> MismatchTest | None:
+    """The calibrated test; None where no row has a score. Raises StaleError for scores without the empty prompt, and
+    DataError for too few shuffled pairs."""
+    is_scored, pairs = ~np.isnan(scores.ifd), int(np.count_nonzero(~np.isnan(scores.shuffled_pmi)))
+    if not is_scored.any():
+        return None
+    without = np.count_nonzero(is_scored & np.isnan(scores.pmi))
+    if without:
+        raise StaleError(
+            f"{context.run.scores} has no nll_empty for {without:,} rows, which select.mismatch calibrated needs. Run: "
+            "codetune score (with score.empty_prompt true; it makes the missing passes only). Or set select.mismatch "
+            "to ifd"
+        )
+    if pairs < FEWEST_PAIRS:
+        raise DataError(
+            f"{context.run.scores} has {pairs} shuffled pairs of {int(is_scored.sum()):,} rows with a score. Expected: "
+            f"at least {FEWEST_PAIRS}, from which select.mismatch calibrated learns what mismatched pairs look like. "
+            "Set score.shuffled_rows to 256 and run: codetune score. With fewer rows set select.mismatch to ifd"
+        )
+    level = context.project.select.mismatch_level
+    return find_mismatched(scores.pmi, scores.answer_tokens, scores.shuffled_pmi, level)
+
+
+def _excluded(context: RunContext, inputs: SelectionInputs, taken: SelectedRows) -> Iterator[tuple[Refusal | str, str]]:
+    """Every row that was not taken, in data-set order, and why."""
+    index, is_taken = IdIndex(inputs.ids), IdIndex(taken.ids)
+    for row in read_ids(context.run) if inputs.ifd is None else row_artefacts.read_scores(context.run):
+        if isinstance(row, Refusal):
+            yield row, f"refused: {row.reason}"
+            continue
+        row_id = row if isinstance(row, str) else row.id
+        position = index.find(row_id)
+        if position is not None and is_taken.find(row_id) is None:
+            yield row_id, why_not_taken(inputs, position, context.project.select)
 
 
 def _clusters(context: RunContext, scored: IdIndex) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
@@ -134,13 +183,32 @@ def _require_embedded(context: RunContext, scored: NDArray[np.uint64], embedded:
 
 
 def _details(result: StageResult) -> Details:
-    clusters = result.facts.get("clusters", ())
-    notes = left_out_notes(result.facts)
+    clusters, test = result.facts.get("clusters", ()), result.facts.get("mismatch_test")
+    notes = [*left_out_notes(result.facts), *([_sharpness(test)] if test else [])]
     if len(clusters) < 2:
         return Details(notes)
     keys = ("cluster", "rows", "refused", "dropped", "eligible", "taken")
-    columns = ("cluster", "rows", "refused", "dropped by IFD", "eligible", "taken")
+    columns = ("cluster", "rows", "refused", "mismatched", "eligible", "taken")
     return Details(notes, columns, [[str(cluster[key]) for key in keys] for cluster in clusters])
 
 
-SELECT = Stage("select", _inputs, lambda run, request: run.selection, _write, details=_details, documented=(LEFT_OUT,))
+def _sharpness(test: Mapping[str, Any]) -> str:
+    """How far the mismatch test can be trusted, in a sentence."""
+    found = f"{percent(test['caught'])} of {test['pairs']} shuffled pairs"
+    if test["has_power"]:
+        return f"mismatch test: it catches {found}"
+    return (
+        f"mismatch test: it has no power and dropped no row: it would catch {found}, and call "
+        f"{percent(test['estimated_mismatched'])} of the rows mismatched. The model that scores hardly reads these "
+        "instructions, and its IFD means little; a stronger score.model may"
+    )
+
+
+SELECT = Stage(
+    "select",
+    _inputs,
+    lambda run, request: run.selection,
+    _write,
+    details=_details,
+    documented=(LEFT_OUT, "mismatch_test"),
+)

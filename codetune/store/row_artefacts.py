@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codetune.data.ids import IdIndex, pack_ids
-from codetune.records import Embeddings, Example, Refusal, Score, SelectedRows
+from codetune.records import Embeddings, Example, Refusal, Score, ScoreColumns, SelectedRows
 from codetune.store.block_log import FinishedRows
 from codetune.store.examples import example_ids, id_of_line, read_ids, read_lines, read_messages
 from codetune.store.files import replacing
@@ -86,14 +86,24 @@ def finished_scores(finished: FinishedRows, ids: Iterable[str]) -> dict[str, Sco
     return {row_id: row for row_id, row in rows.items() if isinstance(row, Score)}
 
 
-def read_difficulties(run: Run) -> tuple[NDArray[np.uint64], NDArray[np.float64]]:
-    """The ids in scores.jsonl and the IFD of each (NaN for a row without a score): two columns, 16 bytes a row."""
-    ids, difficulties = array("Q"), array("d")
+def read_score_columns(run: Run) -> ScoreColumns:
+    """The rows of scores.jsonl that have an id, as columns: 40 bytes a row."""
+    ids, values = array("Q"), array("d")
     for row in read_scores(run):
         if row.id is not None:
             ids.append(int(row.id, 16))
-            difficulties.append(math.nan if isinstance(row, Refusal) else row.ifd)
-    return np.frombuffer(ids, dtype=np.uint64), np.frombuffer(difficulties, dtype=np.float64)
+            values.extend(_column_values(row))
+    columns = np.frombuffer(values, dtype=np.float64).reshape(-1, 4).T
+    return ScoreColumns(np.frombuffer(ids, dtype=np.uint64), *columns)
+
+
+def _column_values(row: Score | Refusal) -> tuple[float, float, float, float]:
+    if isinstance(row, Refusal):
+        return (math.nan,) * 4
+    pmi = math.nan if row.pmi is None else row.pmi
+    if row.nll_empty is None or row.nll_shuffled is None:
+        return row.ifd, pmi, math.nan, row.answer_tokens
+    return row.ifd, pmi, row.nll_empty - row.nll_shuffled, row.answer_tokens
 
 
 def embedding_bytes(vector: np.ndarray[tuple[int], np.dtype[np.float32]], cut: bool) -> bytes:
@@ -174,9 +184,26 @@ def write_selection(run: Run, selected: SelectedRows) -> None:
             row = {"id": source["id"], "messages": source["messages"]}
             if selected.ifd is not None:
                 row["ifd"] = float(selected.ifd[index])
+            if selected.pmi is not None:
+                row["pmi"] = float(selected.pmi[index])
             if selected.cluster is not None:
                 row["cluster"] = int(selected.cluster[index])
             file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+
+
+def write_excluded(run: Run, rows: Iterable[tuple[Refusal | str, str]]) -> None:
+    """Writes selection.excluded.jsonl: for each row that was not taken its id and why; a row without an id is known by
+    its position in the data set."""
+    with replacing(run.excluded) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for row, why in rows:
+            known = {"id": row} if isinstance(row, str) else {"id": row.id} | ({"at": row.at} if row.id is None else {})
+            file.write(json.dumps({**known, "why": why}) + "\n")
+
+
+def read_excluded(run: Run) -> Iterator[tuple[str | None, str]]:
+    """The id of each row of selection.excluded.jsonl (None for a row without one), and why it was not taken."""
+    with run.excluded.open(encoding="utf-8") as lines:
+        yield from ((row["id"], row["why"]) for row in map(json.loads, lines))
 
 
 def read_selection(path: Path) -> Iterator[Example]:

@@ -33,6 +33,7 @@ class Run:
         self.embeddings = directory / "embeddings.npy"
         self.embedding_ids = directory / "embeddings.ids"
         self.selection = directory / "selection.jsonl"
+        self.excluded = directory / "selection.excluded.jsonl"
         self.model = directory / "model"
         self.train = directory / "train"
         self.next_train = directory / "train.next"  # of a training that is going to replace a finished one

@@ -31,7 +31,7 @@ def test_tuned_solves_four_of_five_held_out_tasks_and_base_at_most_half_of_that(
     assert base <= tuned / 2
 
 
-def test_nearly_all_mismatched_rows_are_dropped_by_their_ifd_and_few_others(told: Any) -> None:
+def test_nearly_all_mismatched_rows_are_dropped_as_such_and_few_others(told: Any) -> None:
     assert told["mismatched"]["dropped"] >= 0.95 * told["mismatched"]["rows"]
     assert told["good"]["dropped"] <= 0.05 * told["good"]["rows"]
 

@@ -51,7 +51,16 @@ SEALING_KEYS = {
         "score.shuffled_rows",
     ],
     "embed": ["seed"],
-    "select": ["seed", "select.strategy", "select.clusters", "select.ratio", "select.ratio_of", "select.max_ifd"],
+    "select": [
+        "seed",
+        "select.strategy",
+        "select.clusters",
+        "select.ratio",
+        "select.ratio_of",
+        "select.max_ifd",
+        "select.mismatch",
+        "select.mismatch_level",
+    ],
     "train": [
         "seed",
         "model.chat_format",

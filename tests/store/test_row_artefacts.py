@@ -262,6 +262,7 @@ def picked(numbers: list[int], ifd: list[float] | None = None, cluster: list[int
     return SelectedRows(
         np.array(numbers, dtype=np.uint64),
         None if ifd is None else np.array(ifd),
+        None,
         None if cluster is None else np.array(cluster, dtype=np.int32),
     )
 

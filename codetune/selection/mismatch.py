@@ -1,0 +1,87 @@
+"""Scores -> the rows whose instruction is not told from another row's: mismatched pairs.
+
+A mismatched pair looks hard to IFD, because any prompt at all makes an answer likelier than none. The test compares the
+pmi of a row (what its instruction adds to an empty one) with the pmi of shuffled pairs: answers of a sample of rows,
+each after the instruction of another row. Both are standardised for the length of the answer, because the mean over a
+short answer varies more. docs/method.md, section 1, has the formulas. Says nothing about whether an answer is right:
+the wrong answer to a similar task has a high pmi as well.
+
+Axes: N rows, S shuffled pairs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+FEWEST_PAIRS = 30  # shuffled ones; a quantile of fewer says little
+WINDOW_PAIRS = 64  # shuffled pairs of similar length, from which a mean and a deviation are estimated
+LOWER_QUANTILES = (0.25, 0.5)  # of the shuffled pairs: hardly any good row lies below
+GOOD_ROWS = 3.0  # that may be dropped for one mismatched row more: it would look hard, and be taken
+LEAST_CAUGHT = 0.5  # share of the shuffled pairs, below which the test has no power
+MOST_MISMATCHED = 0.5  # share of the rows, above which the model is more likely blind than the data set wrong
+
+
+@dataclass(frozen=True, slots=True)
+class MismatchTest:
+    """The result of the test, and how sharp it was."""
+
+    limits: Floats  # [N] nats a token: a row with a lower pmi is mismatched
+    pairs: int  # shuffled ones
+    caught: float  # share of the shuffled pairs that the limits catch
+    estimated: float  # share of mismatched rows in the data set, from the mixture
+
+    @property
+    def has_power(self) -> bool:
+        return self.caught >= LEAST_CAUGHT and self.estimated <= MOST_MISMATCHED
+
+    def summary(self) -> dict[str, object]:
+        """The figures of the test, for people and for the `--json` document."""
+        return {
+            "pairs": self.pairs,
+            "caught": self.caught,
+            "estimated_mismatched": self.estimated,
+            "has_power": self.has_power,
+        }
+
+
+def find_mismatched(pmi: Floats, answer_tokens: Floats, shuffled_pmi: Floats, level: float) -> MismatchTest:
+    """Compares the pmi [N] of rows with that of the shuffled pairs among them (`shuffled_pmi` [N], NaN for rows outside
+    of the sample). Rows without a score are NaN everywhere. The limit lies at the quantile 1 - `level` of the shuffled
+    pairs at most, and lower where more good rows than `GOOD_ROWS` for each mismatched one would be dropped."""
+    is_pair = ~np.isnan(shuffled_pmi)
+    center, spread = _shuffled_moments(answer_tokens[is_pair], shuffled_pmi[is_pair], answer_tokens)  # [N] each
+    pairs = np.sort((shuffled_pmi - center)[is_pair] / spread[is_pair])  # [S]
+    rows = np.sort(((pmi - center) / spread)[~np.isnan(pmi)])
+    estimated = min(1.0, *(_share_below(rows, np.quantile(pairs, q)) / q for q in LOWER_QUANTILES))
+    limit = _best_limit(rows, pairs, estimated, level)
+    return MismatchTest(center + limit * spread, len(pairs), _share_below(pairs, limit), estimated)
+
+
+def _shuffled_moments(pair_tokens: Floats, pair_pmi: Floats, tokens: Floats) -> tuple[Floats, Floats]:
+    """Mean and standard deviation of the pmi of the `WINDOW_PAIRS` shuffled pairs with the most similar rank of answer
+    length, for each of `tokens` [N]."""
+    order = np.lexsort([pair_pmi, pair_tokens])  # by length, and by pmi where that is equal
+    window = min(WINDOW_PAIRS, len(order))
+    windows = np.lib.stride_tricks.sliding_window_view(pair_pmi[order], window)  # [S - window + 1, window]
+    ranks = np.searchsorted(pair_tokens[order], np.nan_to_num(tokens))
+    first = np.clip(ranks - window // 2, 0, len(windows) - 1)
+    return windows.mean(axis=1)[first], np.maximum(windows.std(axis=1), 1e-9)[first]
+
+
+def _best_limit(rows: Floats, pairs: Floats, estimated: float, level: float) -> float:
+    """The standardised pmi with the least expected cost: a missed mismatched row costs `GOOD_ROWS` dropped good ones.
+    With F the share of rows and F0 that of pairs below a limit, estimated * F0 of all rows are mismatched and below it,
+    and F - estimated * F0 are good and below it. Of equally good limits the highest."""
+    candidates = np.unique(np.append(pairs[pairs < np.quantile(pairs, 1 - level)], np.quantile(pairs, 1 - level)))
+    below = np.searchsorted(rows, candidates) / max(1, len(rows))
+    pairs_below = np.searchsorted(pairs, candidates) / len(pairs)
+    gain = (GOOD_ROWS + 1) * estimated * pairs_below - below
+    return float(candidates[len(gain) - 1 - int(np.argmax(gain[::-1]))])
+
+
+def _share_below(values: Floats, limit: float) -> float:
+    return float(np.searchsorted(values, limit) / max(1, len(values)))

@@ -1,0 +1,122 @@
+"""The mismatch test as part of select: what it needs of the scores, what it drops, and what it says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from codetune.errors import DataError, StaleError
+from codetune.stages.select import SELECT
+from codetune.stages.stage import RunContext, content_digest
+from codetune.store.manifest import read_manifest, write_manifest
+from tests import pipeline
+from tests.small_world import context_of, make_small_world
+
+ROWS, WRONG = 60, 6
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project file of a run with scores and embeddings."""
+    project = make_small_world(tmp_path_factory.mktemp("scored"), ROWS)
+    pipeline.score(context_of(project))
+    pipeline.embed(context_of(project))
+    return project
+
+
+def plant(context: RunContext, values: Callable[[int], Mapping[str, float]]) -> list[str]:
+    """Puts other values into the scores, by the number of the row, and returns the ids."""
+    path = context.run.scores
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [json.dumps({"id": row["id"], **values(number)}) + "\n" for number, row in enumerate(rows)]
+    path.write_text("".join(lines), encoding="utf-8")
+    manifest = read_manifest(path)
+    assert manifest is not None
+    write_manifest(path, replace(manifest, digest=content_digest(context, path)))
+    return [row["id"] for row in rows]
+
+
+def score(number: int, *, pairs: int = ROWS, wrong_pmi: float = -0.1, good_pmi: float = 0.8) -> dict[str, Any]:
+    """The first rows are mismatched: their instruction gives less than that of most shuffled pairs."""
+    noise = (number * 7 % 11 - 5) / 100
+    pmi = (wrong_pmi if number < WRONG else good_pmi) + noise
+    likelihoods = {"nll_conditional": 2 - pmi, "nll_unconditional": 2.5, "nll_empty": 2.0}
+    row = {"ifd": 0.5 + number / 200, "pmi": pmi, **likelihoods, "answer_tokens": 40, "truncated": False}
+    return row | ({"nll_shuffled": 2.0 - noise / 2, "shuffled_with": "0" * 16} if number < pairs else {})
+
+
+def excluded(context: RunContext) -> dict[str, str]:
+    lines = context.run.excluded.read_text(encoding="utf-8").splitlines()
+    return {row["id"]: row["why"] for row in map(json.loads, lines)}
+
+
+def selected(context: RunContext) -> set[str]:
+    lines = context.run.selection.read_text(encoding="utf-8").splitlines()
+    return {json.loads(line)["id"] for line in lines}
+
+
+def test_what_is_not_told_from_shuffled_pairs_is_dropped_with_its_reason(scored: Path) -> None:
+    context = context_of(scored, select__ratio=1.0)
+    ids = plant(context, score)
+    result = pipeline.select(context)
+    found = excluded(context)
+    assert set(found) == set(ids[:WRONG])
+    assert all(why.startswith("mismatched pair: pmi ") for why in found.values())
+    assert result.refused == {"mismatched pair: pmi of shuffled pairs": WRONG}
+    assert selected(context) == set(ids[WRONG:])
+    assert result.facts["mismatch_test"]["has_power"]
+    assert "it catches" in SELECT.details(result).notes[-1]
+
+
+@pytest.mark.parametrize(("mismatch", "dropped"), [("calibrated", range(WRONG + 1)), ("ifd", [0]), ("none", [])])
+def test_each_rule_drops_what_it_says(scored: Path, mismatch: str, dropped: list[int]) -> None:
+    # Row 0 has an IFD above the limit; row 6 has a good one, and a pmi below 0.
+    context = context_of(scored, select__ratio=1.0, select__mismatch=mismatch, select__max_ifd=1.0)
+    changed = {0: {"ifd": 1.5}, WRONG: {"pmi": -0.3}}
+    ids = plant(context, lambda number: score(number) | changed.get(number, {}))
+    pipeline.select(context)
+    assert set(excluded(context)) == {ids[number] for number in dropped}
+
+
+def test_every_row_that_was_not_taken_is_named_once(scored: Path) -> None:
+    context = context_of(scored, select__ratio=0.5)
+    ids = plant(context, lambda number: {"refused": "no memory"} if number == 59 else score(number))
+    pipeline.select(context)
+    found = excluded(context)
+    assert found.keys() | selected(context) == set(ids)
+    assert not found.keys() & selected(context)
+    assert found[ids[59]] == "refused: no memory"
+    assert "not taken" in found.values()
+
+
+def test_a_test_without_power_drops_no_row_and_says_so(scored: Path) -> None:
+    context = context_of(scored, select__ratio=1.0)
+    ids = plant(context, lambda number: score(number, wrong_pmi=0.0, good_pmi=0.0))
+    result = pipeline.select(context)
+    assert selected(context) == set(ids)
+    assert "has no power and dropped no row" in SELECT.details(result).notes[-1]
+
+
+def test_fewer_than_30_shuffled_pairs_are_too_few(scored: Path) -> None:
+    context = context_of(scored)
+    plant(context, lambda number: score(number, pairs=29))
+    with pytest.raises(DataError, match=r"29 shuffled pairs of 60 rows .* set select.mismatch to ifd"):
+        pipeline.select(context)
+
+
+def test_older_scores_without_the_empty_prompt_serve_what_does_not_need_it(scored: Path) -> None:
+    needed = ("ifd", "nll_conditional", "nll_unconditional", "answer_tokens", "truncated")
+    context = context_of(scored)
+    plant(context, lambda number: {key: score(number)[key] for key in needed})
+    manifest = read_manifest(context.run.scores)
+    assert manifest is not None
+    settings = {key: value for key, value in manifest.settings.items() if key not in ("score.empty_prompt",)}
+    write_manifest(context.run.scores, replace(manifest, settings=settings))
+    with pytest.raises(StaleError, match=r"no nll_empty for 60 rows.*Run: codetune score .*select.mismatch to ifd"):
+        pipeline.select(context)
+    assert pipeline.select(context_of(scored, select__mismatch="ifd")).rows > 0
