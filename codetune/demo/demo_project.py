@@ -12,7 +12,16 @@ from pathlib import Path
 from random import Random
 
 from codetune.demo.instructions import answer, describe, instruct, prompt
-from codetune.demo.tasks import EMPTY_ARGUMENT, TRIVIAL_OPERATIONS, Task, draw_argument, draw_task, outputs
+from codetune.demo.operations import OPERATIONS
+from codetune.demo.tasks import (
+    EMPTY_ARGUMENT,
+    TRIVIAL_OPERATIONS,
+    Task,
+    draw_argument,
+    draw_task,
+    is_reserved,
+    outputs,
+)
 from codetune.project.file import commented_yaml
 from codetune.project.sections import PROJECT_FILE
 from codetune.records import Message, content_id
@@ -161,11 +170,31 @@ def _composed(random: Random) -> tuple[str, str]:
 
 
 def _mismatched(random: Random) -> tuple[str, str]:
-    """The instruction of one task with the answer of another that shares no operation with it."""
-    asked, answered = _composition(random), _composition(random)
-    while {operation.name for operation in asked.operations} & {operation.name for operation in answered.operations}:
-        answered = _composition(random)
+    """The instruction of one task with the answer of another: with equal chance one that shares no operation with it,
+    or one that differs in a single operation."""
+    asked = _composition(random)
+    answered = random.choice((_unlike, _near))(asked, random)
     return instruct(asked, random), answer(answered)
+
+
+def _unlike(task: Task, random: Random) -> Task:
+    other = _composition(random)
+    while {operation.name for operation in task.operations} & {operation.name for operation in other.operations}:
+        other = _composition(random)
+    return other
+
+
+def _near(task: Task, random: Random) -> Task:
+    """The task with another operation in the place of one, under another name."""
+    while True:
+        index = random.randrange(len(task.operations))
+        replaced = task.operations[index]
+        operation = random.choice([other for other in OPERATIONS if other.takes == replaced.takes])
+        operations = (*task.operations[:index], operation, *task.operations[index + 1 :])
+        other = replace(task, name=_composition(random).name, operations=operations)
+        is_new = operation.gives == replaced.gives and operation not in task.operations
+        if is_new and not is_reserved(other.composition):
+            return other
 
 
 def _composition(random: Random) -> Task:

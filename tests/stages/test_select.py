@@ -18,6 +18,7 @@ from tests import pipeline
 from tests.small_world import context_of, make_small_world
 
 ROWS, WRONG = 60, 6
+CALIBRATED = {"select__mismatch": "calibrated"}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def selected(context: RunContext) -> set[str]:
 
 
 def test_what_is_not_told_from_shuffled_pairs_is_dropped_with_its_reason(scored: Path) -> None:
-    context = context_of(scored, select__ratio=1.0)
+    context = context_of(scored, **CALIBRATED, select__ratio=1.0)
     ids = plant(context, score)
     result = pipeline.select(context)
     found = excluded(context)
@@ -84,7 +85,7 @@ def test_each_rule_drops_what_it_says(scored: Path, mismatch: str, dropped: list
 
 
 def test_every_row_that_was_not_taken_is_named_once(scored: Path) -> None:
-    context = context_of(scored, select__ratio=0.5)
+    context = context_of(scored, **CALIBRATED, select__ratio=0.5)
     ids = plant(context, lambda number: {"refused": "no memory"} if number == 59 else score(number))
     pipeline.select(context)
     found = excluded(context)
@@ -95,7 +96,7 @@ def test_every_row_that_was_not_taken_is_named_once(scored: Path) -> None:
 
 
 def test_a_test_without_power_drops_no_row_and_says_so(scored: Path) -> None:
-    context = context_of(scored, select__ratio=1.0)
+    context = context_of(scored, **CALIBRATED, select__ratio=1.0)
     ids = plant(context, lambda number: score(number, wrong_pmi=0.0, good_pmi=0.0))
     result = pipeline.select(context)
     assert selected(context) == set(ids)
@@ -103,7 +104,7 @@ def test_a_test_without_power_drops_no_row_and_says_so(scored: Path) -> None:
 
 
 def test_fewer_than_30_shuffled_pairs_are_too_few(scored: Path) -> None:
-    context = context_of(scored)
+    context = context_of(scored, **CALIBRATED)
     plant(context, lambda number: score(number, pairs=29))
     with pytest.raises(DataError, match=r"29 shuffled pairs of 60 rows .* set select.mismatch to ifd"):
         pipeline.select(context)
@@ -111,7 +112,7 @@ def test_fewer_than_30_shuffled_pairs_are_too_few(scored: Path) -> None:
 
 def test_older_scores_without_the_empty_prompt_serve_what_does_not_need_it(scored: Path) -> None:
     needed = ("ifd", "nll_conditional", "nll_unconditional", "answer_tokens", "truncated")
-    context = context_of(scored)
+    context = context_of(scored, **CALIBRATED)
     plant(context, lambda number: {key: score(number)[key] for key in needed})
     manifest = read_manifest(context.run.scores)
     assert manifest is not None
