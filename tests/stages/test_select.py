@@ -12,7 +12,7 @@ import pytest
 
 from codetune.errors import DataError, StaleError
 from codetune.stages.select import SELECT
-from codetune.stages.stage import RunContext, content_digest
+from codetune.stages.stage import RunContext
 from codetune.store.manifest import read_manifest, write_manifest
 from tests import pipeline
 from tests.small_world import context_of, make_small_world
@@ -38,7 +38,7 @@ def plant(context: RunContext, values: Callable[[int], Mapping[str, float]]) -> 
     path.write_text("".join(lines), encoding="utf-8")
     manifest = read_manifest(path)
     assert manifest is not None
-    write_manifest(path, replace(manifest, digest=content_digest(context, path)))
+    write_manifest(path, replace(manifest, digest=context.digests.file(path)))
     return [row["id"] for row in rows]
 
 
