@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from codetune import __version__, console
 from codetune.errors import UsageError, writing_failed
@@ -46,15 +47,26 @@ if TYPE_CHECKING:
     from codetune.records import ModelRef
     from codetune.stages.stage import RunContext
 
+# Commands of the contract that this version lacks; values of the project file: project.NOT_IN_THIS_VERSION.
+NOT_IN_THIS_VERSION = ("plan", "sweep", "report", "doctor")
+
+
+class _Commands(TyperGroup):
+    """Refuses commands that this version lacks by their name; none of them is suggested for a name with a typo."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # click's types, which typer has a copy of
+        if args[0] in NOT_IN_THIS_VERSION:
+            raise UsageError(f"codetune {args[0]} is not in this version. See: codetune --help")
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Fine-tune a code LLM on the part of an instruction set that is worth training on; measure what that bought.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-# Commands of the contract that this version lacks; values of the project file: project.NOT_IN_THIS_VERSION.
-NOT_IN_THIS_VERSION = ("plan", "sweep", "report", "doctor")
 
 
 @app.callback(invoke_without_command=True)
@@ -224,8 +236,10 @@ def evaluate(
             request = benchmarks.samples_request(context, tasks, file)
         else:
             request = workflow.model_request(tasks, _model(context, model, ", or --samples FILE"), whole)
-        request = dataclasses.replace(request, complete=complete)
-        return render.evaluation(workflow.reports_in([run_stage(context, EVALUATE, request)]), [])
+        result = run_stage(context, EVALUATE, dataclasses.replace(request, complete=complete))
+        path = file or (request.model.directory if request.model else None)
+        (report,) = workflow.reports_in(context, [result], {request.label: path} if path else {})
+        return render.one_evaluation(report)
 
     _perform(work, as_json)
 
@@ -268,11 +282,12 @@ def run(
     first: Annotated[str, typer.Option("--from", metavar="STAGE", help=f"First stage: {STAGES_HELP}")] = STAGE_NAMES[0],
     last: Annotated[str, typer.Option("--to", metavar="STAGE", help=f"Last stage: {STAGES_HELP}")] = STAGE_NAMES[-1],
     replace: ReplaceOption = False,
+    limit: LimitOption = None,
     project: ProjectOption = None,
     set_: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """The whole pipeline; what is done and still true is not done again."""
+    """The whole pipeline. Stages that are up to date are skipped."""
     from codetune.stages import pipeline
 
     stages = pipeline.stages_between(first, last)
@@ -282,8 +297,8 @@ def run(
         from codetune import render, workflow
 
         context = _context(loaded)
-        results = list(workflow.run(context, stages, replace))
-        reports = workflow.reports_in(results)
+        results = list(workflow.run(context, stages, replace, limit))
+        reports = workflow.reports_in(context, results)
         return render.pipeline(results, reports, workflow.compare(context, reports))
 
     _perform(work, as_json)
@@ -324,18 +339,6 @@ def demo(
         return run.demo(directory, full, seed, set_ or [], replace)
 
     _perform(work, as_json)
-
-
-def _lacking(name: str) -> Callable[[], None]:
-    def refuse() -> None:
-        raise UsageError(f"codetune {name} is not in this version. What there is: codetune --help")
-
-    return refuse
-
-
-for _name in NOT_IN_THIS_VERSION:
-    _anything = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-    app.command(_name, hidden=True, context_settings=_anything)(_lacking(_name))
 
 
 def _context(project: Project) -> RunContext:

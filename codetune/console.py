@@ -1,6 +1,9 @@
 """The terminal. Results go to standard output, as text or as one JSON document; progress, warnings and errors go to
-standard error, progress only where that is a terminal. While a command runs, libraries that print write to standard
-error, too.
+standard error: progress as a bar, or as a line every half minute if that is no terminal. While a command runs,
+libraries that print write to standard error, too.
+
+Texts of others (names, keys, errors of libraries) stand in all of these. Their control characters are made visible
+here, and their brackets are no markup.
 """
 
 from __future__ import annotations
@@ -11,13 +14,18 @@ import os
 import re
 import shlex
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from textwrap import wrap
+from types import TracebackType
 from typing import IO, TypeVar
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
@@ -25,23 +33,32 @@ from rich.table import Table
 from rich.text import Text
 
 from codetune.errors import CodetuneError, UsageError
+from codetune.text import visible
 
-NAMED_COMMAND = r"\bcodetune (?:score|embed|select|train|generate|sanitize|evaluate|eval|run|status)\b"
+# Not where its help is named: `codetune score --help`.
+NAMED_COMMAND = r"\bcodetune (?:score|embed|select|train|generate|sanitize|evaluate|eval|run|status)\b(?! --help)"
 T = TypeVar("T")
 SECONDS_BETWEEN_UPDATES = 0.1  # of a bar: rich takes 0.25 ms for each, more than to read a row of a data set
+SECONDS_BETWEEN_LINES = 30.0  # of progress, where standard error is no terminal
 _warned: set[str] = set()
-_LOG_FILE_WIDTH = 10_000  # characters; a message in a log file stays one line
+_LOG_FILE_WIDTH = 10_000  # characters; a message or a row of a table stays one line in a file
+_GAP = 3  # spaces between the columns of a table
 
 
 @dataclass(frozen=True, slots=True)
 class CommandResult:
-    """The result of a command: the document of `--json`, and the same as text (title, table and notes)."""
+    """The result of a command: the document of `--json`, and the same as text (title, table and notes).
+
+    A terminal that is too narrow for the table shows it without some columns: first without those of `optional`, in
+    that order, then without the last ones. `has_prose`: the last column holds sentences, which are wrapped at words."""
 
     document: Mapping[str, object]
     title: str
     columns: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
     notes: Sequence[str] = ()
+    optional: Sequence[str] = ()
+    has_prose: bool = False
 
 
 @contextlib.contextmanager
@@ -78,29 +95,73 @@ def show(result: CommandResult, as_json: bool, output: IO[str]) -> None:
 
 def _write(result: CommandResult, as_json: bool, output: IO[str]) -> None:
     if as_json:
-        output.write(json.dumps(result.document, ensure_ascii=False, allow_nan=False) + "\n")
+        text = json.dumps(result.document, allow_nan=False)  # escapes all but ASCII: a terminal obeys none of it
+        output.write(text.replace("\x7f", "\\u007f") + "\n")
         return
-    console = Console(file=output, highlight=False, width=None if output.isatty() else 160)
-    console.print(Text(result.title, style="bold"), soft_wrap=True)
+    console = Console(file=output, highlight=False, width=None if output.isatty() else _LOG_FILE_WIDTH)
+    _print(console, result.title, "bold")
     if result.rows:
-        table = Table(*result.columns, box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
-        for row in result.rows:
-            table.add_row(*(Text(cell) for cell in row))
-        console.print(table)
+        _write_table(result, console)
     for line in result.notes:
-        console.print(Text(line, style="dim"), soft_wrap=True)
+        _print(console, line, "dim")
+
+
+def _write_table(result: CommandResult, console: Console) -> None:
+    """The table with the columns that there is room for, and a line that names the others. Sentences that there is no
+    room for stand below their row."""
+    names = [visible(name) for name in result.columns]
+    cells = [[visible(cell) for cell in row] for row in result.rows]
+    shown = _columns_that_fit(names, cells, result, console.width)
+    if result.has_prose and len(names) - 1 not in shown:
+        for row in cells:
+            _print(console, (" " * _GAP).join(row[:-1]))
+            _print(console, f"    {row[-1]}")
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="dim")
+    for at in shown:
+        wraps = len(shown) == 1 or (result.has_prose and at == len(names) - 1)
+        table.add_column(Text(names[at]), no_wrap=not wraps, overflow="fold")
+    for row in cells:
+        table.add_row(*(Text(row[at]) for at in shown))
+    console.print(table)
+    if left := [name for at, name in enumerate(names) if at not in shown]:
+        _print(console, f"not shown, for want of room: {', '.join(left)}", "dim")
+
+
+def _columns_that_fit(
+    names: Sequence[str], cells: Sequence[Sequence[str]], result: CommandResult, width: int
+) -> Sequence[int]:
+    """The indices of the columns to show, one at least."""
+    texts = [[name, *(row[at] for row in cells)] for at, name in enumerate(names)]
+    widths = [max(map(cell_len, column)) for column in texts]
+    if result.has_prose:
+        widths[-1] = max(cell_len(word) for text in texts[-1] for word in text.split() or [""])
+    shown = list(range(len(names)))
+    first = [result.columns.index(name) for name in result.optional]
+    for at in [*first, *reversed([at for at in shown if at not in first])]:
+        if len(shown) == 1 or sum(widths[each] + _GAP for each in shown) - _GAP <= width:
+            break
+        shown.remove(at)
+    return shown
 
 
 def show_error(error: CodetuneError) -> None:
     console = _stderr()
     if console.is_terminal:
-        console.print(Panel(Text(str(error)), title="error", title_align="left", border_style="red"))
+        console.print(
+            Panel(Text(visible(str(error), kept="\n")), title="error", title_align="left", border_style="red")
+        )
     else:
-        console.print(Text(f"error: {error}"), soft_wrap=True)
+        _print(console, f"error: {error}", kept="\n")
+
+
+def show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """In the place of `sys.excepthook`: what a library says of an error can hold anything."""
+    relay("".join(traceback.format_exception(kind, error, trace)))
 
 
 def warn(message: str) -> None:
-    _stderr().print(Text(f"warning: {message}", style="yellow"), soft_wrap=True)
+    _print(_stderr(), f"warning: {message}", "yellow", kept="\n")
 
 
 def warn_once(message: str) -> None:
@@ -111,7 +172,7 @@ def warn_once(message: str) -> None:
 
 def relay(text: str) -> None:
     """Writes what a worker process printed to its standard error. A visible progress bar stays below the text."""
-    sys.stderr.write(text)
+    sys.stderr.write(visible(text, kept="\n\r\t"))
     sys.stderr.flush()
 
 
@@ -119,12 +180,13 @@ def with_project_option(text: str) -> str:
     """`text` with `-p PATH` added to each codetune command in it, where the user has named a project file."""
     words = sys.argv[1:]
     named = [word.partition("=")[2] for word in words if word.startswith("--project=")]
+    named += [word[2:] for word in words if word.startswith("-p") and word != "-p"]
     named += [after for word, after in pairwise(words) if word in ("-p", "--project")]
     return re.sub(NAMED_COMMAND, rf"\g<0> -p {shlex.quote(named[-1])}", text) if named else text
 
 
 def say(message: str) -> None:
-    _stderr().print(Text(message, style="dim"), soft_wrap=True)
+    _print(_stderr(), message, "dim", kept="\n")
 
 
 def note(message: str) -> None:
@@ -149,10 +211,10 @@ def track(items: Iterable[T], label: str, total: int | None, unit: str) -> Itera
 @contextlib.contextmanager
 def progress(label: str, total: int | None, unit: str, done: int = 0) -> Iterator[ProgressBar]:
     """A progress bar that the caller moves; `done` of the `total` units were done before. Until it moves it shows the
-    seconds that have passed: models are loaded then."""
+    seconds that have passed: models are loaded then. Where standard error is no terminal, a line every half minute."""
     console = _stderr()
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.fields[count]}"),
         TextColumn("{task.fields[rate]}"),
@@ -162,7 +224,10 @@ def progress(label: str, total: int | None, unit: str, done: int = 0) -> Iterato
         disable=not console.is_terminal,
     )
     with bar:
-        yield ProgressBar(bar, bar.add_task(label, total=None, completed=done, count="", rate=""), unit, total)
+        task = bar.add_task(visible(label), total=None, completed=done, count="", rate="")
+        shown = ProgressBar(bar, task, unit, total)
+        with contextlib.nullcontext() if console.is_terminal else _lines(shown):
+            yield shown
 
 
 class _TimeColumn(TimeRemainingColumn):
@@ -170,6 +235,24 @@ class _TimeColumn(TimeRemainingColumn):
 
     def render(self, task: Task) -> Text:
         return super().render(task) if task.total is not None else Text(f"{task.elapsed or 0:.0f} s")
+
+
+@contextlib.contextmanager
+def _lines(bar: ProgressBar) -> Iterator[None]:
+    """Writes a line of progress every half minute during the block, also while nothing moves."""
+    ended = threading.Event()
+
+    def write() -> None:
+        while not ended.wait(SECONDS_BETWEEN_LINES):
+            say(bar.line())
+
+    writer = threading.Thread(target=write, daemon=True)
+    writer.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        writer.join()
 
 
 @dataclass(slots=True)
@@ -180,6 +263,8 @@ class ProgressBar:
     _total: int | None
     _began: float = field(default_factory=time.monotonic)
     _tokens: int = 0
+    _first: tuple[float, float] | None = None  # time and position of the first move: loading is over
+    _detail: str = ""
 
     def advance(self, amount: int, tokens: int = 0) -> None:
         """Adds `amount` units; where they were made of tokens, the rate is in tokens per second."""
@@ -195,16 +280,60 @@ class ProgressBar:
 
     def describe(self, activity: str) -> None:
         """Sets the text before the bar."""
-        self._progress.update(self._task, description=activity)
+        self._progress.update(self._task, description=visible(activity))
+
+    def line(self) -> str:
+        """The progress as a line of a log: how many of how many, what the bar shows beside it, and the time left."""
+        task = self._progress.tasks[0]
+        parts = [f"{task.completed:,.0f} {self._unit}s"]
+        if self._total:
+            share = percent(task.completed / self._total)
+            parts = [f"{task.completed:,.0f} of {self._total:,} {self._unit}s ({share})", self._detail]
+        if speed := self._mean_speed():
+            parts.append(task.fields["rate"] if self._tokens else _rate(speed, self._unit))
+            parts.append(f"{_duration((self._total - task.completed) / speed)} left" if self._total else "")
+        else:
+            parts.append(f"{_duration(time.monotonic() - self._began)} so far")
+        return f"{task.description}: {', '.join(filter(None, parts))}"
+
+    def _mean_speed(self) -> float | None:
+        """Units per second since the first move; None before the second."""
+        if self._first is None:
+            return None
+        began, start = self._first
+        return (self._progress.tasks[0].completed - start) / max(time.monotonic() - began, 1e-9) or None
 
     def _show_rate(self, decimals: int, detail: str = "") -> None:
+        self._first = self._first or (time.monotonic(), self._progress.tasks[0].completed)
+        self._detail = detail
         speed = self._progress.tasks[0].speed
-        rate = f"{speed:,.{decimals}f} {self._unit}/s" if speed else ""
+        rate = f"{speed:,.{decimals}f} {self._unit}s/s" if speed else ""
         if self._tokens:
             rate = f"{self._tokens / max(time.monotonic() - self._began, 1e-9):,.0f} tokens/s"
         done = int(self._progress.tasks[0].completed)
         count = f"{done:,}" if self._total is None else f"{done:,}/{self._total:,}"
         self._progress.update(self._task, count=count, rate=", ".join(filter(None, (detail, rate))))
+
+
+def _rate(speed: float, unit: str) -> str:
+    """Units per second; of slow ones, seconds per unit.
+
+    >>> _rate(1234.5, "row"), _rate(0.02, "step")
+    ('1,234.5 rows/s', '50 s per step')
+    """
+    return f"{speed:,.1f} {unit}s/s" if speed >= 1 else f"{1 / speed:,.0f} s per {unit}"
+
+
+def _duration(seconds: float) -> str:
+    """A time of some seconds to many hours, as short as one reads it.
+
+    >>> _duration(42.0), _duration(1740.0), _duration(93_780.0)
+    ('42 s', '29 min', '26 h 3 min')
+    """
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def percent(fraction: float) -> str:
@@ -227,3 +356,12 @@ def counts(refused: Mapping[str, int]) -> str:
 
 def _stderr() -> Console:
     return Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else _LOG_FILE_WIDTH)
+
+
+def _print(console: Console, text: str, style: str = "", kept: str = "") -> None:
+    """A terminal gets lines that end between words (longer words, such as paths, it breaks itself); a file one line."""
+    text = visible(text, kept)
+    if console.is_terminal:
+        lines = [wrap(line, console.width, break_long_words=False, break_on_hyphens=False) for line in text.split("\n")]
+        text = "\n".join("\n".join(each) for each in lines)
+    console.print(Text(text, style), soft_wrap=True)

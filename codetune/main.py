@@ -25,6 +25,7 @@ _WrongUsage: Any = typer.BadParameter.__base__  # click's UsageError, which type
 def main() -> None:
     """The console script; `python -m codetune` for workers and ranks of a launcher."""
     prepare_process()
+    sys.excepthook = console.show_traceback
     for number in (signal.SIGINT, signal.SIGTERM):  # a scheduler stops a job by SIGTERM
         if signal.getsignal(number) is signal.SIG_DFL:  # as __main__ left the first; not where it is ignored
             signal.signal(number, signal.default_int_handler)
@@ -71,7 +72,10 @@ def _exit_status() -> int:
             return int(why.exit_code)
         command = why.ctx.command_path if why.ctx else "codetune"
         message = why.format_message()
-        raise UsageError(f"{message}{'' if message[-1] in '.?' else '.'} See: {command} --help") from None
+        message += "" if message[-1] in ".?" else "."
+        if type(why).__name__ == "NoSuchOption" and " " not in command:
+            message += " Options come after the command, as in: codetune COMMAND -p PATH."
+        raise UsageError(f"{message} See: {command} --help") from None
     except OSError as why:  # of standard output, while help was written to it
         if why.errno not in (errno.EPIPE, errno.ENOSPC):
             raise

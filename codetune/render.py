@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from codetune.console import CommandResult, counts, percent
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 SHOWN_TASKS = 5  # by name, of those that two models differ on
 SHOWN_PAIRS = 3
+FIGURES = "pass@k (95 % interval)"
+OPTIONAL_FIGURES = ("tasks", "benchmark")  # columns whose content stands in the caption as well
 LOSSES = {
     "truncated": "{:,} were cut at generate.max_new_tokens",
     "refused": "{:,} were not generated (the model cannot take their prompts)",
@@ -57,16 +60,19 @@ def stage(result: StageResult) -> CommandResult:
     return CommandResult(stage_document(result), title, details.columns, details.rows, [*notes, *details.notes])
 
 
+def one_evaluation(report: Report) -> CommandResult:
+    """The report of `evaluate`, which judges one model or file."""
+    return replace(evaluation([report], []), document=report)
+
+
 def evaluation(reports: Sequence[Report], compared: Sequence[ModelComparison]) -> CommandResult:
-    """The report of one model; of several models a document with a list under "models" and the comparison beside it."""
-    document: Mapping[str, object] = reports[0]
-    if len(reports) > 1:
-        document = {"models": list(reports), "comparison": list(compared)}
+    """The reports of `eval`, of one model or of several, as a list with the comparison beside it."""
     return CommandResult(
-        document,
-        "pass@k (95 % interval)",
+        {"models": list(reports), "comparison": list(compared)},
+        FIGURES,
         *_figures(reports),
-        [_caption(reports), *_losses(reports), *_compared_lines(compared)],
+        [_caption(reports), *_labels(reports), *_losses(reports), *_compared_lines(compared)],
+        OPTIONAL_FIGURES,
     )
 
 
@@ -80,15 +86,24 @@ def pipeline(
         "models": list(reports),
         "comparison": list(compared),
     }
-    times = [f"{result.stage} {result.seconds:.1f} s" for result in stages]
+    times = [f"{_name(result)} {result.seconds:.1f} s" for result in results]
     replaced = [
         f"{result.stage} replaced: {result.facts['replaced']}" for result in stages if "replaced" in result.facts
     ]
     notes = [f"time: {', '.join(times)}", *_taken(results), *replaced, *_compared_lines(compared)]
     if not reports:
         lines = [[result.stage, result.state, f"{result.rows:,}", counts(result.refused)] for result in stages]
-        return CommandResult(document, "run: done", ("stage", "state", "rows", "refused"), lines, notes)
-    return CommandResult(document, "pass@k (95 % interval)", *_figures(reports), [_caption(reports), *notes])
+        columns = ("stage", "state", "rows", "refused")
+        return CommandResult(document, "run: done", columns, lines, notes, has_prose=True)
+    said = [_caption(reports), *_losses(reports)]
+    return CommandResult(document, FIGURES, *_figures(reports), [*said, *notes], OPTIONAL_FIGURES)
+
+
+def _name(result: StageResult) -> str:
+    """A stage; one of a benchmark with the benchmark and the model, which are the name of its artefact."""
+    if not stage_named(result.stage).of_benchmark:
+        return result.stage
+    return f"{result.stage} {result.artefact.parent.name} {result.artefact.stem}"
 
 
 def _taken(results: Sequence[StageResult]) -> list[str]:
@@ -108,7 +123,7 @@ def status(lines: Sequence[StatusLine]) -> CommandResult:
     }
     rows = [[line.stage, line.state, line.detail] for line in lines]
     note = f"next: {following}" if following else "everything is done"
-    return CommandResult(document, "status", ("stage", "state", ""), rows, [note])
+    return CommandResult(document, "status", ("stage", "state", ""), rows, [note], has_prose=True)
 
 
 def _figures(reports: Sequence[Report]) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
@@ -137,13 +152,19 @@ def _caption(reports: Sequence[Report]) -> str:
     return f"points that one task is worth: {worth}; sandbox: {reports[0]['sandbox']}"
 
 
+def _labels(reports: Sequence[Report]) -> list[str]:
+    """The path behind each label that is made of a name and a digest."""
+    return [f"{report['model']}: {report['path']}" for report in reports if "path" in report]
+
+
 def _losses(reports: Sequence[Report]) -> list[str]:
     """Samples lost before they are judged: answers that were cut, programs that do not parse."""
     lines = []
     for report in reports:
         found = report.get("completions", {})
         losses = [text.format(found[name]) for name, text in LOSSES.items() if found.get(name)]
-        lines += [f"{report['model']}: of {report['samples']:,} completions {', '.join(losses)}"] if losses else []
+        name = f"{report['benchmark']} {report['model']}"
+        lines += [f"{name}: of {report['samples']:,} completions {', '.join(losses)}"] if losses else []
     return lines
 
 

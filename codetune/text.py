@@ -1,11 +1,19 @@
-"""The check that a text can be written as UTF-8, for command lines, project files, data files and benchmarks; and days
-as messages write them.
+"""Text of others: whether it can be written as UTF-8 (command lines, project files, data files, benchmarks), and how
+its control characters are shown on a terminal; and days as messages write them.
 
 Imports nothing of codetune, because the command line needs it before anything else is loaded."""
 
 from __future__ import annotations
 
+import re
 import time
+import unicodedata
+
+_NOT_PLAIN = re.compile("[^ -~]")
+# Controls (terminal escapes begin with one), formats (bidirectional, zero width), halves of pairs, line separators.
+_HIDDEN_CATEGORIES = ("Cc", "Cf", "Cs", "Zl", "Zp")
+_HIDDEN_LETTERS = "\u115f\u1160\u3164\uffa0"  # fillers of Hangul: letters without a shape
+_JOINERS = "\u200c\u200d"  # belong to words of many scripts and to emoji; beside ASCII, or at an end, they only hide
 
 
 def lone_surrogate(text: str) -> int | None:
@@ -21,6 +29,27 @@ def lone_surrogate(text: str) -> int | None:
     except UnicodeEncodeError as error:
         return error.start
     return None
+
+
+def visible(text: str, kept: str = "") -> str:
+    """`text` with every character that a terminal would obey or hide, instead of showing it, as an escape; those of
+    `kept` stay.
+
+    >>> visible("a\\x1b[2Jb\\u202e")
+    'a\\\\x1b[2Jb\\\\u202e'
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return _NOT_PLAIN.sub(lambda found: _shown(found) if found[0] not in kept else found[0], text)
+
+
+def _shown(found: re.Match[str]) -> str:
+    character, at, text = found[0], found.start(), found.string
+    if character in _JOINERS:
+        hides = text[at - 1 : at].isascii() or text[at + 1 : at + 2].isascii()  # an empty text is ASCII
+    else:
+        hides = unicodedata.category(character) in _HIDDEN_CATEGORIES or character in _HIDDEN_LETTERS
+    return character.encode("unicode_escape").decode() if hides else character
 
 
 def day(moment: time.struct_time) -> str:

@@ -3,11 +3,12 @@ All are loops over `STAGES`; what is done, and still true, is not done again."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from codetune.benchmark.benchmarks import Benchmark
+from codetune.benchmark.benchmarks import Benchmark, part_of
 from codetune.console import counts, percent
 from codetune.errors import UsageError
 from codetune.records import ModelRef
@@ -18,10 +19,11 @@ from codetune.stages.generate import GENERATE
 from codetune.stages.inputs import dataset_is_here, require_named_inputs
 from codetune.stages.model_ref import model_ref
 from codetune.stages.pipeline import STAGES
+from codetune.stages.sanitize import SANITIZE
 from codetune.stages.stage import RunContext, Stage, StageRequest, StageResult, run_stage
 from codetune.stages.status import StageStatus, State, stage_status
 from codetune.stages.train import TRAIN
-from codetune.store.manifest import Manifest, set_aside_command
+from codetune.store.manifest import Manifest, read_manifest, set_aside_command
 from codetune.store.takeover import TAKEN_FROM
 
 if TYPE_CHECKING:
@@ -42,9 +44,12 @@ class StatusLine:
     command: str  # that makes it
 
 
-def run(context: RunContext, wanted: Sequence[Stage], replace: bool = False) -> Iterator[StageResult]:
+def run(
+    context: RunContext, wanted: Sequence[Stage], replace: bool = False, limit: int | None = None
+) -> Iterator[StageResult]:
     """Runs the stages in their order; yields each result when it is done. What any of them needs is checked before the
-    first begins. `replace`: a finished model of another recipe may be discarded."""
+    first begins. `replace`: a finished model of another recipe may be discarded; `limit`: the first tasks of each
+    benchmark only."""
     request = StageRequest(replace=replace)
     needed = [stage for stage in wanted if stage.is_needed(context.project)]
     of_run = [(stage, request) for stage in needed if not stage.of_benchmark]
@@ -53,7 +58,7 @@ def run(context: RunContext, wanted: Sequence[Stage], replace: bool = False) -> 
     tasks: list[Benchmark] = []
     if any(stage.of_benchmark for stage in wanted):
         _require_samples(context)
-        tasks = [open_benchmark(context, said) for said in distinct_benchmarks(context)]
+        tasks = [part_of(open_benchmark(context, said), limit, []) for said in distinct_benchmarks(context)]
     is_trained_here = (TRAIN, request) in of_run and is_pending(context, TRAIN, request, of_run)
     check_ahead(context, [*of_run, *_benchmark_work(context, wanted, tasks, is_trained_here)])
     for stage, _ in of_run:
@@ -87,16 +92,8 @@ def evaluate_models(context: RunContext, tasks: Benchmark, names: Sequence[str])
     stages = [stage for stage in STAGES if stage.of_benchmark]
     requests = [model_request(tasks, model) for model in models.values()]
     check_ahead(context, [(stage, request) for request in requests for stage in stages])
-    reports = []
-    for request in requests:
-        results = [run_stage(context, stage, request) for stage in stages]
-        report = read_report(results[-1].artefact)
-        facts = {name: value for result in results for name, value in result.facts.items()}
-        refused = sum(count for result in results for count in result.refused.values())
-        counts = {name: facts[name] for name in COUNTED if name in facts}
-        report["completions"] = {**counts, **({"refused": refused} if refused else {})}
-        reports.append(report)
-    return reports
+    results = [run_stage(context, stage, request) for request in requests for stage in stages]
+    return reports_in(context, results, {model.label: model.directory for model in models.values()})
 
 
 def model_request(tasks: Benchmark, model: ModelRef, whole: Benchmark | None = None) -> StageRequest:
@@ -113,8 +110,34 @@ def compare(context: RunContext, reports: Sequence[Report]) -> list[ModelCompari
     return compare(reports, context.project.seed)
 
 
-def reports_in(results: Sequence[StageResult]) -> list[Report]:
-    return [read_report(result.artefact) for result in results if result.stage == EVALUATE.name]
+def reports_in(
+    context: RunContext, results: Sequence[StageResult], paths: Mapping[str, Path] | None = None
+) -> list[Report]:
+    """The report of each evaluation among the results. `paths`: of models or files, by label."""
+    return [_report(context, result, paths or {}) for result in results if result.stage == EVALUATE.name]
+
+
+def _report(context: RunContext, result: StageResult, paths: Mapping[str, Path]) -> Report:
+    """With what is known of the completions behind it, and with the path of a model or file whose label does not say
+    which one it is."""
+    report = read_report(result.artefact)
+    request = StageRequest(benchmark=result.artefact.parent.name, label=result.artefact.stem)
+    if facts := _facts_of_completions(context, request):
+        report["completions"] = facts
+    if request.label in paths and request.label not in COMPARED:
+        report["path"] = str(paths[request.label])
+    return report
+
+
+def _facts_of_completions(context: RunContext, request: StageRequest) -> dict[str, int]:
+    """Empty where codetune has not generated the completions, or where a part of them was judged."""
+    made = [read_manifest(stage.artefact(context.run, request)) for stage in (GENERATE, SANITIZE)]
+    manifests = [manifest for manifest in made if manifest is not None]
+    if len(manifests) < len(made):
+        return {}
+    facts = {name: value for manifest in manifests for name, value in manifest.facts.items()}
+    refused = sum(count for manifest in manifests for count in manifest.refused.values())
+    return {name: facts[name] for name in COUNTED if name in facts} | ({"refused": refused} if refused else {})
 
 
 def status(context: RunContext) -> list[StatusLine]:

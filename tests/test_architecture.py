@@ -34,7 +34,7 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "user_files": ("errors",),
     "records": ("project", "errors"),
     "project": ("errors", "text", "user_files"),
-    "console": ("records", "errors"),
+    "console": ("records", "errors", "text"),
     "data": _NOUNS,
     "store": ("", "data", *_NOUNS),
     "launch": ("store", "console", *_NOUNS),

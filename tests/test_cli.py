@@ -110,6 +110,19 @@ def test_a_command_not_built_is_refused_by_name(command: str, tmp_path: Path) ->
     assert f"codetune {command} is not in this version" in told.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("docto", "error: No such command 'docto'. See: codetune --help"),
+        ("scor -p P", "error: No such command 'scor'. Did you mean 'score'? See: codetune --help"),
+        ("-p P scor", "error: No such option: -p. Options come after the command, as in: codetune COMMAND -p PATH."),
+        ("score -p P --foo", "error: No such option: --foo. See: codetune score --help"),
+    ],
+)
+def test_no_error_names_a_command_that_does_not_exist(words: str, told: str, tmp_path: Path) -> None:
+    assert run_codetune(*words.split(), cwd=tmp_path).stderr.startswith(told)
+
+
 def test_a_file_that_is_not_there_is_no_benchmark(tmp_path: Path) -> None:
     told = run_codetune("sanitize", "nowhere.jsonl", cwd=tmp_path)
     assert told.returncode == 2

@@ -8,10 +8,12 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 
 import pytest
+from rich.console import Console
 from rich.progress import Progress
 
 from codetune import console
@@ -48,7 +50,69 @@ def test_text_in_brackets_is_shown_as_it_is() -> None:
     assert all(part in text for part in ("[bold]title[/bold]", "[red]x[/red]", "models/[v1] :smile:"))
 
 
-def test_a_long_note_is_one_line() -> None:
+ESCAPE = "a\x1b[2J\x9b31m\u202eb\u200bc\r"
+SHOWN = r"a\x1b[2J\x9b31m\u202eb\u200bc\r"
+
+
+def test_no_terminal_obeys_what_names_hold() -> None:
+    result = CommandResult({}, f"{ESCAPE}\ntitle", [f"[red]{ESCAPE}"], [[f"{ESCAPE}\ncell"]], [f"{ESCAPE}\nnote"])
+    text = shown(result, as_json=False)
+    assert [line.rstrip() for line in text.splitlines()] == [
+        *(rf"{SHOWN}\ntitle", f"[red]{SHOWN}", rf"{SHOWN}\ncell", rf"{SHOWN}\nnote")
+    ]
+
+
+def test_a_document_is_ascii_and_says_the_same() -> None:
+    text = shown(CommandResult({"task": f"{ESCAPE}\x7fé"}, ""), as_json=True)
+    assert text.isascii()
+    assert text.rstrip("\n").isprintable()
+    assert json.loads(text) == {"task": f"{ESCAPE}\x7fé"}
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        console.warn,
+        console.say,
+        console.relay,
+        lambda text: console.show_error(UsageError(text)),
+        lambda text: console.show_traceback(ValueError, ValueError(text), None),
+    ],
+)
+def test_no_terminal_obeys_an_error_of_a_library(
+    write: Callable[[str], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    write("first [red]line\nsecond: a\x1b[2J\u202e")
+    assert re.fullmatch(r".*first \[red]line\nsecond: a\\x1b\[2J\\u202e\n?", capfd.readouterr().err)
+
+
+def test_a_narrow_terminal_shows_fewer_columns_and_whole_words() -> None:
+    names = ("benchmark", "model", "tasks", "base", "plus")
+    rows = [["humaneval", "CodeLlama-7b-85b4003b", "164 of 164", "61.6 % (54.0 to 68.7)", "53.0 % (45.4 to 60.5)"]]
+    result = CommandResult({}, "", names, rows, optional=("tasks", "benchmark"))
+    assert shown_columns(result, 120) == names
+    assert shown_columns(result, 85) == ("benchmark", "model", "base", "plus")
+    assert shown_columns(result, 80) == ("model", "base", "plus")
+    assert shown_columns(result, 60) == ("model", "base")
+    assert "".join(written_at(result, 12)).startswith("modelCodeLlama-7b-85b4003bnot shown")
+
+
+def test_sentences_in_the_last_column_are_wrapped_at_words() -> None:
+    result = CommandResult(
+        {}, "", ("stage", "state", ""), [["tasks tuned", "stale", "the tuned model has changed since"]], has_prose=True
+    )
+    assert written_at(result, 40)[1:] == ["tasks tuned   stale   the tuned model", "has changed since"]
+    assert written_at(result, 26) == ["tasks tuned   stale", "the tuned model has changed since"]
+
+
+def test_a_terminal_gets_lines_that_end_between_words() -> None:
+    output = io.StringIO()
+    path = "/" + "x" * 30
+    console._print(Console(file=output, width=24, force_terminal=True), f"generate 1.0 s, sanitize {path} 0.5 s")
+    assert [line.strip() for line in output.getvalue().splitlines()] == ["generate 1.0 s, sanitize", path, "0.5 s"]
+
+
+def test_a_long_note_is_one_line_of_a_file() -> None:
     note = "Run: codetune score " + "x" * 500
     assert note in shown(CommandResult({}, "title", notes=[note]), as_json=False).splitlines()
 
@@ -96,13 +160,35 @@ def test_a_repeated_warning_is_written_once(capfd: pytest.CaptureFixture[str]) -
     assert capfd.readouterr() == ("", "warning: this test warns\n")
 
 
-def test_only_warnings_and_errors_are_written_where_there_is_no_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+def test_where_there_is_no_terminal_short_work_is_quiet(capfd: pytest.CaptureFixture[str]) -> None:
     console.note("goes on")
     assert list(console.track(range(3), "score", 3, "row")) == [0, 1, 2]
     with console.progress("train", None, "step") as bar:
         bar.advance(2)
         bar.move_to(3, 10)
     assert capfd.readouterr() == ("", "")
+
+
+def test_where_there_is_no_terminal_long_work_says_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 0.001)
+    written = threading.Event()
+    say = console.say
+    monkeypatch.setattr(console, "say", lambda message: (say(message), written.set()))
+    with console.progress("score", 1200, "row", done=200) as bar:
+        bar.advance(100)
+        bar.advance(300)
+        assert re.fullmatch(r"score: 600 of 1,200 rows \(50\.0 %\), [\d,.]+ rows/s, \d+ s left", bar.line())
+        assert written.wait(10)
+    assert re.match(r"score: \d00 of 1,200 rows", capfd.readouterr().err)
+
+
+def test_work_of_unknown_size_says_how_much_is_done() -> None:
+    with console.progress("reading [bold]\x1b[2J", None, "row") as bar:
+        assert bar.line() == r"reading [bold]\x1b[2J: 0 rows, 0 s so far"
+        bar.move_to(1500)
+        assert bar.line() == r"reading [bold]\x1b[2J: 1,500 rows, 0 s so far"
 
 
 @pytest.mark.parametrize(
@@ -165,6 +251,21 @@ def shown(result: CommandResult, as_json: bool) -> str:
     output = io.StringIO()
     console.show(result, as_json, output)
     return output.getvalue()
+
+
+def shown_columns(result: CommandResult, width: int) -> tuple[str, ...]:
+    """The names of the columns that a terminal of this width shows, from its table and from the line below it."""
+    lines = written_at(result, width)
+    left = [line.partition(": ")[2].split(", ") for line in lines if line.startswith("not shown")]
+    found = tuple(name for name in result.columns if name not in (left or [[]])[0])
+    assert [word for name in found for word in name.split()] == lines[0].split()
+    return found
+
+
+def written_at(result: CommandResult, width: int) -> list[str]:
+    output = io.StringIO()
+    console._write_table(result, Console(file=output, width=width))
+    return [line.strip() for line in output.getvalue().splitlines()]
 
 
 def rich_progress(bar: console.ProgressBar) -> Progress:

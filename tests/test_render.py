@@ -129,15 +129,21 @@ def test_train_tells_steps_tokens_padding_time_memory_and_what_was_lost(
     ]
 
 
-def test_one_model_is_its_own_document() -> None:
+def test_evaluate_judges_one_model_and_its_report_is_the_document() -> None:
     report = a_report("base")
-    assert render.evaluation([report], []).document == report
+    assert render.one_evaluation(report).document == report
 
 
-def test_several_models_come_as_a_list_with_the_comparison_beside_it() -> None:
-    reports = [a_report("base"), a_report("tuned")]
-    document = render.evaluation(reports, [COMPARED]).document
-    assert document == {"models": reports, "comparison": [COMPARED]}
+@pytest.mark.parametrize(("models", "compared"), [(["base"], []), (["base", "tuned"], [1])])
+def test_one_model_and_several_have_documents_of_one_shape(models: list[str], compared: list[int]) -> None:
+    reports, comparison = [a_report(model) for model in models], [COMPARED for _ in compared]
+    document = render.evaluation(reports, comparison).document
+    assert document == {"models": reports, "comparison": comparison}
+
+
+def test_a_label_made_of_a_name_and_a_digest_is_shown_with_its_path() -> None:
+    report = {**a_report("answers-85b4003b"), "path": "out/answers.jsonl"}
+    assert render.evaluation([report], []).notes[1:] == ["answers-85b4003b: out/answers.jsonl"]  # type: ignore[list-item]
 
 
 def test_figures_are_per_cent_with_one_decimal_and_have_their_interval() -> None:
@@ -174,8 +180,9 @@ def test_what_a_model_loses_before_it_is_judged_is_told() -> None:
     report = a_report("base")
     report["completions"] = {"tokens": 9000, "truncated": 3, "changed": 5, "not_parsing": 0}
     shown = render.evaluation([report], [])
-    assert shown.notes[1:] == ["base: of 164 completions 3 were cut at generate.max_new_tokens"]
-    assert shown.document["completions"]["truncated"] == 3
+    assert shown.notes[1:] == ["humaneval base: of 164 completions 3 were cut at generate.max_new_tokens"]
+    assert shown.document["models"][0]["completions"]["truncated"] == 3  # type: ignore[index]
+    assert shown.notes[1] in render.pipeline([a_result()], [report], []).notes
     report["completions"] = {"tokens": 9000, "truncated": 0, "changed": 5, "not_parsing": 0}
     assert len(render.evaluation([report], []).notes) == 1
 
@@ -216,11 +223,12 @@ def test_a_run_shows_its_stages_where_nothing_was_evaluated() -> None:
 
 def test_a_run_shows_its_figures_and_what_each_stage_took() -> None:
     reports = [a_report("base"), a_report("tuned")]
-    shown = render.pipeline([a_result(), a_result(stage="evaluate")], reports, [COMPARED])
+    results = [a_result(), *(evaluated(model) for model in ("base", "tuned"))]
+    shown = render.pipeline(results, reports, [COMPARED])
     assert shown.document["models"] == reports
     assert shown.document["comparison"] == [COMPARED]
     assert [row[1] for row in shown.rows] == ["base", "tuned"]
-    assert "time: score 1.2 s" in shown.notes
+    assert "time: score 1.2 s, evaluate humaneval base 1.2 s, evaluate humaneval tuned 1.2 s" in shown.notes
 
 
 def test_status_tells_the_next_command_that_is_needed() -> None:
@@ -274,6 +282,10 @@ def a_result(**changes: Any) -> StageResult:
         "overrides": {"select.ratio": 0.2},
     }
     return StageResult(**{**settings, **changes})
+
+
+def evaluated(model: str) -> StageResult:
+    return a_result(stage="evaluate", artefact=Path(f"runs/a/evaluation/humaneval/{model}.json"))
 
 
 def a_report(model: str, benchmark: str = "humaneval") -> Any:

@@ -28,16 +28,26 @@ def test_a_run_goes_through_every_stage_and_a_second_one_does_nothing(tmp_path: 
     project = make_small_world(tmp_path, 20)
     first = list(workflow.run(context_of(project), stages_between("score", "evaluate")))
     assert [result.stage for result in first] == ["score", "embed", "select", "train", *OF_BENCHMARK, *OF_BENCHMARK]
-    assert [report["model"] for report in workflow.reports_in(first)] == ["base", "tuned"]
+    assert [report["model"] for report in workflow.reports_in(context_of(project), first)] == ["base", "tuned"]
     stamps = {path: path.stat().st_mtime_ns for path in _artefacts(tmp_path)}
     again = list(workflow.run(context_of(project), stages_between("score", "evaluate")))
     assert {path: path.stat().st_mtime_ns for path in _artefacts(tmp_path)} == stamps
     assert all(result.reused == result.rows for result in again)
     assert all(line.state == "done" for line in workflow.status(context_of(project)))
+    _test_a_part_of_each_benchmark(project)
     _test_another_run_takes_over_what_it_has_in_common(project)
     _test_a_copied_run_has_nothing_to_do(project)
     _test_what_is_taken_away_changes_nothing(project)
     _test_status_after_changes(project)
+
+
+def _test_a_part_of_each_benchmark(project: Path) -> None:
+    """What the reports say of completions is of the whole benchmark here, and of the part there."""
+    context = context_of(project)
+    whole, _ = workflow.reports_in(context, list(workflow.run(context, stages_between("evaluate", "evaluate"))))
+    part, _ = workflow.reports_in(context, list(workflow.run(context, stages_between("generate", "evaluate"), limit=1)))
+    assert (part["tasks"], whole["tasks"]) == (1, 3)
+    assert 0 < part["completions"]["tokens"] < whole["completions"]["tokens"]
 
 
 def _test_another_run_takes_over_what_it_has_in_common(project: Path) -> None:
@@ -52,7 +62,7 @@ def _test_another_run_takes_over_what_it_has_in_common(project: Path) -> None:
     assert examples is not None
     assert examples.facts["taken_from"] == str(own.directory)
     assert all(lines[stage].endswith(f"taken over from {own.directory}") for stage in ("score", "tasks base"))
-    document = render.pipeline(results, workflow.reports_in(results), []).document
+    document = render.pipeline(results, workflow.reports_in(other, results), []).document
     assert document["stages"][0]["taken_from"] == str(own.directory)  # type: ignore[index]
     assert next(iter(workflow.run(other, stages_between("score", "embed")))).reused == 20
 

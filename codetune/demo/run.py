@@ -56,7 +56,7 @@ def demo(directory: Path, full: bool, seed: int, assignments: Sequence[str], rep
     made_seconds = time.monotonic() - began
     context = open_context(read_project(demo_project.project_file, assignments, {}))
     results, seconds = _timed(workflow.run(context, stages_between("score", "evaluate"), replace))
-    base, tuned = workflow.reports_in(results)
+    base, tuned = workflow.reports_in(context, results)
     chosen = _rows_of(results, SELECT)
     controls = [Control("base", 0, base), Control(SELECTED, chosen, tuned)]
     if full:
