@@ -85,6 +85,7 @@ IMPORT_LATE = (
     "demo.run",
     "stages.score",
     "stages.embed",
+    "stages.select",  # scikit-learn, for strategies that need clusters
     "stages.row_stage",
     "stages.train",
     "stages.generate",
@@ -246,6 +247,13 @@ def test_torch_is_not_loaded_on_the_way_to_help_and_errors() -> None:
 def test_the_command_line_is_loaded_without_anything_heavy() -> None:
     heavy = ("torch", "transformers", "datasets", "sklearn", "evalplus", "numpy")
     program = f"import sys, codetune.cli; print(*[name for name in {heavy!r} if name in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert loaded.stdout.split() == []
+
+
+def test_what_every_command_shows_is_loaded_without_the_engines_of_the_stages() -> None:
+    heavy = ("torch", "transformers", "datasets", "sklearn", "scipy", "pandas")
+    program = f"import sys, codetune.render; print(*[name for name in {heavy!r} if name in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert loaded.stdout.split() == []
 

@@ -22,7 +22,6 @@ from codetune.data.ids import IdIndex, unpack_id
 from codetune.errors import DataError, StaleError
 from codetune.project.sections import Project
 from codetune.records import Refusal, ScoreColumns, SelectedRows
-from codetune.selection.cluster import cluster_rows
 from codetune.selection.mismatch import FEWEST_PAIRS, MismatchTest, find_mismatched
 from codetune.selection.select import (
     STRATEGIES,
@@ -141,6 +140,8 @@ def _excluded(context: RunContext, inputs: SelectionInputs, taken: SelectedRows)
 
 def _clusters(context: RunContext, scored: IdIndex) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
     """The embedded rows by their ids, and the cluster of each."""
+    from codetune.selection.cluster import cluster_rows  # loads scikit-learn
+
     embeddings = row_artefacts.read_embeddings(context.run)
     unknown = embeddings.ids[~scored.holds(embeddings.ids)]
     if len(unknown):
