@@ -4,7 +4,7 @@ All are loops over `STAGES`; what is done, and still true, is not done again."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -20,9 +20,10 @@ from codetune.stages.inputs import dataset_is_here, require_named_inputs
 from codetune.stages.model_ref import model_ref
 from codetune.stages.pipeline import STAGES
 from codetune.stages.sanitize import SANITIZE
-from codetune.stages.stage import RunContext, Stage, StageRequest, StageResult, run_stage
+from codetune.stages.stage import RunContext, Stage, StageRequest, StageResult, lock_name, run_stage
 from codetune.stages.status import StageStatus, State, stage_status
 from codetune.stages.train import TRAIN
+from codetune.store.locks import holders
 from codetune.store.manifest import Manifest, read_manifest, set_aside_command
 from codetune.store.takeover import TAKEN_FROM
 
@@ -142,10 +143,19 @@ def _facts_of_completions(context: RunContext, request: StageRequest) -> dict[st
 
 def status(context: RunContext) -> list[StatusLine]:
     """A line for each stage, in their order, and for each benchmark and model; looks at files only."""
-    lines = [_stage_line(context, stage) for stage in STAGES if not stage.of_benchmark]
+    lines = [
+        _with_running(_stage_line(context, stage), _running(context, [stage], StageRequest()))
+        for stage in STAGES
+        if not stage.of_benchmark
+    ]
     trained = lines[-1].state == "done"
-    benchmarks = context.project.evaluate.benchmarks
-    return lines + [_benchmark_line(context, said, label, trained) for said in benchmarks for label in COMPARED]
+    stages = [stage for stage in STAGES if stage.of_benchmark]
+    for said in context.project.evaluate.benchmarks:
+        for label in COMPARED:
+            request = StageRequest(benchmark=directory_name(context, said), label=label)
+            line = _benchmark_line(context, said, label, trained)
+            lines.append(_with_running(line, _running(context, stages, request)))
+    return lines
 
 
 def _require_samples(context: RunContext) -> None:
@@ -157,6 +167,16 @@ def _require_samples(context: RunContext) -> None:
             f"many samples as the largest k. Set generate.samples_per_task to {most} or more (and generate.temperature "
             "above 0), or evaluate.k lower"
         )
+
+
+def _running(context: RunContext, stages: Sequence[Stage], request: StageRequest) -> str:
+    """The processes that work on an artefact now, as the end of a line of status; "" if none does."""
+    found = [(stage, holder) for stage in stages for holder in holders(context.run, lock_name(stage, request))]
+    return "".join(f"; {stage.name} is running: {holder.named}, {holder.details}" for stage, holder in found)
+
+
+def _with_running(line: StatusLine, running: str) -> StatusLine:
+    return replace(line, detail=(line.detail + running).removeprefix("; "))
 
 
 def _stage_line(context: RunContext, stage: Stage) -> StatusLine:

@@ -255,7 +255,7 @@ def test_a_second_run_on_the_same_output_names_the_first(tmp_path: Path) -> None
     first.kill()
     first.wait()
     assert second.returncode == 1
-    assert f"process {first.pid}" in second.stderr
+    assert f"Process {first.pid}" in second.stderr
 
 
 @pytest.mark.parametrize("stage", ["score", "embed"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -15,9 +16,16 @@ from codetune.errors import StaleError, UsageError
 from codetune.model.load import load_trained_tokenizer
 from codetune.stages import model_ref
 from codetune.stages.benchmarks import open_benchmark
+from codetune.stages.inputs import ensure_examples
 from codetune.stages.pipeline import stages_between
+from codetune.stages.score import SCORE
 from codetune.stages.select import SELECT
+from codetune.stages.stage import StageRequest, stage_settings
 from codetune.stages.status import require
+from codetune.store.block_log import BlockLog, log_path
+from codetune.store.examples import read_examples
+from codetune.store.files import write_text
+from codetune.store.locks import locked
 from codetune.store.manifest import read_manifest
 from tests.small_world import context_of, make_small_world, rows, run_codetune, write_rows
 
@@ -226,3 +234,19 @@ def test_two_benchmarks_of_one_name_are_refused(tmp_path: Path) -> None:
     context = context_of(project, evaluate__benchmarks=["tasks.jsonl", "other/tasks.jsonl"])
     with pytest.raises(UsageError, match="'tasks' twice"):
         list(workflow.run(context, stages_between("generate", "evaluate")))
+
+
+def test_status_says_how_far_a_running_stage_is_and_which_process_runs_it(tmp_path: Path) -> None:
+    context = context_of(make_small_world(tmp_path, 20))
+    ensure_examples(context)
+    examples = [example.id for example in read_examples(context.run)]
+    parts = context.run.parts(context.run.scores)
+    write_text(parts / "settings.json", json.dumps(dict(stage_settings(context, SCORE, StageRequest()))))
+    with BlockLog(log_path(parts, (0, 1))) as log:
+        log.append(examples[:7], [b"{}"] * 7)
+    with locked(context.run, "score", None), locked(context.run, "sanitize-tasks-base", None):
+        lines = {line.stage: line.detail for line in workflow.status(context)}
+    process = rf"Process {os.getpid()} on .*, since [\d:]+: codetune .*"
+    assert re.fullmatch(f"7 of 20 rows; score is running: {process}", lines["score"])
+    assert re.fullmatch(f"sanitize is running: {process}", lines["tasks base"])
+    assert {line.stage: line.detail for line in workflow.status(context)}["score"] == "7 of 20 rows"

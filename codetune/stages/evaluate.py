@@ -23,6 +23,7 @@ from codetune.stages.stage import Input, Recipe, Resolved, RunContext, Stage, St
 from codetune.stages.status import require
 from codetune.store.block_log import LineLog, open_parts
 from codetune.store.files import require_writable, write_text
+from codetune.store.manifest import read_manifest
 
 if TYPE_CHECKING:
     from codetune.benchmark.evaluate import Report
@@ -183,7 +184,11 @@ def _verdict_log(context: RunContext, recipe: Recipe) -> Path:
 
 def _progress(context: RunContext, request: StageRequest) -> str | None:
     log = context.run.parts(context.run.evaluation(request.benchmark, request.label)) / "verdicts.jsonl"
-    return f"{len(log.read_bytes().splitlines()):,} verdicts" if log.exists() else None
+    if not log.exists():
+        return None
+    solutions = read_manifest(context.run.solutions(request.benchmark, request.label))
+    total = f" of {solutions.rows:,}" if solutions else ""
+    return f"{len(log.read_bytes().splitlines()):,}{total} verdicts"
 
 
 EVALUATE = Stage(

@@ -34,7 +34,9 @@ from codetune.stages.stage import (
     StageOutput,
     StageRequest,
     StageResult,
+    of_total,
     warn_of_new_parts,
+    write_total,
 )
 from codetune.store.block_log import LineLog, open_parts
 from codetune.store.files import write_lines
@@ -127,6 +129,7 @@ def _settings(context: RunContext, request: StageRequest, settings: Settings) ->
 def _prepare(context: RunContext, recipe: Recipe, request: StageRequest) -> None:
     if open_parts(context.run.parts(recipe.artefact), recipe.identity(), refuse_others=False):
         warn_of_new_parts(recipe.stage)
+    write_total(context.run.parts(recipe.artefact), len(_samples(context, request)))
 
 
 def _work(context: RunContext, recipe: Recipe, request: StageRequest) -> int:
@@ -264,7 +267,7 @@ def _decoder(
 
 def _progress(context: RunContext, request: StageRequest) -> str | None:
     parts = context.run.parts(context.run.completions(request.benchmark, request.label))
-    return f"{len(completed_rows(parts)):,} completions" if parts.exists() else None
+    return f"{len(completed_rows(parts)):,}{of_total(parts)} completions" if parts.exists() else None
 
 
 def _details(result: StageResult) -> Details:

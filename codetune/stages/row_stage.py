@@ -136,7 +136,9 @@ class RowStage:
         made = read_settings(parts / "settings.json") or {}
         found = {key: value for key, value in made.items() if not key.endswith("(digest)")}
         other = "" if found == settings else ", made with other settings: they will be made again"
-        return f"{len(read_logs(parts)):,} rows{other}"
+        examples = read_manifest(context.run.examples)
+        total = f" of {examples.rows:,}" if examples else ""
+        return f"{len(read_logs(parts)):,}{total} rows{other}"
 
     def finished_rows(self, context: RunContext, recipe: Recipe) -> FinishedRows:
         """Every row that is done: in the logs of all processes, and in the last artefact where its recipe was the same.

@@ -10,6 +10,7 @@ Whether an artefact of an earlier command is still true is `status.py`; the stag
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -22,7 +23,7 @@ from codetune.launch.environment import Shard
 from codetune.project.sections import Project, StageName, sealing_keys, value_at
 from codetune.records import ModelRef
 from codetune.store.digests import Digests
-from codetune.store.files import remove
+from codetune.store.files import remove, write_text
 from codetune.store.locks import locked, waiting
 from codetune.store.manifest import Manifest, read_manifest, write_manifest
 from codetune.store.run_directory import Run, inspect_run, open_run
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from codetune.benchmark.benchmarks import Benchmark
     from codetune.launch.dispatch import RunJob
 
+TOTAL = "total"  # the file beside unfinished work
 Settings = Mapping[str, Any]  # dotted key of the project file -> value
 
 
@@ -214,7 +216,7 @@ def run_stage(context: RunContext, stage: Stage, request: StageRequest | None = 
     BusyError where another command makes the same artefact."""
     request = request or StageRequest()
     stage.check(context, request)
-    lock = "-".join(part.replace("/", "-") for part in (stage.name, request.benchmark, request.label) if part)
+    lock = lock_name(stage, request)
     with locked(context.run, lock, request.shard):
         began = time.monotonic()
         recipe = make_recipe(context, stage, request)
@@ -238,6 +240,11 @@ def run_stage(context: RunContext, stage: Stage, request: StageRequest | None = 
                 return _result(recipe, "partial", output, reused, began)
             facts = {**output.facts, **stage.facts(context, request)}
             return _seal(context, recipe, replace(output, facts=facts), reused, began)
+
+
+def lock_name(stage: Stage, request: StageRequest) -> str:
+    """The name of the lock of the artefact."""
+    return "-".join(part.replace("/", "-") for part in (stage.name, request.benchmark, request.label) if part)
 
 
 def make_recipe(context: RunContext, stage: Stage, request: StageRequest) -> Recipe:
@@ -366,6 +373,24 @@ def other_value(project: Project, artefact: Path, manifest: Manifest, key: str, 
     made = f"by flag on {manifest.day} " if key in manifest.overrides else ""
     asked = "the flag" if key in project.overrides else "the project"
     return f"{artefact} was made {made}with {key} {values[0]!r}, {asked} now says {values[1]!r}"
+
+
+def write_total(directory: Path, total: int) -> None:
+    """Keeps, beside unfinished work, how much it is in all."""
+    if _read_total(directory) != total:
+        write_text(directory / TOTAL, f"{total}\n")
+
+
+def of_total(directory: Path) -> str:
+    """ " of 1,200" behind what is done of unfinished work; "" where it did not get as far as to know."""
+    total = _read_total(directory)
+    return f" of {total:,}" if total else ""
+
+
+def _read_total(directory: Path) -> int:
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return int((directory / TOTAL).read_text(encoding="utf-8"))
+    return 0
 
 
 def warn_of_new_parts(stage: str) -> None:

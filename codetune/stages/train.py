@@ -39,7 +39,9 @@ from codetune.stages.stage import (
     StageOutput,
     StageRequest,
     StageResult,
+    of_total,
     stage_settings,
+    write_total,
 )
 from codetune.store.files import replacing, write_text
 from codetune.store.manifest import Manifest
@@ -91,7 +93,7 @@ def _write(context: RunContext, recipe: Recipe, request: StageRequest) -> StageO
         found, *_ = perform(
             Job(recipe.stage, project, {**paths, "replace": request.replace}),
             process_count(project),
-            lambda rank, message: _show(bar, message) if rank == 0 else None,
+            lambda rank, message: _show(bar, message, directory) if rank == 0 else None,
             _in_process,
         )
         write_text(saved / TRAINED, json.dumps(record_of(recipe), indent=2) + "\n")
@@ -100,7 +102,7 @@ def _write(context: RunContext, recipe: Recipe, request: StageRequest) -> StageO
     return StageOutput(summary["rows"], summary["refused"], summary["facts"])
 
 
-def _show(bar: console.ProgressBar, message: Progress) -> None:
+def _show(bar: console.ProgressBar, message: Progress, directory: Path) -> None:
     match message:
         case {"warning": str(text)}:
             console.warn(text)
@@ -110,6 +112,7 @@ def _show(bar: console.ProgressBar, message: Progress) -> None:
             bar.describe(text)
         case _:
             step, steps, loss = (cast("float", message[name]) for name in ("step", "steps", "loss"))
+            write_total(directory, int(steps))
             bar.move_to(int(step), int(steps), f"loss {loss:.4f}")
 
 
@@ -142,7 +145,15 @@ def _progress(context: RunContext, request: StageRequest) -> str | None:
     steps = [step_of(path.parent) for path in directory.glob(f"checkpoint-*/{MANIFEST}")]
     differing, _ = _other_settings(context)
     other = f", made with other settings: {differing}" if differing else ""
-    return f"checkpoint of step {max(steps)}{other}" if steps else "no checkpoint yet"
+    saved = f"checkpoint of step {max(steps)}{other}" if steps else "no checkpoint yet"
+    done = _last_step(directory / "metrics.jsonl")
+    return f"step {done}{of_total(directory)}, {saved}" if done else saved
+
+
+def _last_step(metrics: Path) -> int:
+    """The step of the last whole line; 0 where there is none."""
+    lines = metrics.read_bytes().rpartition(b"\n")[0].splitlines() if metrics.exists() else []
+    return int(json.loads(lines[-1])["step"]) if lines else 0
 
 
 def _remark(context: RunContext) -> str:

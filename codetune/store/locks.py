@@ -8,16 +8,38 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import glob
+import json
 import os
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
 
 from codetune.errors import BusyError
 from codetune.store.run_directory import Run
 
 SHARED = fcntl.LOCK_SH
+TRIES, SECONDS_BETWEEN_TRIES = 5, 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class LockHolder:
+    """A process that has a lock, as it wrote of itself."""
+
+    pid: int | None  # None where its record cannot be read
+    host: str
+    since: str  # time of day
+    command: str
+
+    @property
+    def named(self) -> str:
+        return f"Process {self.pid} on {self.host}" if self.pid is not None else "Another process"
+
+    @property
+    def details(self) -> str:
+        return f"since {self.since}: {self.command}" if self.pid is not None else "it has not said more yet"
 
 
 @contextlib.contextmanager
@@ -41,29 +63,57 @@ def locked(run: Run, output: str, shard: tuple[int, int] | None) -> Iterator[Non
         yield
 
 
+def holders(run: Run, output: str) -> list[LockHolder]:
+    """The processes that make `output` now: the one that has its lock, or those that have the locks of its shards.
+    Writes nothing."""
+    path = _lock_file(run, output)
+    found = [_holder(each) for each in [path, *sorted(path.parent.glob(f"{glob.escape(path.name)}-*-of-*"))]]
+    return [holder for holder in found if holder is not None]
+
+
 def _lock(held: contextlib.ExitStack, run: Run, name: str, kind: int) -> None:
-    path = run.directory / ".locks" / name.replace("/", "-")
+    path = _lock_file(run, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     file = held.enter_context(path.open("a+", encoding="utf-8"))
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not _took_lock(file, kind):
+        first = next(iter(holders(run, name)), None)
         raise BusyError(
-            f"{run.directory}: {name} is being made by {_holder(path)}. Wait for it to end, or end it; then try again"
-        ) from None
-    # The text serves the message above only; the lock itself ends with its process.
+            f"{first.named if first else 'Another process'} is already running {name} in {run.directory}"
+            f"{f' ({first.details})' if first else ''}. Wait until it ends, or end it; then run the same command again"
+        )
+    # The text serves messages only; the lock itself ends with its process.
     command = " ".join(["codetune", *sys.argv[1:]])
+    holder = LockHolder(os.getpid(), os.uname().nodename, time.strftime("%H:%M:%S"), command)
     file.truncate(0)
-    file.write(f"process {os.getpid()} on {os.uname().nodename}, since {time.strftime('%H:%M:%S')}: {command}\n")
+    file.write(json.dumps(asdict(holder)) + "\n")
     file.flush()
 
 
-def _holder(path: Path) -> str:
-    """The text that the holder of this lock, or of the lock of a shard, wrote into it."""
-    for candidate in [path, *sorted(path.parent.glob(f"{glob.escape(path.name)}-*-of-*"))]:
-        with candidate.open(encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return file.read().strip() or "another run"
-    return "another run"
+def _lock_file(run: Run, name: str) -> Path:
+    return run.directory / ".locks" / name.replace("/", "-")
+
+
+def _took_lock(file: IO[str], kind: int) -> bool:
+    """Tries for a moment: `holders` takes a free lock for an instant, to see that it is free."""
+    for _ in range(TRIES):
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(SECONDS_BETWEEN_TRIES)
+        else:
+            return True
+    return False
+
+
+def _holder(path: Path) -> LockHolder | None:
+    """The record of the process that has this lock for itself; None where none has, or where shards share it."""
+    if not path.exists():
+        return None
+    with path.open(encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with contextlib.suppress(ValueError, TypeError):  # of a process that has not written its record yet
+                return LockHolder(**json.loads(file.read()))
+            return LockHolder(None, "", "", "")
+    return None

@@ -13,6 +13,7 @@ from codetune.errors import StaleError
 from codetune.stages.status import require, stage_status
 from codetune.stages.train import TRAIN
 from codetune.store.manifest import read_manifest
+from codetune.training.checkpoint import MANIFEST
 from tests import pipeline
 from tests.small_world import context_of, make_small_world, run_codetune
 
@@ -40,6 +41,7 @@ def test_what_differs_is_named_with_the_commands_that_continue_or_begin_anew(pro
     recipe = json.loads((context.run.train / "recipe.json").read_text())
     (context.run.directory / "model.seal").unlink()
     (context.run.train / "checkpoint-1").mkdir()
+    (context.run.train / "checkpoint-1" / MANIFEST).touch()
     (context.run.train / "recipe.json").write_text(
         json.dumps({**recipe, "train.learning_rate": 0.5, "train.epochs": 7})
     )
@@ -52,7 +54,7 @@ def test_what_differs_is_named_with_the_commands_that_continue_or_begin_anew(pro
     line = next(line for line in workflow.status(context) if line.stage == "train")
     assert (line.state, line.detail) == (
         "partial",
-        "checkpoint of step 1, made with other settings: train.epochs 7 then, 1 now; "
+        "step 3 of 3, checkpoint of step 1, made with other settings: train.epochs 7 then, 1 now; "
         "train.learning_rate 0.5 then, 0.001 now",
     )
     assert line.command == "codetune train --set 'train.epochs=7' --set 'train.learning_rate=0.5'"
@@ -69,7 +71,7 @@ def test_what_changes_nothing_that_is_learned_stands_in_nobodys_way(project: Pat
     free = {"train__per_device_batch_size": 1, "train__gradient_checkpointing": True, "train__save_steps": 5}
     other = context_of(project, **RANDOM, **free, train__global_batch_size=3)
     line = next(line for line in workflow.status(other) if line.stage == "train")
-    assert (line.state, line.detail) == ("partial", "checkpoint of step 1")
+    assert (line.state, line.detail) == ("partial", "step 3 of 3, no checkpoint yet")
     assert pipeline.train(other).rows == 12
 
 

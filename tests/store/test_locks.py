@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from codetune.errors import BusyError
-from codetune.store.locks import locked, waiting
+from codetune.store.locks import holders, locked, waiting
 from codetune.store.run_directory import Run
 
 
@@ -22,15 +22,38 @@ def run(tmp_path: Path) -> Run:
 
 
 def test_a_second_process_is_refused_with_the_name_of_the_holder(run: Run) -> None:
-    with held_elsewhere(run, "score", None) as holder, pytest.raises(BusyError, match=rf"process {holder.pid} on "):
+    with (
+        held_elsewhere(run, "score", None) as holder,
+        pytest.raises(BusyError, match=busy_with(holder)),
+    ):
         enter(run, "score", None)
+
+
+def test_who_holds_a_lock_can_be_asked_without_taking_it(run: Run) -> None:
+    assert holders(run, "score") == []
+    with held_elsewhere(run, "score", None) as holder:
+        assert [each.pid for each in holders(run, "score")] == [holder.pid]
+        assert [each.pid for each in holders(run, "score")] == [holder.pid]
+    assert holders(run, "score") == []
+    enter(run, "score", None)
+
+
+def test_every_shard_at_work_is_named_once(run: Run) -> None:
+    with held_elsewhere(run, "score", (0, 3)) as first, held_elsewhere(run, "score", (2, 3)) as other:
+        assert [each.pid for each in holders(run, "score")] == [first.pid, other.pid]
+
+
+def test_a_holder_that_has_not_written_its_record_is_another_process(run: Run) -> None:
+    with locked(run, "score", None):
+        (run.directory / ".locks" / "score").write_text("proc")
+        assert [each.named for each in holders(run, "score")] == ["Another process"]
 
 
 def test_only_the_present_holder_is_named(run: Run) -> None:
     enter(run, "score", None)
     with locked(run, "score", None), pytest.raises(BusyError) as busy:
         enter(run, "score", None)
-    assert str(busy.value).count("process ") == 1
+    assert str(busy.value).count("Process ") == 1
 
 
 def test_a_killed_process_frees_its_lock(run: Run) -> None:
@@ -53,7 +76,10 @@ def test_a_lock_is_free_again_after_an_error(run: Run) -> None:
 
 @pytest.mark.parametrize("shard", [(0, 2), None])
 def test_a_shard_excludes_the_same_shard_and_unsharded_runs(shard: tuple[int, int] | None, run: Run) -> None:
-    with held_elsewhere(run, "score", (0, 2)) as holder, pytest.raises(BusyError, match=rf"process {holder.pid} on "):
+    with (
+        held_elsewhere(run, "score", (0, 2)) as holder,
+        pytest.raises(BusyError, match=busy_with(holder)),
+    ):
         enter(run, "score", shard)
 
 
@@ -64,7 +90,10 @@ def test_other_shards_are_not_excluded(shard: tuple[int, int], run: Run) -> None
 
 
 def test_an_unsharded_run_excludes_every_shard(run: Run) -> None:
-    with held_elsewhere(run, "score", None) as holder, pytest.raises(BusyError, match=rf"process {holder.pid} on "):
+    with (
+        held_elsewhere(run, "score", None) as holder,
+        pytest.raises(BusyError, match=busy_with(holder)),
+    ):
         enter(run, "score", (0, 2))
 
 
@@ -72,22 +101,25 @@ def test_a_working_shard_is_named_after_another_has_ended(run: Run) -> None:
     with held_elsewhere(run, "score", (0, 2)) as holder:
         with locked(run, "score", (1, 2)):
             pass
-        with pytest.raises(BusyError, match=rf"process {holder.pid} on "):
+        with pytest.raises(BusyError, match=busy_with(holder)):
             enter(run, "score", None)
 
 
 @pytest.mark.parametrize("shard", [(0, 2), None])
 def test_a_shard_that_was_refused_is_not_named(shard: tuple[int, int] | None, run: Run) -> None:
     with held_elsewhere(run, "score", (0, 2)) as holder:
-        with pytest.raises(BusyError, match=rf"process {holder.pid} on "):
+        with pytest.raises(BusyError, match=busy_with(holder)):
             enter(run, "score", (0, 2))
-        with pytest.raises(BusyError, match=rf"process {holder.pid} on "):
+        with pytest.raises(BusyError, match=busy_with(holder)):
             enter(run, "score", shard)
 
 
 def test_a_run_that_ended_before_the_shards_began_is_not_named(run: Run) -> None:
     enter(run, "score", None)
-    with held_elsewhere(run, "score", (0, 2)) as holder, pytest.raises(BusyError, match=rf"process {holder.pid} on "):
+    with (
+        held_elsewhere(run, "score", (0, 2)) as holder,
+        pytest.raises(BusyError, match=busy_with(holder)),
+    ):
         enter(run, "score", None)
 
 
@@ -113,6 +145,10 @@ def test_a_waiting_process_continues_when_the_holder_has_ended(run: Run) -> None
         assert waiter.communicate(timeout=10)[0] == "holds\n"
     with waiting(run, "score-parts"):
         pass
+
+
+def busy_with(holder: subprocess.Popen[str]) -> str:
+    return rf"Process {holder.pid} on .* is already running score"
 
 
 def enter(run: Run, output: str, shard: tuple[int, int] | None) -> None:
