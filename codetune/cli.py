@@ -119,7 +119,9 @@ def embed(
 
 @app.command()
 def select(
-    ratio: Annotated[float | None, typer.Option(help="Share of the rows to take.")] = None,
+    ratio: Annotated[
+        float | None, typer.Option(help="Share to take of the eligible rows (of all, with select.ratio_of=all).")
+    ] = None,
     clusters: Annotated[int | None, typer.Option(help="K of K-means.")] = None,
     strategy: Annotated[str | None, typer.Option(help="ifd_cluster, random or all.")] = None,
     project: ProjectOption = None,

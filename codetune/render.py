@@ -49,7 +49,7 @@ def stage(result: StageResult) -> CommandResult:
         title = f"{result.stage}: partial, {result.rows:,} rows so far; {result.artefact} follows with the last shard"
     notes = [f"{result.seconds:.1f} s" + (f", {result.reused:,} rows found done" if result.reused else "")]
     if result.refused:
-        notes.append(f"refused: {counts(result.refused)}")
+        notes.append(f"{stage_named(result.stage).refused_word}: {counts(result.refused)}")
     if result.overrides:
         notes.append("by flag: " + ", ".join(f"{key}={value}" for key, value in result.overrides.items()))
     if result.facts.get("replaced"):

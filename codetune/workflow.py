@@ -185,7 +185,9 @@ def _stage_line(context: RunContext, stage: Stage) -> StatusLine:
     found = stage_status(context, stage)
     command = stage.command(StageRequest(replace=found.state == "stale"))
     if found.state == "done" and found.manifest is not None:
-        return StatusLine(stage.name, "done", _content(found.manifest) + _remarks(context, stage, found), command)
+        return StatusLine(
+            stage.name, "done", _content(stage, found.manifest) + _remarks(context, stage, found), command
+        )
     if found.state == "partial":
         command = stage.continue_command(context) or command
     if found.state == "stale" and found.manifest is None:  # a damaged manifest
@@ -193,8 +195,8 @@ def _stage_line(context: RunContext, stage: Stage) -> StatusLine:
     return StatusLine(stage.name, found.state, found.why, command)
 
 
-def _content(manifest: Manifest) -> str:
-    refused = f"; refused: {counts(manifest.refused)}" if manifest.refused else ""
+def _content(stage: Stage, manifest: Manifest) -> str:
+    refused = f"; {stage.refused_word}: {counts(manifest.refused)}" if manifest.refused else ""
     by_flag = ", ".join(f"{key}={value}" for key, value in manifest.overrides.items())
     taken = f"; taken over from {manifest.facts[TAKEN_FROM]}" if TAKEN_FROM in manifest.facts else ""
     return f"{manifest.rows:,} rows{refused}" + (f"; by flag: {by_flag}" if by_flag else "") + taken

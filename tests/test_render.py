@@ -93,9 +93,13 @@ def test_select_shows_a_row_per_cluster() -> None:
         {"cluster": n, "rows": 10, "refused": 1, "dropped": 2, "eligible": 7, "taken": n, "ifd_quantiles": None}
         for n in range(2)
     ]
-    shown = render.stage(a_result(stage="select", facts={"clusters": clusters}))
-    assert shown.columns == ("cluster", "rows", "refused", "mismatched", "eligible", "taken")
-    assert shown.rows == [["0", "10", "1", "2", "7", "0"], ["1", "10", "1", "2", "7", "1"]]
+    result = a_result(stage="select", rows=1, refused={"mismatched pair": 6}, facts={"clusters": clusters})
+    shown = render.stage(result)
+    assert shown.columns == ("cluster", "rows", "set aside", "eligible", "taken")
+    assert shown.rows == [["0", "10", "3", "7", "0"], ["1", "10", "3", "7", "1"], ["all", "20", "6", "14", "1"]]
+    assert "of 20 rows 6 set aside, 14 eligible, 1 taken" in shown.notes
+    assert "set aside: 6 mismatched pair" in shown.notes
+    assert shown.document["clusters"] == clusters
 
 
 @pytest.mark.parametrize(("loss", "told"), [(0.51234, ", last loss 0.5123"), (None, "")])

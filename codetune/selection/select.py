@@ -105,14 +105,24 @@ def why_not_taken(inputs: SelectionInputs, row: int, settings: Selection) -> str
 def count_mismatched(inputs: SelectionInputs, settings: Selection) -> Counter[str]:
     """The rows that are dropped as mismatched pairs, by reason."""
     assert inputs.ifd is not None
-    by_ifd = inputs.ifd >= settings.max_ifd
-    dropped = ~_is_eligible(inputs, np.arange(len(inputs.ids)), settings) & ~inputs.refused
+    by_ifd, dropped = inputs.ifd >= settings.max_ifd, _is_mismatched(inputs, settings)
     return +Counter(
         {
             f"mismatched pair: IFD of {settings.max_ifd:g} or more": int((dropped & by_ifd).sum()),
             "mismatched pair: pmi of shuffled pairs": int((dropped & ~by_ifd).sum()),
         }
     )
+
+
+def most_mismatched(inputs: SelectionInputs, settings: Selection, count: int) -> RowIndices:
+    """The first `count` rows that are dropped as mismatched pairs, by descending IFD, then by id."""
+    assert inputs.ifd is not None
+    dropped = np.flatnonzero(_is_mismatched(inputs, settings))
+    return dropped[np.argsort(-inputs.ifd[dropped], kind="stable")][:count]
+
+
+def _is_mismatched(inputs: SelectionInputs, settings: Selection) -> NDArray[np.bool_]:
+    return ~_is_eligible(inputs, np.arange(len(inputs.ids)), settings) & ~inputs.refused
 
 
 def require_selected_rows(result: SelectionResult, settings: Selection) -> None:

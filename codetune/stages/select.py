@@ -6,6 +6,7 @@ beside the one copy of the vectors that K-means makes for a moment."""
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tempfile
 from collections import Counter
@@ -17,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from codetune.console import percent
+from codetune import console
+from codetune.console import counts, percent
 from codetune.data.ids import IdIndex, unpack_id
 from codetune.errors import DataError, StaleError
 from codetune.project.sections import Project
@@ -25,9 +27,11 @@ from codetune.records import Refusal, ScoreColumns, SelectedRows
 from codetune.selection.mismatch import FEWEST_PAIRS, MismatchTest, find_mismatched
 from codetune.selection.select import (
     STRATEGIES,
+    ClusterDiagnostics,
     SelectionInputs,
     SelectionStrategy,
     count_mismatched,
+    most_mismatched,
     require_selected_rows,
     why_not_taken,
 )
@@ -46,10 +50,12 @@ from codetune.stages.stage import (
     StageResult,
 )
 from codetune.store import row_artefacts
-from codetune.store.examples import example_ids, read_ids
+from codetune.store.examples import example_ids, read_ids, read_lines
 from codetune.store.manifest import read_manifest
 
 CHUNK_ROWS = 4096
+SHOWN_ROWS, SHOWN_CHARACTERS = 3, 80  # of the hardest and of the mismatched rows
+USUALLY_SET_ASIDE = 0.2  # the share of rows from which on a warning is due
 
 
 def _inputs(project: Project, request: StageRequest) -> Sequence[Input]:
@@ -68,11 +74,51 @@ def _write(context: RunContext, recipe: Recipe, request: StageRequest) -> StageO
     require_selected_rows(selected, settings)
     row_artefacts.write_excluded(context.run, _excluded(context, inputs, selected.rows))
     row_artefacts.write_selection(context.run, selected.rows)
-    facts: dict[str, object] = {"clusters": [asdict(cluster) for cluster in selected.diagnostics]}
+    facts: dict[str, object] = {"clusters": [_document(cluster) for cluster in selected.diagnostics]}
     facts |= left_out_facts(context)
     if test:
         facts["mismatch_test"] = test.summary()
-    return StageOutput(len(selected.rows.ids), _refused(context, inputs), facts)
+    if inputs.ifd is not None:
+        facts |= _shown_rows(context, inputs, selected.rows)
+    refused = _refused(context, inputs)
+    _warn_of_many(context, refused, sum(cluster.eligible for cluster in selected.diagnostics))
+    return StageOutput(len(selected.rows.ids), refused, facts)
+
+
+def _document(cluster: ClusterDiagnostics) -> dict[str, object]:
+    return {**asdict(cluster), "set_aside": cluster.rows - cluster.eligible}
+
+
+def _warn_of_many(context: RunContext, set_aside: Counter[str], eligible: int) -> None:
+    """Warns where so many rows are set aside that the data set, or the model that scores, may be the wrong one."""
+    found, rows = set_aside.total(), set_aside.total() + eligible
+    if found > USUALLY_SET_ASIDE * rows:
+        console.warn(
+            f"select: {found:,} of {rows:,} rows are set aside ({percent(found / rows)}): {counts(set_aside)}. Usually "
+            f"it is less than {percent(USUALLY_SET_ASIDE)}. Look at some of them: {context.run.excluded}"
+        )
+
+
+def _shown_rows(context: RunContext, inputs: SelectionInputs, taken: SelectedRows) -> dict[str, object]:
+    """The hardest rows taken, and those set aside that fit their instructions least, with the beginning of their
+    text."""
+    assert inputs.ifd is not None
+    assert taken.ifd is not None
+    hardest = np.argsort(-taken.ifd, kind="stable")[:SHOWN_ROWS]
+    mismatched = most_mismatched(inputs, context.project.select, SHOWN_ROWS)
+    return {
+        "hardest": _with_text(context, taken.ids[hardest], taken.ifd[hardest]),
+        "mismatched": _with_text(context, inputs.ids[mismatched], inputs.ifd[mismatched]),
+    }
+
+
+def _with_text(context: RunContext, ids: NDArray[np.uint64], ifd: NDArray[np.float64]) -> list[dict[str, object]]:
+    shown = []
+    for line, difficulty in zip(read_lines(context.run, ids), ifd.tolist(), strict=True):
+        row = json.loads(line)
+        text = " ".join(row["messages"][-2]["content"].split())
+        shown.append({"id": row["id"], "at": row["at"], "ifd": difficulty, "text": text[:SHOWN_CHARACTERS]})
+    return shown
 
 
 def _refused(context: RunContext, inputs: SelectionInputs) -> Counter[str]:
@@ -185,12 +231,27 @@ def _require_embedded(context: RunContext, scored: NDArray[np.uint64], embedded:
 
 def _details(result: StageResult) -> Details:
     clusters, test = result.facts.get("clusters", ()), result.facts.get("mismatch_test")
-    notes = [*left_out_notes(result.facts), *([_sharpness(test)] if test else [])]
+    eligible, set_aside = sum(cluster["eligible"] for cluster in clusters), sum(result.refused.values())
+    total = f"of {eligible + set_aside:,} rows {set_aside:,} set aside, {eligible:,} eligible, {result.rows:,} taken"
+    notes = [total, *_row_lines("hardest taken", result.facts.get("hardest", ()))]
+    notes += _row_lines("set aside as mismatched", result.facts.get("mismatched", ()))
+    notes += [*left_out_notes(result.facts), *([_sharpness(test)] if test else [])]
     if len(clusters) < 2:
         return Details(notes)
-    keys = ("cluster", "rows", "refused", "dropped", "eligible", "taken")
-    columns = ("cluster", "rows", "refused", "mismatched", "eligible", "taken")
-    return Details(notes, columns, [[str(cluster[key]) for key in keys] for cluster in clusters])
+    figures = [[cluster["rows"], *(cluster[key] for key in ("eligible", "taken"))] for cluster in clusters]
+    figures.append([sum(column) for column in zip(*figures, strict=True)])
+    names = [*(str(cluster["cluster"]) for cluster in clusters), "all"]
+    columns = ("cluster", "rows", "set aside", "eligible", "taken")
+    cells = [
+        [name, *(f"{figure:,}" for figure in (rows, rows - eligible, eligible, taken))]
+        for name, (rows, eligible, taken) in zip(names, figures, strict=True)
+    ]
+    return Details(notes, columns, cells)
+
+
+def _row_lines(title: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line for each row: where it stands, its IFD, and how its instruction begins."""
+    return [f"{title}: {row['at']} (IFD {row['ifd']:.3f}) {row['text']}" for row in rows]
 
 
 def _sharpness(test: Mapping[str, Any]) -> str:
@@ -211,5 +272,6 @@ SELECT = Stage(
     lambda run, request: run.selection,
     _write,
     details=_details,
-    documented=(LEFT_OUT, "mismatch_test"),
+    documented=(LEFT_OUT, "mismatch_test", "clusters", "hardest", "mismatched"),
+    refused_word="set aside",
 )

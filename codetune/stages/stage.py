@@ -184,6 +184,7 @@ class Stage:
     loss: Callable[[RunContext, Manifest], str] | None = None  # what replacing a finished one destroys; None: no harm
     details: Callable[[StageResult], Details] = lambda result: Details()
     documented: Sequence[str] = ()  # facts that the `--json` document shows
+    refused_word: str = "refused"  # beside the counted reasons, for people
     additions: Sequence[str] = ()  # settings that only add values to rows: a later stage takes an artefact without them
     is_needed: Callable[[Project], bool] = lambda project: True
     in_process: RunJob | None = None  # a worker process's share of `work`

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from codetune.errors import DataError, StaleError
-from codetune.stages.select import SELECT
+from codetune.stages.select import SELECT, SHOWN_ROWS, USUALLY_SET_ASIDE
 from codetune.stages.stage import RunContext
 from codetune.store.manifest import read_manifest, write_manifest
 from tests import pipeline
@@ -72,6 +72,28 @@ def test_what_is_not_told_from_shuffled_pairs_is_dropped_with_its_reason(scored:
     assert selected(context) == set(ids[WRONG:])
     assert result.facts["mismatch_test"]["has_power"]
     assert "it catches" in SELECT.details(result).notes[-1]
+
+
+def test_the_hardest_rows_and_the_mismatched_are_shown_by_a_line_of_text(scored: Path) -> None:
+    context = context_of(scored, **CALIBRATED, select__ratio=1.0)
+    ids = plant(context, score)
+    result = pipeline.select(context)
+    assert [row["id"] for row in result.facts["hardest"]] == ids[: -SHOWN_ROWS - 1 : -1]
+    assert [row["id"] for row in result.facts["mismatched"]] == ids[WRONG - SHOWN_ROWS : WRONG][::-1]
+    line = f"hardest taken: data.jsonl:{ROWS} (IFD {0.5 + (ROWS - 1) / 200:.3f}) Add {ROWS - 1} to the argument."
+    assert line in SELECT.details(result).notes
+
+
+@pytest.mark.parametrize(("wrong", "warns"), [(0, False), (1, True)])
+def test_many_rows_set_aside_are_a_warning(
+    scored: Path, capsys: pytest.CaptureFixture[str], wrong: int, warns: bool
+) -> None:
+    context = context_of(scored, select__mismatch="ifd", select__max_ifd=1.0, select__strategy="ifd_cluster")
+    few = int(USUALLY_SET_ASIDE * ROWS) + wrong
+    plant(context, lambda number: {**score(number), "ifd": 1.5 if number < few else 0.5})
+    pipeline.select(context)
+    told = f"select: {few} of {ROWS} rows are set aside"
+    assert (told in capsys.readouterr().err) == warns
 
 
 @pytest.mark.parametrize(("mismatch", "dropped"), [("calibrated", range(WRONG + 1)), ("ifd", [0]), ("none", [])])
