@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 FEWEST_PAIRS = 30  # shuffled ones; a quantile of fewer says little
-WINDOW_PAIRS = 64  # shuffled pairs of similar length, from which a mean and a deviation are estimated
+BAND_PAIRS, MOST_BANDS = 15, 5  # shuffled pairs of similar length, from which a mean and a deviation are estimated
 LOWER_QUANTILES = (0.25, 0.5)  # of the shuffled pairs: hardly any good row lies below
-GOOD_ROWS = 3.0  # that may be dropped for one mismatched row more: it would look hard, and be taken
+MOST_GOOD = 0.1  # share of the good rows that may be dropped
 LEAST_CAUGHT = 0.5  # share of the shuffled pairs, below which the test has no power
 MOST_MISMATCHED = 0.5  # share of the rows, above which the model is more likely blind than the data set wrong
 
@@ -51,36 +51,38 @@ class MismatchTest:
 def find_mismatched(pmi: Floats, answer_tokens: Floats, shuffled_pmi: Floats, level: float) -> MismatchTest:
     """Compares the pmi [N] of rows with that of the shuffled pairs among them (`shuffled_pmi` [N], NaN for rows outside
     of the sample). Rows without a score are NaN everywhere. The limit lies at the quantile 1 - `level` of the shuffled
-    pairs at most, and lower where more good rows than `GOOD_ROWS` for each mismatched one would be dropped."""
+    pairs, or lower where more than `MOST_GOOD` of the good rows would be dropped."""
     is_pair = ~np.isnan(shuffled_pmi)
     center, spread = _shuffled_moments(answer_tokens[is_pair], shuffled_pmi[is_pair], answer_tokens)  # [N] each
     pairs = np.sort((shuffled_pmi - center)[is_pair] / spread[is_pair])  # [S]
     rows = np.sort(((pmi - center) / spread)[~np.isnan(pmi)])
     estimated = min(1.0, *(_share_below(rows, np.quantile(pairs, q)) / q for q in LOWER_QUANTILES))
-    limit = _best_limit(rows, pairs, estimated, level)
+    limit = _limit(rows, pairs, estimated, level)
     return MismatchTest(center + limit * spread, len(pairs), _share_below(pairs, limit), estimated)
 
 
 def _shuffled_moments(pair_tokens: Floats, pair_pmi: Floats, tokens: Floats) -> tuple[Floats, Floats]:
-    """Mean and standard deviation of the pmi of the `WINDOW_PAIRS` shuffled pairs with the most similar rank of answer
-    length, for each of `tokens` [N]."""
+    """Mean and standard deviation of the pmi of shuffled pairs with answers of `tokens` [N]: those of up to
+    `MOST_BANDS` bands of answer length, with straight lines over the logarithm of the length between them."""
     order = np.lexsort([pair_pmi, pair_tokens])  # by length, and by pmi where that is equal
-    window = min(WINDOW_PAIRS, len(order))
-    windows = np.lib.stride_tricks.sliding_window_view(pair_pmi[order], window)  # [S - window + 1, window]
-    ranks = np.searchsorted(pair_tokens[order], np.nan_to_num(tokens))
-    first = np.clip(ranks - window // 2, 0, len(windows) - 1)
-    return windows.mean(axis=1)[first], np.maximum(windows.std(axis=1), 1e-9)[first]
+    bands = np.array_split(order, max(1, min(MOST_BANDS, len(order) // BAND_PAIRS)))
+    lengths = [np.log(pair_tokens[band]).mean() for band in bands]
+    centers = [pair_pmi[band].mean() for band in bands]
+    spreads = [np.log(max(1e-9, pair_pmi[band].std())) for band in bands]
+    asked = np.log(np.maximum(1, np.nan_to_num(tokens, nan=1.0)))
+    return np.interp(asked, lengths, centers), np.exp(np.interp(asked, lengths, spreads))
 
 
-def _best_limit(rows: Floats, pairs: Floats, estimated: float, level: float) -> float:
-    """The standardised pmi with the least expected cost: a missed mismatched row costs `GOOD_ROWS` dropped good ones.
-    With F the share of rows and F0 that of pairs below a limit, estimated * F0 of all rows are mismatched and below it,
-    and F - estimated * F0 are good and below it. Of equally good limits the highest."""
-    candidates = np.unique(np.append(pairs[pairs < np.quantile(pairs, 1 - level)], np.quantile(pairs, 1 - level)))
+def _limit(rows: Floats, pairs: Floats, estimated: float, level: float) -> float:
+    """The quantile 1 - `level` of the pairs, or the highest lower pair below which lie at most `MOST_GOOD` of the good
+    rows. With F the share of rows and F0 that of pairs below a limit, F - estimated * F0 of all rows are good and below
+    it."""
+    highest = float(np.quantile(pairs, 1 - level))
+    candidates = np.append(pairs[pairs < highest], highest)
     below = np.searchsorted(rows, candidates) / max(1, len(rows))
-    pairs_below = np.searchsorted(pairs, candidates) / len(pairs)
-    gain = (GOOD_ROWS + 1) * estimated * pairs_below - below
-    return float(candidates[len(gain) - 1 - int(np.argmax(gain[::-1]))])
+    good = below - estimated * np.searchsorted(pairs, candidates) / len(pairs)
+    possible = candidates[good <= MOST_GOOD * (1 - estimated)]
+    return float(possible[-1]) if len(possible) else float(pairs[0])
 
 
 def _share_below(values: Floats, limit: float) -> float:

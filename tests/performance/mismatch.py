@@ -112,8 +112,13 @@ def read_likelihoods(kept: Path, name: str) -> dict[str, dict[str, NDArray[np.fl
 def evaluate(likelihoods: Mapping[str, Likelihoods]) -> dict[str, Any]:
     """For each kind and rule: recall, false share and precision."""
     rows = list(likelihoods.values())
-    figures: dict[str, Any] = {"rows": len(rows), "answer_tokens": quartiles(len(row["own"]) for row in rows)}
-    for kind in KINDS:
+    pairs = min(PAIRS, sum("random" in row for row in rows) // 2)
+    figures: dict[str, Any] = {
+        "rows": len(rows),
+        "shuffled_pairs": pairs,
+        "answer_tokens": quartiles(len(row["own"]) for row in rows),
+    }
+    for kind in [kind for kind in KINDS if any(wrong(row, kind) for row in rows)]:
         figures[kind] = {rule: plant(rows, kind, choose) for rule, choose in RULES.items()}
     return figures
 
