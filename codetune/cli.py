@@ -93,7 +93,9 @@ def init(
     def write() -> CommandResult:
         path = write_project(directory, {**PRESETS[preset], **project.overrides})
         return console.CommandResult(
-            {"artefact": str(path), "preset": preset}, f"wrote {path}", notes=["edit it, then: codetune run"]
+            {"artefact": str(path), "preset": preset},
+            f"wrote {path}",
+            notes=["edit it, then run: codetune run"],
         )
 
     _perform(write, as_json)
@@ -103,7 +105,7 @@ def init(
 def score(
     shard: ShardOption = None, project: ProjectOption = None, set_: SetOption = None, as_json: JsonOption = False
 ) -> None:
-    """IFD of every row -> scores.jsonl."""
+    """Score every row by its instruction-following difficulty (IFD) -> scores.jsonl."""
     part = parse_shard(shard) if shard is not None else None
     _run_stage("score", required_project(project, set_, {}, ["score"]), as_json, shard=part)
 
@@ -112,7 +114,7 @@ def score(
 def embed(
     shard: ShardOption = None, project: ProjectOption = None, set_: SetOption = None, as_json: JsonOption = False
 ) -> None:
-    """Embeddings of the instructions -> embeddings.npy."""
+    """Embed the instructions -> embeddings.npy."""
     part = parse_shard(shard) if shard is not None else None
     _run_stage("embed", required_project(project, set_, {}, ["embed"]), as_json, shard=part)
 
@@ -122,13 +124,13 @@ def select(
     ratio: Annotated[
         float | None, typer.Option(help="Share to take of the eligible rows (of all, with select.ratio_of=all).")
     ] = None,
-    clusters: Annotated[int | None, typer.Option(help="K of K-means.")] = None,
-    strategy: Annotated[str | None, typer.Option(help="ifd_cluster, random or all.")] = None,
+    clusters: Annotated[int | None, typer.Option(help="Number of clusters (K-means).")] = None,
+    strategy: Annotated[str | None, typer.Option(help="One of: ifd_cluster, random, all.")] = None,
     project: ProjectOption = None,
     set_: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """The rows worth training on -> selection.jsonl, chat format."""
+    """Select the rows worth training on -> selection.jsonl, in chat format."""
     flags = {"select.ratio": ratio, "select.clusters": clusters, "select.strategy": strategy}
     _run_stage("select", required_project(project, set_, flags, ["select"]), as_json)
 
@@ -160,7 +162,7 @@ def generate(
     set_: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Completions of a benchmark's tasks. Continues where it stopped."""
+    """Generate completions for a benchmark's tasks. Continues where it stopped."""
     loaded = optional_project(project, set_, instruct, ["generate"])
 
     def work() -> CommandResult:
@@ -186,7 +188,7 @@ def sanitize(
     set_: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Completions -> programs that can be run."""
+    """Turn completions into programs that can be run."""
     loaded = optional_project(project, set_, instruct, ["sanitize"])
 
     def work() -> CommandResult:
@@ -220,7 +222,7 @@ def evaluate(
     set_: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Programs -> pass@k."""
+    """Judge programs in a sandbox -> pass@k."""
     file = only_samples(samples, model)
     loaded = optional_project(project, set_, instruct, ["evaluate"])
 
@@ -251,7 +253,7 @@ def eval_(
     benchmark: BenchmarkArgument,
     models: ModelsOption = None,
     all_checkpoints: Annotated[
-        bool, typer.Option("--all-checkpoints", help="Also every checkpoint of the run's training, and `tuned`.")
+        bool, typer.Option("--all-checkpoints", help="Also evaluate `tuned` and every checkpoint of its training.")
     ] = False,
     instruct: InstructOption = None,
     limit: LimitOption = None,
@@ -289,7 +291,7 @@ def run(
     set_: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """The whole pipeline. Stages that are up to date are skipped."""
+    """Run the whole pipeline. Up-to-date stages are skipped."""
     from codetune.stages import pipeline
 
     stages = pipeline.stages_between(first, last)
@@ -308,7 +310,7 @@ def run(
 
 @app.command()
 def status(project: ProjectOption = None, set_: SetOption = None, as_json: JsonOption = False) -> None:
-    """A line per stage: done, stale (and why), partial (how far), missing; and the next command."""
+    """Show the state of each stage (done, stale, partial or missing) and the next command."""
     loaded = required_project(project, set_, {})
 
     def work() -> CommandResult:
@@ -326,13 +328,13 @@ def status(project: ProjectOption = None, set_: SetOption = None, as_json: JsonO
 @app.command()
 def demo(
     directory: Annotated[Path, typer.Argument(metavar="DIR")] = Path("codetune-demo"),
-    full: Annotated[bool, typer.Option("--full", help="Also the controls: a random draw, and all rows.")] = False,
-    seed: Annotated[int, typer.Option(help="Of the tasks, the data set and the training.")] = 42,
+    full: Annotated[bool, typer.Option("--full", help="Also train on a random draw and on all rows.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the tasks, the data set and the training.")] = 42,
     replace: ReplaceOption = False,
     set_: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """A complete little world without any download, run through every stage."""
+    """Make a small data set, benchmark and model, and run every stage on them. Downloads nothing."""
     read_project(None, set_ or [], {})  # mistakes in them are told before the world is made
 
     def work() -> CommandResult:
@@ -378,7 +380,7 @@ def _perform(work: Callable[[], CommandResult], as_json: bool) -> None:
         with console.reserved_stdout() as output:
             console.show(work(), as_json, output)
     except KeyboardInterrupt:
-        console.say("interrupted; what was finished is kept, and the same command goes on from there")
+        console.say("Progress saved. Run the same command to continue.")
         raise typer.Exit(130) from None
     except OSError as why:
         if (failed := writing_failed(why)) is None:

@@ -66,9 +66,7 @@ def reserved_stdout() -> Iterator[IO[str]]:
     """The real standard output. Meanwhile file descriptor 1 leads to standard error, so that a library that prints
     cannot spoil the JSON document. Raises UsageError where standard output is closed."""
     if sys.stdout is None:
-        raise UsageError(
-            "Standard output is closed, so there is nowhere to put the result. Open it, or use: >/dev/null"
-        )
+        raise UsageError("Standard output is closed, so the result cannot be written. Open it, or use: >/dev/null")
     sys.stdout.flush()
     real = os.dup(1)
     os.dup2(2, 1)
@@ -125,7 +123,7 @@ def _write_table(result: CommandResult, console: Console) -> None:
         table.add_row(*(Text(row[at]) for at in shown))
     console.print(table)
     if left := [name for at, name in enumerate(names) if at not in shown]:
-        _print(console, f"not shown, for want of room: {', '.join(left)}", "dim")
+        _print(console, f"columns left out, because the terminal is narrow: {', '.join(left)}", "dim")
 
 
 def _columns_that_fit(
@@ -285,10 +283,10 @@ class ProgressBar:
     def line(self) -> str:
         """The progress as a line of a log: how many of how many, what the bar shows beside it, and the time left."""
         task = self._progress.tasks[0]
-        parts = [f"{task.completed:,.0f} {self._unit}s"]
+        parts = [quantity(int(task.completed), self._unit)]
         if self._total:
             share = percent(task.completed / self._total)
-            parts = [f"{task.completed:,.0f} of {self._total:,} {self._unit}s ({share})", self._detail]
+            parts = [f"{task.completed:,.0f} of {quantity(self._total, self._unit)} ({share})", self._detail]
         if speed := self._mean_speed():
             parts.append(task.fields["rate"] if self._tokens else _rate(speed, self._unit))
             parts.append(f"{_duration((self._total - task.completed) / speed)} left" if self._total else "")
@@ -343,6 +341,15 @@ def percent(fraction: float) -> str:
     '61.6 %'
     """
     return f"{100 * fraction:.1f} %"
+
+
+def quantity(count: int, noun: str) -> str:
+    """A number of things.
+
+    >>> quantity(1, "row"), quantity(1203, "row")
+    ('1 row', '1,203 rows')
+    """
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def counts(refused: Mapping[str, int]) -> str:

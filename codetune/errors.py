@@ -69,7 +69,7 @@ def writing_failed(why: OSError) -> CodetuneError | None:
     """The error for a full or read-only disk, a file without read permission, or a name that no file can have; None for
     any other OSError."""
     if why.errno == errno.ENAMETOOLONG:
-        return InputError(f"{why.filename} cannot be a path: {why.strerror}. Name another file")
+        return InputError(f"{why.filename} is not a possible path: {why.strerror}. Name another file")
     if why.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
         return None
     paths = [Path(why.filename), *Path(why.filename).parents] if why.filename else []
@@ -81,6 +81,6 @@ def writing_failed(why: OSError) -> CodetuneError | None:
         )
     location = f" ({why.filename})" if why.filename else ""
     return CodetuneError(
-        f"writing failed: {why.strerror}{location}. Nothing that was finished is lost. Make room or allow writing, "
+        f"Writing failed: {why.strerror}{location}. Finished work is kept. Free some space or allow writing, "
         "then run the same command again"
     )

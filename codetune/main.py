@@ -82,5 +82,5 @@ def _exit_status() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is left in the buffer
         if why.errno == errno.EPIPE:
             return 1
-        raise CodetuneError(f"writing failed: {why.strerror} (standard output). Send it somewhere else") from None
+        raise CodetuneError(f"Writing failed: {why.strerror} (standard output). Send it somewhere else") from None
     return status if isinstance(status, int) else 0

@@ -21,31 +21,33 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any key of the project file. Repeatable."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document on standard output.")]
 ShardOption = Annotated[
-    str | None, typer.Option(metavar="I/N", help="Do the blocks I, I+N, ... only; the last shard to finish merges.")
+    str | None,
+    typer.Option(metavar="I/N", help="Do only blocks I, I+N, ...; the last shard writes the result."),
 ]
 ReplaceOption = Annotated[
-    bool, typer.Option("--replace", help="A finished model, or checkpoints, of another recipe may be discarded.")
+    bool, typer.Option("--replace", help="Allow discarding a finished model, or checkpoints, made with other settings.")
 ]
 ModelOption = Annotated[
-    str | None, typer.Option("--model", "-m", help="tuned (default where there is one), base, a path or a hub id.")
+    str | None, typer.Option("--model", "-m", help="tuned (default if there is one), base, a path or a Hub id.")
 ]
 ModelsOption = Annotated[
-    list[str] | None, typer.Option("--model", "-m", help="tuned, base, a path or a hub id. Repeatable: compared.")
+    list[str] | None,
+    typer.Option("--model", "-m", help="tuned, base, a path or a Hub id. Repeatable, to compare."),
 ]
 InstructOption = Annotated[
-    bool | None, typer.Option("--instruct/--base", help="Prompt it as a chat, or with the raw task as a base model.")
+    bool | None, typer.Option("--instruct/--base", help="Prompt the model as a chat, or with the raw text of the task.")
 ]
 BenchmarkArgument = Annotated[
     str, typer.Argument(metavar="BENCHMARK", help="humaneval, mbpp, demo, or the path of a JSONL in EvalPlus format.")
 ]
 SamplesOption = Annotated[
-    list[Path] | None, typer.Option("--samples", metavar="FILE", help="Judge this file in EvalPlus format.")
+    list[Path] | None, typer.Option("--samples", metavar="FILE", help="Judge this file of samples in EvalPlus format.")
 ]
-LimitOption = Annotated[int | None, typer.Option(metavar="N", min=1, help="The first N tasks only.")]
-TasksOption = Annotated[list[str] | None, typer.Option("--task", metavar="ID", help="This task only. Repeatable.")]
-CompleteOption = Annotated[bool, typer.Option("--complete", help="Samples for a part of the tasks are an error.")]
+LimitOption = Annotated[int | None, typer.Option(metavar="N", min=1, help="Use only the first N tasks.")]
+TasksOption = Annotated[list[str] | None, typer.Option("--task", metavar="ID", help="Use only this task. Repeatable.")]
+CompleteOption = Annotated[bool, typer.Option("--complete", help="Fail unless every task has a sample.")]
 PAD_MODES, METHODS = (f"One of: {', '.join(get_args(choices))}." for choices in (PadMode, Method))
 STAGES_HELP = f"{', '.join(STAGE_NAMES[:-1])} or {STAGE_NAMES[-1]}."
 
@@ -83,4 +85,4 @@ def require_unicode(words: Sequence[str]) -> None:
     """Raises UsageError for a word that is not UTF-8: words are shown again, in documents, locks and errors."""
     for word in words:
         if lone_surrogate(word) is not None:
-            raise UsageError(f"{word!a} is no UTF-8. Expected: names that can be written. Rename the file")
+            raise UsageError(f"{word!a} is not UTF-8. Expected: names in UTF-8. Rename the file")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from codetune.console import CommandResult, counts, percent
+from codetune.console import CommandResult, counts, percent, quantity
 from codetune.stages.evaluate import EVALUATE
 from codetune.stages.pipeline import stage_named
 from codetune.stages.stage import StageResult
@@ -20,10 +20,10 @@ SHOWN_PAIRS = 3
 FIGURES = "pass@k (95 % interval)"
 OPTIONAL_FIGURES = ("tasks", "benchmark")  # columns whose content stands in the caption as well
 LOSSES = {
-    "truncated": "{:,} were cut at generate.max_new_tokens",
-    "refused": "{:,} were not generated (the model cannot take their prompts)",
-    "not_parsing": "{:,} do not parse",
-    "given_up": "{:,} were given up by sanitize",
+    "truncated": "{:,} cut at generate.max_new_tokens",
+    "refused": "{:,} not generated (the model cannot take their prompts)",
+    "not_parsing": "{:,} not valid Python",
+    "given_up": "{:,} given up by sanitize",
 }
 
 
@@ -44,18 +44,22 @@ def stage_document(result: StageResult) -> dict[str, object]:
 
 
 def stage(result: StageResult) -> CommandResult:
-    title = f"{result.stage}: {result.state}, {result.rows:,} rows in {result.artefact}"
+    rows = quantity(result.rows, "row")
+    title = f"{result.stage}: {result.state}, {rows} in {result.artefact}"
     if result.state == "partial":
-        title = f"{result.stage}: partial, {result.rows:,} rows so far; {result.artefact} follows with the last shard"
-    notes = [f"{result.seconds:.1f} s" + (f", {result.reused:,} rows found done" if result.reused else "")]
+        title = f"{result.stage}: partial, {rows} so far; the last shard to finish writes {result.artefact}"
+    elif _is_up_to_date(result):
+        title = f"{result.stage}: already up to date ({rows}), {result.artefact}"
+    reused = f", {quantity(result.reused, 'row')} reused" if 0 < result.reused < result.rows else ""
+    notes = [f"{result.seconds:.1f} s{reused}"]
     if result.refused:
         notes.append(f"{stage_named(result.stage).refused_word}: {counts(result.refused)}")
     if result.overrides:
         notes.append("by flag: " + ", ".join(f"{key}={value}" for key, value in result.overrides.items()))
     if result.facts.get("replaced"):
-        notes.append(f"in the place of the last one: {result.facts['replaced']}")
+        notes.append(f"replaced the previous one: {result.facts['replaced']}")
     if result.taken_from:
-        notes.append(f"taken over from {result.taken_from}, which has made it of the same inputs and settings")
+        notes.append(f"taken over from {result.taken_from}, which made it from the same inputs and settings")
     details = stage_named(result.stage).details(result)
     return CommandResult(stage_document(result), title, details.columns, details.rows, [*notes, *details.notes])
 
@@ -92,11 +96,19 @@ def pipeline(
     ]
     notes = [f"time: {', '.join(times)}", *_taken(results), *replaced, *_compared_lines(compared)]
     if not reports:
-        lines = [[result.stage, result.state, f"{result.rows:,}", counts(result.refused)] for result in stages]
+        states = ["up to date" if _is_up_to_date(result) else result.state for result in stages]
+        lines = [
+            [result.stage, state, f"{result.rows:,}", counts(result.refused)]
+            for result, state in zip(stages, states, strict=True)
+        ]
         columns = ("stage", "state", "rows", "refused")
         return CommandResult(document, "run: done", columns, lines, notes, has_prose=True)
     said = [_caption(reports), *_losses(reports)]
     return CommandResult(document, FIGURES, *_figures(reports), [*said, *notes], OPTIONAL_FIGURES)
+
+
+def _is_up_to_date(result: StageResult) -> bool:
+    return result.state == "done" and result.reused == result.rows
 
 
 def _name(result: StageResult) -> str:
@@ -164,7 +176,8 @@ def _losses(reports: Sequence[Report]) -> list[str]:
         found = report.get("completions", {})
         losses = [text.format(found[name]) for name, text in LOSSES.items() if found.get(name)]
         name = f"{report['benchmark']} {report['model']}"
-        lines += [f"{name}: of {report['samples']:,} completions {', '.join(losses)}"] if losses else []
+        completions = quantity(report["samples"], "completion")
+        lines += [f"{name}, {completions}: {', '.join(losses)}"] if losses else []
     return lines
 
 

@@ -39,7 +39,7 @@ def require_plain_file(path: Path, error: type[InputError] = DataError) -> None:
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as why:
-        raise error(f"{path} cannot be looked at: {why.strerror}. Expected: a plain file. Correct the name.") from why
+        raise error(f"{path} cannot be read: {why.strerror}. Expected: a plain file. Fix the name.") from why
     if not stat.S_ISREG(mode):
         kind = KINDS.get(stat.S_IFMT(mode), "no plain file")
         remedy = "Name a file" if kind == "a directory" else "Write what it gives to a file, and name that"

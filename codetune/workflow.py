@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from codetune.benchmark.benchmarks import Benchmark, part_of
-from codetune.console import counts, percent
+from codetune.console import counts, percent, quantity
 from codetune.errors import UsageError
 from codetune.records import ModelRef
 from codetune.stages.benchmarks import directory_name, distinct_benchmarks, open_benchmark
@@ -199,14 +199,14 @@ def _content(stage: Stage, manifest: Manifest) -> str:
     refused = f"; {stage.refused_word}: {counts(manifest.refused)}" if manifest.refused else ""
     by_flag = ", ".join(f"{key}={value}" for key, value in manifest.overrides.items())
     taken = f"; taken over from {manifest.facts[TAKEN_FROM]}" if TAKEN_FROM in manifest.facts else ""
-    return f"{manifest.rows:,} rows{refused}" + (f"; by flag: {by_flag}" if by_flag else "") + taken
+    return f"{quantity(manifest.rows, 'row')}{refused}" + (f"; by flag: {by_flag}" if by_flag else "") + taken
 
 
 def _remarks(context: RunContext, stage: Stage, found: StageStatus) -> str:
     """The stage's own remark, and a data set that cannot be compared here."""
     remarks = [stage.remark(context)]
     if found.manifest is not None and "dataset" in found.manifest.inputs and not dataset_is_here(context):
-        remarks.append(f"{context.project.dataset.path} is not here to compare with")
+        remarks.append(f"{context.project.dataset.path} was not found, so it was not compared")
     return "".join(f"; {remark}" for remark in remarks if remark)
 
 

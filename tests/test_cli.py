@@ -166,7 +166,7 @@ def test_an_interrupt_ends_with_130_and_the_command_continues(tmp_path: Path, as
     _, complaint = process.communicate(timeout=60)
     assert process.returncode == 130, complaint
     assert "Traceback" not in complaint
-    assert "interrupted; what was finished is kept" in complaint
+    assert "Progress saved. Run the same command to continue." in complaint
     assert pipeline.score(context_of(project, score__tokens_per_batch=64), None).reused > 0
 
 
@@ -225,14 +225,14 @@ def test_help_that_cannot_be_written_is_told(tmp_path: Path) -> None:
             [sys.executable, "-m", "codetune", "--help"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
         )
     assert done.returncode == 1
-    assert done.stderr == ("error: writing failed: No space left on device (standard output). Send it somewhere else\n")
+    assert done.stderr == ("error: Writing failed: No space left on device (standard output). Send it somewhere else\n")
 
 
 def test_a_file_name_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"s\xff.jsonl")).touch()
     done = run_codetune("evaluate", "humaneval", "--samples", os.fsdecode(b"s\xff.jsonl"), cwd=tmp_path)
     assert done.returncode == 2
-    assert r"'s\udcff.jsonl' is no UTF-8" in done.stderr
+    assert r"'s\udcff.jsonl' is not UTF-8" in done.stderr
 
 
 def test_a_full_standard_output_is_named(tmp_path: Path) -> None:
@@ -270,12 +270,12 @@ def test_where_writing_fails_the_work_is_kept_and_continues_when_there_is_room(s
         [sys.executable, "-c", program], cwd=tmp_path / "full", capture_output=True, text=True, check=False
     )
     assert failed.returncode == 1
-    assert "writing failed" in failed.stderr
+    assert "Writing failed" in failed.stderr
     assert "Traceback" not in failed.stderr
     assert verb(context_of(full), None).artefact.read_bytes() == verb(context_of(calm), None).artefact.read_bytes()
 
 
-def test_a_file_that_may_not_be_read_is_the_users_to_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_may_not_be_read_is_for_the_user_to_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = tmp_path / "model.safetensors"
     weights.touch()
     monkeypatch.setattr("os.access", lambda path, mode: False)  # root may read everything

@@ -94,7 +94,7 @@ def test_a_narrow_terminal_shows_fewer_columns_and_whole_words() -> None:
     assert shown_columns(result, 85) == ("benchmark", "model", "base", "plus")
     assert shown_columns(result, 80) == ("model", "base", "plus")
     assert shown_columns(result, 60) == ("model", "base")
-    assert "".join(written_at(result, 12)).startswith("modelCodeLlama-7b-85b4003bnot shown")
+    assert "".join(written_at(result, 12)).startswith("modelCodeLlama-7b-85b4003bcolumns left out")
 
 
 def test_sentences_in_the_last_column_are_wrapped_at_words() -> None:
@@ -256,7 +256,7 @@ def shown(result: CommandResult, as_json: bool) -> str:
 def shown_columns(result: CommandResult, width: int) -> tuple[str, ...]:
     """The names of the columns that a terminal of this width shows, from its table and from the line below it."""
     lines = written_at(result, width)
-    left = [line.partition(": ")[2].split(", ") for line in lines if line.startswith("not shown")]
+    left = [line.partition(": ")[2].split(", ") for line in lines if line.startswith("columns left out")]
     found = tuple(name for name in result.columns if name not in (left or [[]])[0])
     assert [word for name in found for word in name.split()] == lines[0].split()
     return found

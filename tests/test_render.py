@@ -34,14 +34,14 @@ def test_the_document_of_a_stage_has_exactly_the_keys_of_the_contract() -> None:
 
 def test_a_shard_that_is_not_the_last_names_no_artefact_as_if_it_were_there() -> None:
     title = render.stage(replace(a_result(), state="partial")).title
-    assert title == "score: partial, 1,200 rows so far; runs/a/scores.jsonl follows with the last shard"
+    assert title == "score: partial, 1,200 rows so far; the last shard to finish writes runs/a/scores.jsonl"
 
 
 def test_a_stage_tells_what_was_refused_reused_and_by_flag() -> None:
     shown = render.stage(a_result())
     assert shown.title == "score: done, 1,200 rows in runs/a/scores.jsonl"
     assert shown.notes == [
-        "1.2 s, 200 rows found done",
+        "1.2 s, 200 rows reused",
         "refused: 3 duplicate, 1 empty answer",
         "by flag: select.ratio=0.2",
     ]
@@ -66,26 +66,26 @@ def test_what_happened_to_completions_stands_in_the_document(stage: str, facts: 
 
 
 def test_sanitize_tells_what_it_changed() -> None:
-    assert "2 changed, 1 do not parse" in render.stage(a_result(stage="sanitize", facts=SANITIZED)).notes
+    assert "2 changed, 1 not valid Python" in render.stage(a_result(stage="sanitize", facts=SANITIZED)).notes
 
 
 def test_generate_tells_its_tokens_and_what_the_limit_has_cut() -> None:
     notes = render.stage(a_result(stage="generate", rows=164, facts={"tokens": 12345, "truncated": 2})).notes
     assert notes[-2:] == [
         "12,345 tokens",
-        "2 of 164 completions reached generate.max_new_tokens and were cut there",
+        "cut at generate.max_new_tokens: 2 of 164 completions",
     ]
     assert render.stage(a_result(stage="generate", facts={"tokens": 7, "truncated": 0})).notes[-1] == "7 tokens"
 
 
 def test_embed_tells_how_many_instructions_were_cut() -> None:
     notes = render.stage(a_result(stage="embed", facts={"cut": 2})).notes
-    assert "2 instructions are longer than the encoder's window and were cut" in notes
+    assert "cut at the encoder's window: 2 instructions" in notes
 
 
 def test_score_tells_how_many_answers_were_cut() -> None:
     notes = render.stage(a_result(stage="score", facts={"truncated": 1200})).notes
-    assert "1,200 answers were cut to fit score.max_length" in notes
+    assert "cut to fit score.max_length: 1,200 answers" in notes
 
 
 def test_select_shows_a_row_per_cluster() -> None:
@@ -129,7 +129,7 @@ def test_train_tells_steps_tokens_padding_time_memory_and_what_was_lost(
     assert render.stage(a_result(stage="train", facts=facts)).notes[3:] == [
         f"7 steps, 12,345 tokens, padding 25.0 %{told}",
         f"1,234.6 s in its steps{told_of_gpu}",
-        "3 rows were truncated, 4,000 tokens lost (12.5 % of all)",
+        "truncated: 3 rows, 4,000 tokens lost (12.5 % of all)",
     ]
 
 
@@ -184,7 +184,7 @@ def test_what_a_model_loses_before_it_is_judged_is_told() -> None:
     report = a_report("base")
     report["completions"] = {"tokens": 9000, "truncated": 3, "changed": 5, "not_parsing": 0}
     shown = render.evaluation([report], [])
-    assert shown.notes[1:] == ["humaneval base: of 164 completions 3 were cut at generate.max_new_tokens"]
+    assert shown.notes[1:] == ["humaneval base, 164 completions: 3 cut at generate.max_new_tokens"]
     assert shown.document["models"][0]["completions"]["truncated"] == 3  # type: ignore[index]
     assert shown.notes[1] in render.pipeline([a_result()], [report], []).notes
     report["completions"] = {"tokens": 9000, "truncated": 0, "changed": 5, "not_parsing": 0}
@@ -223,6 +223,17 @@ def test_a_run_shows_its_stages_where_nothing_was_evaluated() -> None:
     assert [list(stage) for stage in shown.document["stages"]] == [STAGE_KEYS, STAGE_KEYS]
     assert (shown.document["models"], shown.document["comparison"]) == ([], [])
     assert shown.rows == [["score", "done", "1,200", "3 duplicate, 1 empty answer"], ["embed", "done", "1,200", ""]]
+
+
+def test_what_was_done_before_is_up_to_date() -> None:
+    result = a_result(rows=44, reused=44, refused={}, overrides={})
+    shown = render.stage(result)
+    assert (shown.title, shown.notes) == ("score: already up to date (44 rows), runs/a/scores.jsonl", ["1.2 s"])
+    assert render.pipeline([result], [], []).rows == [["score", "up to date", "44", ""]]
+
+
+def test_one_row_is_no_plural() -> None:
+    assert render.stage(a_result(rows=1, reused=0)).title == "score: done, 1 row in runs/a/scores.jsonl"
 
 
 def test_a_run_shows_its_figures_and_what_each_stage_took() -> None:

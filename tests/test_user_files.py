@@ -33,8 +33,8 @@ def test_what_is_no_plain_file_is_named(tmp_path: Path) -> None:
         (tmp_path / "socket", "socket is a socket"),
         (Path("/dev/zero"), "zero is a device"),
         (tmp_path, "is a directory. Expected: a plain file. Name a file"),
-        (tmp_path / "circle", "circle cannot be looked at: Too many levels of symbolic links"),
-        (tmp_path / ("x" * 300), "cannot be looked at: File name too long"),
+        (tmp_path / "circle", "circle cannot be read: Too many levels of symbolic links"),
+        (tmp_path / ("x" * 300), "cannot be read: File name too long"),
     ):
         with pytest.raises(ProjectError, match=message):
             require_plain_file(path, ProjectError)

@@ -88,7 +88,7 @@ def _test_what_is_taken_away_changes_nothing(project: Path) -> None:
     data.rename(data.with_suffix(".away"))
     lines = {line.stage: line for line in workflow.status(context_of(project))}
     assert {line.state for line in lines.values()} == {"done"}
-    assert lines["score"].detail.endswith("data.jsonl is not here to compare with")
+    assert lines["score"].detail.endswith("data.jsonl was not found, so it was not compared")
     (report,) = workflow.evaluate_models(
         context_of(project), open_benchmark(context_of(project), "tasks.jsonl"), ["tuned"]
     )

@@ -205,7 +205,7 @@ def _require_task(problems: Sequence[Problem], task_id: str) -> None:
         near = difflib.get_close_matches(task_id, known, n=1)
         raise UsageError(
             f"--task {task_id}: the benchmark has no such task{f' (did you mean {near[0]}?)' if near else ''}. "
-            f"Expected: an id such as {known[0]}. Correct it."
+            f"Expected: an id such as {known[0]}. Fix it."
         )
 
 
@@ -220,8 +220,8 @@ def _override(source: EvalPlusDownload) -> Path | None:
     override = os.environ.get(source.variable)
     if override and not Path(override).is_file():
         raise DataError(
-            f"{source.variable} names {override}, which is no file. Expected: {source.dataset}-{source.version}.jsonl "
-            "or .jsonl.gz. Correct the variable, or unset it."
+            f"{source.variable} names {override}, which is not a file. Expected: "
+            f"{source.dataset}-{source.version}.jsonl or .jsonl.gz. Fix the variable, or unset it."
         )
     return Path(override) if override else None
 

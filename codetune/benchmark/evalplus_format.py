@@ -185,8 +185,8 @@ def _require_unicode(position: str, key: str, text: str) -> None:
     index = lone_surrogate(text)
     if index is not None:
         raise DataError(
-            f"{position}: {key} is {text[:60]!a}, which is no text: character {index + 1} is half of a surrogate pair. "
-            "Expected: Unicode. Fix the line."
+            f"{position}: {key} is {text[:60]!a}, which is not text: character {index + 1} is half of a surrogate "
+            "pair. Expected: Unicode. Fix the line."
         )
 
 

@@ -123,7 +123,7 @@ def _canonical_output(report: CallReport | ProgramEnded, rule: OutputRule) -> tu
     if rule.kind == "presence":
         return output.value is not None, report.seconds
     if not output.known:
-        raise FailedCallError("returned what is no plain value")
+        raise FailedCallError("returned something other than a plain value")
     return output.value, report.seconds
 
 
@@ -194,7 +194,7 @@ def _require_match(
             raise FailedCallError(f"returned what cannot be read ({type(why).__name__})") from None
     if not matches and isinstance(output, serialization.Opaque):
         kind = output.type_name if output.type_name.isidentifier() else "an object"
-        raise FailedCallError(f"returned {kind}, which is no plain value")
+        raise FailedCallError(f"returned {kind}, which is not a plain value")
     if not matches:
         raise FailedCallError("wrong answer")
 

@@ -43,8 +43,8 @@ def hub_snapshot(name: str, kind: RepositoryKind, patterns: Sequence[str]) -> Pa
         return Path(snapshot_download(name, repo_type=kind, allow_patterns=allowed))
     except (OSError, TransportError) as error:
         raise CodetuneError(
-            f"The download of the {kind} {name} from the hub broke off ({type(error).__name__}: {first_line(error)}). "
-            "The files that have arrived are kept: run the same command again."
+            f"The download of the {kind} {name} from the Hub was interrupted ({type(error).__name__}: "
+            f"{first_line(error)}). The files that have arrived are kept: run the same command again."
         ) from error
 
 
@@ -52,8 +52,8 @@ def dataset_snapshot(name: str) -> Path:
     """The directory of the newest snapshot of a data set, with all its files. Raises as `hub_snapshot`."""
     if not is_hub_id(name):
         raise DataError(
-            f"{name} is neither a file nor a hub id. Expected: a data file, a directory, a glob, or an id such as "
-            "ise-uiuc/Magicoder-OSS-Instruct-75K. Correct dataset.path."
+            f"{name} is neither a file nor a Hub id. Expected: a data file, a directory, a glob, or an id such as "
+            "ise-uiuc/Magicoder-OSS-Instruct-75K. Fix dataset.path."
         )
     return hub_snapshot(name, "dataset", ["*"])
 
@@ -104,15 +104,16 @@ def _require_known(name: str, kind: RepositoryKind) -> None:
     failure = _ask_hub(name, kind)
     if failure is None:
         return
-    missing = f"{name} is no path here and not in the hub's cache"
+    missing = f"{name} was not found locally or in the Hub cache"
     if isinstance(failure, RepositoryNotFoundError):
         raise NOT_FOUND_ERRORS[kind](
-            f"{missing}, and the hub has no {kind} of that name that you may read. Expected: a local path or the id of "
-            f"a {kind} on the hub. Correct the name, or log in where it is private: hf auth login"
+            f"{missing}, and the Hub has no {kind} of that name that you may read. Expected: a local path or the id of "
+            f"a {kind} on the hub. Fix the name, or log in if it is private: hf auth login"
         )
     raise NOT_FOUND_ERRORS[kind](
-        f"{missing}, and the hub cannot be asked ({type(failure).__name__}: {first_line(failure)}). Expected: a local "
-        f"path, or a network. Name a local path, or where there is a network: hf download --repo-type {kind} {name}"
+        f"{missing}, and the Hub is unreachable ({type(failure).__name__}: {first_line(failure)}). Expected: a local "
+        f"path, or a network. Name a local path, or download it on a machine with a network: "
+        f"hf download --repo-type {kind} {name}"
     )
 
 

@@ -149,7 +149,7 @@ def _local_files(dataset: Dataset, location: str) -> dict[str, Path] | None:
         if data_suffix(path) is None:
             raise DataError(
                 f"{location} is not a kind of file that codetune reads. Expected: {', '.join(DATA_SUFFIXES)}. "
-                "Convert it, or correct dataset.path."
+                "Convert it, or fix dataset.path."
             )
         return {required(dataset.path, "dataset.path"): path}
     if glob.has_magic(location):
@@ -161,7 +161,7 @@ def _local_files(dataset: Dataset, location: str) -> dict[str, Path] | None:
     if data_suffix(path) or location.startswith((".", "/", "~")) or len(path.parts) > 2:
         raise DataError(
             f"There is no file {location}. Expected: a data file, a directory or glob of data files, or a data set on "
-            "the hub. Correct dataset.path."
+            "the hub. Fix dataset.path."
         )
     return None
 
@@ -170,7 +170,7 @@ def _sorted_below(base: Path, files: Iterable[Path], location: str) -> dict[str,
     found = {file.relative_to(base).as_posix(): file for file in files}
     if not found:
         raise DataError(
-            f"{location} has no data files. Expected: at least one of {', '.join(DATA_SUFFIXES)}. Correct dataset.path."
+            f"{location} has no data files. Expected: at least one of {', '.join(DATA_SUFFIXES)}. Fix dataset.path."
         )
     return dict(sorted(found.items()))
 
@@ -194,7 +194,7 @@ def _refuse_file_without_columns(rows: Sequence[FileRow], dataset: Dataset) -> N
     if rows and all(isinstance(row.value, list) for row in rows):
         raise DataError(
             f"{rows[0].at} is a list. Expected: an object in each row, or one array of objects in a file that is "
-            "named .json. Rename the file, or correct the data."
+            "named .json. Rename the file, or fix the data."
         )
     objects = [(row.at, row.value) for row in rows if isinstance(row.value, dict)]
     unknown = [(at, columns) for at, columns in objects if find_row_format(columns, dataset) is None]

@@ -34,7 +34,7 @@ def files_of_split(files: Mapping[str, Path], dataset: Dataset, location: str) -
     if not found:
         raise DataError(
             f"dataset.split is {dataset.split}, and no file name in {location} says a split. Expected: {WHOLE_SPLIT}, "
-            "which is then all of them. Correct dataset.split, or name the files of that split in dataset.path."
+            "which is then all of them. Fix dataset.split, or name the files of that split in dataset.path."
         )
     raise DataError(
         f"dataset.split is {dataset.split}, and no file in {location} has it in its name; the names say "

@@ -121,7 +121,7 @@ class NodeMonitor:
             if (silence := now - changed_at) > self._limit:
                 how = "cannot be reached" if changed_at == _UNREACHABLE else f"has been silent for {silence:.0f} s"
                 return WorkerError(
-                    f"{self._name(other)} {how}, so the work ends on all machines. Expected: that all of them finish. "
+                    f"{self._name(other)} {how}, so the work ends on all machines. Expected: all of them to finish. "
                     "Nothing finished is lost: look at the output of that machine, fix the cause, and run the command "
                     "again on every machine"
                 )

@@ -139,7 +139,7 @@ def _await_ranks(store: Store, rank: Rank) -> None:
         present = sorted({store.get(key).decode() for other, key in enumerate(hosts) if other not in absent})
         raise CodetuneError(
             f"Ranks {_listed(absent)} of {rank.world_size} (machine {_listed(nodes)} of "
-            f"{rank.world_size // rank.local_world_size}) have not come within "
+            f"{rank.world_size // rank.local_world_size}) did not connect within "
             f"{RENDEZVOUS_TIMEOUT.total_seconds() / 60:g} minutes. Present: {', '.join(present)}. Expected: the same "
             "command on every machine, started at about the same time. Check the output of the absent machine, and "
             "that it reaches MASTER_ADDR and MASTER_PORT"

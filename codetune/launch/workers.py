@@ -240,7 +240,7 @@ class _Worker:
         hint = " (the system does so when memory runs out)" if status == -signal.SIGKILL else ""
         return WorkerError(
             f"Process {self.rank} of {self.world_size} (pid {self.process.pid}) {how}{hint}; the others were ended. "
-            "Expected: that all of them finish. Nothing finished is lost: fix the cause, and run the command again"
+            "Expected: all of them to finish. Finished work is kept: fix the cause, and run the command again"
         )
 
 

@@ -57,7 +57,8 @@ def _require_modules(network: PreTrainedModel, targets: str | list[str]) -> None
         return
     paths = [f".{name}" for name, _ in network.named_modules()]
     if absent := [target for target in targets if not any(path.endswith(f".{target}") for path in paths)]:
-        raise _unknown_modules(network, f"{', '.join(absent)} is no module")
+        what = "is not a module" if len(absent) == 1 else "are not modules"
+        raise _unknown_modules(network, f"{', '.join(absent)} {what}")
 
 
 def _unknown_modules(network: PreTrainedModel, found: str, reason: str = "") -> ProjectError:

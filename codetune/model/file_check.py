@@ -77,7 +77,7 @@ def encoder_parts(directory: Path) -> list[Path]:
         return [directory]
     modules = _parse_json(listed)
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
-        raise ModelError(f"{listed} is no list of modules. Expected: the file as it was saved. Copy it again.")
+        raise ModelError(f"{listed} is not a list of modules. Expected: the file as it was saved. Copy it again.")
     return [directory, *(_encoder_part(listed, module) for module in modules)]
 
 

@@ -16,6 +16,8 @@ from pydantic_core import ErrorDetails
 
 from codetune.errors import InputError, ProjectError, unusable_directory
 from codetune.project.sections import (
+    NAME_IN_WORDS,
+    NAME_PATTERN,
     NOT_IN_THIS_VERSION,
     PROJECT_FILE,
     STAGE_NAMES,
@@ -200,6 +202,7 @@ def _expectation(message: str) -> str:
     """
     for opening in ("Input should be ", "String should ", "List should "):
         message = message.removeprefix(opening)
+    message = message.replace(f"match pattern '{NAME_PATTERN}'", NAME_IN_WORDS)
     message = re.sub(r"a valid dictionary or instance of \w+", "a section with keys of its own", message)
     for pydantic_words, our_words in _OUR_WORDS.items():
         message = message.replace(pydantic_words, our_words)

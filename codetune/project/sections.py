@@ -17,6 +17,8 @@ from codetune.errors import InputError
 from codetune.user_files import matching_paths
 
 PROJECT_FILE = "codetune.yaml"
+NAME_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]*$"
+NAME_IN_WORDS = "letters, digits, dot, dash or underscore, beginning with a letter or digit"
 
 StageName = Literal["score", "embed", "select", "train", "generate", "sanitize", "evaluate"]
 STAGE_NAMES: tuple[StageName, ...] = get_args(StageName)
@@ -99,15 +101,15 @@ class Embedding(Section):
 
 class Selection(Section):
     strategy: Strategy = setting("ifd_cluster", "ifd_cluster (the paper's), or a control: random, all", "select")
-    clusters: Count = setting(10, "K of K-means", "select")
-    ratio: Share = setting(0.4, "share of the rows to take, floor(n * ratio) of every cluster", "select")
+    clusters: Count = setting(10, "number of clusters of K-means", "select")
+    ratio: Share = setting(0.4, "share of the eligible rows to take: floor(n * ratio) in each cluster", "select")
     ratio_of: Literal["eligible", "all"] = setting(
-        "eligible", "of the rows left in the cluster after the cut (the paper), or of all its rows", "select"
+        "eligible", "ratio of the eligible rows of a cluster (the paper), or of all its rows", "select"
     )
-    max_ifd: Positive = setting(1.0, "rows at or above are dropped as mismatched", "select")
+    max_ifd: Positive = setting(1.0, "rows with this IFD or more are set aside as mismatched pairs", "select")
     mismatch: Literal["calibrated", "ifd", "none"] = setting(
         "calibrated",
-        "drops rows by max_ifd and what looks like shuffled pairs, by max_ifd alone (the paper), or none",
+        "sets rows aside by max_ifd and by a test against shuffled pairs, by max_ifd alone (the paper), or none",
         "select",
     )
     mismatch_level: Annotated[float, Field(gt=0, lt=1)] = setting(
@@ -116,9 +118,9 @@ class Selection(Section):
 
 
 class LoraSettings(Section):
-    r: Count = setting(8, "rank", "train")
+    r: Count = setting(8, "rank of the adapters", "train")
     alpha: Count = setting(16, "scale is alpha / r", "train")
-    dropout: Chance = setting(0.1, "on the adapter's input", "train")
+    dropout: Chance = setting(0.1, "dropout on the adapter's input", "train")
     target_modules: Text | Names = setting("all-linear", "`all-linear`, or names of modules", "train")
 
 
@@ -136,9 +138,9 @@ class Training(Section):
         "train",
     )
     max_length: Annotated[int, Field(ge=2)] = setting(2048, "tokens of a sample", "train")
-    too_long: Literal["truncate", "drop"] = setting("truncate", "what becomes of longer samples; counted", "train")
+    too_long: Literal["truncate", "drop"] = setting("truncate", "what happens to longer samples", "train")
     epochs: Count = setting(3, "passes over the selection", "train")
-    max_steps: Count | None = setting(None, "stop after so many optimizer steps; null is all epochs", "train")
+    max_steps: Count | None = setting(None, "stop after this many optimizer steps; null: all epochs", "train")
     global_batch_size: Count | None = setting(
         None,
         "samples of an optimizer step; null is per device x accumulation x processes",
@@ -149,9 +151,9 @@ class Training(Section):
     gradient_accumulation_steps: Count = setting(
         4, "micro-batches of a step on one process", "train", free_on_resume=True
     )
-    learning_rate: Positive = setting(5.0e-5, "its peak", "train")
+    learning_rate: Positive = setting(5.0e-5, "peak of the learning rate", "train")
     scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = setting(
-        "cosine", "course of the learning rate", "train"
+        "cosine", "how the learning rate changes", "train"
     )
     warmup_steps: Annotated[int, Field(ge=0)] = setting(15, "steps from 0 to the peak", "train")
     weight_decay: NotNegative = setting(0.0, "decoupled, as in AdamW", "train")
@@ -169,15 +171,15 @@ class Training(Section):
     sort_in_step: bool = setting(
         False, "cut micro-batches from the step's samples by length; dynamic_pack always cuts them so", "train"
     )
-    logging_steps: Count = setting(10, "a line of train/metrics.jsonl every so many steps", free_on_resume=True)
+    logging_steps: Count = setting(10, "optimizer steps between two lines of train/metrics.jsonl", free_on_resume=True)
     save_minutes: Positive | None = setting(15, "minutes between checkpoints, or null", free_on_resume=True)
     save_steps: Count | None = setting(None, "optimizer steps between checkpoints, or null", free_on_resume=True)
-    keep_checkpoints: Count = setting(2, "older ones are deleted", free_on_resume=True)
+    keep_checkpoints: Count = setting(2, "checkpoints to keep; older ones are deleted", free_on_resume=True)
     merge: bool = setting(
         False, "save the adapters merged into a whole model (and beside it as they are)", "train", free_on_resume=True
     )
     report_to: Annotated[list[Literal["tensorboard", "wandb"]], OneOrMore] = setting(
-        [], "metrics go there as well: [tensorboard], [wandb] or both", free_on_resume=True
+        [], "send metrics there as well: [tensorboard], [wandb] or both", free_on_resume=True
     )
     lora: LoraSettings = LoraSettings()
     quantization: Quantization = Quantization()
@@ -190,7 +192,7 @@ class Generation(Section):
     max_new_tokens: Count = setting(1024, "longest completion", "generate")
     samples_per_task: Count = setting(1, "completions of a task", "generate")
     temperature: NotNegative = setting(0.0, "0 is greedy", "generate")
-    top_p: Share = setting(0.95, "nucleus; read when temperature is above 0", "generate")
+    top_p: Share = setting(0.95, "nucleus sampling; used if temperature is above 0", "generate")
     batch_size: Count | Literal["auto"] = setting("auto", "prompts decoded at once; auto: 32, or what fits on a GPU")
     backend: Literal["auto", "transformers", "vllm"] = setting(
         "auto", "what decodes: auto is vllm where it is installed and a GPU is there, else transformers"
@@ -209,8 +211,10 @@ class Evaluation(Section):
 
 class Launch(Section):
     processes: Count | Literal["auto"] = setting("auto", "auto is one per GPU, 1 without")
-    strategy: Literal["auto", "ddp", "fsdp", "zero1", "zero2", "zero3"] = setting("auto", "how they share")
-    nodes: Count = setting(1, "machines")
+    strategy: Literal["auto", "ddp", "fsdp", "zero1", "zero2", "zero3"] = setting(
+        "auto", "how processes share the model"
+    )
+    nodes: Count = setting(1, "number of machines")
     offload: Literal["none", "optimizer", "all"] = setting("none", "what moves to CPU memory")
 
 
@@ -218,12 +222,10 @@ class Project(Section):
     """A whole project. `root` is the directory that relative paths start from; `overrides` are the settings, by dotted
     key, that came by flag or `--set` instead of the file."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = setting(
-        "default", "names the run: letters, digits, dot, dash, underscore"
-    )
+    name: Annotated[str, Field(pattern=NAME_PATTERN)] = setting("default", "name of the run")
     output_dir: Text | None = setting(None, "default runs/<name>; relative paths are relative to this file")
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = setting(
-        42, "of everything random", "embed", "select", "train", "generate"
+        42, "seed of everything random", "embed", "select", "train", "generate"
     )
     dataset: Dataset = Dataset()
     model: Model = Model()

@@ -41,7 +41,7 @@ def read_file(path: Path) -> ParsedYaml:
         raise ProjectError(f"{path}:{why.line}: {why}") from None
     except yaml.MarkedYAMLError as why:
         line = why.problem_mark.line + 1 if why.problem_mark else 1
-        raise ProjectError(f"{path}:{line}: not YAML: {why.problem}. Correct that line") from None
+        raise ProjectError(f"{path}:{line}: not YAML: {why.problem}. Fix that line") from None
     except yaml.YAMLError as why:
         raise ProjectError(f"{path}: not YAML: {first_line(why)}. Save it as plain text") from None
     if root is None:

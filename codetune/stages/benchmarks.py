@@ -60,7 +60,7 @@ def benchmark_of_samples(context: RunContext, path: Path) -> str:
             if any(problem.task_id == first for problem in problems):
                 return reference
     raise UsageError(
-        f"{path}: the task {first!r} is of no benchmark that the project names; expected humaneval, mbpp or one of "
+        f"{path}: the task {first!r} is not in any benchmark of the project; expected humaneval, mbpp or one of "
         "evaluate.benchmarks. Name its file there, such as --set 'evaluate.benchmarks=[tasks.jsonl]'"
     )
 
@@ -106,7 +106,7 @@ def _changed_tasks(
 ) -> str:
     if request.tasks is not None:
         is_same = request.tasks.digest == manifest.inputs["benchmark"]
-        return "" if is_same else f"{artefact} was made for other tasks than those that are there now"
+        return "" if is_same else f"{artefact} was made for different tasks"
     file = Path(manifest.facts.get("benchmark_file", ""))
     if file.is_file() and context.digests.file(file) != manifest.facts["benchmark_file_digest"]:
         return f"the tasks in {file} have changed since"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from codetune.console import quantity
 from codetune.data.ids import IdIndex, pack_ids
 from codetune.model.model_files import find_encoder
 from codetune.project.sections import Project
@@ -127,7 +128,7 @@ def _known_cut(context: RunContext, recipe: Recipe) -> IdIndex:
 
 def _details(result: StageResult) -> Details:
     cut = result.facts.get("cut", 0)
-    notes = [f"{cut:,} instructions are longer than the encoder's window and were cut"] if cut else []
+    notes = [f"cut at the encoder's window: {quantity(cut, 'instruction')}"] if cut else []
     return Details([*left_out_notes(result.facts), *notes])
 
 

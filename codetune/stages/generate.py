@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from codetune import console
 from codetune.benchmark.benchmarks import read_problems
+from codetune.console import quantity
 from codetune.errors import InputError, UsageError
 from codetune.launch.dispatch import Job, WorkerContext, perform, process_count
 from codetune.launch.environment import current_rank
@@ -86,7 +87,7 @@ def _changed_model(
 ) -> str:
     if request.model is not None:
         is_same = request.model.digest == manifest.inputs["model"]
-        return "" if is_same else f"{artefact} was made by another model than the one that is there now"
+        return "" if is_same else f"{artefact} was made by a different model"
     directory = local_directory(context, request.label)
     if directory is not None and directory.is_dir() and model_digest(context, directory) != manifest.inputs["model"]:
         return f"the {request.label} model has changed since"
@@ -272,7 +273,7 @@ def _progress(context: RunContext, request: StageRequest) -> str | None:
 
 def _details(result: StageResult) -> Details:
     facts = result.facts
-    cut = f"{facts['truncated']:,} of {result.rows:,} completions reached generate.max_new_tokens and were cut there"
+    cut = f"cut at generate.max_new_tokens: {facts['truncated']:,} of {quantity(result.rows, 'completion')}"
     return Details([f"{facts['tokens']:,} tokens", *([cut] if facts["truncated"] else [])])
 
 

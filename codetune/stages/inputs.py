@@ -92,7 +92,7 @@ def ensure_examples(context: RunContext) -> Manifest:
         reasons = console.counts(manifest.refused) or "it is empty"
         raise DataError(
             f"{named} holds no usable row ({reasons}); expected instructions with answers. "
-            "Correct the data, or dataset.instruction and dataset.response"
+            "Fix the data, or dataset.instruction and dataset.response"
         )
     return manifest
 

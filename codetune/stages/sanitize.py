@@ -58,15 +58,15 @@ def _warn_of_given_up(cleaned: Sequence[SanitizedSample]) -> None:
     if given_up:
         first = given_up[0]
         console.warn(
-            f"{len(given_up)} of {len(cleaned)} samples were given up and will count as failed; the first is sample "
-            f"{first.solution.sample} of {first.solution.task_id}: {first.given_up}"
+            f"sanitize gave up {len(given_up)} of {len(cleaned)} samples, which will count as failed; the first is "
+            f"sample {first.solution.sample} of {first.solution.task_id}: {first.given_up}"
         )
 
 
 def _details(result: StageResult) -> Details:
     facts = result.facts
     given_up = f", {facts['given_up']} given up" if facts.get("given_up") else ""
-    return Details([f"{facts['changed']} changed, {facts['not_parsing']} do not parse{given_up}"])
+    return Details([f"{facts['changed']} changed, {facts['not_parsing']} not valid Python{given_up}"])
 
 
 SANITIZE = Stage(

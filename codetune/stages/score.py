@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from codetune.console import quantity
 from codetune.project.sections import Project
 from codetune.records import Example, Refusal, Score
 from codetune.selection.select import STRATEGIES
@@ -140,7 +141,7 @@ def _write(context: RunContext, recipe: Recipe, finished: FinishedRows) -> Stage
 
 def _details(result: StageResult) -> Details:
     truncated = result.facts.get("truncated", 0)
-    cut = [f"{truncated:,} answers were cut to fit score.max_length"] if truncated else []
+    cut = [f"cut to fit score.max_length: {quantity(truncated, 'answer')}"] if truncated else []
     return Details([*left_out_notes(result.facts), *cut])
 
 

@@ -314,7 +314,7 @@ def _difference(context: RunContext, recipe: Recipe, manifest: Manifest) -> str:
     changed = (name for name, digest in recipe.inputs.items() if manifest.inputs.get(name) != digest)
     return (
         differing_setting(context.project, recipe.artefact, manifest, recipe.settings)
-        or next((f"{recipe.paths.get(name, name)} is not what it was made of" for name in changed), "")
+        or next((f"{recipe.paths.get(name, name)} is not what it was made from" for name in changed), "")
         or f"{recipe.artefact} was changed after codetune wrote it"
     )
 
@@ -395,4 +395,6 @@ def _read_total(directory: Path) -> int:
 
 
 def warn_of_new_parts(stage: str) -> None:
-    console.warn(f"{stage}: settings, inputs or version have changed since it was interrupted; it starts again")
+    console.warn(
+        f"{stage}: settings, inputs or version have changed since it was interrupted, so it starts from the beginning"
+    )

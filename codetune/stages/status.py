@@ -81,7 +81,8 @@ def require(context: RunContext, stage: Stage, request: StageRequest | None = No
         raise StaleError(f"{found.why}{advice}")
     artefact = stage.artefact(context.run, request)
     condition = "is not finished" if found.state == "partial" else "does not exist"
-    raise StaleError(f"{artefact} {condition}; another command makes it. Run: {stage.command(request)}")
+    name = artefact.parent.parent.name if stage.of_benchmark else artefact.stem  # completions, selection, scores
+    raise StaleError(f"No {name} yet ({artefact} {condition}). Run: {stage.command(request)}")
 
 
 def _change(context: RunContext, stage: Stage, request: StageRequest, manifest: Manifest, allow_overrides: bool) -> str:

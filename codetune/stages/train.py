@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from codetune import console
-from codetune.console import percent
+from codetune.console import percent, quantity
 from codetune.errors import ModelError
 from codetune.launch.dispatch import Job, WorkerContext, perform, process_count
 from codetune.launch.environment import current_rank
@@ -158,7 +158,9 @@ def _last_step(metrics: Path) -> int:
 
 def _remark(context: RunContext) -> str:
     """A training that was begun beside the finished one."""
-    return f"begun beside it: {_progress(context, StageRequest())}" if context.run.next_train.exists() else ""
+    return (
+        f"another training has begun: {_progress(context, StageRequest())}" if context.run.next_train.exists() else ""
+    )
 
 
 def _other_settings(context: RunContext) -> tuple[str, str]:
@@ -169,7 +171,8 @@ def _other_settings(context: RunContext) -> tuple[str, str]:
 def _loss(context: RunContext, manifest: Manifest) -> str:
     """The finished model, and the results that later stages have made of it."""
     method, steps = manifest.settings["train.method"], manifest.facts["steps"]
-    made = f"a model of {steps:,} steps (method {method}), made on {manifest.day} by {manifest.seconds:,.0f} s of work"
+    work = f"{manifest.seconds:,.0f} s of work"
+    made = f"a model of {quantity(steps, 'step')} (method {method}), made on {manifest.day} by {work}"
     evaluated = sorted(path.parent.name for path in context.run.directory.glob("evaluation/*/tuned.json"))
     return made + (f", and its evaluation on {' and '.join(evaluated)}" if evaluated else "")
 
@@ -177,7 +180,8 @@ def _loss(context: RunContext, manifest: Manifest) -> str:
 def _details(result: StageResult) -> Details:
     facts = result.facts
     loss = f", last loss {facts['last_loss']:.4f}" if facts["last_loss"] is not None else ""
-    lines = [f"{facts['steps']} steps, {facts['tokens']:,} tokens, padding {percent(facts['padding_rate'])}{loss}"]
+    steps, padding = quantity(facts["steps"], "step"), percent(facts["padding_rate"])
+    lines = [f"{steps}, {facts['tokens']:,} tokens, padding {padding}{loss}"]
     if facts.get("strategy", "alone") != "alone":
         lines.append(f"{facts['processes']} processes, {facts['strategy']}: {facts['strategy_because']}")
     speed = [f"{facts['seconds']:,.1f} s in its steps"]
@@ -188,7 +192,7 @@ def _details(result: StageResult) -> Details:
     lines.append(", ".join(speed))
     if facts["truncated_rows"]:
         lost = f"{facts['lost_tokens']:,} tokens lost ({percent(facts['lost_share'])} of all)"
-        lines.append(f"{facts['truncated_rows']:,} rows were truncated, {lost}")
+        lines.append(f"truncated: {quantity(facts['truncated_rows'], 'row')}, {lost}")
     return Details(lines)
 
 

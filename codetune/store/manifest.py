@@ -83,14 +83,14 @@ def read_manifest(artefact: Path) -> Manifest | None:
                 f"{set_aside_command(artefact)}"
             )
         if any(not isinstance(document[name], kind) for name, kind in _FIELD_TYPES.items()):
-            raise _damaged(artefact, "a field of another kind than a manifest has")
+            raise _damaged(artefact, "a field has the wrong type")
         return Manifest(**document)
     except FileNotFoundError:
         return None
     except ValueError as why:  # not UTF-8, or not JSON
         raise _damaged(artefact, str(why)) from None
     except (TypeError, LookupError):
-        raise _damaged(artefact, "other fields than a manifest has") from None
+        raise _damaged(artefact, "it has the wrong fields") from None
 
 
 def _damaged(artefact: Path, fault: str) -> StaleError:

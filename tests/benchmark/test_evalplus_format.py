@@ -55,7 +55,7 @@ def test_mbpp_inputs_become_tuples_again(tmp_path: Path) -> None:
         ({"atol": float("inf")}, "atol is inf"),
         ({"atol": float("nan")}, "atol is nan"),
         ({"atol": 10**400}, "atol is 1000"),
-        ({"task_id": "Own/\ud800"}, r"task_id is 'Own/\\ud800', which is no text: character 5"),
+        ({"task_id": "Own/\ud800"}, r"task_id is 'Own/\\ud800', which is not text: character 5"),
         ({"prompt": "\udfff"}, "half of a surrogate pair"),
         ({"task_id": "Mbpp/252", "base_input": [["one"]]}, "does not fit the MBPP task Mbpp/252"),
         ({"task_id": "Mbpp/x"}, "does not fit the MBPP task"),
@@ -106,7 +106,7 @@ def test_samples_of_both_forms_are_read_and_counted(tmp_path: Path) -> None:
         ({"task_id": "Own/0"}, "neither completion nor solution"),
         ({"task_id": "Own/0", "solution": ["a", "b"]}, "solution is list"),
         ({"solution": "a"}, "no task_id that is text"),
-        ({"task_id": "Own/\ud800", "solution": "a"}, r"task_id is 'Own/\\ud800', which is no text"),
+        ({"task_id": "Own/\ud800", "solution": "a"}, r"task_id is 'Own/\\ud800', which is not text"),
     ],
 )
 def test_a_sample_of_another_form_is_named_with_its_line(tmp_path: Path, row: object, message: str) -> None:

@@ -85,7 +85,7 @@ def test_expected_outputs_are_computed_once(expected: Path, tmp_path: Path) -> N
     [
         ("    return 1 / 0\n", r"double\(1\): raised ZeroDivisionError"),
         ("    import sys; sys.exit(0)\n", "raised SystemExit"),
-        ("    return double\n", "returned what is no plain value"),
+        ("    return double\n", "returned something other than a plain value"),
         ("    import os; os._exit(9)\n", "the process died"),
         ("    return (\n", r"did not load .SyntaxError"),
         ("    pass\ndel double\n", r"double\(1\): the program does not define it"),

@@ -48,7 +48,7 @@ def _join_twice(rank: int, directory: Path) -> None:
     [
         (
             Rank(0, 4, 0, 2),
-            rf"Ranks 1, 2, 3 of 4 \(machine 0, 1 of 2\) have not come .* Present: {socket.gethostname()}\.",
+            rf"Ranks 1, 2, 3 of 4 \(machine 0, 1 of 2\) did not connect .* Present: {socket.gethostname()}\.",
         ),
         (Rank(2, 4, 0, 2), r"Rank 0 did not answer within .* the same command on every machine"),
     ],

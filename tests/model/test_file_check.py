@@ -167,8 +167,8 @@ OWN = "sentence_transformers.models.Transformer"
         ([{"type": OWN, "path": "../other"}], r"looks for a module in '\.\./other'"),
         ([{"type": OWN, "path": "/etc"}], "looks for a module in '/etc'"),
         ([{"type": OWN}], "looks for a module in None"),
-        ({"type": OWN}, "is no list of modules"),
-        ([OWN], "is no list of modules"),
+        ({"type": OWN}, "is not a list of modules"),
+        ([OWN], "is not a list of modules"),
     ],
 )
 def test_a_module_of_an_encoder_that_is_not_the_librarys_own_is_refused(

@@ -18,7 +18,7 @@ from codetune.model.model_files import find_model
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("./none", "There is no directory"), ("./file", "is a file"), ("some/none", "the hub cannot be asked")],
+    [("./none", "There is no directory"), ("./file", "is a file"), ("some/none", "the Hub is unreachable")],
 )
 def test_a_name_without_a_model_is_refused_within_five_seconds(
     name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -39,10 +39,10 @@ def test_all_mistakes_are_reported_at_once_each_in_a_line_of_its_own(tmp_path: P
             "codetune.yaml:4: duplicate key select.ratio; the first is at line 3. Keep one of them",
             "--set ratio: no `=`; expected --set section.key=value",
             "--set =3: no key before the `=`; expected --set section.key=value",
-            "codetune.yaml:1: seed is -1; expected greater than or equal to 0 (of everything random)",
-            "--clusters: select.clusters is 0; expected greater than or equal to 1 (K of K-means)",
+            "codetune.yaml:1: seed is -1; expected greater than or equal to 0 (seed of everything random)",
+            "--clusters: select.clusters is 0; expected greater than or equal to 1 (number of clusters of K-means)",
             "codetune.yaml:3: select.ratio is 1.4; expected less than or equal to 1 "
-            "(share of the rows to take, floor(n * ratio) of every cluster)",
+            "(share of the eligible rows to take: floor(n * ratio) in each cluster)",
             "codetune.yaml:5: select.strategi: unknown key; did you mean strategy?",
             "codetune.yaml:6: train.epochs is 'three'; expected a valid integer (passes over the selection)",
             "codetune.yaml:8: launch is 4; expected a section with keys of its own",
@@ -277,7 +277,7 @@ def test_a_value_by_set_is_what_its_key_takes(assignment: str, value: object) ->
         ("evaluate.k=one", "evaluate.k is 'one'; expected a valid integer "),
         ("evaluate.benchmarks=", "evaluate.benchmarks is ''; expected at least one character "),
         ("train.report_to=mlflow", "train.report_to is 'mlflow'; expected `tensorboard` or `wandb` "),
-        ("name=", "name is ''; expected a text that matches "),
+        ("name=", "name is ''; expected letters, digits, "),
         ("score.prompt=Q:", "score.prompt: holds no {instruction}; "),
     ],
 )

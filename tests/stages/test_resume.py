@@ -129,7 +129,7 @@ def test_a_finished_model_is_kept_where_its_selection_or_its_own_files_have_chan
     first = pipeline.train(context_of(project, **RANDOM))
     flags = {**RANDOM, "select__ratio": 0.2}
     pipeline.select(context_of(project, **flags))
-    with pytest.raises(StaleError, match=r"selection\.jsonl is not what it was made of\. What would be lost"):
+    with pytest.raises(StaleError, match=r"selection\.jsonl is not what it was made from\. What would be lost"):
         pipeline.train(context_of(project, **flags))
     pipeline.select(context_of(project, **RANDOM))
     (first.artefact / "config.json").write_text((first.artefact / "config.json").read_text() + "\n")

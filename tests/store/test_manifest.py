@@ -45,7 +45,7 @@ def test_a_manifest_with_a_field_of_another_type_is_damaged(field: str, tmp_path
     write_manifest(artefact, MANIFEST)
     document = json.loads(manifest_path(artefact).read_text())
     manifest_path(artefact).write_text(json.dumps({**document, field: [1]}))
-    with pytest.raises(StaleError, match="a field of another kind"):
+    with pytest.raises(StaleError, match="a field has the wrong type"):
         read_manifest(artefact)
 
 
