@@ -13,9 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from codetune.selection.row_vectors import Floats
 
 FEWEST_PAIRS = 30  # shuffled ones; a quantile of fewer says little
 BAND_PAIRS, MOST_BANDS = 15, 5  # shuffled pairs of similar length, from which a mean and a deviation are estimated

@@ -1,0 +1,61 @@
+"""The vectors of rows in the order of their ids, read from the embeddings' file as they are needed: no copy of all of
+them is ever in memory. Arithmetic with them runs on one thread of the linear algebra library, because several add up in
+an order of their own; several chunks at once make up for it.
+
+Axes: N rows, D dimensions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+CHUNK_ROWS = 4096
+RowIndices = NDArray[np.int64]  # positions in columns that are sorted by id
+Vectors = NDArray[np.float32]
+Floats = NDArray[np.float64]
+T = TypeVar("T")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class RowVectors:
+    stored: Vectors  # [rows of the file, D], may be memory-mapped
+    positions: RowIndices  # [N], the row of the file that each row is
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def take(self, rows: RowIndices | slice) -> Vectors:
+        """A copy of the vectors of `rows`: [rows, D]."""
+        return self.stored[self.positions[rows]]
+
+    def subset(self, rows: RowIndices) -> RowVectors:
+        return RowVectors(self.stored, self.positions[rows])
+
+    def chunks(self) -> Iterator[Vectors]:
+        """Copies of all vectors, `CHUNK_ROWS` at a time."""
+        return (self.take(slice(first, first + CHUNK_ROWS)) for first in range(0, len(self), CHUNK_ROWS))
+
+
+def spread_sample(rows: int, size: int) -> RowIndices:
+    """At most `size` of `rows` positions at equal distances. Ids are digests of the content, so that rows at equal
+    distances in their order are a random sample.
+
+    >>> spread_sample(10, 4)
+    array([0, 3, 6, 9])
+    """
+    return np.arange(0, rows, max(1, -(-rows // size)))
+
+
+def map_in_threads(function: Callable[[T], Result], items: Iterable[T]) -> Iterator[Result]:
+    """The results of `function` in the order of `items`: one thread a processor, each with its own linear algebra. The
+    number of processors changes no bit."""
+    with threadpool_limits(1), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        yield from pool.map(function, items)
