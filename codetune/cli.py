@@ -21,6 +21,7 @@ from codetune.options import (
     METHODS,
     PAD_MODES,
     STAGES_HELP,
+    STRATEGY_NAMES,
     BenchmarkArgument,
     CompleteOption,
     InstructOption,
@@ -34,6 +35,7 @@ from codetune.options import (
     SetOption,
     ShardOption,
     TasksOption,
+    number_or_word,
     only_samples,
     optional_project,
     required_project,
@@ -124,14 +126,14 @@ def select(
     ratio: Annotated[
         float | None, typer.Option(help="Share to take of the eligible rows (of all, with select.ratio_of=all).")
     ] = None,
-    clusters: Annotated[int | None, typer.Option(help="Number of clusters (K-means).")] = None,
-    strategy: Annotated[str | None, typer.Option(help="One of: ifd_cluster, random, all.")] = None,
+    clusters: Annotated[str | None, typer.Option(help="Number of clusters (K-means), or auto.")] = None,
+    strategy: Annotated[str | None, typer.Option(help=STRATEGY_NAMES)] = None,
     project: ProjectOption = None,
     set_: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Select the rows worth training on -> selection.jsonl, in chat format."""
-    flags = {"select.ratio": ratio, "select.clusters": clusters, "select.strategy": strategy}
+    flags = {"select.ratio": ratio, "select.clusters": number_or_word(clusters), "select.strategy": strategy}
     _run_stage("select", required_project(project, set_, flags, ["select"]), as_json)
 
 

@@ -11,7 +11,16 @@ import typer
 
 from codetune.errors import UsageError
 from codetune.project.file import read_project
-from codetune.project.sections import PROJECT_FILE, STAGE_NAMES, Method, PadMode, Project, StageName
+from codetune.project.sections import (
+    NOT_IN_THIS_VERSION,
+    PROJECT_FILE,
+    STAGE_NAMES,
+    Method,
+    PadMode,
+    Project,
+    StageName,
+    Strategy,
+)
 from codetune.text import lone_surrogate
 
 ProjectOption = Annotated[
@@ -49,7 +58,14 @@ LimitOption = Annotated[int | None, typer.Option(metavar="N", min=1, help="Use o
 TasksOption = Annotated[list[str] | None, typer.Option("--task", metavar="ID", help="Use only this task. Repeatable.")]
 CompleteOption = Annotated[bool, typer.Option("--complete", help="Fail unless every task has a sample.")]
 PAD_MODES, METHODS = (f"One of: {', '.join(get_args(choices))}." for choices in (PadMode, Method))
+_LACKING = NOT_IN_THIS_VERSION["select.strategy"]
+STRATEGY_NAMES = f"One of: {', '.join(name for name in get_args(Strategy) if name not in _LACKING)}."
 STAGES_HELP = f"{', '.join(STAGE_NAMES[:-1])} or {STAGE_NAMES[-1]}."
+
+
+def number_or_word(text: str | None) -> int | str | None:
+    """The value of a flag that takes a number or a word such as `auto`; the project refuses other words."""
+    return int(text) if text is not None and text.isdecimal() else text
 
 
 def required_project(

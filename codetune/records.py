@@ -114,6 +114,7 @@ class ScoreColumns:
     pmi: NDArray[np.float64]
     shuffled_pmi: NDArray[np.float64]  # nll_empty - nll_shuffled
     answer_tokens: NDArray[np.float64]
+    nll_conditional: NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

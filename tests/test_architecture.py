@@ -129,6 +129,7 @@ MODULES_WITHOUT_TORCH = (
     "selection.blocks",
     "selection.embed",
     "selection.select",
+    "selection.strategies",
     "data.chat",
     "data.control_tokens",
     "data.ids",

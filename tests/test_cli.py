@@ -140,7 +140,7 @@ def test_a_closed_standard_output_is_told_before_any_work(tmp_path: Path) -> Non
 
 def test_a_feature_not_built_is_refused_by_name(tmp_path: Path) -> None:
     make_small_world(tmp_path)
-    told = run_codetune("select", "--strategy", "kcenter", cwd=tmp_path)
+    told = run_codetune("select", "--strategy", "sifd", cwd=tmp_path)
     assert told.returncode == 2
     assert "not in this version" in told.stderr
 

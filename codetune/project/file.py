@@ -233,6 +233,12 @@ def _scoring_conflicts(project: Project) -> Iterator[tuple[str, str]]:
         yield "score.prompt", f"holds no {{instruction}}; {expected}"
 
 
+def _selection_conflicts(project: Project) -> Iterator[tuple[str, str]]:
+    if project.select.strategy == "all" and project.select.count is not None:
+        message = f"{project.select.count}, and select.strategy all takes every row. Set null, or another strategy"
+        yield "select.count", message
+
+
 def _training_conflicts(project: Project) -> Iterator[tuple[str, str]]:
     train = project.train
     if train.save_minutes is None and train.save_steps is None:
@@ -277,6 +283,7 @@ def _generation_conflicts(project: Project) -> Iterator[tuple[str, str]]:
 # For each stage key and message of every pair of its settings that are valid one by one and not together.
 CONFLICTS: Mapping[StageName, Callable[[Project], Iterator[tuple[str, str]]]] = {
     "score": _scoring_conflicts,
+    "select": _selection_conflicts,
     "train": _training_conflicts,
     "generate": _generation_conflicts,
 }

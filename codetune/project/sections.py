@@ -23,7 +23,9 @@ NAME_IN_WORDS = "letters, digits, dot, dash or underscore, beginning with a lett
 StageName = Literal["score", "embed", "select", "train", "generate", "sanitize", "evaluate"]
 STAGE_NAMES: tuple[StageName, ...] = get_args(StageName)
 ChatFormat = Literal["codellama", "codegemma", "deepseek", "starcoder2", "codeqwen", "llama3", "tokenizer"]
-Strategy = Literal["ifd_cluster", "parametric", "ifd", "perplexity", "kcenter", "length", "random", "all"]
+Strategy = Literal[
+    "ifd_cluster", "parametric", "facility", "mig", "sifd", "ifd", "perplexity", "kcenter", "length", "random", "all"
+]
 PadMode = Literal["max_length", "dynamic_pad", "dynamic_pack", "paper_pack"]
 Method = Literal["full", "lora", "qlora"]
 Precision = Literal["float32", "bfloat16", "float16"]  # of the arithmetic, once `auto` is resolved
@@ -100,9 +102,16 @@ class Embedding(Section):
 
 
 class Selection(Section):
-    strategy: Strategy = setting("ifd_cluster", "ifd_cluster (the paper's), or a control: random, all", "select")
-    clusters: Count = setting(10, "number of clusters of K-means", "select")
+    strategy: Strategy = setting(
+        "ifd_cluster",
+        "ifd_cluster (the paper's), parametric, facility, mig; controls: ifd perplexity kcenter length random all",
+        "select",
+    )
+    clusters: Count | Literal["auto"] = setting(
+        10, "number of clusters of K-means; auto: the number that fits the rows best", "select"
+    )
     ratio: Share = setting(0.4, "share of the eligible rows to take: floor(n * ratio) in each cluster", "select")
+    count: Count | None = setting(None, "exactly so many rows instead of a share; null is by ratio", "select")
     ratio_of: Literal["eligible", "all"] = setting(
         "eligible", "ratio of the eligible rows of a cluster (the paper), or of all its rows", "select"
     )
@@ -273,7 +282,7 @@ class Project(Section):
 
 # Valid values whose feature this version lacks: they are refused, never accepted and ignored.
 NOT_IN_THIS_VERSION: Mapping[str, Sequence[object]] = {
-    "select.strategy": ("parametric", "ifd", "perplexity", "kcenter", "length"),
+    "select.strategy": ("sifd",),
 }
 
 

@@ -1,54 +1,25 @@
 """Scored and clustered rows -> the rows to train on.
 
-A strategy is a record in the table STRATEGIES. `ifd_cluster` is the rule of Lyu et al. 2025 (arXiv 2504.12687, sec. 3)
-as their scripts apply it: in each cluster drop the rows with an IFD of `max_ifd` or more, and of the n rows that are
-left take the floor(n * ratio) with the highest IFD. `random` and `all` are controls. Rows are columns in ascending
-order of their ids, 36 bytes a row. Ties are broken by id, and the order of the data set changes nothing.
-"""
+What is eligible is decided here, before the strategy chooses (`strategies.py`): rows without a score and mismatched
+pairs are not, where the strategy looks at scores. Rows are columns in ascending order of their ids, 52 bytes each. Ties
+are broken by id, and the order of the data set changes nothing."""
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from codetune.data.ids import unpack_id
 from codetune.errors import DataError
 from codetune.project.sections import Selection
 from codetune.records import SelectedRows
+from codetune.selection.row_vectors import RowIndices
+from codetune.selection.strategies import STRATEGIES, Candidates, SelectionInputs
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
-RowIndices = NDArray[np.int64]  # positions in the columns of SelectionInputs
-
-
-@dataclass(frozen=True, slots=True)
-class SelectionInputs:
-    """The rows to choose from, as columns. A column that the strategy does not need is None."""
-
-    ids: NDArray[np.uint64]  # [rows], ascending
-    ifd: NDArray[np.float64] | None  # [rows]; NaN where scoring refused the row
-    cluster: NDArray[np.int32] | None  # [rows]
-    pmi: NDArray[np.float64] | None = None  # [rows]; NaN where scoring refused the row
-    pmi_limit: NDArray[np.float64] | None = None  # [rows]; a row with a lower pmi is a mismatched pair
-
-    @property
-    def refused(self) -> NDArray[np.bool_]:
-        return np.zeros(len(self.ids), dtype=np.bool_) if self.ifd is None else np.isnan(self.ifd)
-
-
-@dataclass(frozen=True, slots=True)
-class SelectionStrategy:
-    """A rule that chooses rows, and the stages whose artefacts it reads."""
-
-    name: str
-    description: str
-    choose: Callable[[SelectionInputs, Selection, int], RowIndices]  # inputs, settings, seed
-    needs_scores: bool = False
-    needs_embeddings: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +43,15 @@ class SelectionResult:
 
 
 def select(inputs: SelectionInputs, settings: Selection, seed: int) -> SelectionResult:
-    """The selected rows, sorted by cluster, then by descending IFD, then by id; and counts for each cluster."""
+    """The selected rows, sorted by cluster, then by descending IFD, then by id; and counts for each cluster. Raises
+    DataError where `select.count` is above the eligible rows."""
     strategy = STRATEGIES[settings.strategy]
     assert not (strategy.needs_scores and inputs.ifd is None)
     assert not (strategy.needs_embeddings and inputs.cluster is None)
+    eligible = np.flatnonzero(_is_eligible(inputs, np.arange(len(inputs.ids)), settings))
+    _require_count(settings, len(inputs.ids), len(eligible))
     is_taken = np.zeros(len(inputs.ids), dtype=np.bool_)
-    is_taken[strategy.choose(inputs, settings, seed)] = True
+    is_taken[strategy.choose(Candidates(inputs, eligible, settings, seed))] = True
     taken = np.flatnonzero(is_taken)
     keys = [column[taken] for column in (_negative_ifd(inputs), inputs.cluster) if column is not None]
     ordered = taken[np.lexsort(keys)] if keys else taken  # stable: ties stay in the order of ids
@@ -147,50 +121,13 @@ def require_selected_rows(result: SelectionResult, settings: Selection) -> None:
     )
 
 
-def _hardest_of_each_cluster(inputs: SelectionInputs, settings: Selection, seed: int) -> RowIndices:
-    taken, negative_ifd = [np.empty(0, dtype=np.int64)], _negative_ifd(inputs)
-    assert negative_ifd is not None
-    for _, rows in _by_cluster(inputs):
-        eligible = rows[_is_eligible(inputs, rows, settings)]
-        hardest_first = eligible[np.argsort(negative_ifd[eligible], kind="stable")]
-        quota = _quota(len(eligible) if settings.ratio_of == "eligible" else len(rows), settings.ratio)
-        taken.append(hardest_first[:quota])
-    return np.concatenate(taken)
-
-
-def _random_rows(inputs: SelectionInputs, settings: Selection, seed: int) -> RowIndices:
-    """The rows with the smallest digests of seed and id. A larger ratio contains the smaller one, and added rows do not
-    change the digests of the others."""
-    digests = (hashlib.sha256(f"{seed}:{unpack_id(number)}".encode()).digest()[:8] for number in map(int, inputs.ids))
-    draws = np.fromiter((int.from_bytes(digest) for digest in digests), dtype=np.uint64)
-    return np.argsort(draws, kind="stable")[: _quota(len(draws), settings.ratio)]
-
-
-def _all_rows(inputs: SelectionInputs, settings: Selection, seed: int) -> RowIndices:
-    return np.arange(len(inputs.ids))
-
-
-_IFD_CLUSTER = SelectionStrategy(
-    "ifd_cluster",
-    "in each cluster the rows with the highest IFD below select.max_ifd",
-    _hardest_of_each_cluster,
-    needs_scores=True,
-    needs_embeddings=True,
-)
-_RANDOM = SelectionStrategy(
-    "random", "a random draw of the data set; reads neither scores nor embeddings", _random_rows
-)
-_ALL = SelectionStrategy("all", "every row of the data set; reads neither scores nor embeddings", _all_rows)
-STRATEGIES: Mapping[str, SelectionStrategy] = {each.name: each for each in (_IFD_CLUSTER, _RANDOM, _ALL)}
-
-
-def _quota(rows: int, ratio: float) -> int:
-    """floor(rows * ratio) in double precision, as in the published scripts.
-
-    >>> _quota(100, 0.29)  # 100 * 0.29 is 28.999999999999996
-    28
-    """
-    return int(rows * ratio)
+def _require_count(settings: Selection, rows: int, eligible: int) -> None:
+    if settings.count is not None and settings.count > eligible:
+        raise DataError(
+            f"select.count is {settings.count:,}, and {eligible:,} of {rows:,} rows are eligible: the others have no "
+            f"score or are mismatched pairs. Expected: at most {eligible:,}. Lower select.count, or add rows to the "
+            "data set"
+        )
 
 
 def _negative_ifd(inputs: SelectionInputs) -> NDArray[np.float64] | None:

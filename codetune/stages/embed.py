@@ -11,7 +11,7 @@ from codetune.data.ids import IdIndex, pack_ids
 from codetune.model.model_files import find_encoder
 from codetune.project.sections import Project
 from codetune.records import Example
-from codetune.selection.select import STRATEGIES
+from codetune.selection.strategies import STRATEGIES
 from codetune.stages.inputs import CONTENT, LEFT_OUT, dataset_input, left_out_facts, left_out_notes, model_input
 from codetune.stages.row_stage import BlockWork, Plan, RowStage, threads_of
 from codetune.stages.stage import (

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from codetune.console import quantity
 from codetune.project.sections import Project
 from codetune.records import Example, Refusal, Score
-from codetune.selection.select import STRATEGIES
 from codetune.selection.shuffled_sample import choose_partners, shuffled_sample
+from codetune.selection.strategies import STRATEGIES
 from codetune.stages.inputs import dataset_input, left_out_facts, left_out_notes, model_input
 from codetune.stages.row_stage import BlockWork, Plan, RowStage, threads_of
 from codetune.stages.stage import (

@@ -1,6 +1,6 @@
 """select: the rows worth training on -> `selection.jsonl`, chat format, in the strategy's order.
 
-What scores.jsonl, embeddings.npy and the data set know of each row is joined by id into columns: some 60 bytes a row,
+What scores.jsonl, embeddings.npy and the data set know of each row is joined by id into columns: some 76 bytes a row,
 beside the one copy of the vectors that K-means makes for a moment."""
 
 from __future__ import annotations
@@ -23,19 +23,18 @@ from codetune.console import counts, percent
 from codetune.data.ids import IdIndex, unpack_id
 from codetune.errors import DataError, StaleError
 from codetune.project.sections import Project
-from codetune.records import Refusal, ScoreColumns, SelectedRows
+from codetune.records import Embeddings, Refusal, ScoreColumns, SelectedRows
 from codetune.selection.mismatch import FEWEST_PAIRS, MismatchTest, find_mismatched
+from codetune.selection.row_vectors import RowVectors
 from codetune.selection.select import (
-    STRATEGIES,
     ClusterDiagnostics,
-    SelectionInputs,
-    SelectionStrategy,
     count_mismatched,
     most_mismatched,
     require_selected_rows,
     why_not_taken,
 )
 from codetune.selection.select import select as select_rows
+from codetune.selection.strategies import STRATEGIES, SelectionInputs, SelectionStrategy
 from codetune.stages.embed import EMBED
 from codetune.stages.inputs import LEFT_OUT, artefact_input, dataset_input, left_out_facts, left_out_notes, reading_of
 from codetune.stages.score import SCORE
@@ -136,16 +135,24 @@ def join_rows(
 ) -> SelectionInputs:
     """The rows with the columns that the strategy needs. Raises StaleError where scores and embeddings are not of the
     same rows."""
-    if scores is None:
-        return SelectionInputs(np.sort(example_ids(context.run)), None, None)
-    ids, clusters, index = np.sort(scores.ids), None, IdIndex(scores.ids)
+    known = example_ids(context.run) if scores is None else scores.ids
+    ids, clusters, vectors = np.sort(known), None, None
     if strategy.needs_embeddings:
-        ids, clusters = _clusters(context, index)
-        _require_embedded(context, scores.ids[~np.isnan(scores.ifd)], ids)
-    order = index.positions(ids)
-    pmi = None if np.isnan(scores.pmi).all() else scores.pmi[order]
-    limits = test.limits[order] if test and test.has_power else None
-    return SelectionInputs(ids, scores.ifd[order], clusters, pmi, limits)
+        ids, clusters, vectors = _embedded_rows(context, IdIndex(known))
+        _require_embedded(context, known if scores is None else known[~np.isnan(scores.ifd)], ids)
+    if scores is None:
+        return SelectionInputs(ids, None, clusters, vectors=vectors)
+    order = IdIndex(scores.ids).positions(ids)
+    return SelectionInputs(
+        ids,
+        scores.ifd[order],
+        clusters,
+        pmi=None if np.isnan(scores.pmi).all() else scores.pmi[order],
+        pmi_limit=test.limits[order] if test and test.has_power else None,
+        nll_conditional=scores.nll_conditional[order],
+        answer_tokens=scores.answer_tokens[order],
+        vectors=vectors,
+    )
 
 
 def _test_mismatch(context: RunContext, scores: ScoreColumns) -> MismatchTest | None:
@@ -184,22 +191,35 @@ def _excluded(context: RunContext, inputs: SelectionInputs, taken: SelectedRows)
             yield row_id, why_not_taken(inputs, position, context.project.select)
 
 
-def _clusters(context: RunContext, scored: IdIndex) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
-    """The embedded rows by their ids, and the cluster of each."""
+def _embedded_rows(context: RunContext, known: IdIndex) -> tuple[NDArray[np.uint64], NDArray[np.int32], RowVectors]:
+    """The embedded rows by their ids, the cluster of each, and their vectors."""
     from codetune.selection.cluster import cluster_rows  # loads scikit-learn
 
     embeddings = row_artefacts.read_embeddings(context.run)
-    unknown = embeddings.ids[~scored.holds(embeddings.ids)]
+    unknown = embeddings.ids[~known.holds(embeddings.ids)]
     if len(unknown):
         raise StaleError(
-            f"{context.run.embeddings} holds {len(unknown)} rows that {context.run.scores} does not know, the first "
-            f"is {unpack_id(int(unknown[0]))}; both must be of the same data set. "
-            "Run: codetune score, then codetune embed"
+            f"{context.run.embeddings} holds {len(unknown)} rows that the data set or its scores lack, the first is "
+            f"{unpack_id(int(unknown[0]))}. Expected: artefacts of the same rows. Run: codetune score, then codetune "
+            "embed"
         )
+    _require_finite(context, embeddings)
     order = np.argsort(embeddings.ids)
     with _reordered(embeddings.vectors, order, context.run.directory) as vectors:
         clusters = cluster_rows(vectors, context.project.select.clusters, context.project.seed)
-    return embeddings.ids[order], clusters
+    return embeddings.ids[order], clusters, RowVectors(embeddings.vectors, order)
+
+
+def _require_finite(context: RunContext, embeddings: Embeddings) -> None:
+    for first in range(0, len(embeddings.ids), CHUNK_ROWS):
+        is_finite = np.isfinite(embeddings.vectors[first : first + CHUNK_ROWS]).all(axis=1)
+        if not is_finite.all():
+            row = unpack_id(int(embeddings.ids[first + int(np.argmin(is_finite))]))
+            raise DataError(
+                f"The vector of row {row} in {context.run.embeddings} holds NaN or infinity. Expected: finite numbers. "
+                f"The model that embeds fails on this instruction: set embed.model to another one and run codetune "
+                "embed, or remove the row from the data set"
+            )
 
 
 @contextlib.contextmanager
@@ -219,13 +239,13 @@ def _reordered(
         yield ordered
 
 
-def _require_embedded(context: RunContext, scored: NDArray[np.uint64], embedded: NDArray[np.uint64]) -> None:
-    """Every row with a score has a vector; a row without an instruction to embed has no score either."""
-    lacking = scored[~IdIndex(embedded).holds(scored)]
+def _require_embedded(context: RunContext, wanted: NDArray[np.uint64], embedded: NDArray[np.uint64]) -> None:
+    """Every row that can be selected has a vector; a row without an instruction to embed has no score either."""
+    lacking = wanted[~IdIndex(embedded).holds(wanted)]
     if len(lacking):
         raise StaleError(
-            f"Row {unpack_id(int(lacking[0]))} has a score and no vector in {context.run.embeddings}, and so have "
-            f"{len(lacking) - 1} more. Expected: every row in it. Run: codetune embed"
+            f"Row {unpack_id(int(lacking[0]))} can be selected and has no vector in {context.run.embeddings}, and "
+            f"so have {len(lacking) - 1} more. Expected: every row in it. Run: codetune embed"
         )
 
 

@@ -87,23 +87,22 @@ def finished_scores(finished: FinishedRows, ids: Iterable[str]) -> dict[str, Sco
 
 
 def read_score_columns(run: Run) -> ScoreColumns:
-    """The rows of scores.jsonl that have an id, as columns: 40 bytes a row."""
+    """The rows of scores.jsonl that have an id, as columns: 48 bytes a row."""
     ids, values = array("Q"), array("d")
     for row in read_scores(run):
         if row.id is not None:
             ids.append(int(row.id, 16))
             values.extend(_column_values(row))
-    columns = np.frombuffer(values, dtype=np.float64).reshape(-1, 4).T
+    columns = np.frombuffer(values, dtype=np.float64).reshape(-1, 5).T
     return ScoreColumns(np.frombuffer(ids, dtype=np.uint64), *columns)
 
 
-def _column_values(row: Score | Refusal) -> tuple[float, float, float, float]:
+def _column_values(row: Score | Refusal) -> tuple[float, float, float, float, float]:
     if isinstance(row, Refusal):
-        return (math.nan,) * 4
+        return (math.nan,) * 5
     pmi = math.nan if row.pmi is None else row.pmi
-    if row.nll_empty is None or row.nll_shuffled is None:
-        return row.ifd, pmi, math.nan, row.answer_tokens
-    return row.ifd, pmi, row.nll_empty - row.nll_shuffled, row.answer_tokens
+    shuffled = math.nan if row.nll_empty is None or row.nll_shuffled is None else row.nll_empty - row.nll_shuffled
+    return row.ifd, pmi, shuffled, row.answer_tokens, row.nll_conditional
 
 
 def embedding_bytes(vector: np.ndarray[tuple[int], np.dtype[np.float32]], cut: bool) -> bytes:

@@ -39,8 +39,8 @@ def test_all_mistakes_are_reported_at_once_each_in_a_line_of_its_own(tmp_path: P
             "codetune.yaml:4: duplicate key select.ratio; the first is at line 3. Keep one of them",
             "--set ratio: no `=`; expected --set section.key=value",
             "--set =3: no key before the `=`; expected --set section.key=value",
-            "codetune.yaml:1: seed is -1; expected greater than or equal to 0 (seed of everything random)",
-            "--clusters: select.clusters is 0; expected greater than or equal to 1 (number of clusters of K-means)",
+            "--clusters: select.clusters is 0; expected greater than or equal to 1 or `auto` "
+            "(number of clusters of K-means; auto: the number that fits the rows best)",
             "codetune.yaml:3: select.ratio is 1.4; expected less than or equal to 1 "
             "(share of the eligible rows to take: floor(n * ratio) in each cluster)",
             "codetune.yaml:5: select.strategi: unknown key; did you mean strategy?",
@@ -157,6 +157,7 @@ def test_processes_are_a_number_or_auto(processes: object, tmp_path: Path) -> No
         ("score: {prompt: 'no place for it'}", "score.prompt"),
         ("train: {save_minutes: null}", "train.save_steps"),
         ("model: {dtype: float16}", "model.dtype"),
+        ("select: {strategy: all, count: 5}", "select.count"),
         ("generate: {samples_per_task: 5}", "generate.samples_per_task"),
         ("train: {pad_mode: dynamic_pad, pack_isolation: false}", "train.pack_isolation"),
         ("train: {method: qlora, quantization: {bits: 8, type: fp4}}", "train.quantization.type"),
@@ -174,6 +175,7 @@ def test_what_cannot_go_together_is_refused(text: str, key: str, tmp_path: Path)
         ("train: {save_minutes: null}", "train", ["score", "select", "generate"]),
         ("model: {dtype: float16}", "train", ["score", "generate", "sanitize", "evaluate"]),
         ("launch: {strategy: ddp, offload: all}", "train", ["score", "generate"]),
+        ("select: {strategy: all, count: 5}", "select", ["score", "embed", "train"]),
         ("generate: {samples_per_task: 5}", "generate", ["train", "sanitize", "evaluate"]),
     ],
 )
@@ -312,7 +314,7 @@ def test_an_equals_sign_may_stand_in_a_value() -> None:
         ("seed.deeper=1", "seed is {'deeper': 1}; "),
         ("train=3", "train is 3; expected a section with keys of its own"),
         ("seed", "no `=`; expected --set section.key=value"),
-        ("select.strategy=kcenter", "select.strategy: 'kcenter' is not in this version. "),
+        ("select.strategy=sifd", "select.strategy: 'sifd' is not in this version. "),
         ("train={lora: {r: 0}}", "train.lora.r is 0; "),
         (f"seed{'.a' * 3000}=1", "nested too deep; "),
     ],
@@ -473,7 +475,7 @@ def nested(key: str, value: Any) -> str:
 
 
 def test_values_of_other_versions_are_not_among_those_expected() -> None:
-    with pytest.raises(ProjectError, match=r"is 'ifd_clusters'; expected `ifd_cluster`, `random` or `all` \("):
+    with pytest.raises(ProjectError, match=r"is 'ifd_clusters'; .* `mig`, `ifd`, .* `random` or `all` \("):
         read_project(None, ["select.strategy=ifd_clusters"], {})
 
 

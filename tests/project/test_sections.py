@@ -22,7 +22,7 @@ from codetune.project.sections import (
     sealing_keys,
     value_at,
 )
-from codetune.selection.select import STRATEGIES
+from codetune.selection.strategies import STRATEGIES
 
 PACKAGE = Path(__file__).resolve().parents[2] / "codetune"
 KEYS = dict(keys())
@@ -56,6 +56,7 @@ SEALING_KEYS = {
         "select.strategy",
         "select.clusters",
         "select.ratio",
+        "select.count",
         "select.ratio_of",
         "select.max_ifd",
         "select.mismatch",

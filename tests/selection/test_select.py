@@ -15,16 +15,9 @@ from hypothesis import strategies as st
 from codetune.errors import DataError
 from codetune.project.sections import Selection
 from codetune.records import SelectedRows
-from codetune.selection.select import (
-    STRATEGIES,
-    ClusterDiagnostics,
-    RowIndices,
-    SelectionInputs,
-    SelectionResult,
-    SelectionStrategy,
-    require_selected_rows,
-    select,
-)
+from codetune.selection.row_vectors import RowIndices
+from codetune.selection.select import ClusterDiagnostics, SelectionResult, require_selected_rows, select
+from codetune.selection.strategies import STRATEGIES, Candidates, SelectionInputs, SelectionStrategy
 
 
 class Row(NamedTuple):
@@ -158,6 +151,17 @@ def test_an_empty_draw_is_not_explained_by_scores_that_do_not_exist() -> None:
         require_selected_rows(select_from([row("a", None, None), row("b", None, None)], settings), settings)
 
 
+@pytest.mark.parametrize(("count", "taken"), [(1, "a"), (4, "adeg"), (6, "adebgf")])
+def test_a_count_is_taken_exactly_and_shared_by_the_clusters(count: int, taken: str) -> None:
+    # Of 4 and 2 eligible rows, seats come at (s + 1/2) / size: 1/8 a, 1/4 g, 3/8 d, 5/8 e, 3/4 f, 7/8 b.
+    assert names(select_from(ROWS, Selection(count=count)).rows) == taken
+
+
+def test_a_count_above_what_is_eligible_is_refused() -> None:
+    with pytest.raises(DataError, match=r"select\.count is 7, and 6 of 8 rows are eligible.*Expected: at most 6"):
+        select_from(ROWS, Selection(count=7))
+
+
 def test_no_rows_give_an_empty_selection() -> None:
     empty = SelectionInputs(np.empty(0, np.uint64), np.empty(0), np.empty(0, np.int32))
     assert len(select(empty, Selection(), 42).rows.ids) == 0
@@ -170,27 +174,10 @@ def test_diagnostics_are_plain_numbers_that_json_takes() -> None:
         assert {type(value) for value in part.ifd_quantiles} == {float}
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
-def test_a_strategy_is_a_record_with_its_name_and_one_line_of_description(name: str) -> None:
-    strategy = STRATEGIES[name]
-    assert strategy.name == name
-    assert strategy.description
-    assert "\n" not in strategy.description
-
-
-@pytest.mark.parametrize(
-    ("name", "needs_scores", "needs_embeddings"),
-    [("ifd_cluster", True, True), ("random", False, False), ("all", False, False)],
-)
-def test_a_strategy_needs_these_stages(name: str, needs_scores: bool, needs_embeddings: bool) -> None:
-    strategy = STRATEGIES[name]
-    assert (strategy.needs_scores, strategy.needs_embeddings) == (needs_scores, needs_embeddings)
-
-
 def test_a_new_strategy_is_one_more_record(monkeypatch: pytest.MonkeyPatch) -> None:
-    def easiest_row(inputs: SelectionInputs, settings: Selection, seed: int) -> RowIndices:
-        assert inputs.ifd is not None
-        return np.array([np.nanargmin(inputs.ifd)])
+    def easiest_row(candidates: Candidates) -> RowIndices:
+        assert candidates.inputs.ifd is not None
+        return candidates.eligible[[np.argmin(candidates.inputs.ifd[candidates.eligible])]]
 
     easiest = SelectionStrategy("ifd", "the easiest row", needs_scores=True, needs_embeddings=False, choose=easiest_row)
     monkeypatch.setitem(STRATEGIES, "ifd", easiest)

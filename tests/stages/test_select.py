@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from codetune.errors import DataError, StaleError
@@ -36,10 +37,15 @@ def plant(context: RunContext, values: Callable[[int], Mapping[str, float]]) -> 
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     lines = [json.dumps({"id": row["id"], **values(number)}) + "\n" for number, row in enumerate(rows)]
     path.write_text("".join(lines), encoding="utf-8")
+    reseal(context, path)
+    return [row["id"] for row in rows]
+
+
+def reseal(context: RunContext, path: Path) -> None:
+    """Seals an artefact again whose content was changed."""
     manifest = read_manifest(path)
     assert manifest is not None
-    write_manifest(path, replace(manifest, digest=context.digests.file(path)))
-    return [row["id"] for row in rows]
+    write_manifest(path, replace(manifest, digest=context.digests.artefact(path)))
 
 
 def score(number: int, *, pairs: int = ROWS, wrong_pmi: float = -0.1, good_pmi: float = 0.8) -> dict[str, Any]:
@@ -143,3 +149,48 @@ def test_older_scores_without_the_empty_prompt_serve_what_does_not_need_it(score
     with pytest.raises(StaleError, match=r"no nll_empty for 60 rows.*Run: codetune score .*select.mismatch to ifd"):
         pipeline.select(context)
     assert pipeline.select(context_of(scored, select__mismatch="ifd")).rows > 0
+
+
+@pytest.mark.parametrize("strategy", ["parametric", "facility", "mig", "ifd", "perplexity", "kcenter", "length"])
+def test_each_strategy_reads_what_it_needs_and_takes_its_quota(scored: Path, strategy: str) -> None:
+    context = context_of(scored, select__strategy=strategy, select__count=20, select__max_ifd=2.0)
+    ids = plant(context, score)
+    assert pipeline.select(context).rows == 20
+    assert selected(context) < set(ids)
+    assert excluded(context).keys() == set(ids) - selected(context)
+
+
+def test_the_number_of_clusters_can_be_found(scored: Path) -> None:
+    context = context_of(scored, select__clusters="auto", select__max_ifd=2.0)
+    plant(context, score)
+    assert pipeline.select(context).facts["clusters"]
+
+
+def test_a_count_above_what_is_eligible_is_an_error_that_says_how_many_are(scored: Path) -> None:
+    context = context_of(scored, select__count=60, select__max_ifd=0.52)
+    plant(context, score)
+    with pytest.raises(DataError, match=r"select\.count is 60, and 4 of 60 rows are eligible"):
+        pipeline.select(context)
+
+
+def test_embeddings_of_other_rows_are_refused_without_scores_too(tmp_path: Path) -> None:
+    project = make_small_world(tmp_path, 12)
+    context = context_of(project, select__strategy="kcenter")
+    pipeline.embed(context)
+    path = context.run.embedding_ids
+    path.write_text("0123456789abcdef\n" + "".join(path.read_text().splitlines(keepends=True)[1:]), encoding="ascii")
+    reseal(context, context.run.embeddings)
+    with pytest.raises(StaleError, match=r"holds 1 rows that the data set or its scores lack.*0123456789abcdef"):
+        pipeline.select(context)
+
+
+def test_a_vector_that_is_no_number_is_refused_with_its_row(tmp_path: Path) -> None:
+    context = context_of(make_small_world(tmp_path, 12), select__strategy="kcenter")
+    pipeline.embed(context)
+    vectors = np.load(context.run.embeddings)
+    vectors[7, 0] = np.nan
+    np.save(context.run.embeddings, vectors)
+    reseal(context, context.run.embeddings)
+    row = context.run.embedding_ids.read_text().split()[7]
+    with pytest.raises(DataError, match=rf"vector of row {row} .* holds NaN.*embed\.model"):
+        pipeline.select(context)
