@@ -39,6 +39,7 @@ def test_all_mistakes_are_reported_at_once_each_in_a_line_of_its_own(tmp_path: P
             "codetune.yaml:4: duplicate key select.ratio; the first is at line 3. Keep one of them",
             "--set ratio: no `=`; expected --set section.key=value",
             "--set =3: no key before the `=`; expected --set section.key=value",
+            "codetune.yaml:1: seed is -1; expected greater than or equal to 0 (seed of everything random)",
             "--clusters: select.clusters is 0; expected greater than or equal to 1 or `auto` "
             "(number of clusters of K-means; auto: the number that fits the rows best)",
             "codetune.yaml:3: select.ratio is 1.4; expected less than or equal to 1 "
