@@ -25,13 +25,14 @@ TYPE_NAME = re.compile(r"_?[A-Z]\w*[a-z]\w*")
 FILE_NAME = re.compile(r"(?<![\w/.<>])[\w/]+\.(?:py|md)\b")
 
 # Room -> what it may import, rooms by their names below `codetune`. A room is a package or a module.
-_NOUNS = ("project", "records", "errors", "text", "user_files")
+_NOUNS = ("project", "records", "errors", "text", "user_files", "limits")
 _ENGINES = ("selection", "training", "benchmark", "sandbox", "model", "data")
 MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "": (),
     "errors": (),
     "text": (),
     "user_files": ("errors",),
+    "limits": ("errors",),
     "records": ("project", "errors"),
     "project": ("errors", "text", "user_files"),
     "console": ("records", "errors", "text"),
@@ -112,6 +113,7 @@ ROOMS_WITHOUT_TORCH = (
     "errors",
     "text",
     "user_files",
+    "limits",
     "console",
     "options",
     "cli",
@@ -151,7 +153,7 @@ MODULES_WITHOUT_TORCH = (
 # What a program under judgement raises can be anything, and is its own affair; in the sandbox nothing else runs. What a
 # worker dies of is told to its command, which knows whether it is the cause. A library raises anything on a broken
 # model, panics of Rust code included.
-CATCHES_EVERYTHING = ("sandbox.program", "launch.workers", "model.pretrained")
+CATCHES_EVERYTHING = ("sandbox.program", "launch.workers", "model.pretrained", "data.control_tokens")
 LOADING_METHODS = ("from_pretrained", "from_config", "from_file", "load_adapter")
 LOADING_CLASSES = ("SentenceTransformer", "CrossEncoder", "SparseEncoder", "LLM", "AsyncLLM")
 LONGEST_FILE = 420  # lines

@@ -6,21 +6,20 @@ so training and generation use the same text. Every answer ends with the tokeniz
 from __future__ import annotations
 
 import json
-import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from jinja2.exceptions import TemplateError
 
 from codetune.errors import ModelError, first_line
+from codetune.limits import limited_memory, limited_time
 from codetune.project.sections import ChatFormat
 from codetune.records import Message
 
 CharacterSpan = tuple[int, int]  # [start, end)
 TEMPLATE_SECONDS = 20.0  # for one conversation, which takes a template less than a millisecond
+TEMPLATE_BYTES = 2**32  # room for the longest row in every form, and for what other threads take meanwhile
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +224,7 @@ def apply_template(tokenizer: ChatTokenizer, turns: list[dict[str, str]], *, add
     """The turns in the tokenizer's own chat template. Raises TemplateError for turns that it refuses or fails on,
     ValueError (of transformers) without a template, ModelError for one that does not come to an end."""
     try:
-        with _time_limit():
+        with limited_time(TEMPLATE_SECONDS, _endless_template), limited_memory(TEMPLATE_BYTES):
             return str(
                 tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
             )
@@ -233,24 +232,8 @@ def apply_template(tokenizer: ChatTokenizer, turns: list[dict[str, str]], *, add
         raise TemplateError(f"{type(error).__name__}: {first_line(error)}") from error
 
 
-@contextmanager
-def _time_limit() -> Iterator[None]:
-    """Raises ModelError after `TEMPLATE_SECONDS` of this process's own computing time: other processes, and a machine
-    that sleeps, do not count. Only the main thread of a process takes signals; others have no limit."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    earlier = signal.signal(signal.SIGVTALRM, _refuse_endless_template)
-    signal.setitimer(signal.ITIMER_VIRTUAL, TEMPLATE_SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, earlier)
-
-
-def _refuse_endless_template(number: int, frame: object) -> None:
-    raise ModelError(
+def _endless_template() -> ModelError:
+    return ModelError(
         f"The tokenizer's chat template has not finished one conversation in {TEMPLATE_SECONDS:.0f} seconds. Expected: "
         "milliseconds. Fix the template (chat_template.jinja or tokenizer_config.json), or set model.chat_format to a "
         "family"

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from tokenizers import Tokenizer
 
 from codetune.data.chat import FAMILIES
+from codetune.errors import CodetuneError, ModelError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,7 +73,8 @@ class ControlTokens:
             return None
         named = self._pattern.sub(lambda found: self._name(found[0]), text)
         unmarked = MARK.sub(lambda found: self._unmark(found[0]), named)
-        encoding = self._copy.encode(unmarked, add_special_tokens=add_special_tokens)
+        with _tokenizer_errors(self._tokenizer):
+            encoding = self._copy.encode(unmarked, add_special_tokens=add_special_tokens)
         return EncodedText(encoding.ids, encoding.offsets)
 
     def _mark(self, token: str) -> str:
@@ -124,16 +127,32 @@ def _renamed(backend: Tokenizer, names: Mapping[str, str]) -> Tokenizer:
     return copy
 
 
+@contextmanager
+def _tokenizer_errors(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """Turns what a tokenizer raises at a text into ModelError: a plain Exception where it has no token for a character,
+    and from a panic of the Rust code, at a pattern without end, an exception that is no Exception."""
+    try:
+        yield
+    except (CodetuneError, KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise ModelError(
+            f"The tokenizer in {tokenizer.name_or_path} fails on a text ({type(error).__name__}: {first_line(error)}). "
+            "Expected: a tokenizer that reads every text. Copy its files there again from its source."
+        ) from error
+
+
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], add_special_tokens: bool) -> list[EncodedText]:
     if not texts:
         return []
     # Not verbose: the tokenizer would warn of its own maximum length, which does not apply here.
-    encoded = tokenizer(
-        list(texts),
-        add_special_tokens=add_special_tokens,
-        return_offsets_mapping=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )
+    with _tokenizer_errors(tokenizer):
+        encoded = tokenizer(
+            list(texts),
+            add_special_tokens=add_special_tokens,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
     return [EncodedText(*row) for row in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)]

@@ -9,6 +9,7 @@ import codecs
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ TABLE_BATCH_ROWS = 16  # few, because a dictionary can repeat a long value in ev
 CUT_VALUE_CHARACTERS = 16
 # What a file that breaks off in a value ends with, from where the decoder finds the fault.
 CUT_END = re.compile(r'"(?s:.*)|[\w.+-]*\s*|\\?u?[0-9a-fA-F]{0,4}')
+BLANKS = re.compile(r"[ \t\r\n]*")
 LONGEST_INTEGER = 1000  # digits; Python refuses to convert more than 4300
 
 ColumnChoice = Callable[[Sequence[str]], Sequence[str]]  # the columns of a table -> those to read
@@ -180,8 +182,8 @@ def _object(pairs: Sequence[tuple[str, object]]) -> object:
     row = dict(pairs)
     if len(row) == len(pairs):
         return row
-    names = [name for name, _ in pairs]
-    return RepeatedKey(next(name for name in names if names.count(name) > 1))
+    counts = Counter(name for name, _ in pairs)
+    return RepeatedKey(next(name for name, _ in pairs if counts[name] > 1))
 
 
 def _integer(digits: str) -> float:
@@ -250,10 +252,9 @@ class _JsonWindow:
     def peek(self) -> str:
         """The next character that is no white space; empty at the end of the file. Does not move beyond it."""
         while True:
+            self._position = BLANKS.match(self._text, self._position).end()  # type: ignore[union-attr]  # always fits
             character = self._text[self._position : self._position + 1]
-            if character and character in " \t\r\n":
-                self._position += 1
-            elif character or not self._extend():
+            if character or not self._extend():
                 return character
 
     def take(self) -> str:

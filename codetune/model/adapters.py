@@ -27,6 +27,19 @@ from codetune.model.plain_layers import input_embeddings, output_layer
 from codetune.model.pretrained import read_adapters
 from codetune.project.sections import LoraSettings, Method
 
+# What peft raises for settings and tensors that do not fit, or that cannot be merged.
+PEFT_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+)
+
 
 def add_adapters(
     network: PreTrainedModel, method: Method, lora: LoraSettings, seed: int
@@ -183,13 +196,13 @@ def merge_saved_adapters(network: PreTrainedModel, path: Path, device: str) -> P
             adapted = read_adapters(network, path, device)
         with safe_open(path / ADAPTER_WEIGHTS, framework="pt") as file:  # peft leaves absent tensors as they were made
             missing = sorted({*get_peft_model_state_dict(adapted, save_embedding_layers=False)} - set(file.keys()))
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        if missing:
+            raise _misfit(path, f"{len(missing)} of their tensors are not there: {', '.join(missing[:3])}")
+        _untie_adapted(network)
+        with quiet_peft():
+            merged: Any = adapted.merge_and_unload()
+    except PEFT_ERRORS as error:
         raise _misfit(path, f"{type(error).__name__}: {first_line(error)}") from error
-    if missing:
-        raise _misfit(path, f"{len(missing)} of their tensors are not there: {', '.join(missing[:3])}")
-    _untie_adapted(network)
-    with quiet_peft():
-        merged: Any = adapted.merge_and_unload()
     merged.name_or_path = merged.config.name_or_path = str(path)
     whole: PreTrainedModel = merged.eval()
     return whole

@@ -30,6 +30,8 @@ VOCABULARY_BYTES = 1 << 30  # the largest tokenizer.json have some 40 MB
 MOST_REPETITIONS = 4096  # of a layer or an expert, or the rank of an adapter: the largest models have some hundred
 REPEATED = re.compile(r"r|(n|num|encoder|decoder)_?(?!.*(size|dim)).*(layers?|experts|blocks|groups)")
 KERNEL_KEYS = re.compile(r"_?(attn|experts)_implementation(_internal)?")
+MOST_LABELS = 1_000_000  # of a classifier, for each of which transformers makes a name
+ROUNDS = re.compile(r".*_niter_([0-9]+)")  # of an approximation by which peft begins some adapters
 OTHER_FILES = ("configuration_files", "fast_tokenizer_files", "transformers_weights")
 # peft imports the module that an adapter's megatron_core names (0.18), and copies layers as often as it is told.
 ADAPTER_KEYS = ("megatron_config", "layer_replication")
@@ -163,11 +165,22 @@ def _require_plain_settings(path: Path) -> None:
             raise _refused(path, key, value, "lets peft import modules or copy layers")
         if KERNEL_KEYS.fullmatch(key) and "/" in str(value):
             raise _refused(path, key, value, "asks for code from the hub")
-        if isinstance(value, int) and value > MOST_REPETITIONS and REPEATED.fullmatch(key):
-            raise ModelError(
-                f"{path}: {key} is {value:,}. Expected: {MOST_REPETITIONS:,} at most. Copy the file again from its "
-                "source."
-            )
+        if key == "num_labels":
+            _require_at_most(path, key, value, MOST_LABELS)
+        elif REPEATED.fullmatch(key):
+            _require_at_most(path, key, value, MOST_REPETITIONS)
+        elif key == "rank_pattern" and isinstance(value, dict):
+            for pattern, rank in value.items():
+                _require_at_most(path, f"{key}.{pattern}", rank, MOST_REPETITIONS)
+        elif isinstance(value, str) and (rounds := ROUNDS.fullmatch(value[:1000])):
+            _require_at_most(path, f"{key} (rounds)", int(rounds[1]), MOST_REPETITIONS)
+
+
+def _require_at_most(path: Path, key: str, value: object, most: int) -> None:
+    if isinstance(value, int) and value > most:
+        raise ModelError(
+            f"{path}: {key} is {value:,}. Expected: {most:,} at most. Copy the file again from its source."
+        )
 
 
 def _entries(settings: Mapping[str, object]) -> Iterator[tuple[str, object]]:
@@ -209,7 +222,8 @@ def _encoder_part(listed: Path, module: Mapping[str, object]) -> Path:
             f"({', '.join(ENCODER_MODULES)}); codetune runs no code that comes with a model. Choose another embedding "
             "model, or set embed.model to `hashing`."
         )
-    if not isinstance(place, str) or _leaves(place):
+    home = listed.parent.resolve()
+    if not isinstance(place, str) or _leaves(place) or not (home / place).resolve().is_relative_to(home):
         raise ModelError(
             f"{listed} looks for a module in {place!r}. Expected: a directory inside that of the model. Copy the model "
             "again."

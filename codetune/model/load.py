@@ -79,7 +79,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     # Some backends of transformers 5 do not read it from the file (DeepSeek-Coder's); all accept it as an argument.
     options: dict[str, Any] = {key: settings[key] for key in ("add_bos_token",) if settings.get(key) is not None}
     tokenizer = read_tokenizer(path, **options)
-    if not tokenizer.is_fast:
+    if not getattr(tokenizer, "is_fast", False):  # some classes lack it
         raise ModelError(
             f"The tokenizer in {path} is a slow one, which gives no character offsets. Expected: a tokenizer.json. "
             "Load it once with transformers and save it: AutoTokenizer(...).save_pretrained(...)"

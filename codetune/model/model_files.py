@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from codetune.data.hub import hub_snapshot, is_hub_id
-from codetune.errors import CodetuneError, ModelError
+from codetune.errors import CodetuneError, ModelError, first_line
 from codetune.model.file_check import (
     ADAPTER_CONFIG,
     encoder_parts,
@@ -80,7 +80,7 @@ def base_model_name(directory: Path) -> str:
     """The path or hub id of the base model of the adapters in `directory`. Raises ModelError if their configuration
     does not name it."""
     name = read_json(directory / ADAPTER_CONFIG).get("base_model_name_or_path")
-    if not name or not isinstance(name, str) or Path(name).expanduser().resolve() == directory.resolve():
+    if not name or not isinstance(name, str) or _directory_named(name).resolve() == directory.resolve():
         raise ModelError(
             f"{directory / ADAPTER_CONFIG} does not say to which model the adapters belong (base_model_name_or_path is "
             f"{name!r}). Expected: its directory or hub id. Write it there."
@@ -134,7 +134,7 @@ def resized(directory: Path, found: str, embeddings: int, entries: int) -> Model
 
 
 def _find_directory(name: str, hub_files: Sequence[str]) -> Path:
-    directory = Path(name).expanduser()
+    directory = _directory_named(name)
     if directory.is_dir():
         return directory
     if directory.exists():
@@ -148,6 +148,19 @@ def _find_directory(name: str, hub_files: Sequence[str]) -> Path:
             "deepseek-ai/deepseek-coder-6.7b-base. Fix the name in the project file or after --model."
         )
     return hub_snapshot(name, "model", hub_files)
+
+
+def _directory_named(name: str) -> Path:
+    """Raises ModelError for text that no path can be: too long, with a null byte, or of a user whom nobody knows."""
+    try:
+        directory = Path(name).expanduser()
+        directory.resolve().is_dir()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ModelError(
+            f"The name of a model cannot be a path: {name[:80]!r} ({first_line(error)}). Expected: the directory of a "
+            "model, or a hub id. Fix the name."
+        ) from error
+    return directory
 
 
 def _require_adapters(directory: Path, name: str) -> None:

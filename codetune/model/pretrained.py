@@ -6,8 +6,9 @@ on broken files becomes a ModelError that names the directory. `load.py` makes m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,21 +28,26 @@ from transformers.initialization import no_init_weights
 
 from codetune.errors import CodetuneError, ModelError, first_line
 from codetune.launch.devices import is_out_of_memory
-from codetune.model.file_check import require_safe_encoder, require_safe_files, weight_files
+from codetune.limits import limited_time
+from codetune.model.file_check import ADAPTER_CONFIG, read_json, require_safe_encoder, require_safe_files, weight_files
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from sentence_transformers import SentenceTransformer
 
 LOCAL_ONLY: Mapping[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+ADAPTER_PATTERNS = ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern", "layers_pattern")
+PATTERN_SECONDS = 3.0  # for all modules of a network, which take milliseconds
 WHOLE_MODEL = "a config.json and whole safetensors files that fit it. Copy or download the model again."
+OUTLINE_SECONDS = 30.0  # for the modules of a network, without their weights: seconds for the largest models
 # A weight takes 2 bits at least. Besides, a network has buffers that are not saved, such as masks.
 WEIGHTS_PER_BYTE, UNSAVED_NUMBERS = 4, 1 << 28
 
 
 def read_configuration(path: Path) -> PreTrainedConfig:
-    with _loading(path):
+    with _loading(path), limited_time(OUTLINE_SECONDS, lambda: _endless(f"{path / 'config.json'}")):
         config: PreTrainedConfig = AutoConfig.from_pretrained(path, **LOCAL_ONLY)
+        config.get_text_config()  # fails where there are several
     return config
 
 
@@ -86,7 +92,8 @@ def read_network(path: Path, **options: Any) -> tuple[PreTrainedModel, Mapping[s
 def build_network(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
     """The network of a configuration, with arbitrary values as weights. Allocated memory that is never written takes
     no physical memory."""
-    with _library_errors(f"The model in {config.name_or_path}", WHOLE_MODEL), no_init_weights():
+    limit = limited_time(OUTLINE_SECONDS, lambda: _endless(f"The configuration of {config.name_or_path}"))
+    with _library_errors(f"The model in {config.name_or_path}", WHOLE_MODEL), limit, no_init_weights():
         network: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             config, trust_remote_code=False, **options
         )
@@ -104,7 +111,26 @@ def read_adapters(network: PreTrainedModel, path: Path, device: str) -> PeftMode
     from peft import PeftModel  # takes seconds, for the models that have adapters
 
     require_safe_files(path)
+    _require_quick_patterns(path, [name for name, _ in network.named_modules()])
     return PeftModel.from_pretrained(network, str(path), torch_device=device, local_files_only=True)
+
+
+def _require_quick_patterns(path: Path, names: Sequence[str]) -> None:
+    """Raises ModelError for a regular expression of adapters that takes for ever on the names of a network's modules.
+    One that is invalid is left to peft."""
+    settings = read_json(path / ADAPTER_CONFIG)
+    values = [settings.get(key) for key in ADAPTER_PATTERNS]
+    patterns = [value for value in values if isinstance(value, str)]
+    patterns += [pattern for value in values if isinstance(value, dict) for pattern in value]
+    endless = ModelError(
+        f"{path / ADAPTER_CONFIG}: its patterns ({', '.join(ADAPTER_PATTERNS)}) took over {PATTERN_SECONDS:.0f} s "
+        "on the names of the model's modules. Expected: patterns without nested repetitions. Copy the adapters again."
+    )
+    for pattern in patterns:
+        with suppress(re.error, RecursionError, OverflowError), limited_time(PATTERN_SECONDS, lambda: endless):
+            compiled = re.compile(rf"(.*\.)?({pattern})")  # as peft reads the keys of rank_pattern
+            for name in names:
+                compiled.fullmatch(name)
 
 
 def read_encoder(path: Path, device: str) -> SentenceTransformer:
@@ -158,6 +184,13 @@ def _library_errors(loaded: str, expected: str) -> Iterator[None]:
         raise ModelError(
             f"{loaded} cannot be loaded ({type(error).__name__}: {first_line(error)}). Expected: {expected}"
         ) from error
+
+
+def _endless(settings: str) -> ModelError:
+    return ModelError(
+        f"{settings} describes a network of which not even the outline was built in {OUTLINE_SECONDS:.0f} s of "
+        "computing. Expected: some hundred layers and experts. Copy the file again from its source."
+    )
 
 
 def _require_enough_bytes(path: Path, outline: PreTrainedModel) -> None:

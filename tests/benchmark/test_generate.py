@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -152,6 +153,14 @@ def test_a_template_that_fails_is_named_with_its_reason(
     bos_tokenizer.chat_template = template
     with pytest.raises(ModelError, match=rf"(?s)refuses a single user turn .*{reason}"):
         make_prompt(problem(), bos_tokenizer, "chat")
+
+
+def test_a_template_that_takes_memory_without_end_is_refused(bos_tokenizer: PreTrainedTokenizerFast) -> None:
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    bos_tokenizer.chat_template = "{{ 'a' * 99999999999 }}"
+    with pytest.raises(ModelError, match="MemoryError"):
+        make_prompt(problem(), bos_tokenizer, "chat")
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 
 def test_a_template_that_does_not_end_is_refused(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -180,3 +181,11 @@ def test_a_long_value_that_a_dictionary_repeats_is_read_one_row_at_a_time(
     with pytest.raises(DataError, match=r"a\.parquet:row 1 is longer than"):
         values_of(path, ["a"])
     assert max(batches[1:]) < 2 * 5000
+
+
+def test_many_keys_and_many_blanks_take_no_time_by_their_square(tmp_path: Path) -> None:
+    keys = ", ".join(f'"k{number}": 1' for number in range(40_000))
+    (tmp_path / "a.json").write_text("[" + " " * 3_000_000 + "{" + keys + ', "k39999": 2}]')
+    start = time.process_time()
+    assert [row.fault for row in values_of(tmp_path / "a.json")] == ["a key stands twice"]
+    assert time.process_time() - start < 5

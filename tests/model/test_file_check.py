@@ -38,6 +38,9 @@ def model(tmp_path: Path) -> Path:
         ("config.json", {"num_hidden_layers": 10**8}, r"config\.json: num_hidden_layers is 100,000,000.*4,096 at most"),
         ("config.json", {"vision_config": {"n_layer": 10**8}}, "n_layer is 100,000,000"),
         ("config.json", {"num_local_experts": 10**8}, "num_local_experts is 100,000,000"),
+        ("config.json", {"num_labels": 10**9}, r"num_labels is 1,000,000,000.*1,000,000 at most"),
+        ("adapter_config.json", {"rank_pattern": {"q_proj": 10**9}}, "rank_pattern.q_proj is 1,000,000,000"),
+        ("adapter_config.json", {"init_lora_weights": "pissa_niter_1000000"}, r"\(rounds\) is 1,000,000"),
         ("adapter_config.json", {"megatron_config": {}, "r": 10**8}, "r is 100,000,000"),
         ("adapter_config.json", {"megatron_config": {"x": 1}, "megatron_core": "os"}, "megatron_config is"),
         ("adapter_config.json", {"layer_replication": [[0, 10**8]]}, "layer_replication is"),
@@ -142,6 +145,14 @@ def test_adapters_in_a_circle_are_refused(tmp_path: Path) -> None:
         base_model_directory(first)
 
 
+@pytest.mark.parametrize("name", ["/a\0b", "/" + "a" * 5000, "~nobody-at-all/model"], ids=["null", "long", "nobody"])
+def test_a_base_model_whose_name_can_be_no_path_is_refused(tmp_path: Path, name: str) -> None:
+    adapters(tmp_path / "adapters", Path())
+    (tmp_path / "adapters" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": name}))
+    with pytest.raises(ModelError, match="The name of a model cannot be a path"):
+        find_model(str(tmp_path / "adapters"))
+
+
 def test_adapters_in_a_pickle_are_refused(model: Path, tmp_path: Path) -> None:
     path = adapters(tmp_path / "adapters", model)
     assert find_model(str(path)) == path
@@ -186,6 +197,14 @@ def test_options_of_an_encoder_that_change_how_it_is_loaded_are_refused(model: P
     (model / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 9, "model_args": options}))
     with pytest.raises(ModelError, match=r"sentence_bert_config\.json: model_args\."):
         require_safe_encoder(model)
+
+
+def test_a_part_of_an_encoder_that_is_a_link_to_elsewhere_is_refused(model: Path, tmp_path: Path) -> None:
+    (model / "modules.json").write_text(json.dumps([{"type": OWN, "path": "part"}]))
+    (tmp_path / "elsewhere").mkdir()
+    (model / "part").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ModelError, match="looks for a module in 'part'"):
+        find_encoder(str(model))
 
 
 def test_the_parts_of_an_encoder_are_checked_as_models_are(model: Path) -> None:

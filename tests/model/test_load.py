@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, GenerationConfig
 
 from codetune.errors import ModelError
+from codetune.model import pretrained
 from codetune.model.adapters import add_adapters
 from codetune.model.load import load_model, load_quantized_model, load_tokenizer, uninitialized_model
 from codetune.model.model_files import conversion_command, find_model
@@ -129,6 +130,34 @@ def test_adapters_that_cannot_be_merged_are_refused(
     changed = {**settings, "base_model_name_or_path": base and str(saved.with_name(base)), "peft_type": kind}
     (adapter / "adapter_config.json").write_text(json.dumps(changed))
     with pytest.raises(ModelError, match=message):
+        load_model(adapter, FLOAT32, "cpu")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"lora_alpha": "x"},
+        {"alpha_pattern": {"q_proj": "x"}},
+        {"trainable_token_indices": [10**9]},
+        {"arrow_config": {"top_k": 3}},
+        {"alora_invocation_tokens": [1]},
+    ],
+)
+def test_adapters_whose_settings_fail_in_the_library_are_refused(adapter: Path, changed: dict[str, Any]) -> None:
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**settings, **changed}))
+    with pytest.raises(ModelError, match=f"The adapters in {adapter} do not fit their base model"):
+        load_model(adapter, FLOAT32, "cpu")
+
+
+@pytest.mark.parametrize("key", ["target_modules", "exclude_modules", "rank_pattern"])
+def test_a_pattern_of_adapters_without_end_is_refused(adapter: Path, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretrained, "PATTERN_SECONDS", 0.05)
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    pattern = "(.*.*.*)*(.*.*.*)*x$"
+    settings[key] = {pattern: 4} if key == "rank_pattern" else pattern
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match="patterns without nested repetitions"):
         load_model(adapter, FLOAT32, "cpu")
 
 

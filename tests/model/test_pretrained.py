@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from codetune.data.tokens import text_tokens
 from codetune.errors import CodetuneError, ModelError
+from codetune.model import pretrained
 from codetune.model.load import count_parameters, load_configuration, load_model, load_tokenizer
 from codetune.model.pretrained import _library_errors, build_outline, read_network
 from codetune.project.sections import Model
@@ -119,6 +121,32 @@ def test_a_configuration_of_more_weights_than_the_files_hold_is_refused_before_m
     with pytest.raises(ModelError, match=r"config\.json describes a network of 1,\d{3},\d{3},\d{3},\d{3} numbers"):
         read_network(saved)
     assert next(build_outline(load_configuration(saved)).parameters()).is_meta
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # raised in hypothesis, then again
+def test_a_configuration_whose_network_has_modules_without_end_is_refused(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretrained, "OUTLINE_SECONDS", 0.3)
+    change(saved / "config.json", num_hidden_layers=4096)
+    with pytest.raises(ModelError, match="not even the outline was built in"):
+        count_parameters(saved)
+
+
+def test_a_configuration_of_several_texts_is_refused(saved: Path) -> None:
+    change(saved / "config.json", model_type="musicgen")
+    with pytest.raises(ModelError, match=f"The model in {saved} cannot be loaded"):
+        load_tokenizer(saved)
+
+
+def test_a_tokenizer_that_fails_on_a_text_is_an_error_that_names_it(saved: Path) -> None:
+    own = json.loads((saved / "tokenizer.json").read_text(encoding="utf-8"))
+    split = {"type": "Split", "pattern": {"Regex": "(x+x+)+y"}, "behavior": "Isolated", "invert": False}
+    both = {"type": "Sequence", "pretokenizers": [split, own["pre_tokenizer"]]}
+    _tokenizer(saved, pre_tokenizer=both)
+    tokenizer = load_tokenizer(saved)
+    with pytest.raises(ModelError, match=f"The tokenizer in {saved} fails on a text"):
+        text_tokens(tokenizer, ["x" * 40 + "z"])
 
 
 def test_an_interrupt_and_exhausted_memory_keep_their_meaning() -> None:
