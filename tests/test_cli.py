@@ -283,7 +283,7 @@ def test_a_file_that_may_not_be_read_is_for_the_user_to_fix(tmp_path: Path, monk
     def read() -> CommandResult:
         raise PermissionError(errno.EACCES, "Permission denied", str(weights))
 
-    with pytest.raises(InputError, match=f"{weights} cannot be read: .*chmod u\\+r {weights}"):
+    with pytest.raises(InputError, match=f"{weights} cannot be read: .*chmod u\\+rX {weights}"):
         _perform(read, as_json=False)
 
 
