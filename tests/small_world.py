@@ -21,7 +21,7 @@ dataset: {path: data.jsonl, instruction: instruction, response: output}
 model: {path: base, chat_format: deepseek, dtype: float32}
 score: {max_length: 256, tokens_per_batch: 512}
 embed: {model: hashing, batch_size: 8}
-select: {clusters: 3, max_ifd: 100.0, mismatch: ifd}
+select: {clusters: 3, max_ifd: 100.0, mismatch: ifd, deduplicate: none, decontaminate: [], checks: []}
 train: {max_length: 256, epochs: 1, per_device_batch_size: 4, gradient_accumulation_steps: 1, warmup_steps: 0,
         learning_rate: 1e-3, gradient_checkpointing: false, logging_steps: 1}
 generate: {max_new_tokens: 8}

@@ -62,6 +62,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "pydantic": ("project",),
     "evalplus": ("benchmark",),
     "sklearn": ("selection",),
+    "rensa": ("selection",),
     "sentence_transformers": ("model", "selection"),  # the latter knows its type alone
     "accelerate": ("training",),
     "peft": ("model", "training"),
@@ -132,6 +133,9 @@ MODULES_WITHOUT_TORCH = (
     "selection.embed",
     "selection.select",
     "selection.strategies",
+    "selection.duplicates",
+    "selection.leaks",
+    "selection.answer_checks",
     "data.chat",
     "data.control_tokens",
     "data.ids",

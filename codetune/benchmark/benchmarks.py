@@ -157,6 +157,20 @@ def locate_benchmark(reference: str, project_path: Path, demo_file: Callable[[],
     raise _unknown_benchmark(reference)
 
 
+def benchmark_at_hand(reference: str, project_path: Path, demo_file: Callable[[], Path]) -> Path | None:
+    """The same without a download; None where there is no such file here."""
+    spec = spec_named(reference)
+    match spec.source if spec else None:
+        case EvalPlusDownload() as download:
+            from codetune.benchmark.download import cache_path
+
+            path = _override(download) or cache_path(download.dataset, download.version)
+            return path if path.is_file() else None
+        case DemoFile():
+            return demo_file()
+    return next((path for path in (project_path, Path(reference).expanduser()) if path.is_file()), None)
+
+
 def spec_named(name: str) -> BenchmarkSpec | None:
     return next((spec for spec in BENCHMARKS if spec.name == name), None)
 

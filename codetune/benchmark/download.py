@@ -30,6 +30,11 @@ def cached_file(dataset: str, version: str) -> Path:
     return path
 
 
+def cache_path(dataset: str, version: str) -> Path:
+    """Where EvalPlus keeps the JSONL; it need not be there."""
+    return Path(get_dataset_metadata(dataset, version, mini=False)[1])
+
+
 def _download(address: str, path: Path) -> bytes:
     remedy = f"Download {address} where there is a network, and put it, unpacked, at {path}."
     try:

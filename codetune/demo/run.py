@@ -61,7 +61,8 @@ def demo(directory: Path, full: bool, seed: int, assignments: Sequence[str], rep
     controls = [Control("base", 0, base), Control(SELECTED, chosen, tuned)]
     if full:
         share = min(1.0, (chosen + 0.5) / _rows_of(results, EMBED))
-        controls.append(_control(demo_project, assignments, "random", {"select.ratio": share}, replace))
+        as_many = {"select.ratio": share, "select.ratio_of": "all"}
+        controls.append(_control(demo_project, assignments, "random", as_many, replace))
         controls.append(_control(demo_project, assignments, "all", {}, replace))
     seconds = {"make the data": made_seconds, **seconds, "total": time.monotonic() - began}
     return _shown(context, demo_project, results, controls, seconds)

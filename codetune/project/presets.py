@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+# The published selection drops rows by their IFD alone; so it can be repeated to the row.
+PUBLISHED_SELECTION: Mapping[str, object] = {
+    "select.mismatch": "ifd",
+    "select.deduplicate": "none",
+    "select.decontaminate": [],
+    "select.checks": [],
+}
 PRESETS: Mapping[str, Mapping[str, object]] = {
     "deepseek-oss": {
         "name": "deepseek-oss-40",
@@ -12,7 +19,7 @@ PRESETS: Mapping[str, Mapping[str, object]] = {
         "dataset.response": "solution",
         "model.path": "deepseek-ai/deepseek-coder-6.7b-base",
         "model.chat_format": "deepseek",
-        "select.mismatch": "ifd",
+        **PUBLISHED_SELECTION,
     },
     "codellama-evol": {
         "name": "codellama-evol-40",
@@ -21,7 +28,7 @@ PRESETS: Mapping[str, Mapping[str, object]] = {
         "dataset.response": "output",
         "model.path": "codellama/CodeLlama-7b-Python-hf",
         "model.chat_format": "codellama",
-        "select.mismatch": "ifd",
+        **PUBLISHED_SELECTION,
     },
     "cpu": {
         "name": "cpu-40",

@@ -124,6 +124,17 @@ class Selection(Section):
     mismatch_level: Annotated[float, Field(gt=0, lt=1)] = setting(
         0.05, "calibrated: share of shuffled pairs that may lie above the limit, at least", "select"
     )
+    deduplicate: Literal["near", "exact", "none"] = setting(
+        "near", "of rows that repeat each other one is kept: near (four fifths in common), exact, or none", "select"
+    )
+    decontaminate: Literal["auto"] | Annotated[list[Text], OneOrMore] = setting(
+        "auto",
+        "benchmarks whose prompts and solutions no row may hold; auto: those of evaluate.benchmarks that are here",
+        "select",
+    )
+    checks: Annotated[list[Literal["parses", "names", "examples"]], OneOrMore] = setting(
+        ["parses"], "what a Python answer must pass: parses, names, examples (run in the sandbox)", "select"
+    )
 
 
 class LoraSettings(Section):

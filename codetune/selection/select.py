@@ -1,7 +1,7 @@
 """Scored and clustered rows -> the rows to train on.
 
-What is eligible is decided here, before the strategy chooses (`strategies.py`): rows without a score and mismatched
-pairs are not, where the strategy looks at scores. Rows are columns in ascending order of their ids, 52 bytes each. Ties
+What is eligible is decided here, before the strategy chooses (`strategies.py`): filtered rows are not (repeats, leaks,
+failed checks), nor are rows without a score and mismatched pairs where the strategy looks at scores. Rows are columns in ascending order of their ids, 52 bytes each. Ties
 are broken by id, and the order of the data set changes nothing."""
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 @dataclass(frozen=True, slots=True)
 class ClusterDiagnostics:
     """Counts of one cluster, or of the whole set where `cluster` is None. `rows` is the sum of `refused` (no score),
-    `dropped` (mismatched pairs) and `eligible`; `taken` is a part of `eligible`."""
+    `filtered` (repeats, leaks, failed checks), `dropped` (mismatched pairs) and `eligible`; `taken` is a part of
+    `eligible`."""
 
     cluster: int | None
     rows: int
     refused: int
+    filtered: int
     dropped: int
     eligible: int
     taken: int
@@ -96,7 +98,7 @@ def most_mismatched(inputs: SelectionInputs, settings: Selection, count: int) ->
 
 
 def _is_mismatched(inputs: SelectionInputs, settings: Selection) -> NDArray[np.bool_]:
-    return ~_is_eligible(inputs, np.arange(len(inputs.ids)), settings) & ~inputs.refused
+    return ~_is_eligible(inputs, np.arange(len(inputs.ids)), settings) & ~inputs.refused & ~inputs.is_filtered
 
 
 def require_selected_rows(result: SelectionResult, settings: Selection) -> None:
@@ -104,19 +106,21 @@ def require_selected_rows(result: SelectionResult, settings: Selection) -> None:
     if len(result.rows.ids):
         return
     clusters = result.diagnostics
-    rows, refused, dropped, eligible = (
-        sum(getattr(cluster, name) for cluster in clusters) for name in ("rows", "refused", "dropped", "eligible")
+    rows, refused, filtered, dropped, eligible = (
+        sum(getattr(cluster, name) for cluster in clusters)
+        for name in ("rows", "refused", "filtered", "dropped", "eligible")
     )
+    repeats = f"{filtered:,} repeat others, hold benchmark tasks or fail a check"
     if not STRATEGIES[settings.strategy].needs_scores:
         raise DataError(
-            f"No row is selected: of {rows:,} rows the ratio {settings.ratio:g} takes none. Expected: at least one. "
-            "Raise select.ratio"
+            f"No row is selected of {rows:,}: {repeats}, and of the other {eligible:,} the ratio {settings.ratio:g} "
+            "takes none. Expected: at least one. Raise select.ratio"
         )
     where = f" in {len(clusters)} clusters" if len(clusters) > 1 else ""
     raise DataError(
-        f"No row is selected of {rows:,}: {refused:,} have no score, {dropped:,} are mismatched pairs (IFD of "
-        f"{settings.max_ifd:g} or more, or the pmi of shuffled pairs), and of the other {eligible:,}{where} the ratio "
-        f"{settings.ratio:g} takes none. Expected: at least one. Raise select.ratio or select.max_ifd, lower "
+        f"No row is selected of {rows:,}: {refused:,} have no score, {repeats}, {dropped:,} are mismatched pairs (IFD "
+        f"of {settings.max_ifd:g} or more, or the pmi of shuffled pairs), and of the other {eligible:,}{where} the "
+        f"ratio {settings.ratio:g} takes none. Expected: at least one. Raise select.ratio or select.max_ifd, lower "
         "select.clusters, or see the reasons in scores.jsonl"
     )
 
@@ -125,8 +129,8 @@ def _require_count(settings: Selection, rows: int, eligible: int) -> None:
     if settings.count is not None and settings.count > eligible:
         raise DataError(
             f"select.count is {settings.count:,}, and {eligible:,} of {rows:,} rows are eligible: the others have no "
-            f"score or are mismatched pairs. Expected: at most {eligible:,}. Lower select.count, or add rows to the "
-            "data set"
+            "score, repeat others, hold benchmark tasks, fail a check or are mismatched pairs. Expected: at most "
+            f"{eligible:,}. Lower select.count, or add rows to the data set"
         )
 
 
@@ -137,14 +141,13 @@ def _negative_ifd(inputs: SelectionInputs) -> NDArray[np.float64] | None:
 
 def _is_eligible(inputs: SelectionInputs, rows: RowIndices, settings: Selection) -> NDArray[np.bool_]:
     """Whether each row may be taken. Only a strategy that needs scores drops rows by their IFD."""
-    if inputs.ifd is None or not STRATEGIES[settings.strategy].needs_scores:
-        return ~inputs.refused[rows]
-    if settings.mismatch == "none":
-        return ~inputs.refused[rows]
-    is_below: NDArray[np.bool_] = inputs.ifd[rows] < settings.max_ifd  # False for NaN
+    is_left = ~(inputs.refused | inputs.is_filtered)[rows]
+    if inputs.ifd is None or not STRATEGIES[settings.strategy].needs_scores or settings.mismatch == "none":
+        return is_left
+    is_left &= inputs.ifd[rows] < settings.max_ifd
     if inputs.pmi is not None and inputs.pmi_limit is not None:
-        is_below &= ~(inputs.pmi[rows] < inputs.pmi_limit[rows])
-    return is_below
+        is_left &= ~(inputs.pmi[rows] < inputs.pmi_limit[rows])
+    return is_left
 
 
 def _by_cluster(inputs: SelectionInputs) -> Iterator[tuple[int | None, RowIndices]]:
@@ -162,13 +165,14 @@ def _diagnose(
 ) -> ClusterDiagnostics:
     scores = np.empty(0) if inputs.ifd is None else inputs.ifd[rows]
     scores = scores[~np.isnan(scores)]
-    refused = int(inputs.refused[rows].sum())
+    refused, filtered = int(inputs.refused[rows].sum()), int(inputs.is_filtered[rows].sum())
     eligible = int(_is_eligible(inputs, rows, settings).sum())
     return ClusterDiagnostics(
         cluster=cluster,
         rows=len(rows),
         refused=refused,
-        dropped=len(rows) - refused - eligible,
+        filtered=filtered,
+        dropped=len(rows) - refused - filtered - eligible,
         eligible=eligible,
         taken=int(is_taken[rows].sum()),
         ifd_quantiles=tuple(np.quantile(scores, QUANTILES).tolist()) if len(scores) else None,

@@ -36,10 +36,15 @@ class SelectionInputs:
     nll_conditional: Floats | None = None  # [rows]
     answer_tokens: Floats | None = None  # [rows]
     vectors: RowVectors | None = None  # [rows, dimensions]
+    filtered: NDArray[np.bool_] | None = None  # [rows]; repeats, leaks and failed checks, which nothing takes
 
     @property
     def refused(self) -> NDArray[np.bool_]:
         return np.zeros(len(self.ids), dtype=np.bool_) if self.ifd is None else np.isnan(self.ifd)
+
+    @property
+    def is_filtered(self) -> NDArray[np.bool_]:
+        return np.zeros(len(self.ids), dtype=np.bool_) if self.filtered is None else self.filtered
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +171,7 @@ _TABLE = (
         lambda rows: _highest(rows, rows.inputs.answer_tokens),
         needs_scores=True,
     ),
-    SelectionStrategy("random", "a random draw of the data set; reads neither scores nor embeddings", _random_rows),
-    SelectionStrategy(
-        "all", "every row of the data set; reads neither scores nor embeddings", lambda rows: rows.eligible
-    ),
+    SelectionStrategy("random", "a random draw; reads neither scores nor embeddings", _random_rows),
+    SelectionStrategy("all", "every row that is left; reads neither scores nor embeddings", lambda rows: rows.eligible),
 )
 STRATEGIES: Mapping[str, SelectionStrategy] = {strategy.name: strategy for strategy in _TABLE}

@@ -7,9 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from codetune.benchmark import benchmarks
-from codetune.benchmark.benchmarks import Benchmark, artefact_name, locate_benchmark, spec_named, spec_of, stem_of
+from codetune.benchmark.benchmarks import (
+    Benchmark,
+    artefact_name,
+    benchmark_at_hand,
+    locate_benchmark,
+    read_problems,
+    spec_named,
+    spec_of,
+    stem_of,
+)
 from codetune.benchmark.evalplus_format import holds_samples, read_samples
 from codetune.errors import DataError, UsageError
+from codetune.records import Problem
 from codetune.stages.stage import Input, Resolved, RunContext, StageRequest
 from codetune.store.manifest import Manifest
 from codetune.user_files import require_plain_file
@@ -19,6 +29,13 @@ def open_benchmark(context: RunContext, reference: str) -> Benchmark:
     """Raises UsageError for an unknown name, DataError for a file that holds no tasks in EvalPlus format."""
     file = locate_benchmark(reference, _project_path(context, reference), lambda: _demo_file(context))
     return benchmarks.open_benchmark(reference, file, directory_name(context, reference))
+
+
+def problems_at_hand(context: RunContext, reference: str) -> Sequence[Problem] | None:
+    """The tasks of a benchmark whose file is on this machine, without a download; None where it is not. Raises
+    DataError for a file that holds no tasks in EvalPlus format."""
+    file = benchmark_at_hand(reference, _project_path(context, reference), lambda: _demo_file(context))
+    return None if file is None else read_problems(file)
 
 
 def directory_name(context: RunContext, reference: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from codetune.project.sections import Project
 from codetune.records import Completion, Problem, Solution, Verdict
 from codetune.stages.benchmarks import samples_input, tasks_facts, tasks_input
 from codetune.stages.generate import GENERATE
+from codetune.stages.sandbox import working_tier
 from codetune.stages.sanitize import SANITIZE
 from codetune.stages.stage import Input, Recipe, Resolved, RunContext, Stage, StageOutput, StageRequest
 from codetune.stages.status import require
@@ -65,7 +65,7 @@ def _check(context: RunContext, request: StageRequest) -> None:
 
 def _check_ahead(context: RunContext, request: StageRequest, paths: Mapping[str, Path]) -> None:
     """Raises CodetuneError where no sandbox tier works, InputError where expected outputs cannot be kept."""
-    _tier(context.project.evaluate.sandbox)
+    working_tier(context.project.evaluate.sandbox)
     try:
         require_writable(user_cache() / "expected")
     except OSError as why:
@@ -98,7 +98,13 @@ def _write(context: RunContext, recipe: Recipe, request: StageRequest) -> StageO
     with LineLog(_verdict_log(context, recipe)) as log:
         verdicts = [Verdict(**row) for row in log.found]
     report = evaluate(
-        tasks.title, request.label, _tier(settings.sandbox), tasks.whole, verdicts, settings.k, context.project.seed
+        tasks.title,
+        request.label,
+        working_tier(settings.sandbox),
+        tasks.whole,
+        verdicts,
+        settings.k,
+        context.project.seed,
     )
     write_text(recipe.artefact, json.dumps(report, indent=2) + "\n")
     return StageOutput(report["samples"])
@@ -138,7 +144,7 @@ def _judge(context: RunContext, request: StageRequest, missing: Sequence[Solutio
     from codetune.benchmark.judge import JUDGE_BROKE, judge
 
     assert request.tasks is not None
-    tier, expected, workers = _tier(context.project.evaluate.sandbox), user_cache() / "expected", thread_count()
+    tier, expected, workers = working_tier(context.project.evaluate.sandbox), user_cache() / "expected", thread_count()
     wanted = {solution.task_id for solution in missing}
     problems = [problem for problem in request.tasks.problems if problem.task_id in wanted]
     _prepare_expected(request.benchmark, problems, expected, tier)
@@ -162,20 +168,6 @@ def _prepare_expected(benchmark: str, problems: Sequence[Problem], expected: Pat
         with console.progress(f"expected outputs of {benchmark}", unknown, "task", 0) as bar:
             for _ in prepare(problems, expected, thread_count(), tier):
                 bar.advance(1)
-
-
-@cache
-def _tier(wanted: str) -> str:
-    """The sandbox tier; finding one that works takes a second. Raises CodetuneError where none does."""
-    from codetune.sandbox.probe import choose_tier
-
-    tier = choose_tier(wanted)
-    if tier == "none":
-        console.warn_once(
-            "generated programs run without a sandbox, as evaluate.sandbox says: they can read and change your files "
-            "and reach the network"
-        )
-    return tier
 
 
 def _verdict_log(context: RunContext, recipe: Recipe) -> Path:

@@ -11,7 +11,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,15 @@ from codetune.selection.select import (
 from codetune.selection.select import select as select_rows
 from codetune.selection.strategies import STRATEGIES, SelectionInputs, SelectionStrategy
 from codetune.stages.embed import EMBED
+from codetune.stages.exclusions import (
+    COMPARED,
+    NOT_AT_HAND,
+    Exclusions,
+    check_filters,
+    exclusion_notes,
+    find_exclusions,
+    named_benchmarks_input,
+)
 from codetune.stages.inputs import LEFT_OUT, artefact_input, dataset_input, left_out_facts, left_out_notes, reading_of
 from codetune.stages.score import SCORE
 from codetune.stages.stage import (
@@ -60,7 +69,7 @@ USUALLY_SET_ASIDE = 0.2  # the share of rows from which on a warning is due
 def _inputs(project: Project, request: StageRequest) -> Sequence[Input]:
     strategy = STRATEGIES[project.select.strategy]
     upstream = [SCORE] * strategy.needs_scores + [EMBED] * strategy.needs_embeddings
-    return dataset_input(), *map(artefact_input, upstream)
+    return dataset_input(), *map(artefact_input, upstream), *named_benchmarks_input(project)
 
 
 def _write(context: RunContext, recipe: Recipe, request: StageRequest) -> StageOutput:
@@ -68,20 +77,23 @@ def _write(context: RunContext, recipe: Recipe, request: StageRequest) -> StageO
     strategy = STRATEGIES[settings.strategy]
     scores = row_artefacts.read_score_columns(context.run) if strategy.needs_scores else None
     test = _test_mismatch(context, scores) if scores and settings.mismatch == "calibrated" else None
+    refused = np.empty(0, dtype=np.uint64) if scores is None else scores.ids[np.isnan(scores.ifd)]
+    exclusions = find_exclusions(context, refused)
     inputs = join_rows(context, strategy, scores, test)
+    inputs = replace(inputs, filtered=exclusions.among(inputs.ids))
     selected = select_rows(inputs, settings, context.project.seed)
     require_selected_rows(selected, settings)
-    row_artefacts.write_excluded(context.run, _excluded(context, inputs, selected.rows))
+    row_artefacts.write_excluded(context.run, _excluded(context, inputs, exclusions, selected.rows))
     row_artefacts.write_selection(context.run, selected.rows)
     facts: dict[str, object] = {"clusters": [_document(cluster) for cluster in selected.diagnostics]}
-    facts |= left_out_facts(context)
+    facts |= {**left_out_facts(context), **exclusions.facts}
     if test:
         facts["mismatch_test"] = test.summary()
     if inputs.ifd is not None:
         facts |= _shown_rows(context, inputs, selected.rows)
-    refused = _refused(context, inputs)
-    _warn_of_many(context, refused, sum(cluster.eligible for cluster in selected.diagnostics))
-    return StageOutput(len(selected.rows.ids), refused, facts)
+    set_aside = _set_aside(context, inputs) + exclusions.counts()
+    _warn_of_many(context, set_aside, sum(cluster.eligible for cluster in selected.diagnostics))
+    return StageOutput(len(selected.rows.ids), set_aside, facts)
 
 
 def _document(cluster: ClusterDiagnostics) -> dict[str, object]:
@@ -120,7 +132,7 @@ def _with_text(context: RunContext, ids: NDArray[np.uint64], ifd: NDArray[np.flo
     return shown
 
 
-def _refused(context: RunContext, inputs: SelectionInputs) -> Counter[str]:
+def _set_aside(context: RunContext, inputs: SelectionInputs) -> Counter[str]:
     """The rows that cannot be selected, by reason: those that reading refused, and those that scoring did or that are
     mismatched pairs, where the strategy looks at scores."""
     if inputs.ifd is None:
@@ -178,7 +190,9 @@ def _test_mismatch(context: RunContext, scores: ScoreColumns) -> MismatchTest | 
     return find_mismatched(scores.pmi, scores.answer_tokens, scores.shuffled_pmi, level)
 
 
-def _excluded(context: RunContext, inputs: SelectionInputs, taken: SelectedRows) -> Iterator[tuple[Refusal | str, str]]:
+def _excluded(
+    context: RunContext, inputs: SelectionInputs, exclusions: Exclusions, taken: SelectedRows
+) -> Iterator[tuple[Refusal | str, str]]:
     """Every row that was not taken, in data-set order, and why."""
     index, is_taken = IdIndex(inputs.ids), IdIndex(taken.ids)
     for row in read_ids(context.run) if inputs.ifd is None else row_artefacts.read_scores(context.run):
@@ -188,7 +202,7 @@ def _excluded(context: RunContext, inputs: SelectionInputs, taken: SelectedRows)
         row_id = row if isinstance(row, str) else row.id
         position = index.find(row_id)
         if position is not None and is_taken.find(row_id) is None:
-            yield row_id, why_not_taken(inputs, position, context.project.select)
+            yield row_id, exclusions.why.get(row_id) or why_not_taken(inputs, position, context.project.select)
 
 
 def _embedded_rows(context: RunContext, known: IdIndex) -> tuple[NDArray[np.uint64], NDArray[np.int32], RowVectors]:
@@ -255,7 +269,7 @@ def _details(result: StageResult) -> Details:
     total = f"of {eligible + set_aside:,} rows {set_aside:,} set aside, {eligible:,} eligible, {result.rows:,} taken"
     notes = [total, *_row_lines("hardest taken", result.facts.get("hardest", ()))]
     notes += _row_lines("set aside as mismatched", result.facts.get("mismatched", ()))
-    notes += [*left_out_notes(result.facts), *([_sharpness(test)] if test else [])]
+    notes += [*left_out_notes(result.facts), *exclusion_notes(result.facts), *([_sharpness(test)] if test else [])]
     if len(clusters) < 2:
         return Details(notes)
     figures = [[cluster["rows"], *(cluster[key] for key in ("eligible", "taken"))] for cluster in clusters]
@@ -291,7 +305,8 @@ SELECT = Stage(
     _inputs,
     lambda run, request: run.selection,
     _write,
+    check_ahead=check_filters,
     details=_details,
-    documented=(LEFT_OUT, "mismatch_test", "clusters", "hardest", "mismatched"),
+    documented=(LEFT_OUT, COMPARED, NOT_AT_HAND, "mismatch_test", "clusters", "hardest", "mismatched"),
     refused_word="set aside",
 )

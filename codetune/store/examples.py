@@ -12,7 +12,8 @@ import hashlib
 import json
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
 
@@ -67,11 +68,7 @@ def write_examples(run: Run, rows: Iterable[Example | Refusal]) -> ExamplesSumma
 def read_rows(run: Run) -> Iterator[Example | Refusal]:
     """All rows in data-set order."""
     for line in _lines(run):
-        if is_usable(line):
-            row = json.loads(line)
-            yield Example(row["id"], read_messages(row["messages"]), row["at"], row["source"])
-        else:
-            yield _read_refusal(line)
+        yield read_example(line) if is_usable(line) else _read_refusal(line)
 
 
 def read_examples(run: Run) -> Iterator[Example]:
@@ -93,6 +90,14 @@ def example_ids(run: Run) -> NDArray[np.uint64]:
 def read_lines(run: Run, ids: NDArray[np.uint64]) -> Iterator[bytes]:
     """The lines of the usable rows `ids`, in the order of `ids`. Keeps some 40 bytes a row of the data set in memory.
     Raises KeyError for an id that no usable row has."""
+    with open_lines(run) as line_of:
+        yield from map(line_of, map(unpack_id, ids.tolist()))
+
+
+@contextmanager
+def open_lines(run: Run) -> Iterator[Callable[[str], bytes]]:
+    """Gives a function that reads the line of a usable row by its id, in any order. Keeps some 40 bytes a row of the
+    data set in memory. The function raises KeyError for an id that no usable row has."""
     known, offsets, offset = array("Q"), array("Q"), 0
     for line in _lines(run):
         if is_usable(line):
@@ -101,12 +106,21 @@ def read_lines(run: Run, ids: NDArray[np.uint64]) -> Iterator[bytes]:
         offset += len(line)
     index = IdIndex(np.frombuffer(known, dtype=np.uint64))
     with run.examples.open("rb") as file:
-        for wanted in map(unpack_id, ids.tolist()):
+
+        def line_of(wanted: str) -> bytes:
             position = index.find(wanted)
             if position is None:
                 raise KeyError(wanted)
             file.seek(offsets[position])
-            yield file.readline()
+            return file.readline()
+
+        yield line_of
+
+
+def read_example(line: bytes) -> Example:
+    """The row in a line of examples.jsonl that is usable."""
+    row = json.loads(line)
+    return Example(row["id"], read_messages(row["messages"]), row["at"], row["source"])
 
 
 def is_usable(line: bytes) -> bool:

@@ -61,6 +61,9 @@ SEALING_KEYS = {
         "select.max_ifd",
         "select.mismatch",
         "select.mismatch_level",
+        "select.deduplicate",
+        "select.decontaminate",
+        "select.checks",
     ],
     "train": [
         "seed",

@@ -67,8 +67,8 @@ def test_each_cluster_gives_its_hardest_rows_below_the_limit() -> None:
     assert names(result.rows) == "adg"
     assert (result.rows.ifd.tolist(), result.rows.cluster.tolist()) == ([0.9, 0.7, 0.3], [0, 0, 1])
     assert result.diagnostics == (
-        ClusterDiagnostics(0, 5, 0, 1, 4, 2, (0.5, 0.7, 0.7, 0.9, 1.0)),
-        ClusterDiagnostics(1, 3, 1, 0, 2, 1, (0.2, pytest.approx(0.225), 0.25, pytest.approx(0.275), 0.3)),
+        ClusterDiagnostics(0, 5, 0, 0, 1, 4, 2, (0.5, 0.7, 0.7, 0.9, 1.0)),
+        ClusterDiagnostics(1, 3, 1, 0, 0, 2, 1, (0.2, pytest.approx(0.225), 0.25, pytest.approx(0.275), 0.3)),
     )
 
 
@@ -100,7 +100,7 @@ def test_the_rule_holds_for_any_rows(values: list[tuple[float, int, bool]], rati
         left = [r.ifd for r in eligible if r.id not in chosen]
         assert max(left, default=0) <= min((r.ifd for r in eligible if r.id in chosen), default=9)
     for part in result.diagnostics:
-        assert part.rows == part.refused + part.dropped + part.eligible
+        assert part.rows == part.refused + part.filtered + part.dropped + part.eligible
         assert part.taken == taken[part.cluster]
 
 
@@ -142,12 +142,14 @@ def test_all_takes_every_row_and_knows_no_more_than_it_was_told() -> None:
     result = select_from(rows, Selection(strategy="all", ratio=0.1))
     assert names(result.rows) == "ab"
     assert (result.rows.ifd, result.rows.cluster) == (None, None)
-    assert result.diagnostics == (ClusterDiagnostics(None, 2, 0, 0, 2, 2, None),)
+    assert result.diagnostics == (ClusterDiagnostics(None, 2, 0, 0, 0, 2, 2, None),)
 
 
 def test_an_empty_draw_is_not_explained_by_scores_that_do_not_exist() -> None:
     settings = Selection(strategy="random", ratio=0.1)
-    with pytest.raises(DataError, match=r"^No row is selected: of 2 rows the ratio 0\.1 takes none\. .*select\.ratio$"):
+    with pytest.raises(
+        DataError, match=r"^No row is selected of 2: .*of the other 2 the ratio 0\.1 takes none\. .*select\.ratio$"
+    ):
         require_selected_rows(select_from([row("a", None, None), row("b", None, None)], settings), settings)
 
 

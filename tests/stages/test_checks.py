@@ -11,9 +11,9 @@ import pytest
 
 from codetune import workflow
 from codetune.errors import CodetuneError, DataError, InputError, ModelError, ProjectError, StaleError, UsageError
-from codetune.stages import evaluate
 from codetune.stages.benchmarks import open_benchmark, samples_request
 from codetune.stages.pipeline import stages_between
+from codetune.stages.sandbox import working_tier
 from tests import pipeline
 from tests.small_world import context_of, make_small_world
 
@@ -81,7 +81,7 @@ def test_a_sandbox_that_does_not_work_is_told_before_the_first_stage_and_before_
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    evaluate._tier.cache_clear()
+    working_tier.cache_clear()
     context = context_of(project, evaluate__sandbox="bubblewrap")
     with pytest.raises(CodetuneError, match="bubblewrap"):
         next(workflow.run(context, EVERYTHING))

@@ -218,7 +218,7 @@ def test_a_selection_by_scores_counts_every_row_that_cannot_be_taken_by_its_reas
     pipeline.embed(context_of(project))
     least = min(row["ifd"] for row in lines(scored.artefact)[:8])
     result = pipeline.select(context_of(project, select__max_ifd=least + 1e-6, select__ratio=1.0))
-    dropped = {reason: count for reason, count in result.refused.items() if reason.startswith("IFD of")}
+    dropped = {reason: count for reason, count in result.refused.items() if reason.startswith("mismatched")}
     assert {**scored.refused, **dropped} == result.refused
     assert {"duplicate": 1, "empty answer": 1}.items() <= result.refused.items()
 
@@ -296,7 +296,8 @@ def test_a_base_model_by_flag_is_told_under_the_name_that_was_said(project: Path
 
 def test_a_selection_of_nothing_is_an_error_that_says_where_the_rows_went(project: Path) -> None:
     with pytest.raises(
-        DataError, match=r"No row is selected: of 30 rows the ratio 0\.001 takes none.*Raise select\.ratio"
+        DataError,
+        match=r"No row is selected of 30: .* of the other 30 the ratio 0\.001 takes none.*Raise select",
     ):
         pipeline.select(context_of(project, select__strategy="random", select__ratio=0.001))
     assert not (project.parent / "runs/small/selection.jsonl").exists()

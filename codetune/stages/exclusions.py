@@ -1,0 +1,138 @@
+"""The rows that select sets aside before its strategy chooses, in this order, each by the first reason that holds:
+rows that repeat another one, rows that hold a task of a benchmark, rows whose answer fails a check. Streams
+examples.jsonl once for each; keeps the reasons, some 250 bytes for each row that is set aside."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codetune import console
+from codetune.data.ids import IdIndex, pack_ids
+from codetune.project.sections import Project
+from codetune.records import Example, Problem
+from codetune.selection.answer_checks import CHECKS, example_programs, failed_checks
+from codetune.selection.duplicates import find_duplicates
+from codetune.selection.leaks import find_leaks
+from codetune.stages.benchmarks import open_benchmark, problems_at_hand
+from codetune.stages.sandbox import failed_examples, working_tier
+from codetune.stages.stage import Input, Resolved, RunContext, StageRequest
+from codetune.store.digests import combined
+from codetune.store.examples import open_lines, read_example, read_examples
+from codetune.store.manifest import Manifest
+
+COMPARED = "decontaminated"  # fact: the benchmarks that rows were compared with -> number of tasks
+NOT_AT_HAND = "not_at_hand"  # fact: the benchmarks of evaluate.benchmarks whose files are not on this machine
+
+
+@dataclass(slots=True)
+class Exclusions:
+    """The rows that are set aside, by id, each with its reason; and what the manifest says of how they were found."""
+
+    why: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, object] = field(default_factory=dict)
+
+    def counts(self) -> Counter[str]:
+        """The rows by kind of reason."""
+        return Counter(map(_kind, self.why.values()))
+
+    def among(self, ids: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Whether each of `ids` is set aside."""
+        return IdIndex(pack_ids(self.why)).holds(ids)
+
+
+def find_exclusions(context: RunContext, refused: NDArray[np.uint64]) -> Exclusions:
+    """Looks at all rows but the `refused` ones. Raises InputError for a benchmark that cannot be read, CodetuneError
+    where examples are to be run and no sandbox works."""
+    settings, found, known = context.project.select, Exclusions(), IdIndex(refused)
+
+    def rest(doing: str) -> Iterator[Example]:
+        rows = console.track(read_examples(context.run), f"select: {doing}", None, "row")
+        return (row for row in rows if row.id not in found.why and known.find(row.id) is None)
+
+    if settings.deduplicate != "none":
+        with open_lines(context.run) as line_of:
+            rows = rest("rows that repeat others")
+            repeats = find_duplicates(rows, lambda row: read_example(line_of(row)), settings.deduplicate == "near")
+            found.why.update(repeats)
+    if problems := _problems(context, found.facts):
+        found.why.update(find_leaks(rest("rows that hold tasks of benchmarks"), problems))
+    if checks := [name for name in settings.checks if name in CHECKS]:
+        found.why.update(failed_checks(rest("checks of answers"), checks))
+    if "examples" in settings.checks:
+        programs = example_programs(rest("examples of answers"))
+        found.why.update(failed_examples(programs, working_tier(context.project.evaluate.sandbox)))
+    return found
+
+
+def named_benchmarks_input(project: Project) -> Sequence[Input]:
+    """The benchmarks that select.decontaminate names, by their content. Those of `auto` are no input: a benchmark that
+    comes onto the machine, or is evaluated later, makes no selection stale, and no model that was trained on it."""
+    names = project.select.decontaminate
+    if names == "auto" or not names:
+        return ()
+
+    def resolve(context: RunContext, request: StageRequest) -> Resolved:
+        return Resolved(combined(open_benchmark(context, name).digest for name in names))
+
+    def change(
+        context: RunContext, request: StageRequest, artefact: Path, manifest: Manifest, allow_overrides: bool
+    ) -> str:
+        return ""
+
+    return (Input("benchmarks", resolve, change),)
+
+
+def check_filters(context: RunContext, request: StageRequest, paths: Mapping[str, Path]) -> None:
+    """Raises InputError for a benchmark that select.decontaminate names and that cannot be read, CodetuneError where
+    examples are to be run and no sandbox works."""
+    settings = context.project.select
+    if settings.decontaminate != "auto":
+        for name in settings.decontaminate:
+            open_benchmark(context, name)
+    if "examples" in settings.checks:
+        working_tier(context.project.evaluate.sandbox)
+
+
+def exclusion_notes(facts: Mapping[str, Any]) -> list[str]:
+    """What rows were compared with, in sentences."""
+    notes = []
+    if facts.get(COMPARED):
+        tasks = ", ".join(f"{name} ({count} tasks)" for name, count in facts[COMPARED].items())
+        notes.append(f"no row that is left holds a prompt or a solution of {tasks}")
+    if facts.get(NOT_AT_HAND):
+        notes.append(
+            f"not compared with {', '.join(facts[NOT_AT_HAND])}: not on this machine. To fetch it, name it in "
+            "select.decontaminate"
+        )
+    return notes
+
+
+def _problems(context: RunContext, facts: dict[str, object]) -> list[Problem]:
+    """The tasks to compare with; writes down where they come from."""
+    names = context.project.select.decontaminate
+    if names == "auto":
+        at_hand = {name: problems_at_hand(context, name) for name in context.project.evaluate.benchmarks}
+        if lacking := [name for name, problems in at_hand.items() if problems is None]:
+            facts[NOT_AT_HAND] = lacking
+    else:
+        at_hand = {name: open_benchmark(context, name).problems for name in names}
+    problems = {name: found for name, found in at_hand.items() if found is not None}
+    if problems:
+        facts[COMPARED] = {name: len(found) for name, found in problems.items()}
+    return [problem for found in problems.values() for problem in found]
+
+
+def _kind(why: str) -> str:
+    """The reason without the row or task that it names.
+
+    >>> _kind("near duplicate of 00000000000000aa"), _kind("leak of HumanEval/0"), _kind("check parses: line 1: ...")
+    ('near duplicate', 'leak', 'check parses')
+    """
+    return why.partition(" of ")[0].partition(":")[0]
