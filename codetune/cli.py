@@ -128,13 +128,20 @@ def select(
     ] = None,
     clusters: Annotated[str | None, typer.Option(help="Number of clusters (K-means), or auto.")] = None,
     strategy: Annotated[str | None, typer.Option(help=STRATEGY_NAMES)] = None,
+    explain: Annotated[
+        str | None, typer.Option(metavar="ID", help="Of a finished selection: why this row was taken or not.")
+    ] = None,
     project: ProjectOption = None,
     set_: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Select the rows worth training on -> selection.jsonl, in chat format."""
     flags = {"select.ratio": ratio, "select.clusters": number_or_word(clusters), "select.strategy": strategy}
-    _run_stage("select", required_project(project, set_, flags, ["select"]), as_json)
+    loaded = required_project(project, set_, flags, ["select"])
+    if explain is None:
+        _run_stage("select", loaded, as_json)
+    else:
+        _explain(loaded, explain, as_json)
 
 
 @app.command()
@@ -366,6 +373,17 @@ def _run_stage(name: StageName, project: Project, as_json: bool, **request: Any)
         from codetune.stages.stage import StageRequest, run_stage
 
         return render.stage(run_stage(_context(project), stage_named(name), StageRequest(**request)))
+
+    _perform(work, as_json)
+
+
+def _explain(project: Project, row: str, as_json: bool) -> None:
+    def work() -> CommandResult:
+        from codetune import render
+        from codetune.stages.explanation import explain_row
+        from codetune.stages.stage import read_context
+
+        return render.explanation(explain_row(read_context(project), row))
 
     _perform(work, as_json)
 

@@ -14,9 +14,11 @@ from codetune.workflow import StatusLine
 
 if TYPE_CHECKING:
     from codetune.benchmark.evaluate import ModelComparison, PairedTest, Report
+    from codetune.stages.explanation import Explanation
 
 SHOWN_TASKS = 5  # by name, of those that two models differ on
 SHOWN_PAIRS = 3
+SHOWN_CHARACTERS = 100  # of an instruction
 FIGURES = "pass@k (95 % interval)"
 OPTIONAL_FIGURES = ("tasks", "benchmark")  # columns whose content stands in the caption as well
 LOSSES = {
@@ -62,6 +64,31 @@ def stage(result: StageResult) -> CommandResult:
         notes.append(f"taken over from {result.taken_from}, which made it from the same inputs and settings")
     details = stage_named(result.stage).details(result)
     return CommandResult(stage_document(result), title, details.columns, details.rows, [*notes, *details.notes])
+
+
+def explanation(found: Explanation) -> CommandResult:
+    """Why a row was taken or not."""
+    row = found.row
+    name, where = row["id"] or row["at"], f"cluster {row['cluster']}" if "cluster" in row else "all rows"
+    notes = [found.text[:SHOWN_CHARACTERS]] if found.text else []
+    notes += [f"{title} {row[key]:.4f}" for key, title in (("ifd", "IFD"), ("pmi", "pmi")) if row.get(key) is not None]
+    if found.jaccard is not None:
+        notes.append(f"Jaccard index of the two: {found.jaccard:.4f}")
+    notes.append(f"{where}: {found.eligible:,} eligible, {found.taken:,} taken")
+    if found.harder is not None:
+        notes.append(f"{found.harder:,} of the eligible have a higher IFD")
+    if found.lowest_taken_ifd is not None:
+        notes.append(f"lowest IFD taken: {found.lowest_taken_ifd:.4f}")
+    document = {
+        **row,
+        "taken": found.is_taken,
+        "eligible_in_cluster": found.eligible,
+        "taken_in_cluster": found.taken,
+        "harder_in_cluster": found.harder,
+        "lowest_taken_ifd": found.lowest_taken_ifd,
+        "jaccard": found.jaccard,
+    }
+    return CommandResult(document, f"{name}: {row['why']}", notes=notes)
 
 
 def one_evaluation(report: Report) -> CommandResult:

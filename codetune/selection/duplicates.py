@@ -82,6 +82,11 @@ def find_duplicates(
         yield unpack_id(int(sketches.ids[row])), f"{kind} of {unpack_id(int(sketches.ids[kept_by[row]]))}"
 
 
+def similarity(first: Example, second: Example) -> float:
+    """The Jaccard index of the shingles of two rows."""
+    return jaccard(_shingles(_tokens(first)), _shingles(_tokens(second)))
+
+
 def jaccard(first: frozenset[str], second: frozenset[str]) -> float:
     """The size of the intersection over that of the union.
 

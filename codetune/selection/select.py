@@ -1,8 +1,8 @@
 """Scored and clustered rows -> the rows to train on.
 
 What is eligible is decided here, before the strategy chooses (`strategies.py`): filtered rows are not (repeats, leaks,
-failed checks), nor are rows without a score and mismatched pairs where the strategy looks at scores. Rows are columns in ascending order of their ids, 52 bytes each. Ties
-are broken by id, and the order of the data set changes nothing."""
+failed checks), nor, where the strategy looks at scores, rows without a score and mismatched pairs. Rows are columns in
+ascending order of their ids, 53 bytes each. Ties are broken by id, and the order of the data set changes nothing."""
 
 from __future__ import annotations
 
@@ -76,6 +76,12 @@ def why_not_taken(inputs: SelectionInputs, row: int, settings: Selection) -> str
     assert inputs.pmi is not None
     assert inputs.pmi_limit is not None
     return f"mismatched pair: pmi {inputs.pmi[row]:.4f}, of its length shuffled pairs reach {inputs.pmi_limit[row]:.4f}"
+
+
+def figures_of(inputs: SelectionInputs, row: int) -> dict[str, float]:
+    """IFD, pmi and cluster of the row at index `row`, as far as the strategy knows them."""
+    columns = {"ifd": inputs.ifd, "pmi": inputs.pmi, "cluster": inputs.cluster}
+    return {name: column[row].item() for name, column in columns.items() if column is not None}
 
 
 def count_mismatched(inputs: SelectionInputs, settings: Selection) -> Counter[str]:

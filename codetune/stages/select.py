@@ -29,6 +29,7 @@ from codetune.selection.row_vectors import RowVectors
 from codetune.selection.select import (
     ClusterDiagnostics,
     count_mismatched,
+    figures_of,
     most_mismatched,
     require_selected_rows,
     why_not_taken,
@@ -101,11 +102,14 @@ def _document(cluster: ClusterDiagnostics) -> dict[str, object]:
 
 
 def _warn_of_many(context: RunContext, set_aside: Counter[str], eligible: int) -> None:
-    """Warns where so many rows are set aside that the data set, or the model that scores, may be the wrong one."""
-    found, rows = set_aside.total(), set_aside.total() + eligible
+    """Warns where so many rows are set aside that the data set, or the model that scores, may be the wrong one. Rows
+    that repeat others say nothing of that."""
+    rows = set_aside.total() + eligible
+    faults = Counter({reason: count for reason, count in set_aside.items() if not reason.endswith("duplicate")})
+    found = faults.total()
     if found > USUALLY_SET_ASIDE * rows:
         console.warn(
-            f"select: {found:,} of {rows:,} rows are set aside ({percent(found / rows)}): {counts(set_aside)}. Usually "
+            f"select: {found:,} of {rows:,} rows are set aside ({percent(found / rows)}): {counts(faults)}. Usually "
             f"it is less than {percent(USUALLY_SET_ASIDE)}. Look at some of them: {context.run.excluded}"
         )
 
@@ -192,17 +196,18 @@ def _test_mismatch(context: RunContext, scores: ScoreColumns) -> MismatchTest | 
 
 def _excluded(
     context: RunContext, inputs: SelectionInputs, exclusions: Exclusions, taken: SelectedRows
-) -> Iterator[tuple[Refusal | str, str]]:
-    """Every row that was not taken, in data-set order, and why."""
+) -> Iterator[tuple[Refusal | str, str, Mapping[str, float]]]:
+    """Every row that was not taken, in data-set order, why, and what is known of it in figures."""
     index, is_taken = IdIndex(inputs.ids), IdIndex(taken.ids)
     for row in read_ids(context.run) if inputs.ifd is None else row_artefacts.read_scores(context.run):
         if isinstance(row, Refusal):
-            yield row, f"refused: {row.reason}"
+            yield row, f"refused: {row.reason}", {}
             continue
         row_id = row if isinstance(row, str) else row.id
         position = index.find(row_id)
         if position is not None and is_taken.find(row_id) is None:
-            yield row_id, exclusions.why.get(row_id) or why_not_taken(inputs, position, context.project.select)
+            why = exclusions.why.get(row_id) or why_not_taken(inputs, position, context.project.select)
+            yield row_id, why, figures_of(inputs, position)
 
 
 def _embedded_rows(context: RunContext, known: IdIndex) -> tuple[NDArray[np.uint64], NDArray[np.int32], RowVectors]:

@@ -9,9 +9,10 @@ import json
 import math
 from array import array
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,8 @@ from codetune.store.block_log import FinishedRows
 from codetune.store.examples import example_ids, id_of_line, read_ids, read_lines, read_messages
 from codetune.store.files import replacing
 from codetune.store.run_directory import Run
+
+TAKEN = "taken"
 
 
 def score_line(row: Score | Refusal) -> bytes:
@@ -190,19 +193,28 @@ def write_selection(run: Run, selected: SelectedRows) -> None:
             file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
 
 
-def write_excluded(run: Run, rows: Iterable[tuple[Refusal | str, str]]) -> None:
-    """Writes selection.excluded.jsonl: for each row that was not taken its id and why; a row without an id is known by
-    its position in the data set."""
+def write_excluded(run: Run, rows: Iterable[tuple[Refusal | str, str, Mapping[str, float]]]) -> None:
+    """Writes selection.excluded.jsonl: for each row that was not taken its id, why, and its figures where there are
+    any; a row without an id is known by its position in the data set."""
     with replacing(run.excluded) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for row, why in rows:
+        for row, why, figures in rows:
             known = {"id": row} if isinstance(row, str) else {"id": row.id} | ({"at": row.at} if row.id is None else {})
-            file.write(json.dumps({**known, "why": why}) + "\n")
+            file.write(json.dumps({**known, "why": why, **figures}) + "\n")
 
 
 def read_excluded(run: Run) -> Iterator[tuple[str | None, str]]:
     """The id of each row of selection.excluded.jsonl (None for a row without one), and why it was not taken."""
     with run.excluded.open(encoding="utf-8") as lines:
         yield from ((row["id"], row["why"]) for row in map(json.loads, lines))
+
+
+def read_outcomes(run: Run) -> Iterator[dict[str, Any]]:
+    """The rows of selection.jsonl, without messages and with `why` "taken", then those of selection.excluded.jsonl."""
+    with run.selection.open(encoding="utf-8") as taken, run.excluded.open(encoding="utf-8") as others:
+        for row in map(json.loads, taken):
+            del row["messages"]
+            yield {**row, "why": TAKEN}
+        yield from map(json.loads, others)
 
 
 def read_selection(path: Path) -> Iterator[Example]:
