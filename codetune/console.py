@@ -36,6 +36,7 @@ from codetune.errors import CodetuneError, UsageError
 from codetune.text import visible
 
 # Not where its help is named: `codetune score --help`.
+RUN_KEYS = ("name", "output_dir")  # keys of the project file that say which run is meant
 NAMED_COMMAND = r"\bcodetune (?:score|embed|select|train|generate|sanitize|evaluate|eval|run|status)\b(?! --help)"
 T = TypeVar("T")
 SECONDS_BETWEEN_UPDATES = 0.1  # of a bar: rich takes 0.25 ms for each, more than to read a row of a data set
@@ -175,12 +176,19 @@ def relay(text: str) -> None:
 
 
 def with_project_option(text: str) -> str:
-    """`text` with `-p PATH` added to each codetune command in it, where the user has named a project file."""
+    """`text` with `-p PATH` added to each codetune command in it, where the user has named a project file, and with
+    `--set name=NAME` where the user has named the run."""
     words = sys.argv[1:]
     named = [word.partition("=")[2] for word in words if word.startswith("--project=")]
     named += [word[2:] for word in words if word.startswith("-p") and word != "-p"]
     named += [after for word, after in pairwise(words) if word in ("-p", "--project")]
-    return re.sub(NAMED_COMMAND, rf"\g<0> -p {shlex.quote(named[-1])}", text) if named else text
+    options = ["-p", named[-1]] if named else []
+    settings = [word.partition("=")[2] for word in words if word.startswith("--set=")]
+    settings += [after for word, after in pairwise(words) if word == "--set"]
+    for setting in settings:
+        options += ["--set", setting] if setting.partition("=")[0].strip() in RUN_KEYS else []
+    added = "".join(f" {shlex.quote(option)}" for option in options)
+    return re.sub(NAMED_COMMAND, lambda command: command[0] + added, text)
 
 
 def say(message: str) -> None:

@@ -30,6 +30,7 @@ from codetune.store.takeover import TAKEN_FROM
 if TYPE_CHECKING:
     from codetune.benchmark.evaluate import ModelComparison, Report
 
+TUNED_IS_OLD = "the tuned model is not what would be trained now"
 COMPARED = ("base", "tuned")  # the models that `run` evaluates
 # Facts of completions and of the programs made of them.
 COUNTED = ("tokens", "truncated", "changed", "not_parsing", "given_up")
@@ -220,7 +221,7 @@ def _benchmark_line(context: RunContext, said: str, label: str, trained: bool) -
         generated = stage_status(context, GENERATE, request)
         progress = {"missing": "", "partial": generated.why}.get(generated.state, "generated")
         return StatusLine(line, "partial" if progress else "missing", progress, command)
-    changed = found.why or ("the tuned model has changed since" if label == "tuned" and not trained else "")
+    changed = found.why or (TUNED_IS_OLD if label == "tuned" and not trained else "")
     if changed:
         return StatusLine(line, "stale", changed, command)
     taken = found.manifest.facts.get(TAKEN_FROM) if found.manifest else None

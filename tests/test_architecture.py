@@ -157,7 +157,13 @@ MODULES_WITHOUT_TORCH = (
 # What a program under judgement raises can be anything, and is its own affair; in the sandbox nothing else runs. What a
 # worker dies of is told to its command, which knows whether it is the cause. A library raises anything on a broken
 # model, panics of Rust code included.
-CATCHES_EVERYTHING = ("sandbox.program", "launch.workers", "model.pretrained", "data.control_tokens")
+CATCHES_EVERYTHING = (
+    "sandbox.program",
+    "launch.workers",
+    "model.pretrained",
+    "data.control_tokens",
+    "training.checkpoint",
+)
 LOADING_METHODS = ("from_pretrained", "from_config", "from_file", "load_adapter")
 LOADING_CLASSES = ("SentenceTransformer", "CrossEncoder", "SparseEncoder", "LLM", "AsyncLLM")
 LONGEST_FILE = 420  # lines

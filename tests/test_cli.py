@@ -182,10 +182,10 @@ def test_an_interrupt_before_anything_is_read_ends_without_a_traceback(tmp_path:
     assert "Traceback" not in complaint
 
 
-def test_commands_that_are_suggested_name_the_project_that_was_named(tmp_path: Path) -> None:
+def test_commands_that_are_suggested_name_the_project_and_the_run_that_were_named(tmp_path: Path) -> None:
     make_small_world(tmp_path, 6).rename(tmp_path / "other.yaml")
-    told = run_codetune("train", "-p", "other.yaml", cwd=tmp_path)
-    assert told.stderr.endswith("Run: codetune select -p other.yaml\n")
+    told = run_codetune("train", "-p", "other.yaml", "--set", "name=second", "--set=seed=1", cwd=tmp_path)
+    assert told.stderr.endswith("Run: codetune select -p other.yaml --set name=second\n")
     status = json.loads(run_codetune("status", "--project=other.yaml", "--json", cwd=tmp_path).stdout)
     assert status["next"] == "codetune score -p other.yaml"
 

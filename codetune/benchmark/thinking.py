@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-WORDS = "think|thinking|thought|thoughts|reasoning"
+WORDS = "think|seed:think|thinking|thought|thoughts|reasoning"
 TAG = re.compile(rf"<(?P<close>/?)(?P<word>{WORDS})>|\[(?P<close2>/?)(?P<word2>THINK)\]", re.IGNORECASE)
 BLANK = " \t\r"
 
@@ -25,7 +25,7 @@ def without_thinking(text: str) -> str:
         if thinking:
             if closes and word == thinking:
                 begin, thinking = tag.end(), ""
-        elif _is_at_a_line_end(text, tag):
+        elif _is_at_a_line_end(text, begin, tag):
             if closes:
                 kept.clear()
             else:
@@ -35,11 +35,12 @@ def without_thinking(text: str) -> str:
     return "".join(kept) + ("" if thinking else text[begin:])
 
 
-def _is_at_a_line_end(text: str, tag: re.Match[str]) -> bool:
-    """Whether nothing but blanks stands before the tag on its line, or nothing behind it."""
+def _is_at_a_line_end(text: str, begin: int, tag: re.Match[str]) -> bool:
+    """Whether nothing but blanks stands before the tag on its line, or since the tag that ended at `begin`, or nothing
+    behind it."""
     before, behind = tag.start(), tag.end()
-    while before and text[before - 1] in BLANK:
+    while before > begin and text[before - 1] in BLANK:
         before -= 1
     while behind < len(text) and text[behind] in BLANK:
         behind += 1
-    return before == 0 or text[before - 1] == "\n" or behind == len(text) or text[behind] == "\n"
+    return before == begin or text[before - 1] == "\n" or behind == len(text) or text[behind] == "\n"

@@ -28,8 +28,9 @@ HISTORY = "history"
 LEFT_OUT = frozenset(
     ("context", "tools", "functions", "image", "images", "video", "videos", "audio", "audios", "documents")
 )
+LEARNED = ("weight", "train", "training", "loss")  # keys of a turn, by program: whether it is learned, 1 or true if so
 LEFT_OUT_OF_TURNS = frozenset(
-    ("weight", "tool_calls", "tool_call_id", "function_call", "reasoning_content", "thinking", "images")
+    (*LEARNED, "tool_calls", "tool_call_id", "function_call", "reasoning_content", "thinking", "images")
 )
 EMPTY: tuple[object, ...] = (None, "", "[]", "{}", [], {})
 TURNS = ("messages", "conversations")
@@ -106,7 +107,7 @@ def left_out(row: object, dataset: Dataset) -> tuple[tuple[str, str], ...]:
     turns = row[read[0]] if isinstance(row[read[0]], list) else []
     keys = {key for turn in turns for key in LEFT_OUT_OF_TURNS & turn.keys()}
     for key in keys:
-        values = [None if key == "weight" and turn.get(key) == 1 else turn.get(key) for turn in turns]
+        values = [None if key in LEARNED and turn.get(key) == 1 else turn.get(key) for turn in turns]
         found += [(f"{read[0]}[].{key}", values)] if any(value not in EMPTY for value in values) else []
     return tuple(sorted((name, json.dumps(value, sort_keys=True, default=repr)) for name, value in found))
 
@@ -155,8 +156,8 @@ def _turns(column: str) -> Callable[[Columns, Dataset], Messages | str]:
             return f"a message's {content} is not text"
         if not all(isinstance(turn.get(role), str) and turn[role] in roles for turn in turns):
             return f"a message's role is none of {', '.join(roles)}"
-        if turns and turns[-1].get("weight") == 0:
-            return "the answer has weight 0"
+        if turns and (not_learned := [key for key in LEARNED if key in turns[-1] and turns[-1][key] == 0]):
+            return f"the answer has {not_learned[0]} 0"
         return tuple(Message(roles[turn[role]], turn[content]) for turn in turns)
 
     return read
@@ -176,7 +177,7 @@ def _after_context(row: Columns, read: Sequence[str], messages: Messages) -> Mes
     systems, turns = messages[:1], messages[1:]
     if not systems or systems[0].role != "system":
         systems, turns = (), messages
-    texts = {system.content for system in systems}
+    texts = {system.content for system in systems if system.content.strip()}
     for name in (name for name in SYSTEM if name not in read and row.get(name) is not None):
         text = row[name]
         if not isinstance(text, str):

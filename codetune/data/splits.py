@@ -13,9 +13,9 @@ from codetune.project.sections import Dataset
 WHOLE_SPLIT = "train"  # the default of dataset.split
 # As the hub has it: https://huggingface.co/docs/datasets/repository_structure
 SPLIT_OF_WORD = {
-    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("train", "training", "trainset"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+    **dict.fromkeys(("test", "testing", "testset", "eval", "evaluation"), "test"),
 }
 SHARD = re.compile(r"(\w+(?:\.\w+)*)-\d{5}-of-\d{5}")
 
@@ -43,16 +43,17 @@ def files_of_split(files: Mapping[str, Path], dataset: Dataset, location: str) -
 
 
 def split_of(name: str) -> str | None:
-    """The split that the name of a file has in it: its first or last word, or a directory.
+    """The split that the name of a file has in it: its first or last word, numbers and versions aside, or a directory.
 
     >>> split_of("data/train-00000-of-00004.parquet"), split_of("evol_val.jsonl"), split_of("unit-test-writing.jsonl")
     ('train', 'validation', None)
-    >>> split_of("train_sft-00000-of-00003.parquet"), split_of("test/a.jsonl")
-    ('train_sft', 'test')
+    >>> split_of("train_sft-00000-of-00003.parquet"), split_of("test/a.jsonl"), split_of("evol_train1_v2.jsonl")
+    ('train_sft', 'test', 'train')
     """
     path = PurePosixPath(name.lower())
     stem = path.name.partition(".json")[0].partition(".parquet")[0]
-    words = [word for word in re.split(r"[-_. ]", stem) if word and word != "of" and not word.isdigit()]
+    unnumbered = (word.rstrip("0123456789") for word in re.split(r"[-_. ]", stem))
+    words = [word for word in unnumbered if word not in ("", "of", "v")]
     ends = [word for word in (*words[:1], *words[-1:]) if word in SPLIT_OF_WORD]
     if ends:
         shard = SHARD.fullmatch(stem)

@@ -6,6 +6,7 @@ A weight matrix W becomes W + (alpha / r) B A with B and A of rank r, and B zero
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,7 +51,8 @@ def add_adapters(
     Raises ProjectError if one of `target_modules` fits no module of the network."""
     if method == "full":
         return network
-    _require_modules(network, lora.target_modules)
+    expected = _adaptable_modules(network)
+    _require_modules(network, lora.target_modules, expected)
     settings = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
@@ -61,26 +63,30 @@ def add_adapters(
     try:
         with _seeded(seed), quiet_peft():
             return get_peft_model(network, settings)
-    except ValueError as error:
-        raise _unknown_modules(network, f"{lora.target_modules} fits no module", f" ({first_line(error)})") from error
+    except (ValueError, re.error) as error:
+        found = f"{lora.target_modules} fits no module of {type(network).__name__} ({first_line(error)})"
+        raise _unknown_modules(found, expected) from error
 
 
-def _require_modules(network: PreTrainedModel, targets: str | list[str]) -> None:
+def _require_modules(network: PreTrainedModel, targets: str | list[str], expected: str) -> None:
     if isinstance(targets, str):  # `all-linear`, or a pattern, which peft looks for
         return
     paths = [f".{name}" for name, _ in network.named_modules()]
     if absent := [target for target in targets if not any(path.endswith(f".{target}") for path in paths)]:
         what = "is not a module" if len(absent) == 1 else "are not modules"
-        raise _unknown_modules(network, f"{', '.join(absent)} {what}")
+        raise _unknown_modules(f"{', '.join(absent)} {what} of {type(network).__name__}", expected)
 
 
-def _unknown_modules(network: PreTrainedModel, found: str, reason: str = "") -> ProjectError:
-    """The error that lists the modules which can have adapters."""
+def _adaptable_modules(network: PreTrainedModel) -> str:
+    """The names of the modules that can have adapters, listed; of a network that has none yet."""
     adaptable = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
     names = {path.rpartition(".")[2] for path, module in network.named_modules() if isinstance(module, adaptable)}
+    return ", ".join(sorted(names))
+
+
+def _unknown_modules(found: str, expected: str) -> ProjectError:
     return ProjectError(
-        f"train.lora.target_modules: {found} of {type(network).__name__}{reason}. Expected: `all-linear`, or a list of "
-        f"{', '.join(sorted(names))}. Fix the project file."
+        f"train.lora.target_modules: {found}. Expected: `all-linear`, or a list of {expected}. Fix the project file."
     )
 
 

@@ -18,6 +18,7 @@ from codetune.store.files import remove, write_text
 from codetune.store.manifest import read_manifest
 from codetune.store.run_directory import Run
 from codetune.text import day
+from codetune.training.checkpoint import MANIFEST
 
 VERSION = "codetune"  # key of a record: the version that wrote it
 RECIPE = "recipe.json"  # in train/: what its checkpoints are made of
@@ -38,7 +39,7 @@ def claim_training(run: Run, recipe: Recipe, replace: bool) -> Path:
     _require_no_other_model(run.model, recipe, replace)
     directory = unfinished_directory(run)
     wanted, found = record_of(recipe), _read_record(directory / RECIPE)
-    begun = any(directory.glob("checkpoint-*"))
+    begun = bool(whole_checkpoints(directory))
     if found and begun and VERSION not in found and not replace:
         raise StaleError(
             f"{directory} holds an unfinished training of codetune 0.1.0; version {__version__} does not continue it. "
@@ -93,7 +94,7 @@ def other_settings_of(run: Run, settings: Settings) -> tuple[str, str]:
     directory, wanted = unfinished_directory(run), json.loads(json.dumps(dict(settings)))
     found = _read_record(directory / RECIPE)
     different = [key for key in _bound_keys(wanted, {}) if key in found and found[key] != wanted[key]]
-    if not different or not any(directory.glob("checkpoint-*")):
+    if not different or not whole_checkpoints(directory):
         return "", ""
     return _differences(different, found, wanted), f"codetune train {_assignments(different, found)}"
 
@@ -140,9 +141,14 @@ def _other_recipe(
 
 def _progress_of(directory: Path, found: Mapping[str, object]) -> str:
     """How far an unfinished training is, by its last checkpoint: what would be lost with it."""
-    last = max(directory.glob("checkpoint-*[0-9]"), key=step_of)
+    last = max(whole_checkpoints(directory), key=step_of)
     written = day(time.localtime(last.stat().st_mtime))
     return f"method {found.get('train.method')}, checkpoint of step {step_of(last)}, written on {written}"
+
+
+def whole_checkpoints(directory: Path) -> list[Path]:
+    """Those that a training can continue from, in no order; a command that was killed can leave a part of one."""
+    return [manifest.parent for manifest in directory.glob(f"checkpoint-*/{MANIFEST}")]
 
 
 def step_of(checkpoint: Path) -> int:

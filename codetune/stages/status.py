@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from codetune import console
 from codetune.errors import StaleError
+from codetune.project.sections import value_at
 from codetune.stages.stage import (
     Input,
     RunContext,
@@ -69,11 +71,12 @@ def stage_status(
 
 
 def require(context: RunContext, stage: Stage, request: StageRequest | None = None) -> Manifest:
-    """The manifest of an artefact that a later stage is about to use. Raises StaleError, which names the command that
-    makes it."""
+    """The manifest of an artefact that a later stage is about to use; says which settings it was made with by flag, and
+    not by this project. Raises StaleError, which names the command that makes it."""
     request = request or StageRequest()
     found = stage_status(context, stage, request, allow_overrides=True)
     if found.state == "done" and found.manifest is not None:
+        _name_overrides(context, stage.artefact(context.run, request), found.manifest)
         return found.manifest
     if found.state == "stale":
         # A damaged manifest says it itself.
@@ -83,6 +86,12 @@ def require(context: RunContext, stage: Stage, request: StageRequest | None = No
     condition = "is not finished" if found.state == "partial" else "does not exist"
     name = artefact.parent.parent.name if stage.of_benchmark else artefact.stem  # completions, selection, scores
     raise StaleError(f"No {name} yet ({artefact} {condition}). Run: {stage.command(request)}")
+
+
+def _name_overrides(context: RunContext, artefact: Path, manifest: Manifest) -> None:
+    other = [f"{key}={value}" for key, value in manifest.overrides.items() if value_at(context.project, key) != value]
+    if other:
+        console.say(f"{artefact} is used as it was made by flag on {manifest.day}: {', '.join(other)}")
 
 
 def _change(context: RunContext, stage: Stage, request: StageRequest, manifest: Manifest, allow_overrides: bool) -> str:

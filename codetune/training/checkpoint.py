@@ -23,6 +23,7 @@ MANIFEST = "codetune.json"
 # torch reports a full disk as a RuntimeError of its archive writer (caffe2/serialize/inline_container.cc).
 TORCH_WRITER = ("PytorchStreamWriter", "inline_container")
 STEP_SAMPLES, STRATEGY = "samples of a step", "launch.strategy"  # keys that depend on how the training is launched
+RUST_ERROR = "(os error "  # tokenizers reports one as a bare Exception with the text of Rust's std::io::Error
 Fingerprint = Mapping[str, object]
 
 
@@ -83,13 +84,19 @@ def explain_full_disk(path: Path, directory: Path, needed: str) -> Iterator[None
     """Turns an error of writing `path` into a CodetuneError that says where the training in `directory` goes on."""
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as why:
-        if isinstance(why, RuntimeError) and not any(name in str(why) for name in TORCH_WRITER):
+    except Exception as why:  # tokenizers has no class of its own for it
+        if not _is_of_writing(why):
             raise  # for example a lost connection to a rank that died
         raise CodetuneError(
             f"{path} cannot be written ({first_line(why)}). Expected: room for {needed}. Make room, then run again: "
             f"codetune train (it {continuation(directory)})"
         ) from why
+
+
+def _is_of_writing(error: Exception) -> bool:
+    if isinstance(error, RuntimeError):
+        return any(name in str(error) for name in TORCH_WRITER)
+    return isinstance(error, OSError | SafetensorError) or (type(error) is Exception and RUST_ERROR in str(error))
 
 
 def seal_checkpoint(path: Path, step: int, fingerprint: Fingerprint, metrics: Mapping[str, Any]) -> None:

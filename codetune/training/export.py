@@ -28,7 +28,7 @@ def export_model(
 ) -> None:
     """Rounds the weights in place, so the model cannot be trained afterwards. With `train.merge` the adapters
     are saved as well, in `adapter/` below the merged model. `answer_end_tokens` are the last tokens of the answers in
-    training. Raises OSError or SafetensorError for a full disk."""
+    training. For a full disk raises OSError, SafetensorError, or the Exception of tokenizers."""
     network, dtype = base_network(model), getattr(torch, precision)
     chat_format = project.model.chat_format
     assert chat_format is not None  # found before the work began

@@ -22,6 +22,8 @@ DRAFT = "```python\ndef double(x):\n    y = x\n    y = y * 3\n    z = y\n    ret
         ("[THINK]a[/THINK]b", "b"),
         ("<thinking>a <think> b </think> c</thinking>d", "d"),
         ("<think>a</think>b\n<think>c</think>d", "b\nd"),
+        ("<think>a</think> <think>b</think>c", " c"),
+        ("<seed:think>a</seed:think>b", "b"),
         ("<think>a<think>b</think>c\n</think>d", "d"),  # in each other
         ("a\n</think>\nb", "\nb"),  # the prompt had opened it
         ("a. So it is done.</think>\nb", "\nb"),

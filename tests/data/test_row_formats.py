@@ -64,7 +64,8 @@ def test_a_column_input_that_the_project_names_is_not_added_to_the_instruction(c
         ({**PAIR, "images": ["a.png"], "tools": "[{}]"}, ["images", "tools"]),
         ({**PAIR, "context": "2 3"}, []),
         ({**PAIR, "input": "2", "context": "3"}, ["context"]),
-        ({"messages": [{**turn, "weight": 1, "id": "x"} for turn in TURNS]}, []),
+        ({"messages": [{**turn, "weight": 1, "training": True, "id": "x"} for turn in TURNS]}, []),
+        ({"messages": [{**TURNS[0], "loss": False}, TURNS[1]]}, ["messages[].loss"]),
         (
             {"messages": [{**TURNS[0], "weight": 0}, {**TURNS[1], "tool_calls": [1]}]},
             ["messages[].tool_calls", "messages[].weight"],
@@ -84,8 +85,14 @@ def test_of_a_table_the_columns_of_its_format_and_of_context_are_read() -> None:
     assert columns_to_read(["id", "problem"], DATASET) == ()
 
 
-def test_an_answer_that_its_weight_excludes_from_training_is_refused() -> None:
-    assert messages_of({"messages": [TURNS[0], {**TURNS[1], "weight": 0}]}, DATASET) == "the answer has weight 0"
+@pytest.mark.parametrize(("key", "value"), [("weight", 0), ("train", False), ("training", False), ("loss", False)])
+def test_an_answer_that_its_data_set_excludes_from_training_is_refused(key: str, value: object) -> None:
+    assert messages_of({"messages": [TURNS[0], {**TURNS[1], key: value}]}, DATASET) == f"the answer has {key} 0"
+
+
+def test_a_blank_system_message_is_none() -> None:
+    row = {"messages": [{"role": "system", "content": " "}, *TURNS]}
+    assert messages_of(row, DATASET) == messages_of({"messages": TURNS}, DATASET)
 
 
 def test_every_format_has_a_name_of_its_own() -> None:

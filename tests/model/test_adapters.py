@@ -58,7 +58,13 @@ def test_new_adapters_follow_from_the_seed_and_leave_the_random_generator_alone(
 
 @pytest.mark.parametrize(
     ("targets", "found"),
-    [(["q_proj", "wq"], "wq is not a module"), ("wq", "wq fits no module"), (["proj"], "proj is not a module")],
+    [
+        (["q_proj", "wq"], "wq is not a module"),
+        ("wq", "wq fits no module"),
+        (["proj"], "proj is not a module"),
+        ("(q_proj", r"\(q_proj fits no module"),
+        (["q_proj", "norm"], r"\['q_proj', 'norm'\] fits no module"),
+    ],
     ids=str,
 )
 def test_modules_that_the_model_lacks_are_named_with_those_that_it_has(targets: list[str] | str, found: str) -> None:

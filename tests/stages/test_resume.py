@@ -31,6 +31,7 @@ def begun(run: Path, **recipe: object) -> Path:
     """A training in `train/` that was killed after its first checkpoint."""
     train = run / "train"
     (train / "checkpoint-1").mkdir(parents=True)
+    (train / "checkpoint-1" / MANIFEST).touch()
     (train / "recipe.json").write_text(json.dumps(recipe))
     return train
 
@@ -75,6 +76,12 @@ def test_what_changes_nothing_that_is_learned_stands_in_nobodys_way(project: Pat
     assert pipeline.train(other).rows == 12
 
 
+def test_a_part_of_a_checkpoint_is_no_unfinished_training(project: Path) -> None:
+    context = context_of(project, **RANDOM)
+    (begun(context.run.directory, seed=1) / "checkpoint-1" / MANIFEST).unlink()
+    assert pipeline.train(context).rows == 12
+
+
 def test_checkpoints_of_another_recipe_go_with_replace_which_says_so(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,6 +100,7 @@ def test_an_unfinished_training_of_an_older_version_is_refused_with_that_version
     assert recipe.pop("codetune") == __version__
     (context.run.directory / "model.seal").unlink()
     (context.run.train / "checkpoint-1").mkdir()
+    (context.run.train / "checkpoint-1" / MANIFEST).touch()
     (context.run.train / "recipe.json").write_text(json.dumps(recipe))
     with pytest.raises(StaleError, match=r"of codetune 0\.1\.0; version .* does not continue it.*add --replace"):
         pipeline.train(context)

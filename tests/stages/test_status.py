@@ -117,9 +117,16 @@ def test_a_setting_by_flag_makes_an_artefact_stale_without_the_flag_and_its_orig
     assert flagged.why.endswith("with score.max_length 64, the flag now says 32")
 
 
-def test_a_later_stage_takes_an_artefact_that_was_made_by_flag(root: Path) -> None:
+def test_a_later_stage_takes_an_artefact_that_was_made_by_flag_and_says_so(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     made = make(context_of(root, "score.max_length=64"), SCORE)
+    assert require(context_of(root, "score.max_length=64"), SCORE) == made
+    assert not capsys.readouterr().err
     assert require(context_of(root), SCORE) == made
+    assert f"is used as it was made by flag on {made.day}: score.max_length=64" in " ".join(
+        capsys.readouterr().err.split()
+    )
     edit(root, "score: {", "score: {prompt: 'Q: {instruction}', ")
     with pytest.raises(StaleError, match=r"score\.prompt"):  # a flag covers its own key only
         require(context_of(root), SCORE)

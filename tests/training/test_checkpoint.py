@@ -6,15 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from codetune.errors import StaleError
+from codetune.errors import CodetuneError, StaleError
 from codetune.training.checkpoint import (
     STEP_SAMPLES,
     STRATEGY,
+    explain_full_disk,
     last_checkpoint,
     prune_checkpoints,
     remove_incomplete_checkpoints,
     seal_checkpoint,
 )
+from tests.model.builders import byte_tokenizer
 
 FACTS = {"seed": 1, "rows": 20}
 
@@ -78,3 +80,19 @@ def test_the_newest_are_kept(tmp_path: Path, keep: int) -> None:
         checkpoint(tmp_path, step)
     prune_checkpoints(tmp_path, keep)
     assert {int(path.name.removeprefix("checkpoint-")) for path in tmp_path.iterdir()} == set([10, 9, 2, 1][:keep])
+
+
+def test_a_disk_that_is_full_for_the_tokenizer_is_an_error_that_says_where_the_training_goes_on(tmp_path: Path) -> None:
+    checkpoint(tmp_path, 3)
+    tokenizer = byte_tokenizer(bos=True).backend_tokenizer
+    full = Path("/dev/full")
+    with (
+        pytest.raises(CodetuneError, match=r"/dev/full cannot be written \(No space .*continues from .* step 3\)"),
+        explain_full_disk(full, tmp_path, "the tokenizer"),
+    ):
+        tokenizer.save(str(full))
+
+
+def test_another_exception_than_that_of_a_full_disk_stays_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="shape"), explain_full_disk(tmp_path, tmp_path, "weights"):
+        raise ValueError("shape")
