@@ -38,7 +38,7 @@ def project(tmp_path: Path) -> Path:
         (
             {"train__method": "lora", "train__lora__target_modules": ["no_proj"]},
             ProjectError,
-            r"target_modules: no_proj is no module of LlamaForCausalLM.*, q_proj, ",
+            r"target_modules: no_proj is not a module of LlamaForCausalLM.*, q_proj, ",
         ),
         ({"generate__backend": "vllm"}, ProjectError, "vllm is not installed"),
         ({"generate__prompt": "chat"}, ModelError, "has no chat template"),
