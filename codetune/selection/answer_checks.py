@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from codetune.records import Example
 
 FENCED = re.compile(r"^[ \t]*```[ \t]*([\w+#.-]*)[^\n]*\n(.*?)^[ \t]*```[ \t]*$", re.MULTILINE | re.DOTALL)
+FENCE_LINE = re.compile(r"^[ \t]*```.*$", re.MULTILINE)
 PYTHON = ("python", "py", "python3")
 DEFINITION = re.compile(
     r"^(?:(?:async )?def \w+\(.*\)(?: *->[^:=]+)?|class \w+(?:\(.*\))?) *: *(?:#.*)?$", re.MULTILINE
@@ -64,7 +65,8 @@ def example_programs(examples: Iterable[Example]) -> Iterator[ExampleProgram]:
         program = find_program(example.answer)
         tree = None if program is None else _parsed(program)
         if program is not None and isinstance(tree, ast.Module):
-            sessions = tuple(text for text in (*_docstrings(tree), *_told_sessions(example, tree)) if SESSION in text)
+            told = (*map(_without_fences, _docstrings(tree)), *_told_sessions(example, tree))
+            sessions = tuple(text for text in told if SESSION in text)
             assertions = tuple(_told_assertions(example, tree))
             if sessions or assertions:
                 yield ExampleProgram(example.id, program, sessions, assertions)
@@ -178,13 +180,18 @@ def _told_sessions(example: Example, tree: ast.Module) -> Iterator[str]:
     if SESSION not in example.instruction:
         return
     try:
-        told = doctest.DocTestParser().get_examples(example.instruction)
+        told = doctest.DocTestParser().get_examples(_without_fences(example.instruction))
     except ValueError:  # no space after the prompt, for instance
         return
     if told and all(_calls(one.source, tree) for one in told):
         yield "\n".join(
             f"{SESSION} " + one.source.rstrip("\n").replace("\n", "\n... ") + f"\n{one.want}" for one in told
         )
+
+
+def _without_fences(text: str) -> str:
+    """The text with empty lines in the place of fences, which would be read as what an example gives."""
+    return FENCE_LINE.sub("", text)
 
 
 def _told_assertions(example: Example, tree: ast.Module) -> Iterator[str]:

@@ -37,24 +37,28 @@ MOST_KEPT = 32  # rows of one bucket that the others are compared with: bounds t
 class Sketches:
     """What is kept of each row."""
 
-    ids: NDArray[np.uint64]  # [N]
+    order: NDArray[np.int64]  # [N] the positions in the data set, by ascending id
+    ids: NDArray[np.uint64]  # [N] ascending
     texts: NDArray[np.uint64]  # [N] digests of the tokens
-    bands: NDArray[np.uint32]  # [N, B] digests of each band of the MinHash signature; B is 0 for exact ones alone
+    signatures: NDArray[np.uint32]  # [N, B] in the order of the data set; B is 0 for exact duplicates alone
 
     @classmethod
     def of(cls, examples: Iterable[Example], near: bool) -> Sketches:
-        ids, texts, bands = array("Q"), array("Q"), array("I")
+        ids, texts, signatures = array("Q"), array("Q"), array("I")
         for example in examples:
             tokens = _tokens(example)
             ids.append(int(example.id, 16))
             texts.append(int.from_bytes(blake2b("\0".join(tokens).encode(), digest_size=8).digest()))
             if near:
-                bands.extend(_bands(_shingles(tokens)))
-        columns = np.frombuffer(bands, dtype=np.uint32).reshape(len(ids), BANDS if near else 0)
-        order = np.argsort(np.frombuffer(ids, dtype=np.uint64))
-        return cls(
-            np.frombuffer(ids, dtype=np.uint64)[order], np.frombuffer(texts, dtype=np.uint64)[order], columns[order]
-        )
+                signatures.extend(_bands(_shingles(tokens)))
+        id_column, text_column = (np.frombuffer(column, dtype=np.uint64) for column in (ids, texts))
+        order = np.argsort(id_column)
+        bands = np.frombuffer(signatures, dtype=np.uint32).reshape(len(ids), BANDS if near else 0)
+        return cls(order, id_column[order], text_column[order], bands)
+
+    def bands(self) -> Iterator[NDArray[np.uint32]]:
+        """A digest [N] of each band of the MinHash signatures; one at a time, so that they are never copied whole."""
+        return (self.signatures[self.order, band] for band in range(self.signatures.shape[1]))
 
 
 def find_duplicates(
@@ -72,7 +76,7 @@ def find_duplicates(
     def shingles_of(row: int) -> frozenset[str]:
         return _shingles(_tokens(read(unpack_id(int(sketches.ids[row])))))
 
-    for band in sketches.bands.T:
+    for band in sketches.bands():
         for bucket in _buckets(band, kept_by):
             for row, kept in _repeats(bucket, shingles_of):
                 kept_by[row] = kept

@@ -125,6 +125,7 @@ DOCTEST = 'def f(x):\n    """Adds one.\n\n    >>> f(1)\n    2\n    """\n    retu
     [
         (DOCTEST, "", ("Adds one.\n\n>>> f(1)\n2",), ()),
         (CODE, "Add one.\n>>> f(1)\n2\n", (">>> f(1)\n2\n",), ()),
+        (CODE, "```\n>>> f(1)\n2\n```", (">>> f(1)\n2\n",), ()),
         (CODE, "It must hold that\n    assert f(1) == 2\n    assert f(2) == g(3)\n", (), ("assert f(1) == 2",)),
         (CODE, ">>> f(unknown)\n2\n", None, None),
         (CODE, ">>> g(1)\n2\n", None, None),
