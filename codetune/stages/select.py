@@ -59,7 +59,7 @@ from codetune.stages.stage import (
     StageResult,
 )
 from codetune.store import row_artefacts
-from codetune.store.examples import example_ids, read_ids, read_lines
+from codetune.store.examples import DUPLICATE, example_ids, first_of_duplicates, read_ids, read_lines
 from codetune.store.manifest import read_manifest
 
 CHUNK_ROWS = 4096
@@ -198,10 +198,11 @@ def _excluded(
     context: RunContext, inputs: SelectionInputs, exclusions: Exclusions, taken: SelectedRows
 ) -> Iterator[tuple[Refusal | str, str, Mapping[str, float]]]:
     """Every row that was not taken, in data-set order, why, and what is known of it in figures."""
-    index, is_taken = IdIndex(inputs.ids), IdIndex(taken.ids)
+    index, is_taken, repeated = IdIndex(inputs.ids), IdIndex(taken.ids), first_of_duplicates(context.run)
     for row in read_ids(context.run) if inputs.ifd is None else row_artefacts.read_scores(context.run):
         if isinstance(row, Refusal):
-            yield row, f"refused: {row.reason}", {}
+            first = repeated.get(row.reason)
+            yield row, f"refused: {row.reason}" if first is None else f"{DUPLICATE}{first}", {}
             continue
         row_id = row if isinstance(row, str) else row.id
         position = index.find(row_id)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ID = slice(8, 24)  # 16 hex digits, after `{"id": "`
+DUPLICATE = "duplicate of "  # begins the reason of a row with the messages of an earlier one; its place follows
 BEFORE_MESSAGES = b'", "messages"'  # follows the id in the line of a usable row
 
 
@@ -80,6 +81,14 @@ def read_ids(run: Run) -> Iterator[str | Refusal]:
     """The id of each usable row, and each refused row, in data-set order; about ten times as fast as `read_rows`."""
     for line in _lines(run):
         yield line[ID].decode("ascii") if is_usable(line) else _read_refusal(line)
+
+
+def first_of_duplicates(run: Run) -> dict[str, str]:
+    """The reason of each duplicate that was refused as it was read -> the id of the row that it repeats."""
+    refused = (row.reason for row in read_ids(run) if isinstance(row, Refusal))
+    places = {reason.removeprefix(DUPLICATE): reason for reason in refused if reason.startswith(DUPLICATE)}
+    rows = read_examples(run) if places else iter(())
+    return {places[row.at]: row.id for row in rows if row.at in places}
 
 
 def example_ids(run: Run) -> NDArray[np.uint64]:

@@ -61,7 +61,8 @@ def test_a_near_duplicate_is_told_with_its_jaccard_index(selected: RunContext) -
 
 def test_a_row_without_an_id_is_known_by_its_place(selected: RunContext) -> None:
     found = explain_row(selected, "data.jsonl:15")
-    assert found.row["why"] == "refused: duplicate of data.jsonl:1"
+    first = documents(selected.run.examples)[0]["id"]
+    assert found.row["why"] == f"duplicate of {first}"
     assert (found.text, found.harder) == ("", None)
 
 
