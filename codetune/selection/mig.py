@@ -28,7 +28,7 @@ def mig_rows(vectors: RowVectors, cluster: NDArray[np.int32], quality: Floats, q
 
 
 class _Information:
-    def __init__(self, rows: Floats) -> None:
+    def __init__(self, rows: Vectors) -> None:
         self.rows = rows  # [N, K]
         self.labels = np.zeros(rows.shape[1])  # [K], what the taken rows hold together
 
@@ -37,7 +37,7 @@ class _Information:
 
 
 class _InformationGains:
-    def __init__(self, information: _Information, rows: Floats) -> None:
+    def __init__(self, information: _Information, rows: Vectors) -> None:
         self._information, self._rows = information, rows  # [M, K]
 
     def gains(self, which: RowIndices | slice) -> Floats:
@@ -50,12 +50,16 @@ class _InformationGains:
         self._information.labels += self._rows[which]
 
 
-def _information(vectors: RowVectors, cluster: NDArray[np.int32], quality: Floats) -> Floats:
+def _information(vectors: RowVectors, cluster: NDArray[np.int32], quality: Floats) -> Vectors:
     """What each row adds to each label: [N, K]."""
     centroids = _centroids(vectors, cluster)
-    shared = _shared_labels(centroids)
-    shares = [_softmax(chunk @ centroids.T / TEMPERATURE) @ shared for chunk in vectors.chunks()]
-    return quality[:, None] * np.round(np.concatenate([np.empty((0, len(centroids))), *shares]), DIGITS)
+    shared, first = _shared_labels(centroids), 0
+    information = np.empty((len(vectors), len(centroids)), dtype=np.float32)
+    for chunk in vectors.chunks():
+        rows = slice(first, first := first + len(chunk))
+        shares = np.round(_softmax(chunk @ centroids.T / TEMPERATURE) @ shared, DIGITS)
+        information[rows] = quality[rows, None] * shares
+    return information
 
 
 def _centroids(vectors: RowVectors, cluster: NDArray[np.int32]) -> Vectors:

@@ -21,7 +21,7 @@ from codetune.selection.row_vectors import RowIndices, RowVectors, Vectors, map_
 
 LEARNING_RATE, ITERATIONS, TEMPERATURE, BALANCE = 1e-3, 300, 0.07, 1.0  # as published
 MOMENTUM, SCALE_MOMENTUM, EPSILON = 0.9, 0.999, 1e-8  # of Adam (Kingma and Ba 2015), its defaults
-CELL_ROWS = 1024
+CELL_ROWS = 512
 DIRECTION_ROWS, DIRECTION_STEPS = 2048, 16  # a sample and power iterations find the direction of largest variance
 
 

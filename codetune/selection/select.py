@@ -133,10 +133,11 @@ def require_selected_rows(result: SelectionResult, settings: Selection) -> None:
 
 def _require_count(settings: Selection, rows: int, eligible: int) -> None:
     if settings.count is not None and settings.count > eligible:
+        reasons = "have no score, repeat others, hold benchmark tasks, fail a check or are mismatched pairs"
+        others = f"; the others {reasons}" if rows > eligible else ""
         raise DataError(
-            f"select.count is {settings.count:,}, and {eligible:,} of {rows:,} rows are eligible: the others have no "
-            "score, repeat others, hold benchmark tasks, fail a check or are mismatched pairs. Expected: at most "
-            f"{eligible:,}. Lower select.count, or add rows to the data set"
+            f"select.count is {settings.count:,}, and {eligible:,} of {rows:,} rows are eligible{others}. Expected: at "
+            f"most {eligible:,}. Lower select.count, or add rows to the data set"
         )
 
 
