@@ -3,7 +3,7 @@
 Two rows are near duplicates if the sets of their shingles (three tokens in a row, of instruction and answer) have a
 Jaccard index of 0.8 or more. Candidates are found by MinHash (Broder 1997) in bands (Leskovec et al., Mining of Massive
 Datasets, sec. 3.4), and each is compared by its text, so that no estimate decides. Of rows that repeat each other the
-one with the smallest id is kept; the order of the data set changes nothing. Takes some 90 bytes a row.
+one with the smallest id is kept; the order of the data set changes nothing. Takes some 90 bytes of memory a row.
 
 Does not find rows that say the same in other words.
 
@@ -16,6 +16,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,34 +41,39 @@ class Sketches:
     order: NDArray[np.int64]  # [N] the positions in the data set, by ascending id
     ids: NDArray[np.uint64]  # [N] ascending
     texts: NDArray[np.uint64]  # [N] digests of the tokens
-    signatures: NDArray[np.uint32]  # [N, B] in the order of the data set; B is 0 for exact duplicates alone
+    signatures: NDArray[np.uint32]  # [N, B] in the order of the data set, in a file; B is 0 for exact duplicates alone
 
     @classmethod
-    def of(cls, examples: Iterable[Example], near: bool) -> Sketches:
-        ids, texts, signatures = array("Q"), array("Q"), array("I")
+    def of(cls, examples: Iterable[Example], near: bool, file: BinaryIO) -> Sketches:
+        """`file` is empty, and keeps the signatures."""
+        ids, texts = array("Q"), array("Q")
         for example in examples:
             tokens = _tokens(example)
             ids.append(int(example.id, 16))
             texts.append(int.from_bytes(blake2b("\0".join(tokens).encode(), digest_size=8).digest()))
             if near:
-                signatures.extend(_bands(_shingles(tokens)))
+                file.write(_bands(_shingles(tokens)))
+        file.flush()
         id_column, text_column = (np.frombuffer(column, dtype=np.uint64) for column in (ids, texts))
         order = np.argsort(id_column)
-        bands = np.frombuffer(signatures, dtype=np.uint32).reshape(len(ids), BANDS if near else 0)
-        return cls(order, id_column[order], text_column[order], bands)
+        signatures = np.empty((len(ids), 0), dtype=np.uint32)
+        if near and len(ids):
+            signatures = np.memmap(file, dtype=np.uint32, mode="r", shape=(len(ids), BANDS))
+        return cls(order, id_column[order], text_column[order], signatures)
 
     def bands(self) -> Iterator[NDArray[np.uint32]]:
-        """A digest [N] of each band of the MinHash signatures; one at a time, so that they are never copied whole."""
-        return (self.signatures[self.order, band] for band in range(self.signatures.shape[1]))
+        """A digest [N] of each band of the MinHash signatures, one at a time."""
+        return (self.signatures[:, band][self.order] for band in range(self.signatures.shape[1]))
 
 
 def find_duplicates(
-    examples: Iterable[Example], read: Callable[[str], Example], near: bool
+    examples: Iterable[Example], read: Callable[[str], Example], near: bool, file: BinaryIO
 ) -> Iterator[tuple[str, str]]:
     """(id, why) of each row that repeats a row with a smaller id, which is kept: "duplicate of ID" where they differ in
-    white space at most, else, if `near`, "near duplicate of ID". `read` gives an example again by its id. Between a
-    near duplicate and the row that is kept there may stand others that are dropped as well."""
-    sketches = Sketches.of(examples, near)
+    white space at most, else, if `near`, "near duplicate of ID". `read` gives an example again by its id; `file` is
+    empty, and is used for 64 bytes a row. Between a near duplicate and the row that is kept there may stand others that
+    are dropped as well."""
+    sketches = Sketches.of(examples, near, file)
     kept_by = np.arange(len(sketches.ids))  # [N] the row that each one repeats; itself where it is kept
     for bucket in _buckets(sketches.texts, kept_by):
         kept_by[bucket] = bucket[0]
@@ -111,14 +117,14 @@ def _shingles(tokens: list[str]) -> frozenset[str]:
     return frozenset(" ".join(lower[first : first + SHINGLE_TOKENS]) for first in range(count))
 
 
-def _bands(shingles: frozenset[str]) -> list[int]:
-    """A digest for each band of the signature."""
+def _bands(shingles: frozenset[str]) -> bytes:
+    """A digest of four bytes for each band of the signature."""
     sketch = RMinHash(num_perm=BANDS * BAND_ROWS, seed=SEED)
     sketch.update(list(shingles))
     content = np.array(sketch.digest(), dtype="<u4").tobytes()
     size = 4 * BAND_ROWS
     parts = (content[first : first + size] for first in range(0, len(content), size))
-    return [int.from_bytes(blake2b(part, digest_size=4).digest()) for part in parts]
+    return b"".join(blake2b(part, digest_size=4).digest() for part in parts)
 
 
 def _buckets(keys: NDArray[np.uint64] | NDArray[np.uint32], kept_by: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -57,10 +58,9 @@ def find_exclusions(context: RunContext, refused: NDArray[np.uint64]) -> Exclusi
         return (row for row in rows if row.id not in found.why and known.find(row.id) is None)
 
     if settings.deduplicate != "none":
-        with open_lines(context.run) as line_of:
-            rows = rest("rows that repeat others")
-            repeats = find_duplicates(rows, lambda row: read_example(line_of(row)), settings.deduplicate == "near")
-            found.why.update(repeats)
+        near, rows = settings.deduplicate == "near", rest("rows that repeat others")
+        with open_lines(context.run) as line_of, TemporaryFile(dir=context.run.directory) as file:
+            found.why.update(find_duplicates(rows, lambda row: read_example(line_of(row)), near, file))
     if problems := _problems(context, found.facts):
         found.why.update(find_leaks(rest("rows that hold tasks of benchmarks"), problems))
     if checks := [name for name in settings.checks if name in CHECKS]:

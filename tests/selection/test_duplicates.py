@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from tempfile import TemporaryFile
 
 import pytest
 
@@ -23,7 +24,8 @@ def text(changed: int, name: str = "other") -> str:
 
 def found_in(rows: Sequence[Example], near: bool = True) -> dict[str, str]:
     by_id = {row.id: row for row in rows}
-    return dict(find_duplicates(rows, by_id.__getitem__, near))
+    with TemporaryFile() as file:
+        return dict(find_duplicates(rows, by_id.__getitem__, near, file))
 
 
 def rows_of(*texts: str) -> list[Example]:
