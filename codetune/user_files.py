@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
-from codetune.errors import DataError, InputError
+from codetune.errors import DataError, InputError, first_line
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -38,6 +38,8 @@ def require_plain_file(path: Path, error: type[InputError] = DataError) -> None:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         return
+    except ValueError as why:
+        raise error(f"{str(path)!r} cannot be a path: {first_line(why)}. Expected: a plain file. Fix the name.") from why
     except OSError as why:
         raise error(f"{path} cannot be read: {why.strerror}. Expected: a plain file. Fix the name.") from why
     if not stat.S_ISREG(mode):

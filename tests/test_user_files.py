@@ -40,6 +40,11 @@ def test_what_is_no_plain_file_is_named(tmp_path: Path) -> None:
             require_plain_file(path, ProjectError)
 
 
+def test_a_name_with_a_null_character_can_be_no_path() -> None:
+    with pytest.raises(DataError, match="cannot be a path: embedded null byte"):
+        require_plain_file(Path("a\0b"))
+
+
 def test_a_file_unpacks_up_to_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.gz").write_bytes(gzip.compress(b"x\n" * 100_000))
     monkeypatch.setattr(user_files, "UNPACKED_BYTES", 200_000)
