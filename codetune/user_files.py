@@ -39,7 +39,7 @@ def require_plain_file(path: Path, error: type[InputError] = DataError) -> None:
     except (FileNotFoundError, NotADirectoryError):
         return
     except ValueError as why:
-        raise error(f"{str(path)!r} cannot be a path: {first_line(why)}. Expected: a plain file. Fix the name.") from why
+        raise error(f"{str(path)!r} cannot be a path ({first_line(why)}). Expected: a file. Fix the name.") from why
     except OSError as why:
         raise error(f"{path} cannot be read: {why.strerror}. Expected: a plain file. Fix the name.") from why
     if not stat.S_ISREG(mode):
