@@ -125,7 +125,7 @@ def test_a_benchmark_in_evalplus_format_is_one_record(
         name="twice",
         task_prefix="Twice/",
         source=EvalPlusDownload("TWICE_OVERRIDE_PATH", "Twice", "v1"),
-        output_rules={"double": MBPP_RULES["sum_div"]},  # right, or 0
+        output_rules={"double": MBPP_RULES["are_equivalent"]},  # anything that is returned
         rebuild_inputs=_twice_the_arguments,
         stop_strings=lambda _: ("\nEND",),
         instruction=lambda task: f"Double: {task.prompt}",
@@ -137,7 +137,9 @@ def test_a_benchmark_in_evalplus_format_is_one_record(
     assert task.base_input == [[1, 1], [2, 2]]
     assert spec_of(task.task_id).stop_strings(task) == ("\nEND",)
     assert spec_of(task.task_id).instruction(task).startswith("Double: def")
-    solutions = [Solution("Twice/0", f"def double(x, y): return {value}", sample) for sample, value in enumerate("01")]
+    solutions = [
+        Solution("Twice/0", f"def double(x, y): return {value}", sample) for sample, value in enumerate(("0", "1 / 0"))
+    ]
     assert [verdict.plus for verdict in judge([task], solutions, expected, 1, "none")] == ["pass", "fail"]
 
 

@@ -54,7 +54,7 @@ class Row:
 
 def draw_rows(path: Path, tokenizer: PreTrainedTokenizerBase, count: int, seed: int) -> list[Row]:
     """Rows of a draw of `count` that are short enough, in random order."""
-    draw, settings = random.Random(seed), Dataset(instruction="instruction", response="output")
+    draw, settings = random.Random(seed), Dataset(path=str(path), instruction="instruction", response="output")
     examples = [row for row in read_examples(settings, str(path)) if isinstance(row, Example)]
     pool = draw.sample(examples, min(len(examples), count))
     prompts = [fill_prompt(Scoring().prompt, row.instruction) for row in pool]
