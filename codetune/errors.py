@@ -56,7 +56,7 @@ def first_line(error: BaseException) -> str:
 def unusable_directory(directory: Path, why: OSError, advice: str) -> CodetuneError:
     """The error for a directory of the user's that cannot be made or written to: a file in its place or above it, a
     link to nothing, a name that is too long, no permission. Of a full disk the error of `writing_failed`."""
-    if why.errno in (errno.ENOSPC, errno.EDQUOT) and (failed := writing_failed(why)):
+    if why.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and (failed := writing_failed(why)):
         return failed
     there = next((path for path in (directory, *directory.parents) if os.path.lexists(path)), directory)
     found = f"{there} {'is a link to nothing' if there.is_symlink() else 'is a file'}"

@@ -246,7 +246,7 @@ def test_status_says_how_far_a_running_stage_is_and_which_process_runs_it(tmp_pa
         log.append(examples[:7], [b"{}"] * 7)
     with locked(context.run, "score", None), locked(context.run, "sanitize-tasks-base", None):
         lines = {line.stage: line.detail for line in workflow.status(context)}
-    process = rf"Process {os.getpid()} on .*, since [\d:]+: codetune .*"
+    process = rf"Process {os.getpid()} on .*, since [\d:]+: codetune.*"
     assert re.fullmatch(f"7 of 20 rows; score is running: {process}", lines["score"])
     assert re.fullmatch(f"sanitize is running: {process}", lines["tasks base"])
     assert {line.stage: line.detail for line in workflow.status(context)}["score"] == "7 of 20 rows"

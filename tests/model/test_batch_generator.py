@@ -259,8 +259,9 @@ def test_the_window_limits_every_row_by_its_own_length(tokenizer: PreTrainedToke
     long, short = prompts(1)[0] + [5] * (126 - len(prompts(1)[0])), [9]
     texts = completed(model, tokenizer, [long, short], 10)
     assert texts == [*completed(model, tokenizer, [long], 2), *completed(model, tokenizer, [short], 10)]
-    with pytest.raises(InputError, match="128 tokens fills the model's window of 128"):
-        completed(model, tokenizer, [[1] * 128], 10)
+    generator = BatchGenerator(model, tokenizer, [], Generation(max_new_tokens=10))
+    full, nearly = (GenerationRequest((1,) * tokens, (), "") for tokens in (128, 127))
+    assert [generator.refusal(full), generator.refusal(nearly)] == ["prompt fills the model's window of 128 tokens", ""]
 
 
 def test_a_prompt_token_without_an_embedding_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:

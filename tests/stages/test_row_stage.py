@@ -65,7 +65,7 @@ def test_shards_of_several_processes_have_a_log_each_and_give_the_bytes_of_one(
 
 def test_a_part_of_a_shard_that_is_somebody_elses_shard_is_not_done_twice_at_once(tmp_path: Path) -> None:
     context = context_of(make_small_world(tmp_path), **FLAGS, launch__processes=2)
-    with locked(context.run, "score", (2, 4)), pytest.raises(BusyError, match="score-2-of-4 is being made"):
+    with locked(context.run, "score", (2, 4)), pytest.raises(BusyError, match="is already running score-2-of-4"):
         pipeline.score(context, (0, 2))
 
 
