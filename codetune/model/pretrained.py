@@ -25,7 +25,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.initialization import no_init_weights
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from codetune.errors import CodetuneError, ModelError, first_line
 from codetune.launch.devices import is_out_of_memory
@@ -82,7 +82,8 @@ def read_network(path: Path, **options: Any) -> tuple[PreTrainedModel, Mapping[s
     """The network in the directory, and what transformers says about its weights. Raises ModelError before memory is
     allocated if the configuration describes more weights than the files can hold."""
     with _loading(path):
-        if not is_deepspeed_zero3_enabled():  # under ZeRO-3 DeepSpeed divides weights as they are made: no outline
+        # Under ZeRO-3 DeepSpeed divides the weights as they are made: there is no outline.
+        if not is_deepspeed_zero3_enabled():  # type: ignore[no-untyped-call]
             _require_enough_bytes(path, build_outline(read_configuration(path)))
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, use_safetensors=True, output_loading_info=True, **LOCAL_ONLY, **options
