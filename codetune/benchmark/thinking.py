@@ -11,7 +11,8 @@ from __future__ import annotations
 import re
 
 WORDS = "think|seed:think|thinking|thought|thoughts|reasoning"
-TAG = re.compile(rf"<(?P<close>/?)(?P<word>{WORDS})>|\[(?P<close2>/?)(?P<word2>THINK)\]", re.IGNORECASE)
+TAG = re.compile(rf"</?(?:{WORDS})>|\[/?THINK\]|◁/?think▷|<\|(?:begin|end)_of_thought\|>", re.IGNORECASE)
+AROUND_THE_WORD = re.compile(r"[^a-z:_]|begin|end")
 BLANK = " \t\r"
 
 
@@ -20,8 +21,8 @@ def without_thinking(text: str) -> str:
     kept: list[str] = []
     begin, thinking = 0, ""
     for tag in TAG.finditer(text):
-        word = (tag["word"] or tag["word2"]).lower()
-        closes = bool(tag["close"] or tag["close2"])
+        whole = tag[0].lower()
+        word, closes = AROUND_THE_WORD.sub("", whole), whole[1] == "/" or whole.startswith("<|end")
         if thinking:
             if closes and word == thinking:
                 begin, thinking = tag.end(), ""

@@ -24,6 +24,9 @@ DRAFT = "```python\ndef double(x):\n    y = x\n    y = y * 3\n    z = y\n    ret
         ("<think>a</think>b\n<think>c</think>d", "b\nd"),
         ("<think>a</think> <think>b</think>c", " c"),
         ("<seed:think>a</seed:think>b", "b"),
+        ("◁think▷a◁/think▷b", "b"),
+        ("<|begin_of_thought|>a<|end_of_thought|>b", "b"),
+        ("a\n<|end_of_thought|>\nb", "\nb"),
         ("<think>a<think>b</think>c\n</think>d", "d"),  # in each other
         ("a\n</think>\nb", "\nb"),  # the prompt had opened it
         ("a. So it is done.</think>\nb", "\nb"),
