@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from codetune.stages.stage import RunContext
 
 # Commands of the contract that this version lacks; values of the project file: project.NOT_IN_THIS_VERSION.
-NOT_IN_THIS_VERSION = ("plan", "sweep", "report", "doctor")
+NOT_IN_THIS_VERSION = ("plan", "sweep", "slurm", "report", "doctor")
 
 
 class _Commands(TyperGroup):

@@ -35,8 +35,8 @@ from rich.text import Text
 from codetune.errors import CodetuneError, UsageError
 from codetune.text import visible
 
-# Not where its help is named: `codetune score --help`.
 RUN_KEYS = ("name", "output_dir")  # keys of the project file that say which run is meant
+# Not where its help is named: `codetune score --help`.
 NAMED_COMMAND = r"\bcodetune (?:score|embed|select|train|generate|sanitize|evaluate|eval|run|status)\b(?! --help)"
 T = TypeVar("T")
 SECONDS_BETWEEN_UPDATES = 0.1  # of a bar: rich takes 0.25 ms for each, more than to read a row of a data set

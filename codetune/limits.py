@@ -10,14 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from codetune.errors import CodetuneError
-
 REPEAT_SECONDS = 1.0  # after the limit, for code that catches the first error
 PAGES = Path("/proc/self/statm")  # the first number: pages of address space
 
 
 @contextmanager
-def limited_time(seconds: float, refusal: Callable[[], CodetuneError]) -> Iterator[None]:
+def limited_time(seconds: float, refusal: Callable[[], BaseException]) -> Iterator[None]:
     """Raises `refusal()` after so many seconds of this process's own computing time: other processes, and a machine
     that sleeps, do not count. Only the main thread of a process takes signals; others have no limit."""
     if threading.current_thread() is not threading.main_thread():

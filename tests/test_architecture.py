@@ -32,7 +32,7 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "errors": (),
     "text": (),
     "user_files": ("errors",),
-    "limits": ("errors",),
+    "limits": (),
     "records": ("project", "errors"),
     "project": ("errors", "text", "user_files"),
     "console": ("records", "errors", "text"),

@@ -5,14 +5,13 @@ take any time to take apart, and nothing that it holds may stop the others."""
 from __future__ import annotations
 
 import json
-import resource
-import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from codetune.benchmark.sanitize import SanitizedSample, sanitize
 from codetune.benchmark.worker_pool import Answer, WorkerTimedOut, run_jobs
+from codetune.limits import limited_memory, limited_time
 from codetune.records import Completion, Problem, Solution
 
 MOST_CHARACTERS = 1_000_000
@@ -49,22 +48,14 @@ class ExtractProgram:
     def perform(self) -> Mapping[str, object]:
         if len(_text(self.sample)) > MOST_CHARACTERS:
             return {"given_up": f"it has over {MOST_CHARACTERS:,} characters"}
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
-        signal.signal(signal.SIGPROF, _end)
-        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
         try:
-            found = sanitize(self.problem, self.sample)
+            with limited_time(CPU_SECONDS, BudgetError), limited_memory(MEMORY_BYTES):
+                found = sanitize(self.problem, self.sample)
         except BudgetError:
             return {"given_up": f"no program was found in {CPU_SECONDS} s"}
         except (MemoryError, RecursionError) as why:
             return {"given_up": f"it is too deep or too large ({type(why).__name__})"}
-        finally:
-            signal.setitimer(signal.ITIMER_PROF, 0)
         return {"solution": found.solution.solution, "changed": found.changed, "parses": found.parses}
-
-
-def _end(*_: object) -> None:
-    raise BudgetError
 
 
 def _sanitized(sample: Completion | Solution, answer: Answer) -> SanitizedSample:

@@ -135,7 +135,7 @@ def _tokenizer_errors(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
         yield
     except (CodetuneError, KeyboardInterrupt, SystemExit, MemoryError):
         raise
-    except BaseException as error:
+    except BaseException as error:  # a panic of Rust code derives from it directly
         raise ModelError(
             f"The tokenizer in {tokenizer.name_or_path} fails on a text ({type(error).__name__}: {first_line(error)}). "
             "Expected: a tokenizer that reads every text. Copy its files there again from its source."

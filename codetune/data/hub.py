@@ -108,7 +108,7 @@ def _require_known(name: str, kind: RepositoryKind) -> None:
     if isinstance(failure, RepositoryNotFoundError):
         raise NOT_FOUND_ERRORS[kind](
             f"{missing}, and the Hub has no {kind} of that name that you may read. Expected: a local path or the id of "
-            f"a {kind} on the hub. Fix the name, or log in if it is private: hf auth login"
+            f"a {kind} on the Hub. Fix the name, or log in if it is private: hf auth login"
         )
     raise NOT_FOUND_ERRORS[kind](
         f"{missing}, and the Hub is unreachable ({type(failure).__name__}: {first_line(failure)}). Expected: a local "

@@ -178,7 +178,7 @@ def _library_errors(loaded: str, expected: str) -> Iterator[None]:
         yield
     except (CodetuneError, KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:
+    except BaseException as error:  # a panic of Rust code derives from it directly
         if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_out_of_memory(error)):
             raise CodetuneError(
                 f"Out of memory while loading: {loaded} ({first_line(error)}). Expected: room for it. Free memory, use "

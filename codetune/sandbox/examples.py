@@ -66,7 +66,7 @@ def {ENTRY_POINT}(sessions, assertions):
             pass
         except AssertionError:
             fail(f"{{assertion}} does not hold")
-        except Exception as error:
+        except Exception as error:  # whatever the program raises
             if type(error).__name__ == "{TIMEOUT}":
                 raise
             fail(f"{{assertion}} raises {{type(error).__name__}}")

@@ -44,7 +44,7 @@ def explain_row(context: RunContext, wanted: str) -> Explanation:
     if row is None:
         raise InputError(
             f"The selection in {context.run.selection} knows no row {wanted!r}. Expected: an id, or the place of a row "
-            f"without one, as in that file and in {context.run.excluded.name}. Correct --explain"
+            f"without one, as in that file and in {context.run.excluded.name}. Fix --explain"
         )
     peers = [
         (other["why"] == TAKEN, other.get("ifd"))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peft import PeftModel
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from codetune.data.chat import require_fitting_format
@@ -81,21 +81,16 @@ def train(
 ) -> TrainingSummary:
     """Writes checkpoints and metrics in `directory`, and the finished model in `saved`.
 
-    `report` gets `{"step", "steps", "epoch", "loss", "learning_rate", "grad_norm"}` after every step, `notify` what
-    is to be known before the first one: settings that are hardly meant, the step of a checkpoint. Ctrl-C and
-    SIGTERM raise KeyboardInterrupt after the current step and a checkpoint; a second one at once. Raises StaleError
-    where the last checkpoint belongs to another training (with `replace` it is removed), DataError where no row is
-    left, ProjectError and ModelError for settings that cannot work with the model or on this machine.
-    """
+    `report` gets `{"step", "steps", "epoch", "loss", "learning_rate", "grad_norm"}` after every step, `notify` gets
+    doubtful settings and the step of a checkpoint before the first one. Ctrl-C and SIGTERM raise KeyboardInterrupt
+    after the current step and a checkpoint; a second one at once. Raises StaleError for a checkpoint of another training
+    (`replace` removes it), DataError where no row is left, ProjectError and ModelError for settings that cannot work."""
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    tokenizer, chat_format = load_tokenizer(model_path), project.model.chat_format
-    assert chat_format is not None  # found before the work began
-    require_fitting_format(chat_format, tokenizer)
+    tokenizer = _fitting_tokenizer(project, model_path)
     choice = _choose_strategy(project, model_path, group.member.local_world_size, group.count)
     rows = TokenizedRows(examples, project, tokenizer)
     token_cache = _tokenize(rows, directory, group)
-    compatibility = parallelism.checkpoint_compatibility(choice.strategy, group.count)
-    fingerprint = _fingerprint(project, model_path, token_cache, group.count, compatibility)
+    fingerprint = _fingerprint(project, model_path, token_cache, group.count, choice.strategy)
     checkpoint = _last_checkpoint(directory, fingerprint, group, replace)
     steps = total_steps(project.train, len(token_cache), group.count)
     for kind, text in _notices(project, model_path, len(token_cache), steps, group.count, checkpoint):
@@ -106,11 +101,9 @@ def train(
     arguments = training_arguments(project, base, steps, directory, choose_device())
     notify("activity", "loading the model")
     with explain_out_of_memory("the model is loaded"), base.loading(arguments):
-        network = build_model.load_base_model(project, base, group.is_first)
-        build_model.require_fit(network, project.train, token_cache)
-        model = build_model.prepare_model(network, project, base.precision)
-    saves_last_step = choice.strategy not in SHARDED
-    callbacks = TrainingCallbacks(project.train, directory, fingerprint, steps, report, group, saves_last_step)
+        model = _load_model(project, base, token_cache, group)
+    sharded = choice.strategy in SHARDED  # then no model could be made of a checkpoint of the last step
+    callbacks = TrainingCallbacks(project.train, directory, fingerprint, steps, report, group, not sharded)
     callbacks.on_train_begin(checkpoint)
     inputs = build_model.training_inputs(model, project, base, token_cache, group)
     trainer = StepTrainer(model, arguments, inputs, callbacks)
@@ -122,9 +115,7 @@ def train(
     with callbacks.interruptible():  # all steps are done: an interruption waits until the model is saved
         whole = _whole_model(trainer, model, project, base, group)
         if group.is_first:
-            with explain_full_disk(saved, directory, "the weights"):
-                export_model(whole, tokenizer, project, base.precision, rows.answer_end_tokens, saved)
-            remove_token_cache(directory / TOKENS_FILE)
+            _save(whole, tokenizer, rows.answer_end_tokens, project, base, directory, saved)
     return _summary(token_cache, rows, callbacks, choice, group.count)
 
 
@@ -134,11 +125,18 @@ def require_trainable(project: Project, model_path: Path, processes_here: int, p
     choice = _choose_strategy(project, model_path, processes_here, processes)
     precision = build_model.arithmetic_precision(project, model_path)
     require_supported(project.train, precision, choose_device())
+    chat_format = project.model.chat_format
+    assert chat_format is not None
+    training_tokens(_fitting_tokenizer(project, model_path), chat_format, PROBE, project.train.max_length, "drop")
+    build_model.require_preparable(project, BaseModel(model_path, precision, choice.strategy))
+
+
+def _fitting_tokenizer(project: Project, model_path: Path) -> PreTrainedTokenizerBase:
+    """Raises ModelError for a chat format that does not fit the tokenizer."""
     tokenizer, chat_format = load_tokenizer(model_path), project.model.chat_format
     assert chat_format is not None  # found before the work began
     require_fitting_format(chat_format, tokenizer)
-    training_tokens(tokenizer, chat_format, PROBE, project.train.max_length, "drop")
-    build_model.require_preparable(project, BaseModel(model_path, precision, choice.strategy))
+    return tokenizer
 
 
 def _notices(
@@ -193,7 +191,7 @@ def _last_checkpoint(
 
 
 def _fingerprint(
-    project: Project, model_path: Path, token_cache: TokenCache, processes: int, strategy: str
+    project: Project, model_path: Path, token_cache: TokenCache, processes: int, strategy: ParallelStrategy
 ) -> dict[str, object]:
     """Everything that a checkpoint must share with the training that continues it."""
     free = {key.removeprefix("train.") for key in free_on_resume()}
@@ -209,9 +207,17 @@ def _fingerprint(
         STEP_SAMPLES: samples_per_step(project.train, processes),
         "files of the base model": {file.name: file.stat().st_size for file in weights},
         "model.dtype": project.model.dtype,
-        STRATEGY: strategy,
+        STRATEGY: parallelism.checkpoint_compatibility(strategy, processes),
         **{f"train.{name}": value for name, value in settings.items()},
     }
+
+
+def _load_model(
+    project: Project, base: BaseModel, token_cache: TokenCache, group: ProcessGroup
+) -> PreTrainedModel | PeftModel:
+    network = build_model.load_base_model(project, base, group.is_first)
+    build_model.require_fit(network, project.train, token_cache)
+    return build_model.prepare_model(network, project, base.precision)
 
 
 def _whole_model(
@@ -223,6 +229,21 @@ def _whole_model(
         return model
     with parallelism.without_sharded_loading(trainer.args):
         return build_model.rebuild_model(project, base, weights)
+
+
+def _save(
+    whole: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    answer_end_tokens: frozenset[int],
+    project: Project,
+    base: BaseModel,
+    directory: Path,
+    saved: Path,
+) -> None:
+    """Writes the finished model. Raises CodetuneError for a full disk, which says where the training continues."""
+    with explain_full_disk(saved, directory, "the weights"):
+        export_model(whole, tokenizer, project, base.precision, answer_end_tokens, saved)
+    remove_token_cache(directory / TOKENS_FILE)
 
 
 def _summary(
