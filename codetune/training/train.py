@@ -83,8 +83,8 @@ def train(
 
     `report` gets `{"step", "steps", "epoch", "loss", "learning_rate", "grad_norm"}` after every step, `notify` gets
     doubtful settings and the step of a checkpoint before the first one. Ctrl-C and SIGTERM raise KeyboardInterrupt
-    after the current step and a checkpoint; a second one at once. Raises StaleError for a checkpoint of another training
-    (`replace` removes it), DataError where no row is left, ProjectError and ModelError for settings that cannot work."""
+    after the current step and a checkpoint; a second one at once. Raises StaleError for another training's checkpoint
+    (`replace` removes it), DataError where no row is left, ProjectError and ModelError for impossible settings."""
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     tokenizer = _fitting_tokenizer(project, model_path)
     choice = _choose_strategy(project, model_path, group.member.local_world_size, group.count)
