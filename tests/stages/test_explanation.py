@@ -69,7 +69,7 @@ def test_a_row_without_an_id_is_known_by_its_place(selected: RunContext) -> None
 def test_a_row_that_does_not_exist_and_a_selection_that_is_not_made_are_errors(
     selected: RunContext, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match=r"knows no row 'nothing'.*Correct --explain"):
+    with pytest.raises(InputError, match=r"knows no row 'nothing'.*Fix --explain"):
         explain_row(selected, "nothing")
     with pytest.raises(StaleError, match="Run: codetune select"):
         explain_row(context_of(make_small_world(tmp_path, 1)), "nothing")
