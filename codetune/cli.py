@@ -6,15 +6,16 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from codetune import __version__, console
-from codetune.errors import UsageError, writing_failed
+from codetune.cli_inspection import status
+from codetune.commands import app as app  # for main.py
+from codetune.commands import perform
+from codetune.errors import UsageError
 from codetune.launch.dispatch import run_follower_node
 from codetune.launch.environment import Node, current_node, parse_shard
 from codetune.options import (
@@ -49,27 +50,6 @@ if TYPE_CHECKING:
     from codetune.records import ModelRef
     from codetune.stages.stage import RunContext
 
-# Commands of the contract that this version lacks; values of the project file: project.NOT_IN_THIS_VERSION.
-NOT_IN_THIS_VERSION = ("plan", "sweep", "slurm", "report", "doctor")
-
-
-class _Commands(TyperGroup):
-    """Refuses commands that this version lacks by their name; none of them is suggested for a name with a typo."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # click's types, which typer has a copy of
-        if args[0] in NOT_IN_THIS_VERSION:
-            raise UsageError(f"codetune {args[0]} is not in this version. See: codetune --help")
-        return super().resolve_command(ctx, args)
-
-
-app = typer.Typer(
-    cls=_Commands,
-    help="Fine-tune a code LLM on the part of an instruction set that is worth training on; measure what that bought.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
 
 @app.callback(invoke_without_command=True)
 def top(
@@ -100,7 +80,7 @@ def init(
             notes=["edit it, then run: codetune run"],
         )
 
-    _perform(write, as_json)
+    perform(write, as_json)
 
 
 @app.command()
@@ -157,7 +137,7 @@ def train(
     flags = {"train.pad_mode": pad_mode, "train.method": method}
     loaded = required_project(project, set_, flags, ["train"])
     if (here := current_node(loaded.launch.nodes)).rank > 0:
-        _perform(lambda: _follow(loaded, here), as_json)
+        perform(lambda: _follow(loaded, here), as_json)
     else:
         _run_stage("train", loaded, as_json, replace=replace)
 
@@ -185,7 +165,7 @@ def generate(
         request = workflow.model_request(tasks, _model(context, model))
         return render.stage(run_stage(context, GENERATE, request))
 
-    _perform(work, as_json)
+    perform(work, as_json)
 
 
 @app.command()
@@ -215,7 +195,7 @@ def sanitize(
             request = workflow.model_request(tasks, _model(context, model))
         return render.stage(run_stage(context, SANITIZE, request))
 
-    _perform(work, as_json)
+    perform(work, as_json)
 
 
 @app.command()
@@ -254,7 +234,7 @@ def evaluate(
         (report,) = workflow.reports_in(context, [result], {request.label: path} if path else {})
         return render.one_evaluation(report)
 
-    _perform(work, as_json)
+    perform(work, as_json)
 
 
 @app.command(name="eval")
@@ -287,7 +267,7 @@ def eval_(
         reports = workflow.evaluate_models(context, part, names)
         return render.evaluation(reports, workflow.compare(context, reports))
 
-    _perform(work, as_json)
+    perform(work, as_json)
 
 
 @app.command()
@@ -314,24 +294,10 @@ def run(
         reports = workflow.reports_in(context, results)
         return render.pipeline(results, reports, workflow.compare(context, reports))
 
-    _perform(work, as_json)
+    perform(work, as_json)
 
 
-@app.command()
-def status(project: ProjectOption = None, set_: SetOption = None, as_json: JsonOption = False) -> None:
-    """Show the state of each stage (done, stale, partial or missing) and the next command."""
-    loaded = required_project(project, set_, {})
-
-    def work() -> CommandResult:
-        from codetune import render, workflow
-        from codetune.stages.stage import read_context
-
-        lines = workflow.status(read_context(loaded))
-        return render.status(
-            [dataclasses.replace(line, command=console.with_project_option(line.command)) for line in lines]
-        )
-
-    _perform(work, as_json)
+app.command()(status)
 
 
 @app.command()
@@ -351,7 +317,7 @@ def demo(
 
         return run.demo(directory, full, seed, set_ or [], replace)
 
-    _perform(work, as_json)
+    perform(work, as_json)
 
 
 def _context(project: Project) -> RunContext:
@@ -374,7 +340,7 @@ def _run_stage(name: StageName, project: Project, as_json: bool, **request: Any)
 
         return render.stage(run_stage(_context(project), stage_named(name), StageRequest(**request)))
 
-    _perform(work, as_json)
+    perform(work, as_json)
 
 
 def _explain(project: Project, row: str, as_json: bool) -> None:
@@ -385,24 +351,10 @@ def _explain(project: Project, row: str, as_json: bool) -> None:
 
         return render.explanation(explain_row(read_context(project), row))
 
-    _perform(work, as_json)
+    perform(work, as_json)
 
 
 def _follow(project: Project, here: Node) -> CommandResult:
     """On every machine but the first: what the first one begins."""
     run_follower_node(project, here)
     return console.CommandResult({"node": here.rank, "state": "done"}, f"done, as machine {here.rank} of {here.count}")
-
-
-def _perform(work: Callable[[], CommandResult], as_json: bool) -> None:
-    """Does the work and shows what came of it; says what an interrupt and a full disk mean."""
-    try:
-        with console.reserved_stdout() as output:
-            console.show(work(), as_json, output)
-    except KeyboardInterrupt:
-        console.say("Progress saved. Run the same command to continue.")
-        raise typer.Exit(130) from None
-    except OSError as why:
-        if (failed := writing_failed(why)) is None:
-            raise
-        raise failed from why

@@ -42,16 +42,30 @@ T = TypeVar("T")
 SECONDS_BETWEEN_UPDATES = 0.1  # of a bar: rich takes 0.25 ms for each, more than to read a row of a data set
 SECONDS_BETWEEN_LINES = 30.0  # of progress, where standard error is no terminal
 _warned: set[str] = set()
+_is_quiet = False  # set once, by the command line
 _LOG_FILE_WIDTH = 10_000  # characters; a message or a row of a table stays one line in a file
 _GAP = 3  # spaces between the columns of a table
 
 
 @dataclass(frozen=True, slots=True)
-class CommandResult:
-    """The result of a command: the document of `--json`, and the same as text (title, table and notes).
+class TextSection:
+    """A part of a result as text: title, table and notes.
 
     A terminal that is too narrow for the table shows it without some columns: first without those of `optional`, in
     that order, then without the last ones. `has_prose`: the last column holds sentences, which are wrapped at words."""
+
+    title: str
+    columns: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    notes: Sequence[str] = ()
+    optional: Sequence[str] = ()
+    has_prose: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CommandResult:
+    """The result of a command: the document of `--json`, and the same as text, of one section (as in `TextSection`) and
+    any more. `exit_status` is not 0 where the result itself is that something is wrong."""
 
     document: Mapping[str, object]
     title: str
@@ -60,6 +74,12 @@ class CommandResult:
     notes: Sequence[str] = ()
     optional: Sequence[str] = ()
     has_prose: bool = False
+    more: Sequence[TextSection] = ()
+    exit_status: int = 0
+
+    @property
+    def section(self) -> TextSection:
+        return TextSection(self.title, self.columns, self.rows, self.notes, self.optional, self.has_prose)
 
 
 @contextlib.contextmanager
@@ -98,14 +118,15 @@ def _write(result: CommandResult, as_json: bool, output: IO[str]) -> None:
         output.write(text.replace("\x7f", "\\u007f") + "\n")
         return
     console = Console(file=output, highlight=False, width=None if output.isatty() else _LOG_FILE_WIDTH)
-    _print(console, result.title, "bold")
-    if result.rows:
-        _write_table(result, console)
-    for line in result.notes:
-        _print(console, line, "dim")
+    for number, section in enumerate([result.section, *result.more]):
+        _print(console, f"\n{section.title}" if number else section.title, "bold", kept="\n" if number else "")
+        if section.rows:
+            _write_table(section, console)
+        for line in section.notes:
+            _print(console, line, "dim")
 
 
-def _write_table(result: CommandResult, console: Console) -> None:
+def _write_table(result: TextSection, console: Console) -> None:
     """The table with the columns that there is room for, and a line that names the others. Sentences that there is no
     room for stand below their row."""
     names = [visible(name) for name in result.columns]
@@ -128,7 +149,7 @@ def _write_table(result: CommandResult, console: Console) -> None:
 
 
 def _columns_that_fit(
-    names: Sequence[str], cells: Sequence[Sequence[str]], result: CommandResult, width: int
+    names: Sequence[str], cells: Sequence[Sequence[str]], result: TextSection, width: int
 ) -> Sequence[int]:
     """The indices of the columns to show, one at least."""
     texts = [[name, *(row[at] for row in cells)] for at, name in enumerate(names)]
@@ -191,8 +212,16 @@ def with_project_option(text: str) -> str:
     return re.sub(NAMED_COMMAND, lambda command: command[0] + added, text)
 
 
-def say(message: str) -> None:
-    _print(_stderr(), message, "dim", kept="\n")
+def set_quiet(quiet: bool) -> None:
+    """With `quiet` this command shows neither progress nor notes: its result, warnings and errors only."""
+    global _is_quiet
+    _is_quiet = quiet
+
+
+def say(message: str, *, always: bool = False) -> None:
+    """Writes a note; `always`: with `--quiet` as well."""
+    if always or not _is_quiet:
+        _print(_stderr(), message, "dim", kept="\n")
 
 
 def note(message: str) -> None:
@@ -227,12 +256,12 @@ def progress(label: str, total: int | None, unit: str, done: int = 0) -> Iterato
         _TimeColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
+        disable=_is_quiet or not console.is_terminal,
     )
     with bar:
         task = bar.add_task(visible(label), total=None, completed=done, count="", rate="")
         shown = ProgressBar(bar, task, unit, total)
-        with contextlib.nullcontext() if console.is_terminal else _lines(shown):
+        with contextlib.nullcontext() if _is_quiet or console.is_terminal else _lines(shown):
             yield shown
 
 

@@ -12,8 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
+import typer
 
-from codetune.cli import NOT_IN_THIS_VERSION, _perform
+from codetune.cli import app
+from codetune.commands import NOT_IN_THIS_VERSION, perform
 from codetune.console import CommandResult
 from codetune.errors import InputError
 from codetune.project.file import read_project
@@ -47,6 +49,13 @@ def test_help_and_mistakes_come_without_torch(arguments: list[str], tmp_path: Pa
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_command_can_be_quiet_and_completes_its_name(tmp_path: Path) -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    assert not [name for name, found in commands.items() if not any("--quiet" in part.opts for part in found.params)]
+    asked = {"COMP_WORDS": "codetune sc", "COMP_CWORD": "1", "_CODETUNE_COMPLETE": "complete_bash"}
+    assert run_codetune(cwd=tmp_path, environment=asked).stdout.split() == ["score"]
 
 
 @pytest.mark.parametrize("shard", ["8/8", "0/0", "a/b", "-1/2", "1", "1/2/3", ""])
@@ -284,7 +293,7 @@ def test_a_file_that_may_not_be_read_is_for_the_user_to_fix(tmp_path: Path, monk
         raise PermissionError(errno.EACCES, "Permission denied", str(weights))
 
     with pytest.raises(InputError, match=f"{weights} cannot be read: .*chmod u\\+rX {weights}"):
-        _perform(read, as_json=False)
+        perform(read, as_json=False)
 
 
 def test_mistakes_in_the_data_come_without_torch(tmp_path: Path) -> None:

@@ -44,6 +44,34 @@ def test_a_result_for_people_is_a_title_a_table_and_notes() -> None:
     ]
 
 
+def test_a_result_of_several_sections_has_a_blank_line_before_each_title() -> None:
+    more = [console.TextSection("padding", ["mode", "rate"], [["max_length", "77.5 %"]], ["one epoch"])]
+    lines = [line.rstrip() for line in shown(CommandResult({}, "plan", more=more), as_json=False).splitlines()]
+    assert lines == ["plan", "", "padding", "mode         rate", "max_length   77.5 %", "one epoch"]
+
+
+def test_with_quiet_only_warnings_errors_and_what_must_be_said_are_written(capfd: pytest.CaptureFixture[str]) -> None:
+    console.set_quiet(True)
+    try:
+        console.say("columns found")
+        console.say("Progress saved", always=True)
+        console.warn("few rows")
+        with console.progress("score", 9, "row") as bar:
+            assert rich_progress(bar).disable
+    finally:
+        console.set_quiet(False)
+    assert capfd.readouterr() == ("", "Progress saved\nwarning: few rows\n")
+
+
+def test_no_color_leaves_the_texts_without_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    for unset in ("FORCE_COLOR", "NO_COLOR"):
+        monkeypatch.delenv(unset, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    assert "\x1b[33m" in written_in_yellow()
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[33m" not in written_in_yellow()
+
+
 def test_text_in_brackets_is_shown_as_it_is() -> None:
     result = CommandResult({}, "[bold]title[/bold]", ["[a]"], [["[red]x[/red]"]], ["models/[v1] :smile:"])
     text = shown(result, as_json=False)
@@ -264,8 +292,14 @@ def shown_columns(result: CommandResult, width: int) -> tuple[str, ...]:
 
 def written_at(result: CommandResult, width: int) -> list[str]:
     output = io.StringIO()
-    console._write_table(result, Console(file=output, width=width))
+    console._write_table(result.section, Console(file=output, width=width))
     return [line.strip() for line in output.getvalue().splitlines()]
+
+
+def written_in_yellow() -> str:
+    output = io.StringIO()
+    console._print(Console(file=output, force_terminal=True), "warning", "yellow")
+    return output.getvalue()
 
 
 def rich_progress(bar: console.ProgressBar) -> Progress:

@@ -1,0 +1,80 @@
+"""What all commands have in common: the application that `cli.py` registers them with, `--quiet`, and how a command is
+performed: what goes to which stream, and what an interrupt and a full disk mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from codetune import console
+from codetune.console import CommandResult
+from codetune.errors import UsageError, writing_failed
+
+# Commands of the contract that this version lacks; values of the project file: project.NOT_IN_THIS_VERSION.
+NOT_IN_THIS_VERSION = ("plan", "sweep", "slurm", "report", "doctor")
+
+
+QUIET_HELP = "Show no progress and no notes: only the result, warnings and errors."
+
+
+class _Commands(TyperGroup):
+    """Gives every command `--quiet`. Refuses commands that this version lacks by their name; none of them is suggested
+    for a name with a typo."""
+
+    def __init__(self, **settings: Any) -> None:  # click's types, which typer has a copy of
+        super().__init__(**settings)
+        for command in self.commands.values():
+            command.params.append(_quiet_option())
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] in NOT_IN_THIS_VERSION:
+            raise UsageError(f"codetune {args[0]} is not in this version. See: codetune --help")
+        return super().resolve_command(ctx, args)
+
+
+def _quiet_option() -> Any:
+    """As typer makes it: the constructor of its options is another one in each version."""
+    carrier = typer.Typer(add_completion=False)
+
+    @carrier.command()
+    def command(
+        quiet: Annotated[
+            bool, typer.Option("--quiet", "-q", help=QUIET_HELP, callback=_apply, expose_value=False)
+        ] = False,
+    ) -> None:
+        """Never run."""
+
+    return typer.main.get_command(carrier).params[0]
+
+
+def _apply(quiet: bool) -> None:
+    console.set_quiet(quiet)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="Fine-tune a code LLM on the part of an instruction set that is worth training on; measure what that bought.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def perform(work: Callable[[], CommandResult], as_json: bool) -> None:
+    """Does the work and shows what came of it; says what an interrupt and a full disk mean."""
+    try:
+        with console.reserved_stdout() as output:
+            result = work()
+            console.show(result, as_json, output)
+    except KeyboardInterrupt:
+        console.say("Progress saved. Run the same command to continue.", always=True)
+        raise typer.Exit(130) from None
+    except OSError as why:
+        if (failed := writing_failed(why)) is None:
+            raise
+        raise failed from why
+    if result.exit_status:
+        raise typer.Exit(result.exit_status)
