@@ -50,7 +50,7 @@ def test_a_command_that_it_shows_is_one(command: str) -> None:
 def test_every_option_it_tells_of_exists() -> None:
     flags = {
         flag
-        for command in commands().commands.values()
+        for command in (commands(), *commands().commands.values())
         for parameter in command.params
         for flag in (*parameter.opts, *parameter.secondary_opts)
     }
