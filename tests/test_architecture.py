@@ -120,6 +120,7 @@ IMPORT_LATE = (
     "model.pretrained",  # peft, sentence_transformers and vllm, for the models that need them
     "model.load",  # peft, for the models that have adapters
     "data.source",  # the hub, for data sets that are no files here
+    "data.own_template",  # transformers' renderer, for templates that mark what is generated
     "data.files",  # pyarrow itself, for Parquet
     "data.hub",  # datasets itself
 )

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Literal
 from jinja2.exceptions import TemplateError
 
 from codetune.benchmark.benchmarks import FENCE, spec_of
-from codetune.data.chat import apply_template
 from codetune.data.control_tokens import UNREADABLE, control_tokens
+from codetune.data.own_template import apply_template
 from codetune.errors import ModelError
 from codetune.model.decoding import Decoder, GenerationRequest
 from codetune.project.sections import Generation

@@ -1,33 +1,19 @@
 """Messages -> the text that a model is trained on, and the Jinja chat template that writes the same text.
 
 A chat family is one record of `FAMILIES` (docs/method.md, section 2). The template is saved with the trained tokenizer,
-so training and generation use the same text. Every answer ends with the tokenizer's EOS. Makes no tokens."""
+so training and generation use the same text. Every answer ends with the tokenizer's EOS. The template that a tokenizer
+brings with it is in `own_template.py`. Makes no tokens."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
-from jinja2.exceptions import TemplateError
-
-from codetune.errors import ModelError, first_line
-from codetune.limits import limited_memory, limited_time
-from codetune.project.sections import ChatFormat
+from codetune.data.own_template import CharacterSpan, ChatTokenizer, RenderedChat, render_by_tokenizer
+from codetune.errors import ModelError
+from codetune.project.sections import ChatFormat, LearnedAnswers
 from codetune.records import Message
-
-CharacterSpan = tuple[int, int]  # [start, end)
-TEMPLATE_SECONDS = 20.0  # for one conversation, which takes a template less than a millisecond
-TEMPLATE_BYTES = 2**32  # room for the longest row in every form, and for what other threads take meanwhile
-
-
-@dataclass(frozen=True, slots=True)
-class RenderedChat:
-    """A conversation as text. The model is trained to write the characters of `answers`, each up to behind its EOS."""
-
-    text: str
-    answers: tuple[CharacterSpan, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,25 +69,6 @@ FAMILIES: Mapping[str, ChatFamily] = {
 }
 
 
-class ChatTokenizer(Protocol):
-    """The part of a transformers tokenizer that `render_chat` uses."""
-
-    @property
-    def eos_token(self) -> object: ...
-
-    @property
-    def all_special_tokens(self) -> list[str]: ...
-
-    @property
-    def chat_template(self) -> object: ...
-
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
-
-    def apply_chat_template(
-        self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool
-    ) -> object: ...
-
-
 def require_fitting_format(chat_format: ChatFormat, tokenizer: ChatTokenizer) -> None:
     """Raises ModelError where the tokenizer lacks special tokens of the format: it would cut them into pieces."""
     if chat_format == "tokenizer" or not (missing := _missing_tokens(chat_format, tokenizer)):
@@ -121,20 +88,22 @@ def _missing_tokens(chat_format: str, tokenizer: ChatTokenizer) -> list[str]:
 
 
 def render_chat(
-    chat_format: ChatFormat, messages: Sequence[Message], tokenizer: ChatTokenizer, bos: str
+    chat_format: ChatFormat, messages: Sequence[Message], tokenizer: ChatTokenizer, bos: str, learn: LearnedAnswers
 ) -> RenderedChat | str:
     """The conversation, as the reader of data sets lets it through, in text; or why the format cannot express it.
 
-    `bos` is the BOS token, or "" for none; `tokenizer` as format writes its own BOS. Raises ModelError for a tokenizer
-    without EOS, and for a template of its own that is missing or closes no answer."""
+    `bos` is the BOS token, or "" for none; `tokenizer` as format writes its own BOS. `learn` says which answers the
+    model is trained to write. Raises ModelError for a tokenizer without EOS, and for a template of its own that is
+    missing or closes no answer."""
     if chat_format == "tokenizer":
-        return _render_by_tokenizer(messages, tokenizer)
+        return render_by_tokenizer(messages, tokenizer, learn)
     if tokenizer.eos_token is None:
         raise ModelError(
             "The model's tokenizer has no EOS token (eos_token), so nothing would teach the model where answers end. "
             'Expected: one that it knows. Name it in tokenizer_config.json, such as "eos_token": "</s>".'
         )
-    return _render_by_family(FAMILIES[chat_format], messages, bos, str(tokenizer.eos_token))
+    rendered = _render_by_family(FAMILIES[chat_format], messages, bos, str(tokenizer.eos_token))
+    return rendered if learn == "all" else replace(rendered, answers=rendered.answers[-1:])
 
 
 def chat_template(chat_format: ChatFormat, with_bos: bool) -> str:
@@ -190,67 +159,3 @@ def _render_by_family(family: ChatFamily, messages: Sequence[Message], bos: str,
             text += message.content + eos
             answers.append((start, len(text)))
     return RenderedChat(text, tuple(answers))
-
-
-def _render_by_tokenizer(messages: Sequence[Message], tokenizer: ChatTokenizer) -> RenderedChat | str:
-    """The text of the tokenizer's own template. An answer runs from the end of its generation prompt to behind the EOS
-    that follows, or another special token in templates that close a turn by one."""
-    turns = [{"role": message.role, "content": message.content} for message in messages]
-    try:
-        text = apply_template(tokenizer, turns, add_generation_prompt=False)
-        prompts = {
-            index: apply_template(tokenizer, turns[:index], add_generation_prompt=True)
-            for index, message in enumerate(messages)
-            if message.role == "assistant"
-        }
-    except TemplateError as error:
-        return f"the tokenizer's chat template refuses it: {first_line(error)}"
-    except ValueError as error:  # transformers raises it where there is no template
-        raise ModelError(
-            "The model's tokenizer has no chat template, and model.chat_format says `tokenizer`. Expected: an instruct "
-            "model's tokenizer. Set model.chat_format to one of the families, such as deepseek"
-        ) from error
-    answers = []
-    for index, prompt in prompts.items():
-        content = messages[index].content.strip()
-        start = text.find(content, len(prompt))
-        if not text.startswith(prompt) or start < 0:
-            return "the tokenizer's chat template rewrites earlier turns or the answer"
-        answers.append((len(prompt), _end_of_answer(text, start + len(content), messages[index + 1 :], tokenizer)))
-    return RenderedChat(text, tuple(answers))
-
-
-def apply_template(tokenizer: ChatTokenizer, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
-    """The turns in the tokenizer's own chat template. Raises TemplateError for turns that it refuses or fails on,
-    ValueError (of transformers) without a template, ModelError for one that does not come to an end."""
-    try:
-        with limited_time(TEMPLATE_SECONDS, _endless_template), limited_memory(TEMPLATE_BYTES):
-            return str(
-                tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
-            )
-    except (TypeError, AttributeError, LookupError, ArithmeticError, RecursionError, MemoryError) as error:
-        raise TemplateError(f"{type(error).__name__}: {first_line(error)}") from error
-
-
-def _endless_template() -> ModelError:
-    return ModelError(
-        f"The tokenizer's chat template has not finished one conversation in {TEMPLATE_SECONDS:.0f} seconds. Expected: "
-        "milliseconds. Fix the template (chat_template.jinja or tokenizer_config.json), or set model.chat_format to a "
-        "family"
-    )
-
-
-def _end_of_answer(text: str, start: int, following: Sequence[Message], tokenizer: ChatTokenizer) -> int:
-    """The index behind the first EOS between `start` and the next message, else behind the first special token there.
-    Raises ModelError where there is neither."""
-    end = text.find(following[0].content.strip(), start) if following else len(text)
-    eos = [] if tokenizer.eos_token is None else [str(tokenizer.eos_token)]
-    for tokens in (eos, [token for token in tokenizer.all_special_tokens if token]):
-        found = [(index, index + len(token)) for token in tokens if (index := text.find(token, start, end)) >= 0]
-        if found:
-            return min(found)[1]
-    raise ModelError(
-        "The tokenizer's chat template closes an answer with no special token, so nothing would teach the model to "
-        f"stop. Expected: its EOS behind every answer. Set model.chat_format to one of {', '.join(FAMILIES)}, or fix "
-        "the template."
-    )

@@ -32,7 +32,9 @@ class TokenizedRows:
         settings, chat_format = self._project.train, self._project.model.chat_format
         assert chat_format is not None  # found before the work began
         for example in self._examples:
-            tokens = training_tokens(self._tokenizer, chat_format, example, settings.max_length, settings.too_long)
+            tokens = training_tokens(
+                self._tokenizer, chat_format, example, settings.max_length, settings.too_long, settings.learn
+            )
             if isinstance(tokens, DroppedSample):
                 self.dropped.append(tokens.refusal)
                 self.lost_tokens += tokens.tokens

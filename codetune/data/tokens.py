@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
-from codetune.data.chat import CharacterSpan, render_chat
+from codetune.data.chat import render_chat
 from codetune.data.control_tokens import UNREADABLE, ControlTokens, EncodedText, control_tokens, count_marks
-from codetune.project.sections import ChatFormat
+from codetune.data.own_template import CharacterSpan
+from codetune.project.sections import ChatFormat, LearnedAnswers
 from codetune.records import Example, Refusal
 
 
@@ -125,15 +126,20 @@ def _fit(
 
 
 def training_tokens(
-    tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat, example: Example, max_length: int, too_long: str
+    tokenizer: PreTrainedTokenizerBase,
+    chat_format: ChatFormat,
+    example: Example,
+    max_length: int,
+    too_long: str,
+    learn: LearnedAnswers,
 ) -> TrainingTokens | DroppedSample:
     """The tokens of the whole conversation, tokenised at once as the saved chat template is. The loss is over the
-    tokens with a character of an answer or its EOS. A longer conversation is truncated (a cut answer gets no EOS), or
-    dropped with `too_long` "drop". Raises ModelError as `render_chat` does."""
+    tokens with a character of an answer that `learn` names, or of its EOS. A longer conversation is truncated (a cut
+    answer gets no EOS), or dropped with `too_long` "drop". Raises ModelError as `render_chat` does."""
     controls = control_tokens(tokenizer)
     marked = [replace(message, content=controls.mark(message.content)) for message in example.messages]
     bos = str(tokenizer.bos_token) if adds_bos(tokenizer) else ""
-    conversation = render_chat(chat_format, marked, tokenizer, bos)
+    conversation = render_chat(chat_format, marked, tokenizer, bos, learn)
     if isinstance(conversation, str):
         return _dropped(example, conversation, 0)
     if count_marks(conversation.text) != sum(count_marks(message.content) for message in marked):

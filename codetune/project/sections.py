@@ -26,6 +26,7 @@ ChatFormat = Literal["codellama", "codegemma", "deepseek", "starcoder2", "codeqw
 Strategy = Literal[
     "ifd_cluster", "parametric", "facility", "mig", "sifd", "ifd", "perplexity", "kcenter", "length", "random", "all"
 ]
+LearnedAnswers = Literal["all", "last"]
 PadMode = Literal["max_length", "dynamic_pad", "dynamic_pack", "paper_pack"]
 Method = Literal["full", "lora", "qlora"]
 Precision = Literal["float32", "bfloat16", "float16"]  # of the arithmetic, once `auto` is resolved
@@ -159,6 +160,7 @@ class Training(Section):
     )
     max_length: Annotated[int, Field(ge=2)] = setting(2048, "tokens of a sample", "train")
     too_long: Literal["truncate", "drop"] = setting("truncate", "what happens to longer samples", "train")
+    learn: LearnedAnswers = setting("all", "the answers of a conversation that are learned: all, or the last", "train")
     epochs: Count = setting(3, "passes over the selection", "train")
     max_steps: Count | None = setting(None, "stop after this many optimizer steps; null: all epochs", "train")
     global_batch_size: Count | None = setting(

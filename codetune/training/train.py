@@ -13,10 +13,9 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from codetune.data.chat import require_fitting_format
+from codetune.data.chat import render_chat, require_fitting_format
 from codetune.data.token_cache import TokenCache, TokenizedRows, read_token_cache, remove_token_cache, write_token_cache
-from codetune.data.tokens import training_tokens
-from codetune.errors import DataError, ProjectError
+from codetune.errors import DataError, ModelError, ProjectError
 from codetune.launch.devices import choose_device, count_gpus, gpu_memory_bytes
 from codetune.launch.process_group import SINGLE_PROCESS, ProcessGroup
 from codetune.model.load import count_parameters, load_configuration, load_tokenizer
@@ -42,7 +41,7 @@ from codetune.training.plausibility import TrainingSize, implausible_settings
 from codetune.training.trainer import StepTrainer, explain_out_of_memory, require_supported, training_arguments
 
 TOKENS_FILE = "tokens.i32"
-PROBE = Example("0" * 16, (Message("user", "Add 1 and 2."), Message("assistant", "1 + 2")), "", "")  # any that fits
+PROBE = (Message("user", "Add 1 and 2."), Message("assistant", "1 + 2"))  # any conversation
 ADAPTER_SHARE = 0.01  # of a model's parameters, at most, in adapters of the usual rank
 
 
@@ -125,9 +124,7 @@ def require_trainable(project: Project, model_path: Path, processes_here: int, p
     choice = _choose_strategy(project, model_path, processes_here, processes)
     precision = build_model.arithmetic_precision(project, model_path)
     require_supported(project.train, precision, choose_device())
-    chat_format = project.model.chat_format
-    assert chat_format is not None
-    training_tokens(_fitting_tokenizer(project, model_path), chat_format, PROBE, project.train.max_length, "drop")
+    _require_learnable(project, _fitting_tokenizer(project, model_path))
     build_model.require_preparable(project, BaseModel(model_path, precision, choice.strategy))
 
 
@@ -137,6 +134,21 @@ def _fitting_tokenizer(project: Project, model_path: Path) -> PreTrainedTokenize
     assert chat_format is not None  # found before the work began
     require_fitting_format(chat_format, tokenizer)
     return tokenizer
+
+
+def _require_learnable(project: Project, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises ModelError for a chat format in which neither a question with its answer nor the same after a system
+    message can be learned: no row could be."""
+    chat_format, learn = project.model.chat_format, project.train.learn
+    assert chat_format is not None
+    conversations = PROBE, (Message("system", "Be brief."), *PROBE)
+    reasons = [render_chat(chat_format, messages, tokenizer, "", learn) for messages in conversations]
+    if all(isinstance(reason, str) for reason in reasons):
+        raise ModelError(
+            f"No conversation can be learned in the format {chat_format}: {reasons[0]}. Expected: a template that "
+            "writes each answer as it is, behind its own prompt for one. Set model.chat_format to a family, or fix the "
+            "template."
+        )
 
 
 def _notices(

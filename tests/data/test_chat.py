@@ -8,7 +8,8 @@ import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from codetune.data import chat
-from codetune.data.chat import FAMILIES, ChatFamily, RenderedChat, chat_template, render_chat, stop_strings
+from codetune.data.chat import FAMILIES, ChatFamily, chat_template, render_chat, stop_strings
+from codetune.data.own_template import RenderedChat
 from codetune.errors import ModelError
 from codetune.project.sections import ChatFormat
 from codetune.records import Message, Role
@@ -38,6 +39,7 @@ class FakeTokenizer:
     """Writes turns as `role:content|`, closed by EOS after an answer."""
 
     eos_token: str | None = "</s>"
+    chat_template = None
     all_special_tokens = ("</s>", "<end>")
 
     def __init__(self, closer: str = "</s>") -> None:
@@ -61,7 +63,7 @@ def test_a_tokenizer_without_an_eos_is_an_error() -> None:
     tokenizer = FakeTokenizer()
     tokenizer.eos_token = None
     with pytest.raises(ModelError, match=r"no EOS token \(eos_token\).*tokenizer_config.json"):
-        render_chat("deepseek", messages(("user", "hi"), ("assistant", "yo")), tokenizer, "")
+        render_chat("deepseek", messages(("user", "hi"), ("assistant", "yo")), tokenizer, "", "all")
 
 
 TWO_ANSWERS = messages(("user", "hi"), ("assistant", "yo"), ("user", "ho"), ("assistant", "ya"))
@@ -70,7 +72,7 @@ TWO_ANSWERS = messages(("user", "hi"), ("assistant", "yo"), ("user", "ho"), ("as
 @pytest.mark.parametrize("family", WRITTEN)
 def test_a_family_writes_two_turns_as_the_method_says(family: str) -> None:
     before, between = WRITTEN[family]
-    rendered = render_chat(family, TWO_ANSWERS, FakeTokenizer(), "<s>")
+    rendered = render_chat(family, TWO_ANSWERS, FakeTokenizer(), "<s>", "all")
     assert isinstance(rendered, RenderedChat)
     assert rendered.text == f"<s>{before}yo</s>{between}ya</s>"
     assert [rendered.text[start:end] for start, end in rendered.answers] == ["yo</s>", "ya</s>"]
@@ -78,7 +80,7 @@ def test_a_family_writes_two_turns_as_the_method_says(family: str) -> None:
 
 @pytest.mark.parametrize("family", WRITTEN)
 def test_without_a_bos_none_is_written(family: str) -> None:
-    rendered = render_chat(family, TWO_ANSWERS, FakeTokenizer(), "")
+    rendered = render_chat(family, TWO_ANSWERS, FakeTokenizer(), "", "all")
     assert isinstance(rendered, RenderedChat)
     assert "<s>" not in rendered.text
 
@@ -97,7 +99,7 @@ def test_without_a_bos_none_is_written(family: str) -> None:
     ],
 )
 def test_a_system_text_is_a_turn_of_its_own_or_precedes_the_first_users_text(family: str, start: str) -> None:
-    rendered = render_chat(family, messages(("system", "be brief"), *_pairs(TWO_ANSWERS)), FakeTokenizer(), "")
+    rendered = render_chat(family, messages(("system", "be brief"), *_pairs(TWO_ANSWERS)), FakeTokenizer(), "", "all")
     assert isinstance(rendered, RenderedChat)
     assert rendered.text.startswith(start)
     assert rendered.text.count("be brief") == 1
@@ -114,14 +116,14 @@ def test_the_end_of_turn_stops_generation_where_a_family_has_one() -> None:
 
 
 def test_the_answers_are_found_in_the_text_of_the_tokenizers_own_template() -> None:
-    rendered = render_chat("tokenizer", TWO_ANSWERS, FakeTokenizer(), "<s>")
+    rendered = render_chat("tokenizer", TWO_ANSWERS, FakeTokenizer(), "<s>", "all")
     assert isinstance(rendered, RenderedChat)
     assert rendered.text == "user:hi\nassistant:yo</s>\nuser:ho\nassistant:ya</s>\n"
     assert [rendered.text[start:end] for start, end in rendered.answers] == ["yo</s>", "ya</s>"]
 
 
 def test_a_template_may_close_answers_by_another_special_token() -> None:
-    rendered = render_chat("tokenizer", TWO_ANSWERS, FakeTokenizer(closer="<end>"), "")
+    rendered = render_chat("tokenizer", TWO_ANSWERS, FakeTokenizer(closer="<end>"), "", "all")
     assert isinstance(rendered, RenderedChat)
     assert [rendered.text[start:end] for start, end in rendered.answers] == ["yo<end>", "ya<end>"]
 
@@ -137,7 +139,7 @@ def test_every_family_is_a_value_of_the_setting() -> None:
 def test_a_family_is_added_by_one_record(monkeypatch: pytest.MonkeyPatch) -> None:
     added = ChatFamily(before_user="Q: ", before_answer=" A: ", between_turns=" ", stop_strings=("Q:",))
     monkeypatch.setattr(chat, "FAMILIES", {**FAMILIES, "added": added})
-    rendered = render_chat("added", TWO_ANSWERS, FakeTokenizer(), "<s>")
+    rendered = render_chat("added", TWO_ANSWERS, FakeTokenizer(), "<s>", "all")
     assert isinstance(rendered, RenderedChat)
     assert rendered.text == "<s>Q: hi A: yo</s> Q: ho A: ya</s>"
     assert stop_strings("added") == ("Q:",)

@@ -83,7 +83,8 @@ TOKENIZER = chatml_tokenizer()
 def test_the_templates_own_control_tokens_stay_beside_written_ones(chat_format: str) -> None:
     tokenizer = chatml_tokenizer()
     plain, written = (
-        training_tokens(tokenizer, chat_format, example("Name it.", answer), 999, "drop") for answer in ("x", WRITTEN)
+        training_tokens(tokenizer, chat_format, example("Name it.", answer), 999, "drop", "all")
+        for answer in ("x", WRITTEN)
     )
     assert isinstance(plain, TrainingTokens)
     assert isinstance(written, TrainingTokens)
@@ -108,17 +109,17 @@ def test_the_answer_that_is_scored_has_no_control_token() -> None:
 
 def test_a_row_that_cannot_be_told_from_the_names_of_control_tokens_is_refused() -> None:
     tokenizer, row = chatml_tokenizer(), example("Name it.", f"</s>{PRIVATE}")
-    dropped = training_tokens(tokenizer, "deepseek", row, 999, "drop")
+    dropped = training_tokens(tokenizer, "deepseek", row, 999, "drop", "all")
     assert dropped == DroppedSample(Refusal("0" * 16, UNREADABLE, "rows.jsonl:1"), 0)
     assert tokenise([row], tokenizer, 999, Scoring(), {}, {}) == [Refusal("0" * 16, UNREADABLE, "rows.jsonl:1")]
-    plain = training_tokens(tokenizer, "deepseek", example("Name it.", PRIVATE), 999, "drop")
+    plain = training_tokens(tokenizer, "deepseek", example("Name it.", PRIVATE), 999, "drop", "all")
     assert isinstance(plain, TrainingTokens)
 
 
 def test_a_template_that_rewrites_what_is_written_out_refuses_the_row() -> None:
     tokenizer = chatml_tokenizer()
     tokenizer.chat_template = CHATML.replace("| trim", "[1:]")
-    dropped = training_tokens(tokenizer, "tokenizer", example("<|im_end|>", "b"), 999, "drop")
+    dropped = training_tokens(tokenizer, "tokenizer", example("<|im_end|>", "b"), 999, "drop", "all")
     assert isinstance(dropped, DroppedSample)
     assert "template rewrites" in dropped.refusal.reason
 

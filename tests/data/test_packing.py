@@ -149,7 +149,7 @@ def evol(shared_data: Path) -> list[int]:
         for example in read_examples(dataset, str(source)):
             if isinstance(example, Refusal):
                 continue
-            tokens = training_tokens(tokenizer, "deepseek", example, 2048, "truncate")
+            tokens = training_tokens(tokenizer, "deepseek", example, 2048, "truncate", "all")
             assert isinstance(tokens, TrainingTokens)
             lengths.append(len(tokens.ids))
     return lengths

@@ -30,7 +30,7 @@ def example(turns: list[tuple[str, str]]) -> Example:
 
 
 def trained(tokenizer: PreTrainedTokenizerBase, chat_format: str, turns: list[tuple[str, str]]) -> TrainingTokens:
-    tokens = training_tokens(tokenizer, chat_format, example(turns), 4096, "truncate")
+    tokens = training_tokens(tokenizer, chat_format, example(turns), 4096, "truncate", "all")
     assert isinstance(tokens, TrainingTokens)
     return tokens
 
@@ -110,6 +110,17 @@ def test_with_deepseeks_own_template_the_loss_is_on_answers_up_to_their_eos(
     assert tokenizer.decode(learned).split("<|EOT|>")[:-1] == [answer + "\n" for answer in answers]
 
 
+def test_of_a_conversation_the_last_answer_alone_is_learned_where_the_project_says_so(shared_data: Path) -> None:
+    tokenizer, turns = load_tokenizer(shared_data / "tokenizers" / REAL["deepseek"]), CONVERSATIONS["two turns"]
+    for chat_format in ("tokenizer", *FAMILIES):
+        every = trained(tokenizer, chat_format, turns)
+        last = training_tokens(tokenizer, chat_format, example(turns), 4096, "truncate", "last")
+        assert isinstance(last, TrainingTokens)
+        begin = every.learned.index(False, every.learned.index(True))  # behind the first answer
+        assert last.learned == (*[False] * begin, *every.learned[begin:])
+        assert (last.ids, sum(last.learned) > 1) == (every.ids, True)
+
+
 def test_a_template_that_never_closes_an_answer_is_an_error() -> None:
     tokenizer = byte_tokenizer(bos=False)
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
@@ -120,14 +131,16 @@ def test_a_template_that_never_closes_an_answer_is_an_error() -> None:
 def test_a_template_that_refuses_system_texts_is_a_counted_reason() -> None:
     tokenizer = byte_tokenizer(bos=False)
     tokenizer.chat_template = "{{ raise_exception('no system') }}"
-    refused = training_tokens(tokenizer, "tokenizer", example(CONVERSATIONS["system"]), 99, "truncate")
+    refused = training_tokens(tokenizer, "tokenizer", example(CONVERSATIONS["system"]), 99, "truncate", "all")
     assert refused == DroppedSample(Refusal("0" * 16, "the tokenizer's chat template refuses it: no system", "x:1"), 0)
 
 
 def test_a_truncated_answer_gets_no_eos_and_its_lost_tokens_are_counted() -> None:
     tokenizer = byte_tokenizer(bos=False)
     whole = trained(tokenizer, "deepseek", CONVERSATIONS["one turn"])
-    cut = training_tokens(tokenizer, "deepseek", example(CONVERSATIONS["one turn"]), len(whole.ids) - 1, "truncate")
+    cut = training_tokens(
+        tokenizer, "deepseek", example(CONVERSATIONS["one turn"]), len(whole.ids) - 1, "truncate", "all"
+    )
     assert isinstance(cut, TrainingTokens)
     assert (cut.ids, cut.truncated, cut.lost_tokens) == (whole.ids[:-1], True, 1)
     assert tokenizer.eos_token_id not in cut.ids
@@ -136,14 +149,14 @@ def test_a_truncated_answer_gets_no_eos_and_its_lost_tokens_are_counted() -> Non
 
 def test_a_row_that_is_too_long_is_dropped_where_the_project_says_so() -> None:
     tokenizer = byte_tokenizer(bos=False)
-    refused = training_tokens(tokenizer, "deepseek", example(CONVERSATIONS["one turn"]), 30, "drop")
+    refused = training_tokens(tokenizer, "deepseek", example(CONVERSATIONS["one turn"]), 30, "drop", "all")
     whole = trained(tokenizer, "deepseek", CONVERSATIONS["one turn"])
     assert refused == DroppedSample(Refusal("0" * 16, "longer than 30 tokens", "x:1"), len(whole.ids))
 
 
 def test_a_prompt_that_fills_the_length_is_refused() -> None:
     tokenizer = byte_tokenizer(bos=False)
-    refused = training_tokens(tokenizer, "deepseek", example(CONVERSATIONS["one turn"]), 5, "truncate")
+    refused = training_tokens(tokenizer, "deepseek", example(CONVERSATIONS["one turn"]), 5, "truncate", "all")
     whole = trained(tokenizer, "deepseek", CONVERSATIONS["one turn"])
     assert refused == DroppedSample(Refusal("0" * 16, "no answer token within 5 tokens", "x:1"), len(whole.ids))
 

@@ -63,7 +63,7 @@ def test_the_pretraining_project_has_rows_that_are_all_trained_on(project_direct
     assert len(rows) == len({row.id for row in rows}) > 100
     for row in rows:
         assert isinstance(row, Example)
-        tokens = training_tokens(tokenizer, "tokenizer", row, project.train.max_length, "truncate")
+        tokens = training_tokens(tokenizer, "tokenizer", row, project.train.max_length, "truncate", "all")
         assert isinstance(tokens, TrainingTokens)
         learned = [token for token, yes in zip(tokens.ids, tokens.learned, strict=True) if yes]
         # The newline behind a docstring is one token with the indentation that follows.
@@ -73,7 +73,7 @@ def test_the_pretraining_project_has_rows_that_are_all_trained_on(project_direct
 def test_code_without_an_instruction_is_the_whole_text(project_directory: Path) -> None:
     tokenizer = load_tokenizer(project_directory / "untrained")
     row = Example("0", (Message("user", pretrain.NO_INSTRUCTION), Message("assistant", "def f(): ...")), "here")
-    tokens = training_tokens(tokenizer, "tokenizer", row, 64, "truncate")
+    tokens = training_tokens(tokenizer, "tokenizer", row, 64, "truncate", "all")
     assert isinstance(tokens, TrainingTokens)
     assert tokenizer.decode(list(tokens.ids)) == "<s>def f(): ...</s>"
 

@@ -243,7 +243,7 @@ def _rows(data: Path, max_length: int, vocabulary: int) -> Iterator[tuple[str, A
     dataset = Dataset(path=str(data / "instruct" / "evol-round*.json"), instruction="instruction", response="output")
     for example in read_examples(dataset, dataset.path):
         if isinstance(example, Example):
-            tokens = training_tokens(tokenizer, "deepseek", example, max_length, "truncate")
+            tokens = training_tokens(tokenizer, "deepseek", example, max_length, "truncate", "all")
             if isinstance(tokens, TrainingTokens):
                 yield example.id, replace(tokens, ids=tuple(token % vocabulary for token in tokens.ids))
 

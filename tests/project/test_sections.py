@@ -74,6 +74,7 @@ SEALING_KEYS = {
         "train.pad_mode",
         "train.max_length",
         "train.too_long",
+        "train.learn",
         "train.epochs",
         "train.max_steps",
         "train.global_batch_size",

@@ -58,6 +58,17 @@ def test_what_a_later_stage_lacks_is_told_before_the_first_and_not_where_that_st
         next(workflow.run(context_of(project, **RANDOM, **flags), stages_between("select", "select")))
 
 
+def test_a_template_in_which_no_answer_can_be_learned_is_told_before_the_first_stage(
+    project: Path, tmp_path: Path
+) -> None:
+    template = "{% for m in messages %}{{ m['content'] | upper }}</s>{% endfor %}"
+    (tmp_path / "base" / "chat_template.jinja").write_text(template, encoding="utf-8")
+    context = context_of(project, model__chat_format="tokenizer")
+    with pytest.raises(ModelError, match=r"No conversation can be learned in the format tokenizer: .*leaves out or"):
+        next(workflow.run(context, EVERYTHING))
+    assert not context.run.scores.exists()
+
+
 def test_a_named_pipe_in_the_place_of_a_file_is_refused_and_not_opened(project: Path) -> None:
     os.mkfifo(project.parent / "pipe.jsonl")
     context = context_of(project)

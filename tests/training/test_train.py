@@ -249,7 +249,7 @@ def test_a_loss_that_is_not_a_number_names_its_row(tmp_path: Path, pad_mode: str
     rows = examples(8)
     turns = (Message("user", "hi"), Message("assistant", "µ"))
     rows.insert(3, Example("f" * 16, turns, "rows.jsonl:9"))
-    tokens = training_tokens(tokenizer, "deepseek", rows[3], 99, "truncate")
+    tokens = training_tokens(tokenizer, "deepseek", rows[3], 99, "truncate", "all")
     assert isinstance(tokens, TrainingTokens)
     others = {token for row in [*rows[:3], *rows[4:]] for token in tokenizer(row.answer).input_ids}
     spoiled = next(token for token in tokens.ids if token not in others and token in tokenizer("µ").input_ids)
