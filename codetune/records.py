@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 from codetune.project.sections import ChatFormat
 
@@ -115,6 +115,10 @@ class ScoreColumns:
     shuffled_pmi: NDArray[np.float64]  # nll_empty - nll_shuffled
     answer_tokens: NDArray[np.float64]
     nll_conditional: NDArray[np.float64]
+
+    def only(self, rows: NDArray[np.bool_]) -> Self:
+        """The columns of the rows that are true in `rows`."""
+        return type(self)(*(getattr(self, column.name)[rows] for column in fields(self)))
 
 
 @dataclass(frozen=True, slots=True)

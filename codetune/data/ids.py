@@ -3,6 +3,7 @@ number, and some 150 as text in a dictionary."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 
 import numpy as np
@@ -21,6 +22,13 @@ def unpack_id(number: int) -> str:
     '000000000000000a'
     """
     return f"{number:016x}"
+
+
+def draw_numbers(ids: NDArray[np.uint64], salt: str) -> NDArray[np.uint64]:
+    """A number for each id, the first 8 bytes of the SHA-256 of salt and id: in the order of these numbers the first
+    rows are a random sample, which rows that are added change no more than they must."""
+    digests = (hashlib.sha256(f"{salt}:{unpack_id(number)}".encode()).digest()[:8] for number in ids.tolist())
+    return np.fromiter((int.from_bytes(digest) for digest in digests), dtype=np.uint64)
 
 
 class IdIndex:

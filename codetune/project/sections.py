@@ -203,6 +203,11 @@ class Training(Section):
     report_to: Annotated[list[Literal["tensorboard", "wandb"]], OneOrMore] = setting(
         [], "send metrics there as well: [tensorboard], [wandb] or both", free_on_resume=True
     )
+    holdout: Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)] = setting(
+        0,
+        "rows, or a share of all, that select sets apart before it selects; no other row repeats one of them",
+        "select",
+    )
     lora: LoraSettings = LoraSettings()
     quantization: Quantization = Quantization()
 

@@ -15,6 +15,7 @@ import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from typing import BinaryIO
 
@@ -90,6 +91,44 @@ def find_duplicates(
         kept_by[row] = kept_by[kept_by[row]]  # ascending, so that the row it repeats is resolved already
         kind = "duplicate" if is_exact[row] else "near duplicate"
         yield unpack_id(int(sketches.ids[row])), f"{kind} of {unpack_id(int(sketches.ids[kept_by[row]]))}"
+
+
+def group_repeats(
+    examples: Iterable[Example], read: Callable[[str], Example], file: BinaryIO
+) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """The ids [N], ascending, and for each row the first row [N] of its group. Rows that repeat each other, exactly or
+    nearly, are in one group, and so are rows that others connect. `read` and `file` as of `find_duplicates`."""
+    sketches = Sketches.of(examples, True, file)
+    rows = np.arange(len(sketches.ids))
+    group = rows.copy()
+    for bucket in _buckets(sketches.texts, rows):
+        group[bucket] = bucket[0]
+
+    @lru_cache(2 * MOST_KEPT)
+    def shingles_of(row: int) -> frozenset[str]:
+        return _shingles(_tokens(read(unpack_id(int(sketches.ids[row])))))
+
+    for band in sketches.bands():
+        for bucket in _buckets(band, rows):
+            _connect(bucket.tolist(), group, shingles_of)
+    for row in rows.tolist():
+        group[row] = group[group[row]]  # ascending, so that the row it points to is resolved already
+    return sketches.ids, group
+
+
+def _connect(bucket: list[int], group: NDArray[np.int64], shingles_of: Callable[[int], frozenset[str]]) -> None:
+    """Joins the groups of the rows of a bucket that repeat each other; a group points to its smallest row."""
+    for index, row in enumerate(bucket):
+        for other in bucket[: min(index, MOST_KEPT)]:
+            first, second = sorted((_first_of_group(group, row), _first_of_group(group, other)))
+            if first != second and jaccard(shingles_of(row), shingles_of(other)) >= LEAST_JACCARD:
+                group[second] = first
+
+
+def _first_of_group(group: NDArray[np.int64], row: int) -> int:
+    while group[row] != row:
+        row = int(group[row])
+    return row
 
 
 def similarity(first: Example, second: Example) -> float:

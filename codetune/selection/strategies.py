@@ -6,14 +6,13 @@ sources: docs/method.md, section 1."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from codetune.data.ids import unpack_id
+from codetune.data.ids import draw_numbers
 from codetune.project.sections import Selection, Strategy
 from codetune.selection.facility import facility_rows
 from codetune.selection.kcenter import kcenter_rows
@@ -110,9 +109,7 @@ def _ranked(column: Floats | None, rows: RowIndices) -> RowIndices:
 def _random_rows(candidates: Candidates) -> RowIndices:
     """The rows with the smallest digests of seed and id. A larger ratio contains the smaller one, and added rows do not
     change the digests of the others."""
-    ids = map(unpack_id, candidates.inputs.ids[candidates.eligible].tolist())
-    digests = (hashlib.sha256(f"{candidates.seed}:{row_id}".encode()).digest()[:8] for row_id in ids)
-    draws = np.fromiter((int.from_bytes(digest) for digest in digests), dtype=np.uint64)
+    draws = draw_numbers(candidates.inputs.ids[candidates.eligible], str(candidates.seed))
     return candidates.eligible[np.argsort(draws, kind="stable")[: candidates.quota]]
 
 

@@ -46,6 +46,7 @@ from codetune.stages.exclusions import (
     find_exclusions,
     named_benchmarks_input,
 )
+from codetune.stages.holdout import HELD_OUT, check_holdout, count_refused_holdout, find_holdout
 from codetune.stages.inputs import LEFT_OUT, artefact_input, dataset_input, left_out_facts, left_out_notes, reading_of
 from codetune.stages.score import SCORE
 from codetune.stages.stage import (
@@ -73,18 +74,26 @@ def _inputs(project: Project, request: StageRequest) -> Sequence[Input]:
     return dataset_input(), *map(artefact_input, upstream), *named_benchmarks_input(project)
 
 
+def _check_ahead(context: RunContext, request: StageRequest, paths: Mapping[str, Path]) -> None:
+    check_holdout(context, request, paths)
+    check_filters(context, request, paths)
+
+
 def _write(context: RunContext, recipe: Recipe, request: StageRequest) -> StageOutput:
     settings = context.project.select
-    strategy = STRATEGIES[settings.strategy]
+    strategy, held = STRATEGIES[settings.strategy], find_holdout(context)
+    is_held = IdIndex(held)
     scores = row_artefacts.read_score_columns(context.run) if strategy.needs_scores else None
+    scores = scores and scores.only(~is_held.holds(scores.ids))
     test = _test_mismatch(context, scores) if scores and settings.mismatch == "calibrated" else None
     refused = np.empty(0, dtype=np.uint64) if scores is None else scores.ids[np.isnan(scores.ifd)]
-    exclusions = find_exclusions(context, refused)
-    inputs = join_rows(context, strategy, scores, test)
+    exclusions = find_exclusions(context, np.concatenate([refused, held]))
+    inputs = join_rows(context, strategy, scores, test, is_held)
     inputs = replace(inputs, filtered=exclusions.among(inputs.ids))
     selected = select_rows(inputs, settings, context.project.seed)
     require_selected_rows(selected, settings)
-    row_artefacts.write_excluded(context.run, _excluded(context, inputs, exclusions, selected.rows))
+    row_artefacts.write_holdout(context.run, held)
+    row_artefacts.write_excluded(context.run, _excluded(context, inputs, exclusions, selected.rows, is_held))
     row_artefacts.write_selection(context.run, selected.rows)
     facts: dict[str, object] = {"clusters": [_document(cluster) for cluster in selected.diagnostics]}
     facts |= {**left_out_facts(context), **exclusions.facts}
@@ -92,7 +101,7 @@ def _write(context: RunContext, recipe: Recipe, request: StageRequest) -> StageO
         facts["mismatch_test"] = test.summary()
     if inputs.ifd is not None:
         facts |= _shown_rows(context, inputs, selected.rows)
-    set_aside = _set_aside(context, inputs) + exclusions.counts()
+    set_aside = _set_aside(context, inputs, is_held) + exclusions.counts()
     _warn_of_many(context, set_aside, sum(cluster.eligible for cluster in selected.diagnostics))
     return StageOutput(len(selected.rows.ids), set_aside, facts)
 
@@ -103,9 +112,10 @@ def _document(cluster: ClusterDiagnostics) -> dict[str, object]:
 
 def _warn_of_many(context: RunContext, set_aside: Counter[str], eligible: int) -> None:
     """Warns where so many rows are set aside that the data set, or the model that scores, may be the wrong one. Rows
-    that repeat others say nothing of that."""
+    that repeat others, or are held out, say nothing of that."""
     rows = set_aside.total() + eligible
-    faults = Counter({reason: count for reason, count in set_aside.items() if not reason.endswith("duplicate")})
+    no_faults = ("duplicate", HELD_OUT)
+    faults = Counter({reason: count for reason, count in set_aside.items() if not reason.endswith(no_faults)})
     found = faults.total()
     if found > USUALLY_SET_ASIDE * rows:
         console.warn(
@@ -136,25 +146,32 @@ def _with_text(context: RunContext, ids: NDArray[np.uint64], ifd: NDArray[np.flo
     return shown
 
 
-def _set_aside(context: RunContext, inputs: SelectionInputs) -> Counter[str]:
-    """The rows that cannot be selected, by reason: those that reading refused, and those that scoring did or that are
-    mismatched pairs, where the strategy looks at scores."""
+def _set_aside(context: RunContext, inputs: SelectionInputs, is_held: IdIndex) -> Counter[str]:
+    """The rows that cannot be selected, by reason: those that reading refused, those that are held out, and those that
+    scoring refused or that are mismatched pairs, where the strategy looks at scores."""
+    held = Counter({HELD_OUT: len(is_held)})
     if inputs.ifd is None:
-        return Counter(reading_of(context).refused)
+        return +(Counter(reading_of(context).refused) + held)
     scores = read_manifest(context.run.scores)
     assert scores is not None  # an input, of the same rows
-    return +Counter({**scores.refused, **count_mismatched(inputs, context.project.select)})
+    refused = Counter(scores.refused) - count_refused_holdout(context, is_held)
+    return +Counter({**refused, **held, **count_mismatched(inputs, context.project.select)})
 
 
 def join_rows(
-    context: RunContext, strategy: SelectionStrategy, scores: ScoreColumns | None, test: MismatchTest | None
+    context: RunContext,
+    strategy: SelectionStrategy,
+    scores: ScoreColumns | None,
+    test: MismatchTest | None,
+    is_held: IdIndex,
 ) -> SelectionInputs:
-    """The rows with the columns that the strategy needs. Raises StaleError where scores and embeddings are not of the
-    same rows."""
+    """The rows that are not held out, with the columns that the strategy needs. Raises StaleError where scores and
+    embeddings are not of the same rows."""
     known = example_ids(context.run) if scores is None else scores.ids
+    known = known[~is_held.holds(known)]
     ids, clusters, vectors = np.sort(known), None, None
     if strategy.needs_embeddings:
-        ids, clusters, vectors = _embedded_rows(context, IdIndex(known))
+        ids, clusters, vectors = _embedded_rows(context, IdIndex(known), is_held)
         _require_embedded(context, known if scores is None else known[~np.isnan(scores.ifd)], ids)
     if scores is None:
         return SelectionInputs(ids, None, clusters, vectors=vectors)
@@ -195,28 +212,34 @@ def _test_mismatch(context: RunContext, scores: ScoreColumns) -> MismatchTest | 
 
 
 def _excluded(
-    context: RunContext, inputs: SelectionInputs, exclusions: Exclusions, taken: SelectedRows
+    context: RunContext, inputs: SelectionInputs, exclusions: Exclusions, taken: SelectedRows, is_held: IdIndex
 ) -> Iterator[tuple[Refusal | str, str, Mapping[str, float]]]:
     """Every row that was not taken, in data-set order, why, and what is known of it in figures."""
     index, is_taken, repeated = IdIndex(inputs.ids), IdIndex(taken.ids), first_of_duplicates(context.run)
     for row in read_ids(context.run) if inputs.ifd is None else row_artefacts.read_scores(context.run):
+        row_id = row if isinstance(row, str) else row.id
+        if row_id is not None and is_held.find(row_id) is not None:
+            yield row_id, HELD_OUT, {}
+            continue
         if isinstance(row, Refusal):
             first = repeated.get(row.reason)
             yield row, f"refused: {row.reason}" if first is None else f"{DUPLICATE}{first}", {}
             continue
-        row_id = row if isinstance(row, str) else row.id
+        assert row_id is not None
         position = index.find(row_id)
         if position is not None and is_taken.find(row_id) is None:
             why = exclusions.why.get(row_id) or why_not_taken(inputs, position, context.project.select)
             yield row_id, why, figures_of(inputs, position)
 
 
-def _embedded_rows(context: RunContext, known: IdIndex) -> tuple[NDArray[np.uint64], NDArray[np.int32], RowVectors]:
-    """The embedded rows by their ids, the cluster of each, and their vectors."""
+def _embedded_rows(
+    context: RunContext, known: IdIndex, is_held: IdIndex
+) -> tuple[NDArray[np.uint64], NDArray[np.int32], RowVectors]:
+    """The embedded rows that are not held out by their ids, the cluster of each, and their vectors."""
     from codetune.selection.cluster import cluster_rows  # loads scikit-learn
 
     embeddings = row_artefacts.read_embeddings(context.run)
-    unknown = embeddings.ids[~known.holds(embeddings.ids)]
+    unknown = embeddings.ids[~known.holds(embeddings.ids) & ~is_held.holds(embeddings.ids)]
     if len(unknown):
         raise StaleError(
             f"{context.run.embeddings} holds {len(unknown)} rows that the data set or its scores lack, the first is "
@@ -225,6 +248,7 @@ def _embedded_rows(context: RunContext, known: IdIndex) -> tuple[NDArray[np.uint
         )
     _require_finite(context, embeddings)
     order = np.argsort(embeddings.ids)
+    order = order[~is_held.holds(embeddings.ids[order])]
     with _reordered(embeddings.vectors, order, context.run.directory) as vectors:
         clusters = cluster_rows(vectors, context.project.select.clusters, context.project.seed)
     return embeddings.ids[order], clusters, RowVectors(embeddings.vectors, order)
@@ -246,13 +270,16 @@ def _require_finite(context: RunContext, embeddings: Embeddings) -> None:
 def _reordered(
     vectors: NDArray[np.float32], order: NDArray[np.int64], directory: Path
 ) -> Iterator[NDArray[np.float32]]:
-    """The vectors [rows, dim] in another order, in a file without a name: memory is for the copy of scikit-learn."""
-    if not vectors.size:
-        yield np.empty(vectors.shape, dtype=np.float32)
+    """The vectors [rows, dim] at the positions `order`, in a file without a name: memory is for the copy of
+    scikit-learn."""
+    shape = (len(order), vectors.shape[1])
+    if 0 in shape:
+        yield np.empty(shape, dtype=np.float32)
         return
     with tempfile.TemporaryFile(dir=directory) as file:
-        os.posix_fallocate(file.fileno(), 0, vectors.nbytes)  # a full disk is an error here, not a SIGBUS later
-        ordered = np.memmap(file, dtype=np.float32, mode="r+", shape=vectors.shape)
+        # A full disk is an error here, not a SIGBUS later.
+        os.posix_fallocate(file.fileno(), 0, shape[0] * shape[1] * vectors.itemsize)
+        ordered = np.memmap(file, dtype=np.float32, mode="r+", shape=shape)
         for first in range(0, len(order), CHUNK_ROWS):
             chunk = order[first : first + CHUNK_ROWS]
             ordered[first : first + len(chunk)] = vectors[chunk]
@@ -311,7 +338,7 @@ SELECT = Stage(
     _inputs,
     lambda run, request: run.selection,
     _write,
-    check_ahead=check_filters,
+    check_ahead=_check_ahead,
     details=_details,
     documented=(LEFT_OUT, COMPARED, NOT_AT_HAND, "mismatch_test", "clusters", "hardest", "mismatched"),
     refused_word="set aside",

@@ -57,8 +57,8 @@ class Digests:
         """Digest of an artefact as it lies there now: of a file, of several that belong together, or of a model."""
         if path.is_dir():
             return self.tree(path)
-        files = files_of(path)
-        return self.file(path) if len(files) == 1 else combined(self.file(file) for file in files if file.exists())
+        others = [file for file in files_of(path)[1:] if file.exists()]
+        return combined(self.file(file) for file in (path, *others)) if others else self.file(path)
 
 
 def combined(parts: Iterable[str]) -> str:

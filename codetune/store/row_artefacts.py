@@ -1,6 +1,6 @@
-"""The row artefacts as files: scores.jsonl, embeddings.npy with embeddings.ids, selection.jsonl. Scores and embeddings
-are written from finished rows in the order of examples.jsonl, a selection in its own order; all of them are read back
-as records. A writer keeps at most some 40 bytes a row in memory."""
+"""The row artefacts as files: scores.jsonl, embeddings.npy with embeddings.ids, selection.jsonl with holdout.jsonl.
+Scores and embeddings are written from finished rows in the order of examples.jsonl, a selection in its own order; all
+of them are read back as records. A writer keeps at most some 40 bytes a row in memory."""
 
 from __future__ import annotations
 
@@ -193,6 +193,19 @@ def write_selection(run: Run, selected: SelectedRows) -> None:
             file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
 
 
+def write_holdout(run: Run, ids: NDArray[np.uint64]) -> None:
+    """Writes holdout.jsonl, the rows `ids` in their order; removes it where there are none. Raises KeyError for an id
+    that no usable row has."""
+    if not len(ids):
+        run.holdout.unlink(missing_ok=True)
+        return
+    with replacing(run.holdout) as temporary, temporary.open("wb") as file:
+        for line in read_lines(run, ids):
+            source = json.loads(line)
+            row = {"id": source["id"], "messages": source["messages"]}
+            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+
+
 def write_excluded(run: Run, rows: Iterable[tuple[Refusal | str, str, Mapping[str, float]]]) -> None:
     """Writes selection.excluded.jsonl: for each row that was not taken its id, why, and its figures where there are
     any; a row without an id is known by its position in the data set."""
@@ -218,7 +231,7 @@ def read_outcomes(run: Run) -> Iterator[dict[str, Any]]:
 
 
 def read_selection(path: Path) -> Iterator[Example]:
-    """The rows of a selection in its order."""
+    """The rows of selection.jsonl or holdout.jsonl in their order."""
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             row = json.loads(line)

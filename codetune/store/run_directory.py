@@ -34,6 +34,7 @@ class Run:
         self.embedding_ids = directory / "embeddings.ids"
         self.selection = directory / "selection.jsonl"
         self.excluded = directory / "selection.excluded.jsonl"
+        self.holdout = directory / "holdout.jsonl"
         self.model = directory / "model"
         self.train = directory / "train"
         self.next_train = directory / "train.next"  # of a training that is going to replace a finished one
@@ -65,9 +66,10 @@ class Run:
 
 
 def files_of(artefact: Path) -> tuple[Path, ...]:
-    """The files of an artefact, itself first: embeddings have their ids beside them."""
+    """The files of an artefact, itself first: embeddings have their ids beside them, a selection its held-out rows, if
+    there are any."""
     run = Run(artefact.parent)
-    return (artefact, run.embedding_ids) if artefact == run.embeddings else (artefact,)
+    return (artefact, *{run.embeddings: (run.embedding_ids,), run.selection: (run.holdout,)}.get(artefact, ()))
 
 
 class ProjectDocument(TypedDict):

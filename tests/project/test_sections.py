@@ -64,6 +64,7 @@ SEALING_KEYS = {
         "select.deduplicate",
         "select.decontaminate",
         "select.checks",
+        "train.holdout",
     ],
     "train": [
         "seed",
