@@ -1,14 +1,22 @@
 from __future__ import annotations
 
+import math
 from itertools import combinations
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest, ttest_rel
+from scipy.stats import binomtest, norm, ttest_rel
 
-from codetune.benchmark.statistics import bootstrap_interval, mcnemar_test, paired_bootstrap, pass_at_k, wilson_interval
+from codetune.benchmark.statistics import (
+    bootstrap_interval,
+    least_difference,
+    mcnemar_test,
+    paired_bootstrap,
+    pass_at_k,
+    wilson_interval,
+)
 
 
 @given(st.data())
@@ -76,3 +84,11 @@ def test_the_interval_of_equal_tasks_holds_their_rate_and_more(rate: float, task
     assert 0 <= low <= rate + 1e-12
     assert rate - 1e-12 <= high <= 1
     assert high - low > 0.01
+
+
+@pytest.mark.parametrize(("tasks", "points"), [(164, 9.8), (164 + 378, 5.4)])
+def test_the_least_difference_that_a_benchmark_shows(tasks: int, points: float) -> None:
+    """With a fifth of the tasks differing; checked by the power of the normal approximation."""
+    least = least_difference(tasks, 0.2)
+    assert round(100 * least, 1) == points
+    assert norm.sf(norm.ppf(0.975) - least * math.sqrt(tasks / 0.2)) == pytest.approx(0.8, abs=1e-6)
