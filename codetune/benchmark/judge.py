@@ -37,12 +37,10 @@ from codetune.benchmark.worker_pool import Answer, WorkerDied, WorkerTimedOut, r
 from codetune.errors import CodetuneError, DataError
 from codetune.records import Outcome, Problem, Solution, Verdict
 from codetune.sandbox.launcher import Sandbox
+from codetune.sandbox.program import PATIENCE
 
 # The longest run is 62 s, base and plus are two; the rest is for starting and reading on a busy machine.
 JUDGE_SECONDS = 2 * 62 + 76
-# Judged again, a program has its limits in seconds of CPU, and by the clock this many times as long: also where others
-# take most of the machine all the time.
-PATIENCE = 5
 PREPARE_SECONDS = 2 * 60 + 60
 KILL_SECONDS = 10
 JUDGE_BROKE = "judging it broke twice"  # a failure that begins with it is a fault of codetune, to be looked at
@@ -53,7 +51,8 @@ def judge(
 ) -> Iterator[Verdict]:
     """Yields a verdict for every solution, in any order. `expected` is the directory of expected outputs; missing ones
     are computed first. A program that breaks its worker twice has failed; if by an error rather than a signal, its
-    failure begins with `JUDGE_BROKE`. One that had no CPU is judged again alone when all others are done.
+    failure begins with `JUDGE_BROKE`. One whose time ran out for want of a CPU is judged again alone when all others
+    are done; nobody gets more computing time than the limits.
 
     Raises DataError for a solution of an unknown task and for a canonical solution that gives no expected output,
     CodetuneError where not even the canonical solution can be judged."""
@@ -66,7 +65,7 @@ def judge(
         for path in [expected_path(expected, problem)]
     ]
     starved = []
-    for solution, job, judgement in _judgements(jobs, workers, JUDGE_SECONDS):
+    for solution, job, judgement in _judgements(jobs, workers, PATIENCE * JUDGE_SECONDS):
         if judgement["starved"]:
             starved.append((solution, replace(job, candidate=replace(job.candidate, patience=PATIENCE))))
         else:

@@ -42,8 +42,8 @@ STARVED_SHARE = 0.25  # of a limit, spent ready to run while no CPU was free
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A program to be judged. With a `patience` above 1, limits are seconds of CPU, and that many times as long by the
-    clock."""
+    """A program to be judged. With a `patience` above 1, limits are seconds of CPU alone, and that many times as long
+    by the clock."""
 
     problem: Problem
     rule: OutputRule
@@ -66,18 +66,20 @@ class CanonicalSolutionError(Exception):
 
 
 class FailedCallError(Exception):
-    """A call did not give the right output; `limit_seconds` where its time ran out."""
+    """A call did not give the right output. `waited_limit`: the limit that ran out while the program had computed less,
+    asleep or without a CPU."""
 
-    def __init__(self, why: str, limit_seconds: float | None = None) -> None:
+    def __init__(self, why: str, outcome: Outcome = "fail", waited_limit: float | None = None) -> None:
         super().__init__(why)
-        self.limit_seconds = limit_seconds
+        self.outcome: Outcome = outcome
+        self.waited_limit = waited_limit
 
 
 def judge_suite(sandbox: Sandbox, candidate: Candidate, suite: Suite, expected: SuiteOutputs) -> SuiteVerdict:
     """Judges a program by the expected outputs of a suite and by the time that the canonical solution took."""
     problem, rule = candidate.problem, candidate.rule
     limits = [max(DEFAULT_MIN_TIME_LIMIT, DEFAULT_GT_TIME_LIMIT_FACTOR * seconds) for seconds in expected.seconds]
-    total = candidate.patience * (min(LONGEST_RUN_SECONDS, sum(limits)) + GRACE_SECONDS)
+    total = min(LONGEST_RUN_SECONDS, sum(limits)) + GRACE_SECONDS
     comparison = OutputComparison(rule, problem.atol)
     # The expected outputs lie in this process: those of Mbpp/255 exceed a gigabyte.
     most_bytes = psutil.Process().memory_info().vms + READING_BYTES
@@ -89,8 +91,7 @@ def judge_suite(sandbox: Sandbox, candidate: Candidate, suite: Suite, expected: 
                 _require_match(comparison, arguments, content, expected.outputs[number], expected.plain, most_bytes)
             except FailedCallError as why:
                 failure = f"{suite} call {number + 1}, {_shown_call(problem, arguments)}: {why}"
-                outcome: Outcome = "timeout" if why.limit_seconds == total else "fail"
-                return SuiteVerdict(outcome, failure, _is_starved(running, why))
+                return SuiteVerdict(why.outcome, failure, _is_starved(running, why))
     if rule.never_counted:
         return SuiteVerdict("fail", "every call is right, but EvalPlus 0.3.1 counts no solution of this task")
     return SuiteVerdict("pass")
@@ -155,8 +156,8 @@ def _content(report: CallReport | ProgramEnded, limit: float, total: float) -> b
     match report:
         case CallReport(kind=program.VALUE, content=content):
             return content
-        case CallReport(kind=program.TIMED_OUT):
-            raise FailedCallError(f"took over {limit:.3g} s", limit)
+        case CallReport(kind=program.TIMED_OUT, content=cause):
+            raise FailedCallError(f"took over {limit:.3g} s", waited_limit=limit if cause == program.WAITED else None)
         case CallReport(kind=program.RAISED, content=name):
             raise FailedCallError(f"raised {_error_name(name)}")
         case CallReport(kind=program.NOT_LOADED, content=name):
@@ -164,7 +165,9 @@ def _content(report: CallReport | ProgramEnded, limit: float, total: float) -> b
         case CallReport(kind=program.NOT_DEFINED):
             raise FailedCallError("the program does not define it")
         case ProgramEnded(reason="timeout"):
-            raise FailedCallError(f"all calls took over {total:.3g} s", total)
+            raise FailedCallError(f"all calls took over {total:.3g} s", "timeout")
+        case ProgramEnded(reason="starved"):
+            raise FailedCallError(f"all calls took over {total:.3g} s", "timeout", waited_limit=total)
         case ProgramEnded(reason="died"):
             raise FailedCallError("the process died")
     raise FailedCallError("what came back was too much, or nothing that a program sends")
@@ -215,4 +218,4 @@ def _bounded(most_bytes: int) -> Iterator[None]:
 
 
 def _is_starved(running: RunningProgram, why: FailedCallError) -> bool:
-    return why.limit_seconds is not None and running.cpu_wait_seconds() > STARVED_SHARE * why.limit_seconds
+    return why.waited_limit is not None and running.cpu_wait_seconds() > STARVED_SHARE * why.waited_limit

@@ -24,7 +24,15 @@ from pathlib import Path
 from typing import Literal, Self
 
 from codetune.sandbox.confinement import SCRATCH
-from codetune.sandbox.program import CONFINED, HEADER, MAX_MESSAGE_BYTES, ExecutionRequest, Harness, do_nothing
+from codetune.sandbox.program import (
+    CONFINED,
+    HEADER,
+    MAX_MESSAGE_BYTES,
+    PATIENCE,
+    ExecutionRequest,
+    Harness,
+    do_nothing,
+)
 from codetune.sandbox.shortage import when_available
 from codetune.sandbox.tiers import TIERS, SandboxError, Tier
 from codetune.sandbox.zygote import ENDED, READY, StartOptions
@@ -38,6 +46,7 @@ FIRST_UNUSED_USER_ID, UNUSED_USER_IDS = 2_000_000_000, 100_000_000
 UTIME = 11  # of the fields of /proc/PID/stat after the name
 OOM_SCORE = Path("/proc/self/oom_score_adj")
 START_SECONDS, END_SECONDS = 60, 30
+LEAST_WAIT_SECONDS = 0.01  # the scheduler counts in hundredths of a second
 NO_HARNESS = Harness(guard=do_nothing, streams=nullcontext)
 
 
@@ -54,15 +63,20 @@ class CallReport:
 class ProgramEnded:
     """There are no further reports."""
 
-    reason: Literal["died", "timeout", "invalid message"]
+    reason: Literal["died", "timeout", "starved", "invalid message"]  # starved: it waited for a CPU most of the time
 
 
 @dataclass(slots=True)
 class RunningProgram:
+    """It has `seconds` by the clock. Beyond, and up to `PATIENCE` times as long, it goes on if it has not computed as
+    long, and if the rest of the time is what it waited for a CPU, or, with `by_computing`, whatever the rest is."""
+
     channel: socket.socket
     pid: int
     pidfd: int
-    deadline: float  # by time.monotonic
+    seconds: float
+    by_computing: bool
+    began: float  # by time.monotonic
     received_bytes: int = 0
     wait_before: float = 0.0  # seconds without a CPU while the process was confined
 
@@ -72,7 +86,7 @@ class RunningProgram:
             try:
                 yield self._next()
             except TimeoutError:
-                yield ProgramEnded("timeout")
+                yield ProgramEnded("starved" if self._elapsed() >= PATIENCE * self.seconds else "timeout")
             except (EOFError, ConnectionResetError):
                 yield ProgramEnded("died")
 
@@ -80,20 +94,56 @@ class RunningProgram:
         """The seconds that the main thread was ready to run while other processes had the CPU, as the scheduler counts
         them. It may have waited for the program's own threads instead as long as those ran, so that is subtracted; and
         what it waited before it got its program."""
-        directory = Path("/proc", str(self.pid))
         try:
-            main_thread = (directory / "schedstat").read_text(encoding="ascii")
-            process = (directory / "stat").read_text(encoding="ascii", errors="replace")
+            return seconds_without_cpu(self._statistics("schedstat"), self._statistics("stat")) - self.wait_before
         except OSError:  # the kernel does not count, or the process has ended
             return 0.0
-        return seconds_without_cpu(main_thread, process) - self.wait_before
+
+    def _statistics(self, name: str) -> str:
+        return Path("/proc", str(self.pid), name).read_text(encoding="ascii", errors="replace")
+
+    def _computed_seconds(self) -> float:
+        try:
+            return seconds_of_all_threads(self._statistics("stat"))
+        except OSError:
+            return 0.0
 
     def _next(self) -> CallReport | ProgramEnded:
-        kind, seconds, length = HEADER.unpack(_receive(self.channel, HEADER.size, self.deadline))
+        kind, seconds, length = HEADER.unpack(self._receive(HEADER.size))
         self.received_bytes += length
         if length > MAX_MESSAGE_BYTES or self.received_bytes > MAX_BYTES:
             return ProgramEnded("invalid message")
-        return CallReport(kind, seconds, _receive(self.channel, length, self.deadline))
+        return CallReport(kind, seconds, self._receive(length))
+
+    def _receive(self, length: int) -> bytearray:
+        content = bytearray(length)
+        view = memoryview(content)
+        while view:
+            left = self._seconds_left()
+            self.channel.settimeout(max(left, LEAST_WAIT_SECONDS))  # what has arrived is read at any time
+            try:
+                count = self.channel.recv_into(view)
+            except TimeoutError:
+                if left <= 0:
+                    raise
+                continue
+            if not count:
+                raise EOFError
+            view = view[count:]
+        return content
+
+    def _seconds_left(self) -> float:
+        """After so many seconds the limits have to be looked at again."""
+        elapsed = self._elapsed()
+        if elapsed < self.seconds:
+            return self.seconds - elapsed
+        left = (self.seconds - self._computed_seconds()) / (os.cpu_count() or 1)  # were all of them the program's
+        if not self.by_computing:
+            left = min(left, self.seconds - (elapsed - self.cpu_wait_seconds()))
+        return min(left, PATIENCE * self.seconds - elapsed)
+
+    def _elapsed(self) -> float:
+        return time.monotonic() - self.began
 
 
 @dataclass(slots=True)
@@ -127,8 +177,8 @@ class Sandbox:
 
     @contextmanager
     def run(self, request: ExecutionRequest, seconds: float) -> Iterator[RunningProgram]:
-        """Runs a program for at most `seconds` by the clock. At the end of the block it is killed, and the files that
-        it wrote are removed. Raises SandboxError where its process could not be confined."""
+        """Runs a program for at most `seconds`, as `RunningProgram` counts them. At the end of the block it is killed,
+        and the files that it wrote are removed. Raises SandboxError where its process could not be confined."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         with ours:
@@ -137,7 +187,8 @@ class Sandbox:
             program = None
             try:
                 pid = _receive_process_id(ours)
-                program = RunningProgram(ours, pid, os.pidfd_open(pid), time.monotonic() + seconds)
+                by_computing = request.wall_factor > 1
+                program = RunningProgram(ours, pid, os.pidfd_open(pid), seconds, by_computing, time.monotonic())
                 program.wait_before = program.cpu_wait_seconds()
                 content = pickle.dumps((request, self.harness), protocol=5)
                 with suppress(BrokenPipeError, ConnectionResetError):  # already killed: the first report says so
@@ -174,9 +225,13 @@ def seconds_without_cpu(main_thread: str, process: str) -> float:
     """The time that the main thread waited, less that in which the other threads ran: /proc/PID/schedstat and
     /proc/PID/stat, whose times are those of all threads. Documentation: proc_pid_stat(5)."""
     running, waiting, _ = (int(nanoseconds) / 1e9 for nanoseconds in main_thread.split())
+    return waiting - max(seconds_of_all_threads(process) - running, 0.0)
+
+
+def seconds_of_all_threads(process: str) -> float:
+    """The time that a process has computed, of its /proc/PID/stat."""
     user, system = process.rpartition(")")[2].split()[UTIME : UTIME + 2]  # the name before it can hold spaces
-    of_all_threads = (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
-    return waiting - max(of_all_threads - running, 0.0)
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def readable_paths() -> list[Path]:
@@ -259,15 +314,3 @@ def _receive_process_id(channel: socket.socket) -> int:
     if content != HEADER.pack(CONFINED, 0.0, 0) or not ancillary:
         raise SandboxError("a process could not be confined, so it was given nothing to run")
     return int(struct.unpack("3i", ancillary[0][2][:12])[0])
-
-
-def _receive(channel: socket.socket, length: int, deadline: float) -> bytearray:
-    content = bytearray(length)
-    view = memoryview(content)
-    while view:
-        channel.settimeout(max(deadline - time.monotonic(), 1e-3))
-        count = channel.recv_into(view)
-        if not count:
-            raise EOFError
-        view = view[count:]
-    return content

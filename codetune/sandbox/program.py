@@ -23,7 +23,11 @@ from codetune.sandbox.confinement import lower_limit
 
 HEADER = struct.Struct("<cdQ")  # kind, seconds that the call took, bytes of content
 MAX_MESSAGE_BYTES = 2**28
+LEAST_SECONDS = 1e-3  # of a timer; 0 would stop it
 CONFINED, VALUE, RAISED, TIMED_OUT, NOT_LOADED, NOT_DEFINED = b"h", b"v", b"r", b"t", b"n", b"d"
+COMPUTED, WAITED = b"computed", b"waited"  # contents of TIMED_OUT: what most of the call's time went into
+# A limit of wall-clock time leaves out, up to so many times as long, what a program waits for a CPU.
+PATIENCE = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,8 @@ class ExecutionRequest:
     entry_point: str
     calls: bytes  # a pickled list of argument lists; in bytes, as several programs get the same
     seconds: tuple[float, ...]  # time limit of each call
-    # 1: limits are wall-clock time. More: limits are CPU time, and this many times as long by the clock.
+    # 1: limits are wall-clock time without that of waiting for a CPU. More: limits are CPU time, and this many times as
+    # long by the clock.
     wall_factor: int
     memory_bytes: int
     returns: Literal["value", "set"]
@@ -51,7 +56,11 @@ class ExecutionRequest:
 
 
 class CallTimeoutError(Exception):
-    """A call used up its time."""
+    """A call used up its time: it has `computed` as long, or waited, asleep or for a CPU."""
+
+    def __init__(self, computed: bool) -> None:
+        super().__init__()
+        self.computed = computed
 
 
 def do_nothing() -> None:
@@ -78,8 +87,7 @@ def run(request: ExecutionRequest, harness: Harness, channel: int) -> None:
             with _time_limit(limit, request.wall_factor), harness.streams():
                 output = function(*call)
         except BaseException as error:  # noqa: BLE001 - raised by an untrusted program
-            message = TIMED_OUT if isinstance(error, CallTimeoutError) else RAISED
-            send(channel, message, clock() - start, type(error).__name__.encode())
+            _send_error(channel, clock() - start, error)
             return
         seconds = clock() - start
         try:
@@ -121,10 +129,27 @@ def _load(request: ExecutionRequest, harness: Harness, channel: int) -> Callable
     return function
 
 
+def _send_error(channel: int, seconds: float, error: BaseException) -> None:
+    if isinstance(error, CallTimeoutError):
+        send(channel, TIMED_OUT, seconds, COMPUTED if error.computed else WAITED)
+    else:
+        send(channel, RAISED, seconds, type(error).__name__.encode())
+
+
 @contextmanager
 def _time_limit(seconds: float, wall_factor: int) -> Iterator[None]:
-    signal.signal(signal.SIGALRM, _raise_timeout)
-    signal.signal(signal.SIGPROF, _raise_timeout)
+    """A program that has not slept, and not computed as long, has waited for a CPU: it goes on. What one that slept has
+    waited for is known outside (`RunningProgram.cpu_wait_seconds`)."""
+    began, computed_before, slept_before = time.monotonic(), time.process_time(), _times_asleep()
+
+    def stop(*_: object) -> None:
+        computed, elapsed = time.process_time() - computed_before, time.monotonic() - began
+        if computed >= seconds or wall_factor > 1 or elapsed >= PATIENCE * seconds or _times_asleep() > slept_before:
+            raise CallTimeoutError(computed >= seconds)
+        signal.setitimer(signal.ITIMER_REAL, max(seconds - computed, LEAST_SECONDS))
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.signal(signal.SIGPROF, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds * wall_factor)
     if wall_factor > 1:
         signal.setitimer(signal.ITIMER_PROF, seconds)
@@ -135,8 +160,9 @@ def _time_limit(seconds: float, wall_factor: int) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
-def _raise_timeout(*_: object) -> None:
-    raise CallTimeoutError
+def _times_asleep() -> int:
+    """How often a thread of this process has given up its CPU by itself."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
 
 
 def _to_set(output: Any) -> object:

@@ -272,6 +272,12 @@ NUISANCES = {
         "    while True: threading.Thread(target=time.sleep, args=(99,), daemon=True).start()"
     ),
     "starts_threads_without_memory": (f"{RAW_THREADS}def double(x):\n    while True: start_thread(0x10f00)"),
+    "hashes_in_threads_without_end": (
+        "import hashlib, signal, threading\n"
+        "def spin(*_):\n    while True: hashlib.sha256(bytes(2**20))\n"
+        "def double(x):\n    for n in (14, 27): signal.signal(n, signal.SIG_IGN)\n"
+        "    for _ in range(200): threading.Thread(target=spin, daemon=True).start()\n    spin()"
+    ),
     "queues_signals_without_end": (
         "import signal, threading\ndef double(x):\n    signal.pthread_sigmask(signal.SIG_BLOCK, {{40}})\n"
         "    while True: signal.pthread_kill(threading.get_ident(), 40)"

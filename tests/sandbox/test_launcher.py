@@ -8,8 +8,16 @@ from pathlib import Path
 import pytest
 
 from codetune.sandbox import program, serialization
-from codetune.sandbox.launcher import NO_HARNESS, CallReport, ProgramEnded, Sandbox, readable_paths, seconds_without_cpu
-from codetune.sandbox.program import ExecutionRequest
+from codetune.sandbox.launcher import (
+    NO_HARNESS,
+    CallReport,
+    ProgramEnded,
+    Sandbox,
+    readable_paths,
+    seconds_of_all_threads,
+    seconds_without_cpu,
+)
+from codetune.sandbox.program import COMPUTED, PATIENCE, WAITED, ExecutionRequest
 from codetune.sandbox.tiers import SandboxError
 from tests.sandbox.hostile_programs import RAW_THREADS
 from tests.sandbox.tiers import each_tier
@@ -91,6 +99,26 @@ def test_what_a_program_can_have_is_limited(tier: str, code: str, most: int, tmp
     sandbox.close()
     assert isinstance(report, CallReport)
     assert 0 <= serialization.decode(report.content) < most
+
+
+def test_a_program_that_may_wait_gets_no_more_computing_time(tmp_path: Path) -> None:
+    sandbox = Sandbox.start("none", tmp_path, NO_HARNESS)
+    with sandbox.run(request("while True: pass", [[0]], wall_factor=PATIENCE), 0.3) as running:
+        assert isinstance(next(running.reports()), ProgramEnded)
+        computed = seconds_of_all_threads(Path(f"/proc/{running.pid}/stat").read_text())
+    sandbox.close()
+    assert computed < 2 * 0.3  # and not PATIENCE times as much
+
+
+def test_a_call_that_has_not_slept_goes_on_until_it_has_computed_as_long(tmp_path: Path) -> None:
+    sandbox = Sandbox.start("none", tmp_path, NO_HARNESS)
+    with sandbox.run(request("def f(x):\n    while True: pass", [[0]], limit=0.2), 20) as running:
+        report = next(running.reports())
+        computed = seconds_of_all_threads(Path(f"/proc/{running.pid}/stat").read_text())
+    sandbox.close()
+    assert isinstance(report, CallReport)
+    assert report.content == (COMPUTED if report.seconds < PATIENCE * 0.2 else WAITED)
+    assert computed < 2 * 0.2
 
 
 def test_the_time_in_which_its_own_threads_ran_is_no_wait_for_a_cpu() -> None:
