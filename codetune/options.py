@@ -58,7 +58,7 @@ LimitOption = Annotated[int | None, typer.Option(metavar="N", min=1, help="Use o
 TasksOption = Annotated[list[str] | None, typer.Option("--task", metavar="ID", help="Use only this task. Repeatable.")]
 CompleteOption = Annotated[bool, typer.Option("--complete", help="Fail unless every task has a sample.")]
 PAD_MODES, METHODS = (f"One of: {', '.join(get_args(choices))}." for choices in (PadMode, Method))
-_LACKING = NOT_IN_THIS_VERSION["select.strategy"]
+_LACKING = NOT_IN_THIS_VERSION.get("select.strategy", ())
 STRATEGY_NAMES = f"One of: {', '.join(name for name in get_args(Strategy) if name not in _LACKING)}."
 STAGES_HELP = f"{', '.join(STAGE_NAMES[:-1])} or {STAGE_NAMES[-1]}."
 

@@ -103,6 +103,7 @@ class Score:
     truncated: bool
     nll_shuffled: float | None = None  # of the answer after the prompt of another row
     shuffled_with: str | None = None  # the id of that row
+    token_differences: bytes | None = None  # nats after the prompt less those alone, float32, of each answer token
 
 
 @dataclass(frozen=True, slots=True)

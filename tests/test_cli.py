@@ -147,13 +147,6 @@ def test_a_closed_standard_output_is_told_before_any_work(tmp_path: Path) -> Non
     assert not (tmp_path / "runs" / "small" / "embeddings.npy").exists()
 
 
-def test_a_feature_not_built_is_refused_by_name(tmp_path: Path) -> None:
-    make_small_world(tmp_path)
-    told = run_codetune("select", "--strategy", "sifd", cwd=tmp_path)
-    assert told.returncode == 2
-    assert "not in this version" in told.stderr
-
-
 def test_a_stage_prints_one_json_document_and_nothing_else_on_standard_output(tmp_path: Path) -> None:
     make_small_world(tmp_path, 6)
     told = run_codetune("embed", "--json", cwd=tmp_path)

@@ -58,19 +58,24 @@ class CausalScorer:
 
     def nll(self, spans: Sequence[Span]) -> list[float | None]:
         """One value for each span: NaN if the model computes NaN, None if the span alone does not fit into memory."""
-        results: list[float | None] = [None] * len(spans)
+        return [None if losses is None else mean_nll(losses) for losses in self.token_nll(spans)]
+
+    def token_nll(self, spans: Sequence[Span]) -> list[torch.Tensor | None]:
+        """The nats of each predicted token of each span, in float32 and on the CPU; None if the span alone does not fit
+        into memory."""
+        results: list[torch.Tensor | None] = [None] * len(spans)
         lengths = [len(span.tokens) for span in spans]
         budget = self._budget
         passes = next_fit(lengths, budget) if self._packed else padded_passes(lengths, budget, self._padded_length)
         for members in passes:
-            values = self._nll_or_halves([spans[index] for index in members])
+            values = self._losses_or_halves([spans[index] for index in members])
             for index, value in zip(members, values, strict=True):
                 results[index] = value
         return results
 
-    def _nll_or_halves(self, spans: Sequence[Span]) -> list[float | None]:
+    def _losses_or_halves(self, spans: Sequence[Span]) -> list[torch.Tensor | None]:
         try:
-            return self._nll_of_pass(spans)
+            return list(self._losses_of_pass(spans))
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -80,14 +85,14 @@ class CausalScorer:
         if len(spans) == 1:
             return [None]
         middle = len(spans) // 2
-        return self._nll_or_halves(spans[:middle]) + self._nll_or_halves(spans[middle:])
+        return self._losses_or_halves(spans[:middle]) + self._losses_or_halves(spans[middle:])
 
     def _padded_length(self, tokens: int) -> int:
         """The length that a span of so many tokens is padded to; not beyond the window, where positions end."""
         return tokens if self._length_dependent else min(bucket(tokens), max(tokens, self.window))
 
     @torch.inference_mode()
-    def _nll_of_pass(self, spans: Sequence[Span]) -> list[float | None]:
+    def _losses_of_pass(self, spans: Sequence[Span]) -> list[torch.Tensor]:
         for rotary in self._length_dependent:
             _reset_length(rotary)
         inputs, offsets = self._pack(spans) if self._packed else self._pad(spans)
@@ -98,11 +103,9 @@ class CausalScorer:
         ]
         targets = inputs["input_ids"].flatten()  # [M]
         if self._span_by_span:
-            losses = [self._losses(hidden, targets, positions) for positions in predicted]
-        else:
-            together = self._losses(hidden, targets, torch.cat(predicted))
-            losses = list(torch.split(together, [len(positions) for positions in predicted]))
-        return [float(own.sum(dtype=torch.float64)) / len(own) for own in losses]
+            return [self._losses(hidden, targets, positions) for positions in predicted]
+        together = self._losses(hidden, targets, torch.cat(predicted))
+        return list(torch.split(together, [len(positions) for positions in predicted]))
 
     def _losses(self, hidden: torch.Tensor, targets: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """The nats of the tokens at `positions`, each predicted from the position before it, from hidden states [M, H]
@@ -125,6 +128,11 @@ class CausalScorer:
         rows = [[*span.tokens, *[0] * (length - len(span.tokens))] for span in spans]
         # No mask: padding comes after all predicted tokens, and attention is causal.
         return {"input_ids": torch.tensor(rows, device=self._network.device)}, range(0, len(rows) * length, length)
+
+
+def mean_nll(losses: torch.Tensor) -> float:
+    """The mean of the nats of tokens, summed in double precision."""
+    return float(losses.sum(dtype=torch.float64)) / len(losses)
 
 
 def set_scoring_attention(network: PreTrainedModel, asked: str) -> None:
@@ -182,7 +190,7 @@ def measured_tokens_per_pass(network: PreTrainedModel, max_length: int) -> int:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(network.device)
         before = torch.cuda.memory_allocated(network.device)
-        scorer._nll_of_pass([span] * (tokens // longest))
+        scorer._losses_of_pass([span] * (tokens // longest))
         return torch.cuda.max_memory_allocated(network.device) - before
 
     longest = _halved_until_it_fits(peak_bytes, longest)  # the first pass takes more: libraries allocate workspaces

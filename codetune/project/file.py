@@ -234,6 +234,8 @@ def _scoring_conflicts(project: Project) -> Iterator[tuple[str, str]]:
 
 
 def _selection_conflicts(project: Project) -> Iterator[tuple[str, str]]:
+    if project.select.strategy == "sifd" and project.score.token_differences is False:
+        yield "score.token_differences", "false, and select.strategy sifd needs them. Set auto, or another strategy"
     if project.select.strategy == "all" and project.select.count is not None:
         message = f"{project.select.count}, and select.strategy all takes every row. Set null, or another strategy"
         yield "select.count", message

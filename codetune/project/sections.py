@@ -92,6 +92,9 @@ class Scoring(Section):
     shuffled_rows: Annotated[int, Field(ge=0)] = setting(
         256, "rows that are scored after another row's instruction as well; needs empty_prompt", "score"
     )
+    token_differences: Literal["auto"] | bool = setting(
+        "auto", "keep what the instruction changes of each answer token; auto: if select.strategy is sifd", "score"
+    )
 
 
 class Embedding(Section):
@@ -105,7 +108,7 @@ class Embedding(Section):
 class Selection(Section):
     strategy: Strategy = setting(
         "ifd_cluster",
-        "ifd_cluster (the paper's), parametric, facility, mig; controls: ifd perplexity kcenter length random all",
+        "ifd_cluster (the paper's) parametric facility mig sifd; controls: ifd perplexity kcenter length random all",
         "select",
     )
     clusters: Count | Literal["auto"] = setting(
@@ -116,6 +119,7 @@ class Selection(Section):
     ratio_of: Literal["eligible", "all"] = setting(
         "eligible", "ratio of the eligible rows of a cluster (the paper), or of all its rows", "select"
     )
+    token_share: Share = setting(0.75, "sifd: share of the answer tokens that count (published: 0.5, 0.75)", "select")
     max_ifd: Positive = setting(1.0, "rows with this IFD or more are set aside as mismatched pairs", "select")
     mismatch: Literal["calibrated", "ifd", "none"] = setting(
         "calibrated",
@@ -299,9 +303,7 @@ class Project(Section):
 
 
 # Valid values whose feature this version lacks: they are refused, never accepted and ignored.
-NOT_IN_THIS_VERSION: Mapping[str, Sequence[object]] = {
-    "select.strategy": ("sifd",),
-}
+NOT_IN_THIS_VERSION: Mapping[str, Sequence[object]] = {}
 
 
 def keys(section: type[BaseModel] = Project, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:

@@ -15,15 +15,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from codetune.data.control_tokens import control_tokens
 from codetune.data.tokens import ScoringTokens, Span, scoring_tokens, text_tokens
+from codetune.model.likelihood import mean_nll
 from codetune.project.sections import Scoring
 from codetune.records import Example, Refusal, Score
 
 Context = Literal["nll_conditional", "nll_unconditional", "nll_empty", "nll_shuffled"]  # columns of a score
 CONTEXTS: tuple[Context, ...] = get_args(Context)
+COMPARED: tuple[Context, Context] = ("nll_conditional", "nll_unconditional")  # token by token, where asked for
 
 
 class Scorer(Protocol):
@@ -37,6 +40,10 @@ class Scorer(Protocol):
         fit into memory even when it is alone in its batch."""
         ...
 
+    def token_nll(self, spans: Sequence[Span]) -> list[torch.Tensor | None]:
+        """The same token by token: the nats of each predicted token of each span."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class ScoringPasses:
@@ -47,6 +54,15 @@ class ScoringPasses:
     spans: Mapping[Context, Span]
     known: Score | None
     shuffled_with: str | None  # the id of the row whose instruction the shuffled pass has
+    by_token: bool  # the differences of the tokens between the first two passes are kept
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The result of a pass: the mean over the answer tokens, in nats, and where it is asked for each token's own."""
+
+    nll: float | None  # None where it does not fit into memory
+    tokens: torch.Tensor | None = None
 
 
 def tokenise(
@@ -56,29 +72,39 @@ def tokenise(
     settings: Scoring,
     partners: Mapping[str, Example],
     known: Mapping[str, Score],
+    *,
+    by_token: bool = False,
 ) -> list[ScoringPasses | Refusal]:
     """The passes of each example, or the reason why it cannot be scored. `partners` has, by the id of a row of the
     sample, the row whose instruction its answer is scored after as well; `known` has earlier scores by id, whose passes
-    are not made again. Needs no network."""
+    are not made again, unless their tokens are asked for (`by_token`) and were not kept. Needs no network."""
     max_length, mark = min(settings.max_length, window), control_tokens(tokenizer).mark
     prompts = [fill_prompt(settings.prompt, mark(example.instruction)) for example in examples]
     tokenised = scoring_tokens(tokenizer, prompts, examples, max_length)
     others = _other_prompts(examples, tokenizer, settings, partners)
     return [
-        tokens if isinstance(tokens, Refusal) else _passes(example, tokens, other, max_length, partners, known)
+        tokens
+        if isinstance(tokens, Refusal)
+        else _passes(example, tokens, other, max_length, partners, known.get(example.id), by_token)
         for example, tokens, other in zip(examples, tokenised, others, strict=True)
     ]
 
 
 def score_tokens(tokenised: Sequence[ScoringPasses | Refusal], scorer: Scorer) -> list[Score | Refusal]:
     """A score or a refusal for each example, in order; all passes of all examples are one call of the scorer."""
-    likelihoods = iter(
-        scorer.nll([span for row in tokenised if isinstance(row, ScoringPasses) for span in row.spans.values()])
-    )
+    rows = [row for row in tokenised if isinstance(row, ScoringPasses)]
+    spans = [span for row in rows for span in row.spans.values()]
+    measured = iter(_measure(scorer, spans, any(row.by_token for row in rows)))
     return [
-        row if isinstance(row, Refusal) else _score(row, {context: next(likelihoods) for context in row.spans})
+        row if isinstance(row, Refusal) else _score(row, {context: next(measured) for context in row.spans})
         for row in tokenised
     ]
+
+
+def _measure(scorer: Scorer, spans: Sequence[Span], by_token: bool) -> list[Measured]:
+    if not by_token:
+        return [Measured(nll) for nll in scorer.nll(spans)]
+    return [Measured(None) if own is None else Measured(mean_nll(own), own) for own in scorer.token_nll(spans)]
 
 
 def fill_prompt(template: str, instruction: str) -> str:
@@ -130,26 +156,28 @@ def _passes(
     others: Mapping[Context, Sequence[int]],
     max_length: int,
     partners: Mapping[str, Example],
-    known: Mapping[str, Score],
+    before: Score | None,
+    by_token: bool,
 ) -> ScoringPasses:
     spans: dict[Context, Span] = {"nll_conditional": tokens.conditional, "nll_unconditional": tokens.unconditional}
     spans |= {context: tokens.after(prompt, max_length) for context, prompt in others.items()}
-    before = known.get(example.id)
-    missing = {context: span for context, span in spans.items() if before is None or getattr(before, context) is None}
+    by_token = by_token and (before is None or before.token_differences is None)
+    known = _likelihoods(before).keys() - (COMPARED if by_token else ())
+    missing = {context: span for context, span in spans.items() if context not in known}
+    shuffled_with = None if before is None else before.shuffled_with
     if "nll_shuffled" in missing:
-        return ScoringPasses(example, tokens, missing, before, partners[example.id].id)
-    return ScoringPasses(example, tokens, missing, before, None if before is None else before.shuffled_with)
+        shuffled_with = partners[example.id].id
+    return ScoringPasses(example, tokens, missing, before, shuffled_with, by_token)
 
 
-def _score(row: ScoringPasses, measured: Mapping[Context, float | None]) -> Score | Refusal:
-    values = {**_likelihoods(row.known), **measured}
-    if values.get("nll_shuffled", 0.0) is None:  # another row's long instruction is no reason to lose this row
-        values.pop("nll_shuffled")
-    found = {context: value for context, value in values.items() if value is not None}
-    if len(found) < len(values):
+def _score(row: ScoringPasses, measured: Mapping[Context, Measured]) -> Score | Refusal:
+    # Another row's long instruction is no reason to lose this row.
+    fitting = {context: one.nll for context, one in measured.items() if one.nll is not None}
+    if measured.keys() - fitting.keys() - {"nll_shuffled"}:
         return Refusal(row.example.id, "out of memory, alone in its batch", row.example.at)
-    if not all(map(math.isfinite, found.values())):
+    if not all(map(math.isfinite, fitting.values())):
         return Refusal(row.example.id, "likelihood is not a finite number", row.example.at)
+    found = fitting | _likelihoods(row.known)  # what is known stays, also if its pass was made again for the tokens
     conditional, empty, shuffled = found["nll_conditional"], found.get("nll_empty"), found.get("nll_shuffled")
     difficulty = ifd(conditional, found["nll_unconditional"])
     if difficulty is None:
@@ -165,10 +193,20 @@ def _score(row: ScoringPasses, measured: Mapping[Context, float | None]) -> Scor
         truncated=row.tokens.truncated,
         nll_shuffled=shuffled,
         shuffled_with=None if shuffled is None else row.shuffled_with,
+        token_differences=_token_differences(row, measured),
     )
 
 
-def _likelihoods(score: Score | None) -> dict[Context, float | None]:
+def _token_differences(row: ScoringPasses, measured: Mapping[Context, Measured]) -> bytes | None:
+    if not row.by_token:
+        return None if row.known is None else row.known.token_differences
+    with_prompt, alone = (measured[context].tokens for context in COMPARED)
+    assert with_prompt is not None
+    assert alone is not None
+    return (with_prompt - alone).numpy().astype("<f4").tobytes()
+
+
+def _likelihoods(score: Score | None) -> dict[Context, float]:
     """The likelihoods that a score has."""
     if score is None:
         return {}

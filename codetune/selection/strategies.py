@@ -35,6 +35,7 @@ class SelectionInputs:
     nll_conditional: Floats | None = None  # [rows]
     answer_tokens: Floats | None = None  # [rows]
     vectors: RowVectors | None = None  # [rows, dimensions]
+    sifd: Floats | None = None  # [rows], NaN also for a row of which no token counts
     filtered: NDArray[np.bool_] | None = None  # [rows]; repeats, leaks and failed checks, which nothing takes
 
     @property
@@ -82,15 +83,16 @@ class SelectionStrategy:
     choose: Callable[[Candidates], RowIndices]  # eligible rows, `quota` of them unless the rule has quotas of its own
     needs_scores: bool = False
     needs_embeddings: bool = False
+    needs_tokens: bool = False  # scores with the differences of each token
 
 
-def _hardest_of_each_cluster(candidates: Candidates) -> RowIndices:
+def _hardest_of_each_cluster(candidates: Candidates, difficulty: Floats | None) -> RowIndices:
     cluster, eligible = candidates.inputs.cluster, candidates.eligible
     assert cluster is not None
     labels, part = np.unique(cluster, return_inverse=True)
     sizes, eligible_sizes = (np.bincount(rows, minlength=len(labels)) for rows in (part, part[eligible]))
     quotas = part_quotas(sizes, eligible_sizes, candidates.settings)
-    hardest_first = _ranked(candidates.inputs.ifd, eligible)
+    hardest_first = _ranked(difficulty, eligible)
     by_part = hardest_first[np.argsort(part[hardest_first], kind="stable")]
     rank_in_part = np.arange(len(by_part)) - np.repeat(np.cumsum(eligible_sizes) - eligible_sizes, eligible_sizes)
     return by_part[rank_in_part < quotas[part[by_part]]]
@@ -101,7 +103,7 @@ def _highest(candidates: Candidates, column: Floats | None) -> RowIndices:
 
 
 def _ranked(column: Floats | None, rows: RowIndices) -> RowIndices:
-    """The rows by their values, the highest first; equal ones by id."""
+    """The rows by their values, the highest first and NaN last; equal ones by id."""
     assert column is not None
     return rows[np.argsort(-column[rows], kind="stable")]
 
@@ -123,7 +125,7 @@ _TABLE = (
     SelectionStrategy(
         "ifd_cluster",
         "in each cluster the rows with the highest IFD, as published",
-        _hardest_of_each_cluster,
+        lambda rows: _hardest_of_each_cluster(rows, rows.inputs.ifd),
         needs_scores=True,
         needs_embeddings=True,
     ),
@@ -146,6 +148,14 @@ _TABLE = (
         _most_informative,
         needs_scores=True,
         needs_embeddings=True,
+    ),
+    SelectionStrategy(
+        "sifd",
+        "in each cluster the rows with the highest IFD over the tokens that the instruction changes most (T-SHIRT)",
+        lambda rows: _hardest_of_each_cluster(rows, rows.inputs.sifd),
+        needs_scores=True,
+        needs_embeddings=True,
+        needs_tokens=True,
     ),
     SelectionStrategy(
         "ifd", "the rows with the highest IFD", lambda rows: _highest(rows, rows.inputs.ifd), needs_scores=True

@@ -21,6 +21,7 @@ from codetune.stages.stage import (
     Input,
     Recipe,
     RunContext,
+    Settings,
     Stage,
     StageOutput,
     StageRequest,
@@ -39,8 +40,10 @@ if TYPE_CHECKING:
 
 # Estimated tokens of a block without a GPU, where the project says `auto`: a second or so of a small model.
 AUTO_TOKENS_PER_BATCH = 8192
-ADDITIONS = ("score.empty_prompt", "score.shuffled_rows")
+TOKENS = "score.token_differences"
+ADDITIONS = ("score.empty_prompt", "score.shuffled_rows", TOKENS)
 ADDED_VALUES = ("pmi", "nll_empty", "nll_shuffled", "shuffled_with")
+TOKEN_VALUE = "token_differences"
 
 
 def tokens_per_pass(context: RunContext, recipe: Recipe, device: str, measure: Callable[[], int]) -> int:
@@ -60,6 +63,18 @@ def tokens_per_pass(context: RunContext, recipe: Recipe, device: str, measure: C
 
 def _inputs(project: Project, request: StageRequest) -> Sequence[Input]:
     return dataset_input(), model_input("model", "score.model" if project.score.model else "model.path")
+
+
+def _keeps_tokens(project: Project) -> bool:
+    """Whether the scores have the differences of each token: where the project says so, or the strategy needs them."""
+    asked = project.score.token_differences
+    return STRATEGIES[project.select.strategy].needs_tokens if asked == "auto" else asked
+
+
+def _settings(context: RunContext, request: StageRequest, settings: Settings) -> Settings:
+    """Scores without differences of tokens are the same as before there was a setting for them."""
+    others = {key: value for key, value in settings.items() if key != TOKENS}
+    return {**others, TOKENS: True} if _keeps_tokens(context.project) else others
 
 
 def _plan(context: RunContext, recipe: Recipe) -> Plan:
@@ -86,10 +101,11 @@ def _plan(context: RunContext, recipe: Recipe) -> Plan:
         use_threads(threads_of(context, recipe))
         tokenizer, scorer = load_tokenizer(directory), CausalScorer(network(), budget)
         partners, incomplete = _partners(context), _incomplete_rows(context, recipe)
+        by_token = _keeps_tokens(context.project)
 
         def prepare(examples: Sequence[Example]) -> list[ScoringPasses | Refusal]:
             known = row_artefacts.finished_scores(incomplete, [example.id for example in examples])
-            return tokenise(examples, tokenizer, scorer.window, settings, partners, known)
+            return tokenise(examples, tokenizer, scorer.window, settings, partners, known, by_token=by_token)
 
         return BlockWork(
             prepare, lambda _, passes: [row_artefacts.score_line(row) for row in score_tokens(passes, scorer)]
@@ -117,10 +133,12 @@ def _sealed_rows(
 ) -> Iterator[tuple[str, int, int]]:
     """The rows of the last scores.jsonl that lack no value that the project asks for, or those that lack one."""
     asked, sample = context.project.score.empty_prompt, frozenset(_sample(context))
+    by_token = _keeps_tokens(context.project)
 
     def is_wanted(row: Score | Refusal) -> bool:
         lacks = isinstance(row, Score) and asked and row.nll_empty is None
         lacks |= isinstance(row, Score) and row.nll_shuffled is None and row.id in sample
+        lacks |= isinstance(row, Score) and by_token and row.token_differences is None
         return lacks != complete
 
     return row_artefacts.sealed_scores(run, is_wanted)
@@ -134,7 +152,8 @@ def _incomplete_rows(context: RunContext, recipe: Recipe) -> FinishedRows:
 
 
 def _write(context: RunContext, recipe: Recipe, finished: FinishedRows) -> StageOutput:
-    without = () if context.project.score.empty_prompt else ADDED_VALUES
+    without = [] if context.project.score.empty_prompt else [*ADDED_VALUES]
+    without += [] if _keeps_tokens(context.project) else [TOKEN_VALUE]
     scored, refused, truncated = row_artefacts.write_scores(context.run, finished, without)
     return StageOutput(scored, refused, {"truncated": truncated, **left_out_facts(context)})
 
@@ -152,6 +171,7 @@ SCORE: Stage = Stage(
     _inputs,
     lambda run, request: run.scores,
     _ROWS.write_artefact,
+    settings=_settings,
     prepare=_ROWS.prepare,
     work=_ROWS.work,
     progress=lambda context, request: _ROWS.progress(context, SCORE),

@@ -25,7 +25,7 @@ from codetune.errors import DataError, StaleError
 from codetune.project.sections import Project
 from codetune.records import Embeddings, Refusal, ScoreColumns, SelectedRows
 from codetune.selection.mismatch import FEWEST_PAIRS, MismatchTest, find_mismatched
-from codetune.selection.row_vectors import RowVectors
+from codetune.selection.row_vectors import Floats, RowVectors
 from codetune.selection.select import (
     ClusterDiagnostics,
     count_mismatched,
@@ -35,6 +35,7 @@ from codetune.selection.select import (
     why_not_taken,
 )
 from codetune.selection.select import select as select_rows
+from codetune.selection.selective_ifd import selective_ifd
 from codetune.selection.strategies import STRATEGIES, SelectionInputs, SelectionStrategy
 from codetune.stages.embed import EMBED
 from codetune.stages.exclusions import (
@@ -166,7 +167,7 @@ def join_rows(
     is_held: IdIndex,
 ) -> SelectionInputs:
     """The rows that are not held out, with the columns that the strategy needs. Raises StaleError where scores and
-    embeddings are not of the same rows."""
+    embeddings are not of the same rows, or scores lack what the strategy needs."""
     known = example_ids(context.run) if scores is None else scores.ids
     known = known[~is_held.holds(known)]
     ids, clusters, vectors = np.sort(known), None, None
@@ -185,7 +186,27 @@ def join_rows(
         nll_conditional=scores.nll_conditional[order],
         answer_tokens=scores.answer_tokens[order],
         vectors=vectors,
+        sifd=_selective_ifd(context, scores)[order] if strategy.needs_tokens else None,
     )
+
+
+def _selective_ifd(context: RunContext, scores: ScoreColumns) -> Floats:
+    """S-IFD of the rows of `scores`, in their order. Raises StaleError for scores without the differences of tokens."""
+    wanted = IdIndex(scores.ids)
+
+    def read() -> Iterator[NDArray[np.float32]]:
+        for row_id, differences in row_artefacts.read_token_differences(context.run):
+            if wanted.find(row_id) is not None:
+                yield differences
+
+    without = np.count_nonzero(~np.isnan(scores.ifd)) - sum(len(differences) > 0 for differences in read())
+    if without:
+        raise StaleError(
+            f"{context.run.scores} has no token_differences for {without:,} rows, which select.strategy sifd needs. "
+            "Run: codetune score --set score.token_differences=true (it makes two passes of these rows again, and "
+            "changes no other value)"
+        )
+    return selective_ifd(read, len(scores.ids), context.project.select.token_share)
 
 
 def _test_mismatch(context: RunContext, scores: ScoreColumns) -> MismatchTest | None:

@@ -30,7 +30,10 @@ TAKEN = "taken"
 def score_line(row: Score | Refusal) -> bytes:
     """A line of scores.jsonl, without its newline."""
     if isinstance(row, Score):
-        return json.dumps({name: value for name, value in asdict(row).items() if value is not None}).encode()
+        document = {name: value for name, value in asdict(row).items() if value is not None}
+        if row.token_differences is not None:
+            document["token_differences"] = base64.b64encode(row.token_differences).decode("ascii")
+        return json.dumps(document).encode()
     at = {"at": row.at} if row.id is None else {}
     return json.dumps({"id": row.id, **at, "refused": row.reason}).encode()
 
@@ -80,6 +83,8 @@ def _score_row(line: str | bytes, at: str) -> Score | Refusal:
     document = json.loads(line)
     if "refused" in document:
         return Refusal(document["id"], document["refused"], document.get("at", at))
+    if "token_differences" in document:
+        document["token_differences"] = base64.b64decode(document["token_differences"])
     return Score(**document)
 
 
@@ -87,6 +92,15 @@ def finished_scores(finished: FinishedRows, ids: Iterable[str]) -> dict[str, Sco
     """The scores among the finished rows `ids`, by id."""
     rows = {row_id: _score_row(finished.read(row_id), "") for row_id in ids if row_id in finished}
     return {row_id: row for row_id, row in rows.items() if isinstance(row, Score)}
+
+
+def read_token_differences(run: Run) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """The id of each row of scores.jsonl that has one, in their order, and the differences of its tokens; none where the
+    row has no score, or the score has none."""
+    for row in read_scores(run):
+        if row.id is not None:
+            packed = row.token_differences if isinstance(row, Score) else None
+            yield row.id, np.frombuffer(packed or b"", dtype="<f4")
 
 
 def read_score_columns(run: Run) -> ScoreColumns:

@@ -101,6 +101,7 @@ def strategy_figures(path: Path, rows: int) -> dict[str, Any]:
         random.integers(0, CLUSTERS, rows).astype(np.int32),
         nll_conditional=random.uniform(0.1, 2, rows),
         answer_tokens=random.integers(1, 500, rows).astype(np.float64),
+        sifd=random.uniform(0.2, 0.99, rows),
         vectors=RowVectors(np.load(path, mmap_mode="r"), random.permutation(rows)),
     )
     candidates = Candidates(inputs, np.arange(rows), Selection(), SEED)

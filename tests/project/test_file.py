@@ -156,6 +156,7 @@ def test_processes_are_a_number_or_auto(processes: object, tmp_path: Path) -> No
     ("text", "key"),
     [
         ("score: {prompt: 'no place for it'}", "score.prompt"),
+        ("{score: {token_differences: false}, select: {strategy: sifd}}", "score.token_differences"),
         ("train: {save_minutes: null}", "train.save_steps"),
         ("model: {dtype: float16}", "model.dtype"),
         ("select: {strategy: all, count: 5}", "select.count"),
@@ -315,7 +316,6 @@ def test_an_equals_sign_may_stand_in_a_value() -> None:
         ("seed.deeper=1", "seed is {'deeper': 1}; "),
         ("train=3", "train is 3; expected a section with keys of its own"),
         ("seed", "no `=`; expected --set section.key=value"),
-        ("select.strategy=sifd", "select.strategy: 'sifd' is not in this version. "),
         ("train={lora: {r: 0}}", "train.lora.r is 0; "),
         (f"seed{'.a' * 3000}=1", "nested too deep; "),
     ],
@@ -476,7 +476,7 @@ def nested(key: str, value: Any) -> str:
 
 
 def test_values_of_other_versions_are_not_among_those_expected() -> None:
-    with pytest.raises(ProjectError, match=r"is 'ifd_clusters'; .* `mig`, `ifd`, .* `random` or `all` \("):
+    with pytest.raises(ProjectError, match=r"is 'ifd_clusters'; .* `mig`, `sifd`, `ifd`, .* `random` or `all` \("):
         read_project(None, ["select.strategy=ifd_clusters"], {})
 
 

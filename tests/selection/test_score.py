@@ -9,10 +9,12 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
@@ -24,6 +26,7 @@ from codetune.project.sections import Dataset, Scoring
 from codetune.records import Example, Message, Refusal, Score, content_id
 from codetune.selection.blocks import pair_characters
 from codetune.selection.score import Scorer, ScoringPasses, ifd, score_tokens, tokenise
+from codetune.selection.selective_ifd import selective_ifd
 from tests.model.builders import byte_tokenizer, tiny_model
 
 
@@ -37,6 +40,13 @@ class FakeScorer:
 
     def nll(self, spans: Sequence[Span]) -> list[float | None]:
         return [self.conditional if span.start > 1 else 1.0 for span in spans]
+
+    def token_nll(self, spans: Sequence[Span]) -> list[torch.Tensor | None]:
+        counts = [len(span.tokens) - span.start for span in spans]
+        return [
+            None if nll is None else torch.full((count,), nll)
+            for nll, count in zip(self.nll(spans), counts, strict=True)
+        ]
 
 
 def example(instruction: str, answer: str) -> Example:
@@ -57,8 +67,11 @@ def score_rows(
     settings: Scoring,
     partners: Mapping[str, Example] | None = None,
     known: Mapping[str, Score] | None = None,
+    *,
+    by_token: bool = False,
 ) -> list[Score | Refusal]:
-    return score_tokens(tokenise(rows, tokenizer, scorer.window, settings, partners or {}, known or {}), scorer)
+    passes = tokenise(rows, tokenizer, scorer.window, settings, partners or {}, known or {}, by_token=by_token)
+    return score_tokens(passes, scorer)
 
 
 def test_a_question_that_helps_makes_the_answer_easier() -> None:
@@ -153,6 +166,58 @@ def test_real_rows_agree_with_float64_arithmetic_whatever_their_batch(shared_dat
         assert result.shuffled_with == (partner.id if partner else None)
         assert result.ifd == pytest.approx(math.exp(expected[0]) / math.exp(expected[1]), rel=1e-5)
         assert result.answer_tokens == answer_tokens
+
+
+def test_the_tokens_of_real_rows_give_s_ifd_as_float64_arithmetic_does(shared_data: Path) -> None:
+    path = shared_data / "tokenizers" / "deepseek-coder-6.7b-instruct"
+    tokenizer, reference = load_tokenizer(path), Tokenizer.from_file(str(path / "tokenizer.json"))
+    model = tiny_model("llama", len(tokenizer), hidden=32)
+    rows, settings = sorted(evol(shared_data, 36), key=pair_characters)[:10], Scoring(max_length=300)
+    results = score_rows(rows, tokenizer, CausalScorer(model, 4096), settings, by_token=True)
+    without = score_rows(rows, tokenizer, CausalScorer(model, 4096), settings)
+    assert [replace(row, token_differences=None) for row in results] == without
+    exact = copy.deepcopy(model).double()
+    expected = [token_oracle(exact, reference, tokenizer.bos_token_id, row) for row in rows]
+    kept = [np.frombuffer(row.token_differences, dtype="<f4") for row in results if isinstance(row, Score)]
+    assert [len(differences) for differences in kept] == [row.answer_tokens for row in results]
+    for share in (0.5, 0.75):
+        limit = np.percentile(np.abs(np.concatenate(expected)), 100 * (1 - share))
+        by_hand = [np.exp(row[np.abs(row) > limit].mean()) for row in expected]
+        assert selective_ifd(lambda: kept, len(kept), share) == pytest.approx(by_hand, rel=1e-5)
+
+
+def token_oracle(exact: torch.nn.Module, reference: Tokenizer, bos: int, row: Example) -> NDArray[np.float64]:
+    """The differences of the tokens of an answer between the passes with and without the instruction."""
+    prompt = f"Question:\n{row.instruction}\n\nAnswer:\n"
+    whole = reference.encode(prompt + row.answer, add_special_tokens=False)
+    cut = next(index for index, (start, _) in enumerate(whole.offsets) if start >= len(prompt))
+    answer, losses = whole.ids[cut:][: 300 - 1 - cut], []
+    for context in ([bos, *whole.ids[:cut]], [bos]):
+        with torch.inference_mode():
+            logits = exact(torch.tensor([context + answer])).logits[0, len(context) - 1 : -1]
+        losses.append(torch.nn.functional.cross_entropy(logits, torch.tensor(answer), reduction="none").numpy())
+    return losses[0] - losses[1]
+
+
+def test_tokens_that_are_asked_for_later_change_no_value_that_is_known() -> None:
+    tokenizer, row = byte_tokenizer(bos=True), example("Add.", "a + b")
+    (before,) = score_rows([row], tokenizer, FakeScorer(0.5), Scoring())
+    assert isinstance(before, Score)
+    # The scorer says 0.25 now: the tokens have that, and what was measured before stays.
+    (after,) = score_rows([row], tokenizer, FakeScorer(0.25), Scoring(), known={row.id: before}, by_token=True)
+    assert after == replace(before, token_differences=np.full(before.answer_tokens, -0.75, dtype="<f4").tobytes())
+    (again,) = tokenise([row], tokenizer, 2048, Scoring(), {}, {row.id: after}, by_token=True)
+    assert isinstance(again, ScoringPasses)
+    assert not again.spans
+
+
+@pytest.mark.parametrize("conditional", [None, math.nan])
+def test_tokens_that_cannot_be_measured_are_a_refusal(conditional: float | None) -> None:
+    tokenizer, row = byte_tokenizer(bos=True), example("Add.", "a + b")
+    known = {found.id: found for found in score_rows([row], tokenizer, FakeScorer(0.5), Scoring())}
+    for scores in ({}, known):
+        (found,) = score_rows([row], tokenizer, FakeScorer(conditional), Scoring(), known=scores, by_token=True)
+        assert isinstance(found, Refusal)
 
 
 def oracle(

@@ -15,9 +15,9 @@ from codetune.selection.row_vectors import RowVectors
 from codetune.selection.select import select
 from codetune.selection.strategies import STRATEGIES, Candidates, SelectionInputs
 
-GROWING = ("ifd_cluster", "facility", "mig", "ifd", "perplexity", "kcenter", "length", "random")  # with the ratio
 DRAWN = ("random", "parametric")  # equal rows are not told apart by id
 WITHOUT_ALL = [name for name in STRATEGIES if name != "all"]
+GROWING = [name for name in WITHOUT_ALL if name != "parametric"]  # with the ratio
 
 
 def columns(rows: int, seed: int = 0, *, equal: bool = False) -> SelectionInputs:
@@ -25,7 +25,7 @@ def columns(rows: int, seed: int = 0, *, equal: bool = False) -> SelectionInputs
     random = np.random.default_rng(seed)
     cluster = random.integers(0, 3, rows).astype(np.int32)
     vectors = np.eye(3, 8)[cluster] + 0.3 * random.standard_normal((rows, 8))
-    values = random.uniform(0.2, 1.1, (3, rows))
+    values = random.uniform(0.2, 1.1, (4, rows))
     if equal:
         cluster[:], vectors[:], values[:] = 0, vectors[0], 0.5
     else:
@@ -36,6 +36,7 @@ def columns(rows: int, seed: int = 0, *, equal: bool = False) -> SelectionInputs
         cluster,
         nll_conditional=values[1],
         answer_tokens=np.round(100 * values[2]),
+        sifd=values[3],
         vectors=in_file_order(vectors, np.arange(rows)),
     )
 
@@ -61,7 +62,7 @@ def test_the_table_is_by_name_with_one_line_of_description() -> None:
 @pytest.mark.parametrize(
     ("needs_scores", "needs_embeddings", "names"),
     [
-        (True, True, {"ifd_cluster", "facility", "mig"}),
+        (True, True, {"ifd_cluster", "facility", "mig", "sifd"}),
         (False, True, {"parametric", "kcenter"}),
         (True, False, {"ifd", "perplexity", "length"}),
         (False, False, {"random", "all"}),
@@ -79,7 +80,7 @@ def test_what_is_taken_is_eligible_and_as_much_as_was_asked_for(strategy: str) -
     eligible = sum(part.eligible for part in result.diagnostics)
     assert all(part.taken <= part.eligible for part in result.diagnostics)
     assert len(result.rows.ids) == len(set(result.rows.ids.tolist()))
-    if strategy == "ifd_cluster":
+    if strategy in ("ifd_cluster", "sifd"):
         assert [part.taken for part in result.diagnostics] == [int(part.eligible * 0.3) for part in result.diagnostics]
     else:
         assert len(result.rows.ids) == (eligible if strategy == "all" else int(eligible * 0.3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 
 from codetune.model.likelihood import CausalScorer
+from codetune.stages.score import SCORE
+from codetune.stages.status import stage_status
 from tests import pipeline
 from tests.small_world import context_of, make_small_world, rows, write_rows
 
@@ -20,13 +23,13 @@ ADDED = {"pmi", "nll_empty", "nll_shuffled", "shuffled_with"}
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of spans of each call of the scorer."""
     calls: list[int] = []
-    nll = CausalScorer.nll
+    token_nll = CausalScorer.token_nll
 
-    def counted(self: CausalScorer, spans: Any) -> list[float | None]:
+    def counted(self: CausalScorer, spans: Any) -> Any:
         calls.append(len(spans))
-        return nll(self, spans)
+        return token_nll(self, spans)
 
-    monkeypatch.setattr(CausalScorer, "nll", counted)
+    monkeypatch.setattr(CausalScorer, "token_nll", counted)
     return calls
 
 
@@ -54,6 +57,36 @@ def test_scores_with_and_without_the_empty_prompt_come_of_each_other_and_of_noth
     other = context_of(make_small_world(tmp_path / "fresh"), score__shuffled_rows=9)
     pipeline.score(other)
     assert other.run.scores.read_bytes() == extended
+
+
+def test_the_differences_of_tokens_are_added_to_scores_and_taken_away_again(
+    tmp_path: Path, measured: list[int]
+) -> None:
+    project = make_small_world(tmp_path, 20)
+    plain, by_token = context_of(project), context_of(project, score__token_differences=True)
+    scores = plain.run.scores
+    pipeline.score(plain)
+    without = scores.read_bytes()
+    measured.clear()
+    assert pipeline.score(by_token).reused == 0
+    assert sum(measured) == 2 * 20  # the passes whose tokens were not kept
+    for short, long in zip(map(json.loads, without.splitlines()), lines(scores), strict=True):
+        assert {key: value for key, value in long.items() if key != "token_differences"} == short
+        assert len(base64.b64decode(long["token_differences"])) == 4 * long["answer_tokens"]
+    extended = scores.read_bytes()
+    pipeline.score(plain)
+    assert scores.read_bytes() == without
+    assert sum(measured) == 2 * 20
+    fresh = context_of(make_small_world(tmp_path / "fresh", 20), select__strategy="sifd")
+    pipeline.score(fresh)
+    assert fresh.run.scores.read_bytes() == extended
+
+
+def test_a_strategy_without_need_of_tokens_finds_older_scores_done(tmp_path: Path) -> None:
+    project = make_small_world(tmp_path, 6)
+    pipeline.score(context_of(project))
+    states = [stage_status(context_of(project, select__strategy=name), SCORE).state for name in ("mig", "sifd")]
+    assert states == ["done", "stale"]
 
 
 def test_rows_of_the_sample_name_the_row_whose_instruction_they_had(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -149,6 +150,28 @@ def test_older_scores_without_the_empty_prompt_serve_what_does_not_need_it(score
     with pytest.raises(StaleError, match=r"no nll_empty for 60 rows.*Run: codetune score .*select.mismatch to ifd"):
         pipeline.select(context)
     assert pipeline.select(context_of(scored, select__mismatch="ifd")).rows > 0
+
+
+def test_scores_without_tokens_are_told_to_sifd_with_the_command_that_adds_them(scored: Path) -> None:
+    context = context_of(scored, select__strategy="sifd")
+    plant(context, score)
+    told = r"no token_differences for 60 rows.*Run: codetune score --set score\.token_differences=true"
+    with pytest.raises(StaleError, match=told):
+        pipeline.select(context)
+
+
+def test_sifd_takes_the_hardest_rows_by_the_tokens_that_count(scored: Path) -> None:
+    # Of ten tokens one counts; |d| is 1 for the others. Even rows are harder by it, the later the more, odd ones easier.
+    context = context_of(scored, select__strategy="sifd", select__token_share=0.1, select__clusters=1, select__count=5)
+
+    def with_tokens(number: int) -> dict[str, Any]:
+        differences = np.ones(10, dtype="<f4")
+        differences[3] = (1 + (number + 1) / 60) * (-1) ** number
+        return score(number) | {"token_differences": base64.b64encode(differences.tobytes()).decode()}
+
+    ids = plant(context, with_tokens)
+    pipeline.select(context)
+    assert selected(context) == {ids[number] for number in (58, 56, 54, 52, 50)}
 
 
 @pytest.mark.parametrize("strategy", ["parametric", "facility", "mig", "ifd", "perplexity", "kcenter", "length"])
