@@ -95,8 +95,8 @@ def finished_scores(finished: FinishedRows, ids: Iterable[str]) -> dict[str, Sco
 
 
 def read_token_differences(run: Run) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """The id of each row of scores.jsonl that has one, in their order, and the differences of its tokens; none where the
-    row has no score, or the score has none."""
+    """The id of each row of scores.jsonl that has one, in their order, and the differences of its tokens; none where
+    the row has no score, or the score has none."""
     for row in read_scores(run):
         if row.id is not None:
             packed = row.token_differences if isinstance(row, Score) else None

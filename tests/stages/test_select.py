@@ -161,7 +161,7 @@ def test_scores_without_tokens_are_told_to_sifd_with_the_command_that_adds_them(
 
 
 def test_sifd_takes_the_hardest_rows_by_the_tokens_that_count(scored: Path) -> None:
-    # Of ten tokens one counts; |d| is 1 for the others. Even rows are harder by it, the later the more, odd ones easier.
+    # Of ten tokens one counts; |d| is 1 for the others. Even rows are harder by it, the later the more; odd ones not.
     context = context_of(scored, select__strategy="sifd", select__token_share=0.1, select__clusters=1, select__count=5)
 
     def with_tokens(number: int) -> dict[str, Any]:
