@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from codetune.launch.dispatch import RunJob
 
 TOTAL = "total"  # the file beside unfinished work
+RULES = "rules"  # beside the settings of a manifest: the stage's own `rules`
 Settings = Mapping[str, Any]  # dotted key of the project file -> value
 
 
@@ -185,6 +186,7 @@ class Stage:
     details: Callable[[StageResult], Details] = lambda result: Details()
     documented: Sequence[str] = ()  # facts that the `--json` document shows
     refused_word: str = "refused"  # beside the counted reasons, for people
+    rules: int = 0  # to be raised when codetune makes another artefact of the same; 0: it never has
     additions: Sequence[str] = ()  # settings that only add values to rows: a later stage takes an artefact without them
     is_needed: Callable[[Project], bool] = lambda project: True
     in_process: RunJob | None = None  # a worker process's share of `work`
@@ -267,9 +269,9 @@ def make_recipe(context: RunContext, stage: Stage, request: StageRequest) -> Rec
 
 
 def stage_settings(context: RunContext, stage: Stage, request: StageRequest) -> Settings:
-    """The settings that seal the stage's artefact, by dotted key."""
+    """The settings that seal the stage's artefact, by dotted key, and the rules that it follows."""
     settings = {key: value_at(context.project, key) for key in sealing_keys(stage.name)}
-    return stage.settings(context, request, settings)
+    return {**stage.settings(context, request, settings), **({RULES: stage.rules} if stage.rules else {})}
 
 
 def input_names(project: Project, inputs: Sequence[Input]) -> dict[str, str]:
@@ -371,6 +373,8 @@ def differing_setting(
 
 def other_value(project: Project, artefact: Path, manifest: Manifest, key: str, values: tuple[object, object]) -> str:
     """`values` are the one that made the artefact and the one that is asked for now."""
+    if key == RULES:
+        return f"{artefact} was made on {manifest.day} by rules that codetune has changed since"
     made = f"by flag on {manifest.day} " if key in manifest.overrides else ""
     asked = "the flag" if key in project.overrides else "the project"
     return f"{artefact} was made {made}with {key} {values[0]!r}, {asked} now says {values[1]!r}"

@@ -20,8 +20,10 @@ from codetune.stages.benchmarks import is_samples_file, open_benchmark, samples_
 from codetune.stages.evaluate import EVALUATE
 from codetune.stages.generate import GENERATE
 from codetune.stages.model_ref import model_ref
-from codetune.stages.stage import RunContext, Stage, StageRequest, make_recipe
+from codetune.stages.stage import RunContext, Stage, StageRequest, make_recipe, run_stage
+from codetune.stages.status import stage_status
 from codetune.store.block_log import LineLog, open_parts
+from codetune.store.manifest import manifest_path
 from codetune.workflow import model_request
 from tests import pipeline
 from tests.small_world import context_of, make_small_world, write_rows
@@ -67,6 +69,21 @@ def test_samples_of_anybody_are_judged_and_the_report_is_kept(context: RunContex
 def test_changed_samples_of_the_same_name_are_judged_anew(context: RunContext) -> None:
     assert judged(context, GOOD)["pass_at_k"]["base"]["pass@1"] == 1.0
     assert judged(context, [{**row, "solution": "no"} for row in GOOD])["pass_at_k"]["base"]["pass@1"] == 0.0
+
+
+def test_verdicts_of_earlier_rules_are_made_again_and_it_is_said(context: RunContext) -> None:
+    report = judged(context, GOOD)
+    artefact = context.run.evaluation("tasks", report["model"])
+    seal = manifest_path(artefact)
+    document = json.loads(seal.read_text())
+    del document["settings"]["rules"]
+    seal.write_text(json.dumps(document))
+    tasks = open_benchmark(context, "tasks.jsonl")
+    request = samples_request(context, tasks, context.project.root / "samples.jsonl")
+    assert f"{artefact} was made on " in (why := stage_status(context, EVALUATE, request).why)
+    assert why.endswith("by rules that codetune has changed since")
+    assert run_stage(context, EVALUATE, request).facts["replaced"] == why
+    assert stage_status(context, EVALUATE, request).state == "done"
 
 
 def test_samples_for_a_part_of_the_tasks_are_judged_on_that_part_with_a_warning(
