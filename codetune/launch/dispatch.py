@@ -92,19 +92,33 @@ def perform(job: Job, processes: int, on_progress: OnProgress, run_job: RunJob) 
     """Runs the job in `processes` on this machine, or in the ranks of a launcher; returns the results by rank (of this
     machine, where there are several). Raises UsageError where the launcher started another number than the project
     says, and on every machine but the first."""
-    rank = current_rank()
+    rank, node = current_rank(), require_launch(job.project, job.stage, processes)
     if rank.world_size > 1:
-        return _run_with_ranks(job, rank, processes, on_progress, run_job)
-    node = current_node(job.project.launch.nodes)
-    if node.rank > 0:
-        raise UsageError(
-            f"This is machine {node.rank} of {node.count}, which follows the first one. Expected: a stage "
-            "by itself, started on all machines. Run the earlier stages on one machine, then: codetune " + job.stage
-        )
+        return _run_with_ranks(job, rank, on_progress, run_job)
     if processes * node.count == 1:
         context = WorkerContext(ALONE, None, lambda progress: on_progress(0, progress))
         return [_run(job, context, run_job, None)]
     return _start_workers(job.to_json(), processes, node, on_progress)
+
+
+def require_launch(project: Project, stage: str, processes: int) -> Node:
+    """This machine, if it can begin a stage in so many processes. Raises UsageError if a launcher has started another
+    number, if nothing says which machine this is, and on every machine but the first."""
+    rank = current_rank()
+    if rank.world_size > 1:
+        if project.launch.processes != "auto" and processes != rank.local_world_size:
+            raise UsageError(
+                f"launch.processes is {processes}, and this command was started {rank.local_world_size} times on this "
+                "machine. Expected: the same number. Set launch.processes: auto, or start it without a launcher"
+            )
+        return Node(0, 1)
+    node = current_node(project.launch.nodes)
+    if node.rank > 0:
+        raise UsageError(
+            f"This is machine {node.rank} of {node.count}, which follows the first one. Expected: a stage "
+            f"by itself, started on all machines. Run the earlier stages on one machine, then: codetune {stage}"
+        )
+    return node
 
 
 def process_count(project: Project) -> int:
@@ -173,12 +187,7 @@ def _start_workers(text: str, processes: int, node: Node, on_progress: OnProgres
         return workers.run_workers(WorkerSpec(WORKER_COMMAND, processes, node, file), on_progress, console.relay)
 
 
-def _run_with_ranks(job: Job, rank: Rank, processes: int, on_progress: OnProgress, run_job: RunJob) -> list[JSON]:
-    if job.project.launch.processes != "auto" and processes != rank.local_world_size:
-        raise UsageError(
-            f"launch.processes is {processes}, and this command was started {rank.local_world_size} times on this "
-            "machine. Expected: the same number. Set launch.processes: auto, or start it without a launcher"
-        )
+def _run_with_ranks(job: Job, rank: Rank, on_progress: OnProgress, run_job: RunJob) -> list[JSON]:
     store = _launcher_store()
     number = store.add("jobs", 1)
     store.set(f"job-{number}", job.to_json())

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codetune.console import quantity
+from codetune.errors import ProjectError
 from codetune.project.sections import Project
-from codetune.records import Example, Refusal, Score
+from codetune.records import Example, Message, Refusal, Score
 from codetune.selection.shuffled_sample import choose_partners, shuffled_sample
 from codetune.selection.strategies import STRATEGIES
 from codetune.stages.inputs import dataset_input, left_out_facts, left_out_notes, model_input
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 # Estimated tokens of a block without a GPU, where the project says `auto`: a second or so of a small model.
 AUTO_TOKENS_PER_BATCH = 8192
 TOKENS = "score.token_differences"
+SHORT = Example("0" * 16, (Message("user", "x"), Message("assistant", "y = 1")), "")
 ADDITIONS = ("score.empty_prompt", "score.shuffled_rows", TOKENS)
 ADDED_VALUES = ("pmi", "nll_empty", "nll_shuffled", "shuffled_with")
 TOKEN_VALUE = "token_differences"
@@ -75,6 +78,20 @@ def _settings(context: RunContext, request: StageRequest, settings: Settings) ->
     """Scores without differences of tokens are the same as before there was a setting for them."""
     others = {key: value for key, value in settings.items() if key != TOKENS}
     return {**others, TOKENS: True} if _keeps_tokens(context.project) else others
+
+
+def _check_ahead(context: RunContext, request: StageRequest, paths: Mapping[str, Path]) -> None:
+    """Raises ProjectError where score.max_length has no room for score.prompt and an answer."""
+    from codetune.model.load import load_tokenizer
+    from codetune.selection.score import tokenise
+
+    settings = context.project.score
+    (found,) = tokenise([SHORT], load_tokenizer(paths["model"]), settings.max_length, settings, {}, {})
+    if isinstance(found, Refusal):
+        raise ProjectError(
+            f"score.max_length is {settings.max_length}, and every row would be refused ({found.reason}). Expected: "
+            "room for score.prompt, an instruction and an answer. Raise score.max_length, or shorten score.prompt"
+        )
 
 
 def _plan(context: RunContext, recipe: Recipe) -> Plan:
@@ -172,6 +189,7 @@ SCORE: Stage = Stage(
     lambda run, request: run.scores,
     _ROWS.write_artefact,
     settings=_settings,
+    check_ahead=_check_ahead,
     prepare=_ROWS.prepare,
     work=_ROWS.work,
     progress=lambda context, request: _ROWS.progress(context, SCORE),

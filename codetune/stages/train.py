@@ -13,7 +13,7 @@ from typing import Any, cast
 from codetune import console
 from codetune.console import percent, quantity
 from codetune.errors import ModelError
-from codetune.launch.dispatch import Job, WorkerContext, perform, process_count
+from codetune.launch.dispatch import Job, WorkerContext, perform, process_count, require_launch
 from codetune.launch.environment import current_rank
 from codetune.launch.workers import Progress
 from codetune.model.chat_format import find_chat_format
@@ -54,6 +54,10 @@ CHAT_FORMAT = "model.chat_format"
 
 def _inputs(project: Project, request: StageRequest) -> Sequence[Input]:
     return artefact_input(SELECT), model_input("base", "model.path")
+
+
+def _check(context: RunContext, request: StageRequest) -> None:
+    require_launch(context.project, TRAIN.name, process_count(context.project))
 
 
 def _check_ahead(context: RunContext, request: StageRequest, paths: Mapping[str, Path]) -> None:
@@ -201,6 +205,7 @@ TRAIN: Stage = Stage(
     _inputs,
     lambda run, request: run.model,
     _write,
+    check=_check,
     check_ahead=_check_ahead,
     settings=_settings,
     progress=_progress,

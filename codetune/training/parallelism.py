@@ -190,11 +190,16 @@ def gather_weights(strategy: ParallelStrategy, trainer: Trainer) -> Mapping[str,
     return weights
 
 
+def load_whole_models() -> None:
+    """From here on transformers loads whole models in this process."""
+    disable_fsdp_ram_efficient_loading()
+    unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
+
+
 @contextmanager
 def without_sharded_loading(arguments: TrainingArguments) -> Iterator[None]:
     """Models loaded inside the block are whole, whatever the arguments say."""
-    disable_fsdp_ram_efficient_loading()
-    unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
+    load_whole_models()
     yield
     if (deepspeed := getattr(arguments, "hf_deepspeed_config", None)) is not None:
         set_hf_deepspeed_config(deepspeed)  # type: ignore[no-untyped-call]

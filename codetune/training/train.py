@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from codetune.data.chat import render_chat, require_fitting_format
 from codetune.data.token_cache import TokenCache, TokenizedRows, read_token_cache, remove_token_cache, write_token_cache
+from codetune.data.tokens import DroppedSample, training_tokens
 from codetune.errors import DataError, ModelError, ProjectError
 from codetune.launch.devices import choose_device, count_gpus, gpu_memory_bytes
 from codetune.launch.process_group import SINGLE_PROCESS, ProcessGroup
@@ -42,6 +43,7 @@ from codetune.training.trainer import StepTrainer, explain_out_of_memory, requir
 
 TOKENS_FILE = "tokens.i32"
 PROBE = (Message("user", "Add 1 and 2."), Message("assistant", "1 + 2"))  # any conversation
+SHORTEST = Example("0" * 16, (Message("user", "x"), Message("assistant", "y")), "", "")
 ADAPTER_SHARE = 0.01  # of a model's parameters, at most, in adapters of the usual rank
 
 
@@ -115,6 +117,7 @@ def train(
         whole = _whole_model(trainer, model, project, base, group)
         if group.is_first:
             _save(whole, tokenizer, rows.answer_end_tokens, project, base, directory, saved)
+    parallelism.load_whole_models()  # later stages may run in this process
     return _summary(token_cache, rows, callbacks, choice, group.count)
 
 
@@ -124,8 +127,23 @@ def require_trainable(project: Project, model_path: Path, processes_here: int, p
     choice = _choose_strategy(project, model_path, processes_here, processes)
     precision = build_model.arithmetic_precision(project, model_path)
     require_supported(project.train, precision, choose_device())
-    _require_learnable(project, _fitting_tokenizer(project, model_path))
+    tokenizer = _fitting_tokenizer(project, model_path)
+    _require_learnable(project, tokenizer)
+    _require_room(project, tokenizer)
     build_model.require_preparable(project, BaseModel(model_path, precision, choice.strategy))
+
+
+def _require_room(project: Project, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises ProjectError where no row can have an answer token within `train.max_length` tokens."""
+    settings, chat_format = project.train, project.model.chat_format
+    assert chat_format is not None
+    tokens = training_tokens(tokenizer, chat_format, SHORTEST, settings.max_length, settings.too_long, settings.learn)
+    if isinstance(tokens, DroppedSample) and tokens.tokens:
+        raise ProjectError(
+            f"train.max_length is {settings.max_length}, and in the chat format {chat_format} the shortest row has "
+            f"{tokens.tokens} tokens: every row would be dropped ({tokens.refusal.reason}). Expected: room for a "
+            "question and an answer. Raise train.max_length"
+        )
 
 
 def _fitting_tokenizer(project: Project, model_path: Path) -> PreTrainedTokenizerBase:

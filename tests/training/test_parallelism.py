@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.integrations.deepspeed import HfDeepSpeedConfig, is_deepspeed_zero3_enabled
 
 from codetune.errors import CodetuneError, ProjectError
 from codetune.project.sections import Launch
@@ -15,6 +16,7 @@ from codetune.training.parallelism import (
     StrategyChoice,
     checkpoint_compatibility,
     choose_strategy,
+    load_whole_models,
     require_strategy,
     strategy_arguments,
 )
@@ -93,3 +95,10 @@ def test_another_strategy_in_force_than_the_one_asked_for_is_an_error() -> None:
     for strategy in ("ddp", "fsdp", "zero2"):
         with pytest.raises(CodetuneError, match=f"launch.strategy {strategy} was asked for, and alone is in force"):
             require_strategy(strategy, trainer, model)  # type: ignore[arg-type]
+
+
+def test_a_stage_after_the_training_loads_whole_models() -> None:
+    config = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}})
+    assert is_deepspeed_zero3_enabled()
+    load_whole_models()
+    assert not is_deepspeed_zero3_enabled(), config
