@@ -17,6 +17,7 @@ from jinja2.exceptions import TemplateError
 from codetune.benchmark.benchmarks import FENCE, spec_of
 from codetune.data.control_tokens import UNREADABLE, control_tokens
 from codetune.data.own_template import apply_template
+from codetune.data.thinking import opening_of_answer
 from codetune.errors import ModelError
 from codetune.model.decoding import Decoder, GenerationRequest
 from codetune.project.sections import Generation
@@ -127,4 +128,4 @@ def chat_text(problem: Problem, tokenizer: PreTrainedTokenizerBase) -> str:
             f"The chat template of {tokenizer.name_or_path} refuses a single user turn ({why}). Expected: a template "
             "that writes it. Fix the template, or say: --base"
         ) from why
-    return f"{conversation}{FENCE}"
+    return f"{conversation}{opening_of_answer(conversation)}{FENCE}"

@@ -27,7 +27,7 @@ from codetune.benchmark.dependency_slice import (
 )
 from codetune.benchmark.evalplus_cut import evalplus_program, longest_program
 from codetune.benchmark.longest_program import last_end
-from codetune.benchmark.thinking import without_thinking
+from codetune.data.thinking import without_thinking
 from codetune.records import Completion, Problem, Solution
 
 FENCE_LINE = re.compile(r"^[ \t]*(?:```|~~~).*$", re.MULTILINE)

@@ -26,8 +26,11 @@ if TYPE_CHECKING:
 
 UNREADABLE = "a control token is written out beside private-use characters"
 FIRST_NAME = 0x100000  # plane 16 of Unicode, for private use: the first characters of the copy's control tokens
-# Tokenizers may call such a token an ordinary one: `<|fim_hole|>`. DeepSeek's have wide bars.
+# Tokenizers may call such a token an ordinary one: `<|fim_hole|>` (DeepSeek's have wide bars), `<pad>`, `[MASK]`. Other
+# ordinary ones are part of what a model reads and writes: `<think>`, `<tool_call>`, `<table>`.
 BETWEEN_BARS = re.compile("<[|\uff5c].*[|\uff5c]>", re.DOTALL)
+ROLES = r"pad|unk|mask|cls|sep|[be]os|eo[tdm]|s|(start|end)_?of_?(text|turn|sentence)|fim_?\w+|file_sep|repo_name"
+OF_A_ROLE = re.compile(rf"[<\[]/?[|_]*({ROLES}|(unused|reserved|extra_id|special)[\w-]*)[|_]*[>\]]", re.IGNORECASE)
 MARK = re.compile("[\ud800-\udbff][\udc00-\udfff]+")
 
 
@@ -102,7 +105,9 @@ def _control_texts(tokenizer: PreTrainedTokenizerBase) -> set[str]:
     of_families = {token for family in FAMILIES.values() for token in family.special_tokens}
     added = tokenizer.added_tokens_decoder.values()
     special = {token.content for token in added if token.special or token.content in of_families}
-    special |= {token.content for token in added if BETWEEN_BARS.fullmatch(token.content)}
+    special |= {
+        token.content for token in added if BETWEEN_BARS.fullmatch(token.content) or OF_A_ROLE.fullmatch(token.content)
+    }
     return {text for text in special | {*map(str, tokenizer.all_special_tokens)} if len(text) > 1}
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from codetune.data.thinking import thought_tokens
 from codetune.errors import CodetuneError
 
 if TYPE_CHECKING:
@@ -62,6 +63,9 @@ class StopCriteria:
     ) -> None:
         vocabulary = tokenizer.get_vocab()
         self._tokenizer = tokenizer
+        special = {token.content: index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+        kept = thought_tokens(special.keys())
+        self._left_out = frozenset(index for text, index in special.items() if text not in kept) if kept else None
         self.tokens: frozenset[int] = frozenset(
             _eos_tokens([*configurations, tokenizer]) | {vocabulary[text] for text in end_of_turn if text in vocabulary}
         )
@@ -110,8 +114,13 @@ class StopCriteria:
         return whole[len(before) :] if whole.startswith(before) else self._decoded(tokens)
 
     def _decoded(self, tokens: Sequence[int]) -> str:
-        # Without the clean-up that old configurations ask for: it removes spaces from code.
-        text = self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        """Without special tokens, but for those that show where thoughts end."""
+        # The clean-up that old configurations ask for removes spaces from code.
+        if self._left_out is None:
+            text = self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        else:
+            shown = [token for token in tokens if token not in self._left_out]
+            text = self._tokenizer.decode(shown, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)  # one sequence, one text
         return text
 

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from codetune.benchmark.benchmarks import instruction
-from codetune.benchmark.generate import GeneratedSample, generate, make_prompt
+from codetune.benchmark.generate import GeneratedSample, chat_text, generate, make_prompt
 from codetune.data import chat
 from codetune.errors import ModelError
 from codetune.model.decoding import GeneratedText, GenerationRequest
@@ -122,6 +122,11 @@ def test_a_chat_prompt_has_one_bos_and_opens_the_answers_fence(bos_tokenizer: Pr
     assert "`double`" in text
     assert problem().prompt.strip() in text
     assert made.stops == ("\n```",)
+
+
+def test_a_model_that_writes_channels_answers_in_the_final_one(bos_tokenizer: PreTrainedTokenizerFast) -> None:
+    bos_tokenizer.chat_template = "{{ messages[0]['content'] }}<|start|>assistant"
+    assert chat_text(problem(), bos_tokenizer).endswith("<|start|>assistant<|channel|>final<|message|>```python\n")
 
 
 def test_a_tokenizer_without_a_template_cannot_chat(bos_tokenizer: PreTrainedTokenizerFast) -> None:

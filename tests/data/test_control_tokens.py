@@ -95,6 +95,13 @@ def test_the_templates_own_control_tokens_stay_beside_written_ones(chat_format: 
     assert learned[-1] in controls  # the end of the answer
 
 
+def test_an_ordinary_added_token_is_a_control_token_if_its_word_says_so() -> None:
+    tokenizer = byte_tokenizer(bos=True)
+    roles = ["<PAD>", "[MASK]", "<unused7>", "<extra_id_0>", "<fim_prefix>", "<end_of_turn>", "[/s]"]
+    tokenizer.add_tokens([*roles, "<think>", "<tool_call>", "<table>", "<spam>", "    ", "é"])
+    assert control_tokens(tokenizer).texts == {*roles, "<s>", "</s>", "<pad>"}
+
+
 def test_the_answer_that_is_scored_has_no_control_token() -> None:
     tokenizer = chatml_tokenizer()
     row, frame = example("Keep <|im_start|>.", WRITTEN), Scoring(prompt="<s>{instruction}:")
@@ -137,12 +144,13 @@ def test_a_format_fits_a_tokenizer_that_has_its_special_tokens() -> None:
     ("name", "written"),
     [
         ("codellama", 'x = "<s>old</s>" # ▁<PRE><FILL_ME>'),
-        ("deepseek-coder-6.7b-instruct", "<|EOT|> <\uff5cfim▁hole\uff5c><\uff5cend▁of▁sentence\uff5c> <|User|>"),
+        ("deepseek-coder-6.7b-instruct", "<|EOT|> <\uff5cfim▁hole\uff5c><\uff5cend▁of▁sentence\uff5c> <|User|><pad>"),
     ],
 )
 def test_real_tokenizers_read_written_control_tokens_as_text(shared_data: Path, name: str, written: str) -> None:
     tokenizer: PreTrainedTokenizerBase = load_tokenizer(shared_data / "tokenizers" / name)
     controls = control_tokens(tokenizer)
+    assert {token for token in tokenizer.get_added_vocab() if len(token) > 1} <= controls.texts
     texts = [controls.mark(written), "def f(x):\n\treturn x"]
     marked, plain = controls.encode(texts)
     assert marked is not None

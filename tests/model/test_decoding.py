@@ -8,7 +8,19 @@ import pytest
 import torch
 from transformers import TopPLogitsWarper
 
-from codetune.model.decoding import sample, stream_seed, uniform
+from codetune.data.thinking import HARMONY
+from codetune.model.decoding import GenerationRequest, StopCriteria, sample, stream_seed, uniform
+from tests.model.builders import byte_tokenizer
+
+
+def test_special_tokens_are_left_out_of_a_text_but_for_those_that_show_where_thoughts_end() -> None:
+    text, request = "<|channel|>final<|message|>x = 1", GenerationRequest((5,), (), "")
+    tokenizer = byte_tokenizer(bos=True)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|channel|>", "<|message|>"]})
+    tokens = [0, *tokenizer(text, add_special_tokens=False).input_ids]
+    assert StopCriteria(tokenizer, [], []).generated_text(request, tokens).text == "finalx = 1"
+    tokenizer.add_special_tokens({"additional_special_tokens": [*HARMONY]})
+    assert StopCriteria(tokenizer, [], []).generated_text(request, tokens).text == text
 
 
 def chosen(shares: list[float], number: float, temperature: float = 1.0, top_p: float = 1.0) -> int:

@@ -5,12 +5,16 @@ import time
 import pytest
 
 from codetune.benchmark.sanitize import sanitize
-from codetune.benchmark.thinking import without_thinking
+from codetune.data.thinking import HARMONY, thought_tokens, without_thinking
 from codetune.records import Completion, Solution
 from tests.benchmark.tasks import PROMPT, problem
 
 FUNCTION = "def double(x):\n    return x + x"
 DRAFT = "```python\ndef double(x):\n    y = x\n    y = y * 3\n    z = y\n    return z\n```"
+
+ANALYSIS = "<|channel|>analysis<|message|>We need a.<|end|>"
+COMMENTARY = "<|start|>assistant<|channel|>commentary to=f <|constrain|>json<|message|>{}<|call|>"
+FINAL = "<|start|>assistant<|channel|>final<|message|>"
 
 
 @pytest.mark.parametrize(
@@ -27,6 +31,21 @@ DRAFT = "```python\ndef double(x):\n    y = x\n    y = y * 3\n    z = y\n    ret
         ("◁think▷a◁/think▷b", "b"),
         ("<|begin_of_thought|>a<|end_of_thought|>b", "b"),
         ("a\n<|end_of_thought|>\nb", "\nb"),
+        ("<|START_THINKING|>a<|END_THINKING|>b", "b"),
+        ("<|inner_prefix|>a<|inner_suffix|>b", "b"),
+        ("<|channel>thought\na<channel|>b", "b"),
+        ("<longcat_think>\na\n</longcat_think>\nb", "\nb"),
+        (f"{ANALYSIS}{FINAL}b<|return|>", "b"),
+        (
+            f"{ANALYSIS}<|start|>assistant<|channel|>commentary to=f <|constrain|>json<|message|>{{}}<|call|>{FINAL}b",
+            "b",
+        ),
+        (f"a<|end|>{FINAL}b", "b"),  # the prompt had opened the analysis
+        (ANALYSIS, ""),
+        ("<|channel|>final<|message|>b", "b"),
+        ("analysisWe need a.assistantfinalb", "b"),  # from a decoder that leaves out special tokens
+        ("analysis = 1", "analysis = 1"),
+        ("t = '<|channel|>final<|message|>'\n say", "t = '<|channel|>final<|message|>'\n say"),
         ("<think>a<think>b</think>c\n</think>d", "d"),  # in each other
         ("a\n</think>\nb", "\nb"),  # the prompt had opened it
         ("a. So it is done.</think>\nb", "\nb"),
@@ -60,7 +79,19 @@ def test_a_program_that_speaks_of_thoughts_stays_whole() -> None:
     assert sanitize(problem(), Solution("Own/0", text)).solution.solution == text
 
 
-@pytest.mark.parametrize("text", ["<think>", "</think> ", "<think>\n</think>", "< think"])
+def test_a_draft_in_the_analysis_of_gpt_oss_is_not_judged() -> None:
+    text = f"<|channel|>analysis<|message|>Maybe:\n{DRAFT}\n<|end|>{FINAL}```python\n{FUNCTION}\n```<|return|>"
+    assert sanitize(problem(), Solution("Own/0", text)).solution.solution == FUNCTION
+
+
+def test_the_tokens_around_thoughts_are_those_of_a_format_that_the_tokenizer_has_whole() -> None:
+    assert thought_tokens({"<s>", "[THINK]", "[/THINK]", "<|end|>", "<|start|>"}) == {"[THINK]", "[/THINK]"}
+    assert thought_tokens({*HARMONY, "<think>"}) == {*HARMONY}
+
+
+@pytest.mark.parametrize(
+    "text", ["<|end|><|channel|>a", "<|channel|>", "analysis", "<think>", "</think> ", "<think>\n</think>", "< think"]
+)
 def test_tags_without_end_are_read_once(text: str) -> None:
     began = time.process_time()
     without_thinking(text * 50_000)
