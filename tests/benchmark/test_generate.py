@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from codetune.benchmark.benchmarks import instruction
 from codetune.benchmark.generate import GeneratedSample, chat_text, generate, make_prompt
-from codetune.data import chat
+from codetune.data import own_template
 from codetune.errors import ModelError
 from codetune.model.decoding import GeneratedText, GenerationRequest
 from codetune.project.sections import Generation
@@ -171,7 +171,7 @@ def test_a_template_that_takes_memory_without_end_is_refused(bos_tokenizer: PreT
 def test_a_template_that_does_not_end_is_refused(
     bos_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chat, "TEMPLATE_SECONDS", 0.05)
+    monkeypatch.setattr(own_template, "TEMPLATE_SECONDS", 0.05)
     loop = "{% for a in range(9**5) %}"
     bos_tokenizer.chat_template = f"{loop * 3}{'{% endfor %}' * 3}"
     with pytest.raises(ModelError, match="chat template has not finished"):
