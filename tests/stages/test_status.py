@@ -13,6 +13,7 @@ from codetune.errors import StaleError
 from codetune.project.file import read_project
 from codetune.project.sections import Project
 from codetune.stages.embed import EMBED
+from codetune.stages.evaluate import EVALUATE
 from codetune.stages.inputs import CONTENT, ensure_examples
 from codetune.stages.pipeline import STAGES
 from codetune.stages.score import SCORE
@@ -315,7 +316,7 @@ def test_the_settings_of_a_stage_are_taken_from_the_project(tmp_path: Path) -> N
     write_text(tmp_path / "codetune.yaml", PROJECT)
     context = replace(context_of(tmp_path), project=Project())
     settings = {stage.name: stage_settings(context, stage, StageRequest()) for stage in STAGES}
-    assert settings["evaluate"] == {"evaluate.sandbox": "auto", "evaluate.k": [1]}
+    assert settings["evaluate"] == {"evaluate.sandbox": "auto", "evaluate.k": [1], "rules": EVALUATE.rules}
     assert settings["train"]["train.lora.alpha"] == 16
 
 
