@@ -106,6 +106,7 @@ def select(
     ratio: Annotated[
         float | None, typer.Option(help="Share to take of the eligible rows (of all, with select.ratio_of=all).")
     ] = None,
+    count: Annotated[int | None, typer.Option(metavar="N", help="Take exactly N rows, instead of a share.")] = None,
     clusters: Annotated[str | None, typer.Option(help="Number of clusters (K-means), or auto.")] = None,
     strategy: Annotated[str | None, typer.Option(help=STRATEGY_NAMES)] = None,
     explain: Annotated[
@@ -116,8 +117,16 @@ def select(
     as_json: JsonOption = False,
 ) -> None:
     """Select the rows worth training on -> selection.jsonl, in chat format."""
-    flags = {"select.ratio": ratio, "select.clusters": number_or_word(clusters), "select.strategy": strategy}
-    loaded = required_project(project, set_, flags, ["select"])
+    if ratio is not None and count is not None:
+        raise UsageError(f"--ratio {ratio:g} and --count {count} exclude each other. Name one of them")
+    flags = {
+        "select.ratio": ratio,
+        "select.count": count,
+        "select.clusters": number_or_word(clusters),
+        "select.strategy": strategy,
+    }
+    cleared = [] if ratio is None else ["select.count"]  # a count in the file would take the place of the ratio
+    loaded = required_project(project, set_, flags, ["select"], cleared)
     if explain is None:
         _run_stage("select", loaded, as_json)
     else:

@@ -73,9 +73,11 @@ def required_project(
     assignments: list[str] | None,
     flags: Mapping[str, object],
     stages: Collection[StageName] = STAGE_NAMES,
+    cleared: Collection[str] = (),
 ) -> Project:
-    """The project that a command of the pipeline cannot do without; `stages` are those that the command runs."""
-    given = {key: value for key, value in flags.items() if value is not None}
+    """The project that a command of the pipeline cannot do without; `stages` are those that the command runs. A flag
+    that is None was not given; the keys `cleared` become null, because another flag takes their place."""
+    given = {**dict.fromkeys(cleared), **{key: value for key, value in flags.items() if value is not None}}
     return read_project(path or Path(PROJECT_FILE), assignments or [], given, stages=stages)
 
 

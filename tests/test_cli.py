@@ -207,6 +207,7 @@ def test_init_takes_any_key_and_tells_a_wrong_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "told"),
     [
+        ("select --ratio 0.2 --count 5", "error: --ratio 0.2 and --count 5 exclude each other"),
         ("select --ratio abc", "error: Invalid value for '--ratio': Input should be a valid number"),
         ("selec", "error: No such command 'selec'. Did you mean 'select'"),
         ("score --shar 0/2", "error: No such option: --shar (Possible options: --shard). See: codetune score --help"),

@@ -40,14 +40,16 @@ def read_project(
 ) -> Project:
     """The project in `path`, or the defaults where it is None, overridden by `--set` assignments and then by flags.
 
-    `preset` (instead of a file) and `flags` are values by dotted key. Every key is checked for form; whether settings
-    go together is checked for `stages` alone, those that the command runs. Raises ProjectError with every mistake, one
-    a line."""
+    `preset` (instead of a file) and `flags` are values by dotted key; a flag that is None clears its key. Every key is
+    checked for form; whether settings go together is checked for `stages` alone, those that the command runs. Raises
+    ProjectError with every mistake, one a line."""
     parsed = read_file(path) if path else ParsedYaml()
     for key, value in (preset or {}).items():
         _assign(parsed, key, value, "the preset")
     overridden = [key for assignment in assignments if (key := _apply_assignment(parsed, assignment))]
     for key, value in flags.items():
+        if value is None and not _is_set(parsed.data, key):
+            continue
         _assign(parsed, key, value, f"--{key.rpartition('.')[2].replace('_', '-')}")
         overridden.append(key)
     project = _validate(parsed, stages)
@@ -307,6 +309,13 @@ def _get(data: object, key: Key) -> object:
     for part in key:
         data = _child(data, part)
     return data
+
+
+def _is_set(data: object, key: str) -> bool:
+    try:
+        return _get(data, tuple(key.split("."))) is not None
+    except KeyError:
+        return False
 
 
 def _child(data: object, part: str | int) -> object:

@@ -140,6 +140,9 @@ class Selection(Section):
     checks: Annotated[list[Literal["parses", "names", "examples"]], OneOrMore] = setting(
         ["parses"], "what a Python answer must pass: parses, names, examples (run in the sandbox)", "select"
     )
+    best_answer: bool = setting(
+        False, "of several answers to one instruction keep the likeliest by the scores; set the others aside", "select"
+    )
 
 
 class LoraSettings(Section):

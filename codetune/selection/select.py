@@ -50,7 +50,7 @@ def select(inputs: SelectionInputs, settings: Selection, seed: int) -> Selection
     strategy = STRATEGIES[settings.strategy]
     assert not (strategy.needs_scores and inputs.ifd is None)
     assert not (strategy.needs_embeddings and inputs.cluster is None)
-    eligible = np.flatnonzero(_is_eligible(inputs, np.arange(len(inputs.ids)), settings))
+    eligible = eligible_rows(inputs, settings)
     _require_count(settings, len(inputs.ids), len(eligible))
     is_taken = np.zeros(len(inputs.ids), dtype=np.bool_)
     is_taken[strategy.choose(Candidates(inputs, eligible, settings, seed))] = True
@@ -65,6 +65,11 @@ def select(inputs: SelectionInputs, settings: Selection, seed: int) -> Selection
     )
     diagnostics = (_diagnose(inputs, *cluster, settings, is_taken) for cluster in _by_cluster(inputs))
     return SelectionResult(rows, tuple(diagnostics))
+
+
+def eligible_rows(inputs: SelectionInputs, settings: Selection) -> RowIndices:
+    """The rows that the strategy may take, ascending."""
+    return np.flatnonzero(_is_eligible(inputs, np.arange(len(inputs.ids)), settings))
 
 
 def why_not_taken(inputs: SelectionInputs, row: int, settings: Selection) -> str:

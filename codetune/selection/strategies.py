@@ -182,3 +182,8 @@ _TABLE = (
     SelectionStrategy("all", "every row that is left; reads neither scores nor embeddings", lambda rows: rows.eligible),
 )
 STRATEGIES: Mapping[str, SelectionStrategy] = {strategy.name: strategy for strategy in _TABLE}
+
+
+def needs_scores(settings: Selection) -> bool:
+    """Whether the selection reads scores: for its strategy, or for the likeliest of several answers."""
+    return STRATEGIES[settings.strategy].needs_scores or settings.best_answer

@@ -15,12 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codetune import console
-from codetune.data.ids import IdIndex, pack_ids
+from codetune.data.ids import IdIndex, pack_ids, unpack_id
 from codetune.project.sections import Project
 from codetune.records import Example, Problem
 from codetune.selection.answer_checks import CHECKS, example_programs, failed_checks
+from codetune.selection.best_answer import instruction_digest, less_likely_answers
 from codetune.selection.duplicates import find_duplicates
 from codetune.selection.leaks import find_leaks
+from codetune.selection.select import eligible_rows
+from codetune.selection.strategies import SelectionInputs
 from codetune.stages.benchmarks import open_benchmark, problems_at_hand
 from codetune.stages.sandbox import failed_examples, working_tier
 from codetune.stages.stage import Input, Resolved, RunContext, StageRequest
@@ -69,6 +72,20 @@ def find_exclusions(context: RunContext, refused: NDArray[np.uint64]) -> Exclusi
         programs = example_programs(rest("examples of answers"))
         found.why.update(failed_examples(programs, working_tier(context.project.evaluate.sandbox)))
     return found
+
+
+def exclude_less_likely_answers(context: RunContext, inputs: SelectionInputs, exclusions: Exclusions) -> None:
+    """Sets aside the rows that the strategy could take and that have the instruction of another one with a likelier
+    answer. Mismatched pairs are out already: a likely answer to nothing must not displace a good one."""
+    assert inputs.nll_conditional is not None
+    index, instructions = IdIndex(inputs.ids), np.zeros(len(inputs.ids), dtype=np.uint64)
+    for example in console.track(read_examples(context.run), "select: answers to one instruction", None, "row"):
+        if (position := index.find(example.id)) is not None:
+            instructions[position] = instruction_digest(example)
+    rows = eligible_rows(inputs, context.project.select)
+    for row, kept in less_likely_answers(instructions, inputs.nll_conditional, rows):
+        repeated, likelier = map(unpack_id, inputs.ids[[row, kept]].tolist())
+        exclusions.why[repeated] = f"duplicate instruction of {likelier}"
 
 
 def named_benchmarks_input(project: Project) -> Sequence[Input]:

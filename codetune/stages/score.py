@@ -15,7 +15,7 @@ from codetune.errors import ProjectError
 from codetune.project.sections import Project
 from codetune.records import Example, Message, Refusal, Score
 from codetune.selection.shuffled_sample import choose_partners, shuffled_sample
-from codetune.selection.strategies import STRATEGIES
+from codetune.selection.strategies import STRATEGIES, needs_scores
 from codetune.stages.inputs import dataset_input, left_out_facts, left_out_notes, model_input
 from codetune.stages.row_stage import BlockWork, Plan, RowStage, threads_of
 from codetune.stages.stage import (
@@ -196,6 +196,6 @@ SCORE: Stage = Stage(
     details=_details,
     additions=ADDITIONS,
     is_taken_over=True,
-    is_needed=lambda project: STRATEGIES[project.select.strategy].needs_scores,
+    is_needed=lambda project: needs_scores(project.select),
     in_process=_ROWS.in_process,
 )

@@ -36,13 +36,14 @@ from codetune.selection.select import (
 )
 from codetune.selection.select import select as select_rows
 from codetune.selection.selective_ifd import selective_ifd
-from codetune.selection.strategies import STRATEGIES, SelectionInputs, SelectionStrategy
+from codetune.selection.strategies import STRATEGIES, SelectionInputs, SelectionStrategy, needs_scores
 from codetune.stages.embed import EMBED
 from codetune.stages.exclusions import (
     COMPARED,
     NOT_AT_HAND,
     Exclusions,
     check_filters,
+    exclude_less_likely_answers,
     exclusion_notes,
     find_exclusions,
     named_benchmarks_input,
@@ -71,7 +72,7 @@ USUALLY_SET_ASIDE = 0.2  # the share of rows from which on a warning is due
 
 def _inputs(project: Project, request: StageRequest) -> Sequence[Input]:
     strategy = STRATEGIES[project.select.strategy]
-    upstream = [SCORE] * strategy.needs_scores + [EMBED] * strategy.needs_embeddings
+    upstream = [SCORE] * needs_scores(project.select) + [EMBED] * strategy.needs_embeddings
     return dataset_input(), *map(artefact_input, upstream), *named_benchmarks_input(project)
 
 
@@ -112,13 +113,17 @@ def _write(context: RunContext, recipe: Recipe, request: StageRequest) -> StageO
     settings = context.project.select
     strategy, held = STRATEGIES[settings.strategy], find_holdout(context)
     is_held = IdIndex(held)
-    scores = row_artefacts.read_score_columns(context.run) if strategy.needs_scores else None
+    scores = row_artefacts.read_score_columns(context.run) if needs_scores(settings) else None
     scores = scores and scores.only(~is_held.holds(scores.ids))
-    test = _test_mismatch(context, scores) if scores and settings.mismatch == "calibrated" else None
+    is_tested = strategy.needs_scores and settings.mismatch == "calibrated"
+    test = _test_mismatch(context, scores) if scores and is_tested else None
     refused = np.empty(0, dtype=np.uint64) if scores is None else scores.ids[np.isnan(scores.ifd)]
     exclusions = find_exclusions(context, np.concatenate([refused, held]))
     inputs = join_rows(context, strategy, scores, test, is_held)
     inputs = replace(inputs, filtered=exclusions.among(inputs.ids))
+    if settings.best_answer:
+        exclude_less_likely_answers(context, inputs, exclusions)
+        inputs = replace(inputs, filtered=exclusions.among(inputs.ids))
     selected = select_rows(inputs, settings, context.project.seed)
     require_selected_rows(selected, settings)
     row_artefacts.write_holdout(context.run, held)
@@ -143,7 +148,7 @@ def _warn_of_many(context: RunContext, set_aside: Counter[str], eligible: int) -
     """Warns where so many rows are set aside that the data set, or the model that scores, may be the wrong one. Rows
     that repeat others, or are held out, say nothing of that."""
     rows = set_aside.total() + eligible
-    no_faults = ("duplicate", HELD_OUT)
+    no_faults = ("duplicate", "duplicate instruction", HELD_OUT)
     faults = Counter({reason: count for reason, count in set_aside.items() if not reason.endswith(no_faults)})
     found = faults.total()
     if found > USUALLY_SET_ASIDE * rows:

@@ -226,6 +226,12 @@ def test_set_goes_over_the_file_and_a_flag_over_set(tmp_path: Path) -> None:
     assert project.overrides == {"select.ratio": 0.3, "select.clusters": 3}
 
 
+@pytest.mark.parametrize(("text", "overrides"), [("select: {count: 5}", {"select.count": None}), ("seed: 1", {})])
+def test_a_flag_can_clear_what_the_file_sets(text: str, overrides: dict[str, object], tmp_path: Path) -> None:
+    project = read(tmp_path, text, [], {"select.count": None})
+    assert (project.select.count, project.overrides) == (None, overrides)
+
+
 def test_of_two_assignments_the_last_one_counts(tmp_path: Path) -> None:
     assert read(tmp_path, "", ["seed=1", "seed=2"]).seed == 2
 

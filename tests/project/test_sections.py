@@ -66,6 +66,7 @@ SEALING_KEYS = {
         "select.deduplicate",
         "select.decontaminate",
         "select.checks",
+        "select.best_answer",
         "train.holdout",
     ],
     "train": [

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from codetune.errors import DataError, UsageError
+from codetune.errors import DataError, StaleError, UsageError
+from codetune.stages.score import SCORE
 from codetune.stages.select import SELECT
 from codetune.stages.stage import RunContext
 from codetune.stages.status import stage_status
+from codetune.store.manifest import read_manifest, write_manifest
 from tests import pipeline
 from tests.small_world import context_of, make_small_world, write_rows
 
@@ -64,6 +67,16 @@ def taken_and_why(context: RunContext) -> tuple[set[str], dict[str, str]]:
     return {by_id[row["id"]] for row in taken}, {by_id[row["id"]]: row["why"] for row in others}
 
 
+def rescore(context: RunContext, values: list[dict[str, float]]) -> list[str]:
+    """Puts other values into the scores, seals them again, and returns the ids of the rows."""
+    path, manifest = context.run.scores, read_manifest(context.run.scores)
+    assert manifest is not None
+    rows = [{**json.loads(line), **new} for line, new in zip(path.read_text().splitlines(), values, strict=True)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_manifest(path, replace(manifest, digest=context.digests.artefact(path)))
+    return [row["id"] for row in rows]
+
+
 def test_every_filter_sets_rows_aside_with_its_reason_and_the_first_one_that_holds_is_told(project: Path) -> None:
     context = context_of(project, **FILTERS)
     result = pipeline.select(context)
@@ -95,6 +108,42 @@ def test_without_filters_every_row_is_left(project: Path) -> None:
     context = context_of(project, **{**FILTERS, **NONE})
     assert pipeline.select(context).rows == len(ROWS)
     assert taken_and_why(context) == (set(ROWS), {})
+
+
+def test_of_several_answers_to_one_instruction_the_likeliest_that_fits_is_kept(tmp_path: Path) -> None:
+    said = {"a": "Add one.", "b": "Add  one.\n", "c": "Add one.", "broken": "Add one.", "d": "Add two."}
+    answers = {name: f"def {name}(x):\n    return x\n" for name in said} | {"broken": "def broken(x):\nreturn 1\n"}
+    project = make_small_world(tmp_path, 1)
+    rows = [{"instruction": said[name], "output": answers[name]} for name in said]
+    write_rows(tmp_path / "data.jsonl", rows)
+    flags: dict[str, Any] = {"select__best_answer": True, "select__checks": ["parses"], "select__strategy": "ifd"}
+    context = context_of(project, **flags, select__ratio=1.0, select__max_ifd=1.0)
+    pipeline.score(context)
+    # The likeliest answer of all does not parse, the next one is a mismatched pair.
+    nll = {"broken": 0.1, "a": 0.2, "b": 0.5, "c": 0.4, "d": 3.0}
+    ids = rescore(context, [{"nll_conditional": nll[name], "ifd": 1.5 if name == "a" else 0.5} for name in said])
+    named = dict(zip(said, ids, strict=True))
+    result = pipeline.select(context)
+    why = {row["id"]: row["why"] for row in map(json.loads, context.run.excluded.read_text().splitlines())}
+    assert why[named["b"]] == f"duplicate instruction of {named['c']}"
+    assert why.keys() == {named[name] for name in ("a", "b", "broken")}
+    assert result.refused["duplicate instruction"] == 1
+    assert [part["filtered"] for part in result.facts["clusters"]] == [2]
+
+
+def test_a_draw_of_best_answers_reads_scores_and_drops_no_mismatched_pair(tmp_path: Path) -> None:
+    project = make_small_world(tmp_path, 1)
+    rows = [{"instruction": f"Add {n // 2}.", "output": f"def add(x):\n    return x + {n}\n"} for n in range(6)]
+    write_rows(tmp_path / "data.jsonl", rows)
+    context = context_of(project, select__strategy="random", select__ratio=1.0, select__best_answer=True)
+    with pytest.raises(StaleError, match=r"No scores yet .* Run: codetune score"):
+        pipeline.select(context)
+    assert SCORE.is_needed(context.project)
+    pipeline.score(context)
+    ids = rescore(context, [{"nll_conditional": 5.0 - n, "ifd": 200.0} for n in range(6)])
+    pipeline.select(context)
+    taken = {json.loads(line)["id"] for line in context.run.selection.read_text().splitlines()}
+    assert taken == {ids[1], ids[3], ids[5]}
 
 
 def test_a_draw_is_of_the_rows_that_are_left(project: Path) -> None:
