@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from codetune.errors import ModelError
@@ -32,6 +33,7 @@ REPEATED = re.compile(r"r|(n|num|encoder|decoder)_?(?!.*(size|dim)).*(layers?|ex
 KERNEL_KEYS = re.compile(r"_?(attn|experts)_implementation(_internal)?")
 MOST_LABELS = 1_000_000  # of a classifier, for each of which transformers makes a name
 ROUNDS = re.compile(r".*_niter_([0-9]+)")  # of an approximation by which peft begins some adapters
+PLAIN_TYPES = frozenset({"F64", "F32", "F16", "BF16", "I64", "BOOL"})  # of weights and their buffers, not quantized
 OTHER_FILES = ("configuration_files", "fast_tokenizer_files", "transformers_weights")
 # peft imports the module that an adapter's megatron_core names (0.18), and copies layers as often as it is told.
 ADAPTER_KEYS = ("megatron_config", "layer_replication")
@@ -55,6 +57,7 @@ def require_safe_files(directory: Path) -> None:
         for path in directory.glob(pattern):
             _require_plain_settings(path)
     weight_files(directory)
+    _require_quantized_weights(directory)
 
 
 def require_safe_encoder(directory: Path) -> None:
@@ -131,7 +134,7 @@ def _parse_json(path: Path) -> object:
 
 def _require_plain(path: Path, home: Path) -> None:
     target = path.resolve()
-    if path.is_symlink() and not target.is_relative_to(home) and not _is_hub_blob(target):
+    if path.is_symlink() and not target.is_relative_to(home) and not _is_hub_blob(target, home):
         raise ModelError(
             f"{path} is a link to {target}, outside of the model's directory. Expected: files inside it. Copy the file "
             "there instead of the link."
@@ -143,9 +146,48 @@ def _require_plain(path: Path, home: Path) -> None:
         raise _too_large(path, VOCABULARY_BYTES)
 
 
-def _is_hub_blob(target: Path) -> bool:
-    """A snapshot in the hub's cache consists of links to the blobs of its repository."""
-    return target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")
+def _is_hub_blob(target: Path, home: Path) -> bool:
+    """A snapshot in the hub's cache consists of links to the blobs of its own repository."""
+    repository = target.parent.parent
+    return target.parent.name == "blobs" and repository.name.startswith("models--") and repository in home.parents
+
+
+def _require_quantized_weights(directory: Path) -> None:
+    """Raises ModelError for plain weights that the configuration calls quantized: some libraries load them, and fail
+    when the model is run."""
+    path = directory / "config.json"
+    for key, value in _entries(read_json(path)):
+        if key != "quantization_config" or not value:
+            continue
+        if not isinstance(value, dict):
+            raise ModelError(
+                f"{path}: {key} is {json.dumps(value)[:80]}. Expected: an object, {{...}}. Copy the file again."
+            )
+        types = {kind for file in weight_files(directory) for kind in _tensor_types(file)}
+        if types and types <= PLAIN_TYPES:
+            raise ModelError(
+                f"{path} says that the weights are quantized ({key}.quant_method: {value.get('quant_method')!r}), and "
+                f"they are plain ({', '.join(sorted(types))}). Expected: settings and weights that belong together. "
+                f"Remove {key} from a copy of this model, or copy the quantized weights there."
+            )
+
+
+def _tensor_types(path: Path) -> set[str]:
+    """The types of a safetensors file, of its header alone; empty for a broken one, which its library refuses.
+    Format: https://huggingface.co/docs/safetensors."""
+    if not path.is_file():
+        return set()
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > JSON_BYTES:
+            return set()
+        with suppress(ValueError, RecursionError):
+            header = json.loads(file.read(length))
+            if isinstance(header, dict):
+                return {
+                    str(entry["dtype"]) for entry in header.values() if isinstance(entry, dict) and "dtype" in entry
+                }
+    return set()
 
 
 def _too_large(path: Path, limit: int) -> ModelError:

@@ -6,7 +6,9 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from codetune.errors import ModelError
 from codetune.model.file_check import read_json, require_safe_encoder, require_safe_files, weight_files
@@ -110,16 +112,59 @@ def test_a_link_that_leads_out_is_refused(model: Path, tmp_path: Path, name: str
         find_model(str(model))
 
 
-def test_links_inside_a_directory_and_to_the_hubs_blobs_are_followed(model: Path, tmp_path: Path) -> None:
-    blobs = tmp_path / "models--some--model" / "blobs"
+@pytest.fixture
+def snapshot(model: Path, tmp_path: Path) -> Path:
+    """The model as the hub's cache has it: a link to the blob of its weights."""
+    blobs, path = (tmp_path / "models--some--model" / name for name in ("blobs", "snapshots/0123"))
     blobs.mkdir(parents=True)
-    (model / "model.safetensors").rename(blobs / "0123")
-    (model / "model.safetensors").symlink_to(blobs / "0123")
+    path.parent.mkdir()
+    model.rename(path)
+    (path / "model.safetensors").rename(blobs / "0123")
+    (path / "model.safetensors").symlink_to(blobs / "0123")
+    return path
+
+
+def test_a_link_to_a_blob_of_another_model_is_refused(snapshot: Path, tmp_path: Path) -> None:
+    (tmp_path / "models--another").mkdir()
+    (tmp_path / "models--some--model" / "blobs").rename(tmp_path / "models--another" / "blobs")
+    (snapshot / "model.safetensors").unlink()
+    (snapshot / "model.safetensors").symlink_to(tmp_path / "models--another" / "blobs" / "0123")
+    with pytest.raises(ModelError, match=r"model\.safetensors is a link to .*models--another/blobs/0123, outside"):
+        find_model(str(snapshot))
+
+
+def test_links_inside_a_directory_and_to_the_hubs_blobs_are_followed(snapshot: Path, tmp_path: Path) -> None:
+    model = snapshot
     (model / "config.json").rename(model / "own.json")
     (model / "config.json").symlink_to("own.json")
     (tmp_path / "link").symlink_to(model)
     assert find_model(str(tmp_path / "link")) == tmp_path / "link"
     assert weight_files(model) == [model / "model.safetensors"]
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "fp8", "nobody-knows-it", 7, None])
+def test_plain_weights_that_are_called_quantized_are_refused(model: Path, method: object) -> None:
+    declared = {"quantization_config": {"quant_method": method, "load_in_4bit": True}}
+    (model / "config.json").write_text(json.dumps(declared))
+    save_file({"a": np.zeros(2, "float32"), "position_ids": np.zeros(2, "int64")}, model / "model.safetensors")
+    with pytest.raises(ModelError, match=rf"quant_method: {method!r}\), and they are plain \(F32, I64\)"):
+        find_model(str(model))
+    save_file({"a": np.zeros(2, "uint8")}, model / "model.safetensors")
+    assert find_model(str(model)) == model
+
+
+@pytest.mark.parametrize("declared", [["bitsandbytes"], "bitsandbytes", 4])
+def test_a_quantization_that_is_no_object_is_refused(model: Path, declared: object) -> None:
+    (model / "config.json").write_text(json.dumps({"quantization_config": declared}))
+    with pytest.raises(ModelError, match=r"config\.json: quantization_config is .*Expected: an object"):
+        find_model(str(model))
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 8, b"\x02" + bytes(7) + b"[]", b"\x05" + bytes(7) + b"[[[[["])
+def test_a_broken_file_of_weights_is_left_to_its_library(model: Path, content: bytes) -> None:
+    (model / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "fp8"}}))
+    (model / "model.safetensors").write_bytes(content)
+    assert find_model(str(model)) == model
 
 
 def test_a_pipe_in_the_place_of_a_file_is_refused(model: Path) -> None:
