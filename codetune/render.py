@@ -63,7 +63,8 @@ def stage(result: StageResult) -> CommandResult:
     if result.taken_from:
         notes.append(f"taken over from {result.taken_from}, which made it from the same inputs and settings")
     details = stage_named(result.stage).details(result)
-    return CommandResult(stage_document(result), title, details.columns, details.rows, [*notes, *details.notes])
+    notes += [*details.notes, *(f"warning: {line}" for line in details.warnings if line not in details.notes)]
+    return CommandResult(stage_document(result), title, details.columns, details.rows, notes)
 
 
 def explanation(found: Explanation) -> CommandResult:
@@ -121,7 +122,13 @@ def pipeline(
     replaced = [
         f"{result.stage} replaced: {result.facts['replaced']}" for result in stages if "replaced" in result.facts
     ]
-    notes = [f"time: {', '.join(times)}", *_taken(results), *replaced, *_compared_lines(compared)]
+    notes = [
+        f"time: {', '.join(times)}",
+        *_taken(results),
+        *replaced,
+        *_stage_warnings(stages),
+        *_compared_lines(compared),
+    ]
     if not reports:
         states = ["up to date" if _is_up_to_date(result) else result.state for result in stages]
         lines = [
@@ -132,6 +139,15 @@ def pipeline(
         return CommandResult(document, "run: done", columns, lines, notes, has_prose=True)
     said = [_caption(reports), *_losses(reports)]
     return CommandResult(document, FIGURES, *_figures(reports), [*said, *notes], OPTIONAL_FIGURES)
+
+
+def _stage_warnings(results: Sequence[StageResult]) -> list[str]:
+    """What the stages warn of in their results."""
+    return [
+        f"warning: {result.stage}: {line}"
+        for result in results
+        for line in stage_named(result.stage).details(result).warnings
+    ]
 
 
 def _is_up_to_date(result: StageResult) -> bool:

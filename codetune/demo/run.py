@@ -149,6 +149,7 @@ def _shown(
     notes = [
         f"of {len(demo_project.mismatched)} mismatched rows {mismatched} were dropped as such "
         f"({percent(mismatched / len(demo_project.mismatched))}), of {good:,} good rows {others}",
+        *(line for result in results if result.stage == SELECT.name for line in SELECT.details(result).notes),
         *(line for entry in compared for line in render.comparison_lines(entry)),
         "seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items()),
         f"everything lies in {demo_project.directory}; try: cd {demo_project.directory} && codetune status",

@@ -5,9 +5,12 @@ the model from the directory."""
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
 
 from codetune.data.hub import hub_snapshot, is_hub_id
 from codetune.errors import CodetuneError, ModelError, first_line
@@ -66,6 +69,20 @@ def base_model_directory(directory: Path) -> Path:
     """The directory of the base model under any adapters; `directory` itself if it holds a whole model."""
     *_, base = _with_base_models(directory)
     return base
+
+
+def count_weights(directory: Path) -> int | None:
+    """The numbers in the weight files of a whole model, or of the base model under adapters; reads their headers alone.
+    None where they cannot be read: loading the model says why."""
+    try:
+        return sum(map(_count_numbers, weight_files(base_model_directory(directory)))) or None
+    except (SafetensorError, OSError):
+        return None
+
+
+def _count_numbers(path: Path) -> int:
+    with safe_open(path, framework="numpy") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 (no mapping)
 
 
 def tokenizer_directory(directory: Path) -> Path:

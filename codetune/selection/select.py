@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from codetune.errors import DataError
 from codetune.project.sections import Selection
 from codetune.records import SelectedRows
-from codetune.selection.row_vectors import RowIndices
+from codetune.selection.row_vectors import Floats, RowIndices
 from codetune.selection.strategies import STRATEGIES, Candidates, SelectionInputs
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -36,12 +36,15 @@ class ClusterDiagnostics:
     eligible: int
     taken: int
     ifd_quantiles: tuple[float, ...] | None  # minimum, quartiles, maximum of the scored rows; None without any
+    pmi_quantiles: tuple[float, ...] | None = None  # of those whose pmi is known
 
 
 @dataclass(frozen=True, slots=True)
 class SelectionResult:
     rows: SelectedRows
     diagnostics: tuple[ClusterDiagnostics, ...]
+    taken: RowIndices  # in the order of `rows`
+    eligible: RowIndices  # ascending
 
 
 def select(inputs: SelectionInputs, settings: Selection, seed: int) -> SelectionResult:
@@ -64,7 +67,36 @@ def select(inputs: SelectionInputs, settings: Selection, seed: int) -> Selection
         None if inputs.cluster is None else inputs.cluster[ordered],
     )
     diagnostics = (_diagnose(inputs, *cluster, settings, is_taken) for cluster in _by_cluster(inputs))
-    return SelectionResult(rows, tuple(diagnostics))
+    return SelectionResult(rows, tuple(diagnostics), ordered, eligible)
+
+
+def why_taken(inputs: SelectionInputs, result: SelectionResult, settings: Selection) -> Iterator[str]:
+    """Why each row of the result was taken, in numbers, in its order: its rank among the eligible rows of its cluster
+    by what the strategy looks at, or, where it looks at no figure, how many of them were taken.
+
+    `IFD 0.9312, rank 3 of 120 in cluster 4`"""
+    measure = STRATEGIES[settings.strategy].measure
+    column: Floats | None = None if measure is None else getattr(inputs, measure.column)
+    cluster = np.zeros(len(inputs.ids), dtype=np.int32) if inputs.cluster is None else inputs.cluster
+    sizes = np.bincount(cluster[result.eligible], minlength=1)
+    ranks = _ranks_in_clusters(column, cluster, result) if column is not None else np.bincount(cluster[result.taken])
+    for row in result.taken.tolist():
+        label = int(cluster[row])
+        where = f"{sizes[label]:,} rows" if inputs.cluster is None else f"{sizes[label]:,} in cluster {label}"
+        if measure is None or column is None:
+            yield f"one of {ranks[label]:,} taken of {where}"
+        else:
+            yield f"{measure.title} {measure.format(column[row])}, rank {ranks[row]:,} of {where}"
+
+
+def _ranks_in_clusters(column: Floats, cluster: NDArray[np.int32], result: SelectionResult) -> NDArray[np.int64]:
+    """For each row that was taken its rank by `column` among the eligible rows of its cluster; 1 is the highest."""
+    ranks = np.zeros(len(column), dtype=np.int64)
+    for label in np.unique(cluster[result.taken]).tolist():
+        ascending = np.sort(-column[result.eligible[cluster[result.eligible] == label]])
+        rows = result.taken[cluster[result.taken] == label]
+        ranks[rows] = 1 + np.searchsorted(ascending, -column[rows])
+    return ranks
 
 
 def eligible_rows(inputs: SelectionInputs, settings: Selection) -> RowIndices:
@@ -175,8 +207,6 @@ def _by_cluster(inputs: SelectionInputs) -> Iterator[tuple[int | None, RowIndice
 def _diagnose(
     inputs: SelectionInputs, cluster: int | None, rows: RowIndices, settings: Selection, is_taken: NDArray[np.bool_]
 ) -> ClusterDiagnostics:
-    scores = np.empty(0) if inputs.ifd is None else inputs.ifd[rows]
-    scores = scores[~np.isnan(scores)]
     refused, filtered = int(inputs.refused[rows].sum()), int(inputs.is_filtered[rows].sum())
     eligible = int(_is_eligible(inputs, rows, settings).sum())
     return ClusterDiagnostics(
@@ -187,5 +217,11 @@ def _diagnose(
         dropped=len(rows) - refused - filtered - eligible,
         eligible=eligible,
         taken=int(is_taken[rows].sum()),
-        ifd_quantiles=tuple(np.quantile(scores, QUANTILES).tolist()) if len(scores) else None,
+        ifd_quantiles=_quantiles(inputs.ifd, rows),
+        pmi_quantiles=_quantiles(inputs.pmi, rows),
     )
+
+
+def _quantiles(column: Floats | None, rows: RowIndices) -> tuple[float, ...] | None:
+    known = np.empty(0) if column is None else column[rows][~np.isnan(column[rows])]
+    return tuple(np.quantile(known, QUANTILES).tolist()) if len(known) else None

@@ -6,6 +6,7 @@ sources: docs/method.md, section 1."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -75,6 +76,21 @@ class Candidates:
 
 
 @dataclass(frozen=True, slots=True)
+class Measure:
+    """A column of the inputs by which rows are ranked, and how it is shown."""
+
+    column: str
+    title: str
+    digits: int = 4
+
+    def format(self, value: float) -> str:
+        return "unknown" if math.isnan(value) else f"{value:,.{self.digits}f}"
+
+
+IFD = Measure("ifd", "IFD")
+
+
+@dataclass(frozen=True, slots=True)
 class SelectionStrategy:
     """A rule that chooses rows, and the stages whose artefacts it reads."""
 
@@ -84,6 +100,7 @@ class SelectionStrategy:
     needs_scores: bool = False
     needs_embeddings: bool = False
     needs_tokens: bool = False  # scores with the differences of each token
+    measure: Measure | None = None  # of the figures that the rule looks at; none: `why` in selection.jsonl has no rank
 
 
 def _hardest_of_each_cluster(candidates: Candidates, difficulty: Floats | None) -> RowIndices:
@@ -128,6 +145,7 @@ _TABLE = (
         lambda rows: _hardest_of_each_cluster(rows, rows.inputs.ifd),
         needs_scores=True,
         needs_embeddings=True,
+        measure=IFD,
     ),
     SelectionStrategy(
         "parametric",
@@ -141,6 +159,7 @@ _TABLE = (
         lambda rows: rows.eligible[facility_rows(rows.vectors, rows.quality, rows.quota)],
         needs_scores=True,
         needs_embeddings=True,
+        measure=IFD,
     ),
     SelectionStrategy(
         "mig",
@@ -148,6 +167,7 @@ _TABLE = (
         _most_informative,
         needs_scores=True,
         needs_embeddings=True,
+        measure=IFD,
     ),
     SelectionStrategy(
         "sifd",
@@ -156,15 +176,21 @@ _TABLE = (
         needs_scores=True,
         needs_embeddings=True,
         needs_tokens=True,
+        measure=Measure("sifd", "S-IFD"),
     ),
     SelectionStrategy(
-        "ifd", "the rows with the highest IFD", lambda rows: _highest(rows, rows.inputs.ifd), needs_scores=True
+        "ifd",
+        "the rows with the highest IFD",
+        lambda rows: _highest(rows, rows.inputs.ifd),
+        needs_scores=True,
+        measure=IFD,
     ),
     SelectionStrategy(
         "perplexity",
         "the rows with the highest perplexity of the answer given the instruction",
         lambda rows: _highest(rows, rows.inputs.nll_conditional),
         needs_scores=True,
+        measure=Measure("nll_conditional", "NLL given the instruction"),
     ),
     SelectionStrategy(
         "kcenter",
@@ -177,6 +203,7 @@ _TABLE = (
         "the rows with the longest answers, in tokens",
         lambda rows: _highest(rows, rows.inputs.answer_tokens),
         needs_scores=True,
+        measure=Measure("answer_tokens", "answer tokens", digits=0),
     ),
     SelectionStrategy("random", "a random draw; reads neither scores nor embeddings", _random_rows),
     SelectionStrategy("all", "every row that is left; reads neither scores nor embeddings", lambda rows: rows.eligible),

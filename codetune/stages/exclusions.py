@@ -44,7 +44,11 @@ class Exclusions:
 
     def counts(self) -> Counter[str]:
         """The rows by kind of reason."""
-        return Counter(map(_kind, self.why.values()))
+        return Counter(self.kinds())
+
+    def kinds(self) -> Iterator[str]:
+        """The kind of reason of each row, in the order of `why`."""
+        return map(_kind, self.why.values())
 
     def among(self, ids: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Whether each of `ids` is set aside."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from codetune.console import quantity
 from codetune.errors import ProjectError
+from codetune.model.model_files import count_weights
 from codetune.project.sections import Project
 from codetune.records import Example, Message, Refusal, Score
 from codetune.selection.shuffled_sample import choose_partners, shuffled_sample
@@ -45,6 +46,7 @@ AUTO_TOKENS_PER_BATCH = 8192
 TOKENS = "score.token_differences"
 SHORT = Example("0" * 16, (Message("user", "x"), Message("assistant", "y = 1")), "")
 ADDITIONS = ("score.empty_prompt", "score.shuffled_rows", TOKENS)
+WEIGHTS = "weights"  # fact: how many the model has; None where that is not known
 ADDED_VALUES = ("pmi", "nll_empty", "nll_shuffled", "shuffled_with")
 TOKEN_VALUE = "token_differences"
 
@@ -171,8 +173,9 @@ def _incomplete_rows(context: RunContext, recipe: Recipe) -> FinishedRows:
 def _write(context: RunContext, recipe: Recipe, finished: FinishedRows) -> StageOutput:
     without = [] if context.project.score.empty_prompt else [*ADDED_VALUES]
     without += [] if _keeps_tokens(context.project) else [TOKEN_VALUE]
+    weights = count_weights(recipe.paths["model"])
     scored, refused, truncated = row_artefacts.write_scores(context.run, finished, without)
-    return StageOutput(scored, refused, {"truncated": truncated, **left_out_facts(context)})
+    return StageOutput(scored, refused, {"truncated": truncated, WEIGHTS: weights, **left_out_facts(context)})
 
 
 def _details(result: StageResult) -> Details:

@@ -11,7 +11,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,12 @@ from codetune.records import Embeddings, Refusal, ScoreColumns, SelectedRows
 from codetune.selection.mismatch import FEWEST_PAIRS, MismatchTest, find_mismatched
 from codetune.selection.row_vectors import Floats, RowVectors
 from codetune.selection.select import (
-    ClusterDiagnostics,
     count_mismatched,
     figures_of,
     most_mismatched,
     require_selected_rows,
     why_not_taken,
+    why_taken,
 )
 from codetune.selection.select import select as select_rows
 from codetune.selection.selective_ifd import selective_ifd
@@ -51,6 +51,14 @@ from codetune.stages.exclusions import (
 from codetune.stages.holdout import HELD_OUT, check_holdout, count_refused_holdout, find_holdout
 from codetune.stages.inputs import LEFT_OUT, artefact_input, dataset_input, left_out_facts, left_out_notes, reading_of
 from codetune.stages.score import SCORE
+from codetune.stages.selection_report import (
+    DIAGNOSTICS,
+    cluster_documents,
+    diagnostics_fact,
+    figure_lines,
+    make_report,
+    sharpness,
+)
 from codetune.stages.stage import (
     Details,
     Input,
@@ -126,10 +134,13 @@ def _write(context: RunContext, recipe: Recipe, request: StageRequest) -> StageO
         inputs = replace(inputs, filtered=exclusions.among(inputs.ids))
     selected = select_rows(inputs, settings, context.project.seed)
     require_selected_rows(selected, settings)
+    clusters = cluster_documents(inputs, selected, exclusions)
+    report = make_report(context, inputs, selected, clusters, scores, test)
     row_artefacts.write_holdout(context.run, held)
     row_artefacts.write_excluded(context.run, _excluded(context, inputs, exclusions, selected.rows, is_held))
-    row_artefacts.write_selection(context.run, selected.rows)
-    facts: dict[str, object] = {"clusters": [_document(cluster) for cluster in selected.diagnostics]}
+    row_artefacts.write_selection_report(context.run, report)
+    row_artefacts.write_selection(context.run, selected.rows, why_taken(inputs, selected, settings))
+    facts: dict[str, object] = {"clusters": clusters, DIAGNOSTICS: diagnostics_fact(report)}
     facts |= {**left_out_facts(context), **exclusions.facts}
     if test:
         facts["mismatch_test"] = test.summary()
@@ -138,10 +149,6 @@ def _write(context: RunContext, recipe: Recipe, request: StageRequest) -> StageO
     set_aside = _set_aside(context, inputs, is_held) + exclusions.counts()
     _warn_of_many(context, set_aside, sum(cluster.eligible for cluster in selected.diagnostics))
     return StageOutput(len(selected.rows.ids), set_aside, facts)
-
-
-def _document(cluster: ClusterDiagnostics) -> dict[str, object]:
-    return {**asdict(cluster), "set_aside": cluster.rows - cluster.eligible}
 
 
 def _warn_of_many(context: RunContext, set_aside: Counter[str], eligible: int) -> None:
@@ -352,39 +359,43 @@ def _require_embedded(context: RunContext, wanted: NDArray[np.uint64], embedded:
 
 def _details(result: StageResult) -> Details:
     clusters, test = result.facts.get("clusters", ()), result.facts.get("mismatch_test")
+    found = result.facts.get(DIAGNOSTICS)
     eligible, set_aside = sum(cluster["eligible"] for cluster in clusters), sum(result.refused.values())
     total = f"of {eligible + set_aside:,} rows {set_aside:,} set aside, {eligible:,} eligible, {result.rows:,} taken"
-    notes = [total, *_row_lines("hardest taken", result.facts.get("hardest", ()))]
+    notes = [
+        total,
+        *(figure_lines(found) if found else ()),
+        *_row_lines("hardest taken", result.facts.get("hardest", ())),
+    ]
     notes += _row_lines("set aside as mismatched", result.facts.get("mismatched", ()))
-    notes += [*left_out_notes(result.facts), *exclusion_notes(result.facts), *([_sharpness(test)] if test else [])]
+    notes += [*left_out_notes(result.facts), *exclusion_notes(result.facts), *([sharpness(test)] if test else [])]
+    warnings = found["warnings"] if found else ()
     if len(clusters) < 2:
-        return Details(notes)
+        return Details(notes, warnings=warnings)
+    return Details(notes, *_cluster_table(clusters), warnings)
+
+
+def _cluster_table(clusters: Sequence[Mapping[str, Any]]) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+    """Columns and rows: the counts of each cluster and of all, and the medians that are known."""
     figures = [[cluster["rows"], *(cluster[key] for key in ("eligible", "taken"))] for cluster in clusters]
     figures.append([sum(column) for column in zip(*figures, strict=True)])
     names = [*(str(cluster["cluster"]) for cluster in clusters), "all"]
-    columns = ("cluster", "rows", "set aside", "eligible", "taken")
     cells = [
         [name, *(f"{figure:,}" for figure in (rows, rows - eligible, eligible, taken))]
         for name, (rows, eligible, taken) in zip(names, figures, strict=True)
     ]
-    return Details(notes, columns, cells)
+    columns = ["cluster", "rows", "set aside", "eligible", "taken"]
+    for key, title in (("ifd_quantiles", "median IFD"), ("pmi_quantiles", "median pmi")):
+        if any(cluster.get(key) for cluster in clusters):
+            columns.append(title)
+            medians = [f"{cluster[key][2]:.3f}" if cluster.get(key) else "" for cluster in clusters]
+            cells = [[*row, cell] for row, cell in zip(cells, [*medians, ""], strict=True)]
+    return tuple(columns), cells
 
 
 def _row_lines(title: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """One line for each row: where it stands, its IFD, and how its instruction begins."""
     return [f"{title}: {row['at']} (IFD {row['ifd']:.3f}) {row['text']}" for row in rows]
-
-
-def _sharpness(test: Mapping[str, Any]) -> str:
-    """How far the mismatch test can be trusted, in a sentence."""
-    found = f"{percent(test['caught'])} of {test['pairs']} shuffled pairs"
-    if test["has_power"]:
-        return f"mismatch test: it catches {found}"
-    return (
-        f"mismatch test: it has no power and dropped no row: it would catch {found}, and call "
-        f"{percent(test['estimated_mismatched'])} of the rows mismatched. The model that scores hardly reads these "
-        "instructions, and its IFD means little; a stronger score.model may"
-    )
 
 
 SELECT = Stage(
@@ -394,6 +405,6 @@ SELECT = Stage(
     _write,
     check_ahead=_check_ahead,
     details=_details,
-    documented=(LEFT_OUT, COMPARED, NOT_AT_HAND, "mismatch_test", "clusters", "hardest", "mismatched"),
+    documented=(LEFT_OUT, COMPARED, NOT_AT_HAND, "mismatch_test", "clusters", DIAGNOSTICS, "hardest", "mismatched"),
     refused_word="set aside",
 )

@@ -153,11 +153,13 @@ class StageResult:
 
 @dataclass(frozen=True, slots=True)
 class Details:
-    """The lines and the table of a result for people, beside the lines that every stage has."""
+    """The lines and the table of a result for people, beside the lines that every stage has. Warnings are shown for a
+    whole pipeline as well."""
 
     notes: Sequence[str] = ()
     columns: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
+    warnings: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from codetune.data.ids import IdIndex, pack_ids
 from codetune.records import Embeddings, Example, Refusal, Score, ScoreColumns, SelectedRows
 from codetune.store.block_log import FinishedRows
 from codetune.store.examples import example_ids, id_of_line, read_ids, read_lines, read_messages
-from codetune.store.files import replacing
+from codetune.store.files import replacing, write_text
 from codetune.store.run_directory import Run
 
 TAKEN = "taken"
@@ -191,11 +191,11 @@ def read_embeddings(run: Run) -> Embeddings:
         return Embeddings(pack_ids(ids), vectors)
 
 
-def write_selection(run: Run, selected: SelectedRows) -> None:
-    """Writes selection.jsonl in the order of `selected`; a value that the strategy does not know is absent. Raises
-    KeyError for a selected row that is no usable row."""
+def write_selection(run: Run, selected: SelectedRows, why: Iterable[str]) -> None:
+    """Writes selection.jsonl in the order of `selected`; `why` says of each row why it was taken. A value that the
+    strategy does not know is absent. Raises KeyError for a selected row that is no usable row."""
     with replacing(run.selection) as temporary, temporary.open("wb") as file:
-        for index, line in enumerate(read_lines(run, selected.ids)):
+        for index, (line, reason) in enumerate(zip(read_lines(run, selected.ids), why, strict=True)):
             source = json.loads(line)
             row = {"id": source["id"], "messages": source["messages"]}
             if selected.ifd is not None:
@@ -204,6 +204,7 @@ def write_selection(run: Run, selected: SelectedRows) -> None:
                 row["pmi"] = float(selected.pmi[index])
             if selected.cluster is not None:
                 row["cluster"] = int(selected.cluster[index])
+            row["why"] = reason
             file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
 
 
@@ -227,6 +228,12 @@ def write_excluded(run: Run, rows: Iterable[tuple[Refusal | str, str, Mapping[st
         for row, why, figures in rows:
             known = {"id": row} if isinstance(row, str) else {"id": row.id} | ({"at": row.at} if row.id is None else {})
             file.write(json.dumps({**known, "why": why, **figures}) + "\n")
+
+
+def write_selection_report(run: Run, report: Mapping[str, object]) -> None:
+    """Writes selection.report.json: a line for each of the report's keys."""
+    lines = (f"{json.dumps(name)}: {json.dumps(value, allow_nan=False)}" for name, value in report.items())
+    write_text(run.selection_report, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def read_excluded(run: Run) -> Iterator[tuple[str | None, str]]:

@@ -35,6 +35,7 @@ class Run:
         self.selection = directory / "selection.jsonl"
         self.excluded = directory / "selection.excluded.jsonl"
         self.holdout = directory / "holdout.jsonl"
+        self.selection_report = directory / "selection.report.json"
         self.model = directory / "model"
         self.train = directory / "train"
         self.next_train = directory / "train.next"  # of a training that is going to replace a finished one
@@ -66,10 +67,11 @@ class Run:
 
 
 def files_of(artefact: Path) -> tuple[Path, ...]:
-    """The files of an artefact, itself first: embeddings have their ids beside them, a selection its held-out rows, if
-    there are any."""
+    """The files of an artefact, itself first: embeddings have their ids beside them, a selection its diagnostics, and
+    its held-out rows, if there are any."""
     run = Run(artefact.parent)
-    return (artefact, *{run.embeddings: (run.embedding_ids,), run.selection: (run.holdout,)}.get(artefact, ()))
+    of_selection = (run.selection_report, run.holdout)
+    return (artefact, *{run.embeddings: (run.embedding_ids,), run.selection: of_selection}.get(artefact, ()))
 
 
 class ProjectDocument(TypedDict):

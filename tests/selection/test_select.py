@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codetune.errors import DataError
-from codetune.project.sections import Selection
+from codetune.project.sections import Selection, Strategy
 from codetune.records import SelectedRows
-from codetune.selection.row_vectors import RowIndices
-from codetune.selection.select import ClusterDiagnostics, SelectionResult, require_selected_rows, select
+from codetune.selection.row_vectors import RowIndices, RowVectors
+from codetune.selection.select import ClusterDiagnostics, SelectionResult, require_selected_rows, select, why_taken
 from codetune.selection.strategies import STRATEGIES, Candidates, SelectionInputs, SelectionStrategy
 
 
@@ -170,9 +170,36 @@ def test_no_rows_give_an_empty_selection() -> None:
     assert len(select_from([], Selection(strategy="all")).rows.ids) == 0
 
 
+@pytest.mark.parametrize(
+    ("strategy", "why"),
+    [
+        ("ifd_cluster", ["IFD 0.9000, rank 1 of 4 in cluster 0", "IFD 0.7000, rank 2 of 4 in cluster 0"]),
+        ("ifd", ["IFD 0.9000, rank 1 of 6 rows", "IFD 0.7000, rank 2 of 6 rows", "IFD 0.7000, rank 2 of 6 rows"]),
+        ("length", ["answer tokens 2,000, rank 2 of 6 rows", "answer tokens 3,000, rank 1 of 6 rows"]),
+        ("kcenter", ["one of 4 taken of 5 in cluster 0"] * 4),
+        ("random", ["one of 4 taken of 8 rows"] * 4),
+    ],
+)
+def test_a_row_that_was_taken_says_why_in_numbers(strategy: Strategy, why: list[str]) -> None:
+    every = columns(ROWS)
+    tokens = np.array([100.0, 200, 300, 2000, 400, 500, 3000, np.nan])
+    has_scores, has_clusters = STRATEGIES[strategy].needs_scores, STRATEGIES[strategy].needs_embeddings
+    vectors = RowVectors(np.eye(8, dtype=np.float32), np.arange(8))
+    inputs = SelectionInputs(
+        every.ids,
+        every.ifd if has_scores else None,
+        every.cluster if has_clusters else None,
+        answer_tokens=tokens,
+        vectors=vectors,
+    )
+    settings = Selection(strategy=strategy, ratio=0.5)
+    assert list(why_taken(inputs, select(inputs, settings, 42), settings))[: len(why)] == why
+
+
 def test_diagnostics_are_plain_numbers_that_json_takes() -> None:
     for part in select_from(ROWS, Selection()).diagnostics:
-        assert {type(value) for value in asdict(part).values()} == {int, tuple}
+        assert part.pmi_quantiles is None  # no row has a pmi
+        assert {type(value) for name, value in asdict(part).items() if name != "pmi_quantiles"} == {int, tuple}
         assert {type(value) for value in part.ifd_quantiles} == {float}
 
 

@@ -143,34 +143,34 @@ def test_embeddings_of_no_rows_can_be_read(run: Run) -> None:
 
 def test_a_selection_is_written_in_the_order_of_its_picks(run: Run) -> None:
     write_examples(run, [*map(example, range(4)), EMPTY])
-    write_selection(run, picked([2, 0], [0.5, 0.75], [1, 0]))
+    write_picks(run, picked([2, 0], [0.5, 0.75], [1, 0]))
     assert run.selection.read_text(encoding="utf-8").splitlines() == [
         '{"id": "0000000000000002", "messages": [{"role": "user", "content": "question 2 é"}, '
-        '{"role": "assistant", "content": "answer 2"}], "ifd": 0.5, "cluster": 1}',
+        '{"role": "assistant", "content": "answer 2"}], "ifd": 0.5, "cluster": 1, "why": "pick 0"}',
         '{"id": "0000000000000000", "messages": [{"role": "user", "content": "question 0 é"}, '
-        '{"role": "assistant", "content": "answer 0"}], "ifd": 0.75, "cluster": 0}',
+        '{"role": "assistant", "content": "answer 0"}], "ifd": 0.75, "cluster": 0, "why": "pick 1"}',
     ]
 
 
 @pytest.mark.parametrize(
     ("ifd", "cluster", "keys"),
     [
-        (None, None, ["id", "messages"]),
-        ([0.0], None, ["id", "messages", "ifd"]),
-        (None, [0], ["id", "messages", "cluster"]),
+        (None, None, ["id", "messages", "why"]),
+        ([0.0], None, ["id", "messages", "ifd", "why"]),
+        (None, [0], ["id", "messages", "cluster", "why"]),
     ],
 )
 def test_a_value_that_a_strategy_does_not_know_is_absent_and_a_zero_is_not(
     ifd: list[float] | None, cluster: list[int] | None, keys: list[str], run: Run
 ) -> None:
     write_examples(run, [example(0)])
-    write_selection(run, picked([0], ifd, cluster))
+    write_picks(run, picked([0], ifd, cluster))
     assert list(json.loads(run.selection.read_text(encoding="utf-8"))) == keys
 
 
 def test_a_selection_is_read_as_examples(run: Run) -> None:
     write_examples(run, [example(0), example(1)])
-    write_selection(run, picked([1]))
+    write_picks(run, picked([1]))
     assert list(read_selection(run.selection)) == [
         Example(example(1).id, example(1).messages, f"{run.selection}:1", str(run.selection)),
     ]
@@ -179,7 +179,7 @@ def test_a_selection_is_read_as_examples(run: Run) -> None:
 def test_a_long_selection_is_complete(run: Run) -> None:
     count = 2000
     write_examples(run, map(example, range(count)))
-    write_selection(run, picked(list(reversed(range(count)))))
+    write_picks(run, picked(list(reversed(range(count)))))
     assert [row.id for row in read_selection(run.selection)] == [example(n).id for n in reversed(range(count))]
     assert {path.name for path in run.directory.iterdir()} == {"examples.jsonl", "selection.jsonl"}
 
@@ -194,7 +194,7 @@ def test_a_selection_is_streamed(run: Run) -> None:
     write_examples(run, examples())
     picks = picked(list(reversed(range(count))))
     tracemalloc.start()
-    write_selection(run, picks)
+    write_picks(run, picks)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < count * 200 < run.selection.stat().st_size / 8
@@ -205,17 +205,21 @@ def test_a_leftover_of_a_killed_selection_is_not_used(run: Run) -> None:
     with contextlib.suppress(ZeroDivisionError), replacing(run.selection) as temporary:
         raise ZeroDivisionError
     temporary.write_bytes(b"half a selection of other settings")
-    write_selection(run, picked([0]))
+    write_picks(run, picked([0]))
     assert next(read_selection(run.selection)).messages == example(0).messages
 
 
 def test_a_failed_selection_leaves_the_old_one(run: Run) -> None:
     write_examples(run, [example(0)])
-    write_selection(run, picked([0]))
+    write_picks(run, picked([0]))
     before = run.selection.read_bytes()
     with pytest.raises(KeyError, match=example(1).id):
-        write_selection(run, picked([1]))
+        write_picks(run, picked([1]))
     assert run.selection.read_bytes() == before
+
+
+def write_picks(run: Run, picks: SelectedRows) -> None:
+    write_selection(run, picks, (f"pick {number}" for number in range(len(picks.ids))))
 
 
 def example(number: int) -> Example:

@@ -12,8 +12,10 @@ def selected_run(world: Path, name: str) -> Path:
     """A run with the selection, and no training."""
     run = world / "runs" / name
     run.mkdir(parents=True)
-    for file in ("project.json", "examples.jsonl", "examples.jsonl.seal", "selection.jsonl", "selection.jsonl.seal"):
-        shutil.copy(world / "runs/small" / file, run)
+    for file in (world / "runs/small" / "project.json", *(world / "runs/small").glob("examples.jsonl*")):
+        shutil.copy(file, run)
+    for file in (world / "runs/small").glob("selection.*"):
+        shutil.copy(file, run)
     return run
 
 
