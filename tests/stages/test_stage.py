@@ -307,7 +307,7 @@ def test_selection_is_chat_format_and_a_strategy_leaves_out_what_it_does_not_kno
     result = pipeline.select(context_of(project, select__strategy="random"))
     found = lines(result.artefact)
     assert len(found) == 12
-    assert all(list(row) == ["id", "messages"] for row in found)
+    assert all(list(row) == ["id", "messages", "why"] for row in found)
     assert [message["role"] for message in found[0]["messages"]] == ["user", "assistant"]
 
 
