@@ -1,5 +1,4 @@
-"""Unit vectors -> the cluster of each row, by K-means (Lloyd 1982) from k-means++ starts (Arthur and Vassilvitskii
-2007).
+"""Unit vectors -> the cluster of each row, by K-means (`kmeans.py`).
 
 Up to `WHOLE_ROWS` rows it is K-means as published, of all rows. Of larger sets the starts run on a sample, and the best
 one is refined on all rows, a chunk at a time. `auto` chooses the number of clusters by the simplified silhouette
@@ -9,17 +8,15 @@ Axes: N rows, K clusters, D dimensions."""
 
 from __future__ import annotations
 
-import warnings
 from functools import partial
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
-from threadpoolctl import threadpool_limits
+from sklearn.metrics.pairwise import euclidean_distances
 
 from codetune.errors import InputError
+from codetune.selection.kmeans import Labels, fit_clusters
 from codetune.selection.row_vectors import Vectors, map_in_threads, spread_sample
 
 STARTS = 10  # scikit-learn's default before 1.4; its default with k-means++ is one now
@@ -30,15 +27,13 @@ LEAST_GAIN = 1e-4  # of the inertia; a round on all rows that lowers it by less 
 MOST_ROUNDS = 50
 COUNTING_ROWS = 5_000  # a sample, on which the number of clusters is chosen
 COUNTS = (*range(2, 21), 25, 30, 35, 40, 50, 60, 80, 100)  # of clusters that `auto` compares
-Labels = NDArray[np.int32]
 
 
 def cluster_rows(vectors: Vectors, clusters: int | Literal["auto"], seed: int) -> Labels:
     """A label from 0 to K - 1 for each row: [N, D] -> [N].
 
-    The caller sorts the rows by id, so that the order of the data set changes nothing. Writable `vectors` are used as
-    working memory, and their last bits may change. A label stays unused where fewer vectors are distinct. Raises
-    InputError where there are more clusters than rows."""
+    The caller sorts the rows by id, so that the order of the data set changes nothing. A label stays unused where fewer
+    vectors are distinct. Raises InputError where there are more clusters than rows."""
     count = choose_cluster_count(vectors, seed) if clusters == "auto" else clusters
     if count > max(1, len(vectors)):
         raise InputError(
@@ -46,9 +41,9 @@ def cluster_rows(vectors: Vectors, clusters: int | Literal["auto"], seed: int) -
             f"clusters as rows. Set select.clusters to {max(1, len(vectors) // 10)}, or add rows to the data set."
         )
     if len(vectors) > WHOLE_ROWS:
-        return _refined_labels(vectors, _fit(vectors[spread_sample(len(vectors), SAMPLE_ROWS)], count, seed))
-    labels: Labels = _fit(vectors, count, seed).labels_.astype(np.int32)
-    return labels
+        sample = vectors[spread_sample(len(vectors), SAMPLE_ROWS)]
+        return _refined_labels(vectors, fit_clusters(sample, count, STARTS, seed).centroids)
+    return fit_clusters(vectors, count, STARTS, seed).labels
 
 
 def choose_cluster_count(vectors: Vectors, seed: int) -> int:
@@ -57,8 +52,8 @@ def choose_cluster_count(vectors: Vectors, seed: int) -> int:
     sample = np.array(vectors[spread_sample(len(vectors), COUNTING_ROWS)])
     best, highest = 1, 0.0
     for count in (count for count in COUNTS if 2 * count <= len(sample)):
-        kmeans = _fit(sample.copy(), count, seed, starts=1)
-        silhouette = _simplified_silhouette(kmeans.transform(sample), kmeans.labels_)
+        clusters = fit_clusters(sample, count, 1, seed)
+        silhouette = _simplified_silhouette(euclidean_distances(sample, clusters.centroids), clusters.labels)
         if silhouette > highest + 1e-6:
             best, highest = count, silhouette
     return best
@@ -76,18 +71,9 @@ def _simplified_silhouette(distances: Vectors, labels: Labels) -> float:
     return float(np.sum(1 - own[counts] / np.maximum(own, following)[counts]) / max(1, len(labels)))
 
 
-def _fit(vectors: Vectors, count: int, seed: int, starts: int = STARTS) -> KMeans:
-    # A second copy would double the memory: KMeans makes one already, for the variance in its tolerance.
-    kmeans = KMeans(n_clusters=count, n_init=starts, random_state=seed, copy_x=not vectors.flags.writeable)
-    # One thread: with several, scikit-learn adds partial sums in the order in which the threads finish.
-    with threadpool_limits(1), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # unused labels are expected here
-        return kmeans.fit(vectors)
-
-
-def _refined_labels(vectors: Vectors, start: KMeans) -> Labels:
-    """The labels of all rows after rounds of Lloyd's algorithm from the centroids of a start."""
-    centroids, labels = start.cluster_centers_.astype(np.float32), np.zeros(len(vectors), dtype=np.int32)
+def _refined_labels(vectors: Vectors, centroids: Vectors) -> Labels:
+    """The labels of all rows after rounds of Lloyd's algorithm from the centroids of a start [K, D]."""
+    labels = np.zeros(len(vectors), dtype=np.int32)
     before = np.inf
     for _ in range(MOST_ROUNDS):
         sums, inertia = np.zeros(centroids.shape), 0.0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -54,8 +55,14 @@ def spread_sample(rows: int, size: int) -> RowIndices:
     return np.arange(0, rows, max(1, -(-rows // size)))
 
 
-def map_in_threads(function: Callable[[T], Result], items: Iterable[T]) -> Iterator[Result]:
-    """The results of `function` in the order of `items`: one thread a processor, each with its own linear algebra. The
-    number of processors changes no bit."""
+@contextmanager
+def threads() -> Iterator[ThreadPoolExecutor]:
+    """One thread a processor, each with its own linear algebra."""
     with threadpool_limits(1), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        yield pool
+
+
+def map_in_threads(function: Callable[[T], Result], items: Iterable[T]) -> Iterator[Result]:
+    """The results of `function` in the order of `items`. The number of processors changes no bit."""
+    with threads() as pool:
         yield from pool.map(function, items)

@@ -331,8 +331,7 @@ def _require_finite(context: RunContext, embeddings: Embeddings) -> None:
 def _reordered(
     vectors: NDArray[np.float32], order: NDArray[np.int64], directory: Path
 ) -> Iterator[NDArray[np.float32]]:
-    """The vectors [rows, dim] at the positions `order`, in a file without a name: memory is for the copy of
-    scikit-learn."""
+    """The vectors [rows, dim] at the positions `order`, in a file without a name: memory is for the copy of K-means."""
     shape = (len(order), vectors.shape[1])
     if 0 in shape:
         yield np.empty(shape, dtype=np.float32)

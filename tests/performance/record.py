@@ -13,6 +13,7 @@ import torch
 
 DIRECTORY_VARIABLE = "CODETUNE_RECORDS"  # another directory for the records, as in a rehearsal
 RESULTS = Path(os.environ.get(DIRECTORY_VARIABLE, Path(__file__).parent / "results"))
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx")
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "sentence-transformers")
 
 
@@ -28,6 +29,7 @@ def write_record(name: str, settings: dict[str, Any], figures: Any) -> Path:
 def device() -> dict[str, Any]:
     found: dict[str, Any] = {"cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads()}
     found["processor"] = _processor()
+    found["instructions"] = _instructions()
     found["load_average"] = os.getloadavg()[0]  # above the cores: others were at work, and processor time says more
     if torch.cuda.is_available():
         gpu = torch.cuda.get_device_properties(0)
@@ -40,7 +42,16 @@ def versions() -> dict[str, str]:
 
 
 def _processor() -> str:
+    return _cpuinfo("model name") or platform.machine()
+
+
+def _instructions() -> list[str]:
+    """Those that decide how fast a matrix is multiplied."""
+    return [flag for flag in _cpuinfo("flags").split() if flag.startswith(INSTRUCTIONS)]
+
+
+def _cpuinfo(key: str) -> str:
+    """The first value of a key; "" where there is none."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
