@@ -101,6 +101,7 @@ IMPORT_LATE = (
     "cli_inspection",
     "workflow",
     "demo.run",
+    "stages.precision",  # torch, where the project leaves the number format open
     "stages.score",
     "stages.embed",
     "stages.select",  # scikit-learn, for strategies that need clusters

@@ -1,14 +1,20 @@
-"""The GPU, the CPU threads and the memory of this process. Says nothing about other processes; `tensor_parallel.py`
-decides whether a model needs several GPUs."""
+"""The GPU, the CPU threads, the number format and the memory of this process. Says nothing about other processes;
+`tensor_parallel.py` decides whether a model needs several GPUs."""
 
 from __future__ import annotations
 
 import ctypes
+import time
+from collections.abc import Mapping
 
 import torch
 
+from codetune.project.sections import Precision
+
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 _KEPT_BYTES = 1 << 30
+PRODUCT_ROWS, PRODUCT_WIDTH, PRODUCTS = 128, 1024, 20
+LEAST_GAIN = 1.3  # of a product; the rest of a model (norms, attention, softmax) gains less
 
 
 def choose_device() -> str:
@@ -29,6 +35,44 @@ def count_gpus() -> int:
 def gpu_memory_bytes() -> int | None:
     """Total memory of the GPU of this process; None without a GPU."""
     return torch.cuda.get_device_properties(choose_device()).total_memory if torch.cuda.is_available() else None
+
+
+def find_precision() -> tuple[Precision, str]:
+    """The number format that this machine multiplies fastest, and why. float16 is none of them: its range is too small
+    for some models."""
+    if torch.cuda.is_available():
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bfloat16", "the GPU has it"
+        return "float32", "the GPU has no bfloat16"
+    return faster_precision(_product_seconds())
+
+
+def faster_precision(seconds: Mapping[Precision, float]) -> tuple[Precision, str]:
+    """float32, or bfloat16 where its products take so much less time that a model gains as well; and why.
+
+    >>> faster_precision({"float32": 0.006, "bfloat16": 0.0025})
+    ('bfloat16', 'this processor multiplies it 2.4 times as fast as float32')
+    >>> faster_precision({"float32": 0.006, "bfloat16": 0.03})
+    ('float32', 'this processor multiplies bfloat16 0.2 times as fast')
+    """
+    times = seconds["float32"] / seconds["bfloat16"]
+    if times >= LEAST_GAIN:
+        return "bfloat16", f"this processor multiplies it {times:.1f} times as fast as float32"
+    return "float32", f"this processor multiplies bfloat16 {times:.1f} times as fast"
+
+
+def _product_seconds() -> dict[Precision, float]:
+    """Seconds of a product like those of a model's layers, the shortest of some, by format. A processor without
+    instructions for bfloat16 multiplies it in float32, or slower."""
+    ones = torch.ones(PRODUCT_WIDTH, PRODUCT_WIDTH)
+    factors: dict[Precision, torch.Tensor] = {"float32": ones, "bfloat16": ones.to(torch.bfloat16)}
+    found: dict[Precision, list[float]] = {name: [] for name in factors}
+    for _ in range(PRODUCTS):
+        for name, factor in factors.items():  # in turns, so that other work on the machine slows both
+            began = time.perf_counter()
+            torch.matmul(factor[:PRODUCT_ROWS], factor)
+            found[name].append(time.perf_counter() - began)
+    return {name: min(times) for name, times in found.items()}
 
 
 def use_threads(count: int) -> None:

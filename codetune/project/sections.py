@@ -74,7 +74,11 @@ class Model(Section):
         None, "how turns are written, null: found from the model; `tokenizer` for its own template", "train"
     )
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = setting(
-        "bfloat16", "arithmetic of the model; `auto` is what its configuration says", "score", "train", "generate"
+        "bfloat16",
+        "number format of the arithmetic; auto: bfloat16 where this machine multiplies it faster, else float32",
+        "score",
+        "train",
+        "generate",
     )
     attention: Literal["auto", "flash", "varlen", "sdpa", "eager"] = setting(
         "auto", "auto takes what fits; flash (flash-attn) and varlen (torch's own) need a GPU", "score", "train"

@@ -22,6 +22,7 @@ from codetune.errors import StaleError
 from codetune.launch.environment import Shard
 from codetune.project.sections import Project, StageName, sealing_keys, value_at
 from codetune.records import ModelRef
+from codetune.stages.precision import with_kept_precision, with_precision
 from codetune.store.digests import Digests
 from codetune.store.files import remove, write_text
 from codetune.store.locks import locked, waiting
@@ -205,13 +206,13 @@ class Stage:
 def open_context(project: Project) -> RunContext:
     """Makes the run directory where it is missing. Raises InputError where it belongs to somebody else."""
     run = open_run(project)
-    return RunContext(project, run, Digests(run))
+    return RunContext(with_precision(project, run), run, Digests(run))
 
 
 def read_context(project: Project) -> RunContext:
     """The same without writing anything."""
     run = inspect_run(project)
-    return RunContext(project, run, Digests(run))
+    return RunContext(with_kept_precision(project, run), run, Digests(run))
 
 
 def run_stage(context: RunContext, stage: Stage, request: StageRequest | None = None) -> StageResult:

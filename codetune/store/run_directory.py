@@ -48,6 +48,11 @@ class Run:
         """The tokens of a forward pass for which the first GPU had memory, with these settings."""
         return self.directory / ".cache" / f"tokens-per-batch-{settings_digest[:16]}"
 
+    @property
+    def precision(self) -> Path:
+        """The number format that was found for `model.dtype: auto`."""
+        return self.directory / ".cache" / "precision"
+
     def before(self, stage: str) -> Run:
         """The directory that keeps a stage's last artefact until the one that replaces it is sealed."""
         return Run(self.directory / ".before" / stage)

@@ -31,7 +31,6 @@ from codetune.model.attention import (
 )
 from codetune.model.file_check import ADAPTER_CONFIG
 from codetune.model.load import (
-    load_configuration,
     load_model,
     load_quantized_model,
     require_bitsandbytes,
@@ -84,18 +83,10 @@ class TrainingInputs:
     strategy: ParallelStrategy
 
 
-def arithmetic_precision(project: Project, model_path: Path) -> Precision:
-    """`model.dtype`; of `auto` that of the model's configuration."""
-    if project.model.dtype != "auto":
-        return project.model.dtype
-    configured = load_configuration(model_path).dtype
-    match str(configured).removeprefix("torch."):
-        case "bfloat16":
-            return "bfloat16"
-        case "float16":
-            return "float16"
-        case _:
-            return "float32"
+def arithmetic_precision(project: Project) -> Precision:
+    """`model.dtype`."""
+    assert project.model.dtype != "auto"  # a run has a format in its place
+    return project.model.dtype
 
 
 def load_base_model(project: Project, base: BaseModel, is_first: bool) -> PreTrainedModel:

@@ -96,7 +96,7 @@ def train(
     steps = total_steps(project.train, len(token_cache), group.count)
     for kind, text in _notices(project, model_path, len(token_cache), steps, group.count, checkpoint):
         notify(kind, text)
-    base = BaseModel(model_path, build_model.arithmetic_precision(project, model_path), choice.strategy)
+    base = BaseModel(model_path, build_model.arithmetic_precision(project), choice.strategy)
     # Both before the model is loaded: they tell transformers that a rank needs its shard only.
     parallelism.prepare_deepspeed(choice.strategy)
     arguments = training_arguments(project, base, steps, directory, choose_device())
@@ -125,7 +125,7 @@ def require_trainable(project: Project, model_path: Path, processes_here: int, p
     """Raises what `train` in so many processes would raise before its first step, as far as it needs neither rows nor
     weights: ProjectError and ModelError for packages, devices, chat format and settings."""
     choice = _choose_strategy(project, model_path, processes_here, processes)
-    precision = build_model.arithmetic_precision(project, model_path)
+    precision = build_model.arithmetic_precision(project)
     require_supported(project.train, precision, choose_device())
     tokenizer = _fitting_tokenizer(project, model_path)
     _require_learnable(project, tokenizer)
