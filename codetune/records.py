@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -54,6 +54,7 @@ class Example:
     at: str  # "FILE:LINE", or "FILE:row N" where a file has no lines
     source: str = ""  # the file's name as shown in `at` before the colon, or the name of a data set on the hub
     left_out: tuple[tuple[str, str], ...] = ()  # columns with context that no message has, and their values as text
+    row_format: str = field(default="", compare=False)  # by which it was read; examples.jsonl does not keep it
 
     @property
     def instruction(self) -> str:

@@ -13,6 +13,8 @@ _NOT_PLAIN = re.compile("[^ -~]")
 # Controls (terminal escapes begin with one), formats (bidirectional, zero width), halves of pairs, line separators.
 _HIDDEN_CATEGORIES = ("Cc", "Cf", "Cs", "Zl", "Zp")
 _HIDDEN_LETTERS = "\u115f\u1160\u3164\uffa0"  # fillers of Hangul: letters without a shape
+# Other characters without a shape of their own: joiners, vowel signs, variation selectors, the empty braille pattern.
+_SHAPELESS = re.compile("[\u034f\u17b4\u17b5\u180b-\u180f\u2065\u2800\ufe00-\ufe0f\ufff0-\ufff8\U000e0000-\U000e0fff]")
 _JOINERS = "\u200c\u200d"  # belong to words of many scripts and to emoji; beside ASCII, or at an end, they only hide
 
 
@@ -29,6 +31,22 @@ def lone_surrogate(text: str) -> int | None:
     except UnicodeEncodeError as error:
         return error.start
     return None
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing of the text can be seen: it is empty, or white space, controls and characters without a shape.
+
+    >>> is_blank(" \\n\u200b\ufeff"), is_blank("\u200bx")
+    (True, False)
+    """
+    return not any(_is_seen(character) for character in text)
+
+
+def _is_seen(character: str) -> bool:
+    if character.isascii():
+        return character.isprintable() and character != " "
+    is_hidden = unicodedata.category(character) in (*_HIDDEN_CATEGORIES, "Zs") or character in _HIDDEN_LETTERS
+    return not is_hidden and not _SHAPELESS.match(character)
 
 
 def visible(text: str, kept: str = "") -> str:

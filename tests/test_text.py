@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from codetune.text import visible
+from codetune.text import is_blank, visible
+
+
+@pytest.mark.parametrize(
+    "text", [*" \t\x00\u00a0\u00ad\u034f\u180e\u200b\u200d\u2060\u2800\u3164\ufe0f\ufeff\U000e0020", ""]
+)
+def test_a_text_of_characters_that_nobody_sees_is_blank(text: str) -> None:
+    assert is_blank(f"{text}\n{text}")
+    assert not is_blank(f"{text}x{text}")
+
+
+@pytest.mark.parametrize("text", ["\u0e01", "\U0001f600", "\ue000", "0"])
+def test_a_text_of_one_letter_or_picture_is_not_blank(text: str) -> None:
+    assert not is_blank(text)
 
 
 @pytest.mark.parametrize(

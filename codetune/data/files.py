@@ -107,6 +107,17 @@ def unread_rows(names: Sequence[str], count: int, source: str, before: int = 0) 
     return (FileRow(source, before + number + 1, dict.fromkeys(names)) for number in range(count))
 
 
+def chosen_columns(names: Sequence[str], choose: ColumnChoice, source: str) -> list[str]:
+    """The columns of a table that are read. Raises DataError where two of them have one name."""
+    columns = list(choose(names))
+    if repeated := sorted({name for name in columns if names.count(name) > 1}):
+        raise DataError(
+            f"{source} has more than one column {' and '.join(repeated)}: which of them counts, nobody can say. "
+            f"Expected: one column of each name; it has {', '.join(names)}. Rename or drop the others."
+        )
+    return columns
+
+
 def _python_values(batch: pyarrow.RecordBatch | pyarrow.Table) -> list[object] | str:
     """The rows as dictionaries, or why one of them is none: Arrow checks no text and no date while it reads."""
     import pyarrow
@@ -127,7 +138,7 @@ def _parquet_rows(path: Path, source: str, choose: ColumnChoice) -> Iterator[Fil
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
             names = table.schema_arrow.names
-            columns = list(choose(names))
+            columns = chosen_columns(names, choose, source)
             if not columns:
                 yield from unread_rows(names, table.metadata.num_rows, source)
                 return

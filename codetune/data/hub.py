@@ -16,7 +16,7 @@ import huggingface_hub.errors
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
-from codetune.data.files import TABLE_BATCH_ROWS, ColumnChoice, FileRow, table_rows, unread_rows
+from codetune.data.files import TABLE_BATCH_ROWS, ColumnChoice, FileRow, chosen_columns, table_rows, unread_rows
 from codetune.errors import CodetuneError, DataError, ModelError, first_line
 
 RepositoryKind = Literal["model", "dataset"]
@@ -69,7 +69,7 @@ def read_hub_rows(snapshot: Path, name: str, split: str, choose: ColumnChoice) -
         rows = datasets.load_dataset(str(snapshot), split=split, streaming=True)
         number = 0
         for table in rows.with_format("arrow").iter(TABLE_BATCH_ROWS):
-            columns = list(choose(table.column_names))
+            columns = chosen_columns(table.column_names, choose, name)
             if columns:
                 yield from table_rows(table.select(columns), name, number)
             else:

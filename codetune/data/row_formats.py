@@ -17,7 +17,7 @@ from typing import get_args
 from codetune.errors import DataError
 from codetune.project.sections import Dataset
 from codetune.records import Message, Role
-from codetune.text import lone_surrogate
+from codetune.text import is_blank, lone_surrogate
 
 Messages = tuple[Message, ...]
 Columns = Mapping[str, object]  # a row: the value of each column
@@ -28,6 +28,7 @@ HISTORY = "history"
 LEFT_OUT = frozenset(
     ("context", "tools", "functions", "image", "images", "video", "videos", "audio", "audios", "documents")
 )
+NOT_LEARNED = ("0", "0.0", "false")
 LEARNED = ("weight", "train", "training", "loss")  # keys of a turn, by program: whether it is learned, 1 or true if so
 LEFT_OUT_OF_TURNS = frozenset(
     (*LEARNED, "tool_calls", "tool_call_id", "function_call", "reasoning_content", "thinking", "images")
@@ -76,9 +77,10 @@ def find_columns(names: Sequence[str], dataset: Dataset, at: str) -> Dataset:
         return dataset
     found: dict[str, str] = {}
     for key, usual in (("instruction", INSTRUCTIONS), ("response", RESPONSES)):
-        matching = [name for name in usual if name in names]
-        if getattr(dataset, key) is None and len(matching) != 1:
-            fault = f"any of {', '.join(matching)} could be it" if matching else "none of its columns has a usual name"
+        matching = [name for word in usual for name in names if name.lower() == word]
+        if getattr(dataset, key) is None and (len(matching) != 1 or matching[0] not in usual):
+            could_be = f"any of {', '.join(matching)} could be it"
+            fault = could_be if len(matching) > 1 else "none of its columns has a usual name"
             raise DataError(
                 f"{at}: dataset.{key} is not set, and {fault}. Columns found: {', '.join(names) or 'none'}. Set "
                 "dataset.instruction and dataset.response to two of them"
@@ -93,7 +95,7 @@ def columns_to_read(names: Sequence[str], dataset: Dataset) -> tuple[str, ...]:
     if row_format is None:
         return ()
     wanted = {*row_format.columns(dataset), *SYSTEM, HISTORY, *LEFT_OUT}
-    return tuple(name for name in names if name in wanted)
+    return tuple(name for name in names if name in wanted or _is_misspelt(name))
 
 
 def left_out(row: object, dataset: Dataset) -> tuple[tuple[str, str], ...]:
@@ -103,13 +105,19 @@ def left_out(row: object, dataset: Dataset) -> tuple[tuple[str, str], ...]:
     if row_format is None or not isinstance(row, dict):
         return ()
     read = row_format.columns(dataset)
-    found = [(name, row[name]) for name in LEFT_OUT & row.keys() if name not in read and row[name] not in EMPTY]
+    unread = [name for name in row if (name in LEFT_OUT and name not in read) or _is_misspelt(name)]
+    found = [(name, row[name]) for name in unread if row[name] not in EMPTY]
     turns = row[read[0]] if isinstance(row[read[0]], list) else []
     keys = {key for turn in turns for key in LEFT_OUT_OF_TURNS & turn.keys()}
     for key in keys:
         values = [None if key in LEARNED and turn.get(key) == 1 else turn.get(key) for turn in turns]
         found += [(f"{read[0]}[].{key}", values)] if any(value not in EMPTY for value in values) else []
     return tuple(sorted((name, json.dumps(value, sort_keys=True, default=repr)) for name, value in found))
+
+
+def _is_misspelt(name: str) -> bool:
+    """Whether a column with context has a name in other letters: `System` is not read as `system` is."""
+    return name.lower() in {*SYSTEM, HISTORY, "input", *LEFT_OUT} and name != name.lower()
 
 
 def _pair_columns(dataset: Dataset) -> tuple[str, str]:
@@ -135,7 +143,7 @@ def _with_addition(column: str) -> Callable[[Columns, Dataset], Messages | str]:
             return pair
         if not isinstance(addition, str | None):
             return f"{column} is not text"
-        if addition is None or not addition.strip():
+        if addition is None or is_blank(addition):
             return pair
         instruction, response = pair
         return Message("user", f"{instruction.content}\n\n{addition}"), response
@@ -156,11 +164,15 @@ def _turns(column: str) -> Callable[[Columns, Dataset], Messages | str]:
             return f"a message's {content} is not text"
         if not all(isinstance(turn.get(role), str) and turn[role] in roles for turn in turns):
             return f"a message's role is none of {', '.join(roles)}"
-        if turns and (not_learned := [key for key in LEARNED if key in turns[-1] and turns[-1][key] == 0]):
+        if turns and (not_learned := [key for key in LEARNED if _is_nothing(turns[-1].get(key))]):
             return f"the answer has {not_learned[0]} 0"
         return tuple(Message(roles[turn[role]], turn[content]) for turn in turns)
 
     return read
+
+
+def _is_nothing(weight: object) -> bool:
+    return weight == 0 or str(weight).lower() in NOT_LEARNED
 
 
 ROW_FORMATS = (
@@ -177,12 +189,12 @@ def _after_context(row: Columns, read: Sequence[str], messages: Messages) -> Mes
     systems, turns = messages[:1], messages[1:]
     if not systems or systems[0].role != "system":
         systems, turns = (), messages
-    texts = {system.content for system in systems if system.content.strip()}
+    texts = {system.content for system in systems if not is_blank(system.content)}
     for name in (name for name in SYSTEM if name not in read and row.get(name) is not None):
         text = row[name]
         if not isinstance(text, str):
             return f"{name} is not text"
-        texts |= {text} if text.strip() else set()
+        texts |= set() if is_blank(text) else {text}
     if len(texts) > 1:
         return "more than one system prompt"
     before = _history(row.get(HISTORY)) if HISTORY not in read else ()

@@ -28,6 +28,7 @@ from codetune.data.splits import files_of_split
 from codetune.errors import DataError
 from codetune.project.sections import Dataset, required
 from codetune.records import Example, Refusal, content_id
+from codetune.text import is_blank
 from codetune.user_files import matching_paths, require_plain_file
 
 ROWS_TO_CHECK = 100  # when none of the first so many rows has the expected columns, the file is wrong, not its rows
@@ -216,7 +217,10 @@ def _read_row(row: FileRow, dataset: Dataset) -> Example | Refusal:
     row_id, fault = content_id(messages), _fault(messages)
     if fault is not None:
         return Refusal(row_id, fault, row.at)
-    return Example(row_id, messages, row.at, row.source, left_out(row.value, dataset))
+    assert isinstance(row.value, dict)
+    row_format = find_row_format(row.value, dataset)
+    assert row_format is not None
+    return Example(row_id, messages, row.at, row.source, left_out(row.value, dataset), row_format=row_format.name)
 
 
 def _fault(messages: Messages) -> str | None:
@@ -229,8 +233,8 @@ def _fault(messages: Messages) -> str | None:
         return "no user's turn before the answer"
     if len(turns) % 2 or any(turn.role != ("user", "assistant")[index % 2] for index, turn in enumerate(turns)):
         return "turns do not alternate between user and assistant"
-    if not turns[-1].content.strip():
+    if is_blank(turns[-1].content):
         return "empty answer"
-    if not any(turn.content.strip() for turn in user_turns):
+    if all(is_blank(turn.content) for turn in user_turns):
         return "empty instruction"
-    return None if all(turn.content.strip() for turn in turns) else "empty turn"
+    return "empty turn" if any(is_blank(turn.content) for turn in turns) else None

@@ -12,7 +12,7 @@ from codetune.model.model_files import find_encoder
 from codetune.project.sections import Project
 from codetune.records import Example
 from codetune.selection.strategies import STRATEGIES
-from codetune.stages.inputs import CONTENT, LEFT_OUT, dataset_input, left_out_facts, left_out_notes, model_input
+from codetune.stages.inputs import CONTENT, READING_FACTS, dataset_input, left_out_notes, model_input, reading_facts
 from codetune.stages.row_stage import BlockWork, Plan, RowStage, threads_of
 from codetune.stages.stage import (
     Details,
@@ -112,7 +112,7 @@ def _load_encoder(context: RunContext, recipe: Recipe) -> Encoder:
 
 def _write(context: RunContext, recipe: Recipe, finished: FinishedRows) -> StageOutput:
     count, refused, cut = row_artefacts.write_embeddings(context.run, finished, _known_cut(context, recipe))
-    facts = {"cut": int(cut.sum()), "cut_rows": row_artefacts.pack_marks(cut), **left_out_facts(context)}
+    facts = {"cut": int(cut.sum()), "cut_rows": row_artefacts.pack_marks(cut), **reading_facts(context)}
     return StageOutput(count, refused, facts)
 
 
@@ -143,7 +143,7 @@ EMBED: Stage = Stage(
     work=_ROWS.work,
     progress=lambda context, request: _ROWS.progress(context, EMBED),
     details=_details,
-    documented=(LEFT_OUT,),
+    documented=READING_FACTS,
     is_taken_over=True,
     is_needed=lambda project: STRATEGIES[project.select.strategy].needs_embeddings,
     in_process=_ROWS.in_process,

@@ -24,6 +24,9 @@ from codetune.store.takeover import take_over
 CONTENT = "content"  # fact of examples.jsonl: its digest without the places of the rows
 LEFT_OUT = "left_out"  # fact of every stage that reads rows: column with context that is not read -> rows that have it
 FOUND = "columns_found"  # fact of examples.jsonl: whether the project named its columns
+ROW_FORMATS = "row_formats"  # fact of every stage that reads rows: name of a row format -> usable rows
+COLUMNS = "columns"  # fact of every stage that reads rows: the columns that were found, by their keys
+READING_FACTS = (LEFT_OUT, ROW_FORMATS, COLUMNS)
 SHOWN_FILES = 3
 
 
@@ -83,6 +86,7 @@ def ensure_examples(context: RunContext) -> Manifest:
             found = write_examples(run, console.track(rows, "reading the data set", None, "row"))
             digest = context.digests.file(run.examples)
             facts: dict[str, object] = {CONTENT: found.digest, LEFT_OUT: dict(sorted(found.left_out.items()))}
+            facts[ROW_FORMATS] = dict(sorted(found.row_formats.items()))
             facts[FOUND] = dataset != context.project.dataset
             _warn_of_unread(context, found.left_out)
             refused = dict(found.refused)
@@ -104,10 +108,15 @@ def reading_of(context: RunContext) -> Manifest:
     return manifest
 
 
-def left_out_facts(context: RunContext) -> dict[str, object]:
-    """For the manifest of a stage that reads rows: the columns with context that are not read, with their rows."""
-    found = reading_of(context).facts.get(LEFT_OUT)
-    return {LEFT_OUT: found} if found else {}
+def reading_facts(context: RunContext) -> dict[str, object]:
+    """For the manifest of a stage that reads rows: their formats, the columns that were found, and those with context
+    that are not read."""
+    reading = reading_of(context)
+    known = {name: reading.facts[name] for name in (LEFT_OUT, ROW_FORMATS) if reading.facts.get(name)}
+    if not reading.facts.get(FOUND):
+        return known
+    keys = ("instruction", "response")
+    return {**known, COLUMNS: {key: reading.settings[f"dataset.{key}"] for key in keys}}
 
 
 def left_out_notes(facts: Mapping[str, Any]) -> list[str]:

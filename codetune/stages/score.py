@@ -17,7 +17,7 @@ from codetune.project.sections import Project
 from codetune.records import Example, Message, Refusal, Score
 from codetune.selection.shuffled_sample import choose_partners, shuffled_sample
 from codetune.selection.strategies import STRATEGIES, needs_scores
-from codetune.stages.inputs import dataset_input, left_out_facts, left_out_notes, model_input
+from codetune.stages.inputs import READING_FACTS, dataset_input, left_out_notes, model_input, reading_facts
 from codetune.stages.row_stage import BlockWork, Plan, RowStage, threads_of
 from codetune.stages.stage import (
     Details,
@@ -175,7 +175,7 @@ def _write(context: RunContext, recipe: Recipe, finished: FinishedRows) -> Stage
     without += [] if _keeps_tokens(context.project) else [TOKEN_VALUE]
     weights = count_weights(recipe.paths["model"])
     scored, refused, truncated = row_artefacts.write_scores(context.run, finished, without)
-    return StageOutput(scored, refused, {"truncated": truncated, WEIGHTS: weights, **left_out_facts(context)})
+    return StageOutput(scored, refused, {"truncated": truncated, WEIGHTS: weights, **reading_facts(context)})
 
 
 def _details(result: StageResult) -> Details:
@@ -197,6 +197,7 @@ SCORE: Stage = Stage(
     work=_ROWS.work,
     progress=lambda context, request: _ROWS.progress(context, SCORE),
     details=_details,
+    documented=READING_FACTS,
     additions=ADDITIONS,
     is_taken_over=True,
     is_needed=lambda project: needs_scores(project.select),

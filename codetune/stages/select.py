@@ -49,7 +49,14 @@ from codetune.stages.exclusions import (
     named_benchmarks_input,
 )
 from codetune.stages.holdout import HELD_OUT, check_holdout, count_refused_holdout, find_holdout
-from codetune.stages.inputs import LEFT_OUT, artefact_input, dataset_input, left_out_facts, left_out_notes, reading_of
+from codetune.stages.inputs import (
+    READING_FACTS,
+    artefact_input,
+    dataset_input,
+    left_out_notes,
+    reading_facts,
+    reading_of,
+)
 from codetune.stages.score import SCORE
 from codetune.stages.selection_report import (
     DIAGNOSTICS,
@@ -141,7 +148,7 @@ def _write(context: RunContext, recipe: Recipe, request: StageRequest) -> StageO
     row_artefacts.write_selection_report(context.run, report)
     row_artefacts.write_selection(context.run, selected.rows, why_taken(inputs, selected, settings))
     facts: dict[str, object] = {"clusters": clusters, DIAGNOSTICS: diagnostics_fact(report)}
-    facts |= {**left_out_facts(context), **exclusions.facts}
+    facts |= {**reading_facts(context), **exclusions.facts}
     if test:
         facts["mismatch_test"] = test.summary()
     if inputs.ifd is not None:
@@ -404,6 +411,15 @@ SELECT = Stage(
     _write,
     check_ahead=_check_ahead,
     details=_details,
-    documented=(LEFT_OUT, COMPARED, NOT_AT_HAND, "mismatch_test", "clusters", DIAGNOSTICS, "hardest", "mismatched"),
+    documented=(
+        *READING_FACTS,
+        COMPARED,
+        NOT_AT_HAND,
+        "mismatch_test",
+        "clusters",
+        DIAGNOSTICS,
+        "hardest",
+        "mismatched",
+    ),
     refused_word="set aside",
 )

@@ -103,7 +103,8 @@ def _write(context: RunContext, recipe: Recipe, request: StageRequest) -> StageO
         write_text(saved / TRAINED, json.dumps(record_of(recipe), indent=2) + "\n")
     publish_training(run, directory)
     summary = cast("dict[str, Any]", found)
-    return StageOutput(summary["rows"], summary["refused"], summary["facts"])
+    found_format = {} if context.project.model.chat_format else {"chat_format": project.model.chat_format}
+    return StageOutput(summary["rows"], summary["refused"], {**summary["facts"], **found_format})
 
 
 def _show(bar: console.ProgressBar, message: Progress, directory: Path) -> None:
@@ -213,5 +214,6 @@ TRAIN: Stage = Stage(
     remark=_remark,
     loss=_loss,
     details=_details,
+    documented=("chat_format",),
     in_process=_in_process,
 )

@@ -48,11 +48,13 @@ class ExamplesSummary:
     refused: Counter[str]  # kind of refusal -> rows
     digest: str
     left_out: Counter[str]  # column with context that no message has -> usable rows
+    row_formats: Counter[str]  # name of a row format -> usable rows
 
 
 def write_examples(run: Run, rows: Iterable[Example | Refusal]) -> ExamplesSummary:
     """Streams the rows of the data set into examples.jsonl. An error while they are read leaves the last file."""
-    usable, refused, left_out, digest = 0, Counter[str](), Counter[str](), hashlib.sha256()
+    usable, digest = 0, hashlib.sha256()
+    refused, left_out, row_formats = Counter[str](), Counter[str](), Counter[str]()
     with replacing(run.examples) as temporary, temporary.open("wb") as file:
         for row in rows:
             file.write(_line(row))
@@ -62,8 +64,9 @@ def write_examples(run: Run, rows: Iterable[Example | Refusal]) -> ExamplesSumma
             else:
                 usable += 1
                 left_out.update(name for name, _ in row.left_out)
+                row_formats[row.row_format] += 1
                 digest.update(f"{row.id}\n".encode())
-    return ExamplesSummary(usable, refused, digest.hexdigest(), left_out)
+    return ExamplesSummary(usable, refused, digest.hexdigest(), left_out, row_formats)
 
 
 def read_rows(run: Run) -> Iterator[Example | Refusal]:

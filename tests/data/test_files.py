@@ -121,6 +121,14 @@ def test_a_value_in_a_column_that_is_not_read_does_no_harm(tmp_path: Path) -> No
     assert [row.value for row in values_of(path, ["a"])] == [{"a": "x"}, {"a": "y"}, {"a": "z"}]
 
 
+def test_two_columns_of_one_name_are_an_error_if_they_are_read(tmp_path: Path) -> None:
+    path, column = tmp_path / "a.parquet", pyarrow.array(["x"])
+    pyarrow.parquet.write_table(pyarrow.Table.from_arrays([column] * 3, ["a", "b", "b"]), path)
+    assert [row.value for row in values_of(path, ["a"])] == [{"a": "x"}]
+    with pytest.raises(DataError, match=r"has more than one column b: .* it has a, b, b"):
+        list(read_file_rows(path, path.name, lambda names: names))
+
+
 def test_a_value_that_cannot_be_read_is_the_fault_of_its_row(tmp_path: Path) -> None:
     path = write_table(tmp_path / "a.parquet", a=texts(b"x", b"\xff", b"z"), date=IMPOSSIBLE_DATE)
     assert [(row.at, row.value, row.fault) for row in values_of(path, ["a"])] == [

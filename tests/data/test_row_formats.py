@@ -30,6 +30,7 @@ MESSAGES = (Message("user", "Add."), Message("assistant", "a + b"))
         ({**PAIR, "input": "2 3"}, "alpaca", (Message("user", "Add.\n\n2 3"), MESSAGES[1])),
         ({**PAIR, "input": None}, "alpaca", MESSAGES),
         ({**PAIR, "input": " \n"}, "alpaca", MESSAGES),
+        ({**PAIR, "input": "\u200b"}, "alpaca", MESSAGES),
         ({**PAIR, "context": "2 3"}, "dolly", (Message("user", "Add.\n\n2 3"), MESSAGES[1])),
         ({**PAIR, "system": "Be brief.", "history": []}, "pair", (Message("system", "Be brief."), *MESSAGES)),
         ({**PAIR, "system_prompt": " "}, "pair", MESSAGES),
@@ -64,6 +65,7 @@ def test_a_column_input_that_the_project_names_is_not_added_to_the_instruction(c
         ({**PAIR, "images": ["a.png"], "tools": "[{}]"}, ["images", "tools"]),
         ({**PAIR, "context": "2 3"}, []),
         ({**PAIR, "input": "2", "context": "3"}, ["context"]),
+        ({**PAIR, "Input": "2", "SYSTEM": "Be brief.", "Id": 1}, ["Input", "SYSTEM"]),
         ({"messages": [{**turn, "weight": 1, "training": True, "id": "x"} for turn in TURNS]}, []),
         ({"messages": [{**TURNS[0], "loss": False}, TURNS[1]]}, ["messages[].loss"]),
         (
@@ -85,7 +87,9 @@ def test_of_a_table_the_columns_of_its_format_and_of_context_are_read() -> None:
     assert columns_to_read(["id", "problem"], DATASET) == ()
 
 
-@pytest.mark.parametrize(("key", "value"), [("weight", 0), ("train", False), ("training", False), ("loss", False)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("weight", 0), ("train", False), ("training", False), ("loss", False), ("weight", "0")]
+)
 def test_an_answer_that_its_data_set_excludes_from_training_is_refused(key: str, value: object) -> None:
     assert messages_of({"messages": [TURNS[0], {**TURNS[1], key: value}]}, DATASET) == f"the answer has {key} 0"
 

@@ -88,6 +88,9 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
         ({"problem": "x", "solution": "\ud800"}, "text is not valid Unicode", False),
         ({"problem": "x", "solution": " \n"}, "empty answer", True),
         ({"problem": " ", "solution": "y"}, "empty instruction", True),
+        ({"problem": "\u200b", "solution": "y"}, "empty instruction", True),
+        ({"problem": "x", "solution": "\ufeff \u3164\n"}, "empty answer", True),
+        (chat("user: x", "assistant: y", "user: \u2060", "assistant: z"), "empty turn", True),
         ({"messages": "x"}, "messages is not a list of objects", False),
         ({"messages": [{"role": "user"}]}, "a message's content is not text", False),
         ({"messages": []}, "does not end with an assistant's turn", True),
@@ -367,6 +370,7 @@ def test_columns_that_the_project_does_not_name_are_found_by_their_usual_names(
     ("row", "key", "fault"),
     [
         ({"instruction": "", "prompt": "", "output": ""}, "instruction", "any of instruction, prompt could be it"),
+        ({"instruction": "", "output": "", "Output": ""}, "response", "any of output, Output could be it"),
         ({"problem": "", "text": ""}, "response", "none of its columns has a usual name"),
         ({"input": "", "output": ""}, "instruction", "none of its columns has a usual name"),
     ],

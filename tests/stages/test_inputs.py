@@ -9,7 +9,7 @@ import pytest
 
 from codetune import workflow
 from codetune.errors import InputError, ModelError
-from codetune.stages.inputs import CONTENT, dataset_input, ensure_examples
+from codetune.stages.inputs import CONTENT, dataset_input, ensure_examples, reading_facts
 from codetune.stages.stage import RunContext, StageRequest, stage_settings
 from codetune.stages.train import TRAIN, with_chat_format
 from codetune.store.manifest import Manifest
@@ -49,6 +49,7 @@ def test_columns_that_are_found_make_nothing_stale_that_was_made_with_the_same_w
 def test_columns_that_are_found_are_named_once(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ensure_examples(context_of(project))
     assert "data.jsonl: columns found: instruction is instruction, response is output" in capsys.readouterr().err
+    assert reading_facts(context_of(project))["columns"] == {"instruction": "instruction", "response": "output"}
     ensure_examples(context_of(project))
     assert capsys.readouterr().err == ""
 

@@ -12,6 +12,7 @@ import pytest
 
 from codetune.data import source
 from codetune.errors import DataError, InputError, ModelError, StaleError
+from codetune.render import stage_document
 from codetune.stages.score import SCORE
 from codetune.stages.select import SELECT
 from codetune.stages.stage import RunContext
@@ -231,6 +232,7 @@ def test_columns_with_context_that_is_not_read_are_named_once_and_in_every_resul
     context = context_of(project, select__strategy="all")
     results = [pipeline.embed(context), pipeline.select(context)]
     assert [result.facts["left_out"] for result in results] == [{"images": 1}] * 2
+    assert [stage_document(result)["row_formats"] for result in results] == [{"pair": 4}] * 2
     assert capsys.readouterr().err.count("does not read, so the model will not see it: images (1 row)") == 1
 
 
