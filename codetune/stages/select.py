@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codetune import console
-from codetune.console import counts, percent, quantity
+from codetune.console import counts, percent
 from codetune.data.ids import IdIndex, unpack_id
 from codetune.errors import DataError, StaleError
 from codetune.project.sections import Project
@@ -38,6 +38,7 @@ from codetune.selection.select import select as select_rows
 from codetune.selection.selective_ifd import selective_ifd
 from codetune.selection.strategies import STRATEGIES, SelectionInputs, SelectionStrategy, needs_scores
 from codetune.stages.embed import EMBED
+from codetune.stages.enough_rows import check_enough_rows
 from codetune.stages.exclusions import (
     COMPARED,
     NOT_AT_HAND,
@@ -92,36 +93,9 @@ def _inputs(project: Project, request: StageRequest) -> Sequence[Input]:
 
 
 def _check_ahead(context: RunContext, request: StageRequest, paths: Mapping[str, Path]) -> None:
-    """Raises what select is certain to raise for so few rows, beside the errors of the holdout and the filters."""
     check_holdout(context, request, paths)
     check_filters(context, request, paths)
-    settings, rows = context.project.select, reading_of(context).rows
-    strategy, found = STRATEGIES[settings.strategy], f"the data set has {quantity(rows, 'usable row')}"
-    if settings.count is not None and settings.count > rows:
-        raise DataError(
-            f"select.count is {settings.count:,}, and {found}. Expected: at most {rows:,}. Lower select.count, or add "
-            "rows to the data set"
-        )
-    if strategy.needs_embeddings and settings.clusters != "auto" and settings.clusters > rows:
-        raise DataError(
-            f"select.clusters is {settings.clusters}, and {found}. Expected: at most as many clusters as rows. Set "
-            f"select.clusters to {max(1, rows // 10)}, or add rows to the data set"
-        )
-    if strategy.needs_scores and settings.mismatch == "calibrated" and SCORE.name not in paths:
-        _require_shuffled_pairs(context.project, rows)
-
-
-def _require_shuffled_pairs(project: Project, rows: int) -> None:
-    """Raises DataError where scoring will make too few shuffled pairs for the calibrated test."""
-    pairs = min(rows, project.score.shuffled_rows) if project.score.empty_prompt else 0
-    if pairs < FEWEST_PAIRS:
-        raise DataError(
-            f"select.mismatch is calibrated, which learns from shuffled pairs what mismatched pairs look like, and of "
-            f"{quantity(rows, 'usable row')} score makes {pairs} (score.empty_prompt "
-            f"{str(project.score.empty_prompt).lower()}, score.shuffled_rows {project.score.shuffled_rows}). Expected: "
-            f"at least {FEWEST_PAIRS}. Set score.empty_prompt to true and score.shuffled_rows to 256; with fewer rows "
-            "set select.mismatch to ifd"
-        )
+    check_enough_rows(context.project, reading_of(context).rows, scores_are_here=SCORE.name in paths)
 
 
 def _write(context: RunContext, recipe: Recipe, request: StageRequest) -> StageOutput:
