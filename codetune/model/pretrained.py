@@ -30,7 +30,15 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from codetune.errors import CodetuneError, ModelError, first_line
 from codetune.launch.devices import is_out_of_memory
 from codetune.limits import limited_time
-from codetune.model.file_check import ADAPTER_CONFIG, read_json, require_safe_encoder, require_safe_files, weight_files
+from codetune.model.file_check import (
+    ADAPTER_CONFIG,
+    encoder_parts,
+    read_json,
+    require_safe_encoder,
+    require_safe_files,
+    weight_files,
+)
+from codetune.model.tokenizer_check import require_bounded_steps
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -61,6 +69,7 @@ def read_tokenizer(path: Path, *, plain: bool = False, **options: Any) -> PreTra
     """The tokenizer in the directory; `plain` takes tokenizer.json as it is, whatever class the configuration names."""
     kind = PreTrainedTokenizerFast if plain else AutoTokenizer
     with _loading_tokenizer(path):
+        require_bounded_steps(path)
         tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(path, **LOCAL_ONLY, **options)
     return tokenizer
 
@@ -141,6 +150,8 @@ def read_encoder(path: Path, device: str) -> SentenceTransformer:
     from sentence_transformers import SentenceTransformer  # takes seconds
 
     require_safe_encoder(path)
+    for part in encoder_parts(path):
+        require_bounded_steps(part)
     expected = "a sentence-transformers model. Copy it again, or set embed.model to `hashing`, which needs none."
     with _library_errors(f"The embedding model {path}", expected):
         return SentenceTransformer(str(path), device=device, **LOCAL_ONLY, model_kwargs={"use_safetensors": True})
@@ -150,6 +161,7 @@ def start_vllm(path: Path, **options: Any) -> Any:
     """vLLM's own engine with the model in the directory."""
     from vllm import LLM  # an extra
 
+    require_bounded_steps(path)
     with _loading(path):
         return LLM(model=str(path), load_format="safetensors", trust_remote_code=False, **options)
 
