@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from codetune import __version__, console
-from codetune.cli_inspection import status
+from codetune.cli_inspection import plan, status
 from codetune.commands import app as app  # for main.py
 from codetune.commands import perform
 from codetune.errors import UsageError
@@ -307,6 +307,7 @@ def run(
 
 
 app.command()(status)
+app.command()(plan)
 
 
 @app.command()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from codetune import console
 from codetune.commands import perform
@@ -25,5 +27,33 @@ def status(project: ProjectOption = None, set_: SetOption = None, as_json: JsonO
         return render.status(
             [dataclasses.replace(line, command=console.with_project_option(line.command)) for line in lines]
         )
+
+    perform(work, as_json)
+
+
+def plan(
+    price: Annotated[float | None, typer.Option(metavar="PRICE", min=0, help="Price of one GPU for an hour.")] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Plan for this card, such as H100 or A100-80GB, not this machine."),
+    ] = None,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Measure the speed: train some steps, and throw them away.")
+    ] = False,
+    project: ProjectOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check everything, and tell what a run takes and costs: rows, padding, memory, time. Trains nothing."""
+    loaded = required_project(project, set_, {})
+
+    def work() -> CommandResult:
+        from codetune.report import plan_text
+        from codetune.report.plan import make_plan
+        from codetune.report.plan_parts import PlanOptions
+        from codetune.stages.stage import read_context
+
+        found = make_plan(read_context(loaded), PlanOptions(price, gpu, probe))
+        return plan_text.plan(found, loaded)
 
     perform(work, as_json)

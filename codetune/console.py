@@ -37,7 +37,9 @@ from codetune.text import visible
 
 RUN_KEYS = ("name", "output_dir")  # keys of the project file that say which run is meant
 # Not where its help is named: `codetune score --help`.
-NAMED_COMMAND = r"\bcodetune (?:score|embed|select|train|generate|sanitize|evaluate|eval|run|status)\b(?! --help)"
+NAMED_COMMAND = (
+    r"\bcodetune (?:score|embed|select|train|generate|sanitize|evaluate|eval|run|status|plan|doctor)\b(?! --help)"
+)
 T = TypeVar("T")
 SECONDS_BETWEEN_UPDATES = 0.1  # of a bar: rich takes 0.25 ms for each, more than to read a row of a data set
 SECONDS_BETWEEN_LINES = 30.0  # of progress, where standard error is no terminal
@@ -326,9 +328,9 @@ class ProgressBar:
             parts = [f"{task.completed:,.0f} of {quantity(self._total, self._unit)} ({share})", self._detail]
         if speed := self._mean_speed():
             parts.append(task.fields["rate"] if self._tokens else _rate(speed, self._unit))
-            parts.append(f"{_duration((self._total - task.completed) / speed)} left" if self._total else "")
+            parts.append(f"{duration((self._total - task.completed) / speed)} left" if self._total else "")
         else:
-            parts.append(f"{_duration(time.monotonic() - self._began)} so far")
+            parts.append(f"{duration(time.monotonic() - self._began)} so far")
         return f"{task.description}: {', '.join(filter(None, parts))}"
 
     def _mean_speed(self) -> float | None:
@@ -359,10 +361,10 @@ def _rate(speed: float, unit: str) -> str:
     return f"{speed:,.1f} {unit}s/s" if speed >= 1 else f"{1 / speed:,.0f} s per {unit}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """A time of some seconds to many hours, as short as one reads it.
 
-    >>> _duration(42.0), _duration(1740.0), _duration(93_780.0)
+    >>> duration(42.0), duration(1740.0), duration(93_780.0)
     ('42 s', '29 min', '26 h 3 min')
     """
     minutes = round(seconds / 60)

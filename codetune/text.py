@@ -1,5 +1,5 @@
 """Text of others: whether it can be written as UTF-8 (command lines, project files, data files, benchmarks), and how
-its control characters are shown on a terminal; and days as messages write them.
+its control characters are shown on a terminal; and days and bytes as messages write them.
 
 Imports nothing of codetune, because the command line needs it before anything else is loaded."""
 
@@ -77,3 +77,12 @@ def day(moment: time.struct_time) -> str:
     '21 November 2026'
     """
     return f"{moment.tm_mday} {time.strftime('%B %Y', moment)}"
+
+
+def gigabytes(count: float) -> str:
+    """A number of bytes, in billions of them; small ones with more digits.
+
+    >>> gigabytes(41_500_000_000), gigabytes(3_200_000)
+    ('41.5 GB', '0.003 GB')
+    """
+    return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e9:.3f} GB"

@@ -59,7 +59,7 @@ def run(
         require_named_inputs(context.project, stage.inputs(context.project, request))
     tasks: list[Benchmark] = []
     if any(stage.of_benchmark for stage in wanted):
-        _require_samples(context)
+        require_samples(context)
         tasks = [part_of(open_benchmark(context, said), limit, []) for said in distinct_benchmarks(context)]
     is_trained_here = (TRAIN, request) in of_run and is_pending(context, TRAIN, request, of_run)
     check_ahead(context, [*of_run, *_benchmark_work(context, wanted, tasks, is_trained_here)])
@@ -89,7 +89,7 @@ def _benchmark_work(
 def evaluate_models(context: RunContext, tasks: Benchmark, names: Sequence[str]) -> list[Report]:
     """Generates, sanitizes and evaluates each model on one benchmark. All names are resolved before the first is run; a
     model with two names is evaluated once."""
-    _require_samples(context)
+    require_samples(context)
     models = {model.label: model for model in [model_ref(context, name) for name in names]}
     stages = [stage for stage in STAGES if stage.of_benchmark]
     requests = [model_request(tasks, model) for model in models.values()]
@@ -159,7 +159,7 @@ def status(context: RunContext) -> list[StatusLine]:
     return lines
 
 
-def _require_samples(context: RunContext) -> None:
+def require_samples(context: RunContext) -> None:
     """Told before hours of generation, not after. Raises UsageError."""
     most, samples = max(context.project.evaluate.k), context.project.generate.samples_per_task
     if most > samples:

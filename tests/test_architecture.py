@@ -50,8 +50,9 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "render": ("workflow", "stages", "console"),
     "demo.run": ("render", "workflow", "stages", "demo", "store", "console", *_NOUNS),
     "options": _NOUNS,
+    "report": ("workflow", "stages", *_ENGINES, "launch", "store", "console", *_NOUNS),
     "commands": ("console", "errors"),
-    "cli_inspection": ("options", "commands", "render", "workflow", "stages", "console", *_NOUNS),
+    "cli_inspection": ("options", "report", "commands", "render", "workflow", "stages", "console", *_NOUNS),
     "cli": (
         "",
         "cli_inspection",
@@ -72,7 +73,8 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
 ROOMS_OF_THEIR_OWN = ("demo.run",)  # the command stands above the workflow, what it is made of stands below
 HOMES: Mapping[str, tuple[str, ...]] = {
     "yaml": ("project",),
-    "typer": ("cli", "commands", "main", "options"),
+    "packaging": ("report",),
+    "typer": ("cli", "cli_inspection", "commands", "main", "options"),
     "rich": ("console",),
     "pydantic": ("project",),
     "evalplus": ("benchmark",),
@@ -84,7 +86,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "datasets": ("data",),
     "pyarrow": ("data",),
     "huggingface_hub": ("data",),
-    "transformers": ("model", "training", "data", "selection", "benchmark"),  # the last three know its tokenizers alone
+    "transformers": ("model", "training", "data", "selection", "benchmark", "report"),  # the last four: its tokenizers
     "tokenizers": ("model", "demo", "data"),  # data copies one, to read control tokens as text
     "psutil": ("benchmark",),
     "vllm": ("model",),

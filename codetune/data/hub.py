@@ -9,6 +9,7 @@ import queue
 import re
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -38,14 +39,16 @@ def hub_snapshot(name: str, kind: RepositoryKind, patterns: Sequence[str]) -> Pa
         return Path(snapshot_download(name, repo_type=kind, allow_patterns=allowed, local_files_only=True))
     except LocalEntryNotFoundError:
         pass
-    _require_known(name, kind)
-    try:
+    require_known(name, kind)
+    with _downloading(name, kind):
         return Path(snapshot_download(name, repo_type=kind, allow_patterns=allowed))
-    except (OSError, TransportError) as error:
-        raise CodetuneError(
-            f"The download of the {kind} {name} from the Hub was interrupted ({type(error).__name__}: "
-            f"{first_line(error)}). The files that have arrived are kept: run the same command again."
-        ) from error
+
+
+def hub_files(name: str, kind: RepositoryKind, patterns: Sequence[str], directory: Path) -> Path:
+    """Downloads the files that match `patterns` into `directory`, not into the cache. Raises as `hub_snapshot`."""
+    require_known(name, kind)
+    with _downloading(name, kind):
+        return Path(snapshot_download(name, repo_type=kind, allow_patterns=list(patterns), local_dir=directory))
 
 
 def dataset_snapshot(name: str) -> Path:
@@ -100,7 +103,8 @@ def is_hub_id(name: str) -> bool:
     return HUB_ID.fullmatch(name) is not None
 
 
-def _require_known(name: str, kind: RepositoryKind) -> None:
+def require_known(name: str, kind: RepositoryKind) -> None:
+    """Raises ModelError or DataError where the hub does not know the repository, or cannot be reached."""
     failure = _ask_hub(name, kind)
     if failure is None:
         return
@@ -115,6 +119,17 @@ def _require_known(name: str, kind: RepositoryKind) -> None:
         f"path, or a network. Name a local path, or download it on a machine with a network: "
         f"hf download --repo-type {kind} {name}"
     )
+
+
+@contextmanager
+def _downloading(name: str, kind: RepositoryKind) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, TransportError) as error:
+        raise CodetuneError(
+            f"The download of the {kind} {name} from the Hub was interrupted ({type(error).__name__}: "
+            f"{first_line(error)}). The files that have arrived are kept: run the same command again."
+        ) from error
 
 
 def _ask_hub(name: str, kind: RepositoryKind) -> Exception | None:

@@ -37,6 +37,11 @@ def gpu_memory_bytes() -> int | None:
     return torch.cuda.get_device_properties(choose_device()).total_memory if torch.cuda.is_available() else None
 
 
+def gpu_name() -> str | None:
+    """The name of the GPU of this process; None without a GPU."""
+    return torch.cuda.get_device_name(choose_device()) if torch.cuda.is_available() else None
+
+
 def find_precision() -> tuple[Precision, str]:
     """The number format that this machine multiplies fastest, and why. float16 is none of them: its range is too small
     for some models."""

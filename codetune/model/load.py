@@ -190,9 +190,14 @@ def require_bitsandbytes() -> None:
         )
 
 
+def outline_of(path: Path) -> PreTrainedModel:
+    """The network that the configuration describes, without adapters and without memory for weights. Reads none."""
+    return build_outline(load_configuration(path))
+
+
 def count_parameters(path: Path) -> int:
-    """The parameters of the network that the configuration describes, without adapters. Reads no weights."""
-    return sum(weights.numel() for weights in build_outline(load_configuration(path)).parameters())
+    """The parameters of that network."""
+    return sum(weights.numel() for weights in outline_of(path).parameters())
 
 
 def _from_pretrained(path: Path, model: Model, **options: object) -> PreTrainedModel:

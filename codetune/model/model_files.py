@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from codetune.data.hub import hub_snapshot, is_hub_id
+from codetune.data.hub import hub_files, hub_snapshot, is_cached, is_hub_id, require_known
 from codetune.errors import CodetuneError, ModelError, first_line
 from codetune.model.file_check import (
     ADAPTER_CONFIG,
@@ -23,7 +23,8 @@ from codetune.model.file_check import (
     weight_files,
 )
 
-MODEL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "model*.safetensors", "adapter_model.safetensors")
+SETTINGS_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+MODEL_FILES = (*SETTINGS_FILES, "model*.safetensors", "adapter_model.safetensors")
 ENCODER_FILES = ("*.json", "*.txt", "*.model", "*model.safetensors")
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -63,6 +64,29 @@ def find_encoder(name: str) -> Path:
                 f's.SentenceTransformer(sys.argv[1]).save(sys.argv[1] + "-safetensors")" {directory}'
             )
     return directory
+
+
+def find_model_files(name: str, scratch: Path) -> Path:
+    """The directory of a model's configuration and tokenizer, for work without weights. Those of a hub id that is not
+    in the cache are downloaded into `scratch`: a part of a model in the cache would be taken for a whole one."""
+    if _is_to_be_downloaded(name):
+        return hub_files(name, "model", SETTINGS_FILES, scratch)
+    directory = _find_directory(name, MODEL_FILES)
+    require_safe_files(directory)
+    return directory
+
+
+def require_model(name: str, find: Callable[[str], Path] = find_model) -> None:
+    """Raises what `find_model`, or `find_encoder`, raises for the name, as far as it can be known without a
+    download."""
+    if _is_to_be_downloaded(name):
+        require_known(name, "model")
+    else:
+        find(name)
+
+
+def _is_to_be_downloaded(name: str) -> bool:
+    return is_hub_id(name) and not _directory_named(name).exists() and not is_cached(name, "model")
 
 
 def base_model_directory(directory: Path) -> Path:

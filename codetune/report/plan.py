@@ -1,0 +1,362 @@
+"""`codetune plan`: what the project will do, take and cost, found without training: with the tokenizer and the model's
+configuration alone. Writes nothing into the run, and downloads no weights.
+
+Every figure says where it comes from; what is not known is None, and shown as unknown."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice, pairwise
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from codetune import console
+from codetune.benchmark.statistics import least_difference
+from codetune.data.token_cache import TokenCache, TokenizedRows, write_token_cache
+from codetune.errors import DataError
+from codetune.launch.devices import gpu_memory_bytes, gpu_name
+from codetune.launch.dispatch import process_count
+from codetune.launch.environment import current_rank
+from codetune.model.load import load_tokenizer, outline_of
+from codetune.model.model_files import find_encoder, find_model_files, require_model
+from codetune.project.sections import Precision, Project, required
+from codetune.report.ahead import FailuresAhead, check_disk, check_stages, check_surroundings, disk_bytes
+from codetune.report.cost import (
+    RowTokens,
+    SelectionCost,
+    scoring_flops,
+    selection_cost,
+    training_flops,
+    variants,
+)
+from codetune.report.launch_lines import launch_lines
+from codetune.report.plan_parts import (
+    Measured,
+    MemoryPlan,
+    RunPlan,
+    PlanOptions,
+    RenderedRow,
+    RowPlan,
+    StepsPlan,
+    TimePlan,
+)
+from codetune.report.speed import (
+    PROBE_STEPS,
+    Probe,
+    Rate,
+    card_memory,
+    card_rate,
+    probed_rate,
+    recorded_rate,
+    run_probe,
+)
+from codetune.report.step_plan import SampleLengths, plan_epochs
+from codetune.selection.holdout import holdout_size
+from codetune.selection.strategies import STRATEGIES
+from codetune.stages.checks import is_pending
+from codetune.stages.inputs import ensure_examples, reading_of
+from codetune.stages.select import SELECT
+from codetune.stages.stage import RunContext, StageRequest
+from codetune.stages.status import stage_status
+from codetune.stages.train import TRAIN, with_chat_format
+from codetune.store.digests import Digests
+from codetune.store.examples import read_examples
+from codetune.store.manifest import Manifest
+from codetune.store.row_artefacts import read_selection
+from codetune.store.run_directory import Run
+from codetune.store.scratch import scratch_directory
+from codetune.training import build_model, parallelism
+from codetune.training.batch_sampler import StepSampler, samples_per_step, total_steps
+from codetune.training.memory import (
+    ModelShape,
+    TrainingSetup,
+    device_memory,
+    nearest_fit,
+    shape_of,
+    trained_weights,
+)
+from codetune.training.parallelism import ModelSize
+from codetune.training.plausibility import TrainingSize, implausible_settings
+from codetune.training.train import require_trainable
+
+MOST_ROWS_READ = 100_000  # tokenised; of more rows every nth
+DIFFERING_TASKS = 0.2  # the share of tasks on which two models of similar strength usually differ
+
+
+@dataclass(frozen=True, slots=True)
+class _BaseModelFiles:
+    """The base model without its weights, and the project with the chat format that is found where it names none."""
+
+    project: Project
+    directory: Path
+    shape: ModelShape
+    precision: Precision
+    tokenizer: PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class _Samples:
+    """The rows as they would be trained on."""
+
+    cache: TokenCache
+    rows: TokenizedRows
+    lengths: SampleLengths
+
+
+def make_plan(context: RunContext, options: PlanOptions) -> RunPlan:
+    """Finds everything that can be found; errors that stages would end in are collected in `failures`. Raises
+    UsageError for a card that is not known."""
+    if options.card is not None:
+        card_memory(options.card)
+    ahead = FailuresAhead()
+    check_surroundings(ahead)
+    with scratch_directory() as scratch:
+        run = Run(scratch / "run")
+        return _Planning(context, RunContext(context.project, run, Digests(run)), options, ahead, scratch).plan()
+
+
+@dataclass(frozen=True, slots=True)
+class _Planning:
+    """Makes the parts of one plan, in the order in which they need each other."""
+
+    context: RunContext
+    read: RunContext  # the same project with a scratch run, for which the data set is read
+    options: PlanOptions
+    ahead: FailuresAhead
+    scratch: Path
+
+    def plan(self) -> RunPlan:
+        context, ahead = self.context, self.ahead
+        manifest = ahead.attempt(partial(ensure_examples, self.read))
+        self._check_models()
+        model = ahead.attempt(self._model)
+        project = model.project if model else context.project
+        processes = _all_processes(project)
+        self._check_training(project, model, processes)
+        tasks = check_stages(self.read, ahead, {"dataset": self.read.run.examples} if manifest else {})
+        samples = ahead.attempt(partial(self._samples, model)) if manifest and model else None
+        rows = _row_plan(manifest, samples) if manifest and samples else None
+        steps = memory = time = cost = example = rate = None
+        if model and samples and rows:
+            steps = ahead.attempt(partial(self._steps, model, samples, rows, processes))
+            example = _rendered(model, samples)
+            rate = ahead.attempt(partial(self._rate, model, samples, processes))
+        if model and rows and steps:
+            memory = ahead.attempt(partial(self._memory, model, steps, rows, processes))
+            cost = ahead.attempt(partial(self._cost, model, rows, steps))
+            time = _time(cost, rate, processes, self.options.price_per_hour) if cost else None
+        needed = _disk_bytes(model, rows) if model and rows else None
+        return RunPlan(
+            rows=rows,
+            steps=steps,
+            memory=memory,
+            time=time,
+            cost=cost,
+            cost_variants=variants(cost) if cost and cost.score else (),
+            tasks=tasks,
+            least_differences=_least_differences(tasks),
+            example=example,
+            command_lines=launch_lines(project, max(1, processes // project.launch.nodes)),
+            disk_needed=needed,
+            disk_free=check_disk(context, ahead, needed or 0),
+            measured=self._measured(steps, memory, time),
+            failures=ahead.found,
+        )
+
+    def _check_models(self) -> None:
+        """Whether the weights of all models are there, or known to the hub."""
+        project, attempt = self.context.project, self.ahead.attempt
+        strategy = STRATEGIES[project.select.strategy]
+        for name in [project.model.path, project.score.model if strategy.needs_scores else None]:
+            if name is not None:
+                attempt(partial(require_model, project.locate(name)))
+        if strategy.needs_embeddings and project.embed.model != "hashing":
+            attempt(partial(require_model, project.locate(project.embed.model), find_encoder))
+
+    def _model(self) -> _BaseModelFiles:
+        """Raises ModelError for a model of which configuration or tokenizer cannot be read."""
+        name = self.context.project.locate(required(self.context.project.model.path, "model.path"))
+        directory = find_model_files(name, self.scratch / "model")
+        project = with_chat_format(self.context.project, directory)
+        precision = build_model.arithmetic_precision(project, directory)
+        return _BaseModelFiles(project, directory, shape_of(directory), precision, load_tokenizer(directory))
+
+    def _check_training(self, project: Project, model: _BaseModelFiles | None, processes: int) -> None:
+        """Where a card is named, the training is for another machine, and nothing is asked of this one."""
+        run, request = self.context.run, StageRequest()
+        if model and self.options.card is None:
+            here = max(1, processes // project.launch.nodes)
+            self.ahead.attempt(partial(require_trainable, project, model.directory, here, processes))
+        if run.model.exists():
+            self.ahead.attempt(partial(is_pending, self.context, TRAIN, request, [(TRAIN, request)]))
+
+    def _samples(self, model: _BaseModelFiles) -> _Samples:
+        """Raises DataError where no row is left, ProjectError for rows that do not fit the model's window."""
+        usable = reading_of(self.read).rows
+        every = -(-usable // MOST_ROWS_READ)
+        examples = islice(read_examples(self.read.run), 0, None, every)
+        rows = TokenizedRows(
+            console.track(examples, "plan: tokens", usable // every, "row"), model.project, model.tokenizer
+        )
+        cache = write_token_cache(rows, self.scratch / "tokens")
+        if not len(cache):
+            reasons = console.counts(Counter(refusal.kind for refusal in rows.dropped))
+            raise DataError(f"No row is left to train on ({reasons}). Raise train.max_length, or fix the data")
+        build_model.require_fit(outline_of(model.directory), model.project.train, cache)
+        return _Samples(cache, rows, SampleLengths.of(cache))
+
+    def _steps(self, model: _BaseModelFiles, samples: _Samples, rows: RowPlan, processes: int) -> StepsPlan:
+        training, project = model.project.train, model.project
+        lengths, is_selected = samples.lengths, stage_status(self.context, SELECT).state == "done"
+        count, share = _expected_rows(project, rows.rows), 1.0
+        if is_selected:
+            place = {row_id.decode(): index for index, row_id in enumerate(samples.cache.ids.tolist())}
+            ids = [row.id for row in read_selection(self.context.run.selection)]
+            known = [place[row_id] for row_id in ids if row_id in place]  # in the order of the training
+            lengths, count = lengths.of_rows(known) if known else lengths, len(ids)
+        count = int(count * len(samples.cache) / rows.tokenised)
+        share = count * float(lengths.tokens.mean()) / rows.tokens.all
+        epoch = plan_epochs(lengths, training, processes, project.seed, model.shape.width)
+        step_samples, steps = samples_per_step(training, processes), total_steps(training, count, processes)
+        size = TrainingSize(count, step_samples, steps, -(-count // step_samples), model.shape.width)
+        doubts = implausible_settings(training, size)
+        return StepsPlan(count, is_selected, share, step_samples, steps, epoch.padding_rates, epoch.largest, doubts)
+
+    def _memory(self, model: _BaseModelFiles, steps: StepsPlan, rows: RowPlan, processes: int) -> MemoryPlan:
+        """Raises ProjectError for a strategy that cannot work here."""
+        launch, training = model.project.launch, model.project.train
+        gpu_bytes = card_memory(self.options.card) if self.options.card else gpu_memory_bytes()
+        trained = trained_weights(model.shape, training)
+        size = ModelSize(trained, model.shape.weights - (trained if training.method == "full" else 0), gpu_bytes)
+        choice = parallelism.choose_strategy(launch, training.method, processes, size)
+        setup = TrainingSetup(training, model.precision, choice.strategy, processes, launch.offload)
+        memory = device_memory(model.shape, setup, steps.largest)
+        if gpu_bytes is None or memory.fits(gpu_bytes):
+            return MemoryPlan(choice, processes, memory, gpu_bytes, None if gpu_bytes is None else True, None)
+        nearest = nearest_fit(model.shape, setup, steps.largest, rows.longest, gpu_bytes)
+        return MemoryPlan(choice, processes, memory, gpu_bytes, False, nearest)
+
+    def _rate(self, model: _BaseModelFiles, samples: _Samples, processes: int) -> Rate | None:
+        project, weights = model.project, model.shape.weights
+        if self.options.probe:
+            return probed_rate(self._probe(model, samples), project, weights, processes)
+        is_done = stage_status(self.context, TRAIN).state == "done"
+        recorded = recorded_rate(project, self.context.run, weights, processes, with_own=not is_done)
+        card = self.options.card or gpu_name()
+        return recorded or (card_rate(card, model.precision, processes) if card else None)
+
+    def _probe(self, model: _BaseModelFiles, samples: _Samples) -> Probe:
+        """Raises DataError where there are rows for one step only."""
+        step_samples = samples_per_step(model.project.train, 1)
+        ids = {row_id.decode() for row_id in samples.cache.ids[: step_samples * PROBE_STEPS]}
+        rows = [row for row in read_examples(self.read.run) if row.id in ids]
+        tokens = samples.lengths.tokens
+        steps = [int(tokens[step].sum()) for step in StepSampler(len(rows), step_samples, model.project.seed)]
+        if len(steps) < 2:
+            raise DataError(
+                f"--probe needs more rows than those of one step ({step_samples}). Found: {len(rows)}. Leave it out, "
+                "or lower train.per_device_batch_size"
+            )
+        return run_probe(rows, steps[:PROBE_STEPS], model.project, model.directory, self.scratch)
+
+    def _cost(self, model: _BaseModelFiles, rows: RowPlan, steps: StepsPlan) -> SelectionCost:
+        """Raises ModelError for a scorer that nothing is known of."""
+        project, epochs = model.project, steps.steps * steps.samples_per_step / steps.rows if steps.rows else 0.0
+        epochs = min(float(project.train.epochs), epochs)
+        score = 0.0
+        if STRATEGIES[project.select.strategy].needs_scores:
+            weights = self._scorer_weights(model)
+            score = scoring_flops(weights, rows.tokens, empty_prompt=project.score.empty_prompt)
+        is_full = project.train.method == "full"
+        epoch = training_flops(model.shape.weights, rows.tokens.all, is_full=is_full)
+        return selection_cost(score, epoch, min(1.0, steps.token_share), epochs)
+
+    def _scorer_weights(self, model: _BaseModelFiles) -> int:
+        if (name := model.project.score.model) is None:
+            return model.shape.weights
+        return shape_of(find_model_files(model.project.locate(name), self.scratch / "scorer")).weights
+
+    def _measured(self, steps: StepsPlan | None, memory: MemoryPlan | None, time: TimePlan | None) -> list[Measured]:
+        """The finished training of just this project beside its plan."""
+        found = stage_status(self.context, TRAIN)
+        if found.state != "done" or found.manifest is None or steps is None:
+            return []
+        facts, mode = found.manifest.facts, self.context.project.train.pad_mode
+        return [
+            Measured("rows", steps.rows, found.manifest.rows),
+            Measured("steps", steps.steps, facts["steps"]),
+            Measured("padding rate", steps.padding_rates[mode], facts["padding_rate"]),
+            Measured("peak GPU memory, bytes", memory.memory.total if memory else None, facts["peak_memory_bytes"]),
+            Measured("training, seconds", time.train_seconds if time else None, facts["seconds"]),
+        ]
+
+
+def _all_processes(project: Project) -> int:
+    rank = current_rank()
+    return rank.world_size if rank.world_size > 1 else process_count(project) * project.launch.nodes
+
+
+def _row_plan(manifest: Manifest, samples: _Samples) -> RowPlan:
+    tokenised = len(samples.cache) + len(samples.rows.dropped)
+    scale = manifest.rows / tokenised
+    tokens, learned = int(samples.lengths.tokens.sum()), int(samples.lengths.learned.sum())
+    return RowPlan(
+        rows=manifest.rows,
+        refused=manifest.refused,
+        tokenised=tokenised,
+        dropped=Counter(refusal.kind for refusal in samples.rows.dropped),
+        truncated=samples.rows.truncated_rows,
+        lost_tokens=samples.rows.lost_tokens,
+        tokens=RowTokens(scale * (tokens - learned), scale * learned),
+        longest=samples.cache.longest,
+    )
+
+
+def _expected_rows(project: Project, usable: int) -> int:
+    """At most so many: rows that are set aside before the strategy are not known yet."""
+    rows = usable - holdout_size(project.train.holdout, usable)
+    if project.select.strategy == "all":
+        return rows
+    return min(rows, project.select.count) if project.select.count else int(rows * project.select.ratio)
+
+
+def _time(cost: SelectionCost, rate: Rate | None, processes: int, price: float | None) -> TimePlan:
+    if rate is None:
+        return TimePlan(None, None, None, None)
+    score, train = cost.score / rate.flops_per_second, cost.train_selected / rate.flops_per_second
+    hours = (score + train) / 3600
+    return TimePlan(rate, score, train, None if price is None else hours * processes * price)
+
+
+def _disk_bytes(model: _BaseModelFiles, rows: RowPlan) -> int:
+    strategy = STRATEGIES[model.project.select.strategy]
+    return disk_bytes(
+        model.shape,
+        model.project.train,
+        rows.rows,
+        with_scores=strategy.needs_scores,
+        with_embeddings=strategy.needs_embeddings,
+    )
+
+
+def _least_differences(tasks: Mapping[str, int]) -> dict[str, float]:
+    """Of each benchmark, and of all together."""
+    sizes = dict(tasks) | ({"together": sum(tasks.values())} if len(tasks) > 1 else {})
+    return {name: least_difference(count, DIFFERING_TASKS) for name, count in sizes.items() if count}
+
+
+def _rendered(model: _BaseModelFiles, samples: _Samples) -> RenderedRow:
+    """The row of median length."""
+    order = np.argsort(samples.lengths.tokens, kind="stable")
+    sample = samples.cache[int(order[len(order) // 2])]
+    cuts = [0, *(np.flatnonzero(np.diff(sample.learned)) + 1).tolist(), len(sample)]
+    pieces = [
+        (bool(sample.learned[start]), end - start, str(model.tokenizer.decode(sample.tokens[start:end].tolist())))
+        for start, end in pairwise(cuts)
+    ]
+    return RenderedRow(sample.id, pieces)

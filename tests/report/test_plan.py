@@ -1,0 +1,150 @@
+"""The plan of a small world: what it finds, what would fail later, and that it holds after the run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from codetune.console import CommandResult
+from codetune.errors import UsageError
+from codetune.project.file import read_project
+from codetune.report import plan_text
+from codetune.report.plan import make_plan
+from codetune.report.plan_parts import RunPlan, PlanOptions
+from codetune.stages.stage import read_context
+from tests import pipeline
+from tests.small_world import context_of, make_small_world
+
+
+def test_a_plan_finds_rows_steps_memory_and_cost_and_writes_nothing(tmp_path: Path) -> None:
+    project = make_small_world(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    found, shown = planned(project)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (shown.exit_status, found.failures) == (0, [])
+    assert found.rows
+    assert found.steps
+    assert found.memory
+    assert found.cost
+    assert found.example
+    assert (found.rows.rows, found.rows.tokenised, found.steps.rows, found.steps.steps) == (60, 60, 24, 6)
+    assert found.steps.padding_rates["dynamic_pack"] == 0 < found.steps.padding_rates["dynamic_pad"]
+    assert found.memory.memory.total > 16 * 1000
+    assert found.tasks == {"tasks.jsonl": 3}
+    assert json.loads(json.dumps(shown.document)).keys() >= {"rows", "training", "memory", "time", "cost", "failures"}
+
+
+def test_the_learned_tokens_of_the_row_that_is_shown_are_its_answer_and_the_eos(tmp_path: Path) -> None:
+    found, _ = planned(make_small_world(tmp_path))
+    assert found.example
+    (asked, _, context), (learned, tokens, answer) = found.example.pieces
+    assert (asked, learned) == (False, True)
+    assert context.endswith("\n### Response:\n")
+    assert answer.startswith("def add_")
+    assert answer.endswith("</s>")
+    assert tokens > 10
+
+
+def test_without_a_record_a_probe_or_a_card_the_time_is_unknown(tmp_path: Path) -> None:
+    project = make_small_world(tmp_path)
+    found, shown = planned(project)
+    assert found.time
+    assert found.time.rate is None
+    assert "unknown" in text_of(shown)
+    estimated, shown = planned(project, price=2.0, card="H100", model__dtype="bfloat16", launch__processes=4)
+    assert estimated.time
+    assert estimated.time.rate
+    assert estimated.time.train_seconds
+    assert estimated.time.score_seconds
+    assert (estimated.time.rate.is_measured, estimated.time.rate.flops_per_second) == (False, 4 * 0.4 * 989e12)
+    hours = (estimated.time.train_seconds + estimated.time.score_seconds) / 3600
+    assert estimated.time.price == pytest.approx(hours * 4 * 2.0)
+    assert "time (estimated)" in text_of(shown)
+
+
+def test_a_probe_measures_the_first_steps(tmp_path: Path) -> None:
+    project = make_small_world(tmp_path)
+    found, _ = planned(project, probe=True)
+    assert found.failures == []
+    assert found.time
+    assert found.time.rate
+    assert found.time.rate.is_measured
+    assert not (tmp_path / "runs").exists()
+
+
+def test_everything_that_would_fail_later_is_listed_at_once(tmp_path: Path) -> None:
+    project = make_small_world(tmp_path)
+    (tmp_path / "base" / "model.safetensors").unlink()
+    (tmp_path / "tasks.jsonl").write_text("{}\n", encoding="utf-8")
+    found, shown = planned(project, train__max_length=4096, evaluate__k=[5], train__max_steps=1)
+    assert shown.exit_status == 2
+    listed = "\n".join(found.failures)
+    for fault in ("holds no weights", "tasks.jsonl", "generate.samples_per_task"):
+        assert fault in listed
+    assert shown.document["failures"] == found.failures
+    assert found.rows
+    assert found.rows.rows == 60
+
+
+def test_rows_that_are_too_long_for_the_model_would_fail(tmp_path: Path) -> None:
+    project = make_small_world(tmp_path, 8)
+    config = tmp_path / "base" / "config.json"
+    settings = json.loads(config.read_text(encoding="utf-8")) | {"max_position_embeddings": 16}
+    config.write_text(json.dumps(settings), encoding="utf-8")
+    found, _ = planned(project)
+    assert any("The longest sample has" in failure for failure in found.failures)
+
+
+def test_a_data_set_that_cannot_be_read_leaves_the_rest_of_the_plan(tmp_path: Path) -> None:
+    project = make_small_world(tmp_path)
+    (tmp_path / "data.jsonl").write_text('{"other": 1}\n', encoding="utf-8")
+    found, shown = planned(project)
+    assert (found.rows, shown.exit_status) == (None, 2)
+    assert "data.jsonl" in found.failures[0]
+    assert found.tasks == {"tasks.jsonl": 3}
+
+
+def test_a_plan_that_does_not_fit_names_the_nearest_that_does(tmp_path: Path) -> None:
+    """A card without memory for the weights themselves: nothing fits. One with some: smaller micro-batches do."""
+    project = make_small_world(tmp_path)
+    with pytest.raises(UsageError, match="no such GPU is known"):
+        planned(project, card="abacus")
+    found, _ = planned(project, card="A100")
+    assert found.memory
+    assert found.memory.fits
+    found, shown = planned(project, card="0GB")
+    assert found.memory
+    assert (found.memory.fits, found.memory.nearest) == (False, None)
+    assert "nothing fits" in text_of(shown)
+
+
+def test_after_the_run_the_plan_stands_beside_what_was_measured(tmp_path: Path) -> None:
+    project = make_small_world(tmp_path)
+    for stage in (pipeline.score, pipeline.embed, pipeline.select, pipeline.train):
+        stage(context_of(project, train__pad_mode="dynamic_pad"))
+    found, shown = planned(project, train__pad_mode="dynamic_pad")
+    measured = {entry.what: entry for entry in found.measured}
+    for what in ("rows", "steps", "padding rate"):
+        assert measured[what].planned == pytest.approx(measured[what].measured)
+    assert measured["training, seconds"].planned is None  # the record of this very run is no plan
+    assert "planned and measured" in text_of(shown)
+    again, _ = planned(project, train__epochs=2)
+    assert again.time
+    assert again.time.rate
+    assert again.time.rate.basis.startswith("measured in")
+    assert any("--replace" in failure for failure in again.failures)
+
+
+def planned(
+    project: Path, price: float | None = None, card: str | None = None, probe: bool = False, **flags: object
+) -> tuple[RunPlan, CommandResult]:
+    given = {key.replace("__", "."): value for key, value in flags.items()}
+    loaded = read_project(project, [], given)
+    found = make_plan(read_context(loaded), PlanOptions(price, card, probe))
+    return found, plan_text.plan(found, loaded)
+
+
+def text_of(result: CommandResult) -> str:
+    return "\n".join([result.title, *result.notes, *(f"{part.title} {part.notes}" for part in result.more)])
