@@ -54,8 +54,8 @@ def check_surroundings(ahead: FailuresAhead) -> None:
 
 def check_stages(context: RunContext, ahead: FailuresAhead, paths: Mapping[str, Path]) -> dict[str, int]:
     """What each stage checks by itself ahead of the others, but for train, whose model and device the plan checks.
-    `context` may write; `paths` are the inputs that were found, by their names. Returns the number of tasks of each
-    benchmark that can be read."""
+    `context` may write; `paths` are the data set and the models that were found, by the keys that name them; a stage
+    that lacks one is not checked. Returns the number of tasks of each benchmark that can be read."""
     ahead.attempt(partial(require_samples, context))
     names = ahead.attempt(partial(distinct_benchmarks, context)) or ()
     opened = {name: ahead.attempt(partial(open_benchmark, context, name)) for name in names}
@@ -63,7 +63,10 @@ def check_stages(context: RunContext, ahead: FailuresAhead, paths: Mapping[str, 
         if stage is not TRAIN and stage.is_needed(context.project):
             request = StageRequest()
             ahead.attempt(partial(stage.check, context, request))
-            ahead.attempt(partial(stage.check_ahead, context, request, paths))
+            named = [part for part in stage.inputs(context.project, request) if part.setting]
+            if all(part.setting in paths for part in named):
+                found = {part.name: paths[part.setting] for part in named}
+                ahead.attempt(partial(stage.check_ahead, context, request, found))
     return {name: len(benchmark.problems) for name, benchmark in opened.items() if benchmark is not None}
 
 

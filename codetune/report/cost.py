@@ -1,4 +1,5 @@
-"""What a selection costs against what it saves, in FLOPs (docs/method.md, section 4).
+"""What a selection would cost against what it would save, in FLOPs (docs/method.md, section 4): before anything is
+scored, with models of any size. The cost of a selection that was made is in `selection/cost.py`.
 
 A row has Q tokens of prompt and A of answer. Scoring it with a model of S weights costs 2 S (Q + 2 A): the answer after
 its prompt, and alone; 2 S A more where it is scored after the empty prompt as well. Training a model of N weights on it
@@ -9,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from codetune.selection.cost import FORWARD, TRAINING
 
 SMALLER_SCORERS = (1.0, 1 / 5, 1 / 20)  # of the weights of the scorer that the project has
 FEWER_EPOCHS = (1, 2)
@@ -27,7 +30,7 @@ class RowTokens:
 
 
 @dataclass(frozen=True, slots=True)
-class SelectionCost:
+class SavingEstimate:
     """FLOPs of scoring all rows, and of training on all and on the selected ones."""
 
     score: float
@@ -61,31 +64,31 @@ class CostVariant:
 
 
 def scoring_flops(weights: int, tokens: RowTokens, *, empty_prompt: bool) -> float:
-    return 2.0 * weights * (tokens.prompt + (3 if empty_prompt else 2) * tokens.answer)
+    return FORWARD * float(weights) * (tokens.prompt + (3 if empty_prompt else 2) * tokens.answer)
 
 
 def training_flops(weights: int, tokens: float, *, is_full: bool) -> float:
     """Of one pass over so many tokens."""
-    return (6.0 if is_full else 4.0) * weights * tokens
+    return (TRAINING if is_full else TRAINING - FORWARD) * float(weights) * tokens
 
 
-def selection_cost(score: float, epoch: float, selected_share: float, epochs: float) -> SelectionCost:
+def estimate_saving(score: float, epoch: float, selected_share: float, epochs: float) -> SavingEstimate:
     """`epoch` are the FLOPs of an epoch on all rows, of whose tokens the selection has a share.
 
     >>> full, answers = training_flops(1, 100, is_full=True), RowTokens(40, 60)
-    >>> cost = selection_cost(scoring_flops(1, answers, empty_prompt=False), full, 0.4, 3)
+    >>> cost = estimate_saving(scoring_flops(1, answers, empty_prompt=False), full, 0.4, 3)
     >>> round(cost.saved_share, 2), round(cost.break_even_epochs, 2)
     (0.42, 0.89)
     """
-    return SelectionCost(score, epoch * epochs, epoch * epochs * selected_share, epochs)
+    return SavingEstimate(score, epoch * epochs, epoch * epochs * selected_share, epochs)
 
 
-def variants(cost: SelectionCost) -> Sequence[CostVariant]:
+def variants(cost: SavingEstimate) -> Sequence[CostVariant]:
     """What a smaller scorer and fewer epochs change."""
     epoch, share = cost.train_all / cost.epochs, cost.train_selected / cost.train_all
     lengths = sorted({*(float(length) for length in FEWER_EPOCHS if length < cost.epochs), cost.epochs})
     return [
-        CostVariant(size, length, selection_cost(size * cost.score, epoch, share, length).saved_share)
+        CostVariant(size, length, estimate_saving(size * cost.score, epoch, share, length).saved_share)
         for size in SMALLER_SCORERS
         for length in lengths
     ]

@@ -28,20 +28,20 @@ from codetune.project.sections import Precision, Project, required
 from codetune.report.ahead import FailuresAhead, check_disk, check_stages, check_surroundings, disk_bytes
 from codetune.report.cost import (
     RowTokens,
-    SelectionCost,
+    SavingEstimate,
+    estimate_saving,
     scoring_flops,
-    selection_cost,
     training_flops,
     variants,
 )
 from codetune.report.launch_lines import launch_lines
 from codetune.report.plan_parts import (
-    Measured,
+    MeasuredFigure,
     MemoryPlan,
-    RunPlan,
     PlanOptions,
     RenderedRow,
     RowPlan,
+    RunPlan,
     StepsPlan,
     TimePlan,
 )
@@ -138,7 +138,13 @@ class _Planning:
         project = model.project if model else context.project
         processes = _all_processes(project)
         self._check_training(project, model, processes)
-        tasks = check_stages(self.read, ahead, {"dataset": self.read.run.examples} if manifest else {})
+        scorer = ahead.attempt(partial(self._scorer, model)) if model else None
+        found = {
+            "dataset.path": self.read.run.examples if manifest else None,
+            "model.path": model.directory if model else None,
+            "score.model": scorer,
+        }
+        tasks = check_stages(self.read, ahead, {key: path for key, path in found.items() if path is not None})
         samples = ahead.attempt(partial(self._samples, model)) if manifest and model else None
         rows = _row_plan(manifest, samples) if manifest and samples else None
         steps = memory = time = cost = example = rate = None
@@ -148,7 +154,7 @@ class _Planning:
             rate = ahead.attempt(partial(self._rate, model, samples, processes))
         if model and rows and steps:
             memory = ahead.attempt(partial(self._memory, model, steps, rows, processes))
-            cost = ahead.attempt(partial(self._cost, model, rows, steps))
+            cost = ahead.attempt(partial(_cost, model, scorer, rows, steps))
             time = _time(cost, rate, processes, self.options.price_per_hour) if cost else None
         needed = _disk_bytes(model, rows) if model and rows else None
         return RunPlan(
@@ -264,35 +270,28 @@ class _Planning:
             )
         return run_probe(rows, steps[:PROBE_STEPS], model.project, model.directory, self.scratch)
 
-    def _cost(self, model: _BaseModelFiles, rows: RowPlan, steps: StepsPlan) -> SelectionCost:
-        """Raises ModelError for a scorer that nothing is known of."""
-        project, epochs = model.project, steps.steps * steps.samples_per_step / steps.rows if steps.rows else 0.0
-        epochs = min(float(project.train.epochs), epochs)
-        score = 0.0
-        if STRATEGIES[project.select.strategy].needs_scores:
-            weights = self._scorer_weights(model)
-            score = scoring_flops(weights, rows.tokens, empty_prompt=project.score.empty_prompt)
-        is_full = project.train.method == "full"
-        epoch = training_flops(model.shape.weights, rows.tokens.all, is_full=is_full)
-        return selection_cost(score, epoch, min(1.0, steps.token_share), epochs)
+    def _scorer(self, model: _BaseModelFiles) -> Path | None:
+        """None where the strategy needs no scores. Raises ModelError for a model that cannot be found."""
+        if not STRATEGIES[model.project.select.strategy].needs_scores:
+            return None
+        name = model.project.score.model
+        return find_model_files(model.project.locate(name), self.scratch / "scorer") if name else model.directory
 
-    def _scorer_weights(self, model: _BaseModelFiles) -> int:
-        if (name := model.project.score.model) is None:
-            return model.shape.weights
-        return shape_of(find_model_files(model.project.locate(name), self.scratch / "scorer")).weights
-
-    def _measured(self, steps: StepsPlan | None, memory: MemoryPlan | None, time: TimePlan | None) -> list[Measured]:
+    def _measured(
+        self, steps: StepsPlan | None, memory: MemoryPlan | None, time: TimePlan | None
+    ) -> list[MeasuredFigure]:
         """The finished training of just this project beside its plan."""
         found = stage_status(self.context, TRAIN)
         if found.state != "done" or found.manifest is None or steps is None:
             return []
+        planned_bytes = memory.memory.total if memory else None
         facts, mode = found.manifest.facts, self.context.project.train.pad_mode
         return [
-            Measured("rows", steps.rows, found.manifest.rows),
-            Measured("steps", steps.steps, facts["steps"]),
-            Measured("padding rate", steps.padding_rates[mode], facts["padding_rate"]),
-            Measured("peak GPU memory, bytes", memory.memory.total if memory else None, facts["peak_memory_bytes"]),
-            Measured("training, seconds", time.train_seconds if time else None, facts["seconds"]),
+            MeasuredFigure("rows", steps.rows, found.manifest.rows),
+            MeasuredFigure("steps", steps.steps, facts["steps"]),
+            MeasuredFigure("padding rate", steps.padding_rates[mode], facts["padding_rate"]),
+            MeasuredFigure("peak GPU memory, bytes", planned_bytes, facts["peak_memory_bytes"]),
+            MeasuredFigure("training, seconds", time.train_seconds if time else None, facts["seconds"]),
         ]
 
 
@@ -325,7 +324,18 @@ def _expected_rows(project: Project, usable: int) -> int:
     return min(rows, project.select.count) if project.select.count else int(rows * project.select.ratio)
 
 
-def _time(cost: SelectionCost, rate: Rate | None, processes: int, price: float | None) -> TimePlan:
+def _cost(model: _BaseModelFiles, scorer: Path | None, rows: RowPlan, steps: StepsPlan) -> SavingEstimate:
+    """Raises ModelError for a scorer whose configuration describes no network."""
+    project = model.project
+    epochs = min(float(project.train.epochs), steps.steps * steps.samples_per_step / max(1, steps.rows))
+    score, empty_prompt = 0.0, project.score.empty_prompt
+    if scorer is not None:
+        score = scoring_flops(shape_of(scorer).weights, rows.tokens, empty_prompt=empty_prompt)
+    epoch = training_flops(model.shape.weights, rows.tokens.all, is_full=project.train.method == "full")
+    return estimate_saving(score, epoch, min(1.0, steps.token_share), epochs)
+
+
+def _time(cost: SavingEstimate, rate: Rate | None, processes: int, price: float | None) -> TimePlan:
     if rate is None:
         return TimePlan(None, None, None, None)
     score, train = cost.score / rate.flops_per_second, cost.train_selected / rate.flops_per_second

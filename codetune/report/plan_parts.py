@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from codetune.project.sections import PadMode
-from codetune.report.cost import CostVariant, RowTokens, SelectionCost
+from codetune.report.cost import CostVariant, RowTokens, SavingEstimate
 from codetune.report.speed import Rate
 from codetune.training.memory import DeviceMemory, LargestMicroBatch, TrainingSetup
 from codetune.training.parallelism import StrategyChoice
@@ -80,7 +80,7 @@ class RenderedRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MeasuredFigure:
     """A figure of the finished training beside the planned one."""
 
     what: str
@@ -96,7 +96,7 @@ class RunPlan:
     steps: StepsPlan | None
     memory: MemoryPlan | None
     time: TimePlan | None
-    cost: SelectionCost | None
+    cost: SavingEstimate | None
     cost_variants: Sequence[CostVariant]
     tasks: Mapping[str, int]  # of each benchmark whose file is here
     least_differences: Mapping[str, float]
@@ -104,5 +104,5 @@ class RunPlan:
     command_lines: Mapping[str, str]
     disk_needed: int | None
     disk_free: int
-    measured: Sequence[Measured]
+    measured: Sequence[MeasuredFigure]
     failures: Sequence[str]

@@ -15,7 +15,7 @@ from codetune.console import (
     with_project_option,
 )
 from codetune.project.sections import Project
-from codetune.report.plan_parts import Measured, MemoryPlan, RunPlan, RenderedRow, RowPlan, StepsPlan, TimePlan
+from codetune.report.plan_parts import MeasuredFigure, MemoryPlan, RenderedRow, RowPlan, RunPlan, StepsPlan, TimePlan
 from codetune.text import gigabytes
 from codetune.training.memory import DeviceMemory, TrainingSetup
 
@@ -226,14 +226,14 @@ def _shown_lines(lines: Mapping[str, str]) -> dict[str, str]:
     return {what: with_project_option(line) for what, line in lines.items()}
 
 
-def _measured(entries: Sequence[Measured]) -> TextSection | None:
+def _measured(entries: Sequence[MeasuredFigure]) -> TextSection | None:
     if not entries:
         return None
     cells = [[entry.what, _figure(entry, entry.planned), _figure(entry, entry.measured)] for entry in entries]
     return TextSection("planned and measured", ("figure", "planned", "measured"), cells)
 
 
-def _figure(entry: Measured, value: float | None) -> str:
+def _figure(entry: MeasuredFigure, value: float | None) -> str:
     if value is None:
         return UNKNOWN
     if entry.what.endswith("bytes"):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codetune.report.cost import RowTokens, scoring_flops, selection_cost, training_flops, variants
+from codetune.report.cost import RowTokens, estimate_saving, scoring_flops, training_flops, variants
 
 TOKENS = RowTokens(prompt=40, answer=60)
 
@@ -14,7 +14,7 @@ TOKENS = RowTokens(prompt=40, answer=60)
 @pytest.mark.parametrize(("epochs", "saved"), [(3, 0.42), (1, 0.07)])
 def test_a_pick_of_two_fifths_saves_much_over_three_epochs_and_little_over_one(epochs: int, saved: float) -> None:
     score = scoring_flops(7, TOKENS, empty_prompt=False)
-    cost = selection_cost(score, training_flops(7, TOKENS.all, is_full=True), 0.4, epochs)
+    cost = estimate_saving(score, training_flops(7, TOKENS.all, is_full=True), 0.4, epochs)
     assert round(cost.saved_share, 2) == saved
 
 
@@ -25,16 +25,18 @@ def test_the_empty_prompt_costs_one_more_pass_over_the_answers() -> None:
 
 @given(st.floats(0.1, 10), st.floats(0.01, 0.99))
 def test_at_the_break_even_nothing_is_saved(score: float, share: float) -> None:
-    epochs = selection_cost(score, 1.0, share, 3).break_even_epochs
+    epochs = estimate_saving(score, 1.0, share, 3).break_even_epochs
     assert epochs is not None
-    assert selection_cost(score, 1.0, share, epochs).saved == pytest.approx(0, abs=1e-9)
+    assert estimate_saving(score, 1.0, share, epochs).saved == pytest.approx(0, abs=1e-9)
 
 
 def test_a_selection_of_everything_never_pays() -> None:
-    assert selection_cost(1.0, 1.0, 1.0, 3).break_even_epochs is None
+    assert estimate_saving(1.0, 1.0, 1.0, 3).break_even_epochs is None
 
 
 def test_a_smaller_scorer_saves_more_and_a_shorter_training_less() -> None:
-    shares = {(found.scorer_share, found.epochs): found.saved_share for found in variants(selection_cost(3, 6, 0.4, 3))}
+    shares = {
+        (found.scorer_share, found.epochs): found.saved_share for found in variants(estimate_saving(3, 6, 0.4, 3))
+    }
     assert shares[1 / 5, 3] > shares[1, 3] > shares[1, 2] > shares[1, 1]
-    assert shares[1, 3] == selection_cost(3, 6, 0.4, 3).saved_share
+    assert shares[1, 3] == estimate_saving(3, 6, 0.4, 3).saved_share
