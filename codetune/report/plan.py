@@ -60,6 +60,7 @@ from codetune.selection.holdout import holdout_size
 from codetune.selection.strategies import STRATEGIES
 from codetune.stages.checks import is_pending
 from codetune.stages.inputs import ensure_examples, reading_of
+from codetune.stages.precision import with_precision
 from codetune.stages.select import SELECT
 from codetune.stages.stage import RunContext, StageRequest
 from codetune.stages.status import stage_status
@@ -117,7 +118,8 @@ def make_plan(context: RunContext, options: PlanOptions) -> RunPlan:
     check_surroundings(ahead)
     with scratch_directory() as scratch:
         run = Run(scratch / "run")
-        return _Planning(context, RunContext(context.project, run, Digests(run)), options, ahead, scratch).plan()
+        read = RunContext(with_precision(context.project, run), run, Digests(run))
+        return _Planning(context, read, options, ahead, scratch).plan()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +137,7 @@ class _Planning:
         manifest = ahead.attempt(partial(ensure_examples, self.read))
         self._check_models()
         model = ahead.attempt(self._model)
-        project = model.project if model else context.project
+        project = model.project if model else self.read.project
         processes = _all_processes(project)
         self._check_training(project, model, processes)
         scorer = ahead.attempt(partial(self._scorer, model)) if model else None
@@ -186,10 +188,10 @@ class _Planning:
 
     def _model(self) -> _BaseModelFiles:
         """Raises ModelError for a model of which configuration or tokenizer cannot be read."""
-        name = self.context.project.locate(required(self.context.project.model.path, "model.path"))
+        name = self.read.project.locate(required(self.read.project.model.path, "model.path"))
         directory = find_model_files(name, self.scratch / "model")
-        project = with_chat_format(self.context.project, directory)
-        precision = build_model.arithmetic_precision(project, directory)
+        project = with_chat_format(self.read.project, directory)
+        precision = build_model.arithmetic_precision(project)
         return _BaseModelFiles(project, directory, shape_of(directory), precision, load_tokenizer(directory))
 
     def _check_training(self, project: Project, model: _BaseModelFiles | None, processes: int) -> None:

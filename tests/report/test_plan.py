@@ -21,7 +21,7 @@ from tests.small_world import context_of, make_small_world
 def test_a_plan_finds_rows_steps_memory_and_cost_and_writes_nothing(tmp_path: Path) -> None:
     project = make_small_world(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    found, shown = planned(project)
+    found, shown = planned(project, model__dtype="auto")
     assert sorted(tmp_path.rglob("*")) == before
     assert (shown.exit_status, found.failures) == (0, [])
     assert found.rows
