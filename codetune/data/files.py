@@ -30,6 +30,7 @@ CUT_VALUE_CHARACTERS = 16
 # What a file that breaks off in a value ends with, from where the decoder finds the fault.
 CUT_END = re.compile(r'"(?s:.*)|[\w.+-]*\s*|\\?u?[0-9a-fA-F]{0,4}')
 BLANKS = re.compile(r"[ \t\r\n]*")
+ROWS_OF_A_SMALL_FILE = 10_000_000  # a larger one has as many as bytes at most; compressed real rows take some hundred
 LONGEST_INTEGER = 1000  # digits; Python refuses to convert more than 4300
 
 ColumnChoice = Callable[[Sequence[str]], Sequence[str]]  # the columns of a table -> those to read
@@ -57,7 +58,19 @@ class FileRow:
 def read_file_rows(path: Path, source: str, choose: ColumnChoice) -> Iterator[FileRow]:
     """The values of the file in order; blank lines are skipped. `choose` names the columns to read of a table.
 
-    Raises DataError, with the line, for a damaged file and for a row that is too long."""
+    Raises DataError, with the line, for a damaged file, for a row that is too long, and for more rows than a file of
+    its size can hold."""
+    most = max(ROWS_OF_A_SMALL_FILE, path.stat().st_size if path.is_file() else 0)
+    for count, row in enumerate(_file_rows(path, source, choose), start=1):
+        if count > most:
+            raise DataError(
+                f"{source} has {path.stat().st_size:,} bytes and more than {most:,} rows. Expected: a byte or more for "
+                "each row. If the same row over and over is what you mean, unpack the file first."
+            )
+        yield row
+
+
+def _file_rows(path: Path, source: str, choose: ColumnChoice) -> Iterator[FileRow]:
     if data_suffix(path) == ".parquet":
         yield from _parquet_rows(path, source, choose)
         return

@@ -175,6 +175,22 @@ def test_a_file_that_unpacks_to_far_more_than_its_size_is_an_error(
         values_of(tmp_path / name, ["a"])
 
 
+@pytest.mark.parametrize("name", ["lines.jsonl.gz", "array.json.gz", "table.parquet"])
+def test_a_small_file_of_rows_without_end_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    path, count = tmp_path / name, 20_000  # more than the bytes of each
+    if name.endswith(".parquet"):
+        pyarrow.parquet.write_table(pyarrow.table({"a": pyarrow.nulls(count, pyarrow.string())}), path)
+    else:
+        path.write_bytes(gzip.compress(b"0\n" * count if "lines" in name else f"[0{',0' * (count - 1)}]".encode()))
+    monkeypatch.setattr(files, "ROWS_OF_A_SMALL_FILE", count)
+    assert len(values_of(path, ["a"])) == count
+    monkeypatch.setattr(files, "ROWS_OF_A_SMALL_FILE", count - 1)
+    with pytest.raises(DataError, match=rf"{name} has [0-9,]+ bytes and more than 19,999 rows"):
+        values_of(path, ["a"])
+
+
 def test_a_long_value_that_a_dictionary_repeats_is_read_one_row_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
