@@ -217,7 +217,7 @@ def _possible_choices(key: str, error: ErrorDetails) -> str:
     if error["type"] != "literal_error" or not lacking:
         return error["msg"]
     *others, last = [f"'{value}'" for value in re.findall("'(.*?)'", error["ctx"]["expected"]) if value not in lacking]
-    return f"Input should be {', '.join(others)} or {last}"
+    return f"Input should be {', '.join(others)}{' or ' if others else ''}{last}"
 
 
 def _missing_features(project: Project) -> Iterator[tuple[str, str]]:
@@ -261,6 +261,13 @@ def _training_conflicts(project: Project) -> Iterator[tuple[str, str]]:
             "model.dtype",
             "float16 cannot train all weights (its gradients overflow). Set bfloat16 or float32, or train.method: lora",
         )
+    if not train.holdout:
+        for name, value in (("evaluate_steps", train.evaluate_steps), ("patience", train.patience)):
+            if value is not None:
+                message = (
+                    f"{value}, and train.holdout is 0: there are no rows to evaluate on. Set train.holdout, or null"
+                )
+                yield f"train.{name}", message
     yield from _launch_conflicts(project)
 
 

@@ -219,6 +219,15 @@ class Training(Section):
         "rows, or a share of all, that select sets apart before it selects; no other row repeats one of them",
         "select",
     )
+    evaluate_steps: Count | None = setting(
+        None, "optimizer steps between two evaluations on the held-out rows; null: after each epoch", "train"
+    )
+    keep_best: Literal["loss", "pass@1"] | None = setting(
+        "loss", "the weights that are kept: those with the lowest held-out loss, or null: the last", "train"
+    )
+    patience: Count | None = setting(
+        None, "stop after so many evaluations in a row without a lower held-out loss; null: never", "train"
+    )
     lora: LoraSettings = LoraSettings()
     quantization: Quantization = Quantization()
 
@@ -310,7 +319,9 @@ class Project(Section):
 
 
 # Valid values whose feature this version lacks: they are refused, never accepted and ignored.
-NOT_IN_THIS_VERSION: Mapping[str, Sequence[object]] = {}
+NOT_IN_THIS_VERSION: Mapping[str, Sequence[object]] = {
+    "train.keep_best": ("pass@1",),
+}
 
 
 def keys(section: type[BaseModel] = Project, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:

@@ -50,6 +50,7 @@ from codetune.store.run_directory import Run
 from codetune.training.checkpoint import MANIFEST
 
 CHAT_FORMAT = "model.chat_format"
+OF_HOLDOUT = ("train.evaluate_steps", "train.keep_best", "train.patience")  # without effect if no rows are held out
 
 
 def _inputs(project: Project, request: StageRequest) -> Sequence[Input]:
@@ -69,7 +70,10 @@ def _check_ahead(context: RunContext, request: StageRequest, paths: Mapping[str,
 
 
 def _settings(context: RunContext, request: StageRequest, settings: Settings) -> Settings:
-    """With the chat format that is found where the project names none; without the key where the model is not here."""
+    """With the chat format that is found where the project names none; without the key where the model is not here, and
+    without those that say what becomes of held-out rows where there are none."""
+    if not context.project.train.holdout:
+        settings = {key: value for key, value in settings.items() if key not in OF_HOLDOUT}
     if settings[CHAT_FORMAT] is not None:
         return settings
     found = {}
@@ -124,22 +128,25 @@ def _show(bar: console.ProgressBar, message: Progress, directory: Path) -> None:
 def _in_process(job: Job, worker: WorkerContext) -> dict[str, Any]:
     from codetune.training.train import train
 
-    details = cast("dict[str, Any]", job.details)
+    details, run = cast("dict[str, Any]", job.details), Run(job.project.run_dir)
     sharded = job.project.launch.strategy not in ("auto", "ddp")
     with worker.process_group(even_single=sharded) as group:
         summary = train(
-            read_selection(Run(job.project.run_dir).selection),
+            read_selection(run.selection),
             job.project,
             Path(details["model"]),
             Path(details["directory"]),
             Path(details["saved"]),
             worker.send_progress,
             group,
+            holdout=read_selection(run.holdout) if job.project.train.holdout and run.holdout.exists() else (),
             replace=details["replace"],
             notify=lambda kind, text: worker.send_progress({kind: text}),
         )
     refused = Counter(refusal.kind for refusal in summary.dropped)
     facts = {name: value for name, value in asdict(summary).items() if name not in ("rows", "dropped")}
+    if summary.holdout is None:
+        del facts["holdout"]
     return {"rows": summary.rows, "refused": refused, "facts": facts}
 
 
@@ -195,6 +202,10 @@ def _details(result: StageResult) -> Details:
     if facts["mfu"]:
         speed.append(f"{percent(facts['mfu'])} MFU")
     lines.append(", ".join(speed))
+    if held_out := facts.get("holdout"):
+        loss = f"{held_out['loss']:.4f} nats a token on {quantity(held_out['rows'], 'row')}"
+        stopped = ", stopped early" if held_out["stopped_early"] else ""
+        lines.append(f"held-out loss: {loss}, with the weights of step {held_out['step']:,}{stopped}")
     if facts["truncated_rows"]:
         lost = f"{facts['lost_tokens']:,} tokens lost ({percent(facts['lost_share'])} of all)"
         lines.append(f"truncated: {quantity(facts['truncated_rows'], 'row')}, {lost}")

@@ -22,9 +22,18 @@ def samples_per_step(training: Training, processes: int) -> int:
     return training.global_batch_size or accumulated
 
 
+def steps_per_epoch(training: Training, rows: int, processes: int) -> int:
+    return len(StepSampler(rows, samples_per_step(training, processes), seed=0))
+
+
+def evaluation_steps(training: Training, rows: int, processes: int) -> int:
+    """Optimizer steps between two evaluations on the held-out rows."""
+    return training.evaluate_steps or steps_per_epoch(training, rows, processes)
+
+
 def total_steps(training: Training, rows: int, processes: int) -> int:
     """Optimizer steps of the whole training."""
-    steps = training.epochs * len(StepSampler(rows, samples_per_step(training, processes), seed=0))
+    steps = training.epochs * steps_per_epoch(training, rows, processes)
     return steps if training.max_steps is None else min(steps, training.max_steps)
 
 

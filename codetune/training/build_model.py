@@ -41,6 +41,7 @@ from codetune.model.plain_layers import input_embeddings
 from codetune.project.sections import Precision, Project, Training
 from codetune.training.batch_sampler import RankDataset, StepSampler, samples_per_step
 from codetune.training.collate import Collator
+from codetune.training.holdout import HoldoutBatches
 from codetune.training.loss import LossFunction, loss_function
 from codetune.training.metrics import FlopCounter, peak_flops_per_second
 from codetune.training.parallelism import SHARDED, ParallelStrategy, is_unsharded, without_sharded_loading
@@ -81,6 +82,7 @@ class TrainingInputs:
     flop_counter: FlopCounter | None
     peak_flops_per_second: float | None  # of this rank's GPU
     strategy: ParallelStrategy
+    holdout: HoldoutBatches | None
 
 
 def arithmetic_precision(project: Project) -> Precision:
@@ -163,9 +165,15 @@ def require_preparable(project: Project, base: BaseModel) -> None:
 
 
 def training_inputs(
-    model: PreTrainedModel | PeftModel, project: Project, base: BaseModel, token_cache: TokenCache, group: ProcessGroup
+    model: PreTrainedModel | PeftModel,
+    project: Project,
+    base: BaseModel,
+    token_cache: TokenCache,
+    holdout: TokenCache | None,
+    group: ProcessGroup,
 ) -> TrainingInputs:
     settings, network, device = project.train, base_network(model), choose_device()
+    rank, pad_token = group.member.rank, _pad_token(network)
     plan = MicroBatchPlan(
         settings.pad_mode,
         settings.per_device_batch_size,
@@ -175,13 +183,14 @@ def training_inputs(
     )
     return TrainingInputs(
         StepSampler(len(token_cache), samples_per_step(settings, group.count), project.seed),
-        RankDataset(token_cache, plan, group.member.rank),
-        Collator(settings.pad_mode, settings.max_length, settings.pack_isolation, _pad_token(network)),
+        RankDataset(token_cache, plan, rank),
+        Collator(settings.pad_mode, settings.max_length, settings.pack_isolation, pad_token),
         partial(_build_loss, network, settings, base.precision),
         settings,
         FlopCounter.of(network, settings.method),
         None if device == "cpu" else peak_flops_per_second(base.precision, torch.cuda.get_device_name(device)),
         base.strategy,
+        None if holdout is None else HoldoutBatches.of(holdout, plan, rank, settings.max_length, pad_token),
     )
 
 

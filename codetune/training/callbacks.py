@@ -5,10 +5,11 @@ Each rank has one `TrainingCallbacks`, the only state that changes while the Tra
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,14 +17,17 @@ from typing import Literal
 
 import torch
 
+from codetune.errors import CodetuneError
 from codetune.launch.process_group import ProcessGroup
 from codetune.project.sections import Training
 from codetune.training.checkpoint import Checkpoint, Fingerprint, prune_checkpoints, seal_checkpoint
+from codetune.training.holdout import HoldoutHistory, RowLoss
 from codetune.training.metrics import MetricAccumulator, MetricsLine, StepMetrics, append_metrics, truncate_metrics
 
 ProgressReport = Callable[[Mapping[str, float | None]], None]
 NoticeKind = Literal["activity", "note", "warning"]  # what goes on before the first step; what is worth a line
 Notify = Callable[[NoticeKind, str], None]
+Evaluate = Callable[[], Sequence[RowLoss]]
 # Each rank knows these of its own part of a step; the learning rate, the norm and the time are the same in all.
 SUMMED_OVER_RANKS = ("loss", "tokens", "tokens_seen", "samples", "flops", "peak_flops")
 
@@ -38,7 +42,8 @@ class StepControl:
 
 
 class TrainingCallbacks:
-    """`saves_last_step` says whether a resumed training could make the model of a checkpoint of the last step."""
+    """`saves_last_step` says whether a resumed training could make the model of a checkpoint of the last step;
+    `evaluation_steps` are those between two evaluations on the held-out rows, None where there are no such rows."""
 
     def __init__(
         self,
@@ -49,12 +54,30 @@ class TrainingCallbacks:
         report: ProgressReport,
         group: ProcessGroup,
         saves_last_step: bool = True,
+        evaluation_steps: int | None = None,
     ) -> None:
-        self.total_steps, self.step, self.metrics = total_steps, 0, MetricAccumulator()
+        self.total_steps, self.step = total_steps, 0
+        self.metrics = MetricAccumulator(holdout=HoldoutHistory() if evaluation_steps else None)
         self.interrupted = False
         self._settings, self._directory, self._fingerprint = settings, directory, fingerprint
         self._report, self._group, self._saves_last_step = report, group, saves_last_step
-        self._last_saved = time.monotonic()
+        self._last_saved, self._evaluation_steps = time.monotonic(), evaluation_steps
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last step is done: that of the settings, or an earlier one where patience is exhausted."""
+        return self.step >= self.total_steps or self.stops_early
+
+    @property
+    def stops_early(self) -> bool:
+        holdout = self.metrics.holdout
+        return holdout is not None and holdout.is_exhausted(self._settings.patience)
+
+    @property
+    def best_step(self) -> int | None:
+        """The step whose weights are kept instead of the last ones; None where there is none."""
+        holdout = self.metrics.holdout
+        return holdout.best_step if holdout is not None and self._settings.keep_best == "loss" else None
 
     def on_train_begin(self, checkpoint: Checkpoint | None) -> None:
         """Continues the sums of the checkpoint; drops lines of metrics after it."""
@@ -63,32 +86,38 @@ class TrainingCallbacks:
         if self._group.is_first:
             truncate_metrics(self._metrics_file, self.step)
 
-    def on_step_end(self, step: int, epoch: float, rank_metrics: StepMetrics) -> StepControl:
+    def on_step_end(self, step: int, epoch: float, rank_metrics: StepMetrics, evaluate: Evaluate) -> StepControl:
+        """`evaluate` gives the losses of this rank's held-out rows."""
         self.step = step
         metrics = self._over_ranks(rank_metrics)
+        evaluated = self._evaluate(evaluate)
         # The clock of rank 0 decides, because clocks of two machines differ. One interrupted rank stops all.
         saves = self._group.is_first and self._is_save_due()
         peak, interrupted, should_save = self._group.max([torch.cuda.max_memory_allocated(), self.interrupted, saves])
         # After the last step there is nothing to stop: the model is to be saved.
-        self.interrupted = bool(interrupted) and step < self.total_steps
+        self.interrupted = bool(interrupted) and not self.is_finished
         self.metrics = self.metrics.plus(metrics, int(peak) or None)
         line = None
-        if step % self._settings.logging_steps == 0 or step == self.total_steps:
+        if step % self._settings.logging_steps == 0 or self.is_finished:
             line = self.metrics.line(step, epoch)
             self.metrics = self.metrics.after_line()
+        if evaluated:
+            line = {**(line or {"step": step, "epoch": epoch}), **evaluated}
         if self._group.is_first:
             shown = {"loss": metrics.loss, "learning_rate": metrics.learning_rate, "grad_norm": metrics.grad_norm}
             self._report({"step": step, "steps": self.total_steps, "epoch": epoch, **shown})
             if line is not None:
                 append_metrics(self._metrics_file, line)
-        return StepControl(self.interrupted or bool(should_save), self.interrupted, line)
+        # The weights that may be kept are needed again; those of the last step are there.
+        should_save = should_save or (bool(evaluated) and self.best_step == step and not self.is_finished)
+        return StepControl(self.interrupted or bool(should_save), self.interrupted or self.stops_early, line)
 
     def on_save(self, path: Path, step: int) -> None:
         """Seals the checkpoint once every rank has written its part; returns in all ranks when it is sealed."""
         self._group.barrier()
         if self._group.is_first:
             seal_checkpoint(path, step, self._fingerprint, self.metrics.state())
-            prune_checkpoints(self._directory, self._settings.keep_checkpoints)
+            prune_checkpoints(self._directory, self._settings.keep_checkpoints, self.best_step)
         self._group.barrier()
         self._last_saved = time.monotonic()
 
@@ -117,13 +146,29 @@ class TrainingCallbacks:
     def _metrics_file(self) -> Path:
         return self._directory / "metrics.jsonl"
 
+    def _evaluate(self, evaluate: Evaluate) -> MetricsLine:
+        """The held-out loss for the line of this step; empty where no evaluation is due. Raises CodetuneError where the
+        loss is not finite."""
+        is_due = self._evaluation_steps and (self.step % self._evaluation_steps == 0 or self.step == self.total_steps)
+        if not is_due or self.metrics.holdout is None:
+            return {}
+        rows = evaluate()
+        nats, tokens = self._group.sum([sum(row.nats for row in rows), sum(row.tokens for row in rows)])
+        if not math.isfinite(nats):
+            raise CodetuneError(
+                f"The loss on the held-out rows is not a finite number after step {self.step} of {self.total_steps}. "
+                "Expected: a finite number. Lower train.learning_rate, or set model.dtype: float32"
+            )
+        self.metrics = replace(self.metrics, holdout=self.metrics.holdout.plus(self.step, nats / tokens))
+        return {"holdout_loss": nats / tokens}
+
     def _over_ranks(self, metrics: StepMetrics) -> StepMetrics:
         own = [getattr(metrics, name) for name in SUMMED_OVER_RANKS]
         sums = [type(value)(total) for value, total in zip(own, self._group.sum(own), strict=True)]
         return replace(metrics, **dict(zip(SUMMED_OVER_RANKS, sums, strict=True)))
 
     def _is_save_due(self) -> bool:
-        is_last, every, minutes = self.step == self.total_steps, self._settings.save_steps, self._settings.save_minutes
+        is_last, every, minutes = self.is_finished, self._settings.save_steps, self._settings.save_minutes
         if every is not None and self.step % every == 0:
             return self._saves_last_step or not is_last
         # After the last step the model itself is saved.

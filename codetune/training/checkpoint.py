@@ -110,10 +110,23 @@ def seal_checkpoint(path: Path, step: int, fingerprint: Fingerprint, metrics: Ma
     write_text(path / MANIFEST, json.dumps(record, indent=1))
 
 
-def prune_checkpoints(directory: Path, keep: int) -> None:
-    """Deletes all but the newest `keep`."""
+def prune_checkpoints(directory: Path, keep: int, best_step: int | None = None) -> None:
+    """Deletes all but the newest `keep` and the one of `best_step`."""
     for checkpoint in sealed_checkpoints(directory)[::-1][keep:]:
-        _delete(checkpoint)
+        if checkpoint.step != best_step:
+            _delete(checkpoint)
+
+
+def checkpoint_of(directory: Path, step: int) -> Path:
+    """The checkpoint of the step with the lowest held-out loss. Raises StaleError where it was removed."""
+    for checkpoint in sealed_checkpoints(directory):
+        if checkpoint.step == step:
+            return checkpoint.path
+    raise StaleError(
+        f"{directory / f'checkpoint-{step}'} is missing, which has the weights with the lowest held-out loss. "
+        "Expected: the checkpoints as codetune left them. Restore it, or train anew: set train.keep_best: null and add "
+        "--replace to this command"
+    )
 
 
 def _delete(checkpoint: Checkpoint) -> None:

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from codetune.model.plain_layers import output_layer
 from codetune.project.sections import Method, Precision
 from codetune.store.files import write_text
+from codetune.training.holdout import HoldoutHistory
 
 MetricsLine = dict[str, float | int | None]
 
@@ -93,6 +94,7 @@ class MetricAccumulator:
     since_start: MetricSums = MetricSums()
     peak_memory_bytes: int | None = None
     last_loss: float | None = None
+    holdout: HoldoutHistory | None = None  # where there are held-out rows
 
     def plus(self, step: StepMetrics, peak_memory_bytes: int | None) -> Self:
         peaks = [peak for peak in (self.peak_memory_bytes, peak_memory_bytes) if peak is not None]
@@ -124,7 +126,8 @@ class MetricAccumulator:
         return replace(self, since_line=MetricSums())
 
     def state(self) -> dict[str, Any]:
-        return asdict(self)
+        state = asdict(self)
+        return state if self.holdout else {name: value for name, value in state.items() if name != "holdout"}
 
     @classmethod
     def restored(cls, state: Mapping[str, Any]) -> Self:
@@ -132,7 +135,8 @@ class MetricAccumulator:
             MetricSums(**{OLD_NAMES.get(name, name): value for name, value in state[sums].items()})
             for sums in ("since_line", "since_start")
         )
-        return cls(since_line, since_start, state["peak_memory_bytes"], state["last_loss"])
+        holdout = HoldoutHistory(**state["holdout"]) if "holdout" in state else None
+        return cls(since_line, since_start, state["peak_memory_bytes"], state["last_loss"], holdout)
 
 
 def append_metrics(path: Path, line: MetricsLine) -> None:

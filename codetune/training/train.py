@@ -5,7 +5,7 @@ stopped. Every rank calls it; rank 0 writes and reports. The steps themselves ar
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +20,10 @@ from codetune.errors import DataError, ModelError, ProjectError
 from codetune.launch.devices import choose_device, count_gpus, gpu_memory_bytes
 from codetune.launch.process_group import SINGLE_PROCESS, ProcessGroup
 from codetune.model.load import count_parameters, load_configuration, load_tokenizer
-from codetune.project.sections import Project, free_on_resume
+from codetune.project.sections import Project, Training, free_on_resume
 from codetune.records import Example, Message, Refusal
 from codetune.training import build_model, parallelism
-from codetune.training.batch_sampler import StepSampler, samples_per_step, total_steps
+from codetune.training.batch_sampler import StepSampler, evaluation_steps, samples_per_step, total_steps
 from codetune.training.build_model import BaseModel
 from codetune.training.callbacks import NoticeKind, Notify, ProgressReport, TrainingCallbacks
 from codetune.training.checkpoint import (
@@ -31,6 +31,7 @@ from codetune.training.checkpoint import (
     STRATEGY,
     Checkpoint,
     Fingerprint,
+    checkpoint_of,
     explain_full_disk,
     last_checkpoint,
     remove_incomplete_checkpoints,
@@ -41,10 +42,22 @@ from codetune.training.parallelism import SHARDED, ParallelStrategy, StrategyCho
 from codetune.training.plausibility import TrainingSize, implausible_settings
 from codetune.training.trainer import StepTrainer, explain_out_of_memory, require_supported, training_arguments
 
-TOKENS_FILE = "tokens.i32"
+TOKENS_FILE, HOLDOUT_FILE = "tokens.i32", "holdout.i32"
+OF_HOLDOUT = ("evaluate_steps", "keep_best", "patience")  # settings without an effect where no rows are held out
 PROBE = (Message("user", "Add 1 and 2."), Message("assistant", "1 + 2"))  # any conversation
 SHORTEST = Example("0" * 16, (Message("user", "x"), Message("assistant", "y")), "", "")
 ADAPTER_SHARE = 0.01  # of a model's parameters, at most, in adapters of the usual rank
+
+
+@dataclass(frozen=True, slots=True)
+class HoldoutSummary:
+    """The loss of the saved model on the held-out rows, in nats a token, and the step that its weights are of."""
+
+    rows: int
+    refused: int  # dropped, as they would be in training
+    loss: float | None
+    step: int
+    stopped_early: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +79,7 @@ class TrainingSummary:
     processes: int
     strategy: ParallelStrategy
     strategy_because: str
+    holdout: HoldoutSummary | None
 
 
 def train(
@@ -77,10 +91,12 @@ def train(
     report: ProgressReport,
     group: ProcessGroup = SINGLE_PROCESS,
     *,
+    holdout: Iterable[Example] = (),
     replace: bool = False,
     notify: Notify = lambda kind, text: None,
 ) -> TrainingSummary:
-    """Writes checkpoints and metrics in `directory`, and the finished model in `saved`.
+    """Writes checkpoints and metrics in `directory`, and the finished model in `saved`. The loss on the rows of
+    `holdout` is measured as the project says.
 
     `report` gets `{"step", "steps", "epoch", "loss", "learning_rate", "grad_norm"}` after every step, `notify` gets
     doubtful settings and the step of a checkpoint before the first one. Ctrl-C and SIGTERM raise KeyboardInterrupt
@@ -89,9 +105,9 @@ def train(
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     tokenizer = _fitting_tokenizer(project, model_path)
     choice = _choose_strategy(project, model_path, group.member.local_world_size, group.count)
-    rows = TokenizedRows(examples, project, tokenizer)
-    token_cache = _tokenize(rows, directory, group)
-    fingerprint = _fingerprint(project, model_path, token_cache, group.count, choice.strategy)
+    rows, held_out = TokenizedRows(examples, project, tokenizer), TokenizedRows(holdout, project, tokenizer)
+    token_cache, holdout_cache = _tokenize(rows, held_out, directory, group)
+    fingerprint = _fingerprint(project, model_path, token_cache, holdout_cache, group.count, choice.strategy)
     checkpoint = _last_checkpoint(directory, fingerprint, group, replace)
     steps = total_steps(project.train, len(token_cache), group.count)
     for kind, text in _notices(project, model_path, len(token_cache), steps, group.count, checkpoint):
@@ -102,11 +118,12 @@ def train(
     arguments = training_arguments(project, base, steps, directory, choose_device())
     notify("activity", "loading the model")
     with explain_out_of_memory("the model is loaded"), base.loading(arguments):
-        model = _load_model(project, base, token_cache, group)
+        model = _load_model(project, base, [token_cache, holdout_cache], group)
     sharded = choice.strategy in SHARDED  # then no model could be made of a checkpoint of the last step
-    callbacks = TrainingCallbacks(project.train, directory, fingerprint, steps, report, group, not sharded)
+    every = evaluation_steps(project.train, len(token_cache), group.count) if holdout_cache else None
+    callbacks = TrainingCallbacks(project.train, directory, fingerprint, steps, report, group, not sharded, every)
     callbacks.on_train_begin(checkpoint)
-    inputs = build_model.training_inputs(model, project, base, token_cache, group)
+    inputs = build_model.training_inputs(model, project, base, token_cache, holdout_cache, group)
     trainer = StepTrainer(model, arguments, inputs, callbacks)
     notify("activity", "training")
     with callbacks.interruptible():
@@ -114,11 +131,13 @@ def train(
     if callbacks.interrupted:
         raise KeyboardInterrupt
     with callbacks.interruptible():  # all steps are done: an interruption waits until the model is saved
+        _keep_best(trainer, callbacks, directory, project.train, notify)
         whole = _whole_model(trainer, model, project, base, group)
         if group.is_first:
             _save(whole, tokenizer, rows.answer_end_tokens, project, base, directory, saved)
     parallelism.load_whole_models()  # later stages may run in this process
-    return _summary(token_cache, rows, callbacks, choice, group.count)
+    holdout_summary = _holdout_summary(holdout_cache, held_out, callbacks)
+    return _summary(token_cache, rows, callbacks, choice, group.count, holdout_summary)
 
 
 def require_trainable(project: Project, model_path: Path, processes_here: int, processes: int) -> None:
@@ -195,19 +214,32 @@ def _choose_strategy(project: Project, model_path: Path, processes_here: int, pr
     return parallelism.choose_strategy(project.launch, method, processes, size)
 
 
-def _tokenize(rows: TokenizedRows, directory: Path, group: ProcessGroup) -> TokenCache:
-    """Rank 0 writes the token cache and removes incomplete checkpoints before another rank looks into `directory`."""
+def _tokenize(
+    rows: TokenizedRows, held_out: TokenizedRows, directory: Path, group: ProcessGroup
+) -> tuple[TokenCache, TokenCache | None]:
+    """The token caches of the rows, and of the held-out rows where there are any. Rank 0 writes them and removes
+    incomplete checkpoints before another rank looks into `directory`."""
     if group.is_first:
         directory.mkdir(parents=True, exist_ok=True)
         remove_incomplete_checkpoints(directory)
         if not len(write_token_cache(rows, directory / TOKENS_FILE)):
-            reasons = "; ".join(sorted({refusal.reason for refusal in rows.dropped})) or "the selection is empty"
+            reasons = _reasons(rows) or "the selection is empty"
             raise DataError(
                 f"No row is left to train on: {len(rows.dropped)} dropped ({reasons}). "
                 "Expected: at least one. Raise train.max_length, or select other rows."
             )
+        if not len(write_token_cache(held_out, directory / HOLDOUT_FILE)) and held_out.dropped:
+            raise DataError(
+                f"All {len(held_out.dropped)} held-out rows are dropped ({_reasons(held_out)}). Expected: one at least "
+                "to measure the loss on. Raise train.max_length or train.holdout"
+            )
     group.barrier()
-    return read_token_cache(directory / TOKENS_FILE)
+    holdout_cache = read_token_cache(directory / HOLDOUT_FILE)
+    return read_token_cache(directory / TOKENS_FILE), holdout_cache if len(holdout_cache) else None
+
+
+def _reasons(rows: TokenizedRows) -> str:
+    return "; ".join(sorted({refusal.reason for refusal in rows.dropped}))
 
 
 def _last_checkpoint(
@@ -221,10 +253,17 @@ def _last_checkpoint(
 
 
 def _fingerprint(
-    project: Project, model_path: Path, token_cache: TokenCache, processes: int, strategy: ParallelStrategy
+    project: Project,
+    model_path: Path,
+    token_cache: TokenCache,
+    holdout_cache: TokenCache | None,
+    processes: int,
+    strategy: ParallelStrategy,
 ) -> dict[str, object]:
     """Everything that a checkpoint must share with the training that continues it."""
-    free = {key.removeprefix("train.") for key in free_on_resume()}
+    free = {"holdout", *(key.removeprefix("train.") for key in free_on_resume())}
+    free |= set() if holdout_cache else {*OF_HOLDOUT}
+    held_out = {"digest of the held-out rows": holdout_cache.digest} if holdout_cache else {}
     settings = project.train.model_dump(mode="json", exclude=free)
     used = {"full": (), "lora": ("lora",), "qlora": ("lora", "quantization")}[project.train.method]
     for unused in {"lora", "quantization"}.difference(used):
@@ -234,6 +273,7 @@ def _fingerprint(
         "seed": project.seed,
         "rows": len(token_cache),
         "digest of the rows": token_cache.digest,
+        **held_out,
         STEP_SAMPLES: samples_per_step(project.train, processes),
         "files of the base model": {file.name: file.stat().st_size for file in weights},
         "model.dtype": project.model.dtype,
@@ -243,11 +283,28 @@ def _fingerprint(
 
 
 def _load_model(
-    project: Project, base: BaseModel, token_cache: TokenCache, group: ProcessGroup
+    project: Project, base: BaseModel, token_caches: Sequence[TokenCache | None], group: ProcessGroup
 ) -> PreTrainedModel | PeftModel:
     network = build_model.load_base_model(project, base, group.is_first)
-    build_model.require_fit(network, project.train, token_cache)
+    for token_cache in filter(None, token_caches):
+        build_model.require_fit(network, project.train, token_cache)
     return build_model.prepare_model(network, project, base.precision)
+
+
+def _keep_best(
+    trainer: StepTrainer, callbacks: TrainingCallbacks, directory: Path, settings: Training, notify: Notify
+) -> None:
+    """Takes the weights of the step with the lowest held-out loss, where that is not the last one; says so, and where
+    the training stopped early. A collective call."""
+    if callbacks.stops_early:
+        notify(
+            "note",
+            f"Stops after step {callbacks.step:,} of {callbacks.total_steps:,}: {settings.patience} evaluations in a "
+            "row brought no lower loss on the held-out rows (train.patience)",
+        )
+    if callbacks.best_step not in (None, callbacks.step):
+        trainer.load_weights(checkpoint_of(directory, callbacks.best_step))
+        notify("note", f"Keeps the weights of step {callbacks.best_step:,}, where the held-out loss is lowest")
 
 
 def _whole_model(
@@ -273,11 +330,28 @@ def _save(
     """Writes the finished model. Raises CodetuneError for a full disk, which says where the training continues."""
     with explain_full_disk(saved, directory, "the weights"):
         export_model(whole, tokenizer, project, base.precision, answer_end_tokens, saved)
-    remove_token_cache(directory / TOKENS_FILE)
+    for file in (TOKENS_FILE, HOLDOUT_FILE):
+        remove_token_cache(directory / file)
+
+
+def _holdout_summary(
+    token_cache: TokenCache | None, rows: TokenizedRows, callbacks: TrainingCallbacks
+) -> HoldoutSummary | None:
+    history = callbacks.metrics.holdout
+    if token_cache is None or history is None:
+        return None
+    kept = callbacks.best_step or callbacks.step
+    loss = history.last_loss if kept == callbacks.step else history.best_loss
+    return HoldoutSummary(len(token_cache), len(rows.dropped), loss, kept, callbacks.step < callbacks.total_steps)
 
 
 def _summary(
-    token_cache: TokenCache, rows: TokenizedRows, callbacks: TrainingCallbacks, choice: StrategyChoice, processes: int
+    token_cache: TokenCache,
+    rows: TokenizedRows,
+    callbacks: TrainingCallbacks,
+    choice: StrategyChoice,
+    processes: int,
+    holdout: HoldoutSummary | None,
 ) -> TrainingSummary:
     total = callbacks.metrics.since_start
     return TrainingSummary(
@@ -296,4 +370,5 @@ def _summary(
         processes=processes,
         strategy=choice.strategy,
         strategy_because=choice.reason,
+        holdout=holdout,
     )

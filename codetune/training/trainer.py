@@ -29,9 +29,10 @@ from codetune.training.build_model import BaseModel, TrainingInputs
 from codetune.training.callbacks import StepControl, TrainingCallbacks
 from codetune.training.checkpoint import Checkpoint, continuation, explain_full_disk
 from codetune.training.collate import MicroBatchTensors
+from codetune.training.holdout import RowLoss, row_losses
 from codetune.training.loss import LossFunction
 from codetune.training.metrics import StepMetrics
-from codetune.training.parallelism import reduce_gradients_in_float32, require_strategy, strategy_arguments
+from codetune.training.parallelism import SHARDED, reduce_gradients_in_float32, require_strategy, strategy_arguments
 
 
 def training_arguments(
@@ -108,12 +109,20 @@ class StepTrainer(Trainer):
         self._loss_function: LossFunction | None = None
 
     def run(self, checkpoint: Checkpoint | None) -> None:
-        """Trains to the last step, from the checkpoint where there is one."""
-        if checkpoint is None or checkpoint.step < self.args.max_steps:
+        """Trains to the last step, from the checkpoint where there is one; `callbacks` have begun with it."""
+        if checkpoint is None or not self._callbacks.is_finished:
             with explain_out_of_memory("the weights are updated"):
                 self.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint is not None else None)
         else:  # the Trainer's loop would do one step before it compares the step with `max_steps`
             self._load_from_checkpoint(str(checkpoint.path))
+
+    def load_weights(self, checkpoint: Path) -> None:
+        """Takes the weights of an earlier checkpoint of this training. A collective call: every rank makes it."""
+        if self._inputs.strategy in SHARDED:
+            self.state.best_model_checkpoint = str(checkpoint)
+            self._load_best_model()
+        else:
+            self._load_from_checkpoint(str(checkpoint))
 
     def get_train_dataloader(self) -> Any:
         self._step_began = time.perf_counter()
@@ -196,10 +205,18 @@ class StepTrainer(Trainer):
             peak_flops=seconds * (self._inputs.peak_flops_per_second or 0.0) if self._flops else 0.0,
             **self._counts,
         )
-        due = self._callbacks.on_step_end(step, epoch, metrics)
+        due = self._callbacks.on_step_end(step, epoch, metrics, self._losses_on_holdout)
+        self._step_began = time.perf_counter()  # an evaluation does not count as training time
         if due.metrics is not None:  # for the trackers of train.report_to
             self.log({name: value for name, value in due.metrics.items() if value is not None})
         return due
+
+    def _losses_on_holdout(self) -> list[RowLoss]:
+        """The losses of this rank's held-out rows."""
+        assert self._inputs.holdout is not None
+        assert self._loss_function is not None
+        with self.compute_loss_context_manager():
+            return row_losses(self.model_wrapped, self._loss_function, self._inputs.holdout, self.args.device)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         step = self.state.global_step

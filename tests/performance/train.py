@@ -159,7 +159,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         callbacks.on_train_begin(None)
         base = BaseModel(directory, size.dtype, "alone")  # type: ignore[arg-type]
         arguments = training_arguments(project, base, given.steps + 1, directory, device)
-        inputs = training_inputs(model, project, base, token_cache, SINGLE_PROCESS)
+        inputs = training_inputs(model, project, base, token_cache, None, SINGLE_PROCESS)
         if given.variant == ALL_LOGITS:
             inputs = replace(inputs, build_loss=lambda _: plain_losses)
         trainer = StepTrainer(model, arguments, inputs, callbacks)

@@ -124,6 +124,9 @@ def test_a_mistake_has_the_line_of_what_is_wrong(text: str, line: int, key: str,
         ("train: {too_long: keep}", "`truncate` or `drop`"),
         ("seed: 4294967296", "less than or equal to 4294967295"),
         ("evaluate: {benchmarks: []}", "at least one item"),
+        ("train: {holdout: -1}", "greater than or equal to 0 or greater than 0"),
+        ("train: {holdout: 1.0}", "a valid integer or less than 1"),
+        ("train: {keep_best: bleu}", "`loss` (the weights that are kept"),
     ],
 )
 def test_a_wrong_value_is_reported_with_what_was_expected(text: str, expected: str, tmp_path: Path) -> None:
@@ -162,6 +165,8 @@ def test_processes_are_a_number_or_auto(processes: object, tmp_path: Path) -> No
         ("select: {strategy: all, count: 5}", "select.count"),
         ("generate: {samples_per_task: 5}", "generate.samples_per_task"),
         ("train: {pad_mode: dynamic_pad, pack_isolation: false}", "train.pack_isolation"),
+        ("train: {patience: 2}", "train.patience"),
+        ("train: {evaluate_steps: 5, holdout: 0}", "train.evaluate_steps"),
         ("train: {method: qlora, quantization: {bits: 8, type: fp4}}", "train.quantization.type"),
     ],
 )

@@ -95,6 +95,9 @@ SEALING_KEYS = {
         "train.pack_isolation",
         "train.sort_in_step",
         "train.merge",
+        "train.evaluate_steps",
+        "train.keep_best",
+        "train.patience",
         "train.lora.r",
         "train.lora.alpha",
         "train.lora.dropout",
@@ -340,7 +343,10 @@ def _nested(key: str, value: Any) -> dict[str, Any]:
 
 def _choices(key: str) -> tuple[object, ...]:
     annotation = KEYS[key].annotation
-    return (True, False) if annotation is bool else get_args(annotation)
+    if annotation is bool:
+        return True, False
+    # Of a choice that may be null the parts are the choice and None.
+    return tuple(value for part in get_args(annotation) for value in get_args(part) or (part,))
 
 
 def _knows_one_value(key: str) -> bool:

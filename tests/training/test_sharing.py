@@ -14,6 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from codetune.project.file import read_project
+from codetune.stages.stage import open_context
 from tests import pipeline
 from tests.small_world import context_of, make_small_world
 from tests.training.ranks_on_cpus import Ranks
@@ -26,6 +28,10 @@ train: {max_length: 256, epochs: 2, global_batch_size: 5, per_device_batch_size:
         save_steps: 2, save_minutes: null, keep_checkpoints: 99}
 """
 STEPS = 6
+HOLDOUT = (
+    *("train.holdout=6", "train.max_steps=2", "train.evaluate_steps=1"),
+    *("train.learning_rate=0.5", "train.scheduler=constant"),
+)
 # Method, strategy, and what moves to the memory of the CPU.
 ZERO = [
     ("full", "zero1", "none"),
@@ -64,6 +70,16 @@ def ranks() -> Iterator[Ranks]:
     ranks.close()
 
 
+@pytest.fixture(scope="module")
+def held_out(world: Path) -> Path:
+    """What one process learns with held-out rows, at so large a rate that the first step is the best."""
+    flags = {"output_dir": "runs/holdout", "select.strategy": "random"}
+    context = open_context(read_project(world / "codetune.yaml", HOLDOUT, flags))
+    pipeline.select(context)
+    pipeline.train(context)
+    return world / "runs/holdout"
+
+
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_fsdp_learns_what_one_process_does_and_any_number_continues_it(
     ranks: Ranks, world: Path, method: str, alone: dict[str, Path]
@@ -81,6 +97,27 @@ def test_fsdp_learns_what_one_process_does_and_any_number_continues_it(
         broken = stopped_at(4, whole, f"{whole.name}-{count}")
         train(ranks, count, broken, *settings)
         agree(broken, whole, exact=count == 2)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", pytest.param("zero3", marks=needs_zero)])
+def test_processes_share_the_held_out_rows_and_keep_the_best_weights(
+    ranks: Ranks, world: Path, held_out: Path, strategy: str
+) -> None:
+    run = world / "runs" / f"holdout-{strategy}"
+    flags = {"output_dir": f"runs/{run.name}", "select__strategy": "random", "train__holdout": 6}
+    pipeline.select(context_of(world / "codetune.yaml", **flags))
+    train(ranks, 2, run, *HOLDOUT, f"launch.strategy={strategy}")
+    found, expected = (
+        [line["holdout_loss"] for line in metrics(path) if "holdout_loss" in line] for path in (run, held_out)
+    )
+    assert found[0] == pytest.approx(expected[0], rel=1e-5)  # after it the large rate leads them apart
+    assert found[0] < found[1]
+    (one, other) = (json.loads((path / "model.seal").read_text())["facts"]["holdout"] for path in (run, held_out))
+    assert (one["step"], one["rows"], one["loss"]) == (1, 6, found[0])
+    assert other["step"] == 1
+    assert all(
+        torch.allclose(weights(run)[name], tensor, rtol=0, atol=1e-2) for name, tensor in weights(held_out).items()
+    )
 
 
 @needs_zero
