@@ -1,9 +1,9 @@
 """The project: one frozen model for each section of the project file. All defaults are here.
 
 The `setting` of a key holds its line of documentation, which `codetune init` writes, and the stages whose artefacts
-become stale with its value. The file is read, and its mistakes are reported, in `project/file.py`."""
-
-from __future__ import annotations
+become stale with its value. The file is read, and its mistakes are reported, in `project/file.py`. For a quick `--help`
+annotations are objects here, not texts that pydantic compiles, and default sections are constructed without validators.
+"""
 
 import glob
 from collections.abc import Iterator, Mapping, Sequence
@@ -228,8 +228,8 @@ class Training(Section):
     patience: Count | None = setting(
         None, "stop after so many evaluations in a row without a lower held-out loss; null: never", "train"
     )
-    lora: LoraSettings = LoraSettings()
-    quantization: Quantization = Quantization()
+    lora: LoraSettings = LoraSettings.model_construct()
+    quantization: Quantization = Quantization.model_construct()
 
 
 class Generation(Section):
@@ -274,15 +274,15 @@ class Project(Section):
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = setting(
         42, "seed of everything random", "embed", "select", "train", "generate"
     )
-    dataset: Dataset = Dataset()
-    model: Model = Model()
-    score: Scoring = Scoring()
-    embed: Embedding = Embedding()
-    select: Selection = Selection()
-    train: Training = Training()
-    generate: Generation = Generation()
-    evaluate: Evaluation = Evaluation()
-    launch: Launch = Launch()
+    dataset: Dataset = Dataset.model_construct()
+    model: Model = Model.model_construct()
+    score: Scoring = Scoring.model_construct()
+    embed: Embedding = Embedding.model_construct()
+    select: Selection = Selection.model_construct()
+    train: Training = Training.model_construct()
+    generate: Generation = Generation.model_construct()
+    evaluate: Evaluation = Evaluation.model_construct()
+    launch: Launch = Launch.model_construct()
 
     _root: Path = PrivateAttr(default_factory=Path.cwd)
     _overrides: dict[str, object] = PrivateAttr(default_factory=dict)
