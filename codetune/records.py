@@ -52,7 +52,7 @@ class Example:
     id: str  # 16 hex digits, see `content_id`
     messages: tuple[Message, ...]
     at: str  # "FILE:LINE", or "FILE:row N" where a file has no lines
-    source: str = ""  # the file's name as shown in `at` before the colon, or the name of a data set on the hub
+    source: str = ""  # the file's name as shown in `at` before the colon, or the name of a data set on the Hub
     left_out: tuple[tuple[str, str], ...] = ()  # columns with context that no message has, and their values as text
     row_format: str = field(default="", compare=False)  # by which it was read; examples.jsonl does not keep it
 
@@ -163,7 +163,7 @@ PromptKind = Literal["completion", "chat"]
 class ModelRef:
     """A model as a benchmark sees it."""
 
-    name: str  # as the user says it: tuned, base, a path or a hub id
+    name: str  # as the user says it: tuned, base, a path or a Hub id
     label: str
     directory: Path
     tokenizer: Path  # its directory: a checkpoint has no tokenizer of its own

@@ -212,7 +212,7 @@ def _remarks(context: RunContext, stage: Stage, found: StageStatus) -> str:
 
 
 def _benchmark_line(context: RunContext, said: str, label: str, trained: bool) -> StatusLine:
-    """By the manifests alone: no tasks are read, and no hub is asked."""
+    """By the manifests alone: no tasks are read, and no Hub is asked."""
     name = directory_name(context, said)
     request, command = StageRequest(benchmark=name, label=label), f"codetune eval {said} --model {label}"
     line = f"{name} {label}"

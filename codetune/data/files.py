@@ -40,7 +40,7 @@ ColumnChoice = Callable[[Sequence[str]], Sequence[str]]  # the columns of a tabl
 class FileRow:
     """One value of a data file, whatever it is, and where it stands."""
 
-    source: str  # the file's name in messages, or the name of a data set on the hub
+    source: str  # the file's name in messages, or the name of a data set on the Hub
     number: int  # of the line, from 1; of the row where a file has no lines
     value: object
     has_lines: bool = False

@@ -1,6 +1,6 @@
-"""A repository on the Hugging Face hub -> its snapshot in the local cache, and the rows of a data set there.
+"""A repository on the Hugging Face Hub -> its snapshot in the local cache, and the rows of a data set there.
 
-A repository in the cache needs no request. Otherwise the hub is asked once whether it exists, before anything is
+A repository in the cache needs no request. Otherwise the Hub is asked once whether it exists, before anything is
 downloaded, and is given up after seconds, even where the name server is silent."""
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TransportError: type[Exception] = huggingface_hub.errors.HTTPError  # type: igno
 def hub_snapshot(name: str, kind: RepositoryKind, patterns: Sequence[str]) -> Path:
     """The directory of the newest snapshot, named by its commit; downloads the files that match `patterns`.
 
-    Raises ModelError or DataError where the repository is unknown or the hub cannot be reached, and CodetuneError where
+    Raises ModelError or DataError where the repository is unknown or the Hub cannot be reached, and CodetuneError where
     the download breaks off."""
     allowed = list(patterns)
     try:
@@ -95,7 +95,7 @@ def is_cached(name: str, kind: RepositoryKind) -> bool:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether `name` has the form of a hub id: one word, or two with a slash between.
+    """Whether `name` has the form of a Hub id: one word, or two with a slash between.
 
     >>> is_hub_id("deepseek-ai/deepseek-coder-6.7b-base"), is_hub_id("./base"), is_hub_id("a/b/c")
     (True, False, False)
@@ -133,7 +133,7 @@ def _downloading(name: str, kind: RepositoryKind) -> Iterator[None]:
 
 
 def _ask_hub(name: str, kind: RepositoryKind) -> Exception | None:
-    """None where the hub knows the repository, else why not, after at most ANSWER_SECONDS."""
+    """None where the Hub knows the repository, else why not, after at most ANSWER_SECONDS."""
     answers: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
 
     def ask() -> None:

@@ -1,4 +1,4 @@
-"""A data set, in files or on the hub -> its rows, one at a time: an `Example` or a `Refusal` for each.
+"""A data set, in files or on the Hub -> its rows, one at a time: an `Example` or a `Refusal` for each.
 
 An unusable row is refused with a reason and stops no other row; a damaged file, or one without the columns that the
 project names, is an error. Here is the one rule of what a conversation must be, for every stage: a system message or
@@ -88,7 +88,7 @@ def with_columns(dataset: Dataset, location: str) -> Dataset:
 
 def dataset_fingerprint(dataset: Dataset, location: str, digest: Callable[[Path], str]) -> str:
     """SHA-256 over the digests of the data files in their order, and the split: the spelling of a path makes no
-    difference, nor where a copy lies. For a data set on the hub over its name, commit and split."""
+    difference, nor where a copy lies. For a data set on the Hub over its name, commit and split."""
     files = _files_of_split(dataset, location)
     if files is None:
         from codetune.data.hub import dataset_snapshot
@@ -101,7 +101,7 @@ def dataset_fingerprint(dataset: Dataset, location: str, digest: Callable[[Path]
 
 
 def is_here(dataset: Dataset, location: str) -> bool:
-    """Whether the data set is on this machine, as files or in the hub's cache. Makes no request to the hub."""
+    """Whether the data set is on this machine, as files or in the Hub's cache. Makes no request to the Hub."""
     try:
         files = _local_files(dataset, location)
     except DataError:
@@ -120,7 +120,7 @@ def files_of_other_splits(dataset: Dataset, location: str) -> list[str]:
 
 
 def _open_files(dataset: Dataset, location: str, choose: ColumnChoice) -> Iterator[Iterator[FileRow]]:
-    """The rows of each file, or those of the split of a data set on the hub; of tables the chosen columns."""
+    """The rows of each file, or those of the split of a data set on the Hub; of tables the chosen columns."""
     files = _files_of_split(dataset, location)
     if files is None:
         from codetune.data.hub import dataset_snapshot, read_hub_rows
@@ -139,7 +139,7 @@ def _files_of_split(dataset: Dataset, location: str) -> dict[str, Path] | None:
 
 def _local_files(dataset: Dataset, location: str) -> dict[str, Path] | None:
     """The data files at `location` (a file, a directory or a glob) by their names in `at`, sorted; None where it can
-    only be the name of a data set on the hub."""
+    only be the name of a data set on the Hub."""
     path = Path(location).expanduser()
     if path.is_dir():
         inside = [file for file in path.rglob("*") if data_suffix(file) and file.is_file()]
@@ -162,7 +162,7 @@ def _local_files(dataset: Dataset, location: str) -> dict[str, Path] | None:
     if data_suffix(path) or location.startswith((".", "/", "~")) or len(path.parts) > 2:
         raise DataError(
             f"There is no file {location}. Expected: a data file, a directory or glob of data files, or a data set on "
-            "the hub. Fix dataset.path."
+            "the Hub. Fix dataset.path."
         )
     return None
 

@@ -11,7 +11,7 @@ from codetune.errors import DataError
 from codetune.project.sections import Dataset
 
 WHOLE_SPLIT = "train"  # the default of dataset.split
-# As the hub has it: https://huggingface.co/docs/datasets/repository_structure
+# As the Hub has it: https://huggingface.co/docs/datasets/repository_structure
 SPLIT_OF_WORD = {
     **dict.fromkeys(("train", "training", "trainset"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),

@@ -119,7 +119,7 @@ class ContinuousGenerator:
 
 def _fixed_attention() -> dict[str, Any]:
     """Keeps the attention that was set when the model was loaded: by default transformers 5.23 may fetch another one
-    from the hub. 5.17 has no such option and keeps flash attention."""
+    from the Hub. 5.17 has no such option and keeps flash attention."""
     known = "auto_switch_to_flash" in ContinuousBatchingConfig.__dataclass_fields__
     return {"auto_switch_to_flash": False} if known else {}
 

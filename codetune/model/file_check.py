@@ -147,7 +147,7 @@ def _require_plain(path: Path, home: Path) -> None:
 
 
 def _is_hub_blob(target: Path, home: Path) -> bool:
-    """A snapshot in the hub's cache consists of links to the blobs of its own repository."""
+    """A snapshot in the Hub's cache consists of links to the blobs of its own repository."""
     repository = target.parent.parent
     return target.parent.name == "blobs" and repository.name.startswith("models--") and repository in home.parents
 
@@ -206,7 +206,7 @@ def _require_plain_settings(path: Path) -> None:
         if path.name == ADAPTER_CONFIG and key in ADAPTER_KEYS and value:
             raise _refused(path, key, value, "lets peft import modules or copy layers")
         if KERNEL_KEYS.fullmatch(key) and "/" in str(value):
-            raise _refused(path, key, value, "asks for code from the hub")
+            raise _refused(path, key, value, "asks for code from the Hub")
         if key == "num_labels":
             _require_at_most(path, key, value, MOST_LABELS)
         elif REPEATED.fullmatch(key):

@@ -32,7 +32,7 @@ PICKLE_FILES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def find_model(name: str) -> Path:
-    """The directory of a causal model or of LoRA adapters: `name` itself, or the snapshot of that hub id.
+    """The directory of a causal model or of LoRA adapters: `name` itself, or the snapshot of that Hub id.
 
     Raises ModelError for a name that is neither, for files that are missing, for weights in pickle files, and for files
     that must not be opened. The base model of adapters is checked as well."""
@@ -51,7 +51,7 @@ def find_model(name: str) -> Path:
 
 
 def find_encoder(name: str) -> Path:
-    """The directory of a sentence-transformers model: `name` itself, or the snapshot of that hub id. Raises ModelError
+    """The directory of a sentence-transformers model: `name` itself, or the snapshot of that Hub id. Raises ModelError
     for a name that is neither, for weights in pickle files, and for files that must not be opened."""
     directory = _find_directory(name, ENCODER_FILES)
     require_safe_encoder(directory)
@@ -118,13 +118,13 @@ def tokenizer_directory(directory: Path) -> Path:
 
 
 def base_model_name(directory: Path) -> str:
-    """The path or hub id of the base model of the adapters in `directory`. Raises ModelError if their configuration
+    """The path or Hub id of the base model of the adapters in `directory`. Raises ModelError if their configuration
     does not name it."""
     name = read_json(directory / ADAPTER_CONFIG).get("base_model_name_or_path")
     if not name or not isinstance(name, str) or _directory_named(name).resolve() == directory.resolve():
         raise ModelError(
             f"{directory / ADAPTER_CONFIG} does not say to which model the adapters belong (base_model_name_or_path is "
-            f"{name!r}). Expected: its directory or hub id. Write it there."
+            f"{name!r}). Expected: its directory or Hub id. Write it there."
         )
     return name
 
@@ -180,12 +180,12 @@ def _find_directory(name: str, hub_files: Sequence[str]) -> Path:
         return directory
     if directory.exists():
         raise ModelError(
-            f"{name} is a file. Expected: the directory that holds config.json and the weights of a model, or a hub "
+            f"{name} is a file. Expected: the directory that holds config.json and the weights of a model, or a Hub "
             "id. Name the directory."
         )
     if not is_hub_id(name):
         raise ModelError(
-            f"There is no directory {name}. Expected: the directory of a model, or a hub id such as "
+            f"There is no directory {name}. Expected: the directory of a model, or a Hub id such as "
             "deepseek-ai/deepseek-coder-6.7b-base. Fix the name in the project file or after --model."
         )
     return hub_snapshot(name, "model", hub_files)
@@ -199,7 +199,7 @@ def _directory_named(name: str) -> Path:
     except (OSError, RuntimeError, ValueError) as error:
         raise ModelError(
             f"The name of a model cannot be a path: {name[:80]!r} ({first_line(error)}). Expected: the directory of a "
-            "model, or a hub id. Fix the name."
+            "model, or a Hub id. Fix the name."
         ) from error
     return directory
 
@@ -236,11 +236,11 @@ def _require_safetensors(directory: Path, name: str) -> None:
         )
     raise ModelError(
         f"{_shown(name, directory)} holds no weights. Expected: model.safetensors, or its shards and their index. "
-        "Copy them there. If the hub has this model as pickle files only, download all of it and convert it to "
+        "Copy them there. If the Hub has this model as pickle files only, download all of it and convert it to "
         "safetensors."
     )
 
 
 def _shown(name: str, directory: Path) -> str:
-    """A hub id together with the directory of its snapshot; a directory once."""
+    """A Hub id together with the directory of its snapshot; a directory once."""
     return name if Path(name).expanduser() == directory else f"{name} ({directory})"

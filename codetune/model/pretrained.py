@@ -1,6 +1,6 @@
 """The one door to the functions by which libraries load a configuration, a tokenizer or a network from a directory.
 
-Behind it no code that comes with a model runs, nothing is asked on standard input, the hub is not called and no pickle
+Behind it no code that comes with a model runs, nothing is asked on standard input, the Hub is not called and no pickle
 is read: the files are checked first (`file_check.py`), and each library is told so as well. Whatever a library raises
 on broken files becomes a ModelError that names the directory. `load.py` makes models as the project wants them."""
 

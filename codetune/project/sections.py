@@ -58,8 +58,8 @@ class Section(BaseModel):
 class Dataset(Section):
     """The data set is known by the content of its rows, so none of these keys seals an artefact by its value."""
 
-    path: Text | None = setting(None, "hub id, or .json(.gz) / .jsonl(.gz) / .parquet, a glob, or a directory")
-    split: Text = setting("train", "split of a hub data set; of files those with it in their names, if any has one")
+    path: Text | None = setting(None, "Hub id, or .json(.gz) / .jsonl(.gz) / .parquet, a glob, or a directory")
+    split: Text = setting("train", "split of a Hub data set; of files those with it in their names, if any has one")
     instruction: Text | None = setting(
         None, "column of the instruction, null: found by its usual name; Alpaca's `input` is appended"
     )
@@ -69,7 +69,7 @@ class Dataset(Section):
 
 
 class Model(Section):
-    path: Text | None = setting(None, "hub id or directory of the base model (safetensors)")
+    path: Text | None = setting(None, "Hub id or directory of the base model (safetensors)")
     chat_format: ChatFormat | None = setting(
         None, "how turns are written, null: found from the model; `tokenizer` for its own template", "train"
     )
@@ -300,7 +300,7 @@ class Project(Section):
         return self.root / (self.output_dir or f"runs/{self.name}")
 
     def locate(self, name: str) -> str:
-        """`name` as a path relative to the project file, else to the current directory, else unchanged (a hub id).
+        """`name` as a path relative to the project file, else to the current directory, else unchanged (a Hub id).
 
         Raises InputError where the name cannot be a path."""
         try:

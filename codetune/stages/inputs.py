@@ -124,7 +124,7 @@ def left_out_notes(facts: Mapping[str, Any]) -> list[str]:
 
 
 def fingerprint(context: RunContext) -> str:
-    """Of the data set's files, or of its commit on the hub."""
+    """Of the data set's files, or of its commit on the Hub."""
     dataset = context.project.dataset
     location = context.project.locate(required(dataset.path, "dataset.path"))
     return dataset_fingerprint(dataset, location, context.digests.file)
@@ -146,7 +146,7 @@ def changed_model(
     context: RunContext, setting: str, digest: str, artefact: Path, manifest: Manifest, allow_overrides: bool
 ) -> str:
     """A sentence that says how the model under `setting` differs from the one that made the artefact. "" if it does not
-    differ, or if it is the same name and no directory of this machine: a snapshot of the hub never changes."""
+    differ, or if it is the same name and no directory of this machine: a snapshot of the Hub never changes."""
     made, asked = manifest.names.get(setting), value_at(context.project, setting)
     said = made if allow_overrides and setting in manifest.overrides and made else asked
     if not isinstance(said, str):
@@ -160,7 +160,7 @@ def changed_model(
 
 
 def model_here(project: Project, setting: str) -> Path | None:
-    """The directory of the model under `setting`, where it is on this machine; asks no hub."""
+    """The directory of the model under `setting`, where it is on this machine; asks no Hub."""
     name = value_at(project, setting)
     if not isinstance(name, str):
         return None

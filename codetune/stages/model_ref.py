@@ -1,4 +1,4 @@
-"""A model as a benchmark sees it: what `tuned`, `base`, a path, a checkpoint or a hub id stands for, the digest that
+"""A model as a benchmark sees it: what `tuned`, `base`, a path, a checkpoint or a Hub id stands for, the digest that
 its results are kept by, and how it is prompted. Loads no weights.
 """
 
@@ -23,10 +23,10 @@ from codetune.training.checkpoint import sealed_checkpoints
 
 
 def model_ref(context: RunContext, name: str) -> ModelRef:
-    """The model that `tuned`, `base`, a path (also of a checkpoint) or a hub id stands for, and how it is prompted."""
+    """The model that `tuned`, `base`, a path (also of a checkpoint) or a Hub id stands for, and how it is prompted."""
     project = context.project
     if not name.strip():
-        raise UsageError("--model is empty; expected tuned, base, a path or a hub id, such as --model base")
+        raise UsageError("--model is empty; expected tuned, base, a path or a Hub id, such as --model base")
     if name == "tuned":
         require(context, TRAIN)
         directory = context.run.model
@@ -50,7 +50,7 @@ def default_model(context: RunContext, said: str | None, instead: str = "") -> s
     if context.run.model.exists():
         return "tuned"
     raise UsageError(
-        f"{context.run.directory} has no trained model, so --model must say which; expected base, a path or a hub id, "
+        f"{context.run.directory} has no trained model, so --model must say which; expected base, a path or a Hub id, "
         f"such as --model base{instead}. Or train one: codetune train"
     )
 

@@ -1,4 +1,4 @@
-"""Whether an artefact is still true: done, stale (and why), partial, missing. Looks at files only, asks no hub.
+"""Whether an artefact is still true: done, stale (and why), partial, missing. Looks at files only, asks no Hub.
 
 What is asked for is the project file and the flags of this command, nothing else: `stage_status` holds an artefact
 against just that. A stage that is called alone takes the artefacts of earlier stages as they are (`require`): settings

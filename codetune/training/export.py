@@ -1,5 +1,5 @@
 """The trained model -> a directory that transformers loads: safetensors in `model.dtype`, the tokenizer with the chat
-template of the training, and a generation configuration with the tokens that end an answer. Never connects to a hub."""
+template of the training, and a generation configuration with the tokens that end an answer. Never connects to a Hub."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _save_adapters(model: PeftModel, directory: Path, dtype: torch.dtype) -> Non
         if weights.requires_grad:  # the others may be quantised
             weights.data = weights.data.to(dtype)
     with quiet_peft():
-        # "auto" would ask the hub whether the vocabulary grew; codetune never resizes the embeddings.
+        # "auto" would ask the Hub whether the vocabulary grew; codetune never resizes the embeddings.
         model.save_pretrained(str(directory), save_embedding_layers=False)
 
 

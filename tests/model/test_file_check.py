@@ -36,7 +36,7 @@ def model(tmp_path: Path) -> Path:
         ("config.json", {"configuration_files": ["config.4.0.0.json"]}, "configuration_files is"),
         ("tokenizer_config.json", {"fast_tokenizer_files": ["tokenizer.4.0.0.json"]}, "fast_tokenizer_files is"),
         ("config.json", {"transformers_weights": "adapter_model.bin"}, "transformers_weights is"),
-        ("config.json", {"attn_implementation": "somebody/kernel"}, "attn_implementation is .* code from the hub"),
+        ("config.json", {"attn_implementation": "somebody/kernel"}, "attn_implementation is .* code from the Hub"),
         ("config.json", {"num_hidden_layers": 10**8}, r"config\.json: num_hidden_layers is 100,000,000.*4,096 at most"),
         ("config.json", {"vision_config": {"n_layer": 10**8}}, "n_layer is 100,000,000"),
         ("config.json", {"num_local_experts": 10**8}, "num_local_experts is 100,000,000"),
