@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from codetune.project.sections import ChatFormat
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +39,34 @@ ALONE = Rank(0, 1, 0, 1)
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation. Of an assistant's turn `calls` are its tool calls, as the JSON text of a list of
+    OpenAI's objects with their arguments as objects; `call_id` and `name` say which call a tool's turn answers."""
 
     role: Role
     content: str
+    calls: str = ""
+    call_id: str = ""
+    name: str = ""
+
+    @property
+    def text(self) -> str:
+        """The content, and the name and arguments of each call as a line of JSON below it."""
+        if not self.calls:
+            return self.content
+        lines = [json.dumps(call["function"], ensure_ascii=False) for call in json.loads(self.calls)]
+        return "\n".join([self.content, *lines] if self.content else lines)
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The message as other programs read it, without what it does not have."""
+        calls = {"tool_calls": json.loads(self.calls)} if self.calls else {}
+        marks = {"tool_call_id": self.call_id, "name": self.name}
+        return {
+            "role": self.role,
+            "content": self.content,
+            **calls,
+            **{key: mark for key, mark in marks.items() if mark},
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +78,18 @@ class Example:
     at: str  # "FILE:LINE", or "FILE:row N" where a file has no lines
     source: str = ""  # the file's name as shown in `at` before the colon, or the name of a data set on the Hub
     left_out: tuple[tuple[str, str], ...] = ()  # columns with context that no message has, and their values as text
+    tools: str = ""  # that the assistant may call, as the JSON text of a list of objects
     row_format: str = field(default="", compare=False)  # by which it was read; examples.jsonl does not keep it
 
     @property
     def instruction(self) -> str:
-        """The contents of all turns before the answer, with blank lines between them."""
-        return "\n\n".join(message.content for message in self.messages[:-1])
+        """The texts of all turns before the answer, with blank lines between them."""
+        return "\n\n".join(message.text for message in self.messages[:-1])
 
     @property
     def answer(self) -> str:
-        """The content of the last turn."""
-        return self.messages[-1].content
+        """The text of the last turn."""
+        return self.messages[-1].text
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +108,7 @@ class Refusal:
         >>> Refusal(None, "duplicate of a.jsonl:3", "a.jsonl:9").kind
         'duplicate'
         """
-        for before, after in (("duplicate", ""), ("differs", "only in columns that are left out")):
+        for before, after in (("duplicate", ""), ("differs", "only in columns beside its messages")):
             if self.reason.startswith((f"{before} of ", f"{before} from ")) and self.reason.endswith(after):
                 return f"{before} {after}".strip()
         return self.reason
@@ -207,15 +232,12 @@ class Verdict:
 
 def content_id(messages: Sequence[Message]) -> str:
     """The id of a row: the first 16 hex digits of the SHA-256 of its messages as canonical JSON (sorted keys, ASCII, no
-    white space).
+    white space): of each the role and the content, and the tool calls, their ids and the name where it has them. The
+    tools that could be called are no part of it.
 
     >>> content_id([Message("user", "hi"), Message("assistant", "yo")])
     'c250886073cb6456'
     """
-    canonical = json.dumps(
-        [{"content": message.content, "role": message.role} for message in messages],
-        sort_keys=True,
-        ensure_ascii=True,
-        separators=(",", ":"),
-    )
+    documents = [message.document for message in messages]
+    canonical = json.dumps(documents, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]

@@ -88,20 +88,27 @@ def _missing_tokens(chat_format: str, tokenizer: ChatTokenizer) -> list[str]:
 
 
 def render_chat(
-    chat_format: ChatFormat, messages: Sequence[Message], tokenizer: ChatTokenizer, bos: str, learn: LearnedAnswers
+    chat_format: ChatFormat,
+    messages: Sequence[Message],
+    tokenizer: ChatTokenizer,
+    bos: str,
+    learn: LearnedAnswers,
+    tools: str = "",
 ) -> RenderedChat | str:
     """The conversation, as the reader of data sets lets it through, in text; or why the format cannot express it.
 
     `bos` is the BOS token, or "" for none; `tokenizer` as format writes its own BOS. `learn` says which answers the
-    model is trained to write. Raises ModelError for a tokenizer without EOS, and for a template of its own that is
-    missing or closes no answer."""
+    model is trained to write; `tools` is the JSON text of the row's tools, or "". Raises ModelError for a tokenizer
+    without EOS, and for a template of its own that is missing or closes no answer."""
     if chat_format == "tokenizer":
-        return render_by_tokenizer(messages, tokenizer, learn)
+        return render_by_tokenizer(messages, tokenizer, learn, tools)
     if tokenizer.eos_token is None:
         raise ModelError(
             "The model's tokenizer has no EOS token (eos_token), so nothing would teach the model where answers end. "
             'Expected: one that it knows. Name it in tokenizer_config.json, such as "eos_token": "</s>".'
         )
+    if tools or any(message.calls or message.role == "tool" for message in messages):
+        return f"the chat format {chat_format} has no tools; a tokenizer's own template may have (model.chat_format)"
     rendered = _render_by_family(FAMILIES[chat_format], messages, bos, str(tokenizer.eos_token))
     return rendered if learn == "all" else replace(rendered, answers=rendered.answers[-1:])
 

@@ -1,7 +1,8 @@
-"""One data file -> its rows, streaming: JSON arrays (`.json`), one JSON object a line (`.jsonl`, `.json`), either
-gzipped; and Parquet. Any value counts as a row; only a damaged file, or one beyond the limits of `user_files.py`, is an
-error, with its line. An array is decoded value by value from a window of text, so its size does not matter. Of a table
-only the columns are read that the caller asks for: a value in another one can do no harm."""
+"""One data file -> its rows, streaming: JSON arrays (`.json`), one JSON object a line (`.jsonl`, `.json`), and CSV, all
+of them also gzipped; and Parquet. Any value counts as a row; only a damaged file, or one beyond the limits of
+`user_files.py`, is an error, with its line. An array is decoded value by value from a window of text, so its size does
+not matter. Of a Parquet table only the columns are read that the caller asks for: a value in another one can do no
+harm."""
 
 from __future__ import annotations
 
@@ -15,13 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NoReturn
 
+from codetune.data.csv_rows import read_csv_rows
 from codetune.errors import DataError, first_line
 from codetune.user_files import MIB, ROW_BYTES, UnpackingLimit, open_limited, read_lines, too_long
 
 if TYPE_CHECKING:
     import pyarrow
 
-DATA_SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
+DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".json.gz", ".jsonl.gz", ".csv.gz", ".parquet")
 CHUNK_BYTES = MIB
 TABLE_BATCH_ROWS = 16  # few, because a dictionary can repeat a long value in every row
 # The decoder can report a value that is cut ("\\u12", "fals") as an error at most this many characters before the end
@@ -76,6 +78,12 @@ def _file_rows(path: Path, source: str, choose: ColumnChoice) -> Iterator[FileRo
         return
     is_gzip = path.name.lower().endswith(".gz")
     try:
+        if data_suffix(path) in (".csv", ".csv.gz"):
+            with open_limited(path, source, is_gzip) as stream:
+                for number, value in read_csv_rows(stream, source):
+                    fault = value if isinstance(value, str) else ""
+                    yield FileRow(source, number, None if fault else value, has_lines=True, fault=fault)
+            return
         with open_limited(path, source, is_gzip) as stream:
             is_array = data_suffix(path) in (".json", ".json.gz") and _first_byte(stream) == b"["
         with open_limited(path, source, is_gzip) as stream:

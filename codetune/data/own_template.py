@@ -8,13 +8,14 @@ template's `{% generation %}` blocks, or by rendering prefixes of the conversati
     all of it                                     <user>hi<assistant>yo</s><user>ho<assistant>ya</s>
 
 The first must begin the third, and the second must agree with it up to behind the answer's EOS: only then is what the
-model learns what it will be asked for. A message that the template leaves out is found by a second rendering, with a
-tag in each message. A row for which one of these fails is refused with the reason. Makes no tokens."""
+model learns what it will be asked for. A message, call or tool that the template leaves out is found by a second
+rendering, with a tag in each of them. A row that fails is refused with its reason. Makes no tokens."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, get_args
 
@@ -26,7 +27,8 @@ from codetune.project.sections import ChatFormat, LearnedAnswers
 from codetune.records import Message
 
 CharacterSpan = tuple[int, int]  # [start, end)
-Turn = dict[str, str]
+Turn = dict[str, Any]  # a message as JSON
+Tools = list[dict[str, Any]]
 TEMPLATE_SECONDS = 20.0  # for one conversation, which takes a template less than a millisecond
 TEMPLATE_BYTES = 2**32  # room for the longest row in every form, and for what other threads take meanwhile
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # as transformers looks for it
@@ -61,24 +63,37 @@ class ChatTokenizer(Protocol):
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
 
     def apply_chat_template(
-        self, conversation: list[Turn], *, tokenize: bool, add_generation_prompt: bool
+        self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool
     ) -> object: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What a template gets."""
+
+    turns: list[Turn]
+    tools: Tools
+
+    def render(self, tokenizer: ChatTokenizer, turns: int | None = None, *, prompt: bool = False) -> str:
+        """The first `turns` turns, or all, with the prompt for an answer if so. Raises as `apply_template`."""
+        return apply_template(tokenizer, self.turns[:turns], add_generation_prompt=prompt, tools=self.tools)
+
+
 def render_by_tokenizer(
-    messages: Sequence[Message], tokenizer: ChatTokenizer, learn: LearnedAnswers
+    messages: Sequence[Message], tokenizer: ChatTokenizer, learn: LearnedAnswers, tools: str
 ) -> RenderedChat | str:
-    """The conversation in the tokenizer's own template, or why it cannot be shown where the answers stand in it. Raises
-    ModelError where there is no template, and where it closes no answer."""
-    turns = [{"role": message.role, "content": message.content} for message in messages]
+    """The conversation in the tokenizer's own template, or why it cannot be shown where the answers stand in it.
+    `tools` is the JSON text of their list, or "". Raises ModelError where there is no template, and where it closes no
+    answer."""
+    conversation = Conversation([message.document for message in messages], json.loads(tools or "[]"))
     try:
-        text = apply_template(tokenizer, turns, add_generation_prompt=False)
-        if left_out := _left_out(turns, tokenizer):
-            return f"{THE_TEMPLATE} leaves out or rewrites a message of the role {left_out}"
+        text = conversation.render(tokenizer)
+        if left_out := _left_out(conversation, tokenizer):
+            return f"{THE_TEMPLATE} leaves out or rewrites {left_out}"
         if isinstance(tokenizer.chat_template, str) and GENERATION.search(tokenizer.chat_template):
-            spans = _marked_answers(turns, text, tokenizer)
+            spans = _marked_answers(conversation, text, tokenizer)
         else:
-            spans = _answers_by_prefixes(turns, text, tokenizer, learn)
+            spans = _answers_by_prefixes(conversation, text, tokenizer, learn)
     except TemplateError as error:
         return f"{THE_TEMPLATE} refuses it: {first_line(error)}"
     except ValueError as error:  # transformers raises it where there is no template
@@ -89,14 +104,16 @@ def render_by_tokenizer(
     return spans if isinstance(spans, str) else RenderedChat(text, tuple(spans if learn == "all" else spans[-1:]))
 
 
-def apply_template(tokenizer: ChatTokenizer, turns: list[Turn], *, add_generation_prompt: bool) -> str:
+def apply_template(
+    tokenizer: ChatTokenizer, turns: list[Turn], *, add_generation_prompt: bool, tools: Tools | None = None
+) -> str:
     """The turns in the tokenizer's own chat template. Raises TemplateError for turns that it refuses or fails on,
     ValueError (of transformers) without a template, ModelError for one that does not come to an end."""
+    render: Any = tokenizer.apply_chat_template
+    options = {"add_generation_prompt": add_generation_prompt, **({"tools": tools} if tools else {})}
     try:
         with limited_time(TEMPLATE_SECONDS, _endless_template), limited_memory(TEMPLATE_BYTES):
-            return str(
-                tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
-            )
+            return str(render(turns, tokenize=False, **options))
     except (TypeError, AttributeError, LookupError, ArithmeticError, RecursionError, MemoryError) as error:
         raise TemplateError(f"{type(error).__name__}: {first_line(error)}") from error
 
@@ -109,31 +126,56 @@ def _endless_template() -> ModelError:
     )
 
 
-def _left_out(turns: Sequence[Turn], tokenizer: ChatTokenizer) -> str:
-    """The role of the first message before the last that the template does not write; "" where it writes all."""
-    tags = [TAG.format(index) for index in range(len(turns) - 1)]
-    tagged = [{**turn, "content": turn["content"].rstrip() + tag} for turn, tag in zip(turns, tags, strict=False)]
-    text = apply_template(tokenizer, [*tagged, turns[-1]], add_generation_prompt=False)
-    return next((turn["role"] for turn, tag in zip(turns, tags, strict=False) if tag not in text), "")
+def _left_out(conversation: Conversation, tokenizer: ChatTokenizer) -> str:
+    """The first thing that the template does not write, tools before messages; "" where it writes all. The content of
+    the last turn is looked for elsewhere."""
+    tags: dict[str, str] = {}
+
+    def tag(thing: str) -> str:
+        tags[new := TAG.format(len(tags))] = thing
+        return new
+
+    tools = [_tagged_call(tool, "parameters", lambda: tag("tools")) for tool in conversation.tools]
+    turns = []
+    for turn in conversation.turns:
+        calls = [_tagged_call(call, "arguments", lambda: tag("tool calls")) for call in turn.get("tool_calls", ())]
+        is_tagged = turn["content"].strip() and turn is not conversation.turns[-1]
+        content = (
+            turn["content"].rstrip() + tag(f"a message of the role {turn['role']}") if is_tagged else turn["content"]
+        )
+        turns.append({**turn, "content": content, **({"tool_calls": calls} if calls else {})})
+    text = Conversation(turns, tools).render(tokenizer)
+    return next((thing for tag, thing in tags.items() if tag not in text), "")
+
+
+def _tagged_call(document: Turn, values: str, tag: Callable[[], str]) -> Turn:
+    """A tool or a call with a tag behind its name, and one among its arguments or parameters."""
+    function = dict(document.get("function", document))
+    function["name"] = f"{function.get('name', '')}{tag()}"
+    if isinstance(function.get(values), dict):
+        function[values] = {**function[values], tag(): "x"}
+    return {**document, "function": function} if "function" in document else function
 
 
 def _answers_by_prefixes(
-    turns: list[Turn], text: str, tokenizer: ChatTokenizer, learn: LearnedAnswers
+    conversation: Conversation, text: str, tokenizer: ChatTokenizer, learn: LearnedAnswers
 ) -> list[CharacterSpan] | str:
     """The answers that are learned, each from behind the prompt for it; or why they are not sure to be there."""
     spans: list[CharacterSpan] = []
+    turns = conversation.turns
     answers = [index for index, turn in enumerate(turns) if turn["role"] == "assistant"]
     for index in answers if learn == "all" else answers[-1:]:
-        prompt = apply_template(tokenizer, turns[:index], add_generation_prompt=True)
+        prompt = conversation.render(tokenizer, index, prompt=True)
         is_last = index == len(turns) - 1
-        alone = text if is_last else apply_template(tokenizer, turns[: index + 1], add_generation_prompt=False)
+        alone = text if is_last else conversation.render(tokenizer, index + 1)
         content = turns[index]["content"].strip()
         start = alone.find(content, len(prompt))
         if not alone.startswith(prompt):
             return f"{THE_TEMPLATE} does not begin an answer with its own prompt for one"
         if start < 0:
             return f"{THE_TEMPLATE} rewrites the answer"
-        end = _end_of_answer(alone, start + len(content), _agreement(alone, text), tokenizer)
+        after = (start + len(content), _agreement(alone, text))
+        end = _end_of_answer(alone, after, tokenizer, last="tool_calls" in turns[index])
         if end is None and is_last:
             raise _never_closed()
         if end is None:
@@ -152,19 +194,21 @@ def _agreement(one: str, other: str) -> int:
     return len(one) if other.startswith(one) else next(index for index, (a, b) in enumerate(pairs) if a != b)
 
 
-def _marked_answers(turns: list[Turn], text: str, tokenizer: ChatTokenizer) -> list[CharacterSpan] | str:
+def _marked_answers(conversation: Conversation, text: str, tokenizer: ChatTokenizer) -> list[CharacterSpan] | str:
     """The answers in the template's `{% generation %}` blocks; or why they are not sure to be there. A block that does
     not hold the token that closes the answer is extended to it."""
-    contents = [turn["content"].strip() for turn in turns if turn["role"] == "assistant"]
-    rendered, marked = _generation_blocks(turns, tokenizer)
-    if rendered != text or len(marked) != len(contents):
-        return f"{THE_TEMPLATE} marks {len(marked)} answers by generation blocks, and the row has {len(contents)}"
+    answers = [turn for turn in conversation.turns if turn["role"] == "assistant"]
+    rendered, marked = _generation_blocks(conversation, tokenizer)
+    if rendered != text or len(marked) != len(answers):
+        return f"{THE_TEMPLATE} marks {len(marked)} answers by generation blocks, and the row has {len(answers)}"
     spans: list[CharacterSpan] = []
-    for (start, end), content, limit in zip(marked, contents, _limits(marked, text), strict=True):
+    for (start, end), turn, limit in zip(marked, answers, _limits(marked, text), strict=True):
+        content, has_calls = turn["content"].strip(), "tool_calls" in turn
         found = text.find(content, start, end)
         if found < 0:
             return f"{THE_TEMPLATE} rewrites the answer"
-        closed = _end_of_answer(text, found + len(content), limit, tokenizer)
+        inside = _end_of_answer(text, (found + len(content), end), tokenizer, last=has_calls)
+        closed = inside or _end_of_answer(text, (end, limit), tokenizer, last=False)
         if closed is None or text[end:closed].strip() not in ("", *tokenizer.all_special_tokens):
             raise _never_closed()
         spans.append((start, max(end, closed)))
@@ -177,25 +221,32 @@ def _limits(marked: Sequence[CharacterSpan], text: str) -> Iterator[int]:
     yield len(text)
 
 
-def _generation_blocks(turns: list[Turn], tokenizer: ChatTokenizer) -> tuple[str, list[CharacterSpan]]:
+def _generation_blocks(conversation: Conversation, tokenizer: ChatTokenizer) -> tuple[str, list[CharacterSpan]]:
     # Here, because it loads torch: `apply_chat_template` gives the blocks for its own tokens only, not the characters.
     from transformers.utils.chat_template_utils import render_jinja_template
 
     render: Any = render_jinja_template  # its types say less than it gives
     template, tokens = str(tokenizer.chat_template), tokenizer.special_tokens_map
     with limited_time(TEMPLATE_SECONDS, _endless_template), limited_memory(TEMPLATE_BYTES):
-        (text,), (blocks,) = render([turns], chat_template=template, return_assistant_tokens_mask=True, **tokens)
+        (text,), (blocks,) = render(
+            [conversation.turns],
+            tools=conversation.tools or None,
+            chat_template=template,
+            return_assistant_tokens_mask=True,
+            **tokens,
+        )
     return text, blocks
 
 
-def _end_of_answer(text: str, start: int, end: int, tokenizer: ChatTokenizer) -> int | None:
-    """The index behind the first EOS between `start` and `end`, else behind the first special token there; None where
-    there is neither."""
+def _end_of_answer(text: str, within: CharacterSpan, tokenizer: ChatTokenizer, *, last: bool) -> int | None:
+    """The index behind the first EOS within a span, else behind the first special token there; None where there is
+    neither. Behind the `last` one in a turn with calls, which may hold special tokens themselves."""
     eos = [] if tokenizer.eos_token is None else [str(tokenizer.eos_token)]
+    find = text.rfind if last else text.find
     for tokens in (eos, [token for token in tokenizer.all_special_tokens if token]):
-        found = [(index, index + len(token)) for token in tokens if (index := text.find(token, start, end)) >= 0]
+        found = [(index, index + len(token)) for token in tokens if (index := find(token, *within)) >= 0]
         if found:
-            return min(found)[1]
+            return (max if last else min)(found)[1]
     return None
 
 

@@ -14,6 +14,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
+from codetune.data.tool_calls import (
+    CALLS,
+    EMPTY,
+    TOOLS,
+    UnreadableError,
+    call_in_text,
+    calls_json,
+    list_of_objects,
+    parse_json,
+    tools_json,
+)
 from codetune.errors import DataError
 from codetune.project.sections import Dataset
 from codetune.records import Message, Role
@@ -21,20 +32,24 @@ from codetune.text import is_blank, lone_surrogate
 
 Messages = tuple[Message, ...]
 Columns = Mapping[str, object]  # a row: the value of each column
-ROLES: Mapping[str, Role] = {role: role for role in get_args(Role)}
-SHAREGPT_ROLES: Mapping[str, Role] = {"human": "user", "gpt": "assistant", **ROLES}
+ROLES: Mapping[str, Role] = {**{role: role for role in get_args(Role)}, "function": "tool"}
+CALL = "function_call"  # ShareGPT's role of a turn whose text is a call
+SHAREGPT_ROLES: Mapping[str, Role] = {
+    "human": "user",
+    "gpt": "assistant",
+    **ROLES,
+    CALL: "assistant",
+    "observation": "tool",
+}
 SYSTEM = ("system", "system_prompt")
 HISTORY = "history"
-LEFT_OUT = frozenset(
-    ("context", "tools", "functions", "image", "images", "video", "videos", "audio", "audios", "documents")
-)
 NOT_LEARNED = ("0", "0.0", "false")
+LEFT_OUT = frozenset(("context", "documents"))
+NO_TEXT = ("image", "images", "video", "videos", "audio", "audios")  # columns and keys of turns
+TEXT_PARTS = (None, "text", "input_text", "output_text")  # the types of the parts of a content that are text
 LEARNED = ("weight", "train", "training", "loss")  # keys of a turn, by program: whether it is learned, 1 or true if so
-LEFT_OUT_OF_TURNS = frozenset(
-    (*LEARNED, "tool_calls", "tool_call_id", "function_call", "reasoning_content", "thinking", "images")
-)
-EMPTY: tuple[object, ...] = (None, "", "[]", "{}", [], {})
-TURNS = ("messages", "conversations")
+LEFT_OUT_OF_TURNS = frozenset((*LEARNED, "reasoning_content", "thinking"))
+TURNS = ("messages", "conversations", "conversation")
 INSTRUCTIONS = ("instruction", "problem", "question", "prompt", "query")  # usual names of the columns of a pair
 RESPONSES = ("output", "response", "solution", "answer", "completion")
 ABSENT = "\0"  # a column that no row has
@@ -57,12 +72,20 @@ def messages_of(row: object, dataset: Dataset) -> Messages | str:
     if row_format is None:
         absent = (name for name in (dataset.instruction, dataset.response, *TURNS) if name and name not in row)
         return f"no column {next(absent)}"
-    messages = row_format.messages(row, dataset)
+    read = row_format.columns(dataset)
+    if no_text := [name for name in NO_TEXT if name not in read and row.get(name) not in EMPTY]:
+        return f"{no_text[0]} cannot be written as text"
+    try:
+        messages, tools = row_format.messages(row, dataset), tools_json(row)
+    except UnreadableError as why:
+        return str(why)
     if not isinstance(messages, str):
-        messages = _after_context(row, row_format.columns(dataset), messages)
-    if not isinstance(messages, str) and any(lone_surrogate(message.content) is not None for message in messages):
-        return "text is not valid Unicode"
-    return messages
+        messages = _after_context(row, read, messages)
+    if isinstance(messages, str):
+        return messages
+    texts = [text for one in messages for text in (one.content, one.calls, one.call_id, one.name)]
+    is_text = all(lone_surrogate(text) is None for text in (*texts, tools))
+    return messages if is_text else "text is not valid Unicode"
 
 
 def find_row_format(row: Columns, dataset: Dataset) -> RowFormat | None:
@@ -82,11 +105,37 @@ def find_columns(names: Sequence[str], dataset: Dataset, at: str) -> Dataset:
             could_be = f"any of {', '.join(matching)} could be it"
             fault = could_be if len(matching) > 1 else "none of its columns has a usual name"
             raise DataError(
-                f"{at}: dataset.{key} is not set, and {fault}. Columns found: {', '.join(names) or 'none'}. Set "
-                "dataset.instruction and dataset.response to two of them"
+                f"{at}: dataset.{key} is not set, and {fault}. Columns found: {', '.join(names) or 'none'}. "
+                f"{keys_to_set(names)}. What they hold: {shape_of(names)}"
             )
         found[key] = getattr(dataset, key) or matching[0]
     return dataset.model_copy(update=found)
+
+
+def shape_of(names: Sequence[str]) -> str:
+    """What rows with these columns usually are, in words."""
+    if "chosen" in names and "rejected" in names:
+        return "preference pairs"
+    instruction, response = _usual_pair(names)
+    if instruction and response:
+        return f"an instruction in {instruction} and a response in {response}"
+    return "text alone" if "text" in names else "no shape that codetune knows"
+
+
+def keys_to_set(names: Sequence[str]) -> str:
+    """What a project has to say for rows with these columns."""
+    instruction, response = _usual_pair(names)
+    if "chosen" in names and "rejected" in names:
+        response = "chosen"
+    if instruction and response:
+        return f"Set dataset.instruction to {instruction} and dataset.response to {response}"
+    return "Set dataset.instruction and dataset.response to two of them"
+
+
+def _usual_pair(names: Sequence[str]) -> tuple[str | None, ...]:
+    """The column that is usually the instruction, and the one that is the response; None for none or several."""
+    matching = [[name for name in usual if name in names] for usual in (INSTRUCTIONS, RESPONSES)]
+    return tuple(found[0] if len(found) == 1 else None for found in matching)
 
 
 def columns_to_read(names: Sequence[str], dataset: Dataset) -> tuple[str, ...]:
@@ -94,7 +143,7 @@ def columns_to_read(names: Sequence[str], dataset: Dataset) -> tuple[str, ...]:
     row_format = find_row_format(dict.fromkeys(names), dataset)
     if row_format is None:
         return ()
-    wanted = {*row_format.columns(dataset), *SYSTEM, HISTORY, *LEFT_OUT}
+    wanted = {*row_format.columns(dataset), *SYSTEM, HISTORY, *LEFT_OUT, *TOOLS, *NO_TEXT}
     return tuple(name for name in names if name in wanted or _is_misspelt(name))
 
 
@@ -107,7 +156,7 @@ def left_out(row: object, dataset: Dataset) -> tuple[tuple[str, str], ...]:
     read = row_format.columns(dataset)
     unread = [name for name in row if (name in LEFT_OUT and name not in read) or _is_misspelt(name)]
     found = [(name, row[name]) for name in unread if row[name] not in EMPTY]
-    turns = row[read[0]] if isinstance(row[read[0]], list) else []
+    turns = _turns_in(row[read[0]])
     keys = {key for turn in turns for key in LEFT_OUT_OF_TURNS & turn.keys()}
     for key in keys:
         values = [None if key in LEARNED and turn.get(key) == 1 else turn.get(key) for turn in turns]
@@ -124,14 +173,26 @@ def _pair_columns(dataset: Dataset) -> tuple[str, str]:
     return dataset.instruction or ABSENT, dataset.response or ABSENT
 
 
+def _if_named(dataset: Dataset, *columns: str) -> tuple[str, ...]:
+    """The columns, where they are those that the project names; else one that no row has."""
+    return columns if columns == _pair_columns(dataset) else (ABSENT,)
+
+
 def _pair(row: Columns, dataset: Dataset) -> Messages | str:
-    """Two turns: the instruction and its response, in the columns that the project names."""
+    """Two turns: the instruction and its response, in the columns that the project names. Each may be a list of turns
+    itself, as in TRL's prompt and completion."""
     instruction, response = (row[name] for name in _pair_columns(dataset))
-    if not isinstance(instruction, str):
-        return "instruction is not text"
-    if not isinstance(response, str):
-        return "answer is not text"
-    return Message("user", instruction), Message("assistant", response)
+    before = _turns_or_text(instruction, "user", "instruction")
+    answer = _turns_or_text(response, "assistant", "answer")
+    if isinstance(before, str) or isinstance(answer, str):
+        return before if isinstance(before, str) else answer
+    return *before, *answer
+
+
+def _turns_or_text(value: object, role: Role, name: str) -> Messages | str:
+    if isinstance(value, str):
+        return (Message(role, value),)
+    return _messages(value, name) if isinstance(value, list) and value else f"{name} is not text"
 
 
 def _with_addition(column: str) -> Callable[[Columns, Dataset], Messages | str]:
@@ -145,6 +206,8 @@ def _with_addition(column: str) -> Callable[[Columns, Dataset], Messages | str]:
             return f"{column} is not text"
         if addition is None or is_blank(addition):
             return pair
+        if len(pair) != 2:
+            return f"{column} stands beside a list of turns"
         instruction, response = pair
         return Message("user", f"{instruction.content}\n\n{addition}"), response
 
@@ -152,23 +215,58 @@ def _with_addition(column: str) -> Callable[[Columns, Dataset], Messages | str]:
 
 
 def _turns(column: str) -> Callable[[Columns, Dataset], Messages | str]:
+    return lambda row, dataset: _messages(row[column], column)
+
+
+def _messages(value: object, column: str) -> Messages | str:
     """Turns of any number: a role and a content each, or ShareGPT's `from` and `value`."""
+    turns = list_of_objects(value, column)
+    is_sharegpt = any("from" in turn and "role" not in turn for turn in turns)
+    role, content, roles = ("from", "value", SHAREGPT_ROLES) if is_sharegpt else ("role", "content", ROLES)
+    if faults := [fault for turn in turns if (fault := _content_fault(turn, content))]:
+        return faults[0]
+    if not all(isinstance(turn.get(role), str) and turn[role] in roles for turn in turns):
+        return f"a message's role is none of {', '.join(roles)}"
+    if turns and (not_learned := [key for key in LEARNED if _is_nothing(turns[-1].get(key))]):
+        return f"the answer has {not_learned[0]} 0"
+    return tuple(_message(turn, roles[str(turn[role])], content, turn[role] == CALL) for turn in turns)
 
-    def read(row: Columns, dataset: Dataset) -> Messages | str:
-        turns = row[column]
-        if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-            return f"{column} is not a list of objects"
-        is_sharegpt = any("from" in turn and "role" not in turn for turn in turns)
-        role, content, roles = ("from", "value", SHAREGPT_ROLES) if is_sharegpt else ("role", "content", ROLES)
-        if not all(isinstance(turn.get(content), str) for turn in turns):
-            return f"a message's {content} is not text"
-        if not all(isinstance(turn.get(role), str) and turn[role] in roles for turn in turns):
-            return f"a message's role is none of {', '.join(roles)}"
-        if turns and (not_learned := [key for key in LEARNED if _is_nothing(turns[-1].get(key))]):
-            return f"the answer has {not_learned[0]} 0"
-        return tuple(Message(roles[turn[role]], turn[content]) for turn in turns)
 
-    return read
+def _content_fault(turn: Columns, key: str) -> str:
+    """Why the content of a turn is none; "" for text, for a list of parts that are text, and for none beside calls."""
+    content = turn.get(key)
+    if no_text := [name for name in NO_TEXT if turn.get(name) not in EMPTY]:
+        return f"{no_text[0]} cannot be written as text"
+    if isinstance(content, list):
+        parts = [part if isinstance(part, dict) else {"text": part} for part in content]
+        types = [part.get("type") for part in parts if part.get("type") not in TEXT_PARTS]
+        if types:
+            return f"a message has a part of the type {types[0]}"
+        return "" if all(isinstance(part.get("text"), str) for part in parts) else f"a message's {key} is not text"
+    has_calls = content is None and any(turn.get(name) not in EMPTY for name in CALLS)
+    return "" if isinstance(content, str) or has_calls else f"a message's {key} is not text"
+
+
+def _message(turn: Columns, role: Role, key: str, is_call: bool) -> Message:
+    """A turn whose content has no fault. Raises UnreadableError for calls that cannot be read."""
+    content = turn.get(key)
+    if isinstance(content, list):
+        content = "".join(part["text"] if isinstance(part, dict) else part for part in content)
+    text = content if isinstance(content, str) else ""
+    if is_call:
+        return Message(role, "", call_in_text(text))
+    if role == "tool":
+        said = (turn.get(name) for name in ("tool_call_id", "name"))
+        call_id, name = (value if isinstance(value, str) else "" for value in said)
+        return Message(role, text, call_id=call_id, name=name)
+    return Message(role, text, calls_json(turn) if role == "assistant" else "")
+
+
+def _turns_in(value: object) -> list[dict[str, object]]:
+    try:
+        return list_of_objects(value, "")
+    except UnreadableError:
+        return []
 
 
 def _is_nothing(weight: object) -> bool:
@@ -178,10 +276,13 @@ def _is_nothing(weight: object) -> bool:
 ROW_FORMATS = (
     RowFormat("alpaca", lambda dataset: (*_pair_columns(dataset), "input"), _with_addition("input")),
     RowFormat("dolly", lambda dataset: (*_pair_columns(dataset), "context"), _with_addition("context")),
+    RowFormat("prompt_completion", lambda dataset: _if_named(dataset, "prompt", "completion"), _pair),
     RowFormat("pair", lambda dataset: _pair_columns(dataset), _pair),
     RowFormat("chat", lambda dataset: ("messages",), _turns("messages")),
     RowFormat("sharegpt", lambda dataset: ("conversations",), _turns("conversations")),
+    RowFormat("conversation", lambda dataset: ("conversation",), _turns("conversation")),
 )
+TURN_FORMATS = ("chat", "sharegpt", "conversation")  # whose rows need no columns that the project names
 
 
 def _after_context(row: Columns, read: Sequence[str], messages: Messages) -> Messages | str:
@@ -204,6 +305,7 @@ def _after_context(row: Columns, read: Sequence[str], messages: Messages) -> Mes
 def _history(pairs: object) -> Messages | str:
     if pairs in EMPTY:
         return ()
+    pairs = parse_json(pairs) if isinstance(pairs, str) else pairs
     if not isinstance(pairs, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
         return "history is not a list of questions with answers"
     if not all(isinstance(text, str) for pair in pairs for text in pair):

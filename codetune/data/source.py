@@ -2,13 +2,14 @@
 
 An unusable row is refused with a reason and stops no other row; a damaged file, or one without the columns that the
 project names, is an error. Here is the one rule of what a conversation must be, for every stage: a system message or
-none, then user and assistant in turn, none of them blank, the assistant last. The only parser of data sets: later
-stages read `examples.jsonl`."""
+none, then user and assistant in turn, none of them blank, the assistant last; before an assistant's turn there may be
+calls, each with the turns of tools. The only parser of data sets: later stages read `examples.jsonl`."""
 
 from __future__ import annotations
 
 import glob
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice, takewhile
@@ -21,19 +22,23 @@ from codetune.data.row_formats import (
     columns_to_read,
     find_columns,
     find_row_format,
+    keys_to_set,
     left_out,
     messages_of,
+    shape_of,
 )
 from codetune.data.splits import files_of_split
+from codetune.data.tool_calls import tools_json
 from codetune.errors import DataError
 from codetune.project.sections import Dataset, required
 from codetune.records import Example, Refusal, content_id
 from codetune.text import is_blank
 from codetune.user_files import matching_paths, require_plain_file
 
-ROWS_TO_CHECK = 100  # when none of the first so many rows has the expected columns, the file is wrong, not its rows
-# A position is one integer: the file's number, the row's number in the file, a digest of the context that is left out.
+ROWS_TO_CHECK = 100  # where most of the first so many rows are of another shape, the file is wrong, not its rows
+# A position is one integer: the file's number, the row's number there, a digest of what it has beside its messages.
 ROW_BITS, CONTEXT_BITS = 40, 32
+TURNS_IN_ORDER = re.compile("(u(ct+)*[ac])+")  # user; calls and the tools' turns; the assistant's answer, or a call
 
 
 def read_examples(dataset: Dataset, location: str) -> Iterator[Example | Refusal]:
@@ -61,9 +66,9 @@ def read_examples(dataset: Dataset, location: str) -> Iterator[Example | Refusal
 
 
 def _context_digest(row: Example | Refusal) -> int:
-    if isinstance(row, Refusal) or not row.left_out:
+    if isinstance(row, Refusal) or not (row.left_out or row.tools):
         return 0
-    return int.from_bytes(hashlib.sha256(repr(row.left_out).encode()).digest()[: CONTEXT_BITS // 8])
+    return int.from_bytes(hashlib.sha256(repr((row.left_out, row.tools)).encode()).digest()[: CONTEXT_BITS // 8])
 
 
 def _repeats(first: int, second: int, files: Sequence[str]) -> str:
@@ -71,7 +76,7 @@ def _repeats(first: int, second: int, files: Sequence[str]) -> str:
     file, number = divmod(first >> CONTEXT_BITS, 1 << ROW_BITS)
     is_same = (first ^ second) & ((1 << CONTEXT_BITS) - 1) == 0
     original = f"{files[file]}{number}"
-    return f"duplicate of {original}" if is_same else f"differs from {original} only in columns that are left out"
+    return f"duplicate of {original}" if is_same else f"differs from {original} only in columns beside its messages"
 
 
 def with_columns(dataset: Dataset, location: str) -> Dataset:
@@ -177,36 +182,35 @@ def _sorted_below(base: Path, files: Iterable[Path], location: str) -> dict[str,
 
 
 def _require_columns(rows: Iterable[FileRow], dataset: Dataset) -> Iterator[FileRow]:
-    """The rows, unchanged. Raises DataError where none of the first hundred has the columns that the project names, and
-    the rows of other formats are fewer than the rows of no format."""
-    incoming = iter(rows)
-    held: list[FileRow] = []
-    for row in islice(incoming, ROWS_TO_CHECK):
-        held.append(row)
-        if isinstance(row.value, dict) and {dataset.instruction, dataset.response} <= row.value.keys():
-            break
-    else:
-        _refuse_file_without_columns(held, dataset)
-    yield from held
-    yield from incoming
+    """The rows of a file, unchanged. Raises DataError behind the first hundred, or at the end of fewer, where most of
+    them have neither the columns that the project names nor turns."""
+    first: list[tuple[str, Sequence[str] | None]] = []  # where it stands, and its columns; None for an array
+    for row in rows:
+        if len(first) < ROWS_TO_CHECK and isinstance(row.value, dict | list):
+            first.append((row.at, list(row.value) if isinstance(row.value, dict) else None))
+            if len(first) == ROWS_TO_CHECK:
+                _require_shape(first, dataset)
+        yield row
+    if len(first) < ROWS_TO_CHECK:
+        _require_shape(first, dataset)
 
 
-def _refuse_file_without_columns(rows: Sequence[FileRow], dataset: Dataset) -> None:
-    if rows and all(isinstance(row.value, list) for row in rows):
+def _require_shape(rows: Sequence[tuple[str, Sequence[str] | None]], dataset: Dataset) -> None:
+    objects = [(at, columns) for at, columns in rows if columns is not None]
+    if rows and not objects:
         raise DataError(
-            f"{rows[0].at} is a list. Expected: an object in each row, or one array of objects in a file that is "
+            f"{rows[0][0]} is a list. Expected: an object in each row, or one array of objects in a file that is "
             "named .json. Rename the file, or fix the data."
         )
-    objects = [(row.at, row.value) for row in rows if isinstance(row.value, dict)]
-    unknown = [(at, columns) for at, columns in objects if find_row_format(columns, dataset) is None]
-    if len(objects) < 2 * len(unknown):
+    unknown = [(at, columns) for at, columns in objects if find_row_format(dict.fromkeys(columns), dataset) is None]
+    if 0 < len(objects) < 2 * len(unknown):
         at, columns = unknown[0]
         pair = [name for name in (dataset.instruction, dataset.response) if name is not None]
-        absent = [name for name in pair or TURNS if name not in columns]
+        absent = [name for name in pair or TURNS[:2] if name not in columns]
         raise DataError(
-            f"{at} has no column {' and no column '.join(absent)}; it has {', '.join(columns) or 'none'}. "
-            "Expected: an instruction and a response, or a column messages or conversations. Set dataset.instruction "
-            "and dataset.response."
+            f"{at} has no column {' and no column '.join(absent)}; it has {', '.join(columns) or 'none'}: "
+            f"{shape_of(columns)}. Expected: an instruction and a response, or a column messages or conversations. "
+            f"{keys_to_set(columns)}."
         )
 
 
@@ -220,7 +224,8 @@ def _read_row(row: FileRow, dataset: Dataset) -> Example | Refusal:
     assert isinstance(row.value, dict)
     row_format = find_row_format(row.value, dataset)
     assert row_format is not None
-    return Example(row_id, messages, row.at, row.source, left_out(row.value, dataset), row_format=row_format.name)
+    context, tools = left_out(row.value, dataset), tools_json(row.value)
+    return Example(row_id, messages, row.at, row.source, context, tools, row_format.name)
 
 
 def _fault(messages: Messages) -> str | None:
@@ -228,13 +233,15 @@ def _fault(messages: Messages) -> str | None:
     turns = messages[1:] if messages and messages[0].role == "system" else messages
     if not turns or turns[-1].role != "assistant":
         return "does not end with an assistant's turn"
-    user_turns = turns[::2]
     if all(turn.role != "user" for turn in turns):
         return "no user's turn before the answer"
-    if len(turns) % 2 or any(turn.role != ("user", "assistant")[index % 2] for index, turn in enumerate(turns)):
+    order = "".join("c" if turn.calls else turn.role[0] for turn in turns)  # c: an assistant's call
+    if re.search("(?<![ct])t", order):
+        return "a tool's turn follows no call"
+    if not TURNS_IN_ORDER.fullmatch(order):
         return "turns do not alternate between user and assistant"
-    if is_blank(turns[-1].content):
+    if is_blank(turns[-1].text):
         return "empty answer"
-    if all(is_blank(turn.content) for turn in user_turns):
+    if all(is_blank(turn.content) for turn in turns if turn.role == "user"):
         return "empty instruction"
-    return "empty turn" if any(is_blank(turn.content) for turn in turns) else None
+    return "empty turn" if any(is_blank(turn.text) and turn.role != "tool" for turn in turns) else None

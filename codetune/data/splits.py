@@ -51,7 +51,7 @@ def split_of(name: str) -> str | None:
     ('train_sft', 'test', 'train')
     """
     path = PurePosixPath(name.lower())
-    stem = path.name.partition(".json")[0].partition(".parquet")[0]
+    stem = re.split(r"\.(?:json|parquet|csv)", path.name)[0]
     unnumbered = (word.rstrip("0123456789") for word in re.split(r"[-_. ]", stem))
     words = [word for word in unnumbered if word not in ("", "of", "v")]
     ends = [word for word in (*words[:1], *words[-1:]) if word in SPLIT_OF_WORD]

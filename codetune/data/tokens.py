@@ -137,12 +137,15 @@ def training_tokens(
     tokens with a character of an answer that `learn` names, or of its EOS. A longer conversation is truncated (a cut
     answer gets no EOS), or dropped with `too_long` "drop". Raises ModelError as `render_chat` does."""
     controls = control_tokens(tokenizer)
-    marked = [replace(message, content=controls.mark(message.content)) for message in example.messages]
-    bos = str(tokenizer.bos_token) if adds_bos(tokenizer) else ""
-    conversation = render_chat(chat_format, marked, tokenizer, bos, learn)
+    marked = [
+        replace(one, content=controls.mark(one.content), calls=controls.mark(one.calls)) for one in example.messages
+    ]
+    bos, tools = str(tokenizer.bos_token) if adds_bos(tokenizer) else "", controls.mark(example.tools)
+    conversation = render_chat(chat_format, marked, tokenizer, bos, learn, tools)
     if isinstance(conversation, str):
         return _dropped(example, conversation, 0)
-    if count_marks(conversation.text) != sum(count_marks(message.content) for message in marked):
+    written = [tools, *(text for message in marked for text in (message.content, message.calls))]
+    if count_marks(conversation.text) != sum(map(count_marks, written)):
         return _dropped(example, "the tokenizer's chat template rewrites a control token that is written out", 0)
     encoded = controls.encode([conversation.text])[0]
     if encoded is None:

@@ -58,13 +58,13 @@ class Section(BaseModel):
 class Dataset(Section):
     """The data set is known by the content of its rows, so none of these keys seals an artefact by its value."""
 
-    path: Text | None = setting(None, "Hub id, or .json(.gz) / .jsonl(.gz) / .parquet, a glob, or a directory")
+    path: Text | None = setting(None, "Hub id, a file (.json .jsonl .csv, also .gz; .parquet), a glob, or a directory")
     split: Text = setting("train", "split of a Hub data set; of files those with it in their names, if any has one")
     instruction: Text | None = setting(
         None, "column of the instruction, null: found by its usual name; Alpaca's `input` is appended"
     )
     response: Text | None = setting(
-        None, "column of the answer, null: found; `messages` or `conversations` (chat) need neither"
+        None, "column of the answer, null: found; rows of `messages` or `conversations` need neither"
     )
 
 

@@ -39,7 +39,7 @@ def plan_embedding_blocks(examples: Iterable[Example], batch_size: int) -> Itera
 
 def pair_characters(example: Example) -> int:
     """Characters of all messages, instruction and answer."""
-    return sum(len(message.content) for message in example.messages)
+    return sum(len(message.text) for message in example.messages)
 
 
 def estimated_tokens(example: Example, max_length: int) -> int:

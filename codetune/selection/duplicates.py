@@ -147,7 +147,7 @@ def jaccard(first: frozenset[str], second: frozenset[str]) -> float:
 
 
 def _tokens(example: Example) -> list[str]:
-    return TOKEN.findall("\n\n".join(message.content for message in example.messages))
+    return TOKEN.findall("\n\n".join(message.text for message in example.messages))
 
 
 def _shingles(tokens: list[str]) -> frozenset[str]:

@@ -65,7 +65,7 @@ def find_leaks(examples: Iterable[Example], problems: Sequence[Problem]) -> Iter
         prompts.add(problem.task_id, [problem.prompt.casefold()])
         solutions.add(problem.task_id, [problem.canonical_solution])
     for example in examples:
-        text = "\n\n".join(message.content for message in example.messages)
+        text = "\n\n".join(message.text for message in example.messages)
         task = prompts.held_by(text.casefold()) or solutions.held_by(text)
         if task is not None:
             yield example.id, f"leak of {task}"

@@ -10,6 +10,7 @@ from typing import Any
 
 from codetune import console
 from codetune.data.hub import is_cached, is_hub_id
+from codetune.data.row_formats import TURN_FORMATS
 from codetune.data.source import dataset_fingerprint, files_of_other_splits, is_here, read_examples, with_columns
 from codetune.errors import DataError
 from codetune.model.model_files import find_model
@@ -89,6 +90,7 @@ def ensure_examples(context: RunContext) -> Manifest:
             facts[ROW_FORMATS] = dict(sorted(found.row_formats.items()))
             facts[FOUND] = dataset != context.project.dataset
             _warn_of_unread(context, found.left_out)
+            _warn_of_turns(context.project.dataset, found.row_formats)
             refused = dict(found.refused)
             manifest = Manifest("examples", digest, found.rows, refused, inputs, settings, {}, 0.0, facts, names)
             write_manifest(run.examples, manifest)
@@ -204,6 +206,17 @@ def _warn_of_unread(context: RunContext, left_out: Mapping[str, int]) -> None:
         console.warn(
             f"dataset.split is {dataset.split}: of {dataset.path} the files with it in their names are read, not "
             f"{', '.join(others[:SHOWN_FILES])}{more}"
+        )
+
+
+def _warn_of_turns(dataset: Dataset, row_formats: Mapping[str, int]) -> None:
+    """Says where most rows have turns, and the project names columns for pairs."""
+    turns = {name: count for name, count in row_formats.items() if name in TURN_FORMATS}
+    if dataset.instruction is not None and 2 * sum(turns.values()) > sum(row_formats.values()):
+        console.warn(
+            f"{dataset.path}: most rows have turns, which are read, and not the columns {dataset.instruction} and "
+            f"{dataset.response}: {_listed(turns)}. If you mean the turns, set dataset.instruction and "
+            "dataset.response to null"
         )
 
 

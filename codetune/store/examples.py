@@ -1,6 +1,7 @@
 """The data set as one file of the run, `examples.jsonl`: rows -> lines in data-set order -> rows, ids, or lines by id.
 
     {"id": "c250886073cb6456", "messages": [{"role", "content"}, ...], "at": "a.jsonl:1", "source": "a.jsonl"}
+    {"id": "0c3f1f4d0e9c2a57", "messages": [..., {"role", "content", "tool_calls"}], "at": ..., "source": ..., "tools"}
     {"id": null, "at": "a.jsonl:2", "refused": "duplicate of a.jsonl:1"}
 
 The data files are parsed once, by `write_examples`; every stage reads this file. The id is at a fixed offset of its
@@ -12,15 +13,15 @@ import hashlib
 import json
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from codetune.data.ids import IdIndex, unpack_id
-from codetune.records import Example, Message, Refusal, Role
+from codetune.records import Example, Message, Refusal
 from codetune.store.files import replacing
 from codetune.store.run_directory import Run
 
@@ -32,17 +33,10 @@ DUPLICATE = "duplicate of "  # begins the reason of a row with the messages of a
 BEFORE_MESSAGES = b'", "messages"'  # follows the id in the line of a usable row
 
 
-class MessageDocument(TypedDict):
-    """A message as JSON."""
-
-    role: Role
-    content: str
-
-
 @dataclass(frozen=True, slots=True)
 class ExamplesSummary:
-    """A summary of the rows that `write_examples` wrote. `digest` is the SHA-256 of the ids and refusals in order,
-    without file names."""
+    """A summary of the rows that `write_examples` wrote. `digest` is the SHA-256 of the ids, tools and refusals
+    in order, without file names."""
 
     rows: int  # usable ones
     refused: Counter[str]  # kind of refusal -> rows
@@ -65,7 +59,7 @@ def write_examples(run: Run, rows: Iterable[Example | Refusal]) -> ExamplesSumma
                 usable += 1
                 left_out.update(name for name, _ in row.left_out)
                 row_formats[row.row_format] += 1
-                digest.update(f"{row.id}\n".encode())
+                digest.update(f"{row.id} {row.tools}\n".encode() if row.tools else f"{row.id}\n".encode())
     return ExamplesSummary(usable, refused, digest.hexdigest(), left_out, row_formats)
 
 
@@ -132,7 +126,7 @@ def open_lines(run: Run) -> Iterator[Callable[[str], bytes]]:
 def read_example(line: bytes) -> Example:
     """The row in a line of examples.jsonl that is usable."""
     row = json.loads(line)
-    return Example(row["id"], read_messages(row["messages"]), row["at"], row["source"])
+    return Example(row["id"], read_messages(row["messages"]), row["at"], row["source"], tools=read_tools(row))
 
 
 def is_usable(line: bytes) -> bool:
@@ -149,9 +143,23 @@ def id_of_line(line: bytes) -> str | None:
     return line[ID].decode("ascii") if line.startswith(b'"', ID.start - 1) else None
 
 
-def read_messages(documents: Iterable[MessageDocument]) -> tuple[Message, ...]:
+def read_messages(documents: Iterable[Mapping[str, Any]]) -> tuple[Message, ...]:
     """Messages from their JSON form."""
-    return tuple(Message(document["role"], document["content"]) for document in documents)
+    return tuple(
+        Message(
+            document["role"],
+            document["content"],
+            json.dumps(document["tool_calls"], ensure_ascii=False) if "tool_calls" in document else "",
+            document.get("tool_call_id", ""),
+            document.get("name", ""),
+        )
+        for document in documents
+    )
+
+
+def read_tools(row: Mapping[str, Any]) -> str:
+    """The tools of a row of examples.jsonl or selection.jsonl, as JSON text."""
+    return json.dumps(row["tools"], ensure_ascii=False) if "tools" in row else ""
 
 
 def _lines(run: Run) -> Iterator[bytes]:
@@ -162,8 +170,9 @@ def _lines(run: Run) -> Iterator[bytes]:
 def _line(row: Example | Refusal) -> bytes:
     if isinstance(row, Refusal):
         return json.dumps({"id": row.id, "at": row.at, "refused": row.reason}).encode() + b"\n"
-    messages: list[MessageDocument] = [{"role": message.role, "content": message.content} for message in row.messages]
-    document = {"id": row.id, "messages": messages, "at": row.at, "source": row.source}
+    messages = [message.document for message in row.messages]
+    tools = {"tools": json.loads(row.tools)} if row.tools else {}
+    document = {"id": row.id, "messages": messages, "at": row.at, "source": row.source, **tools}
     try:
         return json.dumps(document, ensure_ascii=False).encode() + b"\n"
     except UnicodeEncodeError:  # the name of a data file need not be valid Unicode

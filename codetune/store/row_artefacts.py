@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from codetune.data.ids import IdIndex, pack_ids
 from codetune.records import Embeddings, Example, Refusal, Score, ScoreColumns, SelectedRows
 from codetune.store.block_log import FinishedRows
-from codetune.store.examples import example_ids, id_of_line, read_ids, read_lines, read_messages
+from codetune.store.examples import example_ids, id_of_line, read_ids, read_lines, read_messages, read_tools
 from codetune.store.files import replacing, write_text
 from codetune.store.run_directory import Run
 
@@ -197,7 +197,7 @@ def write_selection(run: Run, selected: SelectedRows, why: Iterable[str]) -> Non
     with replacing(run.selection) as temporary, temporary.open("wb") as file:
         for index, (line, reason) in enumerate(zip(read_lines(run, selected.ids), why, strict=True)):
             source = json.loads(line)
-            row = {"id": source["id"], "messages": source["messages"]}
+            row = {key: source[key] for key in ("id", "messages", "tools") if key in source}
             if selected.ifd is not None:
                 row["ifd"] = float(selected.ifd[index])
             if selected.pmi is not None:
@@ -246,8 +246,7 @@ def read_outcomes(run: Run) -> Iterator[dict[str, Any]]:
     """The rows of selection.jsonl, without messages and with `why` "taken", then those of selection.excluded.jsonl."""
     with run.selection.open(encoding="utf-8") as taken, run.excluded.open(encoding="utf-8") as others:
         for row in map(json.loads, taken):
-            del row["messages"]
-            yield {**row, "why": TAKEN}
+            yield {**{key: value for key, value in row.items() if key not in ("messages", "tools")}, "why": TAKEN}
         yield from map(json.loads, others)
 
 
@@ -256,4 +255,5 @@ def read_selection(path: Path) -> Iterator[Example]:
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             row = json.loads(line)
-            yield Example(row["id"], read_messages(row["messages"]), f"{path}:{number}", str(path))
+            messages, tools = read_messages(row["messages"]), read_tools(row)
+            yield Example(row["id"], messages, f"{path}:{number}", str(path), tools=tools)

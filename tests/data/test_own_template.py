@@ -65,6 +65,31 @@ ONE_BLOCK = BLOCKS.replace("== 'assistant'", "== 'assistant' and loop.last")
 EMPTY_BLOCKS = BLOCKS.replace(BLOCK, "{% generation %}{% endgeneration %}{{ m['content'] }}</s>\n")
 UNCLOSED_BLOCKS = BLOCKS.replace("</s>{% endgeneration %}", "{% endgeneration %}")
 
+ASKED = (Message("system", "Be brief."), Message("user", "Rain?"))
+CALL = '[{"id": "c1", "type": "function", "function": {"name": "rain", "arguments": {"city": "Rome", "days": 2}}}]'
+CALLED = (*ASKED, Message("assistant", "", CALL), Message("tool", "none", call_id="c1"), Message("assistant", "No."))
+RAIN = '[{"type": "function", "function": {"name": "rain", "parameters": {"type": "object"}}}]'
+TOOL_TURN = (
+    "<{{ m['role'] }}>{{ m['content'] }}{% for call in m['tool_calls'] or [] %}<pad>{{ call | tojson }}{% endfor %}"
+)
+WITH_TOOLS = (
+    "{% if tools %}<tools>{{ tools | tojson }}</s>{% endif %}{% for m in messages %}" + TOOL_TURN + "</s>\n{% endfor %}"
+) + PROMPT
+NO_CALLS = WITH_TOOLS.replace("m['tool_calls'] or []", "[]")
+CALLS_WITHOUT_ARGUMENTS = WITH_TOOLS.replace("{{ call | tojson }}", "{{ call['function']['name'] }}")
+NO_TOOLS = WITH_TOOLS.replace("if tools", "if false")
+NO_TOOL_TURNS = WITH_TOOLS.replace("in messages %}", "in messages if m['role'] != 'tool' %}")
+# The turn with the call is closed by no EOS, but by a special token that the call has as well.
+CALL_CLOSED_BY_PAD = WITH_TOOLS.replace("</s>\n{% endfor", "{{ '<pad>' if m['tool_calls'] else '</s>' }}\n{% endfor")
+TOOL_BLOCKS = WITH_TOOLS.replace(
+    TOOL_TURN + "</s>\n",
+    "{% if m['role'] == 'assistant' %}<assistant>{% generation %}"
+    + TOOL_TURN.replace("<{{ m['role'] }}>", "")
+    + "</s>{% endgeneration %}\n{% else %}"
+    + TOOL_TURN
+    + "</s>\n{% endif %}",
+)
+
 FOLLOWED = "the tokenizer's chat template rewrites or does not close an answer when turns follow " + (
     "(train.learn: last learns the last answer alone)"
 )
@@ -82,7 +107,7 @@ def tokenizer_with(template: str) -> PreTrainedTokenizerBase:
 
 def learned(template: str, messages: tuple[Message, ...], learn: LearnedAnswers = "all") -> list[str] | str:
     """The texts that are learned, or the reason why none is."""
-    rendered = render_by_tokenizer(messages, tokenizer_with(template), learn)
+    rendered = render_by_tokenizer(messages, tokenizer_with(template), learn, "")
     return rendered if isinstance(rendered, str) else [rendered.text[start:end] for start, end in rendered.answers]
 
 
@@ -153,6 +178,34 @@ def test_a_template_that_closes_no_answer_is_an_error(template: str) -> None:
         learned(template, ONE)
 
 
+@pytest.mark.parametrize(
+    ("template", "learned_texts"),
+    [
+        (WITH_TOOLS, [f"<pad>{CALL[1:-1]}</s>", "No.</s>"]),
+        (CALL_CLOSED_BY_PAD, [f"<pad>{CALL[1:-1]}<pad>", "No.</s>"]),
+        (TOOL_BLOCKS, [f"<pad>{CALL[1:-1]}</s>", "No.</s>"]),
+        (PLAIN, "the tokenizer's chat template leaves out or rewrites tools"),
+        (NO_TOOLS, "the tokenizer's chat template leaves out or rewrites tools"),
+        (NO_CALLS, "the tokenizer's chat template leaves out or rewrites tool calls"),
+        (CALLS_WITHOUT_ARGUMENTS, "the tokenizer's chat template leaves out or rewrites tool calls"),
+        (NO_TOOL_TURNS, LEFT_OUT + "tool"),
+    ],
+)
+def test_calls_are_learned_as_the_template_writes_them_where_it_writes_tools_calls_and_what_tools_say(
+    template: str, learned_texts: list[str] | str
+) -> None:
+    rendered = render_by_tokenizer(CALLED, tokenizer_with(template), "all", RAIN)
+    found = rendered if isinstance(rendered, str) else [rendered.text[start:end] for start, end in rendered.answers]
+    assert found == learned_texts
+
+
+@pytest.mark.parametrize(("messages", "tools"), [(CALLED, ""), (ONE, RAIN)])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_family_writes_tools(family: str, messages: tuple[Message, ...], tools: str) -> None:
+    refused = render_chat(family, messages, byte_tokenizer(bos=False), "", "all", tools)
+    assert refused == f"the chat format {family} has no tools; a tokenizer's own template may have (model.chat_format)"
+
+
 @pytest.mark.parametrize("learn", ["all", "last"])
 @pytest.mark.parametrize("messages", [ONE, TWO, SYSTEM], ids=["one turn", "two turns", "system"])
 @pytest.mark.parametrize("family", FAMILIES)
@@ -162,4 +215,4 @@ def test_the_template_of_a_family_is_shown_to_hold_what_the_family_writes(
     expected = render_chat(family, messages, byte_tokenizer(bos=False), "", learn)
     assert isinstance(expected, RenderedChat)
     assert len(expected.answers) == (1 if learn == "last" else len(messages) // 2)
-    assert render_by_tokenizer(messages, tokenizer_with(chat_template(family, with_bos=False)), learn) == expected
+    assert render_by_tokenizer(messages, tokenizer_with(chat_template(family, with_bos=False)), learn, "") == expected

@@ -10,6 +10,7 @@ import pytest
 from codetune.data import row_formats
 from codetune.data.row_formats import ROW_FORMATS, RowFormat, columns_to_read, find_row_format, left_out, messages_of
 from codetune.data.source import read_examples
+from codetune.data.tool_calls import tools_json
 from codetune.project.sections import Dataset
 from codetune.records import Example, Message
 
@@ -20,6 +21,117 @@ SHAREGPT_TURNS = [{"from": "human", "value": "Add."}, {"from": "gpt", "value": "
 SYSTEM = {"role": "system", "content": "Be brief."}
 HISTORY = (Message("user", "Hi"), Message("assistant", "Yo"))
 MESSAGES = (Message("user", "Add."), Message("assistant", "a + b"))
+PARTS = [{"type": "text", "text": "Ad"}, {"type": "text", "text": "d.", "image_url": None}]
+ARGUMENTS = {"a": 1, "b": [2]}
+CALL = json.dumps([{"type": "function", "function": {"name": "add", "arguments": ARGUMENTS}}])
+CALL_1 = json.dumps([{"id": "c1", "type": "function", "function": {"name": "add", "arguments": ARGUMENTS}}])
+
+
+def called(call: object, content: object = None, **answer: str) -> dict[str, object]:
+    """A row in which the assistant makes one call, or those of a list as text."""
+    calls = call if isinstance(call, str) else [call]
+    turn = {"role": "assistant", "content": content, "tool_calls": calls}
+    return {"messages": [TURNS[0], turn, {"role": "tool", "content": "3", **answer}, TURNS[1]]}
+
+
+def messages_with(calls: str, **answer: str) -> tuple[Message, ...]:
+    return MESSAGES[0], Message("assistant", "", calls), Message("tool", "3", **answer), MESSAGES[1]
+
+
+ROLES_EXPECTED = "a message's role is none of system, user, assistant, tool, function"
+TRL = Dataset(instruction="prompt", response="completion")
+
+
+@pytest.mark.parametrize(
+    ("row", "name", "messages"),
+    [
+        ({"messages": [{"role": "user", "content": PARTS}, TURNS[1]]}, "chat", MESSAGES),
+        ({"messages": [{"role": "user", "content": ["Add", "."]}, TURNS[1]]}, "chat", MESSAGES),
+        ({"messages": json.dumps(TURNS)}, "chat", MESSAGES),
+        ({"conversation": TURNS}, "conversation", MESSAGES),
+        ({"prompt": "Add.", "completion": "a + b"}, "prompt_completion", MESSAGES),
+        ({"prompt": TURNS[:1], "completion": TURNS[1:]}, "prompt_completion", MESSAGES),
+        ({"prompt": [SYSTEM, TURNS[0]], "completion": "a + b"}, "prompt_completion", (Message(**SYSTEM), *MESSAGES)),
+        (called({"function": {"name": "add", "arguments": ARGUMENTS}}), "chat", messages_with(CALL)),
+        (called({"function": {"name": "add", "arguments": json.dumps(ARGUMENTS)}}), "chat", messages_with(CALL)),
+        (called({"name": "add", "arguments": {**ARGUMENTS, "c": None}}, ""), "chat", messages_with(CALL)),
+        (called(CALL), "chat", messages_with(CALL)),
+        (
+            called({"id": "c1", "function": {"name": "add", "arguments": ARGUMENTS}}, tool_call_id="c1", name="add"),
+            "chat",
+            messages_with(CALL_1, call_id="c1", name="add"),
+        ),
+        (
+            {
+                "conversations": [
+                    SHAREGPT_TURNS[0],
+                    {"from": "function_call", "value": json.dumps({"name": "add", "arguments": ARGUMENTS})},
+                    {"from": "observation", "value": "3"},
+                    SHAREGPT_TURNS[1],
+                ]
+            },
+            "sharegpt",
+            messages_with(CALL),
+        ),
+        (
+            {
+                "messages": [
+                    TURNS[0],
+                    {"role": "assistant", "function_call": {"name": "add", "arguments": json.dumps(ARGUMENTS)}},
+                    {"role": "function", "name": "add", "content": "3"},
+                    TURNS[1],
+                ]
+            },
+            "chat",
+            messages_with(CALL, name="add"),
+        ),
+    ],
+)
+def test_parts_calls_and_lists_of_turns_become_messages(
+    row: dict[str, object], name: str, messages: tuple[Message, ...]
+) -> None:
+    found = find_row_format(row, TRL)
+    assert found is not None
+    assert (found.name, messages_of(row, TRL)) == (name, messages)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (
+            {"messages": [{"role": "user", "content": [*PARTS, {"type": "image_url", "image_url": {}}]}, TURNS[1]]},
+            "a message has a part of the type image_url",
+        ),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}, TURNS[1]]}, "a message's content is not text"),
+        ({"messages": [TURNS[0], {"role": "assistant", "content": None}]}, "a message's content is not text"),
+        ({"messages": [{**TURNS[0], "images": ["a.png"]}, TURNS[1]]}, "images cannot be written as text"),
+        ({"messages": TURNS, "image": "a.png"}, "image cannot be written as text"),
+        ({"messages": "Add."}, "messages is not a list of objects"),
+        ({"messages": TURNS, "tools": "add"}, "tools is not a list of objects"),
+        (called("add"), "tool_calls is not a list of objects"),
+        (called({"function": {"arguments": "{}"}}), "a call in tool_calls has no name"),
+        (called({"name": "add", "arguments": "a=1"}), "the arguments of a call in tool_calls are not an object"),
+        (called({"name": "add", "arguments": [1]}), "the arguments of a call in tool_calls are not an object"),
+        (
+            called({"name": "add", "arguments": {"a": json.loads("[" * 99 + "]" * 99)}}),
+            "a tool or a call is nested too deep",
+        ),
+        ({"prompt": TURNS[:1], "completion": [{"role": "robot", "content": "x"}]}, ROLES_EXPECTED),
+        ({"prompt": [], "completion": "x"}, "instruction is not text"),
+        (called({"name": "add\ud800"}), "text is not valid Unicode"),
+    ],
+)
+def test_a_part_that_cannot_be_written_is_a_reason_to_refuse_the_row(row: dict[str, object], reason: str) -> None:
+    assert messages_of(row, TRL) == reason
+
+
+def test_tools_are_read_as_objects_or_text_and_wrapped_as_templates_expect_them() -> None:
+    tool = {"name": "add", "parameters": {"type": "object"}}
+    wrapped = json.dumps([{"type": "function", "function": tool}])
+    for tools in ([tool], json.dumps([tool]), [{"type": "function", "function": tool}], [{**tool, "strict": None}]):
+        assert tools_json({"tools": tools}) == wrapped
+        assert tools_json({"functions": tools}) == wrapped
+    assert tools_json({"tools": []}) == tools_json({"tools": None}) == tools_json({}) == ""
 
 
 @pytest.mark.parametrize(
@@ -62,18 +174,19 @@ def test_a_column_input_that_the_project_names_is_not_added_to_the_instruction(c
     ("row", "names"),
     [
         ({**PAIR, "id": 7, "lang": "python", "history": [["Hi", "Yo"]], "tools": "[]", "images": None}, []),
-        ({**PAIR, "images": ["a.png"], "tools": "[{}]"}, ["images", "tools"]),
+        ({**PAIR, "documents": ["a"], "tools": "[{}]"}, ["documents"]),
         ({**PAIR, "context": "2 3"}, []),
         ({**PAIR, "input": "2", "context": "3"}, ["context"]),
         ({**PAIR, "Input": "2", "SYSTEM": "Be brief.", "Id": 1}, ["Input", "SYSTEM"]),
         ({"messages": [{**turn, "weight": 1, "training": True, "id": "x"} for turn in TURNS]}, []),
         ({"messages": [{**TURNS[0], "loss": False}, TURNS[1]]}, ["messages[].loss"]),
         (
-            {"messages": [{**TURNS[0], "weight": 0}, {**TURNS[1], "tool_calls": [1]}]},
-            ["messages[].tool_calls", "messages[].weight"],
+            {"messages": [{**TURNS[0], "weight": 0}, {**TURNS[1], "reasoning_content": "Well."}]},
+            ["messages[].reasoning_content", "messages[].weight"],
         ),
         ({"conversations": [{**turn, "thinking": "Well."} for turn in TURNS]}, ["conversations[].thinking"]),
-        ({"other": 1, "images": ["a.png"]}, []),
+        ({"messages": json.dumps([{**TURNS[0], "weight": 0}, TURNS[1]])}, ["messages[].weight"]),
+        ({"other": 1, "documents": ["a"]}, []),
         ("text", []),
     ],
 )
@@ -82,8 +195,8 @@ def test_context_that_no_message_has_is_named(row: object, names: list[str]) -> 
 
 
 def test_of_a_table_the_columns_of_its_format_and_of_context_are_read() -> None:
-    names = ["id", "date", "system", "solution", "problem", "images", "messages"]
-    assert columns_to_read(names, DATASET) == ("system", "solution", "problem", "images")
+    names = ["id", "date", "system", "solution", "problem", "images", "tools", "messages"]
+    assert columns_to_read(names, DATASET) == ("system", "solution", "problem", "images", "tools")
     assert columns_to_read(["id", "problem"], DATASET) == ()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
 import json
@@ -56,6 +57,54 @@ def test_a_row_becomes_an_example_with_its_content_id(tmp_path: Path) -> None:
     assert rows_of(path) == [Example(PAIR_ID, messages, f"{path}:1", source=str(path))]
 
 
+CSV = """﻿id,problem,solution
+1,"Add two
+numbers, ""fast"".",a + b
+2,Wrong,a,b
+
+3,Subtract.,"a - b"
+"""
+
+
+def test_a_csv_file_gives_text_by_the_names_in_its_header_and_the_line_where_a_row_begins(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(CSV, encoding="utf-8", newline="")
+    first, wrong, last = rows_of(path)
+    assert isinstance(first, Example)
+    assert first.messages == (Message("user", 'Add two\nnumbers, "fast".'), Message("assistant", "a + b"))
+    assert wrong == Refusal(None, "another number of fields than the header", f"{path}:4")
+    assert (first.at, last.at) == (f"{path}:2", f"{path}:6")
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(path.read_bytes()))
+    assert [row.id for row in rows_of(tmp_path / "a.csv.gz")] == [first.id, None, last.id]
+
+
+def test_turns_in_a_csv_file_are_json_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([["messages"], [json.dumps(chat("user: x", "assistant: y")["messages"])], ["x"]])
+    example, refused = read_examples(Dataset(path=str(path)), str(path))
+    assert isinstance(example, Example)
+    assert example.messages == (Message("user", "x"), Message("assistant", "y"))
+    assert isinstance(refused, Refusal)
+    assert refused.reason == "messages is not a list of objects"
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b'problem,solution\nx,y\n"x,y\n', r"a\.csv:3 is not CSV \(unexpected end of data\)"),
+        (b'problem,solution\nx,"y"z\n', r"a\.csv:2 is not CSV"),
+        (b"problem,solution\nx,\xe9\n", r"a\.csv:2 is not UTF-8"),
+        (b"problem,solution,problem\n", r"a\.csv:1 names the column 'problem' twice"),
+        (b"problem;solution\nx;y\n", r"a\.csv:1 has one column, 'problem;solution'.*not ';'"),
+    ],
+)
+def test_a_damaged_csv_file_is_an_error_with_its_line(tmp_path: Path, content: bytes, told: str) -> None:
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(DataError, match=told):
+        rows_of(tmp_path / "a.csv")
+
+
 def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
     rows = [*distinct(5), {"problem": "schön 😀", "solution": "print('日本')"}]
     array = json.dumps(rows, ensure_ascii=False, indent=1)
@@ -102,15 +151,18 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
         (chat("user: x", "assistant: ", "user: y", "assistant: z"), "empty turn", True),
         (chat("user: x", "assistant: y", "user: z"), "does not end with an assistant's turn", True),
         (
-            {"conversations": [{"from": "tool", "value": "x"}]},
-            "a message's role is none of human, gpt, system, user, assistant",
+            {"conversations": [{"from": "robot", "value": "x"}]},
+            "a message's role is none of human, gpt, system, user, assistant, tool, function, function_call, "
+            "observation",
             False,
         ),
         (
             {"messages": [{"role": ["user"], "content": "x"}]},
-            "a message's role is none of system, user, assistant",
+            "a message's role is none of system, user, assistant, tool, function",
             False,
         ),
+        (chat("user: x", "tool: y", "assistant: z"), "a tool's turn follows no call", True),
+        (chat("user: x", "assistant: y", "tool: z", "assistant: z"), "a tool's turn follows no call", True),
         ({**PAIR, "system": 1}, "system is not text", False),
         ({**PAIR, "system": "Be brief.", "system_prompt": "Be long."}, "more than one system prompt", False),
         ({**PAIR, "history": "x"}, "history is not a list of questions with answers", False),
@@ -146,6 +198,20 @@ def test_a_chat_of_several_turns_keeps_them_all(tmp_path: Path) -> None:
     assert example.answer == "yo yo"
 
 
+def test_calls_are_part_of_a_rows_id_and_the_tools_are_not(tmp_path: Path) -> None:
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    other = [turns[0], {**turns[1], "tool_calls": [{**call, "function": {"name": "add", "arguments": {"a": 2}}}]}]
+    rows = [{"messages": turns, "tools": [call]}, {"messages": other}, {"messages": turns}]
+    first, second, third = rows_of(write_lines(tmp_path / "a.jsonl", rows))
+    canonical = json.dumps(turns, sort_keys=True, separators=(",", ":"))
+    assert first.id == hashlib.sha256(canonical.encode()).hexdigest()[:16] != second.id
+    assert isinstance(third, Refusal)
+    assert third.kind == "differs only in columns beside its messages"
+    assert isinstance(first, Example)
+    assert (first.instruction, first.answer) == ("x", '{"name": "add", "arguments": {"a": 1}}')
+
+
 def test_a_second_identical_row_names_the_first_across_files(tmp_path: Path) -> None:
     write_lines(tmp_path / "a.jsonl", [*distinct(2), PAIR])
     write_lines(tmp_path / "b.jsonl", [PAIR, {**PAIR, "other": 1}])
@@ -160,22 +226,22 @@ def test_a_second_identical_row_names_the_first_across_files(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("column", "first", "second"),
     [
-        ("images", ["a.png"], ["b.png"]),
+        ("context", "a", "b"),
         ("tools", '[{"name": "f"}]', None),
         ("documents", [{"text": "x"}], [{"text": "y"}]),
     ],
 )
-def test_rows_that_differ_in_context_that_is_left_out_are_no_duplicates(
+def test_rows_that_differ_in_columns_beside_their_messages_are_no_duplicates(
     tmp_path: Path, column: str, first: object, second: object
 ) -> None:
     row = chat("user: x", "assistant: y")
     path = write_lines(tmp_path / "a.jsonl", [{**row, column: value} for value in (first, second, first)])
     kept, other, same = rows_of(path)
     assert isinstance(kept, Example)
-    assert [name for name, _ in kept.left_out] == [column]
-    assert other == Refusal(None, f"differs from {path}:1 only in columns that are left out", f"{path}:2")
+    assert [name for name, _ in kept.left_out] == [column] * (column != "tools")
+    assert other == Refusal(None, f"differs from {path}:1 only in columns beside its messages", f"{path}:2")
     assert isinstance(other, Refusal)
-    assert other.kind == "differs only in columns that are left out"
+    assert other.kind == "differs only in columns beside its messages"
     assert same == Refusal(None, f"duplicate of {path}:1", f"{path}:3")
 
 
@@ -216,6 +282,34 @@ def test_a_chat_among_rows_without_the_columns_does_not_hide_that_they_are_missi
         rows_of(path)
     write_lines(path, [{"instruction": "x"}, chat, chat])
     assert [isinstance(row, Refusal) for row in rows_of(path)] == [True, False, True]  # the last is a duplicate
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        (
+            {"question": "x", "answer": "y"},
+            r"it has question, answer: an instruction in question and a response in answer\. .*"
+            r"Set dataset\.instruction to question and dataset\.response to answer\.$",
+        ),
+        (
+            {"prompt": "x", "chosen": "y", "rejected": "z"},
+            r"preference pairs\. .*Set dataset\.instruction to prompt and dataset\.response to chosen\.$",
+        ),
+        ({"text": "x"}, r": text alone\. .*to two of them\.$"),
+    ],
+)
+def test_rows_that_are_mostly_of_another_shape_are_an_error_that_names_it_and_the_keys_to_set(
+    tmp_path: Path, row: dict[str, object], told: str
+) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [row, row, row])
+    with pytest.raises(DataError, match=told):
+        rows_of(path)
+    write_lines(path, [PAIR, row, row])
+    with pytest.raises(DataError, match=told):
+        rows_of(path)
+    write_lines(path, [PAIR, *distinct(1), row, row])  # no more than half
+    assert [isinstance(found, Refusal) for found in rows_of(path)] == [False, False, True, True]
 
 
 def test_the_line_where_a_real_file_breaks_off_is_named(shared_data: Path, tmp_path: Path) -> None:

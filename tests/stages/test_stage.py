@@ -228,12 +228,12 @@ def test_columns_with_context_that_is_not_read_are_named_once_and_in_every_resul
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, *others = rows(4)
-    write_rows(project.parent / "data.jsonl", [{**first, "images": ["a.png"], "lang": "python"}, *others])
+    write_rows(project.parent / "data.jsonl", [{**first, "documents": ["a"], "lang": "python"}, *others])
     context = context_of(project, select__strategy="all")
     results = [pipeline.embed(context), pipeline.select(context)]
-    assert [result.facts["left_out"] for result in results] == [{"images": 1}] * 2
+    assert [result.facts["left_out"] for result in results] == [{"documents": 1}] * 2
     assert [stage_document(result)["row_formats"] for result in results] == [{"pair": 4}] * 2
-    assert capsys.readouterr().err.count("does not read, so the model will not see it: images (1 row)") == 1
+    assert capsys.readouterr().err.count("does not read, so the model will not see it: documents (1 row)") == 1
 
 
 def test_the_files_of_other_splits_are_named_when_a_directory_is_read(

@@ -84,6 +84,19 @@ def test_an_empty_data_set_has_no_rows(run: Run) -> None:
     assert (summary.rows, summary.refused, list(read_rows(run)), len(example_ids(run))) == (0, {}, [], 0)
 
 
+def test_calls_and_tools_stand_in_the_line_as_objects_and_are_part_of_the_digest(run: Run) -> None:
+    call = '[{"id": "c1", "type": "function", "function": {"name": "add", "arguments": {"a": "é"}}}]'
+    turns = (Message("user", "x"), Message("assistant", "", call), Message("tool", "2", call_id="c1", name="add"))
+    row = replace(example(3), messages=(*turns, Message("assistant", "y")), tools='[{"name": "add"}]')
+    digest = write_examples(run, [row]).digest
+    assert list(read_examples(run)) == [row]
+    document = json.loads(run.examples.read_text(encoding="utf-8"))
+    assert document["messages"][1] == {"role": "assistant", "content": "", "tool_calls": json.loads(call)}
+    assert document["messages"][2] == {"role": "tool", "content": "2", "tool_call_id": "c1", "name": "add"}
+    assert document["tools"] == [{"name": "add"}]
+    assert write_examples(run, [replace(row, tools="")]).digest != digest
+
+
 def test_the_least_id_is_a_usable_row(run: Run) -> None:
     write_examples(run, [example(0)])
     assert (list(read_ids(run)), example_ids(run).tolist()) == (["0" * 16], [0])
