@@ -102,6 +102,17 @@ def test_select_shows_a_row_per_cluster() -> None:
     assert shown.document["clusters"] == clusters
 
 
+def test_what_smells_in_a_selection_is_told_by_run_too() -> None:
+    clusters = [{"cluster": None, "rows": 9, "eligible": 9, "taken": 3}]
+    figures = {"cost": None, "instructions_cut": None, "cluster_distance": None, "ifd_length_correlation": 0.6}
+    figures |= {"novelsum": None, "novelsum_of_random_draw": None, "random_overlap": 0.5}
+    found = {**figures, "random_overlap_by_chance": 0.5, "warnings": ["IFD follows the length of the answer"]}
+    result = a_result(stage="select", rows=3, refused={}, facts={"clusters": clusters, "diagnostics": found})
+    assert "warning: IFD follows the length of the answer" in render.stage(result).notes
+    assert "rank correlation of IFD with length   0.60" in render.stage(result).notes
+    assert "warning: select: IFD follows the length of the answer" in render.pipeline([result], [], []).notes
+
+
 @pytest.mark.parametrize(("loss", "told"), [(0.51234, ", last loss 0.5123"), (None, "")])
 @pytest.mark.parametrize(
     ("memory", "share", "told_of_gpu"),

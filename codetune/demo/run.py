@@ -20,6 +20,7 @@ from codetune.stages.embed import EMBED
 from codetune.stages.evaluate import EVALUATE
 from codetune.stages.pipeline import stages_between
 from codetune.stages.select import SELECT
+from codetune.stages.selection_report import figure_lines
 from codetune.stages.stage import RunContext, Stage, StageRequest, StageResult, open_context, read_context
 from codetune.stages.train import TRAIN
 from codetune.store import row_artefacts
@@ -149,7 +150,7 @@ def _shown(
     notes = [
         f"of {len(demo_project.mismatched)} mismatched rows {mismatched} were dropped as such "
         f"({percent(mismatched / len(demo_project.mismatched))}), of {good:,} good rows {others}",
-        *(line for result in results if result.stage == SELECT.name for line in SELECT.details(result).notes),
+        *(line for result in results if result.stage == SELECT.name for line in _diagnostics(result)),
         *(line for entry in compared for line in render.comparison_lines(entry)),
         "seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items()),
         f"everything lies in {demo_project.directory}; try: cd {demo_project.directory} && codetune status",
@@ -158,6 +159,11 @@ def _shown(
     return CommandResult(
         document, f"demo: {tasks}, pass@1 (95 % interval)", ("model", "rows", "base", "plus"), table, notes
     )
+
+
+def _diagnostics(result: StageResult) -> list[str]:
+    """What the selection was like, and what smells."""
+    return [*figure_lines(result.facts), *(f"warning: {line}" for line in SELECT.details(result).warnings)]
 
 
 def _figure(report: Report, suite: str) -> str:

@@ -344,7 +344,7 @@ def _details(result: StageResult) -> Details:
     total = f"of {eligible + set_aside:,} rows {set_aside:,} set aside, {eligible:,} eligible, {result.rows:,} taken"
     notes = [
         total,
-        *(figure_lines(found) if found else ()),
+        *figure_lines(result.facts),
         *_row_lines("hardest taken", result.facts.get("hardest", ())),
     ]
     notes += _row_lines("set aside as mismatched", result.facts.get("mismatched", ()))

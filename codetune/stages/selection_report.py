@@ -80,8 +80,11 @@ def diagnostics_fact(report: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in report.items() if name not in ("clusters", "mismatch_test", "map")}
 
 
-def figure_lines(found: Mapping[str, Any]) -> list[str]:
-    """The figures as lines, titles and values one below the other; those that are not known are left out."""
+def figure_lines(facts: Mapping[str, Any]) -> list[str]:
+    """The figures of a selection as lines, titles and values one below the other; those that are not known are left
+    out, and so are all of a selection without diagnostics, as earlier versions made it."""
+    if (found := facts.get(DIAGNOSTICS)) is None:
+        return []
     cost, cut, distance = found["cost"], found["instructions_cut"], found["cluster_distance"]
     novelsum = [_decimals(found[name], 4) for name in ("novelsum", "novelsum_of_random_draw")]
     shares = f"{percent(found['random_overlap'])} (by chance {percent(found['random_overlap_by_chance'])})"

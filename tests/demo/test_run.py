@@ -40,6 +40,7 @@ def test_every_stage_is_timed_and_says_what_it_did(told: Any) -> None:
     stages = {stage["stage"]: stage for stage in told["stages"]}
     assert stages["score"]["refused"] == {"duplicate": 60}
     assert stages["select"]["rows"] < stages["score"]["rows"] * 0.4
+    assert stages["select"]["diagnostics"]["cost"]["flops"]["scoring"] > 0
     assert {"score", "embed", "select", "train", "generate", "sanitize", "evaluate", "total"} <= set(told["seconds"])
 
 

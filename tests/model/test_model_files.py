@@ -7,13 +7,15 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
 
 from codetune.errors import ModelError
-from codetune.model.model_files import find_model
+from codetune.model.model_files import count_weights, find_model
+from tests.model.builders import tiny_model
 
 
 @pytest.mark.parametrize(
@@ -61,6 +63,16 @@ def test_a_missing_part_of_the_weights_is_named(saved: Path) -> None:
     (saved / "model-1.safetensors").touch()
     with pytest.raises(ModelError, match=r"lacks 1 of its 2 weight files: model-2\.safetensors"):
         find_model(str(saved))
+
+
+def test_weights_are_counted_from_the_headers_of_their_files(saved: Path) -> None:
+    assert count_weights(saved) == sum(weight.numel() for weight in tiny_model("llama", 320).parameters())
+
+
+@pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: path.write_bytes(b"no weights")])
+def test_weights_that_cannot_be_read_are_not_counted(spoil: Callable[[Path], None], saved: Path) -> None:
+    spoil(saved / "model.safetensors")
+    assert count_weights(saved) is None
 
 
 def test_a_missing_model_is_an_error_before_torch_is_imported() -> None:
