@@ -51,8 +51,8 @@ def judge(
 ) -> Iterator[Verdict]:
     """Yields a verdict for every solution, in any order. `expected` is the directory of expected outputs; missing ones
     are computed first. A program that breaks its worker twice has failed; if by an error rather than a signal, its
-    failure begins with `JUDGE_BROKE`. One whose time ran out for want of a CPU is judged again alone when all others
-    are done; nobody gets more computing time than the limits.
+    failure begins with `JUDGE_BROKE`. One that lacked a CPU or memory, perhaps for others, is judged again alone when
+    all others are done; nobody gets more computing time than the limits.
 
     Raises DataError for a solution of an unknown task and for a canonical solution that gives no expected output,
     CodetuneError where not even the canonical solution can be judged."""
@@ -97,7 +97,8 @@ def count_missing(problems: Sequence[Problem], expected: Path) -> int:
 
 
 class Judgement(TypedDict):
-    """The answer of a worker: the outcomes of a program, its first failed call, and whether it was starved of CPU."""
+    """The answer of a worker: the outcomes of a program, its first failed call, and whether it is to be judged
+    again alone."""
 
     base: Outcome
     plus: Outcome

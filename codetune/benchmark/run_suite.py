@@ -14,7 +14,7 @@ import resource
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 from evalplus.config import DEFAULT_GT_TIME_LIMIT_FACTOR, DEFAULT_MIN_TIME_LIMIT
@@ -54,7 +54,7 @@ class Candidate:
 @dataclass(frozen=True, slots=True)
 class SuiteVerdict:
     """`failure` names the first call that failed, and how. `starved`: the time ran out while the program waited for a
-    CPU, so that it deserves another try alone."""
+    CPU, or memory ran out, perhaps to others, so that it deserves another try alone."""
 
     outcome: Outcome
     failure: str = ""
@@ -67,12 +67,15 @@ class CanonicalSolutionError(Exception):
 
 class FailedCallError(Exception):
     """A call did not give the right output. `waited_limit`: the limit that ran out while the program had computed less,
-    asleep or without a CPU."""
+    asleep or without a CPU. `lacked_memory`: it says so itself."""
 
-    def __init__(self, why: str, outcome: Outcome = "fail", waited_limit: float | None = None) -> None:
+    def __init__(
+        self, why: str, outcome: Outcome = "fail", waited_limit: float | None = None, lacked_memory: bool = False
+    ) -> None:
         super().__init__(why)
         self.outcome: Outcome = outcome
         self.waited_limit = waited_limit
+        self.lacked_memory = lacked_memory
 
 
 def judge_suite(sandbox: Sandbox, candidate: Candidate, suite: Suite, expected: SuiteOutputs) -> SuiteVerdict:
@@ -83,6 +86,9 @@ def judge_suite(sandbox: Sandbox, candidate: Candidate, suite: Suite, expected: 
     comparison = OutputComparison(rule, problem.atol)
     # The expected outputs lie in this process: those of Mbpp/255 exceed a gigabyte.
     most_bytes = psutil.Process().memory_info().vms + READING_BYTES
+    verdict = SuiteVerdict("pass")
+    if rule.never_counted:
+        verdict = SuiteVerdict("fail", "every call is right, but EvalPlus 0.3.1 counts no solution of this task")
     with sandbox.run(_request(candidate, suite, limits), total) as running:
         reports = running.reports()
         for number, arguments in enumerate(_inputs(problem, suite)):
@@ -91,10 +97,9 @@ def judge_suite(sandbox: Sandbox, candidate: Candidate, suite: Suite, expected: 
                 _require_match(comparison, arguments, content, expected.outputs[number], expected.plain, most_bytes)
             except FailedCallError as why:
                 failure = f"{suite} call {number + 1}, {_shown_call(problem, arguments)}: {why}"
-                return SuiteVerdict(why.outcome, failure, _is_starved(running, why))
-    if rule.never_counted:
-        return SuiteVerdict("fail", "every call is right, but EvalPlus 0.3.1 counts no solution of this task")
-    return SuiteVerdict("pass")
+                verdict = SuiteVerdict(why.outcome, failure, _is_starved(running, why))
+                break
+    return replace(verdict, starved=True) if running.was_killed else verdict
 
 
 def run_canonical_solution(sandbox: Sandbox, problem: Problem, rule: OutputRule, suite: Suite) -> SuiteOutputs:
@@ -159,7 +164,7 @@ def _content(report: CallReport | ProgramEnded, limit: float, total: float) -> b
         case CallReport(kind=program.TIMED_OUT, content=cause):
             raise FailedCallError(f"took over {limit:.3g} s", waited_limit=limit if cause == program.WAITED else None)
         case CallReport(kind=program.RAISED, content=name):
-            raise FailedCallError(f"raised {_error_name(name)}")
+            raise FailedCallError(f"raised {_error_name(name)}", lacked_memory=name == b"MemoryError")
         case CallReport(kind=program.NOT_LOADED, content=name):
             raise FailedCallError(f"the program did not load ({_error_name(name)})")
         case CallReport(kind=program.NOT_DEFINED):
@@ -218,4 +223,5 @@ def _bounded(most_bytes: int) -> Iterator[None]:
 
 
 def _is_starved(running: RunningProgram, why: FailedCallError) -> bool:
-    return why.waited_limit is not None and running.cpu_wait_seconds() > STARVED_SHARE * why.waited_limit
+    waited = why.waited_limit is not None and running.cpu_wait_seconds() > STARVED_SHARE * why.waited_limit
+    return waited or why.lacked_memory

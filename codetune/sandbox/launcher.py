@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import secrets
+import select
 import signal
 import socket
 import struct
@@ -35,7 +36,7 @@ from codetune.sandbox.program import (
 )
 from codetune.sandbox.shortage import when_available
 from codetune.sandbox.tiers import TIERS, SandboxError, Tier
-from codetune.sandbox.zygote import ENDED, READY, StartOptions
+from codetune.sandbox.zygote import ENDED, KILLED, READY, StartOptions
 
 ZYGOTE = "import sys; sys.path += sys.argv.pop(1).split(':'); from codetune.sandbox.zygote import main; main()"
 LIBRARY_PATH = "LD_LIBRARY_PATH"  # without it some interpreters do not start
@@ -46,6 +47,7 @@ FIRST_UNUSED_USER_ID, UNUSED_USER_IDS = 2_000_000_000, 100_000_000
 UTIME = 11  # of the fields of /proc/PID/stat after the name
 OOM_SCORE = Path("/proc/self/oom_score_adj")
 START_SECONDS, END_SECONDS = 60, 30
+DEATH_SECONDS = 1.0  # for a process that has closed its channel to be gone: its memory is freed last
 LEAST_WAIT_SECONDS = 0.01  # the scheduler counts in hundredths of a second
 NO_HARNESS = Harness(guard=do_nothing, streams=nullcontext)
 
@@ -79,6 +81,10 @@ class RunningProgram:
     began: float  # by time.monotonic
     received_bytes: int = 0
     wait_before: float = 0.0  # seconds without a CPU while the process was confined
+    has_died: bool = False  # before it was ended
+    # Known after the `with` block: a signal has killed it, or its zygote, as the kernel does where memory runs out. A
+    # program can do so to itself.
+    was_killed: bool = False
 
     def reports(self) -> Iterator[CallReport | ProgramEnded]:
         """A report for each call, as it arrives; after the last one, `ProgramEnded` without end."""
@@ -88,6 +94,7 @@ class RunningProgram:
             except TimeoutError:
                 yield ProgramEnded("starved" if self._elapsed() >= PATIENCE * self.seconds else "timeout")
             except (EOFError, ConnectionResetError):
+                self.has_died = self.has_died or bool(select.select([self.pidfd], [], [], DEATH_SECONDS)[0])
                 yield ProgramEnded("died")
 
     def cpu_wait_seconds(self) -> float:
@@ -209,7 +216,10 @@ class Sandbox:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(program.pidfd, signal.SIGKILL)
             os.close(program.pidfd)
-        if self._answer(END_SECONDS) != ENDED:  # the next program needs a new zygote
+        answer = self._answer(END_SECONDS)
+        if program is not None:
+            program.was_killed = answer != ENDED and program.has_died
+        if answer not in (ENDED, KILLED):  # the next program needs a new zygote
             self.close()
 
     def _answer(self, seconds: float) -> bytes:

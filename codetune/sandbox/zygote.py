@@ -15,6 +15,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -37,7 +38,7 @@ MAX_THREADS = 256  # of a program and its zygote, where nothing else is counted 
 OWN_PROCESSES = 8  # a zygote, its fork, and those of bubblewrap; where more are counted, they are others of the user
 MAX_THREADS_AMONG_OTHERS = 1024  # more than the user has when the zygote starts: those can become more as well
 MAX_PROCESSES = 2**22  # of a Linux machine
-READY, ENDED = b"ready", b"."
+READY, ENDED, KILLED = b"ready", b".", b"k"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +98,10 @@ def main() -> None:
         if child == 0:
             _run_program(descriptors[0], restrictions)
         os.close(descriptors[0])
-        os.waitpid(child, 0)
+        _, status = os.waitpid(child, 0)
         if restrictions.scratch:
             _empty(restrictions.scratch)
-        control.send(ENDED)
+        control.send(KILLED if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL else ENDED)
 
 
 def _confine(options: StartOptions) -> ForkRestrictions:

@@ -168,6 +168,21 @@ def test_what_a_program_waits_for_a_cpu_is_not_counted(expected: Path) -> None:
     assert found[2].failure.endswith("took over 1 s")
 
 
+@pytest.mark.parametrize(
+    ("ending", "again"),
+    [("signal.raise_signal(9)", True), ("raise MemoryError", True), ("os._exit(9)", False), ("raise OSError", False)],
+)
+def test_a_program_that_is_killed_or_lacks_memory_is_tried_again_alone(
+    expected: Path, tmp_path: Path, ending: str, again: bool
+) -> None:
+    """As the kernel kills one where memory runs out, whoever has taken it. Without a sandbox it can leave a file."""
+    program = f"import io, os, signal\nmark = {str(tmp_path / 'mark')!r}\ndef double(x):\n"
+    program += "    if x == 2 and not os.path.exists(mark):\n        io.open(mark, 'w').close()\n"
+    program += f"        {ending}\n    return 2 * x"
+    [found] = judge([problem(plus_input=[])], [Solution("Own/0", program)], expected, 1, "none")
+    assert (found.base == "pass") == again, found.failure
+
+
 def test_a_sleeper_is_not_starved(expected: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
 
