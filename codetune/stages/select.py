@@ -121,6 +121,7 @@ def _write(context: RunContext, recipe: Recipe, request: StageRequest) -> StageO
     row_artefacts.write_excluded(context.run, _excluded(context, inputs, exclusions, selected.rows, is_held))
     row_artefacts.write_selection_report(context.run, report)
     row_artefacts.write_selection(context.run, selected.rows, why_taken(inputs, selected, settings))
+    row_artefacts.write_dataset_info(context.run)
     facts: dict[str, object] = {"clusters": clusters, DIAGNOSTICS: diagnostics_fact(report)}
     facts |= {**reading_facts(context), **exclusions.facts}
     if test:

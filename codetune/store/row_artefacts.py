@@ -25,6 +25,18 @@ from codetune.store.files import replacing, write_text
 from codetune.store.run_directory import Run
 
 TAKEN = "taken"
+# As in the data documentation of LLaMA-Factory 0.9.5; without `tags` it expects "from" and "value".
+LLAMA_FACTORY_FORMAT = {
+    "formatting": "sharegpt",
+    "columns": {"messages": "messages"},
+    "tags": {
+        "role_tag": "role",
+        "content_tag": "content",
+        "user_tag": "user",
+        "assistant_tag": "assistant",
+        "system_tag": "system",
+    },
+}
 
 
 def score_line(row: Score | Refusal) -> bytes:
@@ -219,6 +231,14 @@ def write_holdout(run: Run, ids: NDArray[np.uint64]) -> None:
             source = json.loads(line)
             row = {"id": source["id"], "messages": source["messages"]}
             file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+
+
+def write_dataset_info(run: Run) -> None:
+    """Writes dataset_info.json, by which LLaMA-Factory reads selection.jsonl, and holdout.jsonl where there is one; the
+    run directory is its `dataset_dir`."""
+    files = [path for path in (run.selection, run.holdout) if path.exists()]
+    entries = {path.stem: {"file_name": path.name, **LLAMA_FACTORY_FORMAT} for path in files}
+    write_text(run.dataset_info, json.dumps(entries, indent=2) + "\n")
 
 
 def write_excluded(run: Run, rows: Iterable[tuple[Refusal | str, str, Mapping[str, float]]]) -> None:

@@ -36,6 +36,7 @@ class Run:
         self.excluded = directory / "selection.excluded.jsonl"
         self.holdout = directory / "holdout.jsonl"
         self.selection_report = directory / "selection.report.json"
+        self.dataset_info = directory / "dataset_info.json"
         self.model = directory / "model"
         self.train = directory / "train"
         self.next_train = directory / "train.next"  # of a training that is going to replace a finished one
