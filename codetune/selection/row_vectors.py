@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import TypeVar
 
 import numpy as np
@@ -43,6 +44,25 @@ class RowVectors:
     def chunks(self) -> Iterator[Vectors]:
         """Copies of all vectors, `CHUNK_ROWS` at a time."""
         return (self.take(slice(first, first + CHUNK_ROWS)) for first in range(0, len(self), CHUNK_ROWS))
+
+
+def lowest_of_equal_rows(vectors: RowVectors, chosen: RowIndices, values: Floats | None = None) -> RowIndices:
+    """As many rows of each group with equal vectors (and equal `values` [N]) as `chosen` has, those at the lowest
+    positions. To a rule that reads nothing else such rows are one; which of them comes first in floating-point
+    arithmetic depends on the place of a row in a matrix product."""
+    digests = np.fromiter(
+        (_digest(row) for chunk in vectors.chunks() for row in chunk), dtype=np.uint64, count=len(vectors)
+    )
+    keys = digests[None] if values is None else np.stack([digests, values.view(np.uint64)])
+    _, group = np.unique(keys, axis=1, return_inverse=True)  # [N]
+    sizes, wanted = np.bincount(group), np.bincount(group[chosen], minlength=int(group.max(initial=-1)) + 1)
+    in_order = np.argsort(group, kind="stable")
+    rank = np.arange(len(group)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return in_order[rank < wanted[group[in_order]]]
+
+
+def _digest(row: Vectors) -> int:
+    return int.from_bytes(blake2b(row.tobytes(), digest_size=8).digest())
 
 
 def spread_sample(rows: int, size: int) -> RowIndices:

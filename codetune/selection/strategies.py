@@ -20,7 +20,7 @@ from codetune.selection.kcenter import kcenter_rows
 from codetune.selection.mig import mig_rows
 from codetune.selection.parametric import parametric_rows
 from codetune.selection.quotas import part_quotas, quota_of
-from codetune.selection.row_vectors import Floats, RowIndices, RowVectors
+from codetune.selection.row_vectors import Floats, RowIndices, RowVectors, lowest_of_equal_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,11 @@ class Candidates:
         ifd = self.inputs.ifd[self.eligible]
         ranks: Floats = np.searchsorted(np.sort(ifd), ifd, side="right") / max(1, len(ifd))
         return ranks
+
+    def at(self, positions: RowIndices, quality: Floats | None = None) -> RowIndices:
+        """The rows at positions of `vectors`, which a rule chose by vectors (and quality) alone; of equal rows those
+        with the lowest ids."""
+        return self.eligible[lowest_of_equal_rows(self.vectors, positions, quality)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +140,8 @@ def _random_rows(candidates: Candidates) -> RowIndices:
 def _most_informative(candidates: Candidates) -> RowIndices:
     assert candidates.inputs.cluster is not None
     cluster = candidates.inputs.cluster[candidates.eligible]
-    return candidates.eligible[mig_rows(candidates.vectors, cluster, candidates.quality, candidates.quota)]
+    quality = candidates.quality
+    return candidates.at(mig_rows(candidates.vectors, cluster, quality, candidates.quota), quality)
 
 
 _TABLE = (
@@ -150,13 +156,13 @@ _TABLE = (
     SelectionStrategy(
         "parametric",
         "the nearest rows to learned points that are distributed as all rows are",
-        lambda rows: rows.eligible[parametric_rows(rows.vectors, rows.quota, rows.seed)],
+        lambda rows: rows.at(parametric_rows(rows.vectors, rows.quota, rows.seed)),
         needs_embeddings=True,
     ),
     SelectionStrategy(
         "facility",
         "rows that are similar to all rows and have a high IFD (QDIT)",
-        lambda rows: rows.eligible[facility_rows(rows.vectors, rows.quality, rows.quota)],
+        lambda rows: rows.at(facility_rows(rows.vectors, rows.quality, rows.quota), rows.quality),
         needs_scores=True,
         needs_embeddings=True,
         measure=IFD,
@@ -195,7 +201,7 @@ _TABLE = (
     SelectionStrategy(
         "kcenter",
         "rows that leave no row far away from all of them",
-        lambda rows: rows.eligible[kcenter_rows(rows.vectors, rows.quota)],
+        lambda rows: rows.at(kcenter_rows(rows.vectors, rows.quota)),
         needs_embeddings=True,
     ),
     SelectionStrategy(
