@@ -67,7 +67,7 @@ def find_encoder(name: str) -> Path:
 
 
 def find_model_files(name: str, scratch: Path) -> Path:
-    """The directory of a model's configuration and tokenizer, for work without weights. Those of a hub id that is not
+    """The directory of a model's configuration and tokenizer, for work without weights. Those of a Hub id that is not
     in the cache are downloaded into `scratch`: a part of a model in the cache would be taken for a whole one."""
     if _is_to_be_downloaded(name):
         return hub_files(name, "model", SETTINGS_FILES, scratch)

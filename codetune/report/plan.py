@@ -177,7 +177,7 @@ class _Planning:
         )
 
     def _check_models(self) -> None:
-        """Whether the weights of all models are there, or known to the hub."""
+        """Whether the weights of all models are there, or known to the Hub."""
         project, attempt = self.context.project, self.ahead.attempt
         strategy = STRATEGIES[project.select.strategy]
         for name in [project.model.path, project.score.model if strategy.needs_scores else None]:

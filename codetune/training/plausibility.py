@@ -40,7 +40,7 @@ def _about_steps(settings: Training, size: TrainingSize) -> str:
     if settings.max_steps is None or settings.max_steps <= whole:
         return ""
     return (
-        f"train.max_steps is {settings.max_steps:,}, and train.epochs: {settings.epochs} ends after {whole:,} steps. "
+        f"train.max_steps is {settings.max_steps:,}, and train.epochs: {settings.epochs} ends after {_steps(whole)}. "
         "Raise train.epochs to train longer"
     )
 
@@ -69,10 +69,10 @@ def _about_warmup(settings: Training, size: TrainingSize) -> str:
         return ""
     reached = (size.steps - 1) / settings.warmup_steps
     effect = f"never gets above {reached:.0%} of train.learning_rate" if reached else "is 0, so nothing is learned"
-    steps = "1 step" if size.steps == 1 else f"{size.steps:,} steps"
     return (
-        f"train.warmup_steps is {settings.warmup_steps:,}, and the training has {steps}: its learning rate {effect}. "
-        f"A warm-up is usually 3 to 10 % of the steps. Set train.warmup_steps: {size.steps // 20}, or train longer"
+        f"train.warmup_steps is {settings.warmup_steps:,}, and the training has {_steps(size.steps)}: its learning "
+        f"rate {effect}. A warm-up is usually 3 to 10 % of the steps. Set train.warmup_steps: {size.steps // 20}, or "
+        "train longer"
     )
 
 
@@ -80,7 +80,7 @@ def _about_checkpoints(settings: Training, size: TrainingSize) -> str:
     if settings.save_steps is None or settings.save_steps <= size.steps:
         return ""
     others = "only train.save_minutes writes checkpoints" if settings.save_minutes else "there are no checkpoints"
-    return f"train.save_steps is {settings.save_steps:,}, and the training has {size.steps:,} steps: {others}"
+    return f"train.save_steps is {settings.save_steps:,}, and the training has {_steps(size.steps)}: {others}"
 
 
 def _about_rank(settings: Training, size: TrainingSize) -> str:
@@ -90,3 +90,7 @@ def _about_rank(settings: Training, size: TrainingSize) -> str:
         f"train.lora.r is {settings.lora.r:,}, and the model is {size.width:,} wide: such adapters have more weights "
         "than the layers. The usual range is 8 to 64. Lower it, or set train.method: full"
     )
+
+
+def _steps(count: int) -> str:
+    return "1 step" if count == 1 else f"{count:,} steps"

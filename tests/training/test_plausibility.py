@@ -39,6 +39,7 @@ def test_usual_settings_are_not_doubted(method: str) -> None:
         ({"save_steps": 49}, USUAL, "save_steps is 49, and the training has 48 steps: only train.save_minutes writes"),
         ({"save_steps": 49, "save_minutes": None}, USUAL, "48 steps: there are no checkpoints"),
         ({"max_steps": 100}, USUAL, "max_steps is 100, and train.epochs: 3 ends after 48 steps"),
+        ({"max_steps": 9, "epochs": 1}, SHORT, "ends after 1 step. Raise"),
         ({"method": "lora", "lora": LoraSettings(r=64)}, SHORT, "lora.r is 64, and the model is 32 wide"),
     ],
     ids=str,
