@@ -52,7 +52,7 @@ def judge(
     """Yields a verdict for every solution, in any order. `expected` is the directory of expected outputs; missing ones
     are computed first. A program that breaks its worker twice has failed; if by an error rather than a signal, its
     failure begins with `JUDGE_BROKE`. One that lacked a CPU or memory, perhaps for others, is judged again alone when
-    all others are done; nobody gets more computing time than the limits.
+    all others are done; no run gets more computing time than the limits.
 
     Raises DataError for a solution of an unknown task and for a canonical solution that gives no expected output,
     CodetuneError where not even the canonical solution can be judged."""

@@ -6,6 +6,7 @@ configuration is known after loading (`pretrained.py`)."""
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -32,6 +33,13 @@ MOST_REPETITIONS = 4096  # of a layer or an expert, or the rank of an adapter: t
 REPEATED = re.compile(r"r|(n|num|encoder|decoder)_?(?!.*(size|dim)).*(layers?|experts|blocks|groups)")
 KERNEL_KEYS = re.compile(r"_?(attn|experts)_implementation(_internal)?")
 MOST_LABELS = 1_000_000  # of a classifier, for each of which transformers makes a name
+# Keys that transformers reads when the model is run, and not before -> their types.
+_NUMBER, _SWITCH = (int, type(None)), (bool, type(None))
+USED_LATE: Mapping[str, tuple[type, ...]] = {
+    "sliding_window": _NUMBER,
+    **dict.fromkeys(("output_hidden_states", "output_attentions", "use_cache", "return_dict"), _SWITCH),
+}
+LATE_VALUES: Mapping[tuple[type, ...], str] = {_NUMBER: "a whole number or null", _SWITCH: "true or false"}
 ROUNDS = re.compile(r".*_niter_([0-9]+)")  # of an approximation by which peft begins some adapters
 PLAIN_TYPES = frozenset({"F64", "F32", "F16", "BF16", "I64", "BOOL"})  # of weights and their buffers, not quantized
 OTHER_FILES = ("configuration_files", "fast_tokenizer_files", "transformers_weights")
@@ -207,6 +215,11 @@ def _require_plain_settings(path: Path) -> None:
             raise _refused(path, key, value, "lets peft import modules or copy layers")
         if KERNEL_KEYS.fullmatch(key) and "/" in str(value):
             raise _refused(path, key, value, "asks for code from the Hub")
+        if path.name == "config.json" and not isinstance(value, USED_LATE.get(key, object)):
+            raise ModelError(
+                f"{path}: {key} is {json.dumps(value)[:80]}. Expected: {LATE_VALUES[USED_LATE[key]]}. Copy the file "
+                "again from its source."
+            )
         if key == "num_labels":
             _require_at_most(path, key, value, MOST_LABELS)
         elif REPEATED.fullmatch(key):
@@ -219,9 +232,10 @@ def _require_plain_settings(path: Path) -> None:
 
 
 def _require_at_most(path: Path, key: str, value: object, most: int) -> None:
-    if isinstance(value, int) and value > most:
+    least = 0 if key == "num_hidden_layers" else -math.inf  # some counts are -1 where there are none
+    if isinstance(value, int) and not least <= value <= most:
         raise ModelError(
-            f"{path}: {key} is {value:,}. Expected: {most:,} at most. Copy the file again from its source."
+            f"{path}: {key} is {value:,}. Expected: 0 or more, {most:,} at most. Copy the file again from its source."
         )
 
 
