@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codetune import console
-from codetune.console import counts, percent
+from codetune.console import counts, percent, quantity
 from codetune.data.ids import IdIndex, unpack_id
 from codetune.errors import DataError, StaleError
 from codetune.project.sections import Project
@@ -224,8 +224,8 @@ def _selective_ifd(context: RunContext, scores: ScoreColumns) -> Floats:
     without = np.count_nonzero(~np.isnan(scores.ifd)) - sum(len(differences) > 0 for differences in read())
     if without:
         raise StaleError(
-            f"{context.run.scores} has no token_differences for {without:,} rows, which select.strategy sifd needs. "
-            "Run: codetune score --set score.token_differences=true (it makes two passes of these rows again, and "
+            f"{context.run.scores} has no token_differences for {quantity(int(without), 'row')}, which select.strategy "
+            "sifd needs. Run: codetune score --set score.token_differences=true (it makes two passes of these rows again, and "
             "changes no other value)"
         )
     return selective_ifd(read, len(scores.ids), context.project.select.token_share)
@@ -248,7 +248,8 @@ def _test_mismatch(context: RunContext, scores: ScoreColumns) -> MismatchTest | 
         raise DataError(
             f"{context.run.scores} has {pairs} shuffled pairs of {int(is_scored.sum()):,} rows with a score. Expected: "
             f"at least {FEWEST_PAIRS}, from which select.mismatch calibrated learns what mismatched pairs look like. "
-            "Set score.shuffled_rows to 256 and run: codetune score. With fewer rows set select.mismatch to ifd"
+            "Set score.shuffled_rows to 256 and run: codetune score. With fewer rows, or one instruction for all of "
+            "them, set select.mismatch to ifd"
         )
     level = context.project.select.mismatch_level
     return find_mismatched(scores.pmi, scores.answer_tokens, scores.shuffled_pmi, level)

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from codetune.errors import DataError, StaleError
+from codetune.selection.strategies import STRATEGIES
 from codetune.stages.select import SELECT, SHOWN_ROWS, USUALLY_SET_ASIDE
 from codetune.stages.stage import RunContext
 from codetune.store.manifest import read_manifest, write_manifest
 from tests import pipeline
-from tests.small_world import context_of, make_small_world
+from tests.small_world import context_of, make_small_world, rows, write_rows
 
 ROWS, WRONG = 60, 6
 CALIBRATED = {"select__mismatch": "calibrated"}
@@ -174,13 +175,38 @@ def test_sifd_takes_the_hardest_rows_by_the_tokens_that_count(scored: Path) -> N
     assert selected(context) == {ids[number] for number in (58, 56, 54, 52, 50)}
 
 
-@pytest.mark.parametrize("strategy", ["parametric", "facility", "mig", "ifd", "perplexity", "kcenter", "length"])
-def test_each_strategy_reads_what_it_needs_and_takes_its_quota(scored: Path, strategy: str) -> None:
-    context = context_of(scored, select__strategy=strategy, select__count=20, select__max_ifd=2.0)
-    ids = plant(context, score)
-    assert pipeline.select(context).rows == 20
-    assert selected(context) < set(ids)
+@pytest.fixture(scope="module")
+def reversed_rows(scored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project file of a run with the same rows and embeddings, in the opposite order."""
+    project = make_small_world(tmp_path_factory.mktemp("reversed"), 1)
+    write_rows(project.parent / "data.jsonl", rows(ROWS)[::-1])
+    one, other = context_of(scored), context_of(project)
+    pipeline.score(other)
+    pipeline.embed(other)
+    np.save(other.run.embeddings, np.load(one.run.embeddings)[::-1])
+    reseal(other, other.run.embeddings)
+    assert other.run.embedding_ids.read_text().split() == one.run.embedding_ids.read_text().split()[::-1]
+    return project
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_each_strategy_takes_its_quota_in_any_order_of_the_data_set(
+    scored: Path, reversed_rows: Path, strategy: str
+) -> None:
+    def values(number: int) -> dict[str, Any]:
+        differences = np.random.default_rng(number).standard_normal(40).astype("<f4").tobytes()
+        return score(number) | {"token_differences": base64.b64encode(differences).decode()}
+
+    count = ROWS if strategy == "all" else 20
+    flags: dict[str, Any] = {"select__strategy": strategy, "select__max_ifd": 2.0}
+    flags |= {} if strategy == "all" else {"select__count": count}
+    context, other = context_of(scored, **flags), context_of(reversed_rows, **flags)
+    ids = plant(context, values)
+    assert plant(other, lambda number: values(ROWS - 1 - number)) == ids[::-1]
+    assert pipeline.select(context).rows == pipeline.select(other).rows == count
+    assert selected(context) <= set(ids)
     assert excluded(context).keys() == set(ids) - selected(context)
+    assert other.run.selection.read_bytes() == context.run.selection.read_bytes()
 
 
 def test_the_number_of_clusters_can_be_found(scored: Path) -> None:
