@@ -185,7 +185,13 @@ def _negative_ifd(inputs: SelectionInputs) -> NDArray[np.float64] | None:
 
 def _is_eligible(inputs: SelectionInputs, rows: RowIndices, settings: Selection) -> NDArray[np.bool_]:
     """Whether each row may be taken. Only a strategy that needs scores drops rows by their IFD."""
-    is_left = ~(inputs.refused | inputs.is_filtered)[rows]
+    is_left = np.ones(
+        len(rows), dtype=np.bool_
+    )  # of these rows alone: one row is asked about as often as there are rows
+    if inputs.ifd is not None:
+        is_left &= ~np.isnan(inputs.ifd[rows])
+    if inputs.filtered is not None:
+        is_left &= ~inputs.filtered[rows]
     if inputs.ifd is None or not STRATEGIES[settings.strategy].needs_scores or settings.mismatch == "none":
         return is_left
     is_left &= inputs.ifd[rows] < settings.max_ifd
