@@ -225,8 +225,8 @@ def _selective_ifd(context: RunContext, scores: ScoreColumns) -> Floats:
     if without:
         raise StaleError(
             f"{context.run.scores} has no token_differences for {quantity(int(without), 'row')}, which select.strategy "
-            "sifd needs. Run: codetune score --set score.token_differences=true (it makes two passes of these rows again, and "
-            "changes no other value)"
+            "sifd needs. Run: codetune score --set score.token_differences=true (it makes two passes of these rows "
+            "again, and changes no other value)"
         )
     return selective_ifd(read, len(scores.ids), context.project.select.token_share)
 
