@@ -28,6 +28,7 @@ from codetune.options import (
     InstructOption,
     JsonOption,
     LimitOption,
+    MeasuredArgument,
     ModelOption,
     ModelsOption,
     ProjectOption,
@@ -209,7 +210,7 @@ def sanitize(
 
 @app.command()
 def evaluate(
-    benchmark: BenchmarkArgument,
+    benchmark: MeasuredArgument,
     samples: SamplesOption = None,
     model: ModelOption = None,
     instruct: InstructOption = None,
@@ -226,12 +227,17 @@ def evaluate(
 
     def work() -> CommandResult:
         from codetune import render, workflow
-        from codetune.benchmark.benchmarks import part_of
+        from codetune.benchmark.benchmarks import HOLDOUT, part_of
         from codetune.stages import benchmarks
         from codetune.stages.evaluate import EVALUATE
+        from codetune.stages.likelihood import measure_holdout, require_no_parts
+        from codetune.stages.model_ref import default_model
         from codetune.stages.stage import run_stage
 
         context = _context(loaded)
+        if benchmark == HOLDOUT:
+            require_no_parts(limit, task or [], file, complete)
+            return render.one_likelihood(*measure_holdout(context, [default_model(context, model)]))
         whole = benchmarks.open_benchmark(context, benchmark)
         tasks = part_of(whole, limit, task or [])
         if file:
@@ -248,7 +254,7 @@ def evaluate(
 
 @app.command(name="eval")
 def eval_(
-    benchmark: BenchmarkArgument,
+    benchmark: MeasuredArgument,
     models: ModelsOption = None,
     all_checkpoints: Annotated[
         bool, typer.Option("--all-checkpoints", help="Also evaluate `tuned` and every checkpoint of its training.")
@@ -260,18 +266,22 @@ def eval_(
     set_: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Generate, sanitize and evaluate in one go; several models are compared."""
+    """Generate, sanitize and evaluate in one go, or measure the loss on held-out rows; several models are compared."""
     loaded = optional_project(project, set_, instruct, ["generate", "sanitize", "evaluate"])
 
     def work() -> CommandResult:
         from codetune import render, workflow
-        from codetune.benchmark.benchmarks import part_of
+        from codetune.benchmark.benchmarks import HOLDOUT, part_of
         from codetune.stages import benchmarks, model_ref
+        from codetune.stages.likelihood import measure_holdout, require_no_parts
 
         context = _context(loaded)
+        names = model_ref.names_of_the_run(context, models or []) if all_checkpoints else models or []
+        if benchmark == HOLDOUT:
+            require_no_parts(limit, task or [])
+            return render.likelihoods(*measure_holdout(context, names))
         tasks = benchmarks.open_benchmark(context, benchmark)
         part = part_of(tasks, limit, task or [])
-        names = model_ref.names_of_the_run(context, models or []) if all_checkpoints else models or []
         names = list(dict.fromkeys(names or [model_ref.default_model(context, None)]))
         reports = workflow.evaluate_models(context, part, names)
         return render.evaluation(reports, workflow.compare(context, reports))
@@ -297,11 +307,12 @@ def run(
 
     def work() -> CommandResult:
         from codetune import render, workflow
+        from codetune.stages.likelihood import likelihoods_in
 
         context = _context(loaded)
         results = list(workflow.run(context, stages, replace, limit))
         reports = workflow.reports_in(context, results)
-        return render.pipeline(results, reports, workflow.compare(context, reports))
+        return render.pipeline(results, reports, workflow.compare(context, reports), *likelihoods_in(context, results))
 
     perform(work, as_json)
 

@@ -51,6 +51,12 @@ InstructOption = Annotated[
 BenchmarkArgument = Annotated[
     str, typer.Argument(metavar="BENCHMARK", help="humaneval, mbpp, demo, or the path of a JSONL in EvalPlus format.")
 ]
+MeasuredArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="BENCHMARK", help="humaneval, mbpp, demo, the path of a JSONL in EvalPlus format, or holdout."
+    ),
+]
 SamplesOption = Annotated[
     list[Path] | None, typer.Option("--samples", metavar="FILE", help="Judge this file of samples in EvalPlus format.")
 ]

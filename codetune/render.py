@@ -14,6 +14,7 @@ from codetune.workflow import StatusLine
 
 if TYPE_CHECKING:
     from codetune.benchmark.evaluate import ModelComparison, PairedTest, Report
+    from codetune.benchmark.likelihood import LikelihoodComparison, LikelihoodReport
     from codetune.stages.explanation import Explanation
 
 SHOWN_TASKS = 5  # by name, of those that two models differ on
@@ -108,8 +109,56 @@ def evaluation(reports: Sequence[Report], compared: Sequence[ModelComparison]) -
     )
 
 
+def one_likelihood(reports: Sequence[LikelihoodReport], compared: Sequence[LikelihoodComparison]) -> CommandResult:
+    """The report of `evaluate holdout`, which measures one model."""
+    return replace(likelihoods(reports, compared), document=reports[0])
+
+
+def likelihoods(reports: Sequence[LikelihoodReport], compared: Sequence[LikelihoodComparison]) -> CommandResult:
+    """The losses of models on the held-out rows, with the comparison of every two."""
+    rows = [[report["model"], f"{report['rows']:,}", f"{report['tokens']:,}", _nats(report)] for report in reports]
+    refused = [
+        f"{report['model']}: rows without a loss: {counts(report['refused'])}"
+        for report in reports
+        if report["refused"]
+    ]
+    columns = ("model", "rows", "tokens", "nats a token")
+    notes = [*map(_compared_likelihoods, compared), *refused]
+    title = "loss on held-out rows (95 % interval)"
+    return CommandResult(_likelihood_document(reports, compared), title, columns, rows, notes)
+
+
+def _likelihood_document(
+    reports: Sequence[LikelihoodReport], compared: Sequence[LikelihoodComparison]
+) -> dict[str, object]:
+    return {"models": list(reports), "comparison": list(compared)}
+
+
+def _likelihood_line(report: LikelihoodReport) -> str:
+    return f"held-out loss of {report['model']}: {_nats(report)} nats a token on {quantity(report['rows'], 'row')}"
+
+
+def _nats(report: LikelihoodReport) -> str:
+    low, high = report["interval_95"]
+    return f"{report['nats_per_token']:.4f} ({low:.4f} to {high:.4f})"
+
+
+def _compared_likelihoods(compared: LikelihoodComparison) -> str:
+    first, second = compared["models"]
+    low, high = compared["interval_95"]
+    return (
+        f"held-out loss, {second} against {first} ({quantity(compared['rows'], 'row')} in common): "
+        f"{compared['difference']:+.4f} nats a token ({low:+.4f} to {high:+.4f}; paired bootstrap "
+        f"p = {compared['p_value']:.2g}); lower is better"
+    )
+
+
 def pipeline(
-    results: Sequence[StageResult], reports: Sequence[Report], compared: Sequence[ModelComparison]
+    results: Sequence[StageResult],
+    reports: Sequence[Report],
+    compared: Sequence[ModelComparison],
+    likelihoods: Sequence[LikelihoodReport] = (),
+    compared_likelihoods: Sequence[LikelihoodComparison] = (),
 ) -> CommandResult:
     """Everything that `run` made; an evaluation is shown by its report."""
     stages = [result for result in results if result.stage != EVALUATE.name]
@@ -117,6 +166,7 @@ def pipeline(
         "stages": [stage_document(result) for result in stages],
         "models": list(reports),
         "comparison": list(compared),
+        **({"holdout": _likelihood_document(likelihoods, compared_likelihoods)} if likelihoods else {}),
     }
     times = [f"{_name(result)} {result.seconds:.1f} s" for result in results]
     replaced = [
@@ -128,6 +178,8 @@ def pipeline(
         *replaced,
         *_stage_warnings(stages),
         *_compared_lines(compared),
+        *map(_likelihood_line, likelihoods),
+        *map(_compared_likelihoods, compared_likelihoods),
     ]
     if not reports:
         states = ["up to date" if _is_up_to_date(result) else result.state for result in stages]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from codetune.benchmark.benchmarks import Benchmark, part_of
+from codetune.benchmark.benchmarks import HOLDOUT, Benchmark, part_of
 from codetune.console import counts, percent, quantity
 from codetune.errors import UsageError
 from codetune.records import ModelRef
@@ -17,6 +17,7 @@ from codetune.stages.checks import check_ahead, is_pending
 from codetune.stages.evaluate import EVALUATE, read_report
 from codetune.stages.generate import GENERATE
 from codetune.stages.inputs import dataset_is_here, require_named_inputs
+from codetune.stages.likelihood import LIKELIHOOD, measure_likelihoods, read_likelihood
 from codetune.stages.model_ref import model_ref
 from codetune.stages.pipeline import STAGES
 from codetune.stages.sanitize import SANITIZE
@@ -67,6 +68,8 @@ def run(
         yield run_stage(context, stage, request)
     for stage, part in _benchmark_work(context, wanted, tasks, is_trained_here=False):
         yield run_stage(context, stage, part)
+    if EVALUATE in wanted and context.project.train.holdout:
+        yield from measure_likelihoods(context, COMPARED)
 
 
 def _benchmark_work(
@@ -116,7 +119,8 @@ def reports_in(
     context: RunContext, results: Sequence[StageResult], paths: Mapping[str, Path] | None = None
 ) -> list[Report]:
     """The report of each evaluation among the results. `paths`: of models or files, by label."""
-    return [_report(context, result, paths or {}) for result in results if result.stage == EVALUATE.name]
+    evaluated = [result for result in results if result.stage == EVALUATE.name]
+    return [_report(context, result, paths or {}) for result in evaluated if result.artefact.parent.name != HOLDOUT]
 
 
 def _report(context: RunContext, result: StageResult, paths: Mapping[str, Path]) -> Report:
@@ -156,7 +160,15 @@ def status(context: RunContext) -> list[StatusLine]:
             request = StageRequest(benchmark=directory_name(context, said), label=label)
             line = _benchmark_line(context, said, label, trained)
             lines.append(_with_running(line, _running(context, stages, request)))
-    return lines
+    return [*lines, *(_holdout_line(context, label) for label in COMPARED if context.project.train.holdout)]
+
+
+def _holdout_line(context: RunContext, label: str) -> StatusLine:
+    found = stage_status(context, LIKELIHOOD, request := StageRequest(benchmark=HOLDOUT, label=label))
+    detail = found.why
+    if found.state == "done":
+        detail = f"{read_likelihood(LIKELIHOOD.artefact(context.run, request))['nats_per_token']:.4f} nats a token"
+    return StatusLine(f"{HOLDOUT} {label}", found.state, detail, f"codetune eval {HOLDOUT} --model {label}")
 
 
 def require_samples(context: RunContext) -> None:

@@ -112,10 +112,12 @@ IMPORT_LATE = (
     "stages.generate",
     "stages.sanitize",
     "stages.evaluate",
+    "stages.likelihood",
     "stages.benchmarks",
     "stages.model_ref",
     "launch.dispatch",
     "benchmark.benchmarks",  # evalplus.data, which loads pandas and datasets
+    "benchmark.likelihood",  # transformers, which reports and comparisons do without
     "benchmark.evalplus_cut",  # evalplus.sanitize, without evalplus.data
     "model.vllm_engine",  # vllm's settings, an extra
     "training.parallelism",  # deepspeed itself, an extra

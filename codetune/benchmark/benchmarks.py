@@ -22,6 +22,7 @@ from codetune.errors import DataError, UsageError
 from codetune.records import Problem
 from codetune.user_files import require_plain_file
 
+HOLDOUT = "holdout"  # the name of the held-out rows where a command expects a benchmark
 FENCE = "```python\n"
 # Where the continuation of a raw prompt leaves the function, as EvalPlus cuts base models (evalplus 0.3.1, codegen).
 STOPS = ("\nif __name__", "\ndef main(", "\nprint(", "\nassert")
@@ -190,7 +191,7 @@ def artefact_name(reference: str, file_digest: Callable[[], str | None]) -> str:
     if spec_named(reference):
         return reference
     stem = stem_of(Path(reference))
-    digest = file_digest() if spec_named(stem) else None
+    digest = file_digest() if spec_named(stem) or stem == HOLDOUT else None
     return f"{stem}-{digest[:8]}" if digest else stem
 
 

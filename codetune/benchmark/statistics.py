@@ -60,18 +60,33 @@ class BootstrapDifference:
     low: float
     high: float
     p_value: float  # two-sided
+    standard_error: float
 
 
 def paired_bootstrap(first: Sequence[float], second: Sequence[float], seed: int) -> BootstrapDifference:
     """The percentile bootstrap, over tasks, of the difference of two models' estimates, one each a task, in the same
     order. The p-value is twice the smaller share of resamples on either side of zero, 1 / 10,001 at least."""
     differences = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)  # [tasks]
-    means = _resampled_means(differences, seed)
-    low, high = np.quantile(means, [0.025, 0.975])
+    return _bootstrap_result(float(differences.mean()), _resampled_means(differences, seed))
+
+
+def bootstrap_ratio(values: Sequence[float], weights: Sequence[float], seed: int) -> BootstrapDifference:
+    """The same for the sum of `values` over the sum of `weights`, one of each a row. Of a loss in nats a token `values`
+    are the nats of the rows, or their differences between two models, and `weights` are their tokens."""
+    above, below = np.asarray(values, dtype=np.float64), np.asarray(weights, dtype=np.float64)  # [rows]
+    generator, ratios = np.random.default_rng(seed), np.empty(RESAMPLES)
+    for index in range(RESAMPLES):
+        drawn = generator.integers(len(above), size=len(above))
+        ratios[index] = above[drawn].sum() / below[drawn].sum()
+    return _bootstrap_result(float(above.sum() / below.sum()), ratios)
+
+
+def _bootstrap_result(estimate: float, resampled: NDArray[np.float64]) -> BootstrapDifference:
+    low, high = np.quantile(resampled, [0.025, 0.975])
     # Sums of the same numbers in another order may miss zero by rounding: hence 1e-12.
-    sides = [int((means <= 1e-12).sum()), int((means >= -1e-12).sum())]
+    sides = [int((resampled <= 1e-12).sum()), int((resampled >= -1e-12).sum())]
     p_value = min(1.0, 2 * (min(sides) + 1) / (RESAMPLES + 1))
-    return BootstrapDifference(float(differences.mean()), float(low), float(high), p_value)
+    return BootstrapDifference(estimate, float(low), float(high), p_value, float(resampled.std(ddof=1)))
 
 
 def _resampled_means(values: NDArray[np.float64], seed: int) -> NDArray[np.float64]:

@@ -74,7 +74,12 @@ class WorkList:
 
 
 def _inputs(project: Project, request: StageRequest) -> Sequence[Input]:
-    return tasks_input(), Input("model", _resolve_model, _changed_model)
+    return tasks_input(), model_of_request()
+
+
+def model_of_request() -> Input:
+    """The model of the request, by the digest of all that decides what it writes."""
+    return Input("model", _resolve_model, _changed_model)
 
 
 def _resolve_model(context: RunContext, request: StageRequest) -> Resolved:
