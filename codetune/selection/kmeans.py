@@ -62,7 +62,8 @@ def _starting_rows(
     pool: ThreadPoolExecutor, centered: Vectors, count: int, starts: int, random: np.random.RandomState
 ) -> NDArray[np.int64]:
     """The rows [S, K] that k-means++ chooses for each start: of T candidates, drawn in proportion to their squared
-    distances, the one that leaves the smallest sum. Draws and sums are those of `sklearn.cluster.kmeans_plusplus`."""
+    distances, the one that leaves the smallest sum. Draws and sums are those of `sklearn.cluster.kmeans_plusplus` since
+    1.8, which adds the distances up in float32."""
     trials = 2 + int(np.log(count))
     weights = np.ones(len(centered), dtype=centered.dtype)
     drawn = [
