@@ -16,7 +16,7 @@ from codetune.stages.benchmarks import directory_name, distinct_benchmarks, open
 from codetune.stages.checks import check_ahead, is_pending
 from codetune.stages.evaluate import EVALUATE, read_report
 from codetune.stages.generate import GENERATE
-from codetune.stages.inputs import dataset_is_here, require_named_inputs
+from codetune.stages.inputs import dataset_is_here, dataset_paths, require_named_inputs
 from codetune.stages.likelihood import LIKELIHOOD, measure_likelihoods, read_likelihood
 from codetune.stages.model_ref import model_ref
 from codetune.stages.pipeline import STAGES
@@ -219,7 +219,7 @@ def _remarks(context: RunContext, stage: Stage, found: StageStatus) -> str:
     """The stage's own remark, and a data set that cannot be compared here."""
     remarks = [stage.remark(context)]
     if found.manifest is not None and "dataset" in found.manifest.inputs and not dataset_is_here(context):
-        remarks.append(f"{context.project.dataset.path} was not found, so it was not compared")
+        remarks.append(f"{dataset_paths(context.project)} was not found, so it was not compared")
     return "".join(f"; {remark}" for remark in remarks if remark)
 
 

@@ -12,6 +12,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain, islice, takewhile
 from pathlib import Path
 
@@ -41,28 +42,46 @@ ROW_BITS, CONTEXT_BITS = 40, 32
 TURNS_IN_ORDER = re.compile("(u(ct+)*[ac])+")  # user; calls and the tools' turns; the assistant's answer, or a call
 
 
+@dataclass(frozen=True, slots=True)
+class DataSource:
+    """A data set where it lies. One of several has a name, and a weight (data/mixture.py)."""
+
+    dataset: Dataset
+    location: str
+    name: str = ""
+    weight: float = 1.0
+
+
 def read_examples(dataset: Dataset, location: str) -> Iterator[Example | Refusal]:
-    """Every row of the data set, in order; of rows with the same messages the first, the others refused.
+    """Every row of the data set, as `read_sources`."""
+    return (row for _, row in read_sources([DataSource(dataset, location)]))
+
+
+def read_sources(sources: Iterable[DataSource]) -> Iterator[tuple[str, Example | Refusal]]:
+    """Every row of every data set, in order, with the name of its data set; of rows with the same messages the first,
+    the others refused. Rows of a data set with a name stand at `NAME: FILE:LINE`, and the name is their source.
 
     Keeps in memory one entry a row, id -> position, to recognise duplicates: at most 200 bytes. Raises DataError for a
     missing or damaged file, and for a file without the expected columns."""
     first_positions: dict[int, int] = {}
     files: list[str] = []  # the part of `at` before the row's number, of each file
-
-    def choose(names: Sequence[str]) -> Sequence[str]:
-        return columns_to_read(names, dataset)
-
-    for rows in _open_files(dataset, location, choose):
-        for row in _require_columns(rows, dataset):
+    for source in sources:
+        for row in _rows_of(source):
             if files[-1:] != [row.at_file]:
                 files.append(row.at_file)
-            result = _read_row(row, dataset)
+            result = _read_row(row, source)
             position = (len(files) - 1 << ROW_BITS | row.number) << CONTEXT_BITS | _context_digest(result)
             first = position if result.id is None else first_positions.setdefault(int(result.id, 16), position)
-            if first == position:
-                yield result
-            else:
-                yield Refusal(None, _repeats(first, position, files), row.at)
+            yield source.name, result if first == position else Refusal(None, _repeats(first, position, files), row.at)
+
+
+def _rows_of(source: DataSource) -> Iterator[FileRow]:
+    def choose(names: Sequence[str]) -> Sequence[str]:
+        return columns_to_read(names, source.dataset)
+
+    for rows in _open_files(source.dataset, source.location, choose):
+        for row in _require_columns(rows, source.dataset):
+            yield replace(row, source=f"{source.name}: {row.source}") if source.name else row
 
 
 def _context_digest(row: Example | Refusal) -> int:
@@ -214,7 +233,8 @@ def _require_shape(rows: Sequence[tuple[str, Sequence[str] | None]], dataset: Da
         )
 
 
-def _read_row(row: FileRow, dataset: Dataset) -> Example | Refusal:
+def _read_row(row: FileRow, source: DataSource) -> Example | Refusal:
+    dataset = source.dataset
     messages = row.fault or messages_of(row.value, dataset)
     if isinstance(messages, str):
         return Refusal(None, messages, row.at)
@@ -225,7 +245,7 @@ def _read_row(row: FileRow, dataset: Dataset) -> Example | Refusal:
     row_format = find_row_format(row.value, dataset)
     assert row_format is not None
     context, tools = left_out(row.value, dataset), tools_json(row.value)
-    return Example(row_id, messages, row.at, row.source, context, tools, row_format.name)
+    return Example(row_id, messages, row.at, source.name or row.source, context, tools, row_format.name)
 
 
 def _fault(messages: Messages) -> str | None:

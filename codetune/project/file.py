@@ -8,7 +8,8 @@ import difflib
 import errno
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -16,11 +17,14 @@ from pydantic_core import ErrorDetails
 
 from codetune.errors import InputError, ProjectError, unusable_directory
 from codetune.project.sections import (
+    LIST_TAG,
     NAME_IN_WORDS,
     NAME_PATTERN,
     NOT_IN_THIS_VERSION,
     PROJECT_FILE,
+    SECTION_TAG,
     STAGE_NAMES,
+    NamedDataset,
     Project,
     StageName,
     accepted_types,
@@ -84,6 +88,7 @@ def commented_yaml(values: Mapping[str, object]) -> str:
         "# A codetune project. Every key is here with its default or the preset's value; all but dataset.path and",
         "# model.path, which have no default, may be left out.",
         "# Relative paths are looked for beside this file. Check it at any time: codetune status",
+        "# dataset may be a list of such sections, each with a name and a weight (share of its rows, up to 1) too.",
     ]
     section: list[str] = []
     for key, field in keys():
@@ -133,7 +138,9 @@ def _assign(parsed: ParsedYaml, key: str, value: object, source: str) -> None:
         parsed.locations.setdefault(tuple(parents[: depth + 1]), source)
         section = data[parent]
         if not isinstance(section, dict):
-            parsed.mistakes.append(f"{source}: {parent} is not a section")
+            several = "a list of sections; change the one that you mean in the file"
+            fault = several if isinstance(section, list) else "not a section"
+            parsed.mistakes.append(f"{source}: {parent} is {fault}")
             return
         data = section
     data[name] = value
@@ -153,10 +160,12 @@ def _validate(parsed: ParsedYaml, stages: Collection[StageName]) -> Project | No
                 _remove(parsed.data, key)
     else:
         return None
+    unclear = _dataset_conflicts(project)
     conflicts = (conflict for stage in stages if stage in CONFLICTS for conflict in CONFLICTS[stage](project))
-    for name, message in (*_missing_features(project), *conflicts):
+    for name, message in (*_missing_features(project), *unclear, *conflicts):
         if name not in wrong:
-            parsed.mistakes.append(f"{_location(tuple(name.split('.')), parsed)}: {name}: {message}")
+            key = tuple(int(part) if part.isdecimal() else part for part in name.split("."))
+            parsed.mistakes.append(f"{_location(key, parsed)}: {name}: {message}")
     return project
 
 
@@ -166,7 +175,8 @@ def _note_errors(why: ValidationError, parsed: ParsedYaml) -> list[Key]:
     refused: dict[Key, list[ErrorDetails]] = {}
     for error in why.errors(include_url=False):
         refused.setdefault(_key_in(parsed.data, error["loc"]), []).append(error)
-    descriptions = {name: f" ({field.description})" for name, field in keys()}
+    fields = (*keys(NamedDataset, "dataset."), *keys())
+    descriptions = {name: f" ({field.description})" for name, field in fields}
     for key, errors in refused.items():
         dotted = _dotted(key)
         location = f"{_location(key, parsed)}: {dotted}"
@@ -175,7 +185,8 @@ def _note_errors(why: ValidationError, parsed: ParsedYaml) -> list[Key]:
         else:
             expected = " or ".join(dict.fromkeys(_expectation(_possible_choices(dotted, error)) for error in errors))
             found = _shortened(_get(parsed.data, key))
-            parsed.mistakes.append(f"{location} is {found}; expected {expected}{descriptions.get(dotted, '')}")
+            description = descriptions.get(_dotted(part for part in key if isinstance(part, str)), "")
+            parsed.mistakes.append(f"{location} is {found}; expected {expected}{description}")
     return list(refused)
 
 
@@ -227,6 +238,20 @@ def _missing_features(project: Project) -> Iterator[tuple[str, str]]:
         value, default = value_at(project, key), _as_yaml(fields[key].default)
         if value in values:
             yield key, f"{_shortened(value)} is not in this version. Leave it at {default}"
+
+
+def _dataset_conflicts(project: Project) -> Iterator[tuple[str, str]]:
+    """Of a list of data sets those that have no path, or no name of their own."""
+    if not isinstance(project.dataset, list):
+        return
+    names = [dataset.name for dataset in project.dataset]
+    for index, dataset in enumerate(project.dataset):
+        if dataset.path is None:
+            yield f"dataset.{index}.path", "not set. Name a file, a directory, a glob or a Hub data set"
+        if dataset.name is None:
+            yield f"dataset.{index}.name", "not set. Give each data set a name: its rows are counted by it"
+        elif dataset.name in names[:index]:
+            yield f"dataset.{index}.name", f"{dataset.name} is the name of another data set. Give each one of its own"
 
 
 def _scoring_conflicts(project: Project) -> Iterator[tuple[str, str]]:
@@ -303,7 +328,7 @@ CONFLICTS: Mapping[StageName, Callable[[Project], Iterator[tuple[str, str]]]] = 
 def _key_in(data: object, location: Key) -> Key:
     """The beginning of a pydantic location that exists in the data; the rest names branches of unions."""
     key: list[str | int] = []
-    for part in location:
+    for part in (part for part in location if part not in (SECTION_TAG, LIST_TAG)):
         try:
             data = _child(data, part)
         except KeyError:
@@ -334,8 +359,8 @@ def _child(data: object, part: str | int) -> object:
 
 
 def _remove(data: dict[str, object], key: Key) -> None:
-    """Removes the faulty key; for an item of a list, the whole list."""
-    *parents, name = [part for part in key if isinstance(part, str)]
+    """Removes the faulty key; for an item of a list, or a key of it, the whole list."""
+    *parents, name = takewhile(lambda part: isinstance(part, str), key)
     section = _get(data, tuple(parents))
     assert isinstance(section, dict)
     section.pop(name, None)
@@ -348,14 +373,15 @@ def _location(key: Key, parsed: ParsedYaml) -> str:
     return parsed.locations.get(key, "the defaults")
 
 
-def _dotted(key: Key) -> str:
+def _dotted(key: Iterable[str | int]) -> str:
     return ".".join(str(part) for part in key)
 
 
 def _suggestion(key: Key) -> str:
     """The full names of the keys elsewhere that are spelt so, else the nearest name in the same section."""
-    *parents, name = map(str, key)
+    *parents, name = [part for part in key if isinstance(part, str)]
     known = [known for known, _ in keys()]
+    known += [f"dataset.{one}" for one in ("name", "weight") if len(key) > len(parents) + 1]
     prefix = "".join(f"{parent}." for parent in parents)
     siblings = {other.removeprefix(prefix).partition(".")[0] for other in known if other.startswith(prefix)}
     elsewhere = [other for other in known if other.rpartition(".")[2] == name]

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, PrivateAttr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, PrivateAttr, Tag
 from pydantic.fields import FieldInfo
 
 from codetune.errors import InputError
@@ -66,6 +66,25 @@ class Dataset(Section):
     response: Text | None = setting(
         None, "column of the answer, null: found; rows of `messages` or `conversations` need neither"
     )
+
+
+class NamedDataset(Dataset):
+    """One of several data sets, which are mixed before the selection (data/mixture.py)."""
+
+    name: Annotated[str, Field(pattern=NAME_PATTERN)] | None = setting(None, "its rows are counted by this name")
+    weight: Share = setting(1.0, "share of its rows that are taken, the first by their ids")
+
+
+def _is_list(value: object) -> str:
+    return LIST_TAG if isinstance(value, list) else SECTION_TAG
+
+
+# The tags stand in pydantic's locations of mistakes.
+SECTION_TAG, LIST_TAG = "(section)", "(list)"
+Datasets = Annotated[
+    Annotated[Dataset, Tag(SECTION_TAG)] | Annotated[list[NamedDataset], Field(min_length=1), Tag(LIST_TAG)],
+    Discriminator(_is_list),
+]
 
 
 class Model(Section):
@@ -274,7 +293,7 @@ class Project(Section):
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = setting(
         42, "seed of everything random", "embed", "select", "train", "generate"
     )
-    dataset: Dataset = Dataset.model_construct()
+    dataset: Datasets = Dataset.model_construct()
     model: Model = Model.model_construct()
     score: Scoring = Scoring.model_construct()
     embed: Embedding = Embedding.model_construct()
@@ -294,6 +313,11 @@ class Project(Section):
     @property
     def overrides(self) -> Mapping[str, object]:
         return self._overrides
+
+    @property
+    def datasets(self) -> Sequence[Dataset]:
+        """The data set, or all of them where the project has a list."""
+        return self.dataset if isinstance(self.dataset, list) else [self.dataset]
 
     @property
     def run_dir(self) -> Path:
@@ -378,12 +402,12 @@ def required(value: str | None, key: str) -> str:
 
 
 def value_at(project: BaseModel, key: str) -> object:
-    """The value at a dotted key; a section as a plain dictionary.
+    """The value at a dotted key; a section as a plain dictionary, and of a list of sections a list.
 
     >>> value_at(Project(), "select.ratio")
     0.4
     """
     value: object = project
     for name in key.split("."):
-        value = getattr(value, name)
+        value = [getattr(one, name) for one in value] if isinstance(value, list) else getattr(value, name)
     return value.model_dump() if isinstance(value, BaseModel) else value

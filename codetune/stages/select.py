@@ -52,11 +52,13 @@ from codetune.stages.exclusions import (
 from codetune.stages.holdout import HELD_OUT, check_holdout, count_refused_holdout, find_holdout
 from codetune.stages.inputs import (
     READING_FACTS,
+    TAKEN_BY_SOURCE,
     artefact_input,
     dataset_input,
     left_out_notes,
     reading_facts,
     reading_of,
+    rows_by_source,
 )
 from codetune.stages.score import SCORE
 from codetune.stages.selection_report import (
@@ -123,7 +125,7 @@ def _write(context: RunContext, recipe: Recipe, request: StageRequest) -> StageO
     row_artefacts.write_selection(context.run, selected.rows, why_taken(inputs, selected, settings))
     row_artefacts.write_dataset_info(context.run)
     facts: dict[str, object] = {"clusters": clusters, DIAGNOSTICS: diagnostics_fact(report)}
-    facts |= {**reading_facts(context), **exclusions.facts}
+    facts |= {**reading_facts(context), **rows_by_source(context, lambda: selected.rows.ids), **exclusions.facts}
     if test:
         facts["mismatch_test"] = test.summary()
     if inputs.ifd is not None:
@@ -389,6 +391,7 @@ SELECT = Stage(
     details=_details,
     documented=(
         *READING_FACTS,
+        TAKEN_BY_SOURCE,
         COMPARED,
         NOT_AT_HAND,
         "mismatch_test",

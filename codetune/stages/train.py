@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from codetune import console
 from codetune.console import percent, quantity
+from codetune.data.ids import pack_ids
 from codetune.errors import ModelError
 from codetune.launch.dispatch import Job, WorkerContext, perform, process_count, require_launch
 from codetune.launch.environment import current_rank
 from codetune.launch.workers import Progress
 from codetune.model.chat_format import find_chat_format
 from codetune.project.sections import Project
-from codetune.stages.inputs import artefact_input, model_here, model_input
+from codetune.stages.inputs import TAKEN_BY_SOURCE, artefact_input, model_here, model_input, rows_by_source
 from codetune.stages.resume import (
     TRAINED,
     claim_training,
@@ -48,6 +49,10 @@ from codetune.store.manifest import Manifest
 from codetune.store.row_artefacts import read_selection
 from codetune.store.run_directory import Run
 from codetune.training.checkpoint import MANIFEST
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 CHAT_FORMAT = "model.chat_format"
 OF_HOLDOUT = ("train.evaluate_steps", "train.keep_best", "train.patience")  # without effect if no rows are held out
@@ -108,7 +113,12 @@ def _write(context: RunContext, recipe: Recipe, request: StageRequest) -> StageO
     publish_training(run, directory)
     summary = cast("dict[str, Any]", found)
     found_format = {} if context.project.model.chat_format else {"chat_format": project.model.chat_format}
-    return StageOutput(summary["rows"], summary["refused"], {**summary["facts"], **found_format})
+    by_source = rows_by_source(context, lambda: _trained_ids(run, frozenset(summary["dropped"])))
+    return StageOutput(summary["rows"], summary["refused"], {**summary["facts"], **found_format, **by_source})
+
+
+def _trained_ids(run: Run, dropped: Collection[str | None]) -> NDArray[np.uint64]:
+    return pack_ids(row.id for row in read_selection(run.selection) if row.id not in dropped)
 
 
 def _show(bar: console.ProgressBar, message: Progress, directory: Path) -> None:
@@ -147,7 +157,8 @@ def _in_process(job: Job, worker: WorkerContext) -> dict[str, Any]:
     facts = {name: value for name, value in asdict(summary).items() if name not in ("rows", "dropped")}
     if summary.holdout is None:
         del facts["holdout"]
-    return {"rows": summary.rows, "refused": refused, "facts": facts}
+    dropped = [refusal.id for refusal in summary.dropped]
+    return {"rows": summary.rows, "refused": refused, "dropped": dropped, "facts": facts}
 
 
 def _progress(context: RunContext, request: StageRequest) -> str | None:
@@ -206,6 +217,8 @@ def _details(result: StageResult) -> Details:
         loss = f"{held_out['loss']:.4f} nats a token on {quantity(held_out['rows'], 'row')}"
         stopped = ", stopped early" if held_out["stopped_early"] else ""
         lines.append(f"held-out loss: {loss}, with the weights of step {held_out['step']:,}{stopped}")
+    if taken := facts.get(TAKEN_BY_SOURCE):
+        lines.append(f"rows of each data set: {', '.join(f'{name} {rows:,}' for name, rows in taken.items())}")
     if facts["truncated_rows"]:
         lost = f"{facts['lost_tokens']:,} tokens lost ({percent(facts['lost_share'])} of all)"
         lines.append(f"truncated: {quantity(facts['truncated_rows'], 'row')}, {lost}")
@@ -225,6 +238,6 @@ TRAIN: Stage = Stage(
     remark=_remark,
     loss=_loss,
     details=_details,
-    documented=("chat_format",),
+    documented=("chat_format", TAKEN_BY_SOURCE),
     in_process=_in_process,
 )

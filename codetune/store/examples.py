@@ -88,6 +88,12 @@ def first_of_duplicates(run: Run) -> dict[str, str]:
     return {places[row.at]: row.id for row in rows if row.at in places}
 
 
+def count_sources(run: Run, ids: NDArray[np.uint64]) -> dict[str, int]:
+    """How many of the usable rows `ids` each source has, in the order of the names."""
+    counts = Counter(json.loads(line)["source"] for line in read_lines(run, ids))
+    return dict(sorted(counts.items()))
+
+
 def example_ids(run: Run) -> NDArray[np.uint64]:
     """The ids of the usable rows in data-set order, as numbers."""
     return np.fromiter((int(line[ID], 16) for line in _lines(run) if is_usable(line)), dtype=np.uint64)

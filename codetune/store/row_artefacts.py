@@ -25,6 +25,7 @@ from codetune.store.files import replacing, write_text
 from codetune.store.run_directory import Run
 
 TAKEN = "taken"
+ROW_KEYS = ("id", "messages", "tools")  # what a selection and the held-out rows have of examples.jsonl
 # As in the data documentation of LLaMA-Factory 0.9.5; without `tags` it expects "from" and "value".
 LLAMA_FACTORY_FORMAT = {
     "formatting": "sharegpt",
@@ -209,7 +210,7 @@ def write_selection(run: Run, selected: SelectedRows, why: Iterable[str]) -> Non
     with replacing(run.selection) as temporary, temporary.open("wb") as file:
         for index, (line, reason) in enumerate(zip(read_lines(run, selected.ids), why, strict=True)):
             source = json.loads(line)
-            row = {key: source[key] for key in ("id", "messages", "tools") if key in source}
+            row = {key: source[key] for key in ROW_KEYS if key in source}
             if selected.ifd is not None:
                 row["ifd"] = float(selected.ifd[index])
             if selected.pmi is not None:
@@ -229,7 +230,7 @@ def write_holdout(run: Run, ids: NDArray[np.uint64]) -> None:
     with replacing(run.holdout) as temporary, temporary.open("wb") as file:
         for line in read_lines(run, ids):
             source = json.loads(line)
-            row = {"id": source["id"], "messages": source["messages"]}
+            row = {key: source[key] for key in ROW_KEYS if key in source}
             file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
 
 

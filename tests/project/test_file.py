@@ -55,6 +55,58 @@ def test_all_mistakes_are_reported_at_once_each_in_a_line_of_its_own(tmp_path: P
     )
 
 
+def test_each_mistake_in_a_list_of_data_sets_names_the_data_set_and_the_key(tmp_path: Path) -> None:
+    text = (
+        "dataset:\n"
+        "  - {name: a, path: a.jsonl, weight: 0}\n"
+        "  - {name: b, path: b.jsonl, wieght: 1}\n"
+        "  - {name: c, path: c.jsonl, weight: -0.5}\n"
+        "  - 3\n"
+    )
+    described = "(share of its rows that are taken, the first by their ids)"
+    assert mistakes(tmp_path, text) == [
+        f"codetune.yaml:2: dataset.0.weight is 0; expected greater than 0 {described}",
+        "codetune.yaml:3: dataset.1.wieght: unknown key; did you mean weight?",
+        f"codetune.yaml:4: dataset.2.weight is -0.5; expected greater than 0 {described}",
+        "codetune.yaml:5: dataset.3 is 3; expected a section with keys of its own",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("dataset: []\n", "codetune.yaml:1: dataset is []; expected at least one item"),
+        ("dataset: 3\n", "codetune.yaml:1: dataset is 3; expected a section with keys of its own"),
+        ("dataset:\n  - {name: a, path: x, weight: 2}\n", "codetune.yaml:2: dataset.0.weight is 2; expected less than"),
+        ("dataset:\n  - {path: x}\n", "codetune.yaml:2: dataset.0.name: not set. Give each data set a name"),
+        ("dataset:\n  - {name: x}\n", "codetune.yaml:2: dataset.0.path: not set. Name a file"),
+        (
+            "dataset:\n  - {name: a, path: x}\n  - {name: a, path: y}\n",
+            "codetune.yaml:3: dataset.1.name: a is the name of another data set",
+        ),
+        ("dataset: {path: x, weight: 0.5}\n", "codetune.yaml:1: dataset.weight: unknown key"),
+    ],
+)
+def test_a_list_of_data_sets_needs_paths_names_of_their_own_and_weights_up_to_one(
+    text: str, told: str, tmp_path: Path
+) -> None:
+    (found,) = mistakes(tmp_path, text)
+    assert found.startswith(told)
+
+
+def test_a_list_of_data_sets_is_read_and_written_and_changed_as_a_whole(tmp_path: Path) -> None:
+    text = "dataset:\n  - {name: a, path: a.jsonl, weight: 0.5}\n  - {name: b, path: b.jsonl, instruction: q}\n"
+    project = read(tmp_path, text)
+    assert [(one.path, one.instruction) for one in project.datasets] == [("a.jsonl", None), ("b.jsonl", "q")]
+    assert Project.model_validate_json(project.model_dump_json()).datasets == project.datasets
+    changed = read(tmp_path, text, ["dataset=[{name: c, path: c.jsonl}]"])
+    assert value_at(changed, "dataset.path") == ["c.jsonl"]
+    told = mistakes(tmp_path, text, ["dataset.path=c.jsonl"])
+    assert told == [
+        "--set dataset.path=c.jsonl: dataset is a list of sections; change the one that you mean in the file"
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "hint"),
     [
