@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from datasets import load_dataset
+from datasets.exceptions import DatasetGenerationError
 
 from codetune.data.chat import chat_template
 from codetune.data.tokens import TrainingTokens, training_tokens
@@ -47,13 +48,25 @@ def run(tmp_path: Path) -> Run:
     return found
 
 
-def rows_of(run: Run) -> Any:
-    return load_dataset("json", data_files=str(run.selection), split="train", cache_dir=str(run.directory / "cache"))
+def rows_of(run: Run, **options: int) -> Any:
+    cache = str(run.directory / "cache")
+    return load_dataset("json", data_files=str(run.selection), split="train", cache_dir=cache, **options)
 
 
 def test_datasets_reads_the_conversations(run: Run) -> None:
     found = [[(turn["role"], turn["content"]) for turn in row["messages"]] for row in rows_of(run)]
     assert found == [list(turns) for turns in CONVERSATIONS]
+
+
+def test_datasets_reads_tool_calls_that_only_a_late_row_has(run: Run) -> None:
+    call = {"type": "function", "function": {"name": "add", "arguments": {"x": 1}}}
+    turns = [{"role": "user", "content": "Add."}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    with run.selection.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"id": "a", "messages": turns, "tools": [call["function"]]}) + "\n")
+    with pytest.raises(DatasetGenerationError):  # as by default beyond 10 MB
+        rows_of(run, chunksize=100)
+    *_, last = rows_of(run, chunksize=2**31 - 1)
+    assert [turn.get("tool_calls") for turn in last["messages"]] == [None, [call]]
 
 
 @pytest.mark.filterwarnings("ignore")  # of trl
