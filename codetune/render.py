@@ -149,7 +149,8 @@ def _compared_likelihoods(compared: LikelihoodComparison) -> str:
     return (
         f"held-out loss, {second} against {first} ({quantity(compared['rows'], 'row')} in common): "
         f"{compared['difference']:+.4f} nats a token ({low:+.4f} to {high:+.4f}; paired bootstrap "
-        f"p = {compared['p_value']:.2g}); lower is better"
+        f"p = {compared['p_value']:.2g}), {'told' if compared['told_apart'] else 'not told'} apart (they find "
+        f"{compared['least_difference']:.4f} or more); lower is better"
     )
 
 
@@ -290,8 +291,14 @@ def _difference(found: PairedTest) -> str:
     low, high = found["interval_95"]
     return (
         f"{100 * found['difference']:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}; {found['test']} "
-        f"p = {found['p_value']:.2g}); won {_named(found['won'])}; lost {_named(found['lost'])}"
+        f"p = {found['p_value']:.2g}), {_verdict(found)}; won {_named(found['won'])}; lost {_named(found['lost'])}"
     )
+
+
+def _verdict(found: PairedTest) -> str:
+    """Whether the difference is one that these tasks can find."""
+    verdict, least = "told apart" if found["told_apart"] else "not told apart", found["least_difference"]
+    return f"{verdict} (so few tasks find none)" if least > 1 else f"{verdict} (they find {100 * least:.1f} or more)"
 
 
 def _named(tasks: Sequence[str]) -> str:

@@ -206,11 +206,20 @@ def test_a_comparison_is_a_line_for_each_suite_with_the_first_tasks_by_name() ->
     base, plus = render.evaluation([a_report("base"), a_report("tuned")], [COMPARED]).notes[1:]
     assert base == (
         "humaneval, base tests, tuned against base (164 tasks in common): +11.0 points (+5.5 to +16.5; exact McNemar "
-        "p = 0.00028); won 21 (HumanEval/0, HumanEval/1, HumanEval/2, HumanEval/3, HumanEval/4 and 16 more); lost 3 "
-        "(HumanEval/60, HumanEval/61, HumanEval/62)"
+        "p = 0.00028), told apart (they find 8.4 or more); won 21 (HumanEval/0, HumanEval/1, HumanEval/2, HumanEval/3, "
+        "HumanEval/4 and 16 more); lost 3 (HumanEval/60, HumanEval/61, HumanEval/62)"
     )
     assert plus.startswith("humaneval, plus tests, tuned against base")
     assert plus.endswith("won 1 (HumanEval/0); lost 0")
+
+
+@pytest.mark.parametrize(
+    ("least", "said"),
+    [(0.098, "not told apart (they find 9.8 or more); won"), (2.0, "not told apart (so few tasks find")],
+)
+def test_a_difference_below_the_least_that_the_tasks_find_is_not_told_apart(least: float, said: str) -> None:
+    compared: Any = {**COMPARED, "base": {**DIFFERENCE, "least_difference": least, "told_apart": False}}
+    assert said in render.comparison_lines(compared)[0]
 
 
 def test_comparisons_on_two_benchmarks_can_be_told_apart() -> None:
@@ -281,6 +290,8 @@ DIFFERENCE = {
     "p_value": 0.000277,
     "difference": 18 / 164,
     "interval_95": (0.055, 0.165),
+    "least_difference": 0.0837,
+    "told_apart": True,
     "only_first": 3,
     "only_second": 21,
     "won": [f"HumanEval/{n}" for n in range(21)],

@@ -40,6 +40,8 @@ class PairedTest(TypedDict):
     p_value: float  # two-sided
     difference: float  # of pass@1, as a fraction
     interval_95: tuple[float, float]
+    least_difference: float  # that these tasks and samples find with 80 % power
+    told_apart: bool  # significant, and no smaller than that
     only_first: int
     only_second: int
     won: list[str]  # in the benchmark's order, as `lost`
@@ -159,11 +161,17 @@ def _paired_test(first: Report, second: Report, tasks: Sequence[str], suite: Sui
     exact = statistics.mcnemar_test([share == 1 for share in before], [share == 1 for share in after])
     won = [task for task, old, new in zip(tasks, before, after, strict=True) if new > old]
     lost = [task for task, old, new in zip(tasks, before, after, strict=True) if new < old]
+    least = statistics.least_of_error(bootstrap.standard_error)
+    if single:
+        least = statistics.least_difference_found(len(tasks), exact.only_first + exact.only_second)
+    p_value = exact.p_value if single else bootstrap.p_value
     return PairedTest(
         test="exact McNemar" if single else "paired bootstrap",
-        p_value=exact.p_value if single else bootstrap.p_value,
+        p_value=p_value,
         difference=bootstrap.difference,
         interval_95=(bootstrap.low, bootstrap.high),
+        least_difference=least,
+        told_apart=statistics.is_told_apart(bootstrap.difference, least, p_value, len(tasks)),
         only_first=len(lost),
         only_second=len(won),
         won=won,

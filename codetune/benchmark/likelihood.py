@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations, islice
 from typing import TYPE_CHECKING, TypedDict
 
-from codetune.benchmark.statistics import bootstrap_ratio
+from codetune.benchmark.statistics import bootstrap_ratio, is_told_apart, least_of_error
 from codetune.errors import CodetuneError
 from codetune.records import Refusal
 
@@ -42,6 +42,8 @@ class LikelihoodComparison(TypedDict):
     difference: float  # nats a token; below 0 the second model is better
     interval_95: tuple[float, float]
     p_value: float  # two-sided, of a paired bootstrap over rows
+    least_difference: float  # that these rows find with 80 % power
+    told_apart: bool  # significant, and no smaller than that
 
 
 def measure(rows: TokenizedRows, scorer: CausalScorer) -> Iterator[tuple[str, float, int] | Refusal]:
@@ -102,12 +104,15 @@ def _compare(first: LikelihoodReport, second: LikelihoodReport, seed: int) -> Li
         return None
     differences = [after[row][0] - before[row][0] for row in common]
     found = bootstrap_ratio(differences, [before[row][1] for row in common], seed)
+    least = least_of_error(found.standard_error)
     return LikelihoodComparison(
         models=[first["model"], second["model"]],
         rows=len(common),
         difference=found.difference,
         interval_95=(found.low, found.high),
         p_value=found.p_value,
+        least_difference=least,
+        told_apart=is_told_apart(found.difference, least, found.p_value, len(common)),
     )
 
 

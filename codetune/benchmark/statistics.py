@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 10_000
+FEWEST_DIFFERING = 6  # tasks on which two models must differ for the exact test to be significant at 5 %
 NORMAL_95 = 1.959963984540054  # two-sided
 NORMAL_80 = 0.8416212335729143  # one-sided
 
@@ -126,4 +127,24 @@ def least_difference(tasks: int, differing: float) -> float:
     >>> round(least_difference(164, 0.2), 3)  # HumanEval
     0.098
     """
-    return (NORMAL_95 + NORMAL_80) * math.sqrt(differing / tasks)
+    return least_of_error(math.sqrt(differing / tasks))
+
+
+def least_of_error(standard_error: float) -> float:
+    """The least difference that is found with 80 % power at 5 %, where its estimate has this standard error."""
+    return (NORMAL_95 + NORMAL_80) * standard_error
+
+
+def least_difference_found(tasks: int, differing: int) -> float:
+    """The same after a comparison, with the tasks that differed. No fewer than 6 of them, all in favour of one model,
+    are significant by the exact test (2 / 2^6 = 3 %), so it is 6 tasks at least; above 1 where there are fewer.
+
+    >>> least_difference_found(164, 3) * 164
+    6.0
+    """
+    return max(least_difference(tasks, differing / tasks), FEWEST_DIFFERING / tasks)
+
+
+def is_told_apart(difference: float, least: float, p_value: float, tasks: int) -> bool:
+    """Whether a difference is one that so many tasks (or rows) can find: significant, and not below the least one."""
+    return tasks >= FEWEST_DIFFERING and p_value < 0.05 and abs(difference) >= least - 1e-12

@@ -108,6 +108,9 @@ def test_one_sample_a_task_gets_the_exact_test() -> None:
     (found,) = compare([first, second], seed=1)
     assert found["base"]["p_value"] == pytest.approx(binomtest(1, 10).pvalue)
     assert found["base"]["difference"] == pytest.approx(8 / 40)
+    # 2.8016 * sqrt(10 / 40 / 40) = 0.2215 is more than 0.2: significant, and below what these tasks find.
+    assert found["base"]["least_difference"] == pytest.approx(0.2215, abs=5e-5)
+    assert not found["base"]["told_apart"]
     low, high = found["base"]["interval_95"]
     # Differences +1 nine times, -1 once, else 0: mean 0.2, standard error sqrt((10 / 40 - 0.04) / 40) = 0.0725.
     assert (low, high) == (pytest.approx(0.2 - 1.96 * 0.0725, abs=0.03), pytest.approx(0.2 + 1.96 * 0.0725, abs=0.03))
@@ -122,6 +125,9 @@ def test_several_samples_a_task_get_the_paired_bootstrap() -> None:
     assert found["base"]["difference"] == pytest.approx(0.125)
     assert found["base"]["p_value"] == pytest.approx(2 / 10_001)
     assert len(found["base"]["won"]) == 20
+    # Differences 0.25 and 0 twenty times each: standard error 0.125 / sqrt(40) = 0.0198, times 2.8016 is 0.0554.
+    assert found["base"]["least_difference"] == pytest.approx(0.0554, rel=0.03)
+    assert found["base"]["told_apart"]
     assert compare([first, second], seed=1) == [found]
 
 

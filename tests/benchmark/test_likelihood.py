@@ -59,6 +59,16 @@ def test_two_models_are_compared_on_the_rows_that_both_have() -> None:
     assert compared["difference"] == pytest.approx(-0.1)
     assert compared["interval_95"] == pytest.approx((-0.1, -0.1))  # every row improves alike
     assert compared["p_value"] == pytest.approx(2 / 10_001)
+    assert compared["told_apart"]
+
+
+def test_a_difference_that_so_few_rows_cannot_find_is_not_told_apart() -> None:
+    base = report_likelihood("base", {str(row): (10.0, 10) for row in range(30)}, {}, seed=0)
+    noisy = report_likelihood("tuned", {str(row): (9.9 + (-1) ** row, 10) for row in range(30)}, {}, seed=0)
+    (compared,) = compare_likelihoods([base, noisy], seed=0)
+    # Differences of +0.9 and -1.1 nats: standard error 1 / sqrt(30) nats a row, 0.0183 a token, times 2.8016 is 0.0512.
+    assert compared["least_difference"] == pytest.approx(0.0512, rel=0.03)
+    assert not compared["told_apart"]
 
 
 def test_models_that_cut_rows_into_other_tokens_are_not_compared() -> None:

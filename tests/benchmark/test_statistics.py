@@ -10,8 +10,12 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, norm, ttest_rel
 
 from codetune.benchmark.statistics import (
+    FEWEST_DIFFERING,
     bootstrap_interval,
+    bootstrap_ratio,
+    is_told_apart,
     least_difference,
+    least_difference_found,
     mcnemar_test,
     paired_bootstrap,
     pass_at_k,
@@ -92,3 +96,51 @@ def test_the_least_difference_that_a_benchmark_shows(tasks: int, points: float) 
     least = least_difference(tasks, 0.2)
     assert round(100 * least, 1) == points
     assert norm.sf(norm.ppf(0.975) - least * math.sqrt(tasks / 0.2)) == pytest.approx(0.8, abs=1e-6)
+
+
+# Of 164 tasks 33 differ: 2.8016 * sqrt(33 / 164 / 164) = 0.0981. Of 4 no exact test is significant: 6 tasks are needed.
+@pytest.mark.parametrize(
+    ("tasks", "differing", "least"), [(164, 33, 0.0981), (164, 4, 6 / 164), (164, 0, 6 / 164), (3, 3, 2.0)]
+)
+def test_after_a_comparison_the_tasks_that_differ_say_what_can_be_found(
+    tasks: int, differing: int, least: float
+) -> None:
+    assert least_difference_found(tasks, differing) == pytest.approx(least, abs=5e-5)
+
+
+def test_six_tasks_in_favour_of_one_model_are_the_fewest_that_are_significant() -> None:
+    found = [
+        mcnemar_test([False] * count, [True] * count).p_value for count in (FEWEST_DIFFERING - 1, FEWEST_DIFFERING)
+    ]
+    assert found == [2 / 2**5, 2 / 2**6]
+    assert found[0] > 0.05 > found[1]
+
+
+# (difference, least difference, p, tasks)
+@pytest.mark.parametrize(
+    ("found", "is_apart"),
+    [
+        ((0.10, 0.098, 0.004, 164), True),
+        ((-0.10, 0.098, 0.004, 164), True),
+        ((0.08, 0.098, 0.02, 164), False),  # significant, but smaller than what the tasks find reliably
+        ((0.10, 0.098, 0.06, 164), False),
+        ((0.50, 0.0, 0.0002, 5), False),
+    ],
+)
+def test_a_difference_is_told_apart_if_it_is_significant_and_large_enough(
+    found: tuple[float, float, float, int], is_apart: bool
+) -> None:
+    assert is_told_apart(*found) == is_apart
+
+
+def test_a_ratio_of_sums_is_resampled_by_rows() -> None:
+    # 6 nats over 2 tokens and 4 over 8: the sums give 1, resamples of one row alone 3 and 0.5.
+    found = bootstrap_ratio([6.0, 4.0], [2.0, 8.0], seed=0)
+    assert (found.difference, found.low, found.high) == (1.0, 0.5, 3.0)
+    equal = [float(n % 7) for n in range(50)]
+    assert bootstrap_ratio(equal, [1.0] * 50, 3) == paired_bootstrap([0.0] * 50, equal, 3)
+
+
+def test_the_standard_error_is_that_of_the_mean() -> None:
+    values = [0.0, 1.0] * 100  # deviation 0.5 over sqrt(200)
+    assert paired_bootstrap([0.0] * 200, values, 1).standard_error == pytest.approx(0.5 / math.sqrt(200), rel=0.03)
