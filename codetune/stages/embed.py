@@ -142,6 +142,7 @@ EMBED: Stage = Stage(
     prepare=_ROWS.prepare,
     work=_ROWS.work,
     progress=lambda context, request: _ROWS.progress(context, EMBED),
+    continue_command=lambda context: _ROWS.continue_command(context, EMBED),
     details=_details,
     documented=READING_FACTS,
     is_taken_over=True,

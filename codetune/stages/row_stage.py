@@ -28,12 +28,15 @@ from codetune.launch.environment import Shard, current_node, thread_count
 from codetune.launch.workers import SendProgress
 from codetune.records import Example, Rank
 from codetune.selection.blocks import Block
+from codetune.stages.inputs import reading_of
+from codetune.stages.shards import ShardState, mark_done, next_shard, shard_states, summary
 from codetune.stages.stage import (
     Recipe,
     RunContext,
     Stage,
     StageOutput,
     StageRequest,
+    lock_name,
     stage_settings,
     warn_of_new_parts,
 )
@@ -138,7 +141,18 @@ class RowStage:
         other = "" if found == settings else ", made with other settings: they will be made again"
         examples = read_manifest(context.run.examples)
         total = f" of {examples.rows:,}" if examples else ""
-        return f"{len(read_logs(parts)):,}{total} rows{other}"
+        shards = summary(self._shards(context, stage))
+        return f"{len(read_logs(parts)):,}{total} rows{other}" + (f"; {shards}" if shards else "")
+
+    def continue_command(self, context: RunContext, stage: Stage) -> str:
+        """Of an artefact that is made in shards: the command of one that nobody works on; else ""."""
+        shard = next_shard(self._shards(context, stage))
+        return f"{stage.command(StageRequest())} --shard {shard[0]}/{shard[1]}" if shard else ""
+
+    def _shards(self, context: RunContext, stage: Stage) -> list[ShardState]:
+        request, examples = StageRequest(), read_manifest(context.run.examples)
+        parts = context.run.parts(stage.artefact(context.run, request))
+        return shard_states(context.run, lock_name(stage, request), parts, examples.rows if examples else None)
 
     def finished_rows(self, context: RunContext, recipe: Recipe) -> FinishedRows:
         """Every row that is done: in the logs of all processes, and in the last artefact where its recipe was the same.
@@ -182,6 +196,9 @@ class RowStage:
         for count in do_missing(plan.blocks, directory, finished, shard, plan.load):
             send({"rows": count})
             done += count
+        with _parts(context, recipe, SHARED):
+            if directory.exists():  # not if another process has written the artefact meanwhile
+                mark_done(directory, shard, reading_of(context).rows)
         return done
 
     def _keep_before(self, context: RunContext, recipe: Recipe) -> None:

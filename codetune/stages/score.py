@@ -196,6 +196,7 @@ SCORE: Stage = Stage(
     prepare=_ROWS.prepare,
     work=_ROWS.work,
     progress=lambda context, request: _ROWS.progress(context, SCORE),
+    continue_command=lambda context: _ROWS.continue_command(context, SCORE),
     details=_details,
     documented=READING_FACTS,
     additions=ADDITIONS,

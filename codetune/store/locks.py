@@ -10,6 +10,7 @@ import fcntl
 import glob
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -69,6 +70,14 @@ def holders(run: Run, output: str) -> list[LockHolder]:
     path = _lock_file(run, output)
     found = [_holder(each) for each in [path, *sorted(path.parent.glob(f"{glob.escape(path.name)}-*-of-*"))]]
     return [holder for holder in found if holder is not None]
+
+
+def locked_shards(run: Run, output: str) -> list[tuple[int, int]]:
+    """The shards of `output` that have, or once had, a lock of their own, in order."""
+    name = _lock_file(run, output).name
+    files = (run.directory / ".locks").glob(f"{glob.escape(name)}-*-of-*")
+    found = [re.fullmatch(r"(\d+)-of-(\d+)", path.name.removeprefix(f"{name}-")) for path in files]
+    return sorted((int(match[1]), int(match[2])) for match in found if match)
 
 
 def _lock(held: contextlib.ExitStack, run: Run, name: str, kind: int) -> None:
