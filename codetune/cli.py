@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from codetune import __version__, console
-from codetune.cli_inspection import plan, status
+from codetune.cli_inspection import doctor, follow, plan, status
 from codetune.commands import app as app  # for main.py
 from codetune.commands import perform
 from codetune.errors import UsageError
-from codetune.launch.dispatch import run_follower_node
-from codetune.launch.environment import Node, current_node, parse_shard
+from codetune.launch.environment import current_node, parse_shard
 from codetune.options import (
     METHODS,
     PAD_MODES,
@@ -147,7 +146,7 @@ def train(
     flags = {"train.pad_mode": pad_mode, "train.method": method}
     loaded = required_project(project, set_, flags, ["train"])
     if (here := current_node(loaded.launch.nodes)).rank > 0:
-        perform(lambda: _follow(loaded, here), as_json)
+        perform(lambda: follow(loaded, here), as_json)
     else:
         _run_stage("train", loaded, as_json, replace=replace)
 
@@ -319,6 +318,7 @@ def run(
 
 app.command()(status)
 app.command()(plan)
+app.command()(doctor)
 
 
 @app.command()
@@ -373,9 +373,3 @@ def _explain(project: Project, row: str, as_json: bool) -> None:
         return render.explanation(explain_row(read_context(project), row))
 
     perform(work, as_json)
-
-
-def _follow(project: Project, here: Node) -> CommandResult:
-    """On every machine but the first: what the first one begins."""
-    run_follower_node(project, here)
-    return console.CommandResult({"node": here.rank, "state": "done"}, f"done, as machine {here.rank} of {here.count}")

@@ -9,10 +9,13 @@ import typer
 
 from codetune import console
 from codetune.commands import perform
-from codetune.options import JsonOption, ProjectOption, SetOption, required_project
+from codetune.launch.dispatch import run_follower_node
+from codetune.launch.environment import Node, current_node
+from codetune.options import JsonOption, ProjectOption, SetOption, optional_project, required_project
 
 if TYPE_CHECKING:
     from codetune.console import CommandResult
+    from codetune.project.sections import Project
 
 
 def status(project: ProjectOption = None, set_: SetOption = None, as_json: JsonOption = False) -> None:
@@ -57,3 +60,37 @@ def plan(
         return plan_text.plan(found, loaded)
 
     perform(work, as_json)
+
+
+def doctor(
+    nodes: Annotated[
+        bool,
+        typer.Option("--nodes", help="Compare the machines of a run, on which torchrun or srun starts it."),
+    ] = False,
+    project: ProjectOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell what this machine has and lacks, and the command that ends each lack."""
+    loaded = optional_project(project, set_, None, [])
+    if nodes and (here := current_node(loaded.launch.nodes)).rank > 0:
+        perform(lambda: follow(loaded, here), as_json)
+        return
+
+    def work() -> CommandResult:
+        from codetune.report import doctor_text
+        from codetune.report.doctor import examine_machine
+        from codetune.report.nodes import examine_nodes
+        from codetune.stages.stage import read_context
+
+        if nodes:
+            return doctor_text.doctor(examine_nodes(loaded, project))
+        return doctor_text.doctor(list(examine_machine(read_context(loaded))))
+
+    perform(work, as_json)
+
+
+def follow(project: Project, here: Node) -> CommandResult:
+    """On every machine but the first: what the first one begins."""
+    run_follower_node(project, here)
+    return console.CommandResult({"node": here.rank, "state": "done"}, f"done, as machine {here.rank} of {here.count}")

@@ -48,6 +48,10 @@ def main() -> None:
 
 
 def _run_job(job: dispatch.Job, worker: dispatch.WorkerContext) -> JSON:
+    if job.stage == dispatch.NODES_JOB:
+        from codetune.report.nodes import examine_rank
+
+        return examine_rank(job, worker)
     from codetune.stages.pipeline import run_job
 
     return run_job(job, worker)

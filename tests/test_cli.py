@@ -24,7 +24,7 @@ from tests.small_world import context_of, make_small_world, run_codetune
 
 COMMANDS = (
     *("init", "score", "embed", "select", "train", "generate"),
-    *("sanitize", "evaluate", "eval", "run", "status", "plan", "demo"),
+    *("sanitize", "evaluate", "eval", "run", "status", "plan", "doctor", "demo"),
 )
 
 
@@ -122,8 +122,8 @@ def test_a_command_not_built_is_refused_by_name(command: str, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("docto", "error: No such command 'docto'. See: codetune --help"),
-        ("scor -p P", "error: No such command 'scor'. Did you mean 'score'? See: codetune --help"),
+        ("slur", "error: No such command 'slur'. See: codetune --help"),
+        ("selec -p P", "error: No such command 'selec'. Did you mean 'select'? See: codetune --help"),
         ("-p P scor", "error: No such option: -p. Options come after the command, as in: codetune COMMAND -p PATH."),
         ("score -p P --foo", "error: No such option: --foo. See: codetune score --help"),
     ],

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+import huggingface_hub.constants
 import huggingface_hub.errors
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
@@ -21,6 +22,7 @@ from codetune.data.files import TABLE_BATCH_ROWS, ColumnChoice, FileRow, chosen_
 from codetune.errors import CodetuneError, DataError, ModelError, first_line
 
 RepositoryKind = Literal["model", "dataset"]
+WELL_KNOWN = "sentence-transformers/all-mpnet-base-v2"  # the encoder of every project that names no other
 ANSWER_SECONDS = 4.0  # the refusal as a whole is promised within five
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 NOT_FOUND_ERRORS = {"model": ModelError, "dataset": DataError}
@@ -92,6 +94,18 @@ def is_cached(name: str, kind: RepositoryKind) -> bool:
     except LocalEntryNotFoundError:
         return False
     return True
+
+
+def hub_cache() -> Path:
+    """The directory of the local cache; it need not exist."""
+    return Path(huggingface_hub.constants.HF_HUB_CACHE)
+
+
+def unreachable_hub() -> str | None:
+    """Why the hub does not answer, after some seconds at most; None where it does. Asks for a name, downloads
+    nothing."""
+    failure = _ask_hub(WELL_KNOWN, "model")
+    return None if failure is None else f"{type(failure).__name__}: {first_line(failure)}"
 
 
 def is_hub_id(name: str) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 
@@ -35,6 +36,25 @@ def count_gpus() -> int:
 def gpu_memory_bytes() -> int | None:
     """Total memory of the GPU of this process; None without a GPU."""
     return torch.cuda.get_device_properties(choose_device()).total_memory if torch.cuda.is_available() else None
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A GPU of this machine."""
+
+    name: str
+    capability: tuple[int, int]
+    total_bytes: int
+    free_bytes: int
+
+
+def describe_gpus() -> list[Gpu]:
+    found = []
+    for index in range(count_gpus()):
+        free, total = torch.cuda.mem_get_info(index)
+        name, capability = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
+        found.append(Gpu(name, capability, total, free))
+    return found
 
 
 def gpu_name() -> str | None:

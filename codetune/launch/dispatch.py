@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 WORKER_COMMAND = (sys.executable, "-m", "codetune", "worker")  # the last word is for readers of `ps`
 FINISHED_RANKS, RELEASE_SECONDS = "finished-ranks", 2.0  # ranks that failed never count themselves as finished
+NODES_JOB = "doctor"  # in the place of a stage: the ranks hold themselves against each other
 _NO_JOB = "null"  # in the place of a job: there are no more
 
 

@@ -64,6 +64,25 @@ class ProcessGroup:
             distributed.broadcast(tensor, 0)
         return tensor
 
+    def sum_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Overwrites `tensor` with its sum over all ranks, where it lies, and returns it."""
+        if self.count > 1:
+            distributed.all_reduce(tensor)
+        return tensor
+
+    def gather(self, text: str) -> list[str]:
+        """The texts of all ranks, in their order; every rank gets them."""
+        content = text.encode()
+        longest = int(self.max([len(content)])[0])
+        padded = torch.zeros(longest, dtype=torch.uint8)
+        padded[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        found = [torch.zeros_like(padded) for _ in range(self.count)]
+        if self.count > 1:
+            distributed.all_gather(found, padded)
+        else:
+            found = [padded]
+        return [bytes(each.tolist()).rstrip(b"\0").decode() for each in found]
+
     def barrier(self) -> None:
         """Returns when every rank has called it."""
         self.max([0.0])
@@ -95,11 +114,11 @@ def join_process_group(member: Rank, open_store: OpenStore | None) -> Iterator[P
     distributed.destroy_process_group()
 
 
-def rendezvous_store(rank: Rank) -> Store:
+def rendezvous_store(rank: Rank, patience: timedelta = RENDEZVOUS_TIMEOUT) -> Store:
     """The store at MASTER_ADDR and MASTER_PORT, which rank 0 or torchrun's agent keeps. Rank 0 waits for all ranks.
 
     Raises CodetuneError where rank 0 does not answer within RENDEZVOUS_TIMEOUT; in rank 0 where other ranks have not
-    come by then, with their machines."""
+    come within `patience`, with their machines."""
     try:
         store = interruptible(lambda: connect_store(keeps_it=rank.rank == 0))
     except distributed.DistError as why:
@@ -110,7 +129,7 @@ def rendezvous_store(rank: Rank) -> Store:
         ) from why
     store.set(f"host-{rank.rank}", socket.gethostname())
     if rank.rank == 0:
-        _await_ranks(store, rank)
+        _await_ranks(store, rank, patience)
     store.set_timeout(COLLECTIVE_TIMEOUT)
     return store
 
@@ -129,10 +148,10 @@ def connect_store(*, keeps_it: bool) -> Store:
     )
 
 
-def _await_ranks(store: Store, rank: Rank) -> None:
+def _await_ranks(store: Store, rank: Rank, patience: timedelta) -> None:
     hosts = [f"host-{other}" for other in range(rank.world_size)]
     try:
-        interruptible(lambda: store.wait(hosts, RENDEZVOUS_TIMEOUT))
+        interruptible(lambda: store.wait(hosts, patience))
     except distributed.DistError as why:
         absent = [other for other, key in enumerate(hosts) if not store.check([key])]
         nodes = sorted({other // rank.local_world_size for other in absent})
@@ -140,7 +159,7 @@ def _await_ranks(store: Store, rank: Rank) -> None:
         raise CodetuneError(
             f"Ranks {_listed(absent)} of {rank.world_size} (machine {_listed(nodes)} of "
             f"{rank.world_size // rank.local_world_size}) did not connect within "
-            f"{RENDEZVOUS_TIMEOUT.total_seconds() / 60:g} minutes. Present: {', '.join(present)}. Expected: the same "
+            f"{patience.total_seconds() / 60:g} minutes. Present: {', '.join(present)}. Expected: the same "
             "command on every machine, started at about the same time. Check the output of the absent machine, and "
             "that it reaches MASTER_ADDR and MASTER_PORT"
         ) from why
