@@ -50,9 +50,9 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "render": ("workflow", "stages", "console"),
     "demo.run": ("render", "workflow", "stages", "demo", "store", "console", *_NOUNS),
     "options": _NOUNS,
-    "report": ("workflow", "stages", *_ENGINES, "launch", "store", "console", *_NOUNS),
+    "report": ("", "workflow", "stages", *_ENGINES, "launch", "store", "console", *_NOUNS),
     "commands": ("console", "errors"),
-    "cli_inspection": ("options", "report", "commands", "render", "workflow", "stages", "console", *_NOUNS),
+    "cli_inspection": ("options", "launch", "report", "commands", "render", "workflow", "stages", "console", *_NOUNS),
     "cli": (
         "",
         "cli_inspection",
@@ -67,7 +67,7 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
         "console",
         *_NOUNS,
     ),
-    "main": ("cli", "options", "stages", "launch", "console", "errors"),
+    "main": ("cli", "options", "report", "stages", "launch", "console", "errors"),
     "__main__": ("main",),
 }
 ROOMS_OF_THEIR_OWN = ("demo.run",)  # the command stands above the workflow, what it is made of stands below

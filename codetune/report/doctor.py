@@ -37,7 +37,7 @@ OPTIONAL = (
     ("flash-attn", "greedy decoding on a GPU takes longer; training and scoring use torch's own kernel", "flash"),
     ("vllm", "many samples of a task take longer on a GPU", "vllm"),
 )
-State = Literal["ok", "lack", "wrong"]
+FindingState = Literal["ok", "lack", "wrong"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Finding:
 
     name: str
     found: str
-    state: State = "ok"
+    state: FindingState = "ok"
     costs: str = ""
     command: str = ""  # that ends it
 
