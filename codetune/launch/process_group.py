@@ -114,11 +114,11 @@ def join_process_group(member: Rank, open_store: OpenStore | None) -> Iterator[P
     distributed.destroy_process_group()
 
 
-def rendezvous_store(rank: Rank, patience: timedelta = RENDEZVOUS_TIMEOUT) -> Store:
+def rendezvous_store(rank: Rank, patience: timedelta | None = None) -> Store:
     """The store at MASTER_ADDR and MASTER_PORT, which rank 0 or torchrun's agent keeps. Rank 0 waits for all ranks.
 
     Raises CodetuneError where rank 0 does not answer within RENDEZVOUS_TIMEOUT; in rank 0 where other ranks have not
-    come within `patience`, with their machines."""
+    come within `patience` (None: as long), with their machines."""
     try:
         store = interruptible(lambda: connect_store(keeps_it=rank.rank == 0))
     except distributed.DistError as why:
@@ -129,7 +129,7 @@ def rendezvous_store(rank: Rank, patience: timedelta = RENDEZVOUS_TIMEOUT) -> St
         ) from why
     store.set(f"host-{rank.rank}", socket.gethostname())
     if rank.rank == 0:
-        _await_ranks(store, rank, patience)
+        _await_ranks(store, rank, patience or RENDEZVOUS_TIMEOUT)
     store.set_timeout(COLLECTIVE_TIMEOUT)
     return store
 
