@@ -47,6 +47,7 @@ def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("codetune.model.likelihood.CausalScorer", InstantScorer)
     monkeypatch.setattr("codetune.selection.blocks.WINDOW_ROWS", 256)
     monkeypatch.setattr("codetune.selection.embed.SAMPLE_ROWS", 256)
+    monkeypatch.setattr("codetune.selection.kmeans.CHUNK_ROWS", 256)
     monkeypatch.setattr("codetune.selection.embed.DIMENSIONS", DIMENSIONS)
     for sample in ("novelsum.REFERENCE_ROWS", "novelsum.SELECTION_ROWS", "embedding_map.MAP_ROWS"):
         monkeypatch.setattr(f"codetune.selection.{sample}", 256)

@@ -1,13 +1,15 @@
 """Vectors -> clusters by K-means, with the labels of scikit-learn's `KMeans(n_init=starts)` on one thread, faster.
 
-What scikit-learn does one start after another is done for all starts at once: k-means++ (Arthur and Vassilvitskii 2007)
-reads the vectors once for all candidates of all starts, and each start has a thread for its rounds of Lloyd's algorithm
-(1982), which are scikit-learn's own. Within a start every sum has one order, so the number of threads changes no bit.
+What scikit-learn does one start after another is done for several at once: k-means++ (Arthur and Vassilvitskii 2007)
+reads the vectors once for all candidates of some starts, and each start has a thread for its rounds of Lloyd's
+algorithm (1982), which are scikit-learn's own. Within a start every sum has one order, so the number of threads changes
+no bit.
 
 Axes: N rows, K clusters, D dimensions, S starts, T trials for each centroid of a start."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +21,7 @@ from sklearn.cluster._kmeans import _kmeans_single_lloyd  # 1.5 to 1.9; KMeans w
 from codetune.selection.row_vectors import CHUNK_ROWS, Floats, Vectors, threads
 
 MOST_ROUNDS, TOLERANCE = 300, 1e-4  # scikit-learn's defaults; the tolerance is of the mean variance of a dimension
+STARTS_AT_ONCE = 4  # in k-means++: a pass over the vectors for all of them, with 4 bytes a row and candidate
 Labels = NDArray[np.int32]
 
 
@@ -61,32 +64,38 @@ def _is_renamed(labels: Labels, others: Labels) -> bool:
 def _starting_rows(
     pool: ThreadPoolExecutor, centered: Vectors, count: int, starts: int, random: np.random.RandomState
 ) -> NDArray[np.int64]:
-    """The rows [S, K] that k-means++ chooses for each start: of T candidates, drawn in proportion to their squared
-    distances, the one that leaves the smallest sum. Draws and sums are those of `sklearn.cluster.kmeans_plusplus` since
-    1.8, which adds the distances up in float32."""
-    trials = 2 + int(np.log(count))
-    weights = np.ones(len(centered), dtype=centered.dtype)
+    """The rows [S, K] that k-means++ chooses for each start. Draws and sums are those of
+    `sklearn.cluster.kmeans_plusplus` since 1.8, which adds the distances up in float32."""
+    rows, trials = len(centered), 2 + int(np.log(count))
     drawn = [
-        (random.choice(len(centered), p=weights / weights.sum()), random.uniform(size=(count - 1, trials)))
+        (random.choice(rows, p=np.full(rows, 1 / rows, dtype=centered.dtype)), random.uniform(size=(count - 1, trials)))
         for _ in range(starts)
     ]
-    chosen = np.array([[first] * count for first, _ in drawn])
-    nearest = [row[None] for row in _squared_distances(pool, centered, chosen[:, 0])]  # S of [1, N]
-    sums = [row @ weights for row in nearest]
-    for position in range(1, count):
+    parts = (drawn[first : first + STARTS_AT_ONCE] for first in range(0, starts, STARTS_AT_ONCE))
+    return np.concatenate([_choose_rows(pool, centered, part) for part in parts])
+
+
+def _choose_rows(pool: ThreadPoolExecutor, centered: Vectors, drawn: Sequence[tuple[int, Floats]]) -> NDArray[np.int64]:
+    """[S, K] from the first row of each start and the draws [K - 1, T] of the others: of T candidates, drawn in
+    proportion to their squared distances, the one that leaves the smallest sum."""
+    chosen = np.array([[first] * (len(draws) + 1) for first, draws in drawn])
+    weights = np.ones(len(centered), dtype=centered.dtype)
+    nearest = _squared_distances(pool, centered, chosen[:, 0])  # [S, N]
+    sums = [row[None] @ weights for row in nearest]
+    for position in range(1, chosen.shape[1]):
         candidates = np.array(
             [
-                np.searchsorted(np.cumsum(row), shares[position - 1] * total)
-                for row, total, (_, shares) in zip(nearest, sums, drawn, strict=True)
+                np.searchsorted(np.cumsum(row), draws[position - 1] * total)
+                for row, total, (_, draws) in zip(nearest, sums, drawn, strict=True)
             ]
         ).clip(max=len(centered) - 1)  # [S, T]
-        distances = _squared_distances(pool, centered, candidates.ravel()).reshape(starts, trials, -1)
-        for start in range(starts):
-            left = np.minimum(nearest[start], distances[start])  # [T, N]
+        distances = _squared_distances(pool, centered, candidates.ravel()).reshape(*candidates.shape, -1)
+        for start, left in enumerate(distances):  # [T, N]
+            np.minimum(nearest[start], left, out=left)
             totals = left @ weights[:, None]
             best = int(np.argmin(totals))
             chosen[start, position] = candidates[start, best]
-            nearest[start], sums[start] = left[best : best + 1], totals[best]
+            nearest[start], sums[start] = left[best], totals[best]
     return chosen
 
 
@@ -94,11 +103,15 @@ def _squared_distances(pool: ThreadPoolExecutor, centered: Vectors, rows: NDArra
     """Of every row to each of `rows`, in double precision and then rounded: [len(rows), N]."""
     wanted: Floats = centered[rows].astype(np.float64)
     squares = np.einsum("rd,rd->r", wanted, wanted)[:, None]
+    distances = np.empty((len(rows), len(centered)), dtype=centered.dtype)
 
-    def of_chunk(first: int) -> Vectors:
+    def fill(first: int) -> None:
         chunk = centered[first : first + CHUNK_ROWS].astype(np.float64)
-        found = -2 * (wanted @ chunk.T) + squares + np.einsum("nd,nd->n", chunk, chunk)
-        rounded: Vectors = np.maximum(found, 0).astype(centered.dtype)
-        return rounded
+        found = wanted @ chunk.T
+        found *= -2
+        found += squares
+        found += np.einsum("nd,nd->n", chunk, chunk)
+        distances[:, first : first + CHUNK_ROWS] = np.maximum(found, 0, out=found)
 
-    return np.concatenate(list(pool.map(of_chunk, range(0, len(centered), CHUNK_ROWS))), axis=1)
+    list(pool.map(fill, range(0, len(centered), CHUNK_ROWS)))
+    return distances

@@ -32,7 +32,7 @@ from codetune.selection.strategies import STRATEGIES, Candidates, SelectionInput
 from tests.performance.million import Sampler, anonymous_bytes
 from tests.performance.record import write_record
 
-DIMENSIONS, GROUPS, CLUSTERS, PUBLISHED_ROWS, SEED, TURNS = 768, 40, 10, 75_000, 42, 3
+DIMENSIONS, GROUPS, CLUSTERS, PUBLISHED_ROWS, SEED, TURNS = 768, 40, 10, 75_000, 42, 2
 
 
 def main() -> None:

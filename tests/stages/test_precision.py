@@ -55,7 +55,7 @@ def test_the_format_that_was_found_seals_the_scores(project: Path, precision: Pr
 def test_it_is_found_by_the_first_command_and_said_once(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = context_of(project, model__dtype="auto")
     assert first.project.model.dtype in ("float32", "bfloat16")
-    assert f"model.dtype auto is {first.project.model.dtype} for this run: this" in capsys.readouterr().err
+    assert f"model.dtype auto is {first.project.model.dtype} for this run: " in capsys.readouterr().err
     assert context_of(project, model__dtype="auto").project == first.project
     assert capsys.readouterr().err == ""
 
