@@ -20,8 +20,7 @@ from codetune.launch.environment import current_node, parse_shard
 from codetune.options import (
     METHODS,
     PAD_MODES,
-    STAGES_HELP,
-    STRATEGY_NAMES,
+    STRATEGIES,
     BenchmarkArgument,
     CompleteOption,
     InstructOption,
@@ -37,9 +36,11 @@ from codetune.options import (
     ShardOption,
     TasksOption,
     number_or_word,
+    one_of,
     only_samples,
     optional_project,
     required_project,
+    stage_option,
 )
 from codetune.project.file import read_project, write_project
 from codetune.project.presets import PRESETS
@@ -63,7 +64,7 @@ def top(
 @app.command()
 def init(
     directory: Annotated[Path, typer.Argument(metavar="DIR")] = Path(),
-    preset: Annotated[str, typer.Option(help=f"One of: {', '.join(PRESETS)}.")] = "deepseek-oss",
+    preset: Annotated[str, one_of(PRESETS)] = "deepseek-oss",
     set_: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -108,7 +109,7 @@ def select(
     ] = None,
     count: Annotated[int | None, typer.Option(metavar="N", help="Take exactly N rows, instead of a share.")] = None,
     clusters: Annotated[str | None, typer.Option(help="Number of clusters (K-means), or auto.")] = None,
-    strategy: Annotated[str | None, typer.Option(help=STRATEGY_NAMES)] = None,
+    strategy: Annotated[str | None, STRATEGIES] = None,
     explain: Annotated[
         str | None, typer.Option(metavar="ID", help="Of a finished selection: why this row was taken or not.")
     ] = None,
@@ -135,8 +136,8 @@ def select(
 
 @app.command()
 def train(
-    pad_mode: Annotated[str | None, typer.Option(help=PAD_MODES)] = None,
-    method: Annotated[str | None, typer.Option(help=METHODS)] = None,
+    pad_mode: Annotated[str | None, PAD_MODES] = None,
+    method: Annotated[str | None, METHODS] = None,
     replace: ReplaceOption = False,
     project: ProjectOption = None,
     set_: SetOption = None,
@@ -290,8 +291,8 @@ def eval_(
 
 @app.command()
 def run(
-    first: Annotated[str, typer.Option("--from", metavar="STAGE", help=f"First stage: {STAGES_HELP}")] = STAGE_NAMES[0],
-    last: Annotated[str, typer.Option("--to", metavar="STAGE", help=f"Last stage: {STAGES_HELP}")] = STAGE_NAMES[-1],
+    first: Annotated[str, stage_option("--from", "First")] = STAGE_NAMES[0],
+    last: Annotated[str, stage_option("--to", "Last")] = STAGE_NAMES[-1],
     replace: ReplaceOption = False,
     limit: LimitOption = None,
     project: ProjectOption = None,

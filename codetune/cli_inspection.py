@@ -31,7 +31,7 @@ def status(project: ProjectOption = None, set_: SetOption = None, as_json: JsonO
             [dataclasses.replace(line, command=console.with_project_option(line.command)) for line in lines]
         )
 
-    perform(work, as_json)
+    perform(work, as_json, changes_nothing=True)
 
 
 def plan(
@@ -59,7 +59,7 @@ def plan(
         found = make_plan(read_context(loaded), PlanOptions(price, gpu, probe))
         return plan_text.plan(found, loaded)
 
-    perform(work, as_json)
+    perform(work, as_json, changes_nothing=True)
 
 
 def doctor(
@@ -85,9 +85,10 @@ def doctor(
 
         if nodes:
             return doctor_text.doctor(examine_nodes(loaded, project))
-        return doctor_text.doctor(list(examine_machine(read_context(loaded))))
+        findings = examine_machine(read_context(loaded))
+        return doctor_text.doctor(list(console.track(findings, "doctor", None, "check")))
 
-    perform(work, as_json)
+    perform(work, as_json, changes_nothing=True)
 
 
 def follow(project: Project, here: Node) -> CommandResult:

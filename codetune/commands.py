@@ -63,14 +63,16 @@ app = typer.Typer(
 )
 
 
-def perform(work: Callable[[], CommandResult], as_json: bool) -> None:
-    """Does the work and shows what came of it; says what an interrupt and a full disk mean."""
+def perform(work: Callable[[], CommandResult], as_json: bool, *, changes_nothing: bool = False) -> None:
+    """Does the work and shows what came of it; says what an interrupt and a full disk mean. `changes_nothing`: the work
+    only looks."""
     try:
         with console.reserved_stdout() as output:
             result = work()
             console.show(result, as_json, output)
     except KeyboardInterrupt:
-        console.say("Progress saved. Run the same command to continue.", always=True)
+        meaning = "Progress saved. Run the same command to continue."
+        console.say("Interrupted. Nothing was changed." if changes_nothing else meaning, always=True)
         raise typer.Exit(130) from None
     except OSError as why:
         if (failed := writing_failed(why)) is None:

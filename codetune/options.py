@@ -3,9 +3,9 @@ Also what holds for every word of a command line."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -20,15 +20,28 @@ from codetune.project.sections import (
     Project,
     StageName,
     Strategy,
+    keys,
 )
 from codetune.text import lone_surrogate
 
 ProjectOption = Annotated[
     Path | None, typer.Option("--project", "-p", metavar="PATH", help=f"The project file; default ./{PROJECT_FILE}.")
 ]
+
+
+def completes(words: Iterable[str]) -> Callable[[str], list[str]]:
+    """What the shell offers in the place of a word that is begun."""
+    return lambda incomplete: [word for word in words if word.startswith(incomplete)]  # typer knows this name
+
+
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any key of the project file. Repeatable."),
+    typer.Option(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        help="Any key of the project file. Repeatable.",
+        autocompletion=completes([f"{key}=" for key, _ in keys()]),
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document on standard output.")]
 ShardOption = Annotated[
@@ -63,10 +76,22 @@ SamplesOption = Annotated[
 LimitOption = Annotated[int | None, typer.Option(metavar="N", min=1, help="Use only the first N tasks.")]
 TasksOption = Annotated[list[str] | None, typer.Option("--task", metavar="ID", help="Use only this task. Repeatable.")]
 CompleteOption = Annotated[bool, typer.Option("--complete", help="Fail unless every task has a sample.")]
-PAD_MODES, METHODS = (f"One of: {', '.join(get_args(choices))}." for choices in (PadMode, Method))
+
+
+def one_of(words: Iterable[str]) -> Any:  # typer's OptionInfo
+    """A flag that takes one of these words; the shell completes them."""
+    known = list(words)
+    return typer.Option(help=f"One of: {', '.join(known)}.", autocompletion=completes(known))
+
+
+def stage_option(flag: str, which: str) -> Any:
+    named = f"{', '.join(STAGE_NAMES[:-1])} or {STAGE_NAMES[-1]}"
+    return typer.Option(flag, metavar="STAGE", help=f"{which} stage: {named}.", autocompletion=completes(STAGE_NAMES))
+
+
 _LACKING = NOT_IN_THIS_VERSION.get("select.strategy", ())
-STRATEGY_NAMES = f"One of: {', '.join(name for name in get_args(Strategy) if name not in _LACKING)}."
-STAGES_HELP = f"{', '.join(STAGE_NAMES[:-1])} or {STAGE_NAMES[-1]}."
+STRATEGIES = one_of(name for name in get_args(Strategy) if name not in _LACKING)
+PAD_MODES, METHODS = (one_of(get_args(choices)) for choices in (PadMode, Method))
 
 
 def number_or_word(text: str | None) -> int | str | None:

@@ -54,8 +54,24 @@ def test_help_and_mistakes_come_without_torch(arguments: list[str], tmp_path: Pa
 def test_every_command_can_be_quiet_and_completes_its_name(tmp_path: Path) -> None:
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     assert not [name for name, found in commands.items() if not any("--quiet" in part.opts for part in found.params)]
-    asked = {"COMP_WORDS": "codetune sc", "COMP_CWORD": "1", "_CODETUNE_COMPLETE": "complete_bash"}
-    assert run_codetune(cwd=tmp_path, environment=asked).stdout.split() == ["score"]
+    assert completed("codetune sc", tmp_path) == ["score"]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("codetune train --pad-mode dynamic_pa", ["dynamic_pad", "dynamic_pack"]),
+        ("codetune run --from s", ["score", "select", "sanitize"]),
+        ("codetune select --set train.lora.a", ["train.lora.alpha="]),
+    ],
+)
+def test_the_shell_completes_values_and_keys_of_the_project_file(line: str, words: list[str], tmp_path: Path) -> None:
+    assert completed(line, tmp_path) == words
+
+
+def completed(line: str, directory: Path) -> list[str]:
+    words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1), "_CODETUNE_COMPLETE": "complete_bash"}
+    return run_codetune(cwd=directory, environment=words).stdout.split()
 
 
 @pytest.mark.parametrize("shard", ["8/8", "0/0", "a/b", "-1/2", "1", "1/2/3", ""])
@@ -170,6 +186,25 @@ def test_an_interrupt_ends_with_130_and_the_command_continues(tmp_path: Path, as
     assert "Traceback" not in complaint
     assert "Progress saved. Run the same command to continue." in complaint
     assert pipeline.score(context_of(project, score__tokens_per_batch=64), None).reused > 0
+
+
+@pytest.mark.parametrize(
+    ("changes_nothing", "told"),
+    [(True, "Interrupted. Nothing was changed."), (False, "Progress saved. Run the same command to continue.")],
+)
+def test_an_interrupt_says_what_it_means(changes_nothing: bool, told: str, capfd: pytest.CaptureFixture[str]) -> None:
+    def work() -> CommandResult:
+        raise KeyboardInterrupt
+
+    with pytest.raises(typer.Exit) as end:
+        perform(work, as_json=False, changes_nothing=changes_nothing)
+    assert (end.value.exit_code, capfd.readouterr().err) == (130, f"{told}\n")
+
+
+def test_a_result_that_says_that_something_is_wrong_ends_with_its_status(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as end:
+        perform(lambda: CommandResult({"failures": ["x"]}, "plan", exit_status=2), as_json=True)
+    assert (end.value.exit_code, json.loads(capfd.readouterr().out)) == (2, {"failures": ["x"]})
 
 
 def test_an_interrupt_before_anything_is_read_ends_without_a_traceback(tmp_path: Path) -> None:

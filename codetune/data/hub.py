@@ -22,6 +22,7 @@ from codetune.data.files import TABLE_BATCH_ROWS, ColumnChoice, FileRow, chosen_
 from codetune.errors import CodetuneError, DataError, ModelError, first_line
 
 RepositoryKind = Literal["model", "dataset"]
+OFFLINE = "HF_HUB_OFFLINE is set"
 WELL_KNOWN = "sentence-transformers/all-mpnet-base-v2"  # the encoder of every project that names no other
 ANSWER_SECONDS = 4.0  # the refusal as a whole is promised within five
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -104,6 +105,8 @@ def hub_cache() -> Path:
 def unreachable_hub() -> str | None:
     """Why the hub does not answer, after some seconds at most; None where it does. Asks for a name, downloads
     nothing."""
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return OFFLINE
     failure = _ask_hub(WELL_KNOWN, "model")
     return None if failure is None else f"{type(failure).__name__}: {first_line(failure)}"
 

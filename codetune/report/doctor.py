@@ -18,7 +18,7 @@ import torch
 
 from codetune import __version__
 from codetune.benchmark.benchmarks import BENCHMARKS, EvalPlusDownload
-from codetune.data.hub import hub_cache, unreachable_hub
+from codetune.data.hub import OFFLINE, hub_cache, unreachable_hub
 from codetune.launch.devices import count_gpus, describe_gpus, find_precision
 from codetune.launch.environment import thread_count, user_cache
 from codetune.report.requirements import installed_version, required_packages
@@ -166,9 +166,8 @@ def _hub() -> Finding:
     if reason is None:
         return Finding("Hugging Face Hub", "reachable")
     costs = "models and data sets must lie on this machine"
-    return Finding(
-        "Hugging Face Hub", f"not reachable: {reason}", "lack", costs, "hf download NAME, where there is a network"
-    )
+    command = "unset HF_HUB_OFFLINE" if reason == OFFLINE else "hf download NAME, where there is a network"
+    return Finding("Hugging Face Hub", f"not reachable: {reason}", "lack", costs, command)
 
 
 def _benchmarks(context: RunContext) -> Iterator[Finding]:

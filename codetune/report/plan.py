@@ -146,7 +146,8 @@ class _Planning:
             "model.path": model.directory if model else None,
             "score.model": scorer,
         }
-        tasks = check_stages(self.read, ahead, {key: path for key, path in found.items() if path is not None})
+        with console.progress("plan: checks of the stages", None, "check"):
+            tasks = check_stages(self.read, ahead, {key: path for key, path in found.items() if path is not None})
         samples = ahead.attempt(partial(self._samples, model)) if manifest and model else None
         rows = _row_plan(manifest, samples) if manifest and samples else None
         steps = memory = time = cost = example = rate = None
