@@ -83,9 +83,8 @@ def messages_of(row: object, dataset: Dataset) -> Messages | str:
         messages = _after_context(row, read, messages)
     if isinstance(messages, str):
         return messages
-    texts = [text for one in messages for text in (one.content, one.calls, one.call_id, one.name)]
-    is_text = all(lone_surrogate(text) is None for text in (*texts, tools))
-    return messages if is_text else "text is not valid Unicode"
+    texts = [part for one in messages for part in (one.content, one.calls, one.call_id, one.name)]
+    return messages if lone_surrogate("".join([*texts, tools])) is None else "text is not valid Unicode"
 
 
 def find_row_format(row: Columns, dataset: Dataset) -> RowFormat | None:

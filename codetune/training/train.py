@@ -226,7 +226,8 @@ def _tokenize(
             reasons = _reasons(rows) or "the selection is empty"
             raise DataError(
                 f"No row is left to train on: {len(rows.dropped)} dropped ({reasons}). "
-                "Expected: at least one. Raise train.max_length, or select other rows."
+                "Expected: at least one. Raise train.max_length, select other rows, or set a model.chat_format that "
+                "can write them: codetune plan shows a row as it is trained on."
             )
         if not len(write_token_cache(held_out, directory / HOLDOUT_FILE)) and held_out.dropped:
             raise DataError(
