@@ -63,7 +63,9 @@ def _inputs(project: Project, request: StageRequest) -> Sequence[Input]:
 
 
 def _check(context: RunContext, request: StageRequest) -> None:
-    require_launch(context.project, TRAIN.name, process_count(context.project))
+    asked = context.project.launch.processes
+    # With `auto` any number fits, and to count the GPUs would load torch before a missing selection is told.
+    require_launch(context.project, TRAIN.name, 1 if asked == "auto" else asked)
 
 
 def _check_ahead(context: RunContext, request: StageRequest, paths: Mapping[str, Path]) -> None:

@@ -14,7 +14,7 @@ import huggingface_hub.constants
 import pytest
 
 from codetune.errors import ModelError
-from codetune.model.model_files import count_weights, find_model
+from codetune.model.model_files import count_weights, find_model, find_model_files, require_model
 from tests.model.builders import tiny_model
 
 
@@ -82,3 +82,18 @@ def test_a_missing_model_is_an_error_before_torch_is_imported() -> None:
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_settings_of_a_model_that_is_here_need_no_weights_and_no_download(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}", encoding="utf-8")
+    assert find_model_files(str(tmp_path / "base"), tmp_path / "scratch") == tmp_path / "base"
+    with pytest.raises(ModelError, match="holds no weights"):
+        require_model(str(tmp_path / "base"))
+    assert not (tmp_path / "scratch").exists()
+
+
+def test_a_model_that_the_hub_does_not_give_is_told_before_any_download(tmp_path: Path) -> None:
+    for look in (require_model, lambda name: find_model_files(name, tmp_path / "scratch")):
+        with pytest.raises(ModelError, match="was not found locally or in the Hub cache"):
+            look("nobody/no-such-model")
