@@ -11,7 +11,7 @@ import glob
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice, takewhile
 from pathlib import Path
@@ -39,6 +39,7 @@ from codetune.user_files import matching_paths, require_plain_file
 ROWS_TO_CHECK = 100  # where most of the first so many rows are of another shape, the file is wrong, not its rows
 # A position is one integer: the file's number, the row's number there, a digest of what it has beside its messages.
 ROW_BITS, CONTEXT_BITS = 40, 32
+LARGEST_ID = 2**64 - 1
 TURNS_IN_ORDER = re.compile("(u(ct+)*[ac])+")  # user; calls and the tools' turns; the assistant's answer, or a call
 
 
@@ -54,12 +55,15 @@ class DataSource:
 
 def read_examples(dataset: Dataset, location: str) -> Iterator[Example | Refusal]:
     """Every row of the data set, as `read_sources`."""
-    return (row for _, row in read_sources([DataSource(dataset, location)]))
+    return (row for _, row in read_sources([DataSource(dataset, location)], {}) if row is not None)
 
 
-def read_sources(sources: Iterable[DataSource]) -> Iterator[tuple[str, Example | Refusal]]:
+def read_sources(
+    sources: Iterable[DataSource], largest_ids: Mapping[str, int]
+) -> Iterator[tuple[str, Example | Refusal | None]]:
     """Every row of every data set, in order, with the name of its data set; of rows with the same messages the first,
-    the others refused. Rows of a data set with a name stand at `NAME: FILE:LINE`, and the name is their source.
+    the others refused. None for a usable row with an id above the largest of its data set, where there is one. Rows of
+    a data set with a name stand at `NAME: FILE:LINE`, and the name is their source.
 
     Keeps in memory one entry a row, id -> position, to recognise duplicates: at most 200 bytes. Raises DataError for a
     missing or damaged file, and for a file without the expected columns."""
@@ -70,6 +74,9 @@ def read_sources(sources: Iterable[DataSource]) -> Iterator[tuple[str, Example |
             if files[-1:] != [row.at_file]:
                 files.append(row.at_file)
             result = _read_row(row, source)
+            if isinstance(result, Example) and int(result.id, 16) > largest_ids.get(source.name, LARGEST_ID):
+                yield source.name, None
+                continue
             position = (len(files) - 1 << ROW_BITS | row.number) << CONTEXT_BITS | _context_digest(result)
             first = position if result.id is None else first_positions.setdefault(int(result.id, 16), position)
             yield source.name, result if first == position else Refusal(None, _repeats(first, position, files), row.at)

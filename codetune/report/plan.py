@@ -59,7 +59,7 @@ from codetune.report.step_plan import SampleLengths, plan_epochs
 from codetune.selection.holdout import holdout_size
 from codetune.selection.strategies import STRATEGIES
 from codetune.stages.checks import is_pending
-from codetune.stages.inputs import ensure_examples, reading_of
+from codetune.stages.inputs import SOURCES, ensure_examples, reading_of
 from codetune.stages.precision import with_precision
 from codetune.stages.select import SELECT
 from codetune.stages.stage import RunContext, StageRequest
@@ -310,6 +310,7 @@ def _row_plan(manifest: Manifest, samples: _Samples) -> RowPlan:
     return RowPlan(
         rows=manifest.rows,
         refused=manifest.refused,
+        sources=manifest.facts.get(SOURCES, {}),
         tokenised=tokenised,
         dropped=Counter(refusal.kind for refusal in samples.rows.dropped),
         truncated=samples.rows.truncated_rows,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from codetune.project.sections import PadMode
 from codetune.report.cost import CostVariant, RowTokens, SavingEstimate
@@ -27,6 +28,7 @@ class RowPlan:
 
     rows: int
     refused: Mapping[str, int]
+    sources: Mapping[str, Mapping[str, Any]]  # of several data sets, by name
     tokenised: int
     dropped: Mapping[str, int]  # by train, with its settings
     truncated: int

@@ -16,6 +16,7 @@ from codetune.console import (
 )
 from codetune.project.sections import Project
 from codetune.report.plan_parts import MeasuredFigure, MemoryPlan, RenderedRow, RowPlan, RunPlan, StepsPlan, TimePlan
+from codetune.stages.inputs import source_lines
 from codetune.text import gigabytes
 from codetune.training.memory import DeviceMemory, TrainingSetup
 
@@ -90,6 +91,7 @@ def _rows(rows: RowPlan | None) -> TextSection | None:
     tokens = rows.tokens
     lines = [
         f"{rows.rows:,} usable; refused: {counts(rows.refused) or 'none'}",
+        *source_lines(rows.sources).values(),
         f"{tokens.all:,.0f} tokens, {percent(tokens.answer / tokens.all)} of them learned; the longest row has "
         f"{rows.longest:,}",
     ]

@@ -149,11 +149,14 @@ def rows_by_source(context: RunContext, ids: Callable[[], NDArray[np.uint64]]) -
 
 def left_out_notes(facts: Mapping[str, Any]) -> list[str]:
     taken = facts.get(TAKEN_BY_SOURCE)
-    sources = [
-        f"{name}: {_source_line(found)}" + ("" if taken is None else f"; {taken.get(name, 0):,} taken")
-        for name, found in facts.get(SOURCES, {}).items()
-    ]
-    return sources + ([f"not read: {_listed(facts[LEFT_OUT])}"] if LEFT_OUT in facts else [])
+    sources = {name: "" if taken is None else f"; {taken.get(name, 0):,} taken" for name in facts.get(SOURCES, {})}
+    lines = [f"{line}{sources[name]}" for name, line in source_lines(facts.get(SOURCES, {})).items()]
+    return lines + ([f"not read: {_listed(facts[LEFT_OUT])}"] if LEFT_OUT in facts else [])
+
+
+def source_lines(sources: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """A line for each of several data sets, by its name."""
+    return {name: f"{name}: {_source_line(found)}" for name, found in sources.items()}
 
 
 def _source_line(found: Mapping[str, Any]) -> str:

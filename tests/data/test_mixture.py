@@ -73,13 +73,18 @@ def test_the_rows_of_a_smaller_weight_are_among_those_of_a_larger_one_whatever_t
     assert {*ids(few)} < {*ids(more)}
 
 
-def test_a_row_of_an_earlier_data_set_counts_for_no_weight(tmp_path: Path) -> None:
-    rows, counts = mixed(source(tmp_path, "a", range(4)), source(tmp_path, "b", range(2, 6), 0.5))
-    assert len(ids(rows)) == 5
-    assert counts["b"] == {"rows": 1, "refused": 2, "left_by_weight": 1, "duplicates_of": {"a": 2}}
+def test_a_row_that_a_weight_leaves_out_is_taken_from_a_later_data_set_that_has_it(tmp_path: Path) -> None:
+    rows, counts = mixed(source(tmp_path, "a", range(4), 0.5), source(tmp_path, "b", range(4)))
+    assert len(ids(rows)) == 4
+    assert counts["a"] == {"rows": 2, "refused": 0, "left_by_weight": 2}
+    assert counts["b"] == {"rows": 2, "refused": 2, "duplicates_of": {"a": 2}}
 
 
 def test_a_data_set_without_a_usable_row_gives_none(tmp_path: Path) -> None:
     rows, counts = mixed(source(tmp_path, "a", [1]), source(tmp_path, "b", [1], 0.5))
     assert len(ids(rows)) == 1
     assert counts["b"] == {"rows": 0, "refused": 1, "left_by_weight": 0, "duplicates_of": {"a": 1}}
+    none = DataSource(DATASET.model_copy(update={"path": "none.jsonl"}), str(tmp_path / "none.jsonl"), "none", 0.5)
+    (tmp_path / "none.jsonl").write_text('{"problem": "x", "solution": ""}\n', encoding="utf-8")
+    _, counts = mixed(none)
+    assert counts["none"] == {"rows": 0, "refused": 1, "left_by_weight": 0}

@@ -106,6 +106,18 @@ def test_a_data_set_that_cannot_be_read_leaves_the_rest_of_the_plan(tmp_path: Pa
     assert found.tasks == {"tasks.jsonl": 3}
 
 
+def test_several_data_sets_are_counted_by_their_names(tmp_path: Path) -> None:
+    project = make_small_world(tmp_path)
+    half = {"name": "half", "path": "data.jsonl", "weight": 0.5}
+    found, shown = planned(project, dataset=[half, {"name": "rest", "path": "data.jsonl"}])
+    assert found.rows
+    assert found.rows.sources == {
+        "half": {"rows": 30, "refused": 0, "left_by_weight": 30},
+        "rest": {"rows": 30, "refused": 30, "duplicates_of": {"half": 30}},
+    }
+    assert "half: 30 rows, 0 refused, 30 left by its weight" in text_of(shown)
+
+
 def test_a_plan_that_does_not_fit_names_the_nearest_that_does(tmp_path: Path) -> None:
     """A card without memory for the weights themselves: nothing fits. One with some: smaller micro-batches do."""
     project = make_small_world(tmp_path)
