@@ -287,7 +287,7 @@ class _Planning:
         found = stage_status(self.context, TRAIN)
         if found.state != "done" or found.manifest is None or steps is None:
             return []
-        planned_bytes = memory.memory.total if memory else None
+        planned_bytes = memory.memory.total if memory and memory.gpu_bytes else None
         facts, mode = found.manifest.facts, self.context.project.train.pad_mode
         return [
             MeasuredFigure("rows", steps.rows, found.manifest.rows),
