@@ -36,15 +36,19 @@ from codetune.options import (
     ShardOption,
     TasksOption,
     number_or_word,
+    numbers,
     one_of,
     only_samples,
     optional_project,
+    require_outcome,
     required_project,
     stage_option,
+    words,
 )
 from codetune.project.file import read_project, write_project
 from codetune.project.presets import PRESETS
-from codetune.project.sections import STAGE_NAMES, Project, StageName
+from codetune.project.sections import PROJECT_FILE, STAGE_NAMES, Project, StageName
+from codetune.project.variations import split_variations
 
 if TYPE_CHECKING:
     from codetune.console import CommandResult
@@ -313,6 +317,43 @@ def run(
         results = list(workflow.run(context, stages, replace, limit))
         reports = workflow.reports_in(context, results)
         return render.pipeline(results, reports, workflow.compare(context, reports), *likelihoods_in(context, results))
+
+    perform(work, as_json)
+
+
+@app.command()
+def sweep(
+    ratio: Annotated[str | None, typer.Option(metavar="R,...", help="Shares to take, such as 0.1,0.2,0.4.")] = None,
+    strategy: Annotated[
+        str | None, typer.Option(metavar="NAME,...", help="Strategies, such as ifd_cluster,mig.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(metavar="N", min=1, help="Runs of each variant; more can be added later.")] = 1,
+    controls: Annotated[
+        bool, typer.Option("--controls/--no-controls", help="Train on as many random rows, and on all, as well.")
+    ] = True,
+    benchmarks: Annotated[
+        bool, typer.Option("--benchmarks/--no-benchmarks", help="Evaluate on benchmarks, or on held-out rows alone.")
+    ] = True,
+    project: ProjectOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run each combination of settings (--set KEY=[A,B] as well) with several seeds; compare them with controls."""
+    fixed, varied = split_variations(set_ or [])
+    loaded = required_project(project, fixed, {})
+    require_outcome(loaded, benchmarks)
+    named = {"select.strategy": words(strategy), "select.ratio": numbers("--ratio", ratio)}
+    varied = {**{key: values for key, values in named.items() if values}, **varied}
+
+    def work() -> CommandResult:
+        from codetune import render
+        from codetune.sweep import Sweep, require_possible, run_sweep, sweep_outcomes
+
+        asked = Sweep(project or Path(PROJECT_FILE), fixed, varied, seeds, controls, benchmarks)
+        require_possible(asked)
+        for name in run_sweep(asked):
+            console.say(f"sweep: {name} is done")
+        return render.sweep(sweep_outcomes(asked), asked.directory / "sweep.json")
 
     perform(work, as_json)
 

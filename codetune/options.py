@@ -135,3 +135,25 @@ def require_unicode(words: Sequence[str]) -> None:
     for word in words:
         if lone_surrogate(word) is not None:
             raise UsageError(f"{word!a} is not UTF-8. Expected: names in UTF-8. Rename the file")
+
+
+def words(text: str | None) -> list[object]:
+    """The words of a flag that takes several, separated by commas."""
+    return [word.strip() for word in (text or "").split(",") if word.strip()]
+
+
+def numbers(flag: str, text: str | None) -> list[object]:
+    """The numbers of such a flag. Raises UsageError for a word that is none."""
+    try:
+        return [float(str(word)) for word in words(text)]
+    except ValueError:
+        raise UsageError(f"{flag} {text}: expected numbers with commas between them, such as 0.1,0.2,0.4") from None
+
+
+def require_outcome(project: Project, benchmarks: bool) -> None:
+    """Raises UsageError for a sweep that would measure nothing."""
+    if not benchmarks and not project.train.holdout:
+        raise UsageError(
+            "--no-benchmarks leaves the held-out rows to compare by, and train.holdout is 0. Expected: one of the two. "
+            "Set train.holdout, such as --set train.holdout=0.1, or leave the flag out"
+        )

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from codetune.console import CommandResult, counts, percent, quantity
 from codetune.stages.evaluate import EVALUATE
 from codetune.stages.pipeline import stage_named
 from codetune.stages.stage import StageResult
+from codetune.sweep import HELD_OUT_LOSS, VariantOutcome
 from codetune.workflow import StatusLine
 
 if TYPE_CHECKING:
     from codetune.benchmark.evaluate import ModelComparison, PairedTest, Report
     from codetune.benchmark.likelihood import LikelihoodComparison, LikelihoodReport
+    from codetune.benchmark.seeds import SeedEstimate
     from codetune.stages.explanation import Explanation
 
 SHOWN_TASKS = 5  # by name, of those that two models differ on
@@ -152,6 +155,44 @@ def _compared_likelihoods(compared: LikelihoodComparison) -> str:
         f"p = {compared['p_value']:.2g}), {'told' if compared['told_apart'] else 'not told'} apart (they find "
         f"{compared['least_difference']:.4f} or more); lower is better"
     )
+
+
+def sweep(outcomes: Sequence[VariantOutcome], path: Path) -> CommandResult:
+    """The variants and controls of a sweep over their seeds, and how each variant compares with its controls."""
+    figures = list(outcomes[0].figures)
+    columns = ("variant", "seeds", "rows", *figures, "tokens", "training", "in all")
+    rows = [
+        [
+            outcome.name,
+            f"{outcome.seeds}",
+            f"{outcome.rows:,.0f}",
+            *(_estimate(name, outcome.figures[name]) for name in figures),
+            f"{outcome.tokens:,.0f}",
+            f"{outcome.training_seconds:,.1f} s",
+            f"{outcome.total_seconds:,.1f} s",
+        ]
+        for outcome in outcomes
+    ]
+    notes = [
+        f"{outcome.name} against {control}, {name}: {_estimate(name, found, '+')}, "
+        f"{'' if found.told_apart else 'not '}told apart (they find {_amount(name, found.least_difference)} or more)"
+        for outcome in outcomes
+        for control, differences in outcome.against.items()
+        for name, found in differences.items()
+    ]
+    document = {"artefact": str(path), "variants": [asdict(outcome) for outcome in outcomes]}
+    title = "sweep: mean over seeds (95 % interval over tasks and seeds)"
+    return CommandResult(document, title, columns, rows, [*notes, f"everything stands in {path}"])
+
+
+def _estimate(outcome: str, found: SeedEstimate, sign: str = "") -> str:
+    """A mean with its interval: nats a token of a loss, else per cent."""
+    mean, low, high = (_amount(outcome, value, sign) for value in (found.mean, found.low, found.high))
+    return f"{mean} ({low} to {high})"
+
+
+def _amount(outcome: str, value: float, sign: str = "") -> str:
+    return f"{value:{sign}.4f}" if outcome == HELD_OUT_LOSS else f"{100 * value:{sign}.1f}"
 
 
 def pipeline(

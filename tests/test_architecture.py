@@ -47,7 +47,8 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "demo": ("store", "data", *_NOUNS),
     "stages": ("", *_ENGINES, "demo", "launch", "store", "console", *_NOUNS),
     "workflow": ("stages", *_ENGINES, "store", "console", *_NOUNS),
-    "render": ("workflow", "stages", "console"),
+    "sweep": ("workflow", "stages", "benchmark", "store", *_NOUNS),
+    "render": ("sweep", "workflow", "stages", "console"),
     "demo.run": ("render", "workflow", "stages", "demo", "store", "console", *_NOUNS),
     "options": _NOUNS,
     "report": ("", "workflow", "stages", *_ENGINES, "launch", "store", "console", *_NOUNS),
@@ -60,6 +61,7 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
         "options",
         "demo.run",
         "render",
+        "sweep",
         "workflow",
         "stages",
         "benchmark",
@@ -102,6 +104,7 @@ IMPORT_LATE = (
     "cli",
     "cli_inspection",
     "workflow",
+    "sweep",  # the figures, with scipy
     "demo.run",
     "stages.precision",  # torch, where the project leaves the number format open
     "stages.score",

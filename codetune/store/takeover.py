@@ -33,9 +33,12 @@ def take_over(run: Run, digests: Digests, artefact: Path, is_wanted: Callable[[M
 
 
 def _directories_beside(run: Run) -> Iterator[Path]:
-    """The other run directories with the same parent, by name."""
-    found = sorted(record.parent for record in run.directory.parent.glob("*/project.json"))
-    return (directory for directory in found if not directory.samefile(run.directory))
+    """The other run directories with the same parent, by name, then those beside the parent: a run of a sweep may take
+    what the project's own run has made."""
+    parent = run.directory.parent
+    found = [sorted(place.glob("*/project.json")) for place in (parent, parent.parent)]
+    directories = (record.parent for records in found for record in records)
+    return (directory for directory in directories if not directory.samefile(run.directory))
 
 
 def _manifest_of(artefact: Path) -> Manifest | None:

@@ -1,0 +1,60 @@
+"""Means over seeds with intervals, worked by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from codetune.benchmark.seeds import crossed_difference, crossed_share, nested
+
+
+def test_tasks_and_seeds_are_both_sources_of_variance() -> None:
+    # Task means 0.5, 1, 0, 0.5: variance 1/6, a quarter of it 0.041667. Seed means 0.5 and 0.5: no variance.
+    found = crossed_difference(np.array([[1.0, 1.0, 0.0, 0.0], [0.0, 1.0, 0.0, 1.0]]))
+    assert (found.mean, found.standard_error) == (0.5, pytest.approx(0.2041, abs=5e-5))
+    # Three degrees of freedom, all of the tasks: 3.1824 standard errors.
+    assert (found.low, found.high) == pytest.approx((0.5 - 3.1824 * 0.2041, 0.5 + 3.1824 * 0.2041), abs=5e-4)
+
+
+def test_seeds_that_differ_widen_the_interval() -> None:
+    same, other = np.tile([0.0, 1.0], (3, 50)), np.tile([0.0, 1.0], (3, 50))
+    other[0], other[2] = other[0] * 0.5, np.minimum(1.0, other[2] + 0.25)
+    # Seed means 0.25, 0.5, 0.625: variance 0.036458, a third of it 0.012153.
+    variance = np.var(other.mean(axis=0), ddof=1) / 100
+    assert crossed_difference(other).standard_error == pytest.approx(np.sqrt(variance + 0.012153), abs=1e-5)
+    assert crossed_difference(same).standard_error == pytest.approx(np.sqrt(0.25 * 100 / 99 / 100))
+
+
+def test_with_one_seed_the_interval_is_of_the_tasks() -> None:
+    # 100 tasks, half of them 1: standard error 0.5025 / 10, and t of 99 degrees of freedom is 1.9842.
+    found = crossed_difference(np.tile([0.0, 1.0], (1, 50)))
+    assert found.high - found.mean == pytest.approx(1.9842 * 0.05025, abs=1e-5)
+
+
+def test_losses_of_seeds_with_rows_of_their_own_vary_as_the_seeds_do() -> None:
+    # 1, 2 and 3 nats a token: mean 2, standard error 1 / sqrt(3), t of 2 degrees of freedom 4.3027.
+    found = nested([([loss * 4.0, loss * 6.0], [4, 6]) for loss in (1.0, 2.0, 3.0)])
+    assert (found.mean, found.standard_error) == (2.0, pytest.approx(3**-0.5))
+    assert found.high == pytest.approx(2 + 4.3027 * 3**-0.5, abs=1e-4)
+
+
+def test_a_difference_is_told_apart_if_tasks_and_seeds_find_it() -> None:
+    drawn = np.random.default_rng(0)
+    found = crossed_difference(0.3 + 0.1 * drawn.standard_normal((5, 60)))
+    assert found.told_apart
+    assert found.least_difference == pytest.approx(2.8016 * found.standard_error, rel=1e-4)
+    assert not crossed_difference(0.3 + 3.0 * drawn.standard_normal((5, 60))).told_apart
+
+
+def test_models_that_never_differ_are_not_told_apart() -> None:
+    found = crossed_difference(np.zeros((2, 10)))
+    assert (found.mean, found.p_value, found.told_apart) == (0, 1.0, False)
+    # Wilson's upper bound for 0 of 10 tasks; 6 of 20 outcomes.
+    assert (found.low, found.high) == pytest.approx((-0.2775, 0.2775), abs=5e-5)
+    assert found.least_difference == 0.3
+
+
+@pytest.mark.parametrize(("rate", "low", "high"), [(0.0, 0.0, 0.2775), (1.0, 0.7225, 1.0)])
+def test_a_share_is_never_below_0_or_above_1(rate: float, low: float, high: float) -> None:
+    found = crossed_share(np.full((2, 10), rate))
+    assert (found.low, found.high) == pytest.approx((low, high), abs=5e-5)

@@ -1,0 +1,104 @@
+"""A sweep: every combination and seed, with controls; continued where it was killed; nothing is done twice."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from codetune import render
+from codetune.errors import ProjectError, UsageError
+from codetune.options import numbers, require_outcome, words
+from codetune.project.sections import Project
+from codetune.project.variations import split_variations
+from codetune.sweep import HELD_OUT_LOSS, Sweep, require_possible, run_sweep, sweep_outcomes
+from tests.small_world import make_small_world
+
+SETTINGS = ["select.clusters=2", "train.holdout=8", "train.max_steps=1"]
+RATIOS = {"select.strategy": ["ifd_cluster"], "select.ratio": [0.3, 0.6]}
+NAMES = ["ifd_cluster-0.3", "ifd_cluster-0.6"]
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    project = make_small_world(tmp_path_factory.mktemp("world"), 40)
+    return Sweep(project, SETTINGS, RATIOS, seeds=2, has_controls=False, has_benchmarks=False)
+
+
+@pytest.fixture(scope="module")
+def done(sweep: Sweep) -> Sweep:
+    """Killed after its first run, and continued."""
+    runs = run_sweep(replace(sweep, seeds=1))
+    assert next(runs) == "ifd_cluster-0.3-seed42"
+    runs.close()
+    list(run_sweep(sweep))
+    return sweep
+
+
+def trained_at(sweep: Sweep) -> dict[str, int]:
+    """When each model was sealed, by run."""
+    seals = sweep.directory.glob("*/model.seal")
+    return {seal.parent.name: seal.stat().st_mtime_ns for seal in seals}
+
+
+def test_a_sweep_that_was_killed_or_gets_more_seeds_does_only_what_is_missing(done: Sweep) -> None:
+    before, table = trained_at(done), sweep_outcomes(done)
+    assert set(before) == {f"{name}-seed{seed}" for name in NAMES for seed in (42, 43)}
+    assert len(list(run_sweep(done))) == 4
+    assert trained_at(done) == before
+    assert sweep_outcomes(done) == table
+    assert [found.seeds for found in sweep_outcomes(replace(done, seeds=1))] == [1, 1]
+
+
+def test_the_mean_over_seeds_has_an_interval_and_what_the_runs_cost(done: Sweep) -> None:
+    small, large = sweep_outcomes(done)
+    assert (small.name, large.name) == tuple(NAMES)
+    assert 0 < small.rows < large.rows
+    assert small.total_seconds > small.training_seconds > 0
+    found = small.figures[HELD_OUT_LOSS]
+    assert found.low < found.mean < found.high
+
+
+def test_scores_are_made_once(done: Sweep) -> None:
+    seals = [json.loads(path.read_text()) for path in sorted(done.directory.glob("*/scores.jsonl.seal"))]
+    assert sum("taken_from" in seal["facts"] for seal in seals) == len(seals) - 1 == 3
+
+
+def test_a_variant_is_compared_with_as_many_random_rows_and_with_all(done: Sweep) -> None:
+    small = replace(done, varied={**RATIOS, "select.ratio": [0.3]}, seeds=1, has_controls=True)
+    list(run_sweep(small))
+    own, control, everything = outcomes = sweep_outcomes(small)
+    assert [found.name for found in outcomes] == [NAMES[0], f"random as {NAMES[0]}", "all"]
+    assert own.rows == control.rows < everything.rows == 32
+    for name, other in (("random", control), ("all", everything)):
+        expected = own.figures[HELD_OUT_LOSS].mean - other.figures[HELD_OUT_LOSS].mean
+        assert own.against[name][HELD_OUT_LOSS].mean == pytest.approx(expected, abs=1e-9)
+    path = small.directory / "sweep.json"
+    assert [found["name"] for found in json.loads(path.read_text())["variants"]] == [row.name for row in outcomes]
+    shown = render.sweep(outcomes, path)
+    assert [row[0] for row in shown.rows] == [found.name for found in outcomes]
+    assert shown.notes[0].startswith("ifd_cluster-0.3 against random, held-out loss: ")
+
+
+def test_a_variant_with_wrong_settings_is_an_error_before_the_first_run(sweep: Sweep) -> None:
+    with pytest.raises(ProjectError, match=r"select.ratio is 2.0"):
+        require_possible(replace(sweep, varied={"select.ratio": [0.3, 2.0]}))
+
+
+def test_a_list_is_several_values_unless_the_key_takes_a_list() -> None:
+    fixed, varied = split_variations(
+        ["train.learning_rate=[1e-4, 2e-4]", "select.checks=[parses]", "select.checks=[[], [parses]]", "name=a"]
+    )
+    assert fixed == ["select.checks=[parses]", "name=a"]
+    assert varied == {"train.learning_rate": [1e-4, 2e-4], "select.checks": [[], ["parses"]]}
+    with pytest.raises(ProjectError, match="the list has no value"):
+        split_variations(["train.epochs=[]"])
+
+
+def test_flags_with_several_values_are_read_and_checked() -> None:
+    assert (numbers("--ratio", "0.1, 0.2"), words("ifd,mig"), words(None)) == ([0.1, 0.2], ["ifd", "mig"], [])
+    with pytest.raises(UsageError, match=r"--ratio 0.1,x: expected numbers"):
+        numbers("--ratio", "0.1,x")
+    with pytest.raises(UsageError, match=r"train.holdout is 0\. .* Set train.holdout"):
+        require_outcome(Project(), benchmarks=False)
