@@ -42,8 +42,8 @@ STARVED_SHARE = 0.25  # of a limit, spent ready to run while no CPU was free
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A program to be judged. With a `patience` above 1, limits are seconds of CPU alone, and that many times as long
-    by the clock."""
+    """A program to be judged. With a `patience` above 1, the limits of calls are seconds of CPU alone, and that many
+    times as long by the clock; what it sleeps counts in the limit of all calls."""
 
     problem: Problem
     rule: OutputRule

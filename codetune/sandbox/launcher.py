@@ -71,13 +71,12 @@ class ProgramEnded:
 @dataclass(slots=True)
 class RunningProgram:
     """It has `seconds` by the clock. Beyond, and up to `PATIENCE` times as long, it goes on if it has not computed as
-    long, and if the rest of the time is what it waited for a CPU, or, with `by_computing`, whatever the rest is."""
+    long, and if the rest of the time is what it waited for a CPU."""
 
     channel: socket.socket
     pid: int
     pidfd: int
     seconds: float
-    by_computing: bool
     began: float  # by time.monotonic
     received_bytes: int = 0
     wait_before: float = 0.0  # seconds without a CPU while the process was confined
@@ -145,8 +144,7 @@ class RunningProgram:
         if elapsed < self.seconds:
             return self.seconds - elapsed
         left = (self.seconds - self._computed_seconds()) / (os.cpu_count() or 1)  # were all of them the program's
-        if not self.by_computing:
-            left = min(left, self.seconds - (elapsed - self.cpu_wait_seconds()))
+        left = min(left, self.seconds - (elapsed - self.cpu_wait_seconds()))
         return min(left, PATIENCE * self.seconds - elapsed)
 
     def _elapsed(self) -> float:
@@ -194,8 +192,7 @@ class Sandbox:
             program = None
             try:
                 pid = _receive_process_id(ours)
-                by_computing = request.wall_factor > 1
-                program = RunningProgram(ours, pid, os.pidfd_open(pid), seconds, by_computing, time.monotonic())
+                program = RunningProgram(ours, pid, os.pidfd_open(pid), seconds, time.monotonic())
                 program.wait_before = program.cpu_wait_seconds()
                 content = pickle.dumps((request, self.harness), protocol=5)
                 with suppress(BrokenPipeError, ConnectionResetError):  # already killed: the first report says so

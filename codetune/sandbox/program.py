@@ -47,8 +47,8 @@ class ExecutionRequest:
     entry_point: str
     calls: bytes  # a pickled list of argument lists; in bytes, as several programs get the same
     seconds: tuple[float, ...]  # time limit of each call
-    # 1: limits are wall-clock time without that of waiting for a CPU. More: limits are CPU time, and this many times as
-    # long by the clock.
+    # 1: limits are wall-clock time without that of waiting for a CPU. More: limits of calls are CPU time, and this many
+    # times as long by the clock; that of the whole run stays as it is.
     wall_factor: int
     memory_bytes: int
     returns: Literal["value", "set"]

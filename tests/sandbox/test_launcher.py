@@ -110,6 +110,13 @@ def test_a_program_that_may_wait_gets_no_more_computing_time(tmp_path: Path) -> 
     assert computed < 2 * 0.3  # and not PATIENCE times as much
 
 
+def test_a_program_that_may_wait_for_a_cpu_may_not_sleep_instead(tmp_path: Path) -> None:
+    sandbox = Sandbox.start("none", tmp_path, NO_HARNESS)
+    with sandbox.run(request("import time\ntime.sleep(9)", [[0]], wall_factor=PATIENCE), 0.3) as running:
+        assert next(running.reports()) == ProgramEnded("timeout")  # "starved" is said after PATIENCE times as long
+    sandbox.close()
+
+
 def test_a_call_that_has_not_slept_goes_on_until_it_has_computed_as_long(tmp_path: Path) -> None:
     sandbox = Sandbox.start("none", tmp_path, NO_HARNESS)
     with sandbox.run(request("def f(x):\n    while True: pass", [[0]], limit=0.2), 20) as running:
