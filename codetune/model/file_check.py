@@ -17,7 +17,7 @@ from codetune.user_files import require_plain_file
 
 ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
-OPENED_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors", "additional_chat_templates/*.jinja")
+OPENED_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors", "*.md", "additional_chat_templates/*.jinja")
 SETTINGS_FILES = (
     "config.json",
     "generation_config.json",

@@ -16,6 +16,7 @@ from codetune.data.hub import hub_files, hub_snapshot, is_cached, is_hub_id, req
 from codetune.errors import CodetuneError, ModelError, first_line
 from codetune.model.file_check import (
     ADAPTER_CONFIG,
+    WEIGHTS,
     encoder_parts,
     read_json,
     require_safe_encoder,
@@ -28,6 +29,7 @@ MODEL_FILES = (*SETTINGS_FILES, "model*.safetensors", "adapter_model.safetensors
 ENCODER_FILES = ("*.json", "*.txt", "*.model", "*model.safetensors")
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+ENCODER_PICKLE = "pytorch_model.bin"
 PICKLE_FILES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -56,14 +58,20 @@ def find_encoder(name: str) -> Path:
     directory = _find_directory(name, ENCODER_FILES)
     require_safe_encoder(directory)
     for part in encoder_parts(directory):
-        if any(part.glob("*.bin")) and not any(part.glob("*.safetensors")):
+        if any(part.glob("*.bin")) and not _is_read_from_safetensors(part):
             raise ModelError(
                 f"{name} has pickle weights only ({part}). Expected: safetensors, because reading a pickle "
                 "can run code. Convert it, if you trust its source: python -c "
                 '"import sys, sentence_transformers as s; '
-                f's.SentenceTransformer(sys.argv[1]).save(sys.argv[1] + "-safetensors")" {directory}'
+                f's.SentenceTransformer(sys.argv[1]).save(sys.argv[1] + "-safetensors")" {shlex.quote(str(directory))}'
             )
     return directory
+
+
+def _is_read_from_safetensors(part: Path) -> bool:
+    """Whether sentence-transformers finds the safetensors file of a part. Of another name, or in shards that are not
+    those of a transformer, it passes over them to `ENCODER_PICKLE`."""
+    return (part / WEIGHTS).is_file() or (bool(weight_files(part)) and not (part / ENCODER_PICKLE).exists())
 
 
 def find_model_files(name: str, scratch: Path) -> Path:

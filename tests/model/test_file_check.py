@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -171,9 +172,10 @@ def test_a_broken_file_of_weights_is_left_to_its_library(model: Path, content: b
     assert find_model(str(model)) == model
 
 
-def test_a_pipe_in_the_place_of_a_file_is_refused(model: Path) -> None:
-    os.mkfifo(model / "tokenizer.json")
-    with pytest.raises(ModelError, match=r"tokenizer\.json is a named pipe"):
+@pytest.mark.parametrize("name", ["tokenizer.json", "README.md"])
+def test_a_pipe_in_the_place_of_a_file_is_refused(model: Path, name: str) -> None:
+    os.mkfifo(model / name)
+    with pytest.raises(ModelError, match=f"{re.escape(name)} is a named pipe"):
         require_safe_files(model)
 
 
@@ -268,3 +270,18 @@ def test_the_parts_of_an_encoder_are_checked_as_models_are(model: Path) -> None:
     (model / "part" / "adapter_config.json").write_text("{}")
     with pytest.raises(ModelError, match="part holds adapters"):
         require_safe_encoder(model)
+
+
+@pytest.mark.parametrize("weights", ["other.safetensors", "model-1.safetensors"], ids=["another name", "a shard"])
+def test_safetensors_that_an_encoder_passes_over_do_not_stand_for_its_pickle(model: Path, weights: str) -> None:
+    (model / "modules.json").write_text(json.dumps([{"type": OWN, "path": "2_Dense"}]))
+    part = model / "2_Dense"
+    part.mkdir()
+    (part / weights).touch()
+    (part / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
+    find_encoder(str(model))
+    (part / "pytorch_model.bin").touch()
+    with pytest.raises(ModelError, match="pickle weights only"):
+        find_encoder(str(model))
+    (part / "model.safetensors").touch()
+    find_encoder(str(model))
