@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".json.gz", ".jsonl.gz", ".csv.gz", ".parquet")
 CHUNK_BYTES = MIB
+BYTES_A_VALUE = 8  # of a table in memory: its place in the rows and lists takes 4, its own bytes or their length 4
 TABLE_BATCH_ROWS = 16  # few, because a dictionary can repeat a long value in every row
 # The decoder can report a value that is cut ("\\u12", "fals") as an error at most this many characters before the end
 # of the text that has been read.
@@ -164,7 +165,7 @@ def _parquet_rows(path: Path, source: str, choose: ColumnChoice) -> Iterator[Fil
                 yield from unread_rows(names, table.metadata.num_rows, source)
                 return
             chunks = _column_chunks(table.metadata, columns)
-            UnpackingLimit(path, source).count(sum(chunk.total_uncompressed_size for chunk in chunks))
+            UnpackingLimit(path, source).count(sum(map(_bytes_in_memory, chunks)))
             limit = UnpackingLimit(path, source)
             for batch in table.iter_batches(_rows_at_once(chunks), columns=columns):
                 limit.count(batch.nbytes)
@@ -183,6 +184,11 @@ def _column_chunks(
     groups = (metadata.row_group(index) for index in range(metadata.num_row_groups))
     chunks = (group.column(index) for group in groups for index in range(group.num_columns))
     return [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns]
+
+
+def _bytes_in_memory(chunk: pyarrow.parquet.ColumnChunkMetaData) -> int:
+    """What reading it takes at least. Values that are all null, or all in one list, take no bytes in the file."""
+    return max(int(chunk.total_uncompressed_size), BYTES_A_VALUE * int(chunk.num_values))
 
 
 def _rows_at_once(chunks: Sequence[pyarrow.parquet.ColumnChunkMetaData]) -> int:

@@ -175,6 +175,17 @@ def test_a_file_that_unpacks_to_far_more_than_its_size_is_an_error(
         values_of(tmp_path / name, ["a"])
 
 
+def test_a_row_of_a_small_table_with_values_without_end_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nulls = pyarrow.ListArray.from_arrays([0, 100_000], pyarrow.nulls(100_000, pyarrow.int32()))
+    pyarrow.parquet.write_table(pyarrow.table({"a": nulls}), tmp_path / "a.parquet")
+    assert len(values_of(tmp_path / "a.parquet", ["a"])) == 1
+    monkeypatch.setattr(user_files, "UNPACKED_BYTES", 700_000)
+    with pytest.raises(DataError, match="unpacks to more than"):
+        values_of(tmp_path / "a.parquet", ["a"])
+
+
 @pytest.mark.parametrize("name", ["lines.jsonl.gz", "array.json.gz", "table.parquet"])
 def test_a_small_file_of_rows_without_end_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
