@@ -16,6 +16,7 @@ from codetune.cli import app
 from codetune.errors import BusyError, CodetuneError, UsageError
 from codetune.launch import dispatch
 from codetune.launch.environment import current_rank, prepare_process, worker_task
+from codetune.launch.library_messages import make_messages_visible
 from codetune.launch.workers import JSON, empty_standard_input, exit_process
 from codetune.options import require_unicode
 
@@ -25,6 +26,7 @@ _WrongUsage: Any = typer.BadParameter.__base__  # click's UsageError, which type
 def main() -> None:
     """The console script; `python -m codetune` for workers and ranks of a launcher."""
     prepare_process()
+    make_messages_visible()
     sys.excepthook = console.show_traceback
     for number in (signal.SIGINT, signal.SIGTERM):  # a scheduler stops a job by SIGTERM
         if signal.getsignal(number) is signal.SIG_DFL:  # as __main__ left the first; not where it is ignored

@@ -96,7 +96,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "subprocess": ("benchmark", "sandbox", "launch"),
     "pickle": ("benchmark", "sandbox"),  # expected outputs and requests, written by codetune itself
     "fcntl": ("store",),
-    "logging": ("launch",),  # to quieten libraries; nothing of ours logs
+    "logging": ("launch",),  # to quieten libraries and show control characters; nothing of ours logs
 }
 # Each says in its docstring, or beside the import, why it imports inside functions.
 IMPORT_LATE = (
