@@ -18,7 +18,7 @@ import pytest
 from evalplus.eval import PASS, untrusted_check
 
 from codetune.benchmark.benchmarks import output_rule, read_problems, spec_of
-from codetune.benchmark.output_match import OutputComparison, OutputRule, is_equal
+from codetune.benchmark.output_match import MBPP_RULES, OutputComparison, OutputRule, is_equal
 from codetune.records import Problem
 from codetune.sandbox.program import _to_set
 from codetune.sandbox.serialization import decode, encode
@@ -140,6 +140,8 @@ FORGERIES = [
     plain(1e-9, np.float16(0)),
     plain(0.1, np.float16(0.1)),
     plain(1e300, np.complex64(complex("inf"))),
+    plain({314159}, {np.float16("inf")}),  # they have one hash, and the number is narrowed to infinity
+    plain({(314159,): 1}, {(np.float16("inf"),): 1}),
     plain([True, False], [False, True], atol=1),
     plain([1e-9], [False]),
     of("Own/0", "double", 0, ([1], 1.0, 1.0), ([1], [1, 2], [1, 2 + 5e-7])),
@@ -207,6 +209,13 @@ def test_a_small_value_of_many_parts_is_wrong_before_numpy_expands_it() -> None:
     for _ in range(60):
         bomb = [bomb, bomb]
     assert not OutputComparison(OutputRule(), 0.1).matches([1], bomb, [1.0, 2.0])
+
+
+@pytest.mark.filterwarnings("ignore")  # of numpy, when it narrows the number
+def test_the_elements_of_a_set_are_not_stretched_either() -> None:
+    comparison = OutputComparison(MBPP_RULES["similar_elements"], 0)
+    assert comparison.matches([], {314159}, (314159, 314159))
+    assert not comparison.matches([], {np.float16("inf")}, (314159, 314159))
 
 
 def test_a_range_without_end_is_no_set() -> None:
