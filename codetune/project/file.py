@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from codetune.errors import InputError, ProjectError, unusable_directory
+from codetune.project.key_types import accepted_types
 from codetune.project.sections import (
     LIST_TAG,
     NAME_IN_WORDS,
@@ -27,7 +28,6 @@ from codetune.project.sections import (
     NamedDataset,
     Project,
     StageName,
-    accepted_types,
     keys,
     value_at,
 )

@@ -8,7 +8,7 @@ annotations are objects here, not texts that pydantic compiles, and default sect
 import glob
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar, get_args, get_origin
+from typing import Annotated, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, PrivateAttr, Tag
 from pydantic.fields import FieldInfo
@@ -29,6 +29,8 @@ Strategy = Literal[
 LearnedAnswers = Literal["all", "last"]
 PadMode = Literal["max_length", "dynamic_pad", "dynamic_pack", "paper_pack"]
 Method = Literal["full", "lora", "qlora"]
+TrainingObjective = Literal["nll", "dft"]
+Optimizer = Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "adafactor", "muon"]
 Precision = Literal["float32", "bfloat16", "float16"]  # of the arithmetic, once `auto` is resolved
 Text = Annotated[str, Field(min_length=1)]
 OneOrMore = BeforeValidator(lambda value: [value] if isinstance(value, str | int | float) else value)  # a list of one
@@ -204,14 +206,18 @@ class Training(Section):
         4, "micro-batches of a step on one process", "train", free_on_resume=True
     )
     learning_rate: Positive = setting(5.0e-5, "peak of the learning rate", "train")
-    scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = setting(
-        "cosine", "how the learning rate changes", "train"
+    scheduler: Literal["cosine", "linear", "wsd", "constant", "constant_with_warmup"] = setting(
+        "cosine",
+        "how the learning rate falls: cosine, linear, wsd (in the last tenth), constant(_with_warmup)",
+        "train",
     )
     warmup_steps: Annotated[int, Field(ge=0)] = setting(15, "steps from 0 to the peak", "train")
     weight_decay: NotNegative = setting(0.0, "decoupled, as in AdamW", "train")
     max_grad_norm: Positive = setting(1.0, "gradients are clipped to this norm", "train")
-    optimizer: Literal["adamw_torch_fused", "adamw_torch", "adafactor"] = setting(
-        "adamw_torch_fused", "adamw_torch_fused, adamw_torch or adafactor", "train"
+    optimizer: Optimizer = setting(
+        "adamw_torch_fused",
+        "adamw_torch_fused adamw_torch adamw_8bit adafactor, or muon (matrices; AdamW for the rest)",
+        "train",
     )
     tf32: bool = setting(True, "TF32 for float32 products on GPUs that have it", "train")
     gradient_checkpointing: bool = setting(
@@ -246,6 +252,12 @@ class Training(Section):
     )
     patience: Count | None = setting(
         None, "stop after so many evaluations in a row without a lower held-out loss; null: never", "train"
+    )
+    compile: Literal["auto", "always"] = setting(
+        "auto", "torch.compile; auto compiles where a record shows that it pays: nowhere yet", free_on_resume=True
+    )
+    objective: TrainingObjective = setting(
+        "nll", "nll, or dft: the loss of each token weighted by the probability that the model gives it", "train"
     )
     lora: LoraSettings = LoraSettings.model_construct()
     quantization: Quantization = Quantization.model_construct()
@@ -345,6 +357,7 @@ class Project(Section):
 # Valid values whose feature this version lacks: they are refused, never accepted and ignored.
 NOT_IN_THIS_VERSION: Mapping[str, Sequence[object]] = {
     "train.keep_best": ("pass@1",),
+    "train.compile": ("always",),
 }
 
 
@@ -355,26 +368,6 @@ def keys(section: type[BaseModel] = Project, prefix: str = "") -> Iterator[tuple
             yield from keys(type(field.default), f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", field
-
-
-def accepted_types(field: FieldInfo) -> frozenset[type]:
-    """The types of the values that a key takes; of a list also the types of its items.
-
-    >>> sorted(found.__name__ for found in accepted_types(dict(keys())["evaluate.benchmarks"]))
-    ['list', 'str']
-    """
-    return frozenset(_types_in(field.annotation))
-
-
-def _types_in(annotation: object) -> Iterator[type]:
-    if get_origin(annotation) is Literal:
-        yield from map(type, get_args(annotation))
-    elif get_origin(annotation) is Annotated:
-        yield from _types_in(get_args(annotation)[0])
-    else:  # a union, a list, or a plain type
-        yield from (one for one in (annotation, get_origin(annotation)) if isinstance(one, type))
-        for part in get_args(annotation):
-            yield from _types_in(part)
 
 
 def sealing_keys(stage: str) -> tuple[str, ...]:

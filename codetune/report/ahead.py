@@ -19,7 +19,7 @@ from codetune.stages.pipeline import STAGES
 from codetune.stages.stage import RunContext, StageRequest
 from codetune.stages.train import TRAIN
 from codetune.text import gigabytes
-from codetune.training.memory import ModelShape, trained_weights
+from codetune.training.memory import ModelShape, optimizer_bytes, trained_weights
 from codetune.workflow import require_samples
 
 T = TypeVar("T")
@@ -85,10 +85,10 @@ def check_disk(context: RunContext, ahead: FailuresAhead, needed: int) -> int:
 
 
 def disk_bytes(shape: ModelShape, training: Training, rows: int, *, with_scores: bool, with_embeddings: bool) -> int:
-    """The checkpoints (one more than are kept, while the last is written: weights in float32 and the two moments of the
-    optimizer for each trained weight), the model, scores and embeddings with their logs."""
+    """The checkpoints (one more than are kept, while the last is written: weights in float32 and the state of the
+    optimizer), the model, scores and embeddings with their logs."""
     trained = trained_weights(shape, training)
-    checkpoint = (12 if training.optimizer != "adafactor" else 4) * trained
+    checkpoint = 4 * trained + optimizer_bytes(shape, training)
     model = 2 * (shape.weights if training.method == "full" or training.merge else trained)
     artefacts = 2 * rows * (BYTES_PER_SCORE * with_scores + 4 * EMBEDDING_WIDTH * with_embeddings)
     return (training.keep_checkpoints + 1) * checkpoint + model + artefacts

@@ -1,4 +1,5 @@
-"""Micro-batch -> the cross-entropy of each learned token, in float32 and nats.
+"""Micro-batch -> the cross-entropy of each learned token, in float32 and nats, and the objectives of it that a training
+can have.
 
 Logits fill a GPU's memory: a float32 for each token and each word of the vocabulary, in several copies. `AnswerLoss`
 computes them for the learned tokens only, a chunk at a time, and recomputes them in the backward pass instead of
@@ -9,7 +10,7 @@ Axes: B rows, T tokens of a row, H width, N learned tokens of the micro-batch, C
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -18,10 +19,28 @@ from transformers import PreTrainedModel
 
 from codetune.model.lm_head import has_plain_lm_head, lm_head
 from codetune.model.packing_check import ShardedNetwork
+from codetune.project.sections import TrainingObjective
 from codetune.training.collate import MicroBatchTensors
 
 CHUNK_LOGITS = 1 << 25  # float32 logits of a chunk: 128 MiB, and as much for their gradient
 LossFunction = Callable[[torch.nn.Module, MicroBatchTensors], torch.Tensor]  # model and micro-batch -> [N]
+
+
+def negative_log_likelihood(losses: torch.Tensor) -> torch.Tensor:
+    return losses
+
+
+def dynamic_fine_tuning(losses: torch.Tensor) -> torch.Tensor:
+    """The loss of each token times its probability p, a constant for the gradient (Wu et al. 2025, arXiv 2508.05629,
+    sec. 3). So a token has the gradient -grad p, where that of its cross-entropy is -grad p / p. Shape [N]."""
+    return losses * torch.exp(-losses.detach())
+
+
+# The cross-entropies of learned tokens -> what a step takes the mean of; both [N].
+OBJECTIVES: Mapping[TrainingObjective, Callable[[torch.Tensor], torch.Tensor]] = {
+    "nll": negative_log_likelihood,
+    "dft": dynamic_fine_tuning,
+}
 
 
 def loss_function(network: PreTrainedModel, sharded: ShardedNetwork | None = None) -> LossFunction:

@@ -9,7 +9,9 @@ trained, which are float32; else b). Bytes:
     weights      4 T + b F, and b T for the copies that autocast makes; in 4 or 8 bits 0.52 or 1.02 for each weight of
                  a linear layer (Dettmers et al. 2023, arXiv 2305.14314, sec. 3)
     gradients    4 T; under DDP twice, because its buckets are copies
-    optimizer    8 T for the two moments of AdamW; Adafactor 4 (rows + columns) of each matrix
+    optimizer    8 T for the two moments of AdamW; in 8 bits 2 T and a scale for each block of 256, but embeddings
+                 keep 8; Muon 4 T for its one momentum, and 8 outside the linear layers; Adafactor 4 (rows + columns)
+                 of each matrix
     activations  t r h L for what checkpoints keep, and one layer; without checkpointing L layers. A layer has
                  t (2 (r + 4) h + 5 b h + 2 b (q + k) + 4 b f), as in Korthikanti et al. 2022 (arXiv 2205.05198,
                  sec. 4), counted for Llama as transformers computes it: norms in float32, no matrix of scores
@@ -31,11 +33,13 @@ from codetune.model.load import outline_of
 from codetune.model.plain_layers import output_layer
 from codetune.project.sections import Precision, Training
 from codetune.training.loss import CHUNK_LOGITS
+from codetune.training.optimizers import WHOLE_WEIGHTS
 from codetune.training.parallelism import Offload, ParallelStrategy
 
 USABLE_SHARE = 0.9  # of a GPU's memory
 QUANTIZED_BYTES = {4: 0.52, 8: 1.02}  # of a weight, with its scales; 4 bits with double quantization
 SAVED_NORM_BYTES = 4  # a norm keeps its result in float32
+EIGHT_BIT_MOMENTS = 2 * (1 + 4 / 256)  # bytes of a weight: a scale for each block of 256
 CASTS_OF_A_LAYER = 5  # inputs of the linear layers that share them are cast to 16 bits for each
 
 
@@ -122,9 +126,7 @@ def device_memory(shape: ModelShape, setup: TrainingSetup, batch: LargestMicroBa
     trained = trained_weights(shape, settings)
     weights = _weight_bytes(shape, setup, trained)
     gradients = 4 * trained * (2 if strategy == "ddp" else 1)
-    optimizer = (8 if settings.optimizer != "adafactor" else 0) * trained + (4 * trained if is_zero else 0)
-    if settings.optimizer == "adafactor":
-        optimizer += 4 * (shape.matrix_edges if settings.method == "full" else trained)
+    optimizer = optimizer_bytes(shape, settings) + (4 * trained if is_zero else 0)
     one_layer = bytes_ * (shape.weights // max(1, shape.layers))
     chunk = min(batch.learned, max(1, CHUNK_LOGITS // shape.vocabulary))
     return DeviceMemory(
@@ -134,6 +136,21 @@ def device_memory(shape: ModelShape, setup: TrainingSetup, batch: LargestMicroBa
         activations=_activation_bytes(shape, setup, batch.tokens),
         logits=chunk * shape.vocabulary * (8 + 2 * bytes_),
     )
+
+
+def optimizer_bytes(shape: ModelShape, settings: Training) -> int:
+    """The state of the optimizer for all trained weights."""
+    trained, is_full = trained_weights(shape, settings), settings.method == "full"
+    match settings.optimizer:
+        case "adafactor":
+            return 4 * (shape.matrix_edges if is_full else trained)
+        case "adamw_8bit":
+            embeddings = shape.vocabulary * shape.width if is_full else 0
+            return int(EIGHT_BIT_MOMENTS * (trained - embeddings)) + 8 * embeddings
+        case "muon":
+            return 4 * trained + 4 * (shape.weights - shape.linear_weights if is_full else 0)
+        case _:
+            return 8 * trained
 
 
 def trained_weights(shape: ModelShape, settings: Training) -> int:
@@ -161,7 +178,8 @@ def _candidates(setup: TrainingSetup) -> Iterator[TrainingSetup]:
     yield setup
     lighter = replace(setup, settings=setup.settings.model_copy(update={"gradient_checkpointing": True}))
     strategies: list[ParallelStrategy] = [setup.strategy]
-    if setup.processes > 1 and setup.strategy not in ("fsdp", "zero3"):
+    is_divisible = setup.settings.optimizer not in WHOLE_WEIGHTS
+    if setup.processes > 1 and setup.strategy not in ("fsdp", "zero3") and is_divisible:
         strategies.append("fsdp")
     for method in dict.fromkeys([setup.settings.method, "lora", "qlora"]):
         for strategy in strategies:

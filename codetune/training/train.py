@@ -145,7 +145,7 @@ def require_trainable(project: Project, model_path: Path, processes_here: int, p
     weights: ProjectError and ModelError for packages, devices, chat format and settings."""
     choice = _choose_strategy(project, model_path, processes_here, processes)
     precision = build_model.arithmetic_precision(project)
-    require_supported(project.train, precision, choose_device())
+    require_supported(project.train, precision, choice.strategy, choose_device())
     tokenizer = _fitting_tokenizer(project, model_path)
     _require_learnable(project, tokenizer)
     _require_room(project, tokenizer)

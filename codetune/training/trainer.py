@@ -14,25 +14,41 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.data_loader import DataLoaderShard
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from peft import PeftModel
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.integrations.integration_utils import is_tensorboard_available, is_wandb_available
 
 from codetune.errors import CodetuneError, ProjectError
 from codetune.launch.devices import is_out_of_memory
-from codetune.model.adapters import quiet_peft
+from codetune.model.adapters import base_network, quiet_peft
 from codetune.project.sections import Precision, Project, Training
 from codetune.training.build_model import BaseModel, TrainingInputs
 from codetune.training.callbacks import StepControl, TrainingCallbacks
 from codetune.training.checkpoint import Checkpoint, continuation, explain_full_disk
 from codetune.training.collate import MicroBatchTensors
 from codetune.training.holdout import RowLoss, row_losses
-from codetune.training.loss import LossFunction
+from codetune.training.loss import OBJECTIVES, LossFunction
 from codetune.training.metrics import StepMetrics
-from codetune.training.parallelism import SHARDED, reduce_gradients_in_float32, require_strategy, strategy_arguments
+from codetune.training.optimizers import muon_with_adamw, optimizer_arguments, require_optimizer
+from codetune.training.parallelism import (
+    SHARDED,
+    ParallelStrategy,
+    reduce_gradients_in_float32,
+    require_strategy,
+    strategy_arguments,
+)
 
 
 def training_arguments(
@@ -41,18 +57,13 @@ def training_arguments(
     """Turns off the Trainer's own saving, logging, progress bars and accumulation: `TrainingCallbacks` decides when to
     save and log. Raises ProjectError as `require_supported` does."""
     settings, precision = project.train, base.precision
-    require_supported(settings, precision, device)
+    require_supported(settings, precision, base.strategy, device)
     arguments = TrainingArguments(
         output_dir=str(directory),
         seed=project.seed,
         max_steps=steps,
         gradient_accumulation_steps=1,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.scheduler,
-        warmup_steps=settings.warmup_steps,
-        weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        optim=settings.optimizer,
         bf16=precision == "bfloat16",
         fp16=precision == "float16",
         tf32=settings.tf32 if device != "cpu" and torch.cuda.get_device_capability(device)[0] >= 8 else None,
@@ -65,6 +76,7 @@ def training_arguments(
         report_to=list(settings.report_to) or "none",
         disable_tqdm=True,
         log_level="error",
+        **optimizer_arguments(settings, steps),
         **strategy_arguments(base.strategy, project.launch.offload, precision, base.broadcasts_weights),
     )
     # Several visible GPUs and one process would become DataParallel, which splits the batch by rows.
@@ -73,8 +85,9 @@ def training_arguments(
     return arguments
 
 
-def require_supported(settings: Training, precision: Precision, device: str) -> None:
-    """Raises ProjectError for float16 on a CPU, or a tracker that is not installed."""
+def require_supported(settings: Training, precision: Precision, strategy: ParallelStrategy, device: str) -> None:
+    """Raises ProjectError for float16 on a CPU, a tracker that is not installed, or as `require_optimizer` does."""
+    require_optimizer(settings, strategy)
     if device == "cpu" and precision == "float16":
         raise ProjectError(
             "model.dtype is float16, and there is no GPU. Expected: a number format that this machine can train in. "
@@ -102,6 +115,7 @@ class StepTrainer(Trainer):
         reduce_gradients_in_float32(self, inputs.strategy)
         self.model_accepts_loss_kwargs = True  # so it counts the learned tokens of a step, whatever the architecture
         self._inputs, self._callbacks = inputs, callbacks
+        self._objective = OBJECTIVES[inputs.settings.objective]
         self._step_began = time.perf_counter()
         self._loss = self._learning_rate = self._grad_norm = self._flops = 0.0
         self._counts = {"tokens": 0, "tokens_seen": 0, "samples": 0}
@@ -123,6 +137,14 @@ class StepTrainer(Trainer):
             self._load_best_model()
         else:
             self._load_from_checkpoint(str(checkpoint))
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        settings, trained = self._inputs.settings, cast("PreTrainedModel | PeftModel", model or self.model)
+        if settings.optimizer != "muon" or self.optimizer is not None:
+            return super().create_optimizer(model)
+        decayed = self.get_decay_parameter_names(trained)
+        self.optimizer = muon_with_adamw(trained, base_network(trained), settings, decayed)
+        return self.optimizer
 
     def get_train_dataloader(self) -> Any:
         self._step_began = time.perf_counter()
@@ -164,7 +186,7 @@ class StepTrainer(Trainer):
         try:
             with self.compute_loss_context_manager():
                 losses = self._loss_function(model, batch)  # [N]
-                loss = losses.sum() / step_tokens
+                loss = self._objective(losses).sum() / step_tokens
             if not torch.isfinite(loss):
                 raise CodetuneError(self._not_finite("loss", _rows_not_finite(losses, batch)))
             # Gradients are averaged over the ranks, but the loss is a sum over them.

@@ -98,6 +98,7 @@ SEALING_KEYS = {
         "train.evaluate_steps",
         "train.keep_best",
         "train.patience",
+        "train.objective",
         "train.lora.r",
         "train.lora.alpha",
         "train.lora.dropout",
@@ -129,6 +130,7 @@ SEALS_NOTHING = NAMES | {
     "train.save_steps",
     "train.keep_checkpoints",
     "train.report_to",
+    "train.compile",
     "generate.batch_size",
     "generate.backend",
     "evaluate.benchmarks",
@@ -212,6 +214,7 @@ def test_an_unfinished_training_may_continue_with_other_values_of_these_keys_onl
         "train.keep_checkpoints",
         "train.merge",
         "train.report_to",
+        "train.compile",
     )
 
 

@@ -48,6 +48,17 @@ def by_hand(model: PreTrainedModel) -> torch.Tensor:
     return torch.stack(losses).mean()
 
 
+def weighted_by_hand(model: PreTrainedModel) -> torch.Tensor:
+    """The same with each token weighted by its probability."""
+    losses = []
+    for one in SAMPLES:
+        logits = model(torch.from_numpy(one.tokens)[None]).logits[0]
+        places = [place for place in range(1, len(one)) if one.learned[place]]
+        chances = [logits[place - 1].softmax(-1)[one.tokens[place]] for place in places]
+        losses += [-chance.detach() * chance.log() for chance in chances]
+    return torch.stack(losses).mean()
+
+
 def gradient(model: PreTrainedModel, loss: torch.Tensor) -> torch.Tensor:
     model.zero_grad()
     loss.backward()

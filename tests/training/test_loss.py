@@ -4,6 +4,7 @@ memory that they take."""
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -13,10 +14,10 @@ from transformers import PreTrainedModel
 
 from codetune.model.adapters import add_adapters, base_network
 from codetune.model.attention import SEGMENTED
-from codetune.project.sections import LoraSettings
-from codetune.training.loss import AnswerLoss, LossFunction, loss_function, plain_losses
+from codetune.project.sections import LoraSettings, TrainingObjective
+from codetune.training.loss import OBJECTIVES, AnswerLoss, LossFunction, loss_function, plain_losses
 from tests.model.builders import ARCHITECTURES, tiny_model
-from tests.training.samples import SAMPLES, by_hand, collated, gradient
+from tests.training.samples import SAMPLES, by_hand, collated, gradient, weighted_by_hand
 
 VOCABULARY = 90
 FLAT = ("paper_pack", "dynamic_pack")
@@ -29,11 +30,13 @@ def model_for(mode: str, architecture: str = "llama", vocabulary: int = VOCABULA
     return model
 
 
-def loss_of(losses: LossFunction, model: Any, steps: list[dict[str, Any]]) -> torch.Tensor:
+def loss_of(
+    losses: LossFunction, model: Any, steps: list[dict[str, Any]], objective: TrainingObjective = "nll"
+) -> torch.Tensor:
     """The loss of a step over all processes' micro-batches, each divided by the tokens of all."""
     count = sum(len(step["shift_labels"]) for step in steps)
     batches = [batch for step in steps for batch in step["micro_batches"]]
-    return torch.stack([losses(model, batch).sum() / count for batch in batches]).sum()
+    return torch.stack([OBJECTIVES[objective](losses(model, batch)).sum() / count for batch in batches]).sum()
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -52,6 +55,32 @@ def test_loss_and_gradient_are_those_of_each_sample_alone(
     found = loss_of(losses, model, collated(mode, per_micro_batch))
     assert found.item() == pytest.approx(loss.item(), rel=1e-5)
     assert (gradient(model, found) - expected).norm() < 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("chunked", [False, True], ids=["plain", "chunked"])
+def test_each_token_is_weighted_by_its_probability_in_every_pad_mode(mode: str, chunked: bool) -> None:
+    alone = tiny_model("llama", VOCABULARY).train()
+    loss = weighted_by_hand(alone)
+    expected = gradient(alone, loss)
+    model = model_for(mode)
+    losses = AnswerLoss(model, 3 * VOCABULARY) if chunked else plain_losses
+    for processes in (1, 4):
+        found = loss_of(losses, model, collated(mode, 2, processes=processes), "dft")
+        assert found.item() == pytest.approx(loss.item(), rel=1e-5)
+        assert (gradient(model, found) - expected).norm() < 1e-5 * expected.norm()
+
+
+def test_dynamic_fine_tuning_is_the_published_loss() -> None:
+    """Of tokens with the probabilities 1/2 and 1/8: losses -p log p, gradients to the logits of p times those of the
+    cross-entropy, p - 1 for the token itself."""
+    logits = torch.tensor([[0.0, 0.0], [0.0, math.log(7)]], requires_grad=True)
+    losses = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 0]), reduction="none")
+    found = OBJECTIVES["dft"](losses)
+    assert found.tolist() == pytest.approx([math.log(2) / 2, math.log(8) / 8])
+    found.sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.flatten().tolist() == pytest.approx([-1 / 4, 1 / 4, -7 / 64, 7 / 64])
 
 
 @pytest.mark.parametrize("mode", MODES)

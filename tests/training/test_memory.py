@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from codetune.project.sections import Method, Training
+from codetune.project.sections import Method, Optimizer, Training
 from codetune.training.memory import (
     LargestMicroBatch,
     ModelShape,
     TrainingSetup,
     device_memory,
     nearest_fit,
+    optimizer_bytes,
     shape_of,
 )
 from codetune.training.parallelism import ParallelStrategy
@@ -48,6 +50,28 @@ def test_activations_are_those_that_torch_keeps(checkpointing: bool, dtype: str,
         copies = 2 * shape.linear_weights if dtype == "bfloat16" and not checkpointing else 0
         kept.append(_kept_bytes(config, 512, dtype, checkpointing) - copies)
     assert estimated[1] - estimated[0] == pytest.approx(kept[1] - kept[0], rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "expected"),
+    [
+        ("adamw_torch_fused", 8 * LLAMA_7B.weights),
+        ("adamw_8bit", 2.03125 * (LLAMA_7B.weights - 32000 * 4096) + 8 * 32000 * 4096),
+        ("muon", 4 * LLAMA_7B.linear_weights + 8 * (LLAMA_7B.weights - LLAMA_7B.linear_weights)),
+        ("adafactor", 4 * LLAMA_7B.matrix_edges),
+    ],
+)
+def test_the_state_of_each_optimizer_is_counted(optimizer: Optimizer, expected: float) -> None:
+    settings = Training(optimizer=optimizer)
+    assert optimizer_bytes(LLAMA_7B, settings) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_nearest_fit_does_not_divide_what_the_optimizer_needs_whole() -> None:
+    for optimizer, strategies in (("adamw_torch_fused", {"fsdp"}), ("muon", {"ddp"})):
+        setup = replace(a_setup(Training(optimizer=optimizer)), strategy="ddp", processes=8)  # type: ignore[arg-type]
+        found = nearest_fit(LLAMA_7B, setup, BATCH, 2048, 40 * 10**9)
+        assert found is not None
+        assert {found[0].strategy} == strategies
 
 
 def test_the_parts_of_a_full_training_by_hand() -> None:

@@ -167,6 +167,20 @@ def test_tied_embeddings_and_adapters_on_adapters_are_trained_in_shards_too(
     agree(run, expected, steps=2)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "strategy"),
+    [("train.objective", "dft", "ddp"), ("train.objective", "dft", "fsdp"), ("train.optimizer", "muon", "ddp")],
+)
+def test_objectives_and_optimizers_of_whole_weights_learn_the_same_in_two_processes(
+    ranks: Ranks, world: Path, key: str, value: str, strategy: str
+) -> None:
+    expected, run = (selected_run(world, f"{value}-{strategy}-{count}") for count in ("alone", "together"))
+    flags = {"output_dir": f"runs/{expected.name}", "select__strategy": "random", "train__max_steps": 2}
+    pipeline.train(context_of(world / "codetune.yaml", **flags, **{key.replace(".", "__"): value}))
+    train(ranks, 2, run, "train.max_steps=2", f"{key}={value}", f"launch.strategy={strategy}")
+    agree(run, expected, steps=2)
+
+
 def test_one_process_of_a_launcher_is_one_process(ranks: Ranks, world: Path, alone: dict[str, Path]) -> None:
     run = selected_run(world, "launched")
     train(ranks, 1, run)

@@ -136,6 +136,19 @@ def test_pad_modes_and_accumulation_learn_the_same(batched: dict[str, tuple[Path
     assert [one["grad_norm"] for one, _ in pairs] == pytest.approx([other["grad_norm"] for _, other in pairs], rel=1e-4)
 
 
+def test_an_objective_learns_the_same_in_every_pad_mode_and_another_thing_than_the_others(
+    batched: dict[str, tuple[Path, float]], base: Path, tmp_path: Path
+) -> None:
+    for mode in ("dynamic_pack", "dynamic_pad"):
+        run(project(pad_mode=mode, objective="dft"), base, tmp_path / mode)
+    pairs = list(zip(metrics(tmp_path / "dynamic_pack"), metrics(tmp_path / "dynamic_pad"), strict=True))
+    assert [one["loss"] for one, _ in pairs] == pytest.approx([other["loss"] for _, other in pairs], rel=1e-5)
+    assert [one["grad_norm"] for one, _ in pairs] == pytest.approx([other["grad_norm"] for _, other in pairs], rel=1e-4)
+    assert all(
+        one["loss"] < other["loss"] / 2 for (one, _), other in zip(pairs, metrics(batched["packed"][0]), strict=True)
+    )
+
+
 def test_pad_modes_differ_in_padding(batched: dict[str, tuple[Path, float]]) -> None:
     rates = {name: rate for name, (_, rate) in batched.items()}
     assert rates["packed"] == rates["eager"] == 0 < rates["sorted"] < rates["padded"] < rates["filled"]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from transformers import TrainingArguments
 
-from codetune.project.sections import Model, Precision, Project, Training
+from codetune.project.sections import Model, Optimizer, Precision, Project, Training
 from codetune.training.build_model import BaseModel
 from codetune.training.trainer import training_arguments
 
@@ -28,8 +29,8 @@ def test_settings_are_handed_on(tmp_path: Path) -> None:
     assert (arguments.max_steps, arguments.seed, arguments.bf16, arguments.fp16) == (30, 5, True, False)
 
 
-@pytest.mark.parametrize("scheduler", ["cosine", "linear", "constant", "constant_with_warmup"])
-@pytest.mark.parametrize("optimizer", ["adamw_torch_fused", "adamw_torch", "adafactor"])
+@pytest.mark.parametrize("scheduler", get_args(Training.model_fields["scheduler"].annotation))
+@pytest.mark.parametrize("optimizer", get_args(Optimizer))
 def test_every_scheduler_and_optimizer_of_the_project_is_known(tmp_path: Path, scheduler: str, optimizer: str) -> None:
     assert arguments_of(Training(scheduler=scheduler, optimizer=optimizer), tmp_path).device.type == "cpu"
 
