@@ -21,7 +21,9 @@ from codetune.options import (
     METHODS,
     PAD_MODES,
     STRATEGIES,
+    AfterOption,
     BenchmarkArgument,
+    ComparedArgument,
     CompleteOption,
     InstructOption,
     JsonOption,
@@ -220,6 +222,7 @@ def evaluate(
     instruct: InstructOption = None,
     limit: LimitOption = None,
     task: TasksOption = None,
+    after: AfterOption = "",
     complete: CompleteOption = False,
     project: ProjectOption = None,
     set_: SetOption = None,
@@ -240,10 +243,10 @@ def evaluate(
 
         context = _context(loaded)
         if benchmark == HOLDOUT:
-            require_no_parts(limit, task or [], file, complete)
+            require_no_parts(limit, task or [], file, complete, after)
             return render.one_likelihood(*measure_holdout(context, [default_model(context, model)]))
         whole = benchmarks.open_benchmark(context, benchmark)
-        tasks = part_of(whole, limit, task or [])
+        tasks = part_of(whole, limit, task or [], after)
         if file:
             request = benchmarks.samples_request(context, tasks, file)
         else:
@@ -258,7 +261,7 @@ def evaluate(
 
 @app.command(name="eval")
 def eval_(
-    benchmark: MeasuredArgument,
+    benchmark: ComparedArgument,
     models: ModelsOption = None,
     all_checkpoints: Annotated[
         bool, typer.Option("--all-checkpoints", help="Also evaluate `tuned` and every checkpoint of its training.")
@@ -266,6 +269,7 @@ def eval_(
     instruct: InstructOption = None,
     limit: LimitOption = None,
     task: TasksOption = None,
+    after: AfterOption = "",
     project: ProjectOption = None,
     set_: SetOption = None,
     as_json: JsonOption = False,
@@ -282,12 +286,11 @@ def eval_(
         context = _context(loaded)
         names = model_ref.names_of_the_run(context, models or []) if all_checkpoints else models or []
         if benchmark == HOLDOUT:
-            require_no_parts(limit, task or [])
+            require_no_parts(limit, task or [], after=after)
             return render.likelihoods(*measure_holdout(context, names))
-        tasks = benchmarks.open_benchmark(context, benchmark)
-        part = part_of(tasks, limit, task or [])
+        parts = [part_of(tasks, limit, task or [], after) for tasks in benchmarks.open_benchmarks(context, benchmark)]
         names = list(dict.fromkeys(names or [model_ref.default_model(context, None)]))
-        reports = workflow.evaluate_models(context, part, names)
+        reports = workflow.evaluate_on_each(context, parts, names)
         return render.evaluation(reports, workflow.compare(context, reports))
 
     perform(work, as_json)

@@ -61,14 +61,22 @@ ModelsOption = Annotated[
 InstructOption = Annotated[
     bool | None, typer.Option("--instruct/--base", help="Prompt the model as a chat, or with the raw text of the task.")
 ]
+BENCHMARK_NAMES = "humaneval, mbpp, humaneval_pro, mbpp_pro, cruxeval, leetcode, demo"
 BenchmarkArgument = Annotated[
-    str, typer.Argument(metavar="BENCHMARK", help="humaneval, mbpp, demo, or the path of a JSONL in EvalPlus format.")
+    str, typer.Argument(metavar="BENCHMARK", help=f"{BENCHMARK_NAMES}, or the path of a file of tasks.")
 ]
 MeasuredArgument = Annotated[
+    str, typer.Argument(metavar="BENCHMARK", help=f"{BENCHMARK_NAMES}, the path of a file of tasks, or holdout.")
+]
+ComparedArgument = Annotated[
     str,
     typer.Argument(
-        metavar="BENCHMARK", help="humaneval, mbpp, demo, the path of a JSONL in EvalPlus format, or holdout."
+        metavar="BENCHMARK",
+        help=f"{BENCHMARK_NAMES}, the path of a file of tasks, holdout, or all: every benchmark that is at hand.",
     ),
+]
+AfterOption = Annotated[
+    str, typer.Option(metavar="DATE", help="Use only tasks published on or after this day, month or year (leetcode).")
 ]
 SamplesOption = Annotated[
     list[Path] | None, typer.Option("--samples", metavar="FILE", help="Judge this file of samples in EvalPlus format.")

@@ -90,12 +90,17 @@ def _benchmark_work(
 
 
 def evaluate_models(context: RunContext, tasks: Benchmark, names: Sequence[str]) -> list[Report]:
-    """Generates, sanitizes and evaluates each model on one benchmark. All names are resolved before the first is run; a
-    model with two names is evaluated once."""
+    """Generates, sanitizes and evaluates each model on one benchmark."""
+    return evaluate_on_each(context, [tasks], names)
+
+
+def evaluate_on_each(context: RunContext, benchmarks: Sequence[Benchmark], names: Sequence[str]) -> list[Report]:
+    """Generates, sanitizes and evaluates each model on each benchmark. All names are resolved before the first is run;
+    a model with two names is evaluated once."""
     require_samples(context)
     models = {model.label: model for model in [model_ref(context, name) for name in names]}
     stages = [stage for stage in STAGES if stage.of_benchmark]
-    requests = [model_request(tasks, model) for model in models.values()]
+    requests = [model_request(tasks, model) for tasks in benchmarks for model in models.values()]
     check_ahead(context, [(stage, request) for request in requests for stage in stages])
     results = [run_stage(context, stage, request) for request in requests for stage in stages]
     return reports_in(context, results, {model.label: model.directory for model in models.values()})

@@ -15,7 +15,7 @@ from codetune.data.chat import stop_strings
 from codetune.errors import StaleError, UsageError
 from codetune.model.load import load_trained_tokenizer
 from codetune.stages import model_ref
-from codetune.stages.benchmarks import open_benchmark
+from codetune.stages.benchmarks import open_benchmark, open_benchmarks, references_at_hand
 from codetune.stages.inputs import ensure_examples
 from codetune.stages.pipeline import stages_between
 from codetune.stages.score import SCORE
@@ -27,6 +27,7 @@ from codetune.store.examples import read_examples
 from codetune.store.files import write_text
 from codetune.store.locks import locked
 from codetune.store.manifest import read_manifest
+from tests.benchmark.published import ALL_FORMATS
 from tests.small_world import context_of, make_small_world, rows, run_codetune, write_rows
 
 OF_BENCHMARK = ("generate", "sanitize", "evaluate")
@@ -144,6 +145,30 @@ def test_more_of_k_than_there_are_samples_is_said_before_anything_is_generated(t
     with pytest.raises(UsageError, match=r"pass@10, and generate\.samples_per_task makes 1"):
         workflow.evaluate_models(context, open_benchmark(context, "tasks.jsonl"), ["base"])
     assert not context.run.completions("tasks", "base").parent.exists()
+
+
+def test_every_benchmark_at_hand_is_evaluated_and_the_others_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    context = context_of(make_small_world(tmp_path, 6), generate__prompt="completion")
+    for name in ("cruxeval", "leetcode"):
+        write_rows(tmp_path / f"{name}.jsonl", [ALL_FORMATS[name]])
+        monkeypatch.setenv(f"{name.upper()}_OVERRIDE_PATH", str(tmp_path / f"{name}.jsonl"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("evalplus.data.utils.CACHE_DIR", str(tmp_path / "evalplus"))
+    at_hand = references_at_hand(context)
+    assert at_hand == ["cruxeval", "leetcode", "tasks.jsonl"]
+    assert "not on this machine, and left out: humaneval, mbpp, humaneval_pro, mbpp_pro." in capsys.readouterr().err
+    reports = workflow.evaluate_on_each(context, open_benchmarks(context, "all"), ["base"])
+    assert [(report["benchmark"], report["tasks"]) for report in reports] == [
+        ("cruxeval", 1),
+        ("leetcode", 1),
+        ("tasks", 3),
+    ]
+    monkeypatch.delenv("CRUXEVAL_OVERRIDE_PATH")
+    monkeypatch.delenv("LEETCODE_OVERRIDE_PATH")
+    with pytest.raises(UsageError, match="all: no benchmark is on this machine"):
+        references_at_hand(context_of(tmp_path / "codetune.yaml", evaluate__benchmarks=["humaneval"]))
 
 
 def test_models_are_evaluated_in_one_go_compared_and_what_they_lost_is_counted(tmp_path: Path) -> None:

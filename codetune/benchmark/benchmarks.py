@@ -1,7 +1,8 @@
 """The table of benchmarks, one record each, and a name or a path -> the benchmark with its tasks.
 
-A benchmark that is not in the table is a JSONL file in EvalPlus' format. A task follows the record whose prefix its id
-has, so that a copy or a subset is treated like the original. To add a benchmark, add a record and its test.
+A benchmark that is not in the table is a file in EvalPlus' format, or in one of `published_tasks.py`. A task follows
+the record whose prefix its id has, so that a copy or a subset is treated like the original. To add a benchmark, add a
+record and its test.
 
 `evalplus.data` is imported inside the functions that need it: it loads pandas and datasets, which take seconds.
 """
@@ -12,21 +13,39 @@ import difflib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-from codetune.benchmark.evalplus_format import CallInputs, read_tasks
-from codetune.benchmark.output_match import HUMANEVAL_RULES, MBPP_RULES, OutputRule
+from codetune.benchmark.evalplus_format import CallInputs, as_solution, read_tasks
+from codetune.benchmark.output_match import (
+    AS_ASSERTED,
+    AS_ASSERTED_CLOSE,
+    AS_EVALPLUS,
+    HUMANEVAL_RULES,
+    MBPP_RULES,
+    OutputRule,
+)
+from codetune.benchmark.published_tasks import (
+    leetcode_instruction,
+    prediction_instruction,
+    prediction_program,
+    pro_instruction,
+    read_published,
+)
 from codetune.errors import DataError, UsageError
-from codetune.records import Problem
+from codetune.records import Completion, Problem, Solution
 from codetune.user_files import require_plain_file
 
 HOLDOUT = "holdout"  # the name of the held-out rows where a command expects a benchmark
 FENCE = "```python\n"
+DATE = re.compile(r"\d{4}(-\d\d(-\d\d)?)?")
+ALL = "all"  # where a command expects a benchmark: every one that is at hand
 # Where the continuation of a raw prompt leaves the function, as EvalPlus cuts base models (evalplus 0.3.1, codegen).
 STOPS = ("\nif __name__", "\ndef main(", "\nprint(", "\nassert")
 STOPS_IN_FUNCTION = ("\ndef ", "\nclass ", "\nimport ", "\nfrom ")  # the prompt has begun the function (HumanEval)
+LATER_FIELDS = ("stated", "is_close", "prelude", "callee", "date")  # of a problem, since digests are kept
 STOPS_AFTER_DESCRIPTION = ('\n"""',)  # the function is still to come (MBPP)
 
 
@@ -38,6 +57,16 @@ class EvalPlusDownload:
     variable: str
     dataset: str
     version: str
+
+
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """A file of a data set on the Hugging Face Hub, by a pattern, and the environment variable that names another file
+    to be read instead."""
+
+    variable: str
+    repository: str
+    pattern: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +107,14 @@ class BenchmarkSpec:
 
     name: str  # as users say it
     task_prefix: str  # the ids of its tasks begin with it, those of no other benchmark do
-    source: EvalPlusDownload | DemoFile | None  # where its file comes from; None: the user names the file
-    output_rules: Mapping[str, OutputRule] = field(default_factory=dict)  # entry point -> rule; others compare by `==`
+    source: EvalPlusDownload | HubFile | DemoFile | None  # where its file comes from; None: the user names the file
+    output_rules: Mapping[str, OutputRule] = field(default_factory=dict)  # entry point -> rule
+    other_outputs: OutputRule = AS_EVALPLUS  # the rule of all other functions
     rebuild_inputs: Callable[[str, CallInputs], CallInputs] = _unchanged  # task id and inputs as JSON has them
     stop_strings: Callable[[Problem], tuple[str, ...]] = stop_strings  # for a base model's continuation
     instruction: Callable[[Problem], str] = instruction  # for an instruct model
+    # A sample -> its program, where that is not cut by EvalPlus (`sanitize.py`).
+    extract: Callable[[Problem, Completion | Solution], str] | None = None
 
 
 BENCHMARKS: tuple[BenchmarkSpec, ...] = (
@@ -98,6 +130,38 @@ BENCHMARKS: tuple[BenchmarkSpec, ...] = (
         source=EvalPlusDownload("MBPP_OVERRIDE_PATH", "MbppPlus", "v0.2.0"),
         output_rules=MBPP_RULES,
         rebuild_inputs=_mbpp_inputs,
+    ),
+    BenchmarkSpec(
+        name="humaneval_pro",
+        task_prefix="HumanEvalPro/",
+        source=HubFile("HUMANEVAL_PRO_OVERRIDE_PATH", "CodeEval-Pro/humaneval-pro", "data/train-*.parquet"),
+        other_outputs=AS_ASSERTED,
+        stop_strings=lambda _: STOPS,
+        instruction=pro_instruction,
+    ),
+    BenchmarkSpec(
+        name="mbpp_pro",
+        task_prefix="MbppPro/",
+        source=HubFile("MBPP_PRO_OVERRIDE_PATH", "CodeEval-Pro/mbpp-pro", "data/train-*.parquet"),
+        other_outputs=AS_ASSERTED,
+        stop_strings=lambda _: STOPS,
+        instruction=pro_instruction,
+    ),
+    BenchmarkSpec(
+        name="cruxeval",
+        task_prefix="CRUXEval/",
+        source=HubFile("CRUXEVAL_OVERRIDE_PATH", "cruxeval-org/cruxeval", "test.jsonl"),
+        other_outputs=AS_ASSERTED,
+        stop_strings=lambda _: ("\n",),
+        instruction=prediction_instruction,
+        extract=prediction_program,
+    ),
+    BenchmarkSpec(
+        name="leetcode",
+        task_prefix="LeetCode/",
+        source=HubFile("LEETCODE_OVERRIDE_PATH", "newfacade/LeetCodeDataset", "LeetCodeDataset-test.jsonl"),
+        other_outputs=AS_ASSERTED,
+        instruction=leetcode_instruction,
     ),
     BenchmarkSpec(name="demo", task_prefix="Demo/", source=DemoFile()),
 )
@@ -115,26 +179,43 @@ class Benchmark:
     digest: str
     problems: Sequence[Problem]
     whole: Sequence[Problem]  # all tasks, of which `problems` may be a part
+    left_out: Mapping[str, str] = field(default_factory=dict)  # task id -> why its tests cannot be run
 
 
 def open_benchmark(reference: str, file: Path, name: str) -> Benchmark:
     """Reads all tasks of a file. `reference` is what the user called it, `name` what its artefacts are called. Raises
-    DataError where the file is not in EvalPlus format."""
-    problems = read_problems(file)
-    return Benchmark(name, name, reference, file.resolve(), benchmark_digest(problems), problems, problems)
+    DataError where the file has no known format."""
+    problems, left_out = _read_file(file)
+    digest = benchmark_digest(problems)
+    return Benchmark(name, name, reference, file.resolve(), digest, problems, problems, left_out)
 
 
 def read_problems(file: Path) -> list[Problem]:
-    """The tasks of a file, in its order. Raises DataError where the file is not in EvalPlus format."""
-    return read_tasks(file, lambda task_id, inputs: spec_of(task_id).rebuild_inputs(task_id, inputs))
+    """The tasks of a file that can be run, in its order. Raises DataError where the file has no known format."""
+    return _read_file(file)[0]
 
 
-def part_of(benchmark: Benchmark, limit: int | None, task_ids: Sequence[str]) -> Benchmark:
-    """The first `limit` of the named tasks, or of all where none is named, with a name of its own: the artefacts of the
-    whole benchmark stay. Raises UsageError for an unknown task id."""
+def _read_file(file: Path) -> tuple[list[Problem], dict[str, str]]:
+    """The tasks, and the ids of those that cannot be run, each with the reason."""
+    published = read_published(file)
+    if published is not None:
+        return published
+    return read_tasks(file, lambda task_id, inputs: spec_of(task_id).rebuild_inputs(task_id, inputs)), {}
+
+
+def part_of(benchmark: Benchmark, limit: int | None, task_ids: Sequence[str], after: str = "") -> Benchmark:
+    """The first `limit` of the named tasks, or of all where none is named, that are dated `after` or later, with a name
+    of its own: the artefacts of the whole benchmark stay. Raises UsageError for an unknown task id, and for a benchmark
+    without such a date."""
     for task_id in task_ids:
         _require_task(benchmark.problems, task_id)
-    picked = [problem for problem in benchmark.problems if not task_ids or problem.task_id in task_ids][:limit]
+    if after:
+        _require_date(benchmark, after)
+    picked = [
+        problem
+        for problem in benchmark.problems
+        if (not task_ids or problem.task_id in task_ids) and problem.date >= after
+    ][:limit]
     if len(picked) == len(benchmark.problems):
         return benchmark
     digest = benchmark_digest(picked)
@@ -148,7 +229,9 @@ def locate_benchmark(reference: str, project_path: Path, demo_file: Callable[[],
     spec = spec_named(reference)
     match spec.source if spec else None:
         case EvalPlusDownload() as download:
-            return _override(download) or _cached_file(download)
+            return _override(download.variable) or _cached_file(download)
+        case HubFile() as hosted:
+            return _override(hosted.variable) or _hub_file(hosted)
         case DemoFile():
             return demo_file()
     for path in (project_path, Path(reference).expanduser()):
@@ -165,8 +248,10 @@ def benchmark_at_hand(reference: str, project_path: Path, demo_file: Callable[[]
         case EvalPlusDownload() as download:
             from codetune.benchmark.download import cache_path
 
-            path = _override(download) or cache_path(download.dataset, download.version)
+            path = _override(download.variable) or cache_path(download.dataset, download.version)
             return path if path.is_file() else None
+        case HubFile() as hosted:
+            return _override(hosted.variable) or _cached_hub_file(hosted)
         case DemoFile():
             return demo_file()
     return next((path for path in (project_path, Path(reference).expanduser()) if path.is_file()), None)
@@ -181,7 +266,23 @@ def spec_of(task_id: str) -> BenchmarkSpec:
 
 
 def output_rule(problem: Problem) -> OutputRule:
-    return spec_of(problem.task_id).output_rules.get(problem.entry_point, OutputRule())
+    if problem.is_close:
+        return AS_ASSERTED_CLOSE
+    spec = spec_of(problem.task_id)
+    return spec.output_rules.get(problem.entry_point, spec.other_outputs)
+
+
+def runnable(problem: Problem, sample: Completion | Solution) -> Solution:
+    """The program that is judged of a sample, sanitized or not."""
+    extract = spec_of(problem.task_id).extract
+    return (
+        Solution(problem.task_id, extract(problem, sample), sample.sample) if extract else as_solution(problem, sample)
+    )
+
+
+def canonical_program(problem: Problem) -> str:
+    """The task's own solution as a whole program."""
+    return runnable(problem, Completion(problem.task_id, problem.canonical_solution)).solution
 
 
 def artefact_name(reference: str, file_digest: Callable[[], str | None]) -> str:
@@ -210,8 +311,14 @@ def benchmark_digest(problems: Sequence[Problem]) -> str:
 
 
 def problem_digest(problem: Problem) -> str:
-    parts = {part.name: getattr(problem, part.name) for part in fields(problem)}
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=_canonical).encode()).hexdigest()
+    """Fields that most tasks lack count only where a task has them: digests outlive new fields."""
+    lacking = [part.name for part in fields(problem) if part.name in LATER_FIELDS and not getattr(problem, part.name)]
+    parts = {part.name: getattr(problem, part.name) for part in fields(problem) if part.name not in lacking}
+    try:
+        text = json.dumps(parts, sort_keys=True, default=_canonical)
+    except TypeError:  # a key that is no text, or keys of several types
+        text = json.dumps(_without_keys(parts), default=_canonical)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _require_task(problems: Sequence[Problem], task_id: str) -> None:
@@ -224,21 +331,58 @@ def _require_task(problems: Sequence[Problem], task_id: str) -> None:
         )
 
 
+def _require_date(benchmark: Benchmark, after: str) -> None:
+    dates = sorted(problem.date for problem in benchmark.problems if problem.date)
+    if not DATE.fullmatch(after) or not dates or dates[-1] < after:
+        has = f"its tasks are dated {dates[0]} to {dates[-1]}" if dates else "its tasks have no dates"
+        raise UsageError(
+            f"--after {after}: {benchmark.title}: {has}. Expected: a year, a month or a day (2024, 2024-10, "
+            "2024-10-31) that has tasks on it or after it. Name another, or leave --after out"
+        )
+
+
+def _without_keys(value: object) -> object:
+    """Dictionaries as lists of pairs, in an order that is the same in every run."""
+    if isinstance(value, dict):
+        return sorted([repr(key), json.dumps(_without_keys(part), default=_canonical)] for key, part in value.items())
+    return [_without_keys(part) for part in value] if isinstance(value, list | tuple) else value
+
+
 def _canonical(value: object) -> object:
     """A value that JSON cannot hold, with the elements of a set in an order that is the same in every run."""
     return sorted(map(repr, value)) if isinstance(value, set | frozenset) else repr(value)
 
 
-def _override(source: EvalPlusDownload) -> Path | None:
+def _override(variable: str) -> Path | None:
     """EvalPlus reads its variable at import; it is read here, so that an empty value is no path and a wrong path is
     named."""
-    override = os.environ.get(source.variable)
+    override = os.environ.get(variable)
     if override and not Path(override).is_file():
         raise DataError(
-            f"{source.variable} names {override}, which is not a file. Expected: "
-            f"{source.dataset}-{source.version}.jsonl or .jsonl.gz. Fix the variable, or unset it."
+            f"{variable} names {override}, which is not a file. Expected: the published file of this benchmark, plain "
+            "or gzipped. Fix the variable, or unset it."
         )
     return Path(override) if override else None
+
+
+def _hub_file(source: HubFile) -> Path:
+    """Raises DataError where the Hub does not have it or cannot be reached."""
+    from codetune.data.hub import hub_snapshot
+
+    found = sorted(hub_snapshot(source.repository, "dataset", [source.pattern]).glob(source.pattern))
+    if not found:
+        raise DataError(
+            f"The cached copy of {source.repository} has no file {source.pattern}. Expected: the published file. Run: "
+            f"hf download --repo-type dataset {source.repository}, or name the file in {source.variable}"
+        )
+    return found[0]
+
+
+def _cached_hub_file(source: HubFile) -> Path | None:
+    """Without a request."""
+    from codetune.data.hub import is_cached
+
+    return _hub_file(source) if is_cached(source.repository, "dataset") else None
 
 
 def _cached_file(source: EvalPlusDownload) -> Path:
@@ -254,5 +398,5 @@ def _unknown_benchmark(reference: str) -> UsageError:
     kind = "file" if path.suffix or len(path.parts) > 1 else "benchmark"
     return UsageError(
         f"There is no {kind} {reference!r}{f' (did you mean {near[0]}?)' if near else ''}. Expected: "
-        f"{', '.join(names)}, or the path of a JSONL file of tasks in EvalPlus format. Name one of them."
+        f"{', '.join(names)}, or the path of a file of tasks, in EvalPlus format or as published. Name one of them."
     )

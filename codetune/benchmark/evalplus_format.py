@@ -12,7 +12,7 @@ import json
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -36,15 +36,20 @@ def read_tasks(path: Path, rebuild_inputs: Callable[[str, CallInputs], CallInput
     problems: dict[str, Problem] = {}
     for position, row in read_rows(path, TASKS_FORMAT):
         problem = _problem(position, row, rebuild_inputs)
-        if problem.task_id in problems:
-            raise DataError(
-                f"{position}: task_id {problem.task_id!r} stands in the file already. Expected: every task once. "
-                "Delete or rename one of them."
-            )
+        require_new_task(position, problem.task_id, problems)
         problems[problem.task_id] = problem
     if not problems:
         raise DataError(f"{path}: no tasks. Expected: one JSON object a line, in EvalPlus format. Name another file.")
     return list(problems.values())
+
+
+def require_new_task(position: str, task_id: str, known: Container[str]) -> None:
+    """Raises DataError for a task id that is known."""
+    if task_id in known:
+        raise DataError(
+            f"{position}: task_id {task_id!r} stands in the file already. Expected: every task once. Delete or rename "
+            "one of them."
+        )
 
 
 def read_samples(path: Path) -> list[Completion | Solution]:
@@ -104,8 +109,8 @@ def as_solution(problem: Problem, sample: Completion | Solution) -> Solution:
 
 
 def _problem(position: str, row: JsonRow, rebuild_inputs: Callable[[str, CallInputs], CallInputs]) -> Problem:
-    texts = {key: _text(position, row, key) for key in ("task_id", "prompt", "entry_point", "canonical_solution")}
-    optional = {key: _text(position, row, key) for key in ("contract", "assertion") if row.get(key) is not None}
+    texts = {key: text_of(position, row, key) for key in ("task_id", "prompt", "entry_point", "canonical_solution")}
+    optional = {key: text_of(position, row, key) for key in ("contract", "assertion") if row.get(key) is not None}
     if not texts["task_id"].strip():
         raise DataError(f"{position}: task_id is empty. Expected: a name that no other task has. Give it one.")
     if not texts["entry_point"].isidentifier():
@@ -115,7 +120,17 @@ def _problem(position: str, row: JsonRow, rebuild_inputs: Callable[[str, CallInp
     base, plus = (_inputs(position, row, key, rebuild_inputs) for key in ("base_input", "plus_input"))
     if not base:
         raise DataError(f"{position}: base_input is empty. Expected: a list of argument lists, one a call. Add a call.")
-    return Problem(**texts, **optional, base_input=base, plus_input=plus, atol=_tolerance(position, row))
+    return Problem(
+        task_id=texts["task_id"],
+        prompt=texts["prompt"],
+        entry_point=texts["entry_point"],
+        canonical_solution=texts["canonical_solution"],
+        base_input=base,
+        plus_input=plus,
+        atol=_tolerance(position, row),
+        contract=optional.get("contract", ""),
+        assertion=optional.get("assertion", ""),
+    )
 
 
 def _tolerance(position: str, row: JsonRow) -> float:
@@ -147,7 +162,8 @@ def _inputs(
         ) from why
 
 
-def _text(position: str, row: JsonRow, key: str) -> str:
+def text_of(position: str, row: JsonRow, key: str) -> str:
+    """The text under a key. Raises DataError where there is none."""
     value = row.get(key)
     if not isinstance(value, str):
         found = f"{key} is {type(value).__name__}" if key in row else f"no {key} (found: {', '.join(row) or 'nothing'})"

@@ -29,6 +29,7 @@ class Report(TypedDict):
     interval_95: dict[str, dict[str, tuple[float, float]]]
     verdicts: dict[str, list[dict[str, str]]]
     failures: dict[str, list[str]]  # of tasks with one: the first call that failed, and how; "" where none did
+    left_out: NotRequired[dict[str, str]]  # tasks whose tests cannot be run, and why
     path: NotRequired[str]  # of a model or file whose label is made of a name and a digest
     completions: NotRequired[dict[str, int]]  # tokens, truncated, refused, ...: where codetune generated them
 

@@ -21,9 +21,16 @@ from typing import TypedDict, TypeGuard
 
 import psutil
 
-from codetune.benchmark.benchmarks import output_rule
+from codetune.benchmark.benchmarks import canonical_program, output_rule
 from codetune.benchmark.evalplus_format import pair_with_problems
-from codetune.benchmark.expected_outputs import ExpectedOutputs, Suite, expected_path, read_expected, write_expected
+from codetune.benchmark.expected_outputs import (
+    ExpectedOutputs,
+    Suite,
+    SuiteOutputs,
+    expected_path,
+    read_expected,
+    write_expected,
+)
 from codetune.benchmark.output_match import OutputRule
 from codetune.benchmark.run_suite import (
     EVALPLUS_HARNESS,
@@ -118,7 +125,7 @@ class JudgeSolution:
         expected = _read_expected(self.path)
         base = self._judge("base", expected)
         # `plus` passes only where both do, so a program that has failed already is not run again.
-        plus = self._judge("plus", expected) if base.outcome == "pass" else base
+        plus = self._judge("plus", expected) if base.outcome == "pass" and self.candidate.problem.plus_input else base
         return {"base": base.outcome, "plus": plus.outcome, "failure": plus.failure, "starved": plus.starved}
 
     def _judge(self, suite: Suite, expected: ExpectedOutputs) -> SuiteVerdict:
@@ -142,7 +149,9 @@ class ComputeExpectedOutputs:
         """Returns nothing, or the `error` of the canonical solution."""
         try:
             base = run_canonical_solution(_sandbox(self.tier), self.problem, self.rule, "base")
-            plus = run_canonical_solution(_sandbox(self.tier), self.problem, self.rule, "plus")
+            plus = SuiteOutputs([], [], plain=True)
+            if self.problem.plus_input:
+                plus = run_canonical_solution(_sandbox(self.tier), self.problem, self.rule, "plus")
         except CanonicalSolutionError as why:
             return {"error": str(why)}
         write_expected(ExpectedOutputs(base, plus), self.path)
@@ -174,7 +183,7 @@ def _broke(answer: Answer) -> TypeGuard[WorkerDied]:
 def _judged_again(job: JudgeSolution) -> Answer:
     """By a new worker, after it has judged the task's own solution: where it cannot, no program is at fault."""
     problem = job.candidate.problem
-    known = replace(job, candidate=replace(job.candidate, code=problem.prompt + problem.canonical_solution))
+    known = replace(job, candidate=replace(job.candidate, code=canonical_program(problem)))
     answers = dict(run_jobs([("known", known), ("program", job)], 1, PATIENCE * JUDGE_SECONDS))
     if _broke(answers["known"]):
         raise CodetuneError(

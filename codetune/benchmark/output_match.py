@@ -11,6 +11,7 @@ that is no float, and any zero of `sum_div`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -138,6 +139,15 @@ def _is_present_as_expected(call: ComparedCall) -> bool:
     present = call.output if isinstance(call.output, bool) else call.output is not None
     return bool(call.expected == present)
 
+
+def _is_close(call: ComparedCall) -> bool:
+    return is_number(call.output) and is_number(call.expected) and math.isclose(call.output, call.expected)
+
+
+AS_EVALPLUS = OutputRule()
+# Of tests that are assertions: `==` alone, without a tolerance for floats, and `math.isclose`.
+AS_ASSERTED = OutputRule(oracle=True)
+AS_ASSERTED_CLOSE = OutputRule(_is_close, oracle=True)
 
 # Tables: name of the function -> its rule.
 #

@@ -21,6 +21,7 @@ from evalplus.config import DEFAULT_GT_TIME_LIMIT_FACTOR, DEFAULT_MIN_TIME_LIMIT
 from evalplus.eval import query_maximum_memory_bytes
 from evalplus.eval.utils import reliability_guard, swallow_io
 
+from codetune.benchmark.benchmarks import canonical_program
 from codetune.benchmark.expected_outputs import Suite, SuiteOutputs
 from codetune.benchmark.output_match import COMPARISON_ERRORS, OutputComparison, OutputRule
 from codetune.benchmark.value_structure import Value
@@ -37,6 +38,7 @@ GRACE_SECONDS = 2  # and what its two joins add to it
 CANONICAL_SECONDS = 60  # for all calls of a suite
 READING_BYTES = 4 * 2**30  # of memory, for one value: as much as EvalPlus gives the program that made it
 READING_SECONDS = 30  # for one value, decoded and compared
+CALLEE = "_called_by_codetune"
 STARVED_SHARE = 0.25  # of a limit, spent ready to run while no CPU was free
 
 
@@ -103,9 +105,11 @@ def judge_suite(sandbox: Sandbox, candidate: Candidate, suite: Suite, expected: 
 
 
 def run_canonical_solution(sandbox: Sandbox, problem: Problem, rule: OutputRule, suite: Suite) -> SuiteOutputs:
-    """Runs the task's own solution on the inputs of a suite. Raises CanonicalSolutionError."""
+    """Runs the task's own solution on the inputs of a suite. Raises CanonicalSolutionError, also where an output is not
+    what the task's own tests state."""
     inputs = _inputs(problem, suite)
-    candidate = Candidate(problem, rule, problem.prompt + problem.canonical_solution, 1)
+    candidate = Candidate(problem, rule, canonical_program(problem), 1)
+    stated = problem.stated if suite == "base" else ()
     outputs, seconds = [], []
     request = _request(candidate, suite, [float(CANONICAL_SECONDS)] * len(inputs))
     with sandbox.run(request, CANONICAL_SECONDS) as running:
@@ -113,10 +117,12 @@ def run_canonical_solution(sandbox: Sandbox, problem: Problem, rule: OutputRule,
         for number, arguments in enumerate(inputs):
             try:
                 output, took = _canonical_output(next(reports), rule)
+                if stated and not OutputComparison(rule, problem.atol).matches(arguments, output, stated[number]):
+                    raise FailedCallError(f"returned {reprlib.repr(output)}, not {reprlib.repr(stated[number])}")
             except FailedCallError as why:
                 at = f"{suite} call {number + 1}, {_shown_call(problem, arguments)}"
                 raise CanonicalSolutionError(f"{at}: {why}") from None
-            outputs.append(output)
+            outputs.append(stated[number] if stated else output)
             seconds.append(took)
     return SuiteOutputs(outputs, seconds)
 
@@ -143,10 +149,13 @@ def _shown_call(problem: Problem, arguments: Sequence[object]) -> str:
 
 
 def _request(candidate: Candidate, suite: Suite, limits: Sequence[float]) -> program.ExecutionRequest:
+    problem = candidate.problem
+    # A module has one name more: that of what is called, where it is not a name of the program.
+    called = f"\n\n{CALLEE} = {problem.callee}\n" if problem.callee else ""
     return program.ExecutionRequest(
-        candidate.code,
-        candidate.problem.entry_point,
-        calls=pickle.dumps(_inputs(candidate.problem, suite), protocol=5),
+        f"{problem.prelude}{candidate.code}{called}",
+        CALLEE if problem.callee else problem.entry_point,
+        calls=pickle.dumps(_inputs(problem, suite), protocol=5),
         seconds=tuple(limits),
         wall_factor=candidate.patience,
         memory_bytes=query_maximum_memory_bytes() or psutil.virtual_memory().total,

@@ -15,6 +15,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from codetune.benchmark.benchmarks import spec_of
 from codetune.benchmark.dependency_slice import (
     defined_names,
     defines,
@@ -68,6 +69,11 @@ def sanitize(problem: Problem, sample: Completion | Solution) -> SanitizedSample
     # The line break is EvalPlus' (evalplus 0.3.1, sanitize.script): a prompt may end without one.
     text = sample.completion if isinstance(sample, Completion) else sample.solution
     written = f"{problem.prompt}\n{text}" if isinstance(sample, Completion) else text
+    if extract := spec_of(problem.task_id).extract:
+        code = extract(problem, sample)
+        return SanitizedSample(
+            Solution(problem.task_id, code, sample.sample), changed=code != text, parses=parse(code) is not None
+        )
     answer = text if parse(written) else without_thinking(text)
     code = _program(problem, answer, f"{problem.prompt}\n{answer}" if isinstance(sample, Completion) else answer)
     return SanitizedSample(

@@ -26,7 +26,7 @@ def sanitize_all(
 ) -> Iterator[tuple[int, SanitizedSample]]:
     """Yields the position of each sample, in any order, and what is made of it."""
     jobs = [
-        (position, ExtractProgram(replace(problem, base_input=[], plus_input=[]), sample))
+        (position, ExtractProgram(replace(problem, base_input=[], plus_input=[], stated=()), sample))
         for position, (problem, sample) in enumerate(pairs)
     ]
     needed = min(workers, 1 + len(jobs) // SAMPLES_A_WORKER)

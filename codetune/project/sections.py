@@ -279,7 +279,8 @@ class Generation(Section):
 
 class Evaluation(Section):
     benchmarks: Names = setting(
-        ["humaneval", "mbpp"], "humaneval, mbpp, demo, or paths of JSONL files in EvalPlus format"
+        ["humaneval", "mbpp"],
+        "humaneval, mbpp, humaneval_pro, mbpp_pro, cruxeval, leetcode, demo, or paths of files of tasks",
     )
     sandbox: Literal["auto", "bubblewrap", "namespaces", "landlock", "none"] = setting(
         "auto", "how generated code is confined: auto is the strongest way that works here, or an error", "evaluate"

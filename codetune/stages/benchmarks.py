@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from codetune import console
 from codetune.benchmark import benchmarks
 from codetune.benchmark.benchmarks import (
     Benchmark,
@@ -18,23 +19,69 @@ from codetune.benchmark.benchmarks import (
     stem_of,
 )
 from codetune.benchmark.evalplus_format import holds_samples, read_samples
+from codetune.benchmark.published_tasks import is_published
+from codetune.console import quantity
 from codetune.errors import DataError, UsageError
 from codetune.records import Problem
 from codetune.stages.stage import Input, Resolved, RunContext, StageRequest
 from codetune.store.manifest import Manifest
 from codetune.user_files import require_plain_file
 
+NAMED_TASKS = 5  # at most, in a warning
+
 
 def open_benchmark(context: RunContext, reference: str) -> Benchmark:
-    """Raises UsageError for an unknown name, DataError for a file that holds no tasks in EvalPlus format."""
+    """Warns of tasks that cannot be run. Raises UsageError for an unknown name, DataError for a file that holds no
+    tasks in a known format."""
     file = locate_benchmark(reference, _project_path(context, reference), lambda: _demo_file(context))
-    return benchmarks.open_benchmark(reference, file, directory_name(context, reference))
+    opened = benchmarks.open_benchmark(reference, file, directory_name(context, reference))
+    if opened.left_out:
+        console.warn_once(_left_out(opened))
+    return opened
+
+
+def open_benchmarks(context: RunContext, reference: str) -> Sequence[Benchmark]:
+    """One benchmark, or `all` that are at hand. Raises as `open_benchmark`."""
+    references = references_at_hand(context) if reference == benchmarks.ALL else [reference]
+    return [open_benchmark(context, said) for said in references]
+
+
+def references_at_hand(context: RunContext) -> Sequence[str]:
+    """Every benchmark whose file is on this machine: the project's, and the published ones. Names the others in a note.
+    Raises UsageError where there is none."""
+    own = [said for said in context.project.evaluate.benchmarks if not spec_named(said) or said == "demo"]
+    published = [spec.name for spec in benchmarks.BENCHMARKS if spec.name != "demo"]
+    at_hand = [said for said in (*published, *own) if _file_at_hand(context, said) is not None]
+    if lacking := [said for said in (*published, *own) if said not in at_hand]:
+        console.say(
+            f"not on this machine, and left out: {', '.join(lacking)}. To fetch one, name it: codetune eval NAME"
+        )
+    if not at_hand:
+        raise UsageError(
+            f"{benchmarks.ALL}: no benchmark is on this machine. Expected: the file of one at least. Name one, such as "
+            "humaneval, to fetch it"
+        )
+    return at_hand
+
+
+def _file_at_hand(context: RunContext, reference: str) -> Path | None:
+    return benchmark_at_hand(reference, _project_path(context, reference), lambda: _demo_file(context))
+
+
+def _left_out(opened: Benchmark) -> str:
+    named = "; ".join(f"{task_id} ({why})" for task_id, why in list(opened.left_out.items())[:NAMED_TASKS])
+    more = len(opened.left_out) - NAMED_TASKS
+    return (
+        f"{opened.title}: {quantity(len(opened.left_out), 'task')} of "
+        f"{len(opened.left_out) + len(opened.whole)} left out, whose tests are not calls with values: {named}"
+        + (f" and {more} more" if more > 0 else "")
+    )
 
 
 def problems_at_hand(context: RunContext, reference: str) -> Sequence[Problem] | None:
     """The tasks of a benchmark whose file is on this machine, without a download; None where it is not. Raises
     DataError for a file that holds no tasks in EvalPlus format."""
-    file = benchmark_at_hand(reference, _project_path(context, reference), lambda: _demo_file(context))
+    file = _file_at_hand(context, reference)
     return None if file is None else read_problems(file)
 
 
@@ -61,7 +108,7 @@ def is_samples_file(context: RunContext, reference: str) -> bool:
     """Whether a word names a file of samples, not a benchmark: by its first row, for both may hold prompts."""
     if spec_named(reference) or not Path(reference).is_file() or reference in context.project.evaluate.benchmarks:
         return False
-    return holds_samples(Path(reference))
+    return not is_published(Path(reference)) and holds_samples(Path(reference))
 
 
 def benchmark_of_samples(context: RunContext, path: Path) -> str:

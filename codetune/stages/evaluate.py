@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from codetune import console
-from codetune.benchmark.benchmarks import Benchmark
-from codetune.benchmark.evalplus_format import as_solution, read_samples
+from codetune.benchmark.benchmarks import Benchmark, runnable
+from codetune.benchmark.evalplus_format import read_samples
 from codetune.errors import DataError, InputError
 from codetune.launch.environment import thread_count, user_cache
 from codetune.project.sections import Project
@@ -106,6 +106,8 @@ def _write(context: RunContext, recipe: Recipe, request: StageRequest) -> StageO
         settings.k,
         context.project.seed,
     )
+    if tasks.left_out:
+        report["left_out"] = dict(tasks.left_out)
     write_text(recipe.artefact, json.dumps(report, indent=2) + "\n")
     return StageOutput(report["samples"])
 
@@ -114,7 +116,7 @@ def _solutions(context: RunContext, recipe: Recipe, request: StageRequest) -> li
     assert request.tasks is not None
     tasks = {problem.task_id: problem for problem in request.tasks.problems}
     samples = _samples(request.tasks, recipe.paths["solutions"], context.project.evaluate.k, request.complete)
-    return [as_solution(tasks[sample.task_id], sample) for sample in samples]
+    return [runnable(tasks[sample.task_id], sample) for sample in samples]
 
 
 def _samples(tasks: Benchmark, source: Path, k: Sequence[int], complete: bool) -> list[Completion | Solution]:

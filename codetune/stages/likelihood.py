@@ -68,13 +68,13 @@ def likelihoods_in(
 
 
 def require_no_parts(
-    limit: int | None, tasks: Sequence[str], samples: Path | None = None, complete: bool = False
+    limit: int | None, tasks: Sequence[str], samples: Path | None = None, complete: bool = False, after: str = ""
 ) -> None:
     """Raises UsageError for flags that choose tasks or samples: held-out rows have none."""
-    if limit is not None or tasks or samples is not None or complete:
+    if limit is not None or tasks or samples is not None or complete or after:
         raise UsageError(
             "The held-out rows are no tasks, and the loss on them needs no samples. Expected: holdout without --limit, "
-            "--task, --samples and --complete. Leave them out"
+            "--task, --after, --samples and --complete. Leave them out"
         )
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from codetune.benchmark.benchmarks import (
     BENCHMARKS,
     BenchmarkSpec,
     EvalPlusDownload,
+    HubFile,
     artefact_name,
+    benchmark_at_hand,
     benchmark_digest,
     instruction,
     locate_benchmark,
@@ -29,7 +32,10 @@ from codetune.benchmark.output_match import HUMANEVAL_RULES, MBPP_RULES, OutputR
 from codetune.errors import DataError, UsageError
 from codetune.project.sections import Evaluation
 from codetune.records import Solution
+from tests.benchmark.published import ALL_FORMATS, LEETCODE
 from tests.benchmark.tasks import PROMPT, ROW, problem, write_rows
+
+COMMIT = "0" * 40
 
 
 def found(reference: str, project_path: Path = Path("nowhere")) -> Path:
@@ -56,7 +62,7 @@ def test_a_path_is_looked_up_beside_the_project_file_first(tmp_path: Path) -> No
 def test_a_misspelt_benchmark_is_told_the_nearest_name() -> None:
     with pytest.raises(UsageError, match=r"no benchmark 'humanevl' .did you mean humaneval"):
         found("humanevl")
-    with pytest.raises(UsageError, match=r"no file 'tasks.jsonl'. Expected: humaneval, mbpp, demo, or the path"):
+    with pytest.raises(UsageError, match=r"no file 'tasks.jsonl'. Expected: humaneval, mbpp, .*, demo, or the path"):
         found("tasks.jsonl")
 
 
@@ -75,6 +81,46 @@ def test_the_digest_follows_every_part_of_a_task_and_their_order() -> None:
     assert problem_digest(one) != problem_digest(other)
     assert benchmark_digest([one, other]) != benchmark_digest([other, one])
     assert problem_digest(problem(base_input=[[{"b", "a"}]])) == problem_digest(problem(base_input=[[{"a", "b"}]]))
+
+
+@pytest.mark.parametrize("name", ALL_FORMATS)
+def test_a_published_file_is_taken_from_its_variable_or_from_the_cache_of_the_hub(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_named(name)
+    assert spec is not None
+    assert isinstance(spec.source, HubFile)
+    here = partial(benchmark_at_hand, name, Path("nowhere"), lambda: Path("demo-tasks.jsonl"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert here() is None
+    repository = tmp_path / f"datasets--{spec.source.repository.replace('/', '--')}"
+    cached = repository / "snapshots" / COMMIT / spec.source.pattern.replace("*", "0")
+    cached.parent.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    with pytest.raises(DataError, match=f"has no file .*{spec.source.variable}"):
+        found(name)
+    cached.write_bytes(b"{}")
+    assert here() == found(name) == cached
+    own = write_rows(tmp_path / "own.jsonl", ALL_FORMATS[name])
+    monkeypatch.setenv(spec.source.variable, str(own))
+    assert here() == found(name) == own
+
+
+def test_only_tasks_since_a_date_are_used(tmp_path: Path) -> None:
+    dates = ("2024-09-29", "2024-10-06", "2025-01-05")
+    rows = [LEETCODE | {"task_id": date, "estimated_date": date} for date in dates]
+    whole = open_benchmark("leetcode", write_rows(tmp_path / "leetcode.jsonl", *rows), "leetcode")
+    later = part_of(whole, None, [], "2024-10")
+    assert [task.date for task in later.problems] == ["2024-10-06", "2025-01-05"]
+    assert later.name != whole.name == part_of(whole, None, [], "2024").name
+    assert [task.date for task in part_of(whole, 1, [], "2024-10-07").problems] == ["2025-01-05"]
+    for after in ("2025-02", "October", "24-10"):
+        with pytest.raises(UsageError, match=f"--after {after}: leetcode: .* dated 2024-09-29 to 2025-01-05"):
+            part_of(whole, None, [], after)
+    undated = open_benchmark("own", write_rows(tmp_path / "own.jsonl", ROW), "own")
+    with pytest.raises(UsageError, match="own: its tasks have no dates"):
+        part_of(undated, None, [], "2024-10")
 
 
 def test_special_rules_follow_the_task_not_the_file() -> None:

@@ -26,6 +26,7 @@ from codetune.store.block_log import LineLog, open_parts
 from codetune.store.manifest import manifest_path
 from codetune.workflow import model_request
 from tests import pipeline
+from tests.benchmark.published import ALL_FORMATS, MBPP_PRO
 from tests.small_world import context_of, make_small_world, write_rows
 
 GOOD = [{"task_id": f"Small/{n}", "solution": f"def add_{n}(x):\n    return x + {n}\n"} for n in range(3)]
@@ -258,6 +259,25 @@ def test_samples_for_the_demo_are_known_by_their_tasks(context: RunContext) -> N
 def test_a_samples_file_that_is_not_there_is_told(context: RunContext) -> None:
     with pytest.raises(DataError, match=r"no file .*nowhere\.jsonl"):
         pipeline.evaluate_file(context, open_benchmark(context, "tasks.jsonl"), Path("nowhere.jsonl"))
+
+
+def test_tasks_that_cannot_be_run_are_named_in_a_warning_and_in_the_report(
+    context: RunContext, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_rows(context.project.root / "pro.jsonl", [MBPP_PRO, MBPP_PRO | {"id": 8, "test_code": "assert halves(1, 2)"}])
+    bench = open_benchmark(context, "pro.jsonl")
+    assert "pro: 1 task of 2 left out" in (told := capsys.readouterr().err)
+    assert "MbppPro/8 (assert halves(1, 2))" in told
+    path = samples(context, [{"task_id": "MbppPro/7", "solution": "def halves(x, y):\n    return x / 2, y / 2\n"}])
+    report = pipeline.evaluate_file(context, bench, path)
+    assert (report["tasks"], report["tasks_in_benchmark"]) == (1, 1)
+    assert report["left_out"] == {"MbppPro/8": "assert halves(1, 2)"}
+    assert report["pass_at_k"]["base"]["pass@1"] == 1
+
+
+def test_a_file_of_published_tasks_is_no_file_of_samples(context: RunContext) -> None:
+    for name, row in ALL_FORMATS.items():
+        assert not is_samples_file(context, str(samples(context, [row], f"{name}.jsonl")))
 
 
 def test_a_part_of_the_tasks_has_artefacts_of_its_own(context: RunContext) -> None:
