@@ -70,9 +70,9 @@ def perform(work: Callable[[], CommandResult], as_json: bool, *, changes_nothing
         with console.reserved_stdout() as output:
             result = work()
             console.show(result, as_json, output)
-    except KeyboardInterrupt:
-        meaning = "Progress saved. Run the same command to continue."
-        console.say("Interrupted. Nothing was changed." if changes_nothing else meaning, always=True)
+    except KeyboardInterrupt as why:
+        meaning = "Interrupted. Nothing was changed." if changes_nothing else str(why) or "Interrupted."
+        console.say(meaning, always=True)
         raise typer.Exit(130) from None
     except OSError as why:
         if (failed := writing_failed(why)) is None:

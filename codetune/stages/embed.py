@@ -143,6 +143,7 @@ EMBED: Stage = Stage(
     work=_ROWS.work,
     progress=lambda context, request: _ROWS.progress(context, EMBED),
     continue_command=lambda context: _ROWS.continue_command(context, EMBED),
+    has_saved=lambda context, request: _ROWS.has_saved(context, EMBED),
     details=_details,
     documented=READING_FACTS,
     is_taken_over=True,

@@ -24,6 +24,7 @@ from codetune.stages.status import require
 from codetune.store.block_log import LineLog, open_parts
 from codetune.store.files import require_writable, write_text
 from codetune.store.manifest import read_manifest
+from codetune.store.run_directory import Run
 
 if TYPE_CHECKING:
     from codetune.benchmark.evaluate import Report
@@ -82,7 +83,7 @@ def _prepare(context: RunContext, recipe: Recipe, request: StageRequest) -> None
 def _work(context: RunContext, recipe: Recipe, request: StageRequest) -> int:
     """Judges what has no verdict yet."""
     solutions = _solutions(context, recipe, request)
-    with LineLog(_verdict_log(context, recipe)) as log:
+    with LineLog(_verdict_log(context.run, recipe.artefact)) as log:
         found = {(row["task_id"], row["sample"]) for row in log.found}
         missing = [solution for solution in solutions if (solution.task_id, solution.sample) not in found]
         if missing:
@@ -95,7 +96,7 @@ def _write(context: RunContext, recipe: Recipe, request: StageRequest) -> StageO
 
     assert request.tasks is not None
     settings, tasks = context.project.evaluate, request.tasks
-    with LineLog(_verdict_log(context, recipe)) as log:
+    with LineLog(_verdict_log(context.run, recipe.artefact)) as log:
         verdicts = [Verdict(**row) for row in log.found]
     report = evaluate(
         tasks.title,
@@ -172,17 +173,22 @@ def _prepare_expected(benchmark: str, problems: Sequence[Problem], expected: Pat
                 bar.advance(1)
 
 
-def _verdict_log(context: RunContext, recipe: Recipe) -> Path:
-    return context.run.parts(recipe.artefact) / "verdicts.jsonl"
+def _verdict_log(run: Run, artefact: Path) -> Path:
+    return run.parts(artefact) / "verdicts.jsonl"
 
 
 def _progress(context: RunContext, request: StageRequest) -> str | None:
-    log = context.run.parts(context.run.evaluation(request.benchmark, request.label)) / "verdicts.jsonl"
+    log = _verdict_log(context.run, context.run.evaluation(request.benchmark, request.label))
     if not log.exists():
         return None
     solutions = read_manifest(context.run.solutions(request.benchmark, request.label))
     total = f" of {solutions.rows:,}" if solutions else ""
     return f"{len(log.read_bytes().splitlines()):,}{total} verdicts"
+
+
+def _has_saved(context: RunContext, request: StageRequest) -> bool:
+    log = _verdict_log(context.run, context.run.evaluation(request.benchmark, request.label))
+    return log.exists() and b"\n" in log.read_bytes()
 
 
 EVALUATE = Stage(
@@ -196,6 +202,7 @@ EVALUATE = Stage(
     prepare=_prepare,
     work=_work,
     progress=_progress,
+    has_saved=_has_saved,
     rules=2,  # since empty and stretched outputs match nothing, and a tolerance holds for one output alone
     is_taken_over=True,
     facts=tasks_facts,

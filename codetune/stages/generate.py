@@ -276,6 +276,10 @@ def _progress(context: RunContext, request: StageRequest) -> str | None:
     return f"{len(completed_rows(parts)):,}{of_total(parts)} completions" if parts.exists() else None
 
 
+def _has_saved(context: RunContext, request: StageRequest) -> bool:
+    return bool(completed_rows(context.run.parts(context.run.completions(request.benchmark, request.label))))
+
+
 def _details(result: StageResult) -> Details:
     facts = result.facts
     cut = f"cut at generate.max_new_tokens: {facts['truncated']:,} of {quantity(result.rows, 'completion')}"
@@ -294,6 +298,7 @@ GENERATE = Stage(
     prepare=_prepare,
     work=_work,
     progress=_progress,
+    has_saved=_has_saved,
     details=_details,
     is_taken_over=True,
     facts=tasks_facts,

@@ -154,6 +154,10 @@ class RowStage:
         parts = context.run.parts(stage.artefact(context.run, request))
         return shard_states(context.run, lock_name(stage, request), parts, examples.rows if examples else None)
 
+    def has_saved(self, context: RunContext, stage: Stage) -> bool:
+        """Whether an interrupted command has left rows."""
+        return len(read_logs(context.run.parts(stage.artefact(context.run, StageRequest())))) > 0
+
     def finished_rows(self, context: RunContext, recipe: Recipe) -> FinishedRows:
         """Every row that is done: in the logs of all processes, and in the last artefact where its recipe was the same.
         The caller holds the lock of the parts: other processes merge and remove them."""

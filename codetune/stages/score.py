@@ -197,6 +197,7 @@ SCORE: Stage = Stage(
     work=_ROWS.work,
     progress=lambda context, request: _ROWS.progress(context, SCORE),
     continue_command=lambda context: _ROWS.continue_command(context, SCORE),
+    has_saved=lambda context, request: _ROWS.has_saved(context, SCORE),
     details=_details,
     documented=READING_FACTS,
     additions=ADDITIONS,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from codetune.launch.dispatch import RunJob
 
 TOTAL = "total"  # the file beside unfinished work
+SAVED = "Progress saved. Run the same command to continue."
 RULES = "rules"  # beside the settings of a manifest: the stage's own `rules`
 Settings = Mapping[str, Any]  # dotted key of the project file -> value
 
@@ -181,6 +182,7 @@ class Stage:
     prepare: Callable[[RunContext, Recipe, StageRequest], None] = lambda context, recipe, request: None
     work: Callable[[RunContext, Recipe, StageRequest], int] = lambda context, recipe, request: 0  # rows found done
     progress: Callable[[RunContext, StageRequest], str | None] = lambda context, request: None  # None: not begun
+    has_saved: Callable[[RunContext, StageRequest], bool] = lambda context, request: False  # of unfinished work
     continue_command: Callable[[RunContext], str] = lambda context: ""  # of an unfinished one, if not `command`
     remark: Callable[[RunContext], str] = lambda context: ""  # beside a finished one, for status
     is_taken_over: bool = False  # from another run beside this one that has made it of the same recipe
@@ -219,11 +221,11 @@ def run_stage(context: RunContext, stage: Stage, request: StageRequest | None = 
     """Makes the artefact, unless it is there, made of the same, and unharmed.
 
     Raises InputError where an input is missing or wrong, StaleError where a finished artefact may not be replaced,
-    BusyError where another command makes the same artefact."""
+    BusyError where another command makes the same artefact, KeyboardInterrupt with a text that says what is saved."""
     request = request or StageRequest()
     stage.check(context, request)
     lock = lock_name(stage, request)
-    with locked(context.run, lock, request.shard):
+    with locked(context.run, lock, request.shard), _saying_what_is_saved(context, stage, request):
         began = time.monotonic()
         recipe = make_recipe(context, stage, request)
         with waiting(context.run, f"{lock}-parts"):
@@ -246,6 +248,16 @@ def run_stage(context: RunContext, stage: Stage, request: StageRequest | None = 
                 return _result(recipe, "partial", output, reused, began)
             facts = {**output.facts, **stage.facts(context, request)}
             return _seal(context, recipe, replace(output, facts=facts), reused, began)
+
+
+@contextlib.contextmanager
+def _saying_what_is_saved(context: RunContext, stage: Stage, request: StageRequest) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        name = stage.name
+        nothing = f"Interrupted before {name} had saved anything. Run the same command to start {name} again."
+        raise KeyboardInterrupt(SAVED if stage.has_saved(context, request) else nothing) from None
 
 
 def lock_name(stage: Stage, request: StageRequest) -> str:

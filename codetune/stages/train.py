@@ -28,6 +28,7 @@ from codetune.stages.resume import (
     record_of,
     step_of,
     unfinished_directory,
+    whole_checkpoints,
 )
 from codetune.stages.select import SELECT
 from codetune.stages.stage import (
@@ -48,7 +49,6 @@ from codetune.store.files import replacing, write_text
 from codetune.store.manifest import Manifest
 from codetune.store.row_artefacts import read_selection
 from codetune.store.run_directory import Run
-from codetune.training.checkpoint import MANIFEST
 
 if TYPE_CHECKING:
     import numpy as np
@@ -167,7 +167,7 @@ def _progress(context: RunContext, request: StageRequest) -> str | None:
     directory = unfinished_directory(context.run)
     if not directory.exists():
         return None
-    steps = [step_of(path.parent) for path in directory.glob(f"checkpoint-*/{MANIFEST}")]
+    steps = [step_of(checkpoint) for checkpoint in whole_checkpoints(directory)]
     differing, _ = _other_settings(context)
     other = f", made with other settings: {differing}" if differing else ""
     saved = f"checkpoint of step {max(steps)}{other}" if steps else "no checkpoint yet"
@@ -236,6 +236,7 @@ TRAIN: Stage = Stage(
     check_ahead=_check_ahead,
     settings=_settings,
     progress=_progress,
+    has_saved=lambda context, request: bool(whole_checkpoints(unfinished_directory(context.run))),
     continue_command=lambda context: _other_settings(context)[1],
     remark=_remark,
     loss=_loss,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,9 +16,11 @@ from codetune.errors import DataError, InputError, ModelError, StaleError
 from codetune.render import stage_document
 from codetune.stages.score import SCORE
 from codetune.stages.select import SELECT
-from codetune.stages.stage import RunContext
+from codetune.stages.stage import RunContext, run_stage
 from codetune.stages.status import stage_status
+from codetune.stages.train import TRAIN
 from codetune.store.manifest import read_manifest
+from codetune.training.checkpoint import MANIFEST
 from tests import pipeline
 from tests.small_world import context_of, make_small_world, rows, write_rows
 
@@ -85,6 +88,25 @@ def test_killed_between_the_artefact_and_its_seal_no_row_is_done_again(
 
 def _raise(error: type[BaseException]) -> NoReturn:
     raise error
+
+
+def test_an_interrupt_says_what_is_saved(project: Path) -> None:
+    context = context_of(project, select__strategy="random")
+
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match="Interrupted before score had saved anything. Run the same command"):
+        run_stage(context, replace(SCORE, work=interrupt))
+    with pytest.raises(KeyboardInterrupt, match="Progress saved. Run the same command to continue."):
+        run_stage(context, replace(SCORE, write=interrupt))
+    pipeline.select(context)
+    with pytest.raises(KeyboardInterrupt, match="Interrupted before train had saved anything"):
+        run_stage(context, replace(TRAIN, write=interrupt))
+    (context.run.train / "checkpoint-1").mkdir(parents=True)
+    (context.run.train / "checkpoint-1" / MANIFEST).touch()
+    with pytest.raises(KeyboardInterrupt, match="Progress saved"):
+        run_stage(context, replace(TRAIN, write=interrupt))
 
 
 def test_cut_answers_are_counted(project: Path) -> None:
