@@ -5,6 +5,7 @@ stopped. Every rank calls it; rank 0 writes and reports. The steps themselves ar
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,12 @@ from transformers.utils import logging as transformers_logging
 
 from codetune.data.chat import render_chat, require_fitting_format
 from codetune.data.token_cache import TokenCache, TokenizedRows, read_token_cache, remove_token_cache, write_token_cache
-from codetune.data.tokens import DroppedSample, training_tokens
+from codetune.data.tokens import DroppedSample, TrainingTokens, training_tokens
 from codetune.errors import DataError, ModelError, ProjectError
 from codetune.launch.devices import choose_device, count_gpus, gpu_memory_bytes
 from codetune.launch.process_group import SINGLE_PROCESS, ProcessGroup
 from codetune.model.load import count_parameters, load_configuration, load_tokenizer
+from codetune.model.model_files import resized
 from codetune.project.sections import Project, Training, free_on_resume
 from codetune.records import Example, Message, Refusal
 from codetune.training import build_model, parallelism
@@ -45,6 +47,7 @@ from codetune.training.trainer import StepTrainer, explain_out_of_memory, requir
 TOKENS_FILE, HOLDOUT_FILE = "tokens.i32", "holdout.i32"
 OF_HOLDOUT = ("evaluate_steps", "keep_best", "patience")  # settings without an effect where no rows are held out
 PROBE = (Message("user", "Add 1 and 2."), Message("assistant", "1 + 2"))  # any conversation
+CONVERSATIONS = PROBE, (Message("system", "Be brief."), *PROBE)
 SHORTEST = Example("0" * 16, (Message("user", "x"), Message("assistant", "y")), "", "")
 ADAPTER_SHARE = 0.01  # of a model's parameters, at most, in adapters of the usual rank
 
@@ -149,6 +152,7 @@ def require_trainable(project: Project, model_path: Path, processes_here: int, p
     tokenizer = _fitting_tokenizer(project, model_path)
     _require_learnable(project, tokenizer)
     _require_room(project, tokenizer)
+    _require_embedded_frame(project, tokenizer, model_path)
     build_model.require_preparable(project, BaseModel(model_path, precision, choice.strategy))
 
 
@@ -165,6 +169,20 @@ def _require_room(project: Project, tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
+def _require_embedded_frame(project: Project, tokenizer: PreTrainedTokenizerBase, model_path: Path) -> None:
+    """Raises ModelError where the chat format writes a token that the model has no embedding for: loading allows control
+    tokens without one, because no text gives them."""
+    chat_format, learn = project.model.chat_format, project.train.learn
+    assert chat_format is not None
+    embeddings = load_configuration(model_path).get_text_config().vocab_size
+    for messages in CONVERSATIONS:
+        example = Example("0" * 16, messages, "", "")
+        tokens = training_tokens(tokenizer, chat_format, example, sys.maxsize, "truncate", learn)
+        if isinstance(tokens, TrainingTokens) and (last := max(tokens.ids)) >= embeddings:
+            written = f"the token {last:,} ({tokenizer.convert_ids_to_tokens(last)!r}) of the chat format {chat_format}"
+            raise resized(model_path, f"a tokenizer with {written}", embeddings, len(tokenizer))
+
+
 def _fitting_tokenizer(project: Project, model_path: Path) -> PreTrainedTokenizerBase:
     """Raises ModelError for a chat format that does not fit the tokenizer."""
     tokenizer, chat_format = load_tokenizer(model_path), project.model.chat_format
@@ -178,8 +196,7 @@ def _require_learnable(project: Project, tokenizer: PreTrainedTokenizerBase) -> 
     message can be learned: no row could be."""
     chat_format, learn = project.model.chat_format, project.train.learn
     assert chat_format is not None
-    conversations = PROBE, (Message("system", "Be brief."), *PROBE)
-    reasons = [render_chat(chat_format, messages, tokenizer, "", learn) for messages in conversations]
+    reasons = [render_chat(chat_format, messages, tokenizer, "", learn) for messages in CONVERSATIONS]
     if all(isinstance(reason, str) for reason in reasons):
         raise ModelError(
             f"No conversation can be learned in the format {chat_format}: {reasons[0]}. Expected: a template that "

@@ -15,6 +15,7 @@ from codetune.stages.benchmarks import open_benchmark, samples_request
 from codetune.stages.pipeline import stages_between
 from codetune.stages.sandbox import working_tier
 from tests import pipeline
+from tests.model.builders import byte_tokenizer
 from tests.small_world import context_of, make_small_world
 
 EVERYTHING = stages_between("score", "evaluate")
@@ -63,6 +64,20 @@ def test_what_a_later_stage_lacks_is_told_before_the_first_and_not_where_that_st
     assert not context.run.scores.exists()
     if "embed__model" not in flags and "select__count" not in flags:
         next(workflow.run(context_of(project, **RANDOM, **flags), stages_between("select", "select")))
+
+
+def test_a_chat_format_whose_tokens_have_no_embedding_is_told_before_the_first_stage(
+    project: Path, tmp_path: Path
+) -> None:
+    tokenizer = byte_tokenizer(bos=True)
+    entries = len(tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<start_of_turn>", "<end_of_turn>"]})
+    tokenizer.save_pretrained(tmp_path / "base")
+    context = context_of(project, model__chat_format="codegemma")
+    told = rf"token {entries + 1:,} \('<end_of_turn>'\) of the chat format codegemma, and its model has {entries:,} emb"
+    with pytest.raises(ModelError, match=told):
+        next(workflow.run(context, EVERYTHING))
+    assert not context.run.scores.exists()
 
 
 def test_a_template_in_which_no_answer_can_be_learned_is_told_before_the_first_stage(
