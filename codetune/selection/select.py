@@ -153,18 +153,26 @@ def require_selected_rows(result: SelectionResult, settings: Selection) -> None:
         sum(getattr(cluster, name) for cluster in clusters)
         for name in ("rows", "refused", "filtered", "dropped", "eligible")
     )
-    repeats = f"{filtered:,} repeat others, hold benchmark tasks or fail a check"
-    if not STRATEGIES[settings.strategy].needs_scores:
+    needs_scores = STRATEGIES[settings.strategy].needs_scores
+    reasons = f"{filtered:,} repeat others, hold benchmark tasks or fail a check"
+    if needs_scores:
+        mismatched = (
+            f"{dropped:,} are mismatched pairs (IFD of {settings.max_ifd:g} or more, or the pmi of shuffled pairs)"
+        )
+        reasons = f"{refused:,} have no score (the reasons are in scores.jsonl), {reasons}, {mismatched}"
+    if not eligible:
+        keys = "select.deduplicate, select.decontaminate or select.checks" + (
+            ", or raise select.max_ifd" * needs_scores
+        )
         raise DataError(
-            f"No row is selected of {rows:,}: {repeats}, and of the other {eligible:,} the ratio {settings.ratio:g} "
-            "takes none. Expected: at least one. Raise select.ratio"
+            f"No row is selected of {rows:,}: {reasons}. Expected: at least one that may be taken. Fix the data set, or "
+            f"set aside less by {keys}"
         )
     where = f" in {len(clusters)} clusters" if len(clusters) > 1 else ""
+    fewer = ", or lower select.clusters" if where else ""
     raise DataError(
-        f"No row is selected of {rows:,}: {refused:,} have no score, {repeats}, {dropped:,} are mismatched pairs (IFD "
-        f"of {settings.max_ifd:g} or more, or the pmi of shuffled pairs), and of the other {eligible:,}{where} the "
-        f"ratio {settings.ratio:g} takes none. Expected: at least one. Raise select.ratio or select.max_ifd, lower "
-        "select.clusters, or see the reasons in scores.jsonl"
+        f"No row is selected of {rows:,}: {reasons}, and of the other {eligible:,}{where} the ratio "
+        f"{settings.ratio:g} takes none. Expected: at least one. Raise select.ratio{fewer}"
     )
 
 

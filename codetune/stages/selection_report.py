@@ -225,8 +225,9 @@ def _cluster_warnings(clusters: Sequence[Mapping[str, Any]], asked: int | None) 
         more = f" and {len(without) - SHOWN_CLUSTERS} more" if len(without) > SHOWN_CLUSTERS else ""
         rows, eligible = (sum(cluster[name] for cluster in without) for name in ("rows", "eligible"))
         found.append(
-            f"no row is taken from {'cluster' if len(without) == 1 else 'clusters'} {named}{more}, of {rows:,} rows "
-            f"there {eligible:,} are eligible: raise select.ratio, or lower select.clusters"
+            f"no row is taken from {'cluster' if len(without) == 1 else 'clusters'} {named}{more}, of "
+            f"{quantity(rows, 'row')} there {eligible:,} {'is' if eligible == 1 else 'are'} eligible: raise "
+            "select.ratio, or lower select.clusters"
         )
     return found
 

@@ -153,6 +153,13 @@ def test_an_empty_draw_is_not_explained_by_scores_that_do_not_exist() -> None:
         require_selected_rows(select_from([row("a", None, None), row("b", None, None)], settings), settings)
 
 
+def test_where_no_row_may_be_taken_nobody_is_told_to_raise_the_ratio() -> None:
+    settings = Selection(strategy="random", ratio=1.0)
+    inputs = SelectionInputs(np.arange(2, dtype=np.uint64), None, None, filtered=np.array([True, True]))
+    with pytest.raises(DataError, match=r"of 2: 2 repeat others.*may be taken.*select\.checks$"):
+        require_selected_rows(select(inputs, settings, 42), settings)
+
+
 @pytest.mark.parametrize(("count", "taken"), [(1, "a"), (4, "adeg"), (6, "adebgf")])
 def test_a_count_is_taken_exactly_and_shared_by_the_clusters(count: int, taken: str) -> None:
     # Of 4 and 2 eligible rows, seats come at (s + 1/2) / size: 1/8 a, 1/4 g, 3/8 d, 5/8 e, 3/4 f, 7/8 b.
