@@ -224,6 +224,12 @@ def _require_same_vocabulary(network: PreTrainedModel, path: Path) -> None:
         sizes = {file.get_slice(name).get_shape()[0] for name in saved if name.endswith("weight")}
     if others := sizes - {rows}:
         raise resized(path, f"embeddings of {max(others):,} rows", rows, max(others))
+    trained = read_json(path / ADAPTER_CONFIG).get("trainable_token_indices") or []
+    indices: list[int] = (
+        [index for each in trained.values() for index in each] if isinstance(trained, dict) else trained
+    )
+    if (last := max(indices, default=0)) >= rows:
+        raise resized(path, f"the trained token {last:,}", rows, last + 1)
 
 
 def _untie_adapted(network: PreTrainedModel) -> None:

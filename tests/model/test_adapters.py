@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
 from codetune.errors import ModelError, ProjectError
@@ -98,6 +98,20 @@ def test_adapters_whose_training_resized_the_embeddings_say_so_and_how_to_go_on(
         r"adapters has embeddings of 102 rows, and its model has 100 .*resize_token_embeddings\(102\).*set base_model"
     )
     with pytest.raises(ModelError, match=message):
+        load_model(tmp_path / "adapters", Model(dtype="float32"), "cpu")
+
+
+def test_adapters_with_trained_tokens_beyond_the_embeddings_say_so_and_how_to_go_on(tmp_path: Path) -> None:
+    tiny_model("llama", 100).save_pretrained(tmp_path / "base")
+    network = load_model(tmp_path / "base", Model(dtype="float32"), "cpu")
+    network.resize_token_embeddings(102)
+    indices = {"embed_tokens": [7, 101]}
+    with quiet_peft():
+        model = get_peft_model(network, LoraConfig(target_modules=["q_proj"], trainable_token_indices=indices))
+        model.save_pretrained(str(tmp_path / "adapters"), save_embedding_layers=False)
+    with pytest.raises(
+        ModelError, match=r"adapters has the trained token 101, and its model has 100 .*gs\(102\).*set base"
+    ):
         load_model(tmp_path / "adapters", Model(dtype="float32"), "cpu")
 
 
