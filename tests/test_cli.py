@@ -19,6 +19,7 @@ from codetune.commands import NOT_IN_THIS_VERSION, perform
 from codetune.console import CommandResult
 from codetune.errors import InputError
 from codetune.project.file import read_project
+from codetune.stages.stage import SAVED
 from tests import pipeline
 from tests.small_world import context_of, make_small_world, run_codetune
 
@@ -190,12 +191,18 @@ def test_an_interrupt_ends_with_130_and_the_command_continues(tmp_path: Path, as
 
 
 @pytest.mark.parametrize(
-    ("changes_nothing", "told"),
-    [(True, "Interrupted. Nothing was changed."), (False, "Progress saved. Run the same command to continue.")],
+    ("changes_nothing", "said", "told"),
+    [
+        (True, [], "Interrupted. Nothing was changed."),
+        (False, [], "Interrupted."),
+        (False, [SAVED], "Progress saved. Run the same command to continue."),
+    ],
 )
-def test_an_interrupt_says_what_it_means(changes_nothing: bool, told: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupt_says_what_it_means(
+    changes_nothing: bool, said: list[str], told: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     def work() -> CommandResult:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(*said)
 
     with pytest.raises(typer.Exit) as end:
         perform(work, as_json=False, changes_nothing=changes_nothing)

@@ -156,17 +156,16 @@ def require_selected_rows(result: SelectionResult, settings: Selection) -> None:
     needs_scores = STRATEGIES[settings.strategy].needs_scores
     reasons = f"{filtered:,} repeat others, hold benchmark tasks or fail a check"
     if needs_scores:
-        mismatched = (
-            f"{dropped:,} are mismatched pairs (IFD of {settings.max_ifd:g} or more, or the pmi of shuffled pairs)"
+        mismatched = f"IFD of {settings.max_ifd:g} or more, or the pmi of shuffled pairs"
+        reasons = (
+            f"{refused:,} have no score (the reasons are in scores.jsonl), {reasons}, "
+            f"{dropped:,} are mismatched pairs ({mismatched})"
         )
-        reasons = f"{refused:,} have no score (the reasons are in scores.jsonl), {reasons}, {mismatched}"
     if not eligible:
-        keys = "select.deduplicate, select.decontaminate or select.checks" + (
-            ", or raise select.max_ifd" * needs_scores
-        )
+        limit = ", or raise select.max_ifd" if needs_scores else ""
         raise DataError(
-            f"No row is selected of {rows:,}: {reasons}. Expected: at least one that may be taken. Fix the data set, or "
-            f"set aside less by {keys}"
+            f"No row is selected of {rows:,}: {reasons}. Expected: at least one that may be taken. Fix the data set, "
+            f"or set aside less by select.deduplicate, select.decontaminate or select.checks{limit}"
         )
     where = f" in {len(clusters)} clusters" if len(clusters) > 1 else ""
     fewer = ", or lower select.clusters" if where else ""

@@ -170,8 +170,8 @@ def _require_room(project: Project, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _require_embedded_frame(project: Project, tokenizer: PreTrainedTokenizerBase, model_path: Path) -> None:
-    """Raises ModelError where the chat format writes a token that the model has no embedding for: loading allows control
-    tokens without one, because no text gives them."""
+    """Raises ModelError where the chat format writes a token that the model has no embedding for. Loading allows
+    control tokens without one, because no text gives them."""
     chat_format, learn = project.model.chat_format, project.train.learn
     assert chat_format is not None
     embeddings = load_configuration(model_path).get_text_config().vocab_size

@@ -131,6 +131,11 @@ def test_a_selection_without_faults_has_no_warning() -> None:
             3,
             "no row is taken from cluster 7, of 9 rows there 2 are eligible",
         ),
+        (
+            {"clusters": [{"cluster": 7, "rows": 1, "eligible": 1, "taken": 0}, *FINE["clusters"]]},
+            3,
+            "of 1 row there 1 is eligible",
+        ),
     ],
 )
 def test_what_smells_is_said_in_a_sentence(fault: dict[str, Any], asked: int, told: str) -> None:
