@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -224,11 +225,9 @@ def _require_same_vocabulary(network: PreTrainedModel, path: Path) -> None:
         sizes = {file.get_slice(name).get_shape()[0] for name in saved if name.endswith("weight")}
     if others := sizes - {rows}:
         raise resized(path, f"embeddings of {max(others):,} rows", rows, max(others))
-    trained = read_json(path / ADAPTER_CONFIG).get("trainable_token_indices") or []
-    indices: list[int] = (
-        [index for each in trained.values() for index in each] if isinstance(trained, dict) else trained
-    )
-    if (last := max(indices, default=0)) >= rows:
+    trained: Any = read_json(path / ADAPTER_CONFIG).get("trainable_token_indices") or []  # a list, or one a layer
+    lists: list[list[int]] = [*trained.values()] if isinstance(trained, dict) else [trained]
+    if (last := max(chain.from_iterable(lists), default=0)) >= rows:
         raise resized(path, f"the trained token {last:,}", rows, last + 1)
 
 
