@@ -181,6 +181,7 @@ class Problem:
     assertion: str = ""  # MBPP's visible assertion, part of its prompt
     stated: Sequence[object] = ()  # what the base calls return by the benchmark's own tests, where it has such
     is_close: bool = False  # these tests compare by `math.isclose`
+    statements: Sequence[str] = ()  # the texts of the task alone, where its prompt says more
     prelude: str = ""  # code before every program
     callee: str = ""  # the expression that is called, where it is not the entry point
     date: str = ""  # YYYY-MM-DD, when the task was published

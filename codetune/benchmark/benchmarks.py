@@ -45,7 +45,7 @@ ALL = "all"  # where a command expects a benchmark: every one that is at hand
 # Where the continuation of a raw prompt leaves the function, as EvalPlus cuts base models (evalplus 0.3.1, codegen).
 STOPS = ("\nif __name__", "\ndef main(", "\nprint(", "\nassert")
 STOPS_IN_FUNCTION = ("\ndef ", "\nclass ", "\nimport ", "\nfrom ")  # the prompt has begun the function (HumanEval)
-LATER_FIELDS = ("stated", "is_close", "prelude", "callee", "date")  # of a problem, since digests are kept
+LATER_FIELDS = ("stated", "is_close", "statements", "prelude", "callee", "date")  # of a problem, since digests are kept
 STOPS_AFTER_DESCRIPTION = ('\n"""',)  # the function is still to come (MBPP)
 
 

@@ -154,6 +154,7 @@ def _read_prediction(position: str, row: JsonRow) -> Problem:
         plus_input=[],
         atol=0,
         stated=[read_value(output)],
+        statements=[code],
     )
 
 
@@ -176,6 +177,7 @@ def _read_pro(position: str, row: JsonRow) -> Problem:
         atol=0,
         stated=[call.expected for call in calls],
         is_close=_is_close(calls),
+        statements=[raw, new],
     )
 
 
@@ -220,6 +222,7 @@ def _read_leetcode(position: str, row: JsonRow) -> Problem:
         atol=0,
         stated=[call.expected for call in calls],
         is_close=_is_close(calls),
+        statements=[description],
         prelude=f"{prelude}\n",
         callee=_callee(method, calls),
         date=_date(row),

@@ -61,8 +61,9 @@ def find_leaks(examples: Iterable[Example], problems: Sequence[Problem]) -> Iter
     prompts = NGramIndex(WORD, PROMPT_WORDS, LEAST_PROMPT_NGRAMS, LEAST_PROMPT_SHARE)
     solutions = NGramIndex(TOKEN, SOLUTION_TOKENS, LEAST_SOLUTION_NGRAMS, LEAST_SOLUTION_SHARE)
     for problem in problems:
-        prompts.add(problem.task_id, _description(problem.prompt.casefold()))
-        prompts.add(problem.task_id, [problem.prompt.casefold()])
+        for statement in problem.statements or (problem.prompt,):
+            prompts.add(problem.task_id, _description(statement.casefold()))
+            prompts.add(problem.task_id, [statement.casefold()])
         solutions.add(problem.task_id, [problem.canonical_solution])
     for example in examples:
         text = "\n\n".join(message.text for message in example.messages)

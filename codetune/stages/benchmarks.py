@@ -116,13 +116,16 @@ def benchmark_of_samples(context: RunContext, path: Path) -> str:
 
     Raises UsageError where none has the first task."""
     first = read_samples(path)[0].task_id
-    if name := spec_of(first).name:
+    name = spec_of(first).name
+    if name and _file_at_hand(context, name) is not None:
         return name
     for reference in context.project.evaluate.benchmarks:
         if not spec_named(reference):
             problems = open_benchmark(context, reference).problems
             if any(problem.task_id == first for problem in problems):
                 return reference
+    if name:
+        return name
     raise UsageError(
         f"{path}: the task {first!r} is not in any benchmark of the project; expected humaneval, mbpp or one of "
         "evaluate.benchmarks. Name its file there, such as --set 'evaluate.benchmarks=[tasks.jsonl]'"

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from codetune.records import Example, Message, Problem, content_id
@@ -84,3 +86,12 @@ def test_of_several_tasks_the_one_that_the_row_holds_most_of_is_named() -> None:
     whole, half = problem("T/9", WITHOUT_EXAMPLES), problem("T/1", f"{WITHOUT_EXAMPLES} And then return it.")
     assert leaks_of(WITHOUT_EXAMPLES, "...", half, whole) == ["leak of T/9"]
     assert leaks_of(WITHOUT_EXAMPLES, "...", problem("T/8", WITHOUT_EXAMPLES), whole) == ["leak of T/8"]
+
+
+def test_a_row_leaks_a_task_by_its_statements_where_the_prompt_says_more() -> None:
+    other = "Return the largest of the numbers that divide both arguments without a remainder, or one where none does."
+    asked = f"Solve both of these problems, please, the second one with the help of the first: {other} {PROMPT}"
+    stated = replace(problem("T/0", asked, SOLUTION), statements=[PROMPT, other])
+    assert leaks_of(other, "...", problem("T/0", asked, SOLUTION)) == []
+    assert leaks_of(other, "...", stated) == ["leak of T/0"]
+    assert leaks_of(WITHOUT_EXAMPLES, "...", stated) == leaks_of(WITHOUT_EXAMPLES, "...")

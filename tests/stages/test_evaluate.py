@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from codetune.benchmark.benchmarks import part_of
 from codetune.errors import CodetuneError, DataError, StaleError, UsageError
 from codetune.sandbox.probe import choose_tier
-from codetune.stages.benchmarks import is_samples_file, open_benchmark, samples_request
+from codetune.stages.benchmarks import benchmark_of_samples, is_samples_file, open_benchmark, samples_request
 from codetune.stages.evaluate import EVALUATE
 from codetune.stages.generate import GENERATE
 from codetune.stages.model_ref import model_ref
@@ -273,6 +273,18 @@ def test_tasks_that_cannot_be_run_are_named_in_a_warning_and_in_the_report(
     assert (report["tasks"], report["tasks_in_benchmark"]) == (1, 1)
     assert report["left_out"] == {"MbppPro/8": "assert halves(1, 2)"}
     assert report["pass_at_k"]["base"]["pass@1"] == 1
+
+
+def test_samples_of_a_published_benchmark_are_matched_with_the_projects_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    context = context_of(make_small_world(tmp_path, 6), evaluate__benchmarks=["pro.jsonl"])
+    write_rows(tmp_path / "pro.jsonl", [MBPP_PRO])
+    path = samples(context, [{"task_id": "MbppPro/7", "solution": "def halves(x, y):\n    return x / 2, y / 2\n"}])
+    assert benchmark_of_samples(context, path) == "pro.jsonl"
+    monkeypatch.setenv("MBPP_PRO_OVERRIDE_PATH", str(tmp_path / "pro.jsonl"))
+    assert benchmark_of_samples(context, path) == "mbpp_pro"
 
 
 def test_a_file_of_published_tasks_is_no_file_of_samples(context: RunContext) -> None:
