@@ -49,6 +49,9 @@ ADAPTER_KEYS = ("megatron_config", "layer_replication")
 # given them.
 ENCODER_MODULES = ("Transformer", "Pooling", "Normalize", "Dense", "LayerNorm", "Dropout", "WeightedLayerPooling")
 ENCODER_OPTIONS = ("model", "tokenizer", "processor", "config")  # with _args or _kwargs, for transformers' loaders
+# Sizes of one matrix of an encoder, which is made before its weights are read.
+MATRIX_KEYS = (("in_features", "out_features"), ("vocab_size", "hidden_size"), ("intermediate_size", "hidden_size"))
+WEIGHTS_PER_BYTE, SMALL_MATRIX = 4, 1 << 28  # a weight takes 2 bits at least
 HARMLESS_OPTIONS = frozenset(
     {"dtype", "torch_dtype", "attn_implementation", "model_max_length", "max_length", "padding_side", "do_lower_case"}
 )
@@ -80,6 +83,7 @@ def require_safe_encoder(directory: Path) -> None:
             )
         for path in sorted(part.glob("sentence_*_config.json")):
             _require_harmless_options(path)
+        _require_bytes_of_matrices(part)
 
 
 def encoder_parts(directory: Path) -> list[Path]:
@@ -293,6 +297,23 @@ def _require_harmless_options(path: Path) -> None:
         options = settings.get(name)
         if isinstance(options, dict) and (others := sorted(options.keys() - HARMLESS_OPTIONS)):
             raise _refused(path, f"{name}.{others[0]}", options[others[0]], "changes how transformers loads the model")
+
+
+def _require_bytes_of_matrices(part: Path) -> None:
+    """Raises ModelError for a matrix of an encoder that its weights are too few for. One without safetensors is refused
+    elsewhere."""
+    settings = read_json(part / "config.json")
+    stored = sum(file.stat().st_size for file in weight_files(part) if file.is_file())
+    if not stored and any(part.glob("*.bin")):
+        return
+    for keys in MATRIX_KEYS:
+        sizes = [size for size in map(settings.get, keys) if isinstance(size, int)]
+        if len(sizes) == len(keys) and math.prod(sizes) > WEIGHTS_PER_BYTE * stored + SMALL_MATRIX:
+            raise ModelError(
+                f"{part / 'config.json'} describes a matrix of {' x '.join(map(str, sizes))} numbers "
+                f"({' x '.join(keys)}), and the weights have {stored:,} bytes. Expected: sizes that belong to each "
+                "other. Copy or download the model again."
+            )
 
 
 def _leaves(name: str) -> bool:

@@ -32,6 +32,7 @@ from codetune.launch.devices import is_out_of_memory
 from codetune.limits import limited_time
 from codetune.model.file_check import (
     ADAPTER_CONFIG,
+    WEIGHTS_PER_BYTE,
     encoder_parts,
     read_json,
     require_safe_encoder,
@@ -49,8 +50,7 @@ ADAPTER_PATTERNS = ("target_modules", "exclude_modules", "rank_pattern", "alpha_
 PATTERN_SECONDS = 3.0  # for all modules of a network, which take milliseconds
 WHOLE_MODEL = "a config.json and whole safetensors files that fit it. Copy or download the model again."
 OUTLINE_SECONDS = 30.0  # for the modules of a network, without their weights: seconds for the largest models
-# A weight takes 2 bits at least. Besides, a network has buffers that are not saved, such as masks.
-WEIGHTS_PER_BYTE, UNSAVED_NUMBERS = 4, 1 << 28
+UNSAVED_NUMBERS = 1 << 28  # of the buffers of a network, such as masks
 
 
 def read_configuration(path: Path) -> PreTrainedConfig:

@@ -285,3 +285,16 @@ def test_safetensors_that_an_encoder_passes_over_do_not_stand_for_its_pickle(mod
         find_encoder(str(model))
     (part / "model.safetensors").touch()
     find_encoder(str(model))
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{"in_features": 30_000, "out_features": 30_000}, {"vocab_size": 10**9, "hidden_size": 64}],
+    ids=["a dense layer", "embeddings"],
+)
+def test_a_matrix_of_an_encoder_that_its_weights_are_too_few_for_is_refused(model: Path, sizes: dict[str, int]) -> None:
+    (model / "config.json").write_text(json.dumps(sizes))
+    with pytest.raises(ModelError, match=r"describes a matrix of \d+ x \d+ numbers .* have 0 bytes"):
+        find_encoder(str(model))
+    os.truncate(model / "model.safetensors", 2 * 64 * 10**9)  # of two bytes each, on no disk
+    find_encoder(str(model))
