@@ -53,9 +53,11 @@ def lazy_greedy(objective: Objective, rows: int, quota: int) -> RowIndices:
 
 
 def _highest(bounds: Floats) -> tuple[RowIndices, tuple[float, int]]:
-    """The rows with the highest bounds, ascending; and the highest bound outside of them, with its negative row."""
-    if len(bounds) <= BLOCK_ROWS:
-        return np.arange(len(bounds)), (-np.inf, 0)
+    """The rows with the highest bounds, ascending, and none that was taken; and the highest bound outside of them, with
+    its negative row."""
+    left = np.flatnonzero(bounds > -np.inf)
+    if len(left) <= BLOCK_ROWS:
+        return left, (-np.inf, 0)
     limit = np.partition(bounds, -BLOCK_ROWS)[-BLOCK_ROWS]
     above, equal = np.flatnonzero(bounds > limit), np.flatnonzero(bounds == limit)
     room = BLOCK_ROWS - len(above)

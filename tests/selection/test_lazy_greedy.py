@@ -7,6 +7,7 @@ import pytest
 
 from codetune.selection import facility, lazy_greedy
 from codetune.selection.kcenter import kcenter_rows
+from codetune.selection.mig import mig_rows
 from codetune.selection.row_vectors import RowVectors, Vectors
 
 ROWS, QUOTA = 60, 25
@@ -48,3 +49,15 @@ def test_facility_location_is_the_plain_greedy_algorithm(seed: int, block_rows: 
         order.append(int(np.argmax(gains)))
         best = np.maximum(best, similarities[order[-1]])
     assert facility.facility_rows(RowVectors(vectors, np.arange(ROWS)), quality, QUOTA).tolist() == order
+
+
+@pytest.mark.parametrize("quota", [ROWS - 2, ROWS])
+def test_no_row_is_taken_twice_where_fewer_are_left_than_a_block_has(quota: int, block_rows: int) -> None:
+    rows, quality = RowVectors(unit_vectors(0), np.arange(ROWS)), np.linspace(0.1, 1, ROWS)
+    cluster = np.arange(ROWS, dtype=np.int32) % 3
+    for taken in (
+        kcenter_rows(rows, quota),
+        facility.facility_rows(rows, quality, quota),
+        mig_rows(rows, cluster, quality, quota),
+    ):
+        assert len(set(taken.tolist())) == quota
