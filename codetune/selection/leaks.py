@@ -1,17 +1,18 @@
 """Benchmark tasks and examples -> the rows that hold a task's prompt or solution: training on them makes the benchmark
 worthless.
 
-A row holds a prompt if it has 80 % of the n-grams of 8 words of the whole, or of what is left without asserts and
-interactive examples; and a solution if it has 90 % of its n-grams of 12 tokens. Words are compared without case and
-signs, tokens with both. A prompt has 3 n-grams at least, a solution 20: shorter ones ("sort a list", `return x * y`)
-occur by chance, so that a short solution is found by its prompt alone. In 24,000 Evol-Instruct and Code-Alpaca rows
-these limits find one task of HumanEval and MBPP, which is there; rows with less are nearly all other tasks in similar
-words.
+A row holds a prompt if it has 80 % of the n-grams of 8 words of the whole, of what is left without asserts and
+interactive examples, or of what is left of its docstring; and a solution if it has 90 % of its n-grams of 12 tokens.
+Words are compared without case and signs, tokens with both and without comments. A prompt has 3 n-grams at least, a
+solution 20: shorter ones ("sort a list", `return x * y`) occur by chance, so that a short solution is found by its
+prompt alone. In 24,000 Evol-Instruct and Code-Alpaca rows these limits find one task of HumanEval and MBPP, which is
+there; rows with less are nearly all other tasks in similar words.
 
 Does not find a task in other words, or a solution with other names."""
 
 from __future__ import annotations
 
+import ast
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +22,7 @@ from codetune.records import Example, Problem
 WORD, TOKEN = re.compile(r"\w+"), re.compile(r"\w+|[^\w\s]")
 PROMPT_WORDS, LEAST_PROMPT_NGRAMS, LEAST_PROMPT_SHARE = 8, 3, 0.8
 SOLUTION_TOKENS, LEAST_SOLUTION_NGRAMS, LEAST_SOLUTION_SHARE = 12, 20, 0.9
+COMMENT = re.compile(r"#.*")
 EXAMPLE_LINES = ("assert", ">>>")
 
 NGram = tuple[str, ...]  # of words or tokens
@@ -62,14 +64,29 @@ def find_leaks(examples: Iterable[Example], problems: Sequence[Problem]) -> Iter
     solutions = NGramIndex(TOKEN, SOLUTION_TOKENS, LEAST_SOLUTION_NGRAMS, LEAST_SOLUTION_SHARE)
     for problem in problems:
         for statement in problem.statements or (problem.prompt,):
-            prompts.add(problem.task_id, _description(statement.casefold()))
             prompts.add(problem.task_id, [statement.casefold()])
-        solutions.add(problem.task_id, [problem.canonical_solution])
+            for text in (statement, _docstring(statement)):
+                prompts.add(problem.task_id, _description(text.casefold()))
+        solutions.add(problem.task_id, [COMMENT.sub("", problem.canonical_solution)])
     for example in examples:
         text = "\n\n".join(message.text for message in example.messages)
-        task = prompts.held_by(text.casefold()) or solutions.held_by(text)
+        task = prompts.held_by(text.casefold()) or solutions.held_by(COMMENT.sub("", text))
         if task is not None:
             yield example.id, f"leak of {task}"
+
+
+def _docstring(prompt: str) -> str:
+    """What a prompt asks for in words: the docstring of its last function, or its own; "" where it has none.
+
+    >>> _docstring("def square(n):\\n    'Square n.'")
+    'Square n.'
+    """
+    try:
+        tree = ast.parse(prompt)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return ""
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return ast.get_docstring(functions[-1] if functions else tree) or ""
 
 
 def _description(prompt: str) -> list[str]:

@@ -51,6 +51,8 @@ def leaks_of(instruction: str, answer: str, *problems: Problem) -> list[str]:
         ("Solve it: " + PROMPT.replace("\n", " # ").replace(">>> below([1, 2, 3], 5)", ""), "..."),  # without examples
         ("Write code.", SOLUTION.replace("    ", "\t")),
         ("Write code.", f"def f(numbers, limit):{SOLUTION}\nprint(f([1], 2))"),
+        (WITHOUT_EXAMPLES, "..."),  # the words of the docstring alone
+        ("Write code.", SOLUTION.replace(":\n", ":  # and now\n").replace(" = 0", " = 0  # none yet")),
     ],
 )
 def test_a_row_that_holds_prompt_or_solution_leaks_the_task(instruction: str, answer: str) -> None:
