@@ -21,7 +21,10 @@ from dataclasses import dataclass
 
 from codetune.records import Example
 
-FENCED = re.compile(r"^[ \t]*```[ \t]*([\w+#.-]*)[^\n]*\n(.*?)^[ \t]*```[ \t]*$", re.MULTILINE | re.DOTALL)
+# A line of ``` that is indented by more than 3 ends no block that begins further to the left: it is a line of the code.
+FENCED = re.compile(
+    r"^([ \t]*)```[ \t]*([\w+#.-]*)[^\n]*\n(.*?)^(?:\1[ \t]{0,3}|[ \t]{0,3})```[ \t\r]*$", re.MULTILINE | re.DOTALL
+)
 FENCE_LINE = re.compile(r"^[ \t]*```.*$", re.MULTILINE)
 PYTHON = ("python", "py", "python3")
 DEFINITION = re.compile(
@@ -32,8 +35,11 @@ PROSE = re.compile(r"\W*[A-Z][\w',-]*(?: [\w'\",.()`-]+){2,}")  # a line that be
 IDENTIFIER = re.compile(r"\b[^\W\d]\w*")
 SESSION = ">>>"
 LONGEST_PROGRAM = 1_000_000  # characters; beyond that nothing is judged
-# Names of a module that no line of it defines, and of notebooks.
-GIVEN = frozenset(dir(builtins)) | {"__file__", "__path__", "__annotations__", "get_ipython", "display"}
+# Names of a module or class that no line of it defines, of notebooks, and of Python on Windows.
+GIVEN = frozenset(dir(builtins)) | {
+    *("__file__", "__path__", "__annotations__", "__builtins__", "__module__", "__qualname__"),
+    *("get_ipython", "display", "WindowsError"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +80,8 @@ def example_programs(examples: Iterable[Example]) -> Iterator[ExampleProgram]:
 
 def find_program(answer: str) -> str | None:
     """The Python program of an answer, without the indentation that all its lines share; None where there is none."""
-    blocks = (code for language, code in FENCED.findall(answer) if language.lower() in PYTHON)
-    marked = [code for code in blocks if not code.lstrip().startswith(SESSION)]
+    blocks = (code for _, language, code in FENCED.findall(answer) if language.lower() in PYTHON)
+    marked = [code for code in blocks if not _is_session(code)]
     if marked:
         program = textwrap.dedent(max(marked, key=len))
     elif "```" in answer or not _is_evidently_python(answer):
@@ -83,6 +89,12 @@ def find_program(answer: str) -> str | None:
     else:
         program = answer
     return program if len(program) <= LONGEST_PROGRAM else None
+
+
+def _is_session(code: str) -> bool:
+    """Whether the first line that is no comment is one of an interactive session."""
+    lines = (line.lstrip() for line in code.splitlines())
+    return next((line for line in lines if line and not line.startswith("#")), "").startswith(SESSION)
 
 
 def _is_evidently_python(text: str) -> bool:

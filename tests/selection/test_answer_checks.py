@@ -7,6 +7,7 @@ from codetune.selection.answer_checks import example_programs, failed_checks, fi
 
 CODE = "def f(x):\n    return x + 1\n"
 BROKEN = "def f(x):\nreturn x\n"
+FENCE_IN_DOCSTRING = 'def f(x):\n    """Adds one.\n\n    ```\n    f(1)\n    ```\n    """\n    return x + 1\n'
 
 
 def example(answer: str, instruction: str = "Write a function.") -> Example:
@@ -25,6 +26,9 @@ def why(name: str, answer: str, instruction: str = "Write a function.") -> str |
         (f"Here it is:\n```python\n{CODE}```\nIt adds one.", CODE),
         (f"```py\nx = 1\n```\nand\n```Python\n{CODE}```", CODE),  # the longest block
         ("1. So:\n   ```python\n   x = 1\n   y = 2\n   ```", "x = 1\ny = 2\n"),
+        ("```python\r\nx = 1\r\n```\r\n", "x = 1\r\n"),
+        (f"```python\n{FENCE_IN_DOCSTRING}```", FENCE_IN_DOCSTRING),
+        ("   ```python\n   x = 1\n```", "x = 1\n"),
         (CODE, CODE),
         (f"# Adds one.\nimport math\n{CODE}", f"# Adds one.\nimport math\n{CODE}"),
         (BROKEN, BROKEN),
@@ -41,6 +45,7 @@ def test_the_program_is_the_longest_marked_block_or_the_whole_text(answer: str, 
         "```javascript\nfunction f(x) { return x }\n```",
         f"```\n{CODE}```",  # not marked
         "```python\n>>> f(1)\n2\n```",  # a session
+        "```python\n# Call it:\n\n>>> f(1)\n2\n```",
         f"The code has a fault. Here is a better one:\n\n{CODE}",  # prose first
         f"{CODE}\nThis function adds one to the number.\n",  # prose behind it
         "def f(start: Int): List[Int] = {\n  start :: f(start + 1)\n}",  # Scala
@@ -102,6 +107,7 @@ def test_a_name_that_nothing_defines_is_told(answer: str, unknown: str) -> None:
         ("```python\nimport os\n```\nand\n```python\ndef f(x):\n    return os.path.join(x)\n```", ""),
         (BROKEN, ""),  # another check's
         ("```python\nx = 1\nreturn x\n```", ""),  # no symbol table
+        ("class A:\n    name = __module__ + __qualname__\ndef f():\n    return __builtins__, WindowsError\n", ""),
     ],
 )
 def test_a_name_that_program_python_instruction_or_another_block_defines_is_known(
