@@ -56,7 +56,7 @@ class HashingEncoder:
         weights = TfidfTransformer(sublinear_tf=True).fit(counts)
         svd = TruncatedSVD(min(DIMENSIONS, counts.shape[0]), random_state=seed)
         # Rows that are all equal have no variance; the explained-variance ratio, which is not used here, divides by it.
-        with threadpool_limits(1), np.errstate(invalid="ignore"):
+        with threadpool_limits(1), np.errstate(divide="ignore", invalid="ignore"):
             svd.fit(weights.transform(counts))
         # The frequencies can be part of the projection, because `encode` normalises each vector at the end.
         return cls((svd.components_ * weights.idf_).astype(np.float32))

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codetune import console
+from codetune.benchmark.benchmarks import spec_named
 from codetune.data.ids import IdIndex, pack_ids, unpack_id
 from codetune.project.sections import Project
 from codetune.records import Example, Problem
@@ -128,11 +129,16 @@ def exclusion_notes(facts: Mapping[str, Any]) -> list[str]:
         tasks = ", ".join(f"{name} ({count} tasks)" for name, count in facts[COMPARED].items())
         notes.append(f"no row that is left holds a prompt or a solution of {tasks}")
     if facts.get(NOT_AT_HAND):
-        notes.append(
-            f"not compared with {', '.join(facts[NOT_AT_HAND])}: not on this machine. To fetch it, name it in "
-            "select.decontaminate"
-        )
+        notes.append(f"not compared with {', '.join(facts[NOT_AT_HAND])}: not on this machine. {_remedy(facts)}")
     return notes
+
+
+def _remedy(facts: Mapping[str, Any]) -> str:
+    """What brings the benchmarks that are not at hand: a download, or the right path of a file of the user's."""
+    known = ", ".join(name for name in facts[NOT_AT_HAND] if spec_named(name))
+    files = ", ".join(name for name in facts[NOT_AT_HAND] if not spec_named(name))
+    remedies = [f"To fetch {known}, name it in select.decontaminate"] if known else []
+    return ". ".join([*remedies, *([f"There is no file {files}: fix evaluate.benchmarks"] if files else [])])
 
 
 def _problems(context: RunContext, facts: dict[str, object]) -> list[Problem]:

@@ -163,6 +163,10 @@ def test_a_benchmark_that_is_not_at_hand_is_named_and_nothing_is_fetched(
     assert result.facts["not_at_hand"] == ["humaneval", "missing.jsonl"]
     assert result.facts["decontaminated"] == {"tasks.jsonl": 1}
     assert any(note.startswith("not compared with humaneval, missing.jsonl") for note in SELECT.details(result).notes)
+    (note,) = (note for note in SELECT.details(result).notes if note.startswith("not compared with"))
+    assert note.endswith(
+        "To fetch humaneval, name it in select.decontaminate. There is no file missing.jsonl: fix evaluate.benchmarks"
+    )
 
 
 def test_a_benchmark_that_comes_later_makes_no_selection_stale_unless_it_is_named(project: Path) -> None:
