@@ -21,7 +21,7 @@ from codetune.stages.sandbox import working_tier
 from codetune.stages.sanitize import SANITIZE
 from codetune.stages.stage import Input, Recipe, Resolved, RunContext, Stage, StageOutput, StageRequest
 from codetune.stages.status import require
-from codetune.store.block_log import LineLog, open_parts
+from codetune.store.block_log import LineLog, open_parts, read_objects
 from codetune.store.files import require_writable, write_text
 from codetune.store.manifest import read_manifest
 from codetune.store.run_directory import Run
@@ -96,8 +96,7 @@ def _write(context: RunContext, recipe: Recipe, request: StageRequest) -> StageO
 
     assert request.tasks is not None
     settings, tasks = context.project.evaluate, request.tasks
-    with LineLog(_verdict_log(context.run, recipe.artefact)) as log:
-        verdicts = [Verdict(**row) for row in log.found]
+    verdicts = [Verdict(**row) for row in read_objects(_verdict_log(context.run, recipe.artefact))]
     report = evaluate(
         tasks.title,
         request.label,

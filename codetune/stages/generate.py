@@ -39,7 +39,7 @@ from codetune.stages.stage import (
     warn_of_new_parts,
     write_total,
 )
-from codetune.store.block_log import LineLog, open_parts
+from codetune.store.block_log import LineLog, open_parts, read_objects
 from codetune.store.files import write_lines
 from codetune.store.manifest import Manifest
 
@@ -206,8 +206,7 @@ def completed_rows(parts: Path) -> dict[tuple[str, int], dict[str, Any]]:
     """The completions that all processes have written so far, by task id and number of the sample."""
     rows: dict[tuple[str, int], dict[str, Any]] = {}
     for path in sorted(parts.glob("completions*.jsonl")):
-        with LineLog(path) as log:
-            rows |= {(row["task_id"], row["sample"]): row for row in log.found}
+        rows |= {(row["task_id"], row["sample"]): row for row in read_objects(path)}
     return rows
 
 

@@ -135,10 +135,8 @@ class RowStage:
         parts = context.run.parts(stage.artefact(context.run, StageRequest()))
         if not parts.exists():
             return None
-        settings = json.loads(json.dumps(dict(stage_settings(context, stage, StageRequest()))))
-        made = read_settings(parts / "settings.json") or {}
-        found = {key: value for key, value in made.items() if not key.endswith("(digest)")}
-        other = "" if found == settings else ", made with other settings: they will be made again"
+        alike = self._has_these_settings(context, stage)
+        other = "" if alike else ", made with other settings: they will be made again"
         examples = read_manifest(context.run.examples)
         total = f" of {examples.rows:,}" if examples else ""
         shards = summary(self._shards(context, stage))
@@ -149,9 +147,19 @@ class RowStage:
         shard = next_shard(self._shards(context, stage))
         return f"{stage.command(StageRequest())} --shard {shard[0]}/{shard[1]}" if shard else ""
 
+    def _has_these_settings(self, context: RunContext, stage: Stage) -> bool:
+        """Whether the rows that are done were made with what the project asks for now."""
+        request = StageRequest()
+        settings: dict[str, object] = json.loads(json.dumps(dict(stage_settings(context, stage, request))))
+        made = read_settings(context.run.parts(stage.artefact(context.run, request)) / "settings.json") or {}
+        return {key: value for key, value in made.items() if not key.endswith("(digest)")} == settings
+
     def _shards(self, context: RunContext, stage: Stage) -> list[ShardState]:
+        """Of rows made with other settings: none, because their shards cannot be continued."""
         request, examples = StageRequest(), read_manifest(context.run.examples)
         parts = context.run.parts(stage.artefact(context.run, request))
+        if not self._has_these_settings(context, stage):
+            return []
         return shard_states(context.run, lock_name(stage, request), parts, examples.rows if examples else None)
 
     def has_saved(self, context: RunContext, stage: Stage) -> bool:

@@ -144,8 +144,9 @@ def _warn_of_many(context: RunContext, set_aside: Counter[str], eligible: int) -
     found = faults.total()
     if found > USUALLY_SET_ASIDE * rows:
         console.warn(
-            f"select: {found:,} of {rows:,} rows are set aside ({percent(found / rows)}): {counts(faults)}. Usually "
-            f"it is less than {percent(USUALLY_SET_ASIDE)}. Look at some of them: {context.run.excluded}"
+            f"select: {found:,} of {quantity(rows, 'row')} {'is' if found == 1 else 'are'} set aside "
+            f"({percent(found / rows)}): {counts(faults)}. Usually it is less than {percent(USUALLY_SET_ASIDE)}. Look "
+            f"at some of them: {context.run.excluded}"
         )
 
 
@@ -345,7 +346,8 @@ def _details(result: StageResult) -> Details:
     clusters, test = result.facts.get("clusters", ()), result.facts.get("mismatch_test")
     found = result.facts.get(DIAGNOSTICS)
     eligible, set_aside = sum(cluster["eligible"] for cluster in clusters), sum(result.refused.values())
-    total = f"of {eligible + set_aside:,} rows {set_aside:,} set aside, {eligible:,} eligible, {result.rows:,} taken"
+    rows = quantity(eligible + set_aside, "row")
+    total = f"of {rows} {set_aside:,} set aside, {eligible:,} eligible, {result.rows:,} taken"
     notes = [
         total,
         *figure_lines(result.facts),

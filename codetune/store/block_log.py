@@ -119,19 +119,18 @@ class LineLog(_AppendOnlyFile):
     removes everything from the first incomplete line on."""
 
     def __init__(self, path: Path) -> None:
-        self.found: list[dict[str, Any]] = []
-        end = 0
-        for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
-            document = _read_object(line)
-            if document is None:
-                break
-            self.found.append(document)
-            end += len(line)
-        super().__init__(path, end)
+        lines = list(_complete_lines(path))
+        self.found = [document for document, _ in lines]
+        super().__init__(path, sum(length for _, length in lines))
 
     def append(self, document: Mapping[str, object]) -> None:
         """Writes one object to disk: when this returns, it survives a crash of the process or of the machine."""
         append_to_disk(self._file, json.dumps(document).encode() + b"\n")
+
+
+def read_objects(path: Path) -> list[dict[str, Any]]:
+    """The objects of a `LineLog`, up to the first incomplete line; its process may be writing at the same time."""
+    return [document for document, _ in _complete_lines(path)]
 
 
 def open_parts(directory: Path, settings: Mapping[str, object], refuse_others: bool) -> bool:
@@ -208,6 +207,14 @@ def _read_header(line: bytes) -> tuple[list[tuple[str, int]], int] | None:
             if are_ids and all(isinstance(length, int) and length >= 0 for length in lengths):
                 return list(zip(ids, lengths, strict=True)), crc
     return None
+
+
+def _complete_lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
+    """(object, bytes of its line) of a log of lines, up to the first incomplete one; nothing where there is no log."""
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+        if (document := _read_object(line)) is None:
+            return
+        yield document, len(line)
 
 
 def _read_object(line: bytes) -> dict[str, object] | None:

@@ -304,7 +304,7 @@ def test_rows_of_an_interrupted_run_with_other_settings_are_named_by_status_and_
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert pipeline.score(context_of(project), (0, 3)).state == "partial"
-    assert stage_status(context_of(project), SCORE).why.endswith(" rows")
+    assert stage_status(context_of(project), SCORE).why.endswith(" rows; shards of 3: 1 done (0), 2 not begun (1, 2)")
     other = context_of(project, score__max_length=128)
     assert stage_status(other, SCORE).why.endswith(" rows, made with other settings: they will be made again")
     assert pipeline.score(other).reused == 0

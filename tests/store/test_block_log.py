@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codetune.errors import StaleError
-from codetune.store.block_log import BlockLog, FinishedRows, LineLog, log_path, open_parts, read_logs
+from codetune.store.block_log import BlockLog, FinishedRows, LineLog, log_path, open_parts, read_logs, read_objects
 
 Block = list[tuple[str, bytes]]
 
@@ -216,6 +216,7 @@ def test_a_line_log_truncated_at_any_byte_keeps_exactly_its_complete_lines(
         size = data.draw(st.integers(0, len(whole)))
         path.write_bytes(whole[:size])
         kept = documents[: whole[:size].count(b"\n")]
+        assert (read_objects(path), path.read_bytes()) == (kept, whole[:size])
         with LineLog(path) as log:
             assert log.found == kept
             log.append({"added": True})
