@@ -80,17 +80,20 @@ def explanation(found: Explanation) -> CommandResult:
     if found.jaccard is not None:
         notes.append(f"Jaccard index of the two: {found.jaccard:.4f}")
     notes.append(f"{where}: {found.eligible:,} eligible, {found.taken:,} taken")
-    if found.harder is not None:
-        notes.append(f"{found.harder:,} of the eligible have a higher IFD")
-    if found.lowest_taken_ifd is not None:
-        notes.append(f"lowest IFD taken: {found.lowest_taken_ifd:.4f}")
+    if (measure := found.measure) and found.value is not None:
+        value = "" if measure.column in row else f" than {measure.format(found.value)}"
+        notes.append(f"{found.harder:,} of the eligible have a higher {measure.title}{value}")
+    if measure and found.lowest_taken is not None:
+        notes.append(f"lowest {measure.title} taken: {measure.format(found.lowest_taken)}")
     document = {
         **row,
         "taken": found.is_taken,
         "eligible_in_cluster": found.eligible,
         "taken_in_cluster": found.taken,
+        "ranked_by": measure.column if measure else None,
+        "value": found.value,
         "harder_in_cluster": found.harder,
-        "lowest_taken_ifd": found.lowest_taken_ifd,
+        "lowest_taken": found.lowest_taken,
         "jaccard": found.jaccard,
     }
     return CommandResult(document, f"{name}: {row['why']}", notes=notes)

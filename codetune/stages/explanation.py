@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from codetune.data.ids import IdIndex, pack_ids
 from codetune.errors import InputError
 from codetune.selection.duplicates import similarity
-from codetune.stages.select import SELECT
+from codetune.selection.strategies import STRATEGIES, Measure
+from codetune.stages.holdout import HELD_OUT
+from codetune.stages.select import SELECT, read_selective_ifd
 from codetune.stages.stage import RunContext
 from codetune.stages.status import require
 from codetune.store.examples import open_lines, read_example
-from codetune.store.row_artefacts import TAKEN, read_outcomes
+from codetune.store.row_artefacts import TAKEN, read_outcomes, read_score_columns
 
 NEAR = "near duplicate of "
 ELIGIBLE = (TAKEN, "not taken")
@@ -27,8 +32,10 @@ class Explanation:
     text: str  # how its instruction begins; "" for a row that could not be read
     eligible: int
     taken: int
-    harder: int | None  # eligible rows with a higher IFD; None where the row is not eligible or no IFD is known
-    lowest_taken_ifd: float | None
+    measure: Measure | None  # what the strategy ranks rows by; None where it ranks by nothing
+    value: float | None  # the measure of the row; None where it is not eligible
+    harder: int | None  # eligible rows with a higher value
+    lowest_taken: float | None  # the lowest value of the rows that were taken
     jaccard: float | None  # with the row that it nearly repeats
 
     @property
@@ -46,21 +53,36 @@ def explain_row(context: RunContext, wanted: str) -> Explanation:
             f"The selection in {context.run.selection} knows no row {wanted!r}. Expected: an id, or the place of a row "
             f"without one, as in that file and in {context.run.excluded.name}. Fix --explain"
         )
-    peers = [
-        (other["why"] == TAKEN, other.get("ifd"))
+    peers = {
+        other["id"]: other["why"] == TAKEN
         for other in read_outcomes(context.run)
         if other["why"] in ELIGIBLE and other.get("cluster") == row.get("cluster")
-    ]
-    is_known = row["why"] in ELIGIBLE and "ifd" in row
+    }
+    measure = STRATEGIES[context.project.select.strategy].measure
+    values = {} if measure is None else _values(context, measure, list(peers))
+    own = values.get(row["id"])
     return Explanation(
         row=row,
         text=_text(context, row),
         eligible=len(peers),
-        taken=sum(is_taken for is_taken, _ in peers),
-        harder=sum(ifd > row["ifd"] for _, ifd in peers) if is_known else None,
-        lowest_taken_ifd=min((ifd for is_taken, ifd in peers if is_taken and ifd is not None), default=None),
+        taken=sum(peers.values()),
+        measure=measure,
+        value=own,
+        harder=None if own is None else sum(value > own for value in values.values()),
+        lowest_taken=min((value for row_id, value in values.items() if peers[row_id]), default=None),
         jaccard=_jaccard(context, row),
     )
+
+
+def _values(context: RunContext, measure: Measure, ids: Sequence[str]) -> dict[str, float]:
+    """The measure of some rows, by id; a row without one is absent."""
+    held = [row["id"] for row in read_outcomes(context.run) if row["why"] == HELD_OUT]
+    scores = read_score_columns(context.run)
+    scores = scores.only(~IdIndex(pack_ids(held)).holds(scores.ids))
+    needs_tokens = STRATEGIES[context.project.select.strategy].needs_tokens
+    column = read_selective_ifd(context, scores) if needs_tokens else getattr(scores, measure.column)
+    values = column[IdIndex(scores.ids).positions(pack_ids(ids))].tolist()
+    return {row_id: value for row_id, value in zip(ids, values, strict=True) if not np.isnan(value)}
 
 
 def _text(context: RunContext, row: Mapping[str, Any]) -> str:

@@ -211,11 +211,11 @@ def join_rows(
         nll_conditional=scores.nll_conditional[order],
         answer_tokens=scores.answer_tokens[order],
         vectors=vectors,
-        sifd=_selective_ifd(context, scores)[order] if strategy.needs_tokens else None,
+        sifd=read_selective_ifd(context, scores)[order] if strategy.needs_tokens else None,
     )
 
 
-def _selective_ifd(context: RunContext, scores: ScoreColumns) -> Floats:
+def read_selective_ifd(context: RunContext, scores: ScoreColumns) -> Floats:
     """S-IFD of the rows of `scores`, in their order. Raises StaleError for scores without the differences of tokens."""
     wanted = IdIndex(scores.ids)
 

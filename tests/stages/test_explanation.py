@@ -39,13 +39,37 @@ def test_a_row_is_ranked_among_the_eligible_of_its_cluster(selected: RunContext)
     for rank, row in enumerate(taken):  # in the order of falling IFD
         found = explain_row(selected, row["id"])
         assert (found.is_taken, found.harder, found.taken) == (True, rank, len(taken))
-        assert found.lowest_taken_ifd == taken[-1]["ifd"]
+        assert found.lowest_taken == taken[-1]["ifd"]
     (other, *_) = (row for row in documents(selected.run.excluded) if row["why"] == "not taken")
     found = explain_row(selected, other["id"])
     assert not found.is_taken
     assert found.harder is not None
     assert found.harder >= len(taken)
     assert found.eligible == len(taken) + sum(row["why"] == "not taken" for row in documents(selected.run.excluded))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "title"),
+    [("length", "answer tokens"), ("perplexity", "NLL given the instruction"), ("sifd", "S-IFD"), ("random", None)],
+)
+def test_a_row_is_ranked_by_what_the_strategy_looks_at(selected: RunContext, strategy: str, title: str | None) -> None:
+    project = selected.project.root / "codetune.yaml"
+    asked = {"select__strategy": strategy, "score__token_differences": True, "select__clusters": 1, "name": strategy}
+    context = context_of(project, **asked, select__ratio=0.5)
+    for stage in (pipeline.score, pipeline.embed, pipeline.select):
+        stage(context)
+    for row in documents(context.run.selection):
+        found = explain_row(context, row["id"])
+        notes = "\n".join(render.explanation(found).notes)
+        if title is None:
+            assert (found.harder, found.lowest_taken) == (None, None)
+            assert "IFD" not in notes
+        else:
+            assert f"rank {(found.harder or 0) + 1} of" in row["why"]
+            assert f"{found.harder} of the eligible have a higher {title}" in notes
+    first, *_ = (row for row in documents(context.run.excluded) if row["why"] == "not taken")
+    found = explain_row(context, first["id"])
+    assert found.value is None or found.value <= (found.lowest_taken or 0)
 
 
 def test_a_near_duplicate_is_told_with_its_jaccard_index(selected: RunContext) -> None:
