@@ -167,6 +167,8 @@ def test_every_benchmark_at_hand_is_evaluated_and_the_others_are_named(
     ]
     monkeypatch.delenv("CRUXEVAL_OVERRIDE_PATH")
     monkeypatch.delenv("LEETCODE_OVERRIDE_PATH")
+    with pytest.raises(UsageError, match=r"no file 'nowhere.jsonl'"):
+        open_benchmarks(context_of(tmp_path / "codetune.yaml", evaluate__benchmarks=["nowhere.jsonl"]), "all")
     with pytest.raises(UsageError, match="all: no benchmark is on this machine"):
         references_at_hand(context_of(tmp_path / "codetune.yaml", evaluate__benchmarks=["humaneval"]))
 

@@ -47,12 +47,12 @@ def open_benchmarks(context: RunContext, reference: str) -> Sequence[Benchmark]:
 
 
 def references_at_hand(context: RunContext) -> Sequence[str]:
-    """Every benchmark whose file is on this machine: the project's, and the published ones. Names the others in a note.
-    Raises UsageError where there is none."""
+    """The project's own benchmarks, and every published one whose file is on this machine; the others are named in a
+    note. Raises UsageError where there is none."""
     own = [said for said in context.project.evaluate.benchmarks if not spec_named(said) or said == "demo"]
     published = [spec.name for spec in benchmarks.BENCHMARKS if spec.name != "demo"]
-    at_hand = [said for said in (*published, *own) if _file_at_hand(context, said) is not None]
-    if lacking := [said for said in (*published, *own) if said not in at_hand]:
+    at_hand = [*(name for name in published if _file_at_hand(context, name) is not None), *own]
+    if lacking := [name for name in published if name not in at_hand]:
         console.say(
             f"not on this machine, and left out: {', '.join(lacking)}. To fetch one, name it: codetune eval NAME"
         )
