@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from codetune import __version__, console
-from codetune.cli_inspection import doctor, follow, plan, status
+from codetune.cli_inspection import doctor, follow, plan, slurm, status
 from codetune.commands import app as app  # for main.py
 from codetune.commands import perform
 from codetune.errors import UsageError
@@ -364,6 +364,7 @@ def sweep(
 app.command()(status)
 app.command()(plan)
 app.command()(doctor)
+app.command()(slurm)
 
 
 @app.command()

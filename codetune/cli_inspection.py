@@ -1,8 +1,10 @@
-"""The commands that look and run no stage. Imports what they need inside functions, as `cli.py` does."""
+"""The commands that run no stage themselves: those that look, and `slurm`, which writes jobs. Imports what they need
+inside functions, as `cli.py` does."""
 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +14,7 @@ from codetune.commands import perform
 from codetune.launch.dispatch import run_follower_node
 from codetune.launch.environment import Node, current_node
 from codetune.options import JsonOption, ProjectOption, SetOption, optional_project, required_project
+from codetune.project.sections import PROJECT_FILE
 
 if TYPE_CHECKING:
     from codetune.console import CommandResult
@@ -89,6 +92,27 @@ def doctor(
         return doctor_text.doctor(list(console.track(findings, "doctor", None, "check")))
 
     perform(work, as_json, changes_nothing=True)
+
+
+def slurm(
+    submit: Annotated[bool, typer.Option("--submit", help="Submit the jobs, too, by sbatch.")] = False,
+    project: ProjectOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write what is left to do as jobs of a Slurm cluster, in job arrays where it can be divided."""
+    loaded = required_project(project, set_, {})
+    arguments = ["--project", str((project or Path(PROJECT_FILE)).absolute())]
+    arguments += [word for assignment in set_ or [] for word in ("--set", assignment)]
+
+    def work() -> CommandResult:
+        from codetune.cluster import slurm_result, write_jobs
+        from codetune.stages.stage import open_context
+
+        context = open_context(loaded)
+        return slurm_result(write_jobs(context, arguments, Path.cwd(), submit), context.run.slurm)
+
+    perform(work, as_json)
 
 
 def follow(project: Project, here: Node) -> CommandResult:

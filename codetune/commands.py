@@ -14,7 +14,7 @@ from codetune.console import CommandResult
 from codetune.errors import UsageError, writing_failed
 
 # Commands of the contract that this version lacks; values of the project file: project.NOT_IN_THIS_VERSION.
-NOT_IN_THIS_VERSION = ("slurm", "report")
+NOT_IN_THIS_VERSION = ("report",)
 
 
 QUIET_HELP = "Show no progress and no notes: only the result, warnings and errors."

@@ -46,7 +46,10 @@ SetOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document on standard output.")]
 ShardOption = Annotated[
     str | None,
-    typer.Option(metavar="I/N", help="Do only blocks I, I+N, ...; the last shard writes the result."),
+    typer.Option(
+        metavar="I/N|auto",
+        help="Do only blocks I, I+N, ...; the last shard writes the result. auto: from Slurm's job array.",
+    ),
 ]
 ReplaceOption = Annotated[
     bool, typer.Option("--replace", help="Allow discarding a finished model, or checkpoints, made with other settings.")

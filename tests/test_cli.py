@@ -25,7 +25,7 @@ from tests.small_world import context_of, make_small_world, run_codetune
 
 COMMANDS = (
     *("init", "score", "embed", "select", "train", "generate"),
-    *("sanitize", "evaluate", "eval", "run", "status", "plan", "doctor", "demo"),
+    *("sanitize", "evaluate", "eval", "run", "status", "plan", "doctor", "slurm", "demo"),
 )
 
 

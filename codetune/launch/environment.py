@@ -36,6 +36,7 @@ QUIET = {
 WARNING_LOGGERS = ("bitsandbytes", "DeepSpeed")
 # The variables that torchrun, accelerate and deepspeed set for each process; the command sets them for its workers.
 RANK, WORLD, LOCAL_RANK, LOCAL_WORLD = "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"
+AUTO_SHARD = "auto"
 WORKER_TASK = "CODETUNE_WORKER_TASK"
 
 
@@ -171,20 +172,49 @@ def worker_task() -> WorkerTask | None:
 
 
 def parse_shard(text: str) -> Shard:
-    """The index and count of `--shard I/N`. Raises UsageError where I is not below N.
+    """The index and count of `--shard I/N`, or of `--shard auto` in a job array of Slurm. Raises UsageError where I is
+    not below N.
 
     >>> parse_shard("3/8")
     (3, 8)
     """
+    if text == AUTO_SHARD:
+        return _array_shard(os.environ)
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if not match:
-        raise UsageError(f"--shard {text}: expected I/N, two whole numbers, such as --shard 0/8")
+        raise UsageError(
+            f"--shard {text}: expected I/N, two whole numbers, such as --shard 0/8; or auto, in a job array of Slurm"
+        )
     index, count = int(match[1]), int(match[2])
     if count == 0:
         raise UsageError(f"--shard {text}: no shards at all; expected N of at least 1, such as --shard 0/1")
     if index >= count:
         raise UsageError(f"--shard {text}: shards count from 0; expected I from 0 to {count - 1}")
     return index, count
+
+
+def _array_shard(environment: Mapping[str, str]) -> Shard:
+    """The place of this task among those of its job array. Raises UsageError where there is no array, and where its
+    numbers have gaps: the number of the shards is then more than that of the tasks.
+
+    >>> _array_shard({"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "8", "SLURM_ARRAY_TASK_MIN": "1"})
+    (2, 8)
+    """
+    try:
+        task, count = (int(environment[f"SLURM_ARRAY_TASK_{name}"]) for name in ("ID", "COUNT"))
+        first = int(environment.get("SLURM_ARRAY_TASK_MIN", "0"))
+        last = int(environment.get("SLURM_ARRAY_TASK_MAX", first + count - 1))
+    except (KeyError, ValueError):
+        raise UsageError(
+            f"--shard {AUTO_SHARD}: SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT are not set to numbers. Expected: "
+            "a task of a job array. Submit one: sbatch --array=0-7 SCRIPT; or name the shard: --shard 0/8"
+        ) from None
+    if last - first + 1 != count or not first <= task <= last:
+        raise UsageError(
+            f"--shard {AUTO_SHARD}: the job array has {count} tasks with numbers from {first} to {last}, and this is "
+            f"{task}. Expected: no gaps. Name how many shards there are: --shard $SLURM_ARRAY_TASK_ID/N"
+        )
+    return task - first, count
 
 
 def _is_error(record: logging.LogRecord) -> bool:

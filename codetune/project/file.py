@@ -17,10 +17,9 @@ from pydantic_core import ErrorDetails
 
 from codetune.errors import InputError, ProjectError, unusable_directory
 from codetune.project.key_types import accepted_types
+from codetune.project.patterns import PATTERNS_IN_WORDS
 from codetune.project.sections import (
     LIST_TAG,
-    NAME_IN_WORDS,
-    NAME_PATTERN,
     NOT_IN_THIS_VERSION,
     PROJECT_FILE,
     SECTION_TAG,
@@ -215,7 +214,8 @@ def _expectation(message: str) -> str:
     """
     for opening in ("Input should be ", "String should ", "List should "):
         message = message.removeprefix(opening)
-    message = message.replace(f"match pattern '{NAME_PATTERN}'", NAME_IN_WORDS)
+    for pattern, words in PATTERNS_IN_WORDS.items():
+        message = message.replace(f"match pattern '{pattern}'", words)
     message = re.sub(r"a valid dictionary or instance of \w+", "a section with keys of its own", message)
     for pydantic_words, our_words in _OUR_WORDS.items():
         message = message.replace(pydantic_words, our_words)

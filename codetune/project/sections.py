@@ -14,11 +14,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 from pydantic.fields import FieldInfo
 
 from codetune.errors import InputError
+from codetune.project.patterns import NAME_PATTERN, SLURM_OPTION, SLURM_TIME, SLURM_WORD
 from codetune.user_files import matching_paths
 
 PROJECT_FILE = "codetune.yaml"
-NAME_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]*$"
-NAME_IN_WORDS = "letters, digits, dot, dash or underscore, beginning with a letter or digit"
 
 StageName = Literal["score", "embed", "select", "train", "generate", "sanitize", "evaluate"]
 STAGE_NAMES: tuple[StageName, ...] = get_args(StageName)
@@ -40,6 +39,9 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Chance = Annotated[float, Field(ge=0, lt=1)]
+SlurmWord = Annotated[str, Field(pattern=SLURM_WORD)]
+SlurmOption = Annotated[str, Field(pattern=SLURM_OPTION)]
+SlurmTime = Annotated[str, Field(pattern=SLURM_TIME)]
 T = TypeVar("T")
 
 
@@ -297,6 +299,19 @@ class Launch(Section):
     offload: Literal["none", "optimizer", "all"] = setting("none", "what moves to CPU memory")
 
 
+class Slurm(Section):
+    """What `codetune slurm` asks of the cluster. A key that is null leaves its line out of the job scripts."""
+
+    account: SlurmWord | None = setting(None, "account of the jobs; null: Slurm's default, as for the next three")
+    partition: SlurmWord | None = setting(None, "partition of the jobs")
+    gpus: Count | None = setting(None, "GPUs of each machine; a task of a job array takes one")
+    time: Count | SlurmTime | None = setting(None, "limit of each job: minutes, or as in 12:00:00 and 2-00:00:00")
+    shards: Count = setting(8, "tasks of the job arrays of score and embed")
+    options: Annotated[list[SlurmOption], OneOrMore] = setting(
+        [], "more options of sbatch for every job, such as [--mem=64G, --cpus-per-task=8]"
+    )
+
+
 class Project(Section):
     """A whole project. `root` is the directory that relative paths start from; `overrides` are the settings, by dotted
     key, that came by flag or `--set` instead of the file."""
@@ -315,6 +330,7 @@ class Project(Section):
     generate: Generation = Generation.model_construct()
     evaluate: Evaluation = Evaluation.model_construct()
     launch: Launch = Launch.model_construct()
+    slurm: Slurm = Slurm.model_construct()
 
     _root: Path = PrivateAttr(default_factory=Path.cwd)
     _overrides: dict[str, object] = PrivateAttr(default_factory=dict)

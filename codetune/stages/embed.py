@@ -144,6 +144,7 @@ EMBED: Stage = Stage(
     progress=lambda context, request: _ROWS.progress(context, EMBED),
     continue_command=lambda context: _ROWS.continue_command(context, EMBED),
     has_saved=lambda context, request: _ROWS.has_saved(context, EMBED),
+    missing_shards=lambda context, count: _ROWS.missing_shards(context, EMBED, count),
     details=_details,
     documented=READING_FACTS,
     is_taken_over=True,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,13 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codetune import console
+from codetune.errors import StaleError
 from codetune.launch.dispatch import Job, WorkerContext, perform, process_count
 from codetune.launch.environment import Shard, current_node, thread_count
 from codetune.launch.workers import SendProgress
 from codetune.records import Example, Rank
 from codetune.selection.blocks import Block
 from codetune.stages.inputs import reading_of
-from codetune.stages.shards import ShardState, mark_done, next_shard, shard_states, summary
+from codetune.stages.shards import WAITING, ShardState, mark_done, next_shard, shard_states, summary
 from codetune.stages.stage import (
     Recipe,
     RunContext,
@@ -146,6 +148,19 @@ class RowStage:
         """Of an artefact that is made in shards: the command of one that nobody works on; else ""."""
         shard = next_shard(self._shards(context, stage))
         return f"{stage.command(StageRequest())} --shard {shard[0]}/{shard[1]}" if shard else ""
+
+    def missing_shards(self, context: RunContext, stage: Stage, count: int) -> list[int]:
+        """Which of `count` shards nobody works on and have rows left to make. Raises StaleError where there are parts
+        made with other settings, which shards refuse."""
+        parts = context.run.parts(stage.artefact(context.run, StageRequest()))
+        if (parts / "settings.json").exists() and not self._has_these_settings(context, stage):
+            raise StaleError(
+                f"{parts} holds shards made with other settings, which a shard does not remove. Use the same settings, "
+                "or another name for this run (--set name=NEW). To start again, move them away: "
+                f"mv {shlex.quote(str(parts))} {shlex.quote(f'{parts}.old')}"
+            )
+        found = {one.shard[0]: one.state for one in self._shards(context, stage) if one.shard[1] == count}
+        return [index for index in range(count) if found.get(index, "not begun") in WAITING]
 
     def _has_these_settings(self, context: RunContext, stage: Stage) -> bool:
         """Whether the rows that are done were made with what the project asks for now."""

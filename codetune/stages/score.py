@@ -198,6 +198,7 @@ SCORE: Stage = Stage(
     progress=lambda context, request: _ROWS.progress(context, SCORE),
     continue_command=lambda context: _ROWS.continue_command(context, SCORE),
     has_saved=lambda context, request: _ROWS.has_saved(context, SCORE),
+    missing_shards=lambda context, count: _ROWS.missing_shards(context, SCORE, count),
     details=_details,
     documented=READING_FACTS,
     additions=ADDITIONS,

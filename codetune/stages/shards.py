@@ -16,6 +16,7 @@ from codetune.store.files import write_text
 from codetune.store.locks import holders, locked_shards
 from codetune.store.run_directory import Run
 
+WAITING = ("dead", "not begun")  # the states of shards that nobody works on, and that are not done
 SHOWN_NUMBERS = 8  # of the shards in one state
 
 
@@ -56,7 +57,7 @@ def summary(states: Sequence[ShardState]) -> str:
 
 def next_shard(states: Sequence[ShardState]) -> Shard | None:
     """The first that nobody works on, a dead one before one that has not begun; None where there is none."""
-    waiting = sorted((found.state, found.shard) for found in states if found.state in ("dead", "not begun"))
+    waiting = sorted((found.state, found.shard) for found in states if found.state in WAITING)
     return waiting[0][1] if waiting else None
 
 

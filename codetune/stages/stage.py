@@ -184,6 +184,7 @@ class Stage:
     progress: Callable[[RunContext, StageRequest], str | None] = lambda context, request: None  # None: not begun
     has_saved: Callable[[RunContext, StageRequest], bool] = lambda context, request: False  # of unfinished work
     continue_command: Callable[[RunContext], str] = lambda context: ""  # of an unfinished one, if not `command`
+    missing_shards: Callable[[RunContext, int], Sequence[int]] | None = None  # of so many; None: it has no shards
     remark: Callable[[RunContext], str] = lambda context: ""  # beside a finished one, for status
     is_taken_over: bool = False  # from another run beside this one that has made it of the same recipe
     facts: Callable[[RunContext, StageRequest], Mapping[str, Any]] = lambda context, request: {}  # beside `write`'s own

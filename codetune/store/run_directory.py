@@ -54,6 +54,11 @@ class Run:
         """The number format that was found for `model.dtype: auto`."""
         return self.directory / ".cache" / "precision"
 
+    @property
+    def slurm(self) -> Path:
+        """The directory of the job scripts and the logs of their jobs."""
+        return self.directory / "slurm"
+
     def before(self, stage: str) -> Run:
         """The directory that keeps a stage's last artefact until the one that replaces it is sealed."""
         return Run(self.directory / ".before" / stage)

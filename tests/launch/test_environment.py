@@ -55,6 +55,37 @@ def test_an_impossible_shard_is_an_error_that_names_a_possible_one(text: str, ex
         parse_shard(text)
 
 
+@pytest.mark.parametrize(
+    ("task", "count", "first", "last", "shard"),
+    [("0", "4", "0", "3", (0, 4)), ("3", "4", "0", "3", (3, 4)), ("5", "2", "4", "5", (1, 2))],
+)
+def test_a_task_of_a_job_array_knows_its_shard(
+    task: str, count: str, first: str, last: str, shard: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_array(monkeypatch, task, count, first, last)
+    assert parse_shard("auto") == shard
+
+
+@pytest.mark.parametrize("task", ["0", "2", "3"])
+def test_a_job_array_with_gaps_does_not_say_how_many_shards_there_are(
+    task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_array(monkeypatch, task, "3", "0", "3")
+    with pytest.raises(UsageError, match=r"numbers from 0 to 3.*no gaps.*--shard \$SLURM_ARRAY_TASK_ID/N"):
+        parse_shard("auto")
+
+
+def test_without_a_job_array_no_shard_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_ARRAY_TASK_ID", raising=False)
+    with pytest.raises(UsageError, match="a task of a job array"):
+        parse_shard("auto")
+
+
+def set_array(monkeypatch: pytest.MonkeyPatch, *values: str) -> None:
+    for name, value in zip(("ID", "COUNT", "MIN", "MAX"), values, strict=True):
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
+
+
 def test_every_process_has_the_threads_that_codetune_sets_whatever_the_launcher_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -138,6 +138,12 @@ SEALS_NOTHING = NAMES | {
     "launch.strategy",
     "launch.nodes",
     "launch.offload",
+    "slurm.account",
+    "slurm.partition",
+    "slurm.gpus",
+    "slurm.time",
+    "slurm.shards",
+    "slurm.options",
 }
 
 
