@@ -361,10 +361,8 @@ def sweep(
     perform(work, as_json)
 
 
-app.command()(status)
-app.command()(plan)
-app.command()(doctor)
-app.command()(slurm)
+for _command in (status, plan, doctor, slurm):
+    app.command()(_command)
 
 
 @app.command()

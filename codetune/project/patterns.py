@@ -1,6 +1,8 @@
 """The patterns of the texts that some keys of the project file take, and each one in words, for messages."""
 
-from __future__ import annotations
+from typing import Annotated
+
+from pydantic import Field
 
 NAME_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]*$"
 # What stands in a line that Slurm reads: no blanks, quotes, backslashes or comments.
@@ -12,3 +14,6 @@ PATTERNS_IN_WORDS = {
     SLURM_OPTION: "an option such as --mem=64G, without blanks, quotes, backslashes or #",
     SLURM_TIME: "a time such as 12:00:00 or 2-00:00:00",
 }
+SlurmWord = Annotated[str, Field(pattern=SLURM_WORD)]
+SlurmOption = Annotated[str, Field(pattern=SLURM_OPTION)]
+SlurmTime = Annotated[str, Field(pattern=SLURM_TIME)]

@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 from pydantic.fields import FieldInfo
 
 from codetune.errors import InputError
-from codetune.project.patterns import NAME_PATTERN, SLURM_OPTION, SLURM_TIME, SLURM_WORD
+from codetune.project.patterns import NAME_PATTERN, SlurmOption, SlurmTime, SlurmWord
 from codetune.user_files import matching_paths
 
 PROJECT_FILE = "codetune.yaml"
@@ -39,9 +39,6 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Chance = Annotated[float, Field(ge=0, lt=1)]
-SlurmWord = Annotated[str, Field(pattern=SLURM_WORD)]
-SlurmOption = Annotated[str, Field(pattern=SLURM_OPTION)]
-SlurmTime = Annotated[str, Field(pattern=SLURM_TIME)]
 T = TypeVar("T")
 
 
