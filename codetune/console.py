@@ -37,7 +37,10 @@ from codetune.text import visible
 
 RUN_KEYS = ("name", "output_dir")  # keys of the project file that say which run is meant
 # Not where its help is named: `codetune score --help`.
-NAMED_COMMAND = r"\bcodetune (?:score|embed|select|train|generate|sanitize|evaluate|eval|run|status|plan|doctor|sweep|slurm)\b(?! --help)"
+NAMED_COMMAND = (
+    r"\bcodetune (?:score|embed|select|train|generate|sanitize|evaluate|eval|run|status|plan|doctor|sweep|slurm)"
+    r"\b(?! --help)"
+)
 T = TypeVar("T")
 SECONDS_BETWEEN_UPDATES = 0.1  # of a bar: rich takes 0.25 ms for each, more than to read a row of a data set
 SECONDS_BETWEEN_LINES = 30.0  # of progress, where standard error is no terminal

@@ -139,8 +139,8 @@ def test_a_command_not_built_is_refused_by_name(command: str, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("slur", "error: No such command 'slur'. See: codetune --help"),
-        ("selec -p P", "error: No such command 'selec'. Did you mean 'select'? See: codetune --help"),
+        ("repor", "error: No such command 'repor'. See: codetune --help"),
+        ("trai -p P", "error: No such command 'trai'. Did you mean 'train'? See: codetune --help"),
         ("-p P scor", "error: No such option: -p. Options come after the command, as in: codetune COMMAND -p PATH."),
         ("score -p P --foo", "error: No such option: --foo. See: codetune score --help"),
     ],
