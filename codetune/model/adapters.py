@@ -2,7 +2,9 @@
 afterwards, fresh from training or read from their directory.
 
 A weight matrix W becomes W + (alpha / r) B A with B and A of rank r, and B zero at first (Hu et al. 2021, arXiv
-2106.09685, sec. 4.1). QLoRA is the same over a quantized W (Dettmers et al. 2023, arXiv 2305.14314)."""
+2106.09685, sec. 4.1). QLoRA is the same over a quantized W (Dettmers et al. 2023, arXiv 2305.14314). rsLoRA divides by
+the square root of r instead (Kalajdzievski 2023, arXiv 2312.03732). DoRA gives each row of that sum, one output of the
+layer, a trained length of its own (Liu et al. 2024, arXiv 2402.09353, sec. 4.1)."""
 
 from __future__ import annotations
 
@@ -60,6 +62,8 @@ def add_adapters(
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
     )
     try:
         with _seeded(seed), quiet_peft():
@@ -156,6 +160,9 @@ def _merged_layer(layer: LoraLayer, dtype: torch.dtype) -> torch.nn.Module:
     if isinstance(base, torch.nn.Linear):
         (adapter,) = layer.active_adapters
         weights = _dequantized(base) + layer.get_delta_weight(adapter).float()  # type: ignore[attr-defined]
+        if adapter in layer.lora_magnitude_vector:  # DoRA
+            lengths = layer.lora_magnitude_vector[adapter].weight.float()
+            weights *= (lengths / weights.norm(dim=1))[:, None]
         return _linear(base, weights, dtype)
     # Embeddings and other layers that are never quantized. First a copy of the weight: the output layer may share it.
     base.weight = torch.nn.Parameter(base.weight.detach().clone(), requires_grad=False)  # type: ignore[operator]

@@ -286,6 +286,12 @@ def _training_conflicts(project: Project) -> Iterator[tuple[str, str]]:
             "model.dtype",
             "float16 cannot train all weights (its gradients overflow). Set bfloat16 or float32, or train.method: lora",
         )
+    if train.method != "full" and train.lora.dora and not train.merge:
+        yield (
+            "train.lora.dora",
+            "true, and transformers would load such adapters without their trained lengths, as another model. Set "
+            "train.merge: true (it keeps the adapters as well, for peft), or train.lora.dora: false",
+        )
     if not train.holdout:
         for name, value in (("evaluate_steps", train.evaluate_steps), ("patience", train.patience)):
             if value is not None:

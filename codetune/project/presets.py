@@ -30,6 +30,24 @@ PRESETS: Mapping[str, Mapping[str, object]] = {
         "model.chat_format": "codellama",
         **PUBLISHED_SELECTION,
     },
+    # "LoRA Without Regret" (Schulman et al. 2025, thinkingmachines.ai/blog/lora): adapters on all linear layers, alpha
+    # 32 at any rank, ten times the learning rate of a full training, held constant, and small batches.
+    "lora": {
+        "name": "lora-oss-40",
+        "dataset.path": "ise-uiuc/Magicoder-OSS-Instruct-75K",
+        "dataset.instruction": "problem",
+        "dataset.response": "solution",
+        "model.path": "deepseek-ai/deepseek-coder-6.7b-base",
+        "model.chat_format": "deepseek",
+        "train.method": "lora",
+        "train.global_batch_size": 32,
+        "train.learning_rate": 5.0e-4,
+        "train.scheduler": "constant",
+        "train.warmup_steps": 0,
+        "train.lora.r": 128,
+        "train.lora.alpha": 32,
+        "train.lora.dropout": 0.0,
+    },
     "cpu": {
         "name": "cpu-40",
         "dataset.path": "data.jsonl",

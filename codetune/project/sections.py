@@ -171,9 +171,11 @@ class Selection(Section):
 
 class LoraSettings(Section):
     r: Count = setting(8, "rank of the adapters", "train")
-    alpha: Count = setting(16, "scale is alpha / r", "train")
+    alpha: Count = setting(16, "scale is alpha / r, with rslora alpha / sqrt(r)", "train")
     dropout: Chance = setting(0.1, "dropout on the adapter's input", "train")
     target_modules: Text | Names = setting("all-linear", "`all-linear`, or names of modules", "train")
+    rslora: bool = setting(False, "divide by sqrt(r) instead of r, so that a high rank learns as fast", "train")
+    dora: bool = setting(False, "train the length of each weight row apart from its direction", "train")
 
 
 class Quantization(Section):

@@ -17,6 +17,7 @@ from codetune.model.plain_layers import input_embeddings, output_layer
 from codetune.project.sections import LoraSettings, Method, Model, Quantization
 from tests.model.builders import ARCHITECTURES, tiny_model
 
+VARIANTS: list[dict[str, bool]] = [{}, {"rslora": True}, {"dora": True}, {"rslora": True, "dora": True}]
 IDS = torch.arange(3, 20)[None]
 
 
@@ -71,6 +72,30 @@ def test_modules_that_the_model_lacks_are_named_with_those_that_it_has(targets: 
     names = "down_proj, embed_tokens, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
     with pytest.raises(ProjectError, match=rf"target_modules: {found} of LlamaForCausalLM.*a list of {names}\. Fix"):
         add_adapters(tiny_model("llama", 100), "lora", LoraSettings(target_modules=targets), 1)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_saved_adapters_of_every_kind_are_those_that_were_trained(tmp_path: Path, variant: dict[str, bool]) -> None:
+    tiny_model("llama", 100).save_pretrained(tmp_path / "base")
+    network = load_model(tmp_path / "base", Model(dtype="float32"), "cpu")
+    model = with_trained_adapters(network, "lora", **variant)
+    with quiet_peft():
+        model.save_pretrained(str(tmp_path / "adapters"))
+    found = load_model(tmp_path / "adapters", Model(dtype="float32"), "cpu")
+    torch.testing.assert_close(logits(found), logits(model), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("variant", "scale", "lengths"), [({}, 16 / 9, 0), ({"rslora": True}, 16 / 3, 0), ({"dora": True}, 16 / 9, 64)]
+)
+def test_rslora_divides_by_the_root_of_the_rank_and_dora_trains_the_length_of_each_row(
+    variant: dict[str, bool], scale: float, lengths: int
+) -> None:
+    model = add_adapters(tiny_model("llama", 100), "lora", LoraSettings(r=9, **variant), 1)
+    (layer,) = [module for name, module in model.named_modules() if name.endswith("0.self_attn.q_proj")]
+    assert layer.scaling == {"default": scale}
+    trained = {name: weights.numel() for name, weights in layer.named_parameters() if weights.requires_grad}
+    assert trained.get("lora_magnitude_vector.default.weight", 0) == lengths
 
 
 @pytest.mark.parametrize("targets", [["embed_tokens"], ["lm_head"], ["embed_tokens", "lm_head"]], ids=str)
@@ -147,11 +172,14 @@ def saved(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "lm_head"], ["embed_tokens"]], ids=str)
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")
-def test_merged_adapters_are_the_model_with_its_adapters(saved: Path, targets: Any, tmp_path: Path) -> None:
+def test_merged_adapters_are_the_model_with_its_adapters(
+    saved: Path, targets: Any, variant: dict[str, bool], tmp_path: Path
+) -> None:
     network = load_model(saved, Model(dtype="float32"), "cpu")
     before = logits(network)
-    model = with_trained_adapters(network, "lora", target_modules=targets)
+    model = with_trained_adapters(network, "lora", target_modules=targets, **variant)
     adapted = logits(model)
     assert not torch.allclose(adapted, before, atol=1e-2)
     merged = merge_trained_adapters(model, torch.float32)
@@ -165,11 +193,14 @@ def test_merged_adapters_are_the_model_with_its_adapters(saved: Path, targets: A
 @pytest.mark.parametrize(
     "quantization", [Quantization(), Quantization(type="fp4"), Quantization(double=False)], ids=str
 )
-def test_adapters_over_four_bits_merge_into_the_dequantized_weights(saved: Path, quantization: Quantization) -> None:
+@pytest.mark.parametrize("variant", [{}, {"dora": True}], ids=str)
+def test_adapters_over_four_bits_merge_into_the_dequantized_weights(
+    saved: Path, quantization: Quantization, variant: dict[str, bool]
+) -> None:
     network = load_quantized_model(saved, Model(dtype="float32"), "cpu", quantization)
     quantized = logits(network.train())
     assert not torch.allclose(quantized, logits(load_model(saved, Model(dtype="float32"), "cpu")), atol=1e-2)
-    model = with_trained_adapters(network, "qlora")
+    model = with_trained_adapters(network, "qlora", **variant)
     adapted = logits(model)
     assert not torch.allclose(adapted, quantized, atol=1e-2)
     torch.testing.assert_close(logits(merge_trained_adapters(model, torch.float32)), adapted, rtol=1e-4, atol=1e-4)

@@ -103,6 +103,8 @@ SEALING_KEYS = {
         "train.lora.alpha",
         "train.lora.dropout",
         "train.lora.target_modules",
+        "train.lora.rslora",
+        "train.lora.dora",
         "train.quantization.bits",
         "train.quantization.type",
         "train.quantization.double",
@@ -326,7 +328,8 @@ def test_what_cannot_be_a_path_is_the_users_mistake(name: str, place: Path) -> N
 
 def test_a_value_is_found_by_its_dotted_key() -> None:
     assert value_at(Project(), "train.lora.r") == 8
-    assert value_at(Project(), "train.lora") == {"r": 8, "alpha": 16, "dropout": 0.1, "target_modules": "all-linear"}
+    found, kinds = value_at(Project(), "train.lora"), {"rslora": False, "dora": False}
+    assert found == {"r": 8, "alpha": 16, "dropout": 0.1, "target_modules": "all-linear", **kinds}
 
 
 @pytest.fixture

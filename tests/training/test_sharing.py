@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -167,17 +168,30 @@ def test_tied_embeddings_and_adapters_on_adapters_are_trained_in_shards_too(
     agree(run, expected, steps=2)
 
 
+DFT, MUON = {"train.objective": "dft"}, {"train.optimizer": "muon"}
+DORA = {"train.method": "lora", "train.lora.dora": True, "train.merge": True}
+
+
 @pytest.mark.parametrize(
-    ("key", "value", "strategy"),
-    [("train.objective", "dft", "ddp"), ("train.objective", "dft", "fsdp"), ("train.optimizer", "muon", "ddp")],
+    ("settings", "strategy"),
+    [(DFT, "ddp"), (DFT, "fsdp"), (MUON, "ddp"), (DORA, "fsdp"), pytest.param(DORA, "zero3", marks=needs_zero)],
+    ids=str,
 )
-def test_objectives_and_optimizers_of_whole_weights_learn_the_same_in_two_processes(
-    ranks: Ranks, world: Path, key: str, value: str, strategy: str
+def test_objectives_optimizers_and_adapters_learn_the_same_in_two_processes(
+    ranks: Ranks, world: Path, settings: dict[str, Any], strategy: str
 ) -> None:
-    expected, run = (selected_run(world, f"{value}-{strategy}-{count}") for count in ("alone", "together"))
-    flags = {"output_dir": f"runs/{expected.name}", "select__strategy": "random", "train__max_steps": 2}
-    pipeline.train(context_of(world / "codetune.yaml", **flags, **{key.replace(".", "__"): value}))
-    train(ranks, 2, run, "train.max_steps=2", f"{key}={value}", f"launch.strategy={strategy}")
+    name = "-".join([*settings, strategy])
+    expected, run = (selected_run(world, f"{name}-{count}") for count in ("alone", "together"))
+    flags = {"output_dir": f"runs/{expected.name}", "select.strategy": "random", "train.max_steps": 2}
+    pipeline.train(open_context(read_project(world / "codetune.yaml", [], flags | settings)))
+    train(
+        ranks,
+        2,
+        run,
+        "train.max_steps=2",
+        f"launch.strategy={strategy}",
+        *(f"{key}={value}".lower() for key, value in settings.items()),
+    )
     agree(run, expected, steps=2)
 
 
