@@ -38,7 +38,7 @@ def {ENTRY_POINT}(sessions, assertions):
 
     class Runner(doctest.DocTestRunner):
         def report_failure(self, out, test, example, got):
-            failures.append(f"{{example.source.strip()}} gives {{got.strip()}}, not {{example.want.strip()}}")
+            failures.append(f"{{example.source.strip()}} gives {{got.strip()}}, not {{example.want.strip() or 'nothing'}}")
 
         def report_unexpected_exception(self, out, test, example, error):
             if error[0].__name__ == "{TIMEOUT}":

@@ -32,6 +32,7 @@ DEFINITION = re.compile(
 )
 FIRST_LINE = re.compile(r"(?:(?:async )?def |class |import |from [\w.]+ import |@|#(?!include|define)|[\w.]+ = )")
 PROSE = re.compile(r"\W*[A-Z][\w',-]*(?: [\w'\",.()`-]+){2,}")  # a line that begins like a sentence
+SENTENCE = re.compile(r"[A-Z][a-z]* [^=]*[.:!?]$")
 IDENTIFIER = re.compile(r"\b[^\W\d]\w*")
 SESSION = ">>>"
 LONGEST_PROGRAM = 1_000_000  # characters; beyond that nothing is judged
@@ -188,17 +189,24 @@ def _docstrings(tree: ast.Module) -> Iterator[str]:
 
 
 def _told_sessions(example: Example, tree: ast.Module) -> Iterator[str]:
-    """The examples of the instruction's interactive sessions that call a function of the program."""
+    """The examples of the instruction's interactive sessions that call a function of the program; none where a sentence
+    follows without an empty line, which would be read as what an example gives."""
     if SESSION not in example.instruction:
         return
     try:
         told = doctest.DocTestParser().get_examples(_without_fences(example.instruction))
     except ValueError:  # no space after the prompt, for instance
         return
-    if told and all(_calls(one.source, tree) for one in told):
+    if told and all(_calls(one.source, tree) and not _ends_in_prose(one.want) for one in told):
         yield "\n".join(
             f"{SESSION} " + one.source.rstrip("\n").replace("\n", "\n... ") + f"\n{one.want}" for one in told
         )
+
+
+def _ends_in_prose(want: str) -> bool:
+    """Whether a line after the first of what an example gives reads like a sentence."""
+    _, *others = want.splitlines() or [""]
+    return any(PROSE.match(line) or SENTENCE.match(line) for line in others)
 
 
 def _without_fences(text: str) -> str:

@@ -40,6 +40,7 @@ def test_examples_that_hold_or_cannot_be_tried_here_are_no_failure(sandbox: Sand
     ("code", "session", "told"),
     [
         (CODE, ">>> f(1)\n2\n>>> f(2)\n4", "f(2) gives 3, not 4"),
+        (CODE, ">>> f(1)", "f(1) gives 2, not nothing"),
         ("def f(x):\n    return g(x)\n", ">>> f(1)\n2", "f(1) raises NameError"),
     ],
 )
