@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from codetune import __version__, console
-from codetune.cli_inspection import doctor, follow, plan, slurm, status
+from codetune.cli_inspection import doctor, follow, plan, report, slurm, status
 from codetune.commands import app as app  # for main.py
 from codetune.commands import perform
 from codetune.errors import UsageError
@@ -361,7 +361,7 @@ def sweep(
     perform(work, as_json)
 
 
-for _command in (status, plan, doctor, slurm):
+for _command in (status, plan, report, doctor, slurm):
     app.command()(_command)
 
 

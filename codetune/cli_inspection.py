@@ -65,6 +65,19 @@ def plan(
     perform(work, as_json, changes_nothing=True)
 
 
+def report(project: ProjectOption = None, set_: SetOption = None, as_json: JsonOption = False) -> None:
+    """Write OUTPUT_DIR/report.html: what was taken, trained and measured, as one page that needs no server."""
+    loaded = required_project(project, set_, {})
+
+    def work() -> CommandResult:
+        from codetune.report.page import make_report
+        from codetune.stages.stage import read_context
+
+        return make_report(read_context(loaded))
+
+    perform(work, as_json)
+
+
 def doctor(
     nodes: Annotated[
         bool,

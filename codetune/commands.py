@@ -11,28 +11,18 @@ from typer.core import TyperGroup
 
 from codetune import console
 from codetune.console import CommandResult
-from codetune.errors import UsageError, writing_failed
-
-# Commands of the contract that this version lacks; values of the project file: project.NOT_IN_THIS_VERSION.
-NOT_IN_THIS_VERSION = ("report",)
-
+from codetune.errors import writing_failed
 
 QUIET_HELP = "Show no progress and no notes: only the result, warnings and errors."
 
 
 class _Commands(TyperGroup):
-    """Gives every command `--quiet`. Refuses commands that this version lacks by their name; none of them is suggested
-    for a name with a typo."""
+    """Gives every command `--quiet`."""
 
     def __init__(self, **settings: Any) -> None:  # click's types, which typer has a copy of
         super().__init__(**settings)
         for command in self.commands.values():
             command.params.append(_quiet_option())
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args[0] in NOT_IN_THIS_VERSION:
-            raise UsageError(f"codetune {args[0]} is not in this version. See: codetune --help")
-        return super().resolve_command(ctx, args)
 
 
 def _quiet_option() -> Any:

@@ -38,7 +38,7 @@ from codetune.text import visible
 RUN_KEYS = ("name", "output_dir")  # keys of the project file that say which run is meant
 # Not where its help is named: `codetune score --help`.
 NAMED_COMMAND = (
-    r"\bcodetune (?:score|embed|select|train|generate|sanitize|evaluate|eval|run|status|plan|doctor|sweep|slurm)"
+    r"\bcodetune (?:score|embed|select|train|generate|sanitize|evaluate|eval|run|status|plan|report|doctor|sweep|slurm)"
     r"\b(?! --help)"
 )
 T = TypeVar("T")

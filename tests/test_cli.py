@@ -15,7 +15,7 @@ import pytest
 import typer
 
 from codetune.cli import app
-from codetune.commands import NOT_IN_THIS_VERSION, perform
+from codetune.commands import perform
 from codetune.console import CommandResult
 from codetune.errors import InputError
 from codetune.project.file import read_project
@@ -25,7 +25,7 @@ from tests.small_world import context_of, make_small_world, run_codetune
 
 COMMANDS = (
     *("init", "score", "embed", "select", "train", "generate"),
-    *("sanitize", "evaluate", "eval", "run", "status", "plan", "doctor", "slurm", "demo"),
+    *("sanitize", "evaluate", "eval", "run", "status", "plan", "report", "doctor", "slurm", "demo"),
 )
 
 
@@ -127,13 +127,6 @@ def test_what_is_to_be_judged_is_named_once(more: tuple[str, str], tmp_path: Pat
     told = run_codetune("evaluate", "humaneval", "--samples", "x.jsonl", *more, cwd=tmp_path)
     assert (told.returncode, told.stdout) == (2, "")
     assert "evaluate judges one file of --samples, or one --model. Found: several" in told.stderr
-
-
-@pytest.mark.parametrize("command", NOT_IN_THIS_VERSION)
-def test_a_command_not_built_is_refused_by_name(command: str, tmp_path: Path) -> None:
-    told = run_codetune(command, "--ratio", "0.1", cwd=tmp_path)
-    assert (told.returncode, told.stdout) == (2, "")
-    assert f"codetune {command} is not in this version" in told.stderr
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def test_its_project_file_is_read(tmp_path: Path) -> None:
 
 def test_its_commands_show_the_way_from_the_data_to_the_figures() -> None:
     words = [shlex.split(command)[1] for command in COMMANDS]
-    assert words == ["score", "embed", "select", "train", "eval", "run", "status", "plan", "doctor", "slurm"]
+    assert words == ["score", "embed", "select", "train", "eval", "run", "status", "plan", "report", "doctor", "slurm"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

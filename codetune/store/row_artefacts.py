@@ -263,6 +263,12 @@ def read_excluded(run: Run) -> Iterator[tuple[str | None, str]]:
         yield from ((row["id"], row["why"]) for row in map(json.loads, lines))
 
 
+def read_reasons(run: Run) -> Iterator[tuple[str, str]]:
+    """The id of each row of selection.jsonl, and why it was taken."""
+    with run.selection.open(encoding="utf-8") as lines:
+        yield from ((row["id"], row["why"]) for row in map(json.loads, lines))
+
+
 def read_outcomes(run: Run) -> Iterator[dict[str, Any]]:
     """The rows of selection.jsonl, without messages and with `why` "taken", then those of selection.excluded.jsonl."""
     with run.selection.open(encoding="utf-8") as taken, run.excluded.open(encoding="utf-8") as others:

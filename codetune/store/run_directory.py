@@ -37,6 +37,7 @@ class Run:
         self.holdout = directory / "holdout.jsonl"
         self.selection_report = directory / "selection.report.json"
         self.dataset_info = directory / "dataset_info.json"
+        self.report = directory / "report.html"
         self.model = directory / "model"
         self.train = directory / "train"
         self.next_train = directory / "train.next"  # of a training that is going to replace a finished one

@@ -1,0 +1,200 @@
+"""The finished artefacts of a run -> the document of its page, as JSON: nothing is measured here, and what is missing
+stands there as a sentence that says how to make it.
+
+The rows of the selection are in `page_rows.py`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from codetune import __version__, workflow
+from codetune.benchmark.benchmarks import HOLDOUT
+from codetune.benchmark.evalplus_format import read_samples
+from codetune.benchmark.likelihood import LikelihoodReport, compare_likelihoods
+from codetune.errors import StaleError
+from codetune.records import Completion
+from codetune.report.page_rows import cut, page_rows
+from codetune.selection.row_vectors import spread_sample
+from codetune.selection.strategies import STRATEGIES
+from codetune.stages.evaluate import read_report
+from codetune.stages.likelihood import read_likelihood
+from codetune.stages.stage import RunContext
+from codetune.store.manifest import Manifest, read_manifest, set_aside_command
+from codetune.store.run_directory import Run
+
+if TYPE_CHECKING:
+    from codetune.benchmark.evaluate import ModelComparison, Report
+
+METRIC_LINES = 2_000  # that the curves have at most
+PROGRAM_TASKS = 300  # of a benchmark whose programs the page has; those that models differ on come first
+PROGRAM_CHARACTERS = 4_000
+
+Document = dict[str, Any]
+
+
+def page_document(context: RunContext) -> Document:
+    """Everything on the page. A part that cannot be shown is `{"missing": SENTENCE}`. Raises StaleError for a damaged
+    artefact."""
+    return {
+        "project": {"name": context.project.name, "version": __version__},
+        "status": [asdict(line) for line in workflow.status(context)],
+        "selection": _selection(context),
+        "training": _training(context.run),
+        "benchmarks": _benchmarks(context),
+        "likelihood": _likelihood(context),
+        "provenance": _provenance(context),
+    }
+
+
+def _selection(context: RunContext) -> Document:
+    run, manifest = context.run, read_manifest(context.run.selection)
+    if manifest is None:
+        return _missing("There is no finished selection", "codetune select")
+    if not run.selection_report.exists():
+        return _missing("An earlier version made this selection, without diagnostics", "codetune select")
+    report = _read_document(run.selection_report, run.selection)
+    drawn = report.pop("map", None)
+    seed = manifest.settings.get("seed", context.project.seed)
+    return {
+        "report": report,
+        "rule": STRATEGIES[report["strategy"]].description,
+        "refused": dict(manifest.refused),
+        "rows": page_rows(run, drawn, report, seed),
+    }
+
+
+def _training(run: Run) -> Document:
+    path = run.train / "metrics.jsonl"
+    if not path.exists():
+        return _missing("There is no training", "codetune train")
+    lines = list(_metric_lines(path))
+    kept = spread_sample(len(lines), METRIC_LINES).tolist()
+    manifest = read_manifest(run.model)
+    facts = {} if manifest is None else {name: value for name, value in manifest.facts.items() if _is_plain(value)}
+    return {
+        "lines": [lines[index] for index in kept],
+        "of_lines": len(lines),
+        "is_finished": manifest is not None,
+        "facts": facts,
+    }
+
+
+def _metric_lines(path: Path) -> Iterator[Document]:
+    """The whole lines: a training that runs, or was killed, may leave an incomplete one."""
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n"):
+            yield _parse(line, path, path.parent)
+
+
+def _benchmarks(context: RunContext) -> Document:
+    found = [part for directory in _directories(context.run) if (part := _benchmark(context, directory))]
+    return {"found": found} if found else _missing("No model is evaluated", "codetune run")
+
+
+def _benchmark(context: RunContext, directory: Path) -> Document | None:
+    paths = _sealed(directory)
+    if not paths:
+        return None
+    reports = [read_report(path) for path in paths]
+    compared = [pair for other in reports[1:] for pair in workflow.compare(context, [reports[0], other])]
+    tasks = _tasks_with_programs(reports, compared)
+    solutions = {path.stem: context.run.solutions(directory.name, path.stem) for path in paths}
+    return {
+        "name": directory.name,
+        "reports": reports,
+        "comparisons": compared,
+        "tasks": tasks,
+        "programs": {label: _programs(path, tasks) for label, path in solutions.items() if path.exists()},
+    }
+
+
+def _tasks_with_programs(reports: Sequence[Report], compared: Sequence[ModelComparison]) -> list[str]:
+    """Those that a model wins or loses first, then the others in the benchmark's order."""
+    differing = [task for pair in compared for kind in ("won", "lost") for task in pair["plus"][kind]]
+    every = [task for report in reports for task in report["verdicts"]]
+    return list(dict.fromkeys([*differing, *every]))[:PROGRAM_TASKS]
+
+
+def _programs(path: Path, tasks: Sequence[str]) -> Document:
+    """The first program of each task."""
+    wanted, found = set(tasks), {}
+    for sample in read_samples(path):
+        if sample.task_id in wanted and sample.task_id not in found:
+            text = sample.completion if isinstance(sample, Completion) else sample.solution
+            found[sample.task_id] = cut(text, PROGRAM_CHARACTERS)
+    return found
+
+
+def _likelihood(context: RunContext) -> Document:
+    paths = _sealed(context.run.evaluation(HOLDOUT, "base").parent)
+    if not paths:
+        return _missing("The loss on held-out rows is not measured", "codetune eval holdout (with train.holdout)")
+    reports = [read_likelihood(path) for path in paths]
+    pairs = [pair for other in reports[1:] for pair in compare_likelihoods([reports[0], other], context.project.seed)]
+    return {"reports": [_without_losses(report) for report in reports], "comparisons": pairs}
+
+
+def _without_losses(report: LikelihoodReport) -> Document:
+    return {name: value for name, value in report.items() if name != "losses"}
+
+
+def _directories(run: Run) -> list[Path]:
+    """A directory for each benchmark that was evaluated."""
+    whole = run.evaluation(HOLDOUT, "base").parent.parent
+    return sorted(path for path in whole.glob("*") if path.is_dir() and path.name != HOLDOUT)
+
+
+def _sealed(directory: Path) -> list[Path]:
+    """The evaluations that are finished: base and tuned first."""
+    ranks = {label: rank for rank, label in enumerate(workflow.COMPARED)}
+    found = [path for path in directory.glob("*.json") if read_manifest(path) is not None]
+    return sorted(found, key=lambda path: (ranks.get(path.stem, len(ranks)), path.stem))
+
+
+def _provenance(context: RunContext) -> Document:
+    run = context.run
+    record = run.directory / "project.json"
+    settings = _parse(record.read_text(encoding="utf-8"), record, None)
+    artefacts = [run.examples, run.scores, run.embeddings, run.selection, run.model, *sorted(_of_benchmarks(run))]
+    found = [(path, manifest) for path in artefacts if (manifest := read_manifest(path)) is not None]
+    return {
+        "manifests": [_manifest_document(path.relative_to(run.directory).as_posix(), each) for path, each in found],
+        "settings": settings["settings"],
+        "overrides": settings.get("overrides", {}),
+    }
+
+
+def _of_benchmarks(run: Run) -> Iterator[Path]:
+    for kind in ("completions", "solutions", "evaluation"):
+        yield from (run.directory / kind).glob("*/*.json*")
+
+
+def _manifest_document(name: str, manifest: Manifest) -> Document:
+    """Without the diagnostics, which stand elsewhere on the page, and the settings, which are the project's."""
+    return {key: value for key, value in asdict(manifest).items() if key not in ("facts", "settings")} | {"name": name}
+
+
+def _missing(what: str, command: str) -> Document:
+    return {"missing": f"{what}, so this part is left out. Run: {command}"}
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, str | int | float)
+
+
+def _read_document(path: Path, artefact: Path) -> Document:
+    return _parse(path.read_text(encoding="utf-8"), path, artefact)
+
+
+def _parse(text: str, path: Path, artefact: Path | None) -> Document:
+    """Raises StaleError where a file of the run is damaged. Numbers that are not finite become None."""
+    try:
+        found: Document = json.loads(text, parse_constant=lambda name: None)
+    except ValueError as why:
+        remedy = f"Make it again: {set_aside_command(artefact)}" if artefact else "Run: codetune run"
+        raise StaleError(f"{path} is damaged ({why}). Expected: JSON, as codetune wrote it. {remedy}") from None
+    return found

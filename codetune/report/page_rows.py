@@ -1,0 +1,117 @@
+"""The rows of a selection as columns for the page: where each lies on the map, what became of it and why, its figures,
+and the texts of some. A large set is thinned to a sample at equal distances, which ids make a random one."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codetune.data.ids import draw_numbers, pack_ids, unpack_id
+from codetune.records import Score
+from codetune.selection.diagnostics import STATES
+from codetune.selection.embedding_map import MAP_ROWS
+from codetune.selection.row_vectors import spread_sample
+from codetune.store.examples import example_ids, read_example, read_lines
+from codetune.store.manifest import read_manifest
+from codetune.store.row_artefacts import TAKEN, read_outcomes, read_reasons, read_scores
+from codetune.store.run_directory import Run
+
+TEXTS = 2_000  # rows whose texts are on the page
+INSTRUCTION_CHARACTERS, ANSWER_CHARACTERS = 1_500, 2_500  # of each, some 8 MB together
+DIGITS = 5
+ELIGIBLE = (TAKEN, "not taken")
+
+
+def page_rows(run: Run, drawn: Mapping[str, Any] | None, report: Mapping[str, Any], seed: int) -> dict[str, object]:
+    """`drawn` is the map of selection.report.json; without one the rows have no place. `random` marks the rows that a
+    random draw of as many eligible rows takes."""
+    every = int(drawn["of_rows"]) if drawn else report["rows"]
+    ids: list[str] = drawn["id"] if drawn else _sample(run)
+    shown = frozenset(ids)
+    outcomes, eligible = _outcomes(run, ids)
+    taken_by_draw = _random_draw(eligible, report["taken"], seed)
+    whys = [outcome.get("why") for outcome in outcomes]
+    reasons = {row_id: why for row_id, why in read_reasons(run) if row_id in shown}
+    return {
+        "of_rows": every,
+        "states": STATES,
+        "id": ids,
+        "x": drawn["x"] if drawn else None,
+        "y": drawn["y"] if drawn else None,
+        "variance": drawn["variance"] if drawn else None,
+        "state": drawn["state"] if drawn else list(map(_state, whys)),
+        "cluster": [outcome.get("cluster") for outcome in outcomes],
+        "why": [reasons.get(row_id, why) for row_id, why in zip(ids, whys, strict=True)],
+        "ifd": [_rounded(outcome.get("ifd")) for outcome in outcomes],
+        "pmi": [_rounded(outcome.get("pmi")) for outcome in outcomes],
+        "tokens": _answer_tokens(run, ids),
+        "random": np.isin(pack_ids(ids), taken_by_draw).astype(int).tolist(),
+        "texts": _texts(run, ids),
+    }
+
+
+def cut(text: str, characters: int) -> tuple[str, int]:
+    """The beginning of a text, and how many characters it lacks.
+
+    >>> cut("abcdef", 4), cut("abc", 4)
+    (('abcd', 2), ('abc', 0))
+    """
+    return text[:characters], max(0, len(text) - characters)
+
+
+def _sample(run: Run) -> list[str]:
+    ids = example_ids(run)
+    return list(map(unpack_id, ids[spread_sample(len(ids), MAP_ROWS)].tolist()))
+
+
+def _outcomes(run: Run, ids: Sequence[str]) -> tuple[list[Mapping[str, Any]], NDArray[np.uint64]]:
+    """What became of each of the rows `ids`, empty for one that the selection does not know, and the ids of all
+    eligible rows."""
+    found: dict[str, Mapping[str, Any]] = {row_id: {} for row_id in ids}
+    eligible = array("Q")
+    for outcome in read_outcomes(run):
+        row_id = outcome["id"]
+        if row_id is not None and outcome["why"] in ELIGIBLE:
+            eligible.append(int(row_id, 16))
+        if row_id in found:
+            found[row_id] = outcome
+    return [found[row_id] for row_id in ids], np.frombuffer(eligible, dtype=np.uint64)
+
+
+def _random_draw(eligible: NDArray[np.uint64], rows: int, seed: int) -> NDArray[np.uint64]:
+    """As the strategy `random` draws."""
+    if not len(eligible):
+        return eligible
+    return eligible[np.argsort(draw_numbers(eligible, str(seed)), kind="stable")[:rows]]
+
+
+def _answer_tokens(run: Run, ids: Sequence[str]) -> list[int | None] | None:
+    """None where no row is scored."""
+    if read_manifest(run.scores) is None:
+        return None
+    found: dict[str, int | None] = dict.fromkeys(ids)
+    for row in read_scores(run):
+        if isinstance(row, Score) and row.id in found:
+            found[row.id] = row.answer_tokens
+    return [found[row_id] for row_id in ids]
+
+
+def _texts(run: Run, ids: Sequence[str]) -> dict[str, list[tuple[str, int]]]:
+    """Of some rows instruction and answer, each cut."""
+    wanted = pack_ids(ids[index] for index in spread_sample(len(ids), TEXTS).tolist())
+    known = wanted[np.isin(wanted, example_ids(run))]
+    rows = map(read_example, read_lines(run, known))
+    return {row.id: [cut(row.instruction, INSTRUCTION_CHARACTERS), cut(row.answer, ANSWER_CHARACTERS)] for row in rows}
+
+
+def _state(why: str | None) -> int:
+    kind = (why or "").partition(":")[0]
+    return STATES.index(kind) if kind in STATES else STATES.index("set aside")
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, DIGITS)

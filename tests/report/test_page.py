@@ -1,0 +1,198 @@
+"""The page of a small world: its figures are those of the artefacts, what is missing is told, and texts stay texts."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from itertools import compress
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from codetune.benchmark.evaluate import compare, evaluate
+from codetune.benchmark.likelihood import report_likelihood
+from codetune.errors import InputError, StaleError
+from codetune.project.file import read_project
+from codetune.records import Outcome, Problem, Score, Verdict
+from codetune.report import page_rows
+from codetune.report.page import embedded_json, make_report, page_text
+from codetune.report.page_document import page_document
+from codetune.stages.stage import RunContext, read_context
+from codetune.store.manifest import Manifest, read_manifest, write_manifest
+from codetune.store.row_artefacts import read_scores, read_selection
+from tests import pipeline
+from tests.small_world import context_of, make_small_world, rows, write_rows
+
+MAP_COLUMNS = ("id", "x", "y", "state")
+HOSTILE = "</script><script>alert(1)</script><!-- <img src=https://example.org/x onerror=alert(1)> \u2028"
+ADDRESS = re.compile(r"""(?:src|href|action|data|poster)\s*=\s*["']?(?!#)\w+:|url\(|@import|//[a-z]+\.[a-z]""")
+
+
+def test_the_figures_of_the_selection_are_those_of_its_artefacts(tmp_path: Path) -> None:
+    context = selected(tmp_path)
+    document = written_document(context)
+    report = json.loads(context.run.selection_report.read_text(encoding="utf-8"))
+    drawn = report.pop("map")
+    found, shown = document["selection"], document["selection"]["rows"]
+    assert found["report"] == report
+    assert [shown[name] for name in MAP_COLUMNS] == [drawn[name] for name in MAP_COLUMNS]
+    taken = {row.id for row in read_selection(context.run.selection)}
+    is_taken = [state == shown["states"].index("taken") for state in shown["state"]]
+    assert set(compress(shown["id"], is_taken)) == taken
+    assert sum(shown["random"]) == report["taken"]
+    scores = {row.id: row.answer_tokens for row in read_scores(context.run) if isinstance(row, Score)}
+    assert dict(zip(shown["id"], shown["tokens"], strict=True)) == scores
+    digests = {manifest["name"]: manifest["digest"] for manifest in document["provenance"]["manifests"]}
+    manifest = read_manifest(context.run.selection)
+    assert manifest
+    assert digests["selection.jsonl"] == manifest.digest
+
+
+def test_the_figures_of_training_and_benchmarks_are_those_of_their_artefacts(tmp_path: Path) -> None:
+    context = context_of(make_small_world(tmp_path))
+    lines = [{"step": 10 * n, "loss": 1 / n, "holdout_loss": None, "tokens_per_second": 5.0} for n in (1, 2)]
+    context.run.train.mkdir()
+    write_rows(context.run.train / "metrics.jsonl", lines)
+    context.run.model.mkdir()
+    write_manifest(context.run.model, Manifest("train", "", 2, {}, {}, {}, {}, 0.0, {"steps": 20, "nested": {}}))
+    reports = [judged(context, "base", ("pass", "fail")), judged(context, "tuned", ("fail", "pass"))]
+    losses = {"a" * 16: (2.0, 4), "b" * 16: (3.0, 4)}
+    for label in ("base", "tuned"):
+        seal_document(context.run.evaluation("holdout", label), report_likelihood(label, losses, {}, 1))
+    document = written_document(context)
+    assert (document["training"]["lines"], document["training"]["facts"]) == (lines, {"steps": 20})
+    (found,) = document["benchmarks"]["found"]
+    assert found["reports"] == reports
+    assert found["comparisons"] == json.loads(json.dumps(compare(cast("list[Any]", reports), context.project.seed)))
+    assert found["tasks"] == ["T/1", "T/0"]  # won, then lost
+    assert found["programs"] == {label: {"T/0": [HOSTILE, 0], "T/1": [label, 0]} for label in ("base", "tuned")}
+    nats = [report["nats_per_token"] for report in document["likelihood"]["reports"]]
+    assert (nats, document["likelihood"]["comparisons"][0]["difference"]) == ([5 / 8, 5 / 8], 0)
+    assert make_report(context).document["left_out"] == [document["selection"]["missing"]]
+
+
+def test_a_row_has_its_text_and_the_reason_of_the_selection(tmp_path: Path) -> None:
+    context = selected(tmp_path)
+    found = page_document(context)["selection"]["rows"]
+    lines = context.run.selection.read_text(encoding="utf-8").splitlines()
+    reasons = {row["id"]: row["why"] for row in map(json.loads, lines)}
+    shown = dict(zip(found["id"], found["why"], strict=True))
+    assert shown.items() >= reasons.items()
+    assert set(shown.values()) - set(reasons.values()) == {"not taken"}
+    first = next(iter(read_selection(context.run.selection)))
+    assert found["texts"][first.id] == [(first.instruction, 0), (first.answer, 0)]
+
+
+def test_what_is_not_made_yet_is_a_sentence_with_its_command(tmp_path: Path) -> None:
+    project = make_small_world(tmp_path)
+    pipeline.score(context_of(project))
+    document = written_document(context_of(project))
+    parts = ("selection", "training", "benchmarks", "likelihood")
+    assert all("so this part is left out. Run: codetune" in document[part]["missing"] for part in parts)
+    assert [manifest["name"] for manifest in document["provenance"]["manifests"]] == ["examples.jsonl", "scores.jsonl"]
+
+
+def test_a_run_that_has_not_begun_has_no_page(tmp_path: Path) -> None:
+    project = read_project(make_small_world(tmp_path), [], {})
+    with pytest.raises(InputError, match="has no artefacts yet"):
+        make_report(read_context(project))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_selection_without_scores_and_embeddings_has_rows_and_no_map(tmp_path: Path) -> None:
+    context = context_of(make_small_world(tmp_path), select__strategy="random")
+    pipeline.select(context)
+    found = page_document(context)["selection"]["rows"]
+    assert (found["x"], found["tokens"], len(found["id"])) == (None, None, 60)
+    taken = [state == found["states"].index("taken") for state in found["state"]]
+    assert list(map(bool, found["random"])) == taken  # the same seed draws the same rows
+
+
+def test_large_sets_are_thinned_and_texts_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = context_of(make_small_world(tmp_path), select__strategy="random")
+    pipeline.select(context)
+    monkeypatch.setattr(page_rows, "MAP_ROWS", 20)
+    monkeypatch.setattr(page_rows, "TEXTS", 5)
+    monkeypatch.setattr(page_rows, "ANSWER_CHARACTERS", 10)
+    found = page_document(context)["selection"]["rows"]
+    assert (found["of_rows"], len(found["id"]), len(found["texts"])) == (60, 20, 5)
+    assert all(len(answer) == 10 and more > 0 for _, (answer, more) in found["texts"].values())
+
+
+def test_a_text_of_a_row_never_ends_the_element_that_holds_it(tmp_path: Path) -> None:
+    project = make_small_world(tmp_path)
+    hostile = [{"instruction": f"{HOSTILE} {n}", "output": HOSTILE} for n in range(9)]
+    write_rows(tmp_path / "data.jsonl", hostile + rows(9))
+    context = context_of(project, select__strategy="random", select__ratio=1.0)
+    pipeline.select(context)
+    document = written_document(context)
+    assert HOSTILE in {text for _, (text, _) in document["selection"]["rows"]["texts"].values()}
+
+
+def test_the_page_names_no_address_to_load_from(tmp_path: Path) -> None:
+    text = page_text({"project": {"name": HOSTILE}})
+    outside = re.sub(r'<script type="application/json".*?</script>', "", text, flags=re.DOTALL)
+    assert "<title>&lt;/script&gt;" in outside
+    assert not ADDRESS.findall(outside.replace("https://example.org", ""))
+    assert "default-src 'none'" in outside
+    assert "innerHTML" not in outside
+    assert "eval(" not in outside
+
+
+def test_half_a_surrogate_pair_is_written_as_json_escapes_it() -> None:
+    text = embedded_json({"name": "\udc80<é"})
+    assert json.loads(text.encode().decode()) == {"name": "\udc80<é"}
+
+
+def test_a_damaged_report_of_a_selection_is_told_with_its_remedy(tmp_path: Path) -> None:
+    context = context_of(make_small_world(tmp_path), select__strategy="random")
+    pipeline.select(context)
+    context.run.selection_report.write_text("{", encoding="utf-8")
+    with pytest.raises(StaleError, match=r"selection\.report\.json is damaged .* Make it again: mv"):
+        make_report(context)
+
+
+def test_a_training_that_was_killed_shows_its_whole_lines(tmp_path: Path) -> None:
+    context = context_of(make_small_world(tmp_path))
+    context.run.train.mkdir()
+    metrics = context.run.train / "metrics.jsonl"
+    metrics.write_text('{"step": 1, "loss": NaN}\n{"step": 2, "lo', encoding="utf-8")
+    training = page_document(context)["training"]
+    assert (training["lines"], training["is_finished"]) == ([{"step": 1, "loss": None}], False)
+
+
+def selected(directory: Path) -> RunContext:
+    context = context_of(make_small_world(directory))
+    for stage in (pipeline.score, pipeline.embed, pipeline.select):
+        stage(context)
+    return context
+
+
+def judged(context: RunContext, label: str, outcomes: tuple[Outcome, Outcome]) -> dict[str, Any]:
+    """A finished evaluation of two tasks."""
+    problems = [Problem(f"T/{n}", "", "f", "", [], [], 0.0) for n in (0, 1)]
+    verdicts = [Verdict(f"T/{n}", outcome, outcome) for n, outcome in enumerate(outcomes)]
+    report: dict[str, Any] = json.loads(json.dumps(evaluate("tasks", label, "namespaces", problems, verdicts, [1], 1)))
+    seal_document(context.run.evaluation("tasks", label), report)
+    solutions = context.run.solutions("tasks", label)
+    solutions.parent.mkdir(parents=True, exist_ok=True)
+    write_rows(solutions, [{"task_id": "T/0", "solution": HOSTILE}, {"task_id": "T/1", "solution": label}])
+    return report
+
+
+def seal_document(path: Path, document: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document), encoding="utf-8")
+    write_manifest(path, Manifest("evaluate", "", 2, {}, {}, {}, {}, 0.0))
+
+
+def written_document(context: RunContext) -> dict[str, Any]:
+    """The document in the page that was written, as a browser finds it."""
+    make_report(context)
+    text = context.run.report.read_text(encoding="utf-8")
+    assert text.lower().count("</script") == 2
+    begin, end = '<script type="application/json" id="document">', "</script>"
+    found: dict[str, Any] = json.loads(text.partition(begin)[2].partition(end)[0])
+    return found
