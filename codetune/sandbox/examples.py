@@ -38,7 +38,8 @@ def {ENTRY_POINT}(sessions, assertions):
 
     class Runner(doctest.DocTestRunner):
         def report_failure(self, out, test, example, got):
-            failures.append(f"{{example.source.strip()}} gives {{got.strip()}}, not {{example.want.strip() or 'nothing'}}")
+            want = example.want.strip() or "nothing"
+            failures.append(f"{{example.source.strip()}} gives {{got.strip()}}, not {{want}}")
 
         def report_unexpected_exception(self, out, test, example, error):
             if error[0].__name__ == "{TIMEOUT}":
