@@ -216,9 +216,7 @@ class Training(Section):
     weight_decay: NotNegative = setting(0.0, "decoupled, as in AdamW", "train")
     max_grad_norm: Positive = setting(1.0, "gradients are clipped to this norm", "train")
     optimizer: Optimizer = setting(
-        "adamw_torch_fused",
-        "adamw_torch_fused adamw_torch adamw_8bit adafactor, or muon (matrices; AdamW for the rest)",
-        "train",
+        "adamw_torch_fused", "adamw_torch_fused adamw_torch adamw_8bit adafactor, or muon for matrices", "train"
     )
     tf32: bool = setting(True, "TF32 for float32 products on GPUs that have it", "train")
     gradient_checkpointing: bool = setting(
@@ -257,9 +255,7 @@ class Training(Section):
     compile: Literal["auto", "always"] = setting(
         "auto", "torch.compile; auto compiles where a record shows that it pays: nowhere yet", free_on_resume=True
     )
-    objective: TrainingObjective = setting(
-        "nll", "nll, or dft: the loss of each token weighted by the probability that the model gives it", "train"
-    )
+    objective: TrainingObjective = setting("nll", "nll, or dft: the loss of a token times its probability", "train")
     lora: LoraSettings = LoraSettings.model_construct()
     quantization: Quantization = Quantization.model_construct()
 
