@@ -51,20 +51,30 @@ def page_document(context: RunContext) -> Document:
 
 
 def _selection(context: RunContext) -> Document:
-    run, manifest = context.run, read_manifest(context.run.selection)
+    run, manifest = context.run, _unchanged(context, context.run.selection)
     if manifest is None:
         return _missing("There is no finished selection", "codetune select")
-    if not run.selection_report.exists():
+    if not run.selection_report.exists() or not run.excluded.exists():
         return _missing("An earlier version made this selection, without diagnostics", "codetune select")
-    report = _read_document(run.selection_report, run.selection)
+    report = _parse(run.selection_report.read_text(encoding="utf-8"), run.selection_report)
     drawn = report.pop("map", None)
     seed = manifest.settings.get("seed", context.project.seed)
     return {
         "report": report,
         "rule": STRATEGIES[report["strategy"]].description,
         "refused": dict(manifest.refused),
-        "rows": page_rows(run, drawn, report, seed),
+        "rows": _rows(context, drawn, report, seed),
     }
+
+
+def _rows(context: RunContext, drawn: Document | None, report: Document, seed: int) -> Document:
+    run = context.run
+    for artefact in (run.examples, run.scores):
+        _unchanged(context, artefact)
+    try:
+        return page_rows(run, drawn, report, seed)
+    except (ValueError, LookupError, TypeError) as why:  # no digest tells of a change in this file
+        raise _damaged(run.excluded, why, set_aside_command(run.selection)) from None
 
 
 def _training(run: Run) -> Document:
@@ -87,7 +97,7 @@ def _metric_lines(path: Path) -> Iterator[Document]:
     """The whole lines: a training that runs, or was killed, may leave an incomplete one."""
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         if line.endswith("\n"):
-            yield _parse(line, path, path.parent)
+            yield _parse(line, path)
 
 
 def _benchmarks(context: RunContext) -> Document:
@@ -96,7 +106,7 @@ def _benchmarks(context: RunContext) -> Document:
 
 
 def _benchmark(context: RunContext, directory: Path) -> Document | None:
-    paths = _sealed(directory)
+    paths = _sealed(context, directory)
     if not paths:
         return None
     reports = [read_report(path) for path in paths]
@@ -108,7 +118,7 @@ def _benchmark(context: RunContext, directory: Path) -> Document | None:
         "reports": reports,
         "comparisons": compared,
         "tasks": tasks,
-        "programs": {label: _programs(path, tasks) for label, path in solutions.items() if path.exists()},
+        "programs": {label: _programs(path, tasks) for label, path in solutions.items() if _unchanged(context, path)},
     }
 
 
@@ -130,7 +140,7 @@ def _programs(path: Path, tasks: Sequence[str]) -> Document:
 
 
 def _likelihood(context: RunContext) -> Document:
-    paths = _sealed(context.run.evaluation(HOLDOUT, "base").parent)
+    paths = _sealed(context, context.run.evaluation(HOLDOUT, "base").parent)
     if not paths:
         return _missing("The loss on held-out rows is not measured", "codetune eval holdout (with train.holdout)")
     reports = [read_likelihood(path) for path in paths]
@@ -148,17 +158,17 @@ def _directories(run: Run) -> list[Path]:
     return sorted(path for path in whole.glob("*") if path.is_dir() and path.name != HOLDOUT)
 
 
-def _sealed(directory: Path) -> list[Path]:
+def _sealed(context: RunContext, directory: Path) -> list[Path]:
     """The evaluations that are finished: base and tuned first."""
     ranks = {label: rank for rank, label in enumerate(workflow.COMPARED)}
-    found = [path for path in directory.glob("*.json") if read_manifest(path) is not None]
+    found = [path for path in directory.glob("*.json") if _unchanged(context, path) is not None]
     return sorted(found, key=lambda path: (ranks.get(path.stem, len(ranks)), path.stem))
 
 
 def _provenance(context: RunContext) -> Document:
     run = context.run
     record = run.directory / "project.json"
-    settings = _parse(record.read_text(encoding="utf-8"), record, None)
+    settings = _parse(record.read_text(encoding="utf-8"), record)
     artefacts = [run.examples, run.scores, run.embeddings, run.selection, run.model, *sorted(_of_benchmarks(run))]
     found = [(path, manifest) for path in artefacts if (manifest := read_manifest(path)) is not None]
     return {
@@ -186,15 +196,28 @@ def _is_plain(value: object) -> bool:
     return value is None or isinstance(value, str | int | float)
 
 
-def _read_document(path: Path, artefact: Path) -> Document:
-    return _parse(path.read_text(encoding="utf-8"), path, artefact)
+def _unchanged(context: RunContext, artefact: Path) -> Manifest | None:
+    """The manifest of an artefact that is about to be read; None where it is not finished. Raises StaleError where its
+    content is not what the manifest says."""
+    manifest = read_manifest(artefact)
+    if manifest is not None and context.digests.artefact(artefact) != manifest.digest:
+        raise StaleError(
+            f"{artefact} was changed after codetune wrote it. Expected: the content of its manifest. Make it again: "
+            f"{set_aside_command(artefact)} && codetune run"
+        )
+    return manifest
 
 
-def _parse(text: str, path: Path, artefact: Path | None) -> Document:
+def _parse(text: str, path: Path) -> Document:
     """Raises StaleError where a file of the run is damaged. Numbers that are not finite become None."""
     try:
         found: Document = json.loads(text, parse_constant=lambda name: None)
     except ValueError as why:
-        remedy = f"Make it again: {set_aside_command(artefact)}" if artefact else "Run: codetune run"
-        raise StaleError(f"{path} is damaged ({why}). Expected: JSON, as codetune wrote it. {remedy}") from None
+        raise _damaged(path, why, f"mv {path} {path}.old") from None
     return found
+
+
+def _damaged(path: Path, why: Exception, command: str) -> StaleError:
+    return StaleError(
+        f"{path} is damaged ({why}). Expected: JSON, as codetune wrote it. Make it again: {command} && codetune run"
+    )

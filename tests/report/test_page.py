@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Mapping
 from itertools import compress
 from pathlib import Path
@@ -60,7 +62,7 @@ def test_the_figures_of_training_and_benchmarks_are_those_of_their_artefacts(tmp
     reports = [judged(context, "base", ("pass", "fail")), judged(context, "tuned", ("fail", "pass"))]
     losses = {"a" * 16: (2.0, 4), "b" * 16: (3.0, 4)}
     for label in ("base", "tuned"):
-        seal_document(context.run.evaluation("holdout", label), report_likelihood(label, losses, {}, 1))
+        seal_document(context, context.run.evaluation("holdout", label), report_likelihood(label, losses, {}, 1))
     document = written_document(context)
     assert (document["training"]["lines"], document["training"]["facts"]) == (lines, {"steps": 20})
     (found,) = document["benchmarks"]["found"]
@@ -146,11 +148,20 @@ def test_half_a_surrogate_pair_is_written_as_json_escapes_it() -> None:
     assert json.loads(text.encode().decode()) == {"name": "\udc80<é"}
 
 
-def test_a_damaged_report_of_a_selection_is_told_with_its_remedy(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("selection.jsonl", r"selection\.jsonl was changed after codetune wrote it"),
+        ("selection.report.json", r"selection\.jsonl was changed after codetune wrote it"),
+        ("examples.jsonl", r"examples\.jsonl was changed after codetune wrote it"),
+        ("selection.excluded.jsonl", r"selection\.excluded\.jsonl is damaged"),
+    ],
+)
+def test_a_damaged_artefact_is_told_with_its_remedy(name: str, told: str, tmp_path: Path) -> None:
     context = context_of(make_small_world(tmp_path), select__strategy="random")
     pipeline.select(context)
-    context.run.selection_report.write_text("{", encoding="utf-8")
-    with pytest.raises(StaleError, match=r"selection\.report\.json is damaged .* Make it again: mv"):
+    (context.run.directory / name).write_text("{\n", encoding="utf-8")
+    with pytest.raises(StaleError, match=rf"{told}.* Make it again: mv .*seal\.old && codetune run"):
         make_report(context)
 
 
@@ -161,6 +172,22 @@ def test_a_training_that_was_killed_shows_its_whole_lines(tmp_path: Path) -> Non
     metrics.write_text('{"step": 1, "loss": NaN}\n{"step": 2, "lo', encoding="utf-8")
     training = page_document(context)["training"]
     assert (training["lines"], training["is_finished"]) == ([{"step": 1, "loss": None}], False)
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+def test_a_browser_draws_the_page_without_an_error_and_runs_no_text_of_a_row(tmp_path: Path) -> None:
+    project = make_small_world(tmp_path)
+    write_rows(tmp_path / "data.jsonl", [{"instruction": HOSTILE, "output": HOSTILE}, *rows(9)])
+    context = context_of(project, select__strategy="random", select__ratio=1.0)
+    pipeline.select(context)
+    make_report(context)
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    options = ("--headless", "--no-sandbox", "--disable-gpu", profile, "--enable-logging=stderr", "--dump-dom")
+    command = ["chromium", *options, context.run.report.as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert "CONSOLE" not in shown.stderr
+    assert '<section id="provenance"><h2>Provenance</h2>' in shown.stdout
+    assert "All 10 rows of this page" in shown.stdout
 
 
 def selected(directory: Path) -> RunContext:
@@ -175,17 +202,22 @@ def judged(context: RunContext, label: str, outcomes: tuple[Outcome, Outcome]) -
     problems = [Problem(f"T/{n}", "", "f", "", [], [], 0.0) for n in (0, 1)]
     verdicts = [Verdict(f"T/{n}", outcome, outcome) for n, outcome in enumerate(outcomes)]
     report: dict[str, Any] = json.loads(json.dumps(evaluate("tasks", label, "namespaces", problems, verdicts, [1], 1)))
-    seal_document(context.run.evaluation("tasks", label), report)
+    seal_document(context, context.run.evaluation("tasks", label), report)
     solutions = context.run.solutions("tasks", label)
     solutions.parent.mkdir(parents=True, exist_ok=True)
     write_rows(solutions, [{"task_id": "T/0", "solution": HOSTILE}, {"task_id": "T/1", "solution": label}])
+    seal(context, solutions)
     return report
 
 
-def seal_document(path: Path, document: Mapping[str, Any]) -> None:
+def seal_document(context: RunContext, path: Path, document: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document), encoding="utf-8")
-    write_manifest(path, Manifest("evaluate", "", 2, {}, {}, {}, {}, 0.0))
+    seal(context, path)
+
+
+def seal(context: RunContext, path: Path) -> None:
+    write_manifest(path, Manifest("evaluate", context.digests.artefact(path), 2, {}, {}, {}, {}, 0.0))
 
 
 def written_document(context: RunContext) -> dict[str, Any]:
