@@ -21,6 +21,7 @@ from codetune.stages.status import stage_status
 from codetune.stages.train import TRAIN
 from codetune.store.files import remove, write_text
 from codetune.store.locks import holders, locked
+from codetune.store.run_directory import require_unicode_path
 from codetune.workflow import require_samples, status
 
 RECORD = "jobs.json"  # beside the scripts: the numbers of the jobs that were submitted last
@@ -43,6 +44,7 @@ def write_jobs(context: RunContext, arguments: Sequence[str], directory: Path, s
     Raises InputError where Slurm cannot write logs there, and StaleError where a job would fail because of what was
     made with other settings. If the jobs are to be submitted, raises BusyError where jobs of this run are in the queue,
     or a stage is running."""
+    require_unicode_path(directory)
     _require_possible(context.run.slurm)
     with locked(context.run, "slurm", None):
         jobs = list(remaining_jobs(context, arguments))

@@ -13,7 +13,9 @@ import pytest
 from codetune.cluster import remaining_jobs, slurm_result, write_jobs
 from codetune.errors import BusyError, CodetuneError, InputError, StaleError, UsageError
 from codetune.stages.stage import RunContext
+from codetune.store.files import write_text
 from codetune.store.locks import locked
+from codetune.store.manifest import Manifest, write_manifest
 from tests import pipeline
 from tests.small_world import context_of, make_small_world
 
@@ -186,3 +188,19 @@ def test_the_result_names_jobs_shards_and_numbers(slurm: Path, world: Callable[.
     assert document["jobs"][2]["after"] == ["score", "embed"]
     assert result.rows[0] == ("score", "0-1", "at once", "101", "score.sh")
     assert slurm_result([], context.run.slurm).title == "nothing is left to do"
+
+
+def test_a_finished_model_of_other_settings_is_named_before_anything_is_written(
+    world: Callable[..., RunContext],
+) -> None:
+    context = world(train__epochs=2)
+    write_text(context.run.model / "config.json", "{}")
+    write_manifest(context.run.model, Manifest("train", "0" * 64, 3, {}, {}, {}, {}, 1.0))
+    with pytest.raises(StaleError, match=r"model is finished and would be replaced: .*Give this run another name"):
+        write_jobs(context, [], Path.cwd(), submit=False)
+    assert not context.run.slurm.exists()
+
+
+def test_a_working_directory_that_is_not_utf_8_is_an_error(world: Callable[..., RunContext]) -> None:
+    with pytest.raises(InputError, match="is not UTF-8"):
+        write_jobs(world(), [], Path(os.fsdecode(b"/bad\xff")), submit=False)

@@ -19,6 +19,7 @@ from typing import TypedDict
 from codetune.errors import InputError, unusable_directory
 from codetune.project.sections import Project
 from codetune.store.files import write_text
+from codetune.text import lone_surrogate
 
 ADVICE = "Set output_dir to another directory"
 
@@ -118,8 +119,10 @@ def open_run(project: Project) -> Run:
 
 def inspect_run(project: Project) -> Run:
     """The project's run, without writing anything; its directory need not exist. Raises InputError where the directory
-    belongs to another project, holds files that no run of codetune wrote, or is a file."""
+    belongs to another project, holds files that no run of codetune wrote, or is a file, and where a path is not UTF-8."""
     directory = project.run_dir
+    for path in (project.root, directory):
+        require_unicode_path(path)
     try:
         owner = _owner(directory / "project.json")
         names = _names_in(directory)
@@ -147,6 +150,12 @@ def project_document(project: Project) -> ProjectDocument:
 def project_of(document: ProjectDocument) -> Project:
     """The project that `project_document` wrote."""
     return Project.model_validate(document["settings"]).placed(Path(document["root"]), document["overrides"])
+
+
+def require_unicode_path(path: Path) -> None:
+    """Raises InputError for a path that is not UTF-8: records and scripts, which are, could not hold it."""
+    if lone_surrogate(str(path)) is not None:
+        raise InputError(f"{str(path)!a} is not UTF-8. Expected: names in UTF-8. Rename the directory")
 
 
 def _names_in(directory: Path) -> list[str]:

@@ -73,6 +73,14 @@ def test_a_directory_with_foreign_files_is_refused_and_unchanged(tmp_path: Path)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 
 
+def test_a_project_in_a_directory_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    root = tmp_path / os.fsdecode(b"bad\xff")
+    root.mkdir()
+    with pytest.raises(InputError, match=r"bad\\udcff' is not UTF-8.*Rename the directory"):
+        open_run(project(root))
+    assert not list(root.iterdir())
+
+
 def test_a_directory_with_a_leftover_temporary_file_is_accepted(tmp_path: Path) -> None:
     write_text(tmp_path / "out" / ".project.json.123.tmp", "{")
     assert open_run(project(tmp_path, output_dir="out")).directory.is_dir()
