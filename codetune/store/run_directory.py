@@ -119,7 +119,8 @@ def open_run(project: Project) -> Run:
 
 def inspect_run(project: Project) -> Run:
     """The project's run, without writing anything; its directory need not exist. Raises InputError where the directory
-    belongs to another project, holds files that no run of codetune wrote, or is a file, and where a path is not UTF-8."""
+    belongs to another project, holds files that no run of codetune wrote, or is a file, and where a path is not
+    UTF-8."""
     directory = project.run_dir
     for path in (project.root, directory):
         require_unicode_path(path)
