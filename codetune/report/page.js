@@ -332,7 +332,17 @@ function rowDetails(rows, index) {
   const explained = reason(rows, index);
   const more = `For its place in its cluster run: codetune select --explain ${id}`;
   if (!text) return el("div", {}, el("p", {}, explained), el("p", { class: "soft" }, `The texts of ${whole(Object.keys(rows.texts).length)} rows are on this page, and not that of this one. ${more}`));
-  return el("div", {}, el("p", {}, explained), el("p", { class: "soft" }, more), el("b", {}, "Instruction"), textBlock(text[0]), el("b", {}, "Answer"), textBlock(text[1]));
+  return el("div", {}, el("p", {}, explained), el("p", { class: "soft" }, more), el("b", {}, "Instruction"), textBlock(text[0]), el("b", {}, "Answer"), textBlock(text[1]), neighbours(rows, id));
+}
+
+function neighbours(rows, id) {
+  const found = (rows.neighbours || {})[id];
+  if (!found || !found.length) return null;
+  const open = (index) => { view.open = rows.id[index]; setBrush(rows, "row", (each) => each === index || rows.id[each] === id); };
+  return el("div", {}, el("b", {}, "Nearest rows of this page, by the cosine of the embeddings"), found.map(([index, cosine]) => {
+    const text = rows.texts[rows.id[index]];
+    return el("div", {}, el("button", { class: "link", click: () => open(index) }, rows.id[index]), ` ${cosine.toFixed(3)}, ${rows.states[rows.state[index]]}${text ? `: ${text[0][0].slice(0, 160)}` : ""}`);
+  }));
 }
 
 function reason(rows, index) {

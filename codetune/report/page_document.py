@@ -69,7 +69,7 @@ def _selection(context: RunContext) -> Document:
 
 def _rows(context: RunContext, drawn: Document | None, report: Document, seed: int) -> Document:
     run = context.run
-    for artefact in (run.examples, run.scores):
+    for artefact in (run.examples, run.scores, run.embeddings):
         _unchanged(context, artefact)
     try:
         return page_rows(run, drawn, report, seed)

@@ -10,19 +10,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from codetune.data.ids import draw_numbers, pack_ids, unpack_id
+from codetune import console
+from codetune.data.ids import IdIndex, draw_numbers, pack_ids, unpack_id
 from codetune.records import Score
 from codetune.selection.diagnostics import STATES
 from codetune.selection.embedding_map import MAP_ROWS
 from codetune.selection.row_vectors import spread_sample
 from codetune.store.examples import example_ids, read_example, read_lines
 from codetune.store.manifest import read_manifest
-from codetune.store.row_artefacts import TAKEN, read_outcomes, read_reasons, read_scores
+from codetune.store.row_artefacts import TAKEN, read_embeddings, read_outcomes, read_reasons, read_scores
 from codetune.store.run_directory import Run
 
 TEXTS = 2_000  # rows whose texts are on the page
 INSTRUCTION_CHARACTERS, ANSWER_CHARACTERS = 1_500, 2_500  # of each, some 8 MB together
 DIGITS = 5
+NEIGHBOURS, ROWS_AT_ONCE = 3, 100
 ELIGIBLE = (TAKEN, "not taken")
 
 
@@ -51,6 +53,7 @@ def page_rows(run: Run, drawn: Mapping[str, Any] | None, report: Mapping[str, An
         "tokens": _answer_tokens(run, ids),
         "random": np.isin(pack_ids(ids), taken_by_draw).astype(int).tolist(),
         "texts": _texts(run, ids),
+        "neighbours": _neighbours(run, ids) if drawn else None,
     }
 
 
@@ -73,7 +76,7 @@ def _outcomes(run: Run, ids: Sequence[str]) -> tuple[list[Mapping[str, Any]], ND
     eligible rows."""
     found: dict[str, Mapping[str, Any]] = {row_id: {} for row_id in ids}
     eligible = array("Q")
-    for outcome in read_outcomes(run):
+    for outcome in console.track(read_outcomes(run), "report", None, "row"):
         row_id = outcome["id"]
         if row_id is not None and outcome["why"] in ELIGIBLE:
             eligible.append(int(row_id, 16))
@@ -106,6 +109,24 @@ def _texts(run: Run, ids: Sequence[str]) -> dict[str, list[tuple[str, int]]]:
     known = wanted[np.isin(wanted, example_ids(run))]
     rows = map(read_example, read_lines(run, known))
     return {row.id: [cut(row.instruction, INSTRUCTION_CHARACTERS), cut(row.answer, ANSWER_CHARACTERS)] for row in rows}
+
+
+def _neighbours(run: Run, ids: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
+    """Of each row with a text the nearest rows of the page: their positions in `ids`, and the cosines of their
+    instructions' embeddings."""
+    embeddings = read_embeddings(run)
+    vectors = embeddings.vectors[IdIndex(embeddings.ids).positions(pack_ids(ids))]  # [rows, dim]
+    count, found = min(NEIGHBOURS, len(ids) - 1), {}
+    sample = spread_sample(len(ids), TEXTS)
+    for first in range(0, len(sample) if count else 0, ROWS_AT_ONCE):
+        some = sample[first : first + ROWS_AT_ONCE]
+        cosines = vectors[some] @ vectors.T  # [some, rows]
+        cosines[np.arange(len(some)), some] = -np.inf  # itself
+        nearest = np.argpartition(-cosines, count - 1, axis=1)[:, :count]
+        for index, others, own in zip(some.tolist(), nearest.tolist(), cosines, strict=True):
+            ranked = sorted((-float(own[other]), other) for other in others)
+            found[ids[index]] = [(other, round(-negative, DIGITS)) for negative, other in ranked]
+    return found
 
 
 def _state(why: str | None) -> int:

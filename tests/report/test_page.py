@@ -15,6 +15,7 @@ import pytest
 
 from codetune.benchmark.evaluate import compare, evaluate
 from codetune.benchmark.likelihood import report_likelihood
+from codetune.data.ids import unpack_id
 from codetune.errors import InputError, StaleError
 from codetune.project.file import read_project
 from codetune.records import Outcome, Problem, Score, Verdict
@@ -23,7 +24,7 @@ from codetune.report.page import embedded_json, make_report, page_text
 from codetune.report.page_document import page_document
 from codetune.stages.stage import RunContext, read_context
 from codetune.store.manifest import Manifest, read_manifest, write_manifest
-from codetune.store.row_artefacts import read_scores, read_selection
+from codetune.store.row_artefacts import read_embeddings, read_scores, read_selection
 from tests import pipeline
 from tests.small_world import context_of, make_small_world, rows, write_rows
 
@@ -85,6 +86,18 @@ def test_a_row_has_its_text_and_the_reason_of_the_selection(tmp_path: Path) -> N
     assert set(shown.values()) - set(reasons.values()) == {"not taken"}
     first = next(iter(read_selection(context.run.selection)))
     assert found["texts"][first.id] == [(first.instruction, 0), (first.answer, 0)]
+
+
+def test_a_row_has_its_nearest_rows_by_the_embeddings(tmp_path: Path) -> None:
+    context = selected(tmp_path)
+    found = page_document(context)["selection"]["rows"]
+    embeddings = read_embeddings(context.run)
+    at = {unpack_id(number): place for place, number in enumerate(embeddings.ids.tolist())}
+    for row_id, nearest in found["neighbours"].items():
+        cosines = embeddings.vectors @ embeddings.vectors[at[row_id]]
+        others = sorted((cosines[place] for other, place in at.items() if other != row_id), reverse=True)
+        assert [cosine for _, cosine in nearest] == pytest.approx(others[:3], abs=1e-4)
+        assert all(cosines[at[found["id"][index]]] == pytest.approx(cosine, abs=1e-4) for index, cosine in nearest)
 
 
 def test_what_is_not_made_yet_is_a_sentence_with_its_command(tmp_path: Path) -> None:
