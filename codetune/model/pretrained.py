@@ -146,7 +146,8 @@ def _require_quick_patterns(path: Path, names: Sequence[str]) -> None:
 
 
 def read_encoder(path: Path, device: str) -> SentenceTransformer:
-    """The sentence-transformers model in the directory. Raises ModelError if there is none."""
+    """The sentence-transformers model in the directory. Raises ModelError if there is none, and for a network of which
+    the files lack weights: the library would fill them at random."""
     from sentence_transformers import SentenceTransformer  # takes seconds
 
     require_safe_encoder(path)
@@ -154,7 +155,25 @@ def read_encoder(path: Path, device: str) -> SentenceTransformer:
         require_bounded_steps(part)
     expected = "a sentence-transformers model. Copy it again, or set embed.model to `hashing`, which needs none."
     with _library_errors(f"The embedding model {path}", expected):
-        return SentenceTransformer(str(path), device=device, **LOCAL_ONLY, model_kwargs={"use_safetensors": True})
+        encoder = SentenceTransformer(str(path), device=device, **LOCAL_ONLY, model_kwargs={"use_safetensors": True})
+        lacking = [
+            name for part in encoder if hasattr(part, "auto_model") for name in _lacking_weights(part.auto_model)
+        ]
+    if lacking:
+        raise ModelError(
+            f"The weights in {path} leave {len(lacking)} parameters unfilled ({', '.join(lacking[:3])}). Expected: "
+            "every parameter of its config.json. Copy or download the model again."
+        )
+    return encoder
+
+
+def _lacking_weights(network: Any) -> list[str]:
+    """The parameters of a loaded network that its files do not hold, by reading only which tensors they name. A pooler
+    aside: many encoders are published without theirs, and sentence-transformers does not use it."""
+    _, info = type(network).from_pretrained(
+        network.name_or_path, device_map="meta", use_safetensors=True, output_loading_info=True, **LOCAL_ONLY
+    )
+    return sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
 
 
 def start_vllm(path: Path, **options: Any) -> Any:

@@ -16,7 +16,7 @@ from codetune.data.tokens import text_tokens
 from codetune.errors import CodetuneError, ModelError
 from codetune.model import pretrained
 from codetune.model.load import count_parameters, load_configuration, load_model, load_tokenizer
-from codetune.model.pretrained import _library_errors, build_outline, read_network
+from codetune.model.pretrained import _library_errors, build_outline, read_encoder, read_network
 from codetune.project.sections import Model
 
 FLOAT32 = Model(dtype="float32")
@@ -50,6 +50,14 @@ def test_an_unknown_architecture_is_refused_without_a_question(saved: Path, monk
     change(saved / "config.json", model_type="unheard_of")
     with pytest.raises(ModelError, match=f"The model in {saved} cannot be loaded"):
         load_model(saved, FLOAT32, "cpu")
+
+
+def test_an_encoder_whose_files_lack_weights_is_refused(saved: Path) -> None:
+    layers = json.loads((saved / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"]
+    assert read_encoder(saved, "cpu").encode(["x"]).shape[0] == 1
+    change(saved / "config.json", num_hidden_layers=layers + 1)
+    with pytest.raises(ModelError, match=rf"leave \d+ parameters unfilled \(layers\.{layers}\."):
+        read_encoder(saved, "cpu")
 
 
 def _tokenizer(path: Path, **values: object) -> None:
