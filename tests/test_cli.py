@@ -132,7 +132,7 @@ def test_what_is_to_be_judged_is_named_once(more: tuple[str, str], tmp_path: Pat
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("repor", "error: No such command 'repor'. See: codetune --help"),
+        ("repor", "error: No such command 'repor'. Did you mean 'report'? See: codetune --help"),
         ("trai -p P", "error: No such command 'trai'. Did you mean 'train'? See: codetune --help"),
         ("-p P scor", "error: No such option: -p. Options come after the command, as in: codetune COMMAND -p PATH."),
         ("score -p P --foo", "error: No such option: --foo. See: codetune score --help"),
