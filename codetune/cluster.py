@@ -13,6 +13,7 @@ from pathlib import Path
 from codetune.console import CommandResult, quantity
 from codetune.errors import BusyError, CodetuneError, InputError, StaleError
 from codetune.launch.slurm import SlurmJob, job_script, queued_jobs, submit_script
+from codetune.stages.checks import require_samples
 from codetune.stages.inputs import require_named_inputs
 from codetune.stages.pipeline import STAGES
 from codetune.stages.select import SELECT
@@ -22,7 +23,7 @@ from codetune.stages.train import TRAIN
 from codetune.store.files import remove, write_text
 from codetune.store.locks import holders, locked
 from codetune.store.run_directory import require_unicode_path
-from codetune.workflow import require_samples, status
+from codetune.workflow import status
 
 RECORD = "jobs.json"  # beside the scripts: the numbers of the jobs that were submitted last
 DONE = ("done", "not needed")

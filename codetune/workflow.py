@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Literal
 
 from codetune.benchmark.benchmarks import HOLDOUT, Benchmark, part_of
 from codetune.console import counts, percent, quantity
-from codetune.errors import UsageError
 from codetune.records import ModelRef
 from codetune.stages.benchmarks import directory_name, distinct_benchmarks, open_benchmark
-from codetune.stages.checks import check_ahead, is_pending
+from codetune.stages.checks import check_ahead, is_pending, require_samples
 from codetune.stages.evaluate import EVALUATE, read_report
 from codetune.stages.generate import GENERATE
 from codetune.stages.inputs import dataset_is_here, dataset_paths, require_named_inputs
@@ -174,17 +173,6 @@ def _holdout_line(context: RunContext, label: str) -> StatusLine:
     if found.state == "done":
         detail = f"{read_likelihood(LIKELIHOOD.artefact(context.run, request))['nats_per_token']:.4f} nats a token"
     return StatusLine(f"{HOLDOUT} {label}", found.state, detail, f"codetune eval {HOLDOUT} --model {label}")
-
-
-def require_samples(context: RunContext) -> None:
-    """Told before hours of generation, not after. Raises UsageError."""
-    most, samples = max(context.project.evaluate.k), context.project.generate.samples_per_task
-    if most > samples:
-        raise UsageError(
-            f"evaluate.k asks for pass@{most}, and generate.samples_per_task makes {samples} of a task. Expected: as "
-            f"many samples as the largest k. Set generate.samples_per_task to {most} or more (and generate.temperature "
-            "above 0), or evaluate.k lower"
-        )
 
 
 def _running(context: RunContext, stages: Sequence[Stage], request: StageRequest) -> str:

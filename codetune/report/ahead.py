@@ -15,12 +15,12 @@ from codetune.errors import CodetuneError
 from codetune.project.sections import Training
 from codetune.report.requirements import unmet_requirements
 from codetune.stages.benchmarks import distinct_benchmarks, open_benchmark
+from codetune.stages.checks import require_samples
 from codetune.stages.pipeline import STAGES
 from codetune.stages.stage import RunContext, StageRequest
 from codetune.stages.train import TRAIN
 from codetune.text import gigabytes
 from codetune.training.memory import ModelShape, optimizer_bytes, trained_weights
-from codetune.workflow import require_samples
 
 T = TypeVar("T")
 BYTES_PER_SCORE = 400  # a line of scores.jsonl, and the same in its log

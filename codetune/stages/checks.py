@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from codetune.errors import UsageError
 from codetune.stages.stage import RunContext, Stage, StageRequest, require_replaceable
 from codetune.stages.status import stage_status
 
@@ -24,6 +25,17 @@ def check_ahead(context: RunContext, work: Work) -> None:
     paths = [_paths_of_inputs(context, stage, request, work) for stage, request in pending]
     for (stage, request), found in zip(pending, paths, strict=True):
         stage.check_ahead(context, request, found)
+
+
+def require_samples(context: RunContext) -> None:
+    """Told before hours of generation, not after. Raises UsageError."""
+    most, samples = max(context.project.evaluate.k), context.project.generate.samples_per_task
+    if most > samples:
+        raise UsageError(
+            f"evaluate.k asks for pass@{most}, and generate.samples_per_task makes {samples} of a task. Expected: as "
+            f"many samples as the largest k. Set generate.samples_per_task to {most} or more (and generate.temperature "
+            "above 0), or evaluate.k lower"
+        )
 
 
 def is_pending(context: RunContext, stage: Stage, request: StageRequest, work: Work) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
 from codetune.data.chat import render_chat, require_fitting_format
@@ -98,8 +98,7 @@ def train(
     replace: bool = False,
     notify: Notify = lambda kind, text: None,
 ) -> TrainingSummary:
-    """Writes checkpoints and metrics in `directory`, and the finished model in `saved`. The loss on the rows of
-    `holdout` is measured as the project says.
+    """Writes checkpoints and metrics in `directory`, and the finished model in `saved`; measures the loss on `holdout`.
 
     `report` gets `{"step", "steps", "epoch", "loss", "learning_rate", "grad_norm"}` after every step, `notify` gets
     doubtful settings and the step of a checkpoint before the first one. Ctrl-C and SIGTERM raise KeyboardInterrupt
@@ -120,27 +119,22 @@ def train(
     parallelism.prepare_deepspeed(choice.strategy)
     arguments = training_arguments(project, base, steps, directory, choose_device())
     notify("activity", "loading the model")
-    with explain_out_of_memory("the model is loaded"), base.loading(arguments):
-        model = _load_model(project, base, [token_cache, holdout_cache], group)
+    model = _load_model(project, base, arguments, [token_cache, holdout_cache], group)
     sharded = choice.strategy in SHARDED  # then no model could be made of a checkpoint of the last step
     every = evaluation_steps(project.train, len(token_cache), group.count) if holdout_cache else None
     callbacks = TrainingCallbacks(project.train, directory, fingerprint, steps, report, group, not sharded, every)
     callbacks.on_train_begin(checkpoint)
     inputs = build_model.training_inputs(model, project, base, token_cache, holdout_cache, group)
     trainer = StepTrainer(model, arguments, inputs, callbacks)
-    notify("activity", "training")
-    with callbacks.interruptible():
-        trainer.run(checkpoint)
-    if callbacks.interrupted:
-        raise KeyboardInterrupt
+    _take_steps(trainer, callbacks, checkpoint, notify)
     with callbacks.interruptible():  # all steps are done: an interruption waits until the model is saved
         _keep_best(trainer, callbacks, directory, project.train, notify)
         whole = _whole_model(trainer, model, project, base, group)
         if group.is_first:
             _save(whole, tokenizer, rows.answer_end_tokens, project, base, directory, saved)
     parallelism.load_whole_models()  # later stages may run in this process
-    holdout_summary = _holdout_summary(holdout_cache, held_out, callbacks)
-    return _summary(token_cache, rows, callbacks, choice, group.count, holdout_summary)
+    of_holdout = _holdout_summary(holdout_cache, held_out, callbacks)
+    return _summary(token_cache, rows, callbacks, choice, group.count, of_holdout)
 
 
 def require_trainable(project: Project, model_path: Path, processes_here: int, processes: int) -> None:
@@ -301,12 +295,28 @@ def _fingerprint(
 
 
 def _load_model(
-    project: Project, base: BaseModel, token_caches: Sequence[TokenCache | None], group: ProcessGroup
+    project: Project,
+    base: BaseModel,
+    arguments: TrainingArguments,
+    token_caches: Sequence[TokenCache | None],
+    group: ProcessGroup,
 ) -> PreTrainedModel | PeftModel:
-    network = build_model.load_base_model(project, base, group.is_first)
-    for token_cache in filter(None, token_caches):
-        build_model.require_fit(network, project.train, token_cache)
-    return build_model.prepare_model(network, project, base.precision)
+    with explain_out_of_memory("the model is loaded"), base.loading(arguments):
+        network = build_model.load_base_model(project, base, group.is_first)
+        for token_cache in filter(None, token_caches):
+            build_model.require_fit(network, project.train, token_cache)
+        return build_model.prepare_model(network, project, base.precision)
+
+
+def _take_steps(
+    trainer: StepTrainer, callbacks: TrainingCallbacks, checkpoint: Checkpoint | None, notify: Notify
+) -> None:
+    """All steps after the checkpoint. Raises KeyboardInterrupt if an interruption ended them."""
+    notify("activity", "training")
+    with callbacks.interruptible():
+        trainer.run(checkpoint)
+    if callbacks.interrupted:
+        raise KeyboardInterrupt
 
 
 def _keep_best(
