@@ -138,7 +138,6 @@ def test_adapters_that_cannot_be_merged_are_refused(
     [
         {"lora_alpha": "x"},
         {"alpha_pattern": {"q_proj": "x"}},
-        {"trainable_token_indices": [10**9]},
         {"arrow_config": {"top_k": 3}},
         {"alora_invocation_tokens": [1]},
     ],

@@ -142,7 +142,8 @@ def test_no_program_breaks_the_run(tier: str, tmp_path: Path, monkeypatch: pytes
 
 def test_a_program_that_breaks_its_judge_fails_alone(tmp_path: Path) -> None:
     solutions = [Solution("Own/0", text, sample) for sample, text in enumerate([GOOD, BREAKS_ITS_JUDGE, GOOD, GOOD])]
-    found = sorted(judge([task()], solutions, tmp_path, 1, "none"), key=lambda verdict: verdict.sample)
+    with_another_run = problem(base_input=[[1], [2]], plus_input=[[3]])
+    found = sorted(judge([with_another_run], solutions, tmp_path, 1, "none"), key=lambda verdict: verdict.sample)
     assert [verdict.base for verdict in found] == ["pass", "fail", "pass", "pass"]
     assert found[1].failure.startswith(JUDGE_BROKE), found[1].failure
 
