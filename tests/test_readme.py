@@ -17,6 +17,7 @@ from codetune.project.sections import NOT_IN_THIS_VERSION
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "codetune"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+REFERENCE = (PACKAGE / "docs" / "reference.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^ {4}(codetune .*?)(?: +#.*)?$", README, re.MULTILINE)
 TARGETS = re.findall(r"^ {4}make ([a-z]+)", README, re.MULTILINE)
 TREE = re.search(r"^ {4}codetune/\n((?: {4}.*\n)+)", README, re.MULTILINE)
@@ -54,7 +55,16 @@ def test_every_option_it_tells_of_exists() -> None:
         for parameter in command.params
         for flag in (*parameter.opts, *parameter.secondary_opts)
     }
-    assert set(re.findall(r"--[a-z][a-z-]*", README)) <= flags
+    assert set(re.findall(r"--[a-z][a-z-]*", README + REFERENCE)) <= flags
+
+
+def test_the_reference_has_a_section_for_every_command_that_works_on_a_project() -> None:
+    aside = {"init", "demo", "status", "run", "evaluate"}  # in the README, in "Every command", or in `eval`
+    assert set(re.findall(r"^## ([a-z]+)$", REFERENCE, re.MULTILINE)) == set(commands().commands) - aside
+
+
+def test_the_files_that_it_links_to_exist() -> None:
+    assert not [link for link in re.findall(r"\]\(([\w./-]+)\)", README) if not (ROOT / link).is_file()]
 
 
 def test_its_make_targets_exist() -> None:
