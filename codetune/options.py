@@ -12,7 +12,6 @@ import typer
 from codetune.errors import UsageError
 from codetune.project.file import read_project
 from codetune.project.sections import (
-    NOT_IN_THIS_VERSION,
     PROJECT_FILE,
     STAGE_NAMES,
     Method,
@@ -100,9 +99,7 @@ def stage_option(flag: str, which: str) -> Any:
     return typer.Option(flag, metavar="STAGE", help=f"{which} stage: {named}.", autocompletion=completes(STAGE_NAMES))
 
 
-_LACKING = NOT_IN_THIS_VERSION.get("select.strategy", ())
-STRATEGIES = one_of(name for name in get_args(Strategy) if name not in _LACKING)
-PAD_MODES, METHODS = (one_of(get_args(choices)) for choices in (PadMode, Method))
+STRATEGIES, PAD_MODES, METHODS = (one_of(get_args(choices)) for choices in (Strategy, PadMode, Method))
 
 
 def number_or_word(text: str | None) -> int | str | None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations, islice
 from typing import TYPE_CHECKING, TypedDict
 
+from codetune.benchmark.benchmarks import HOLDOUT
 from codetune.benchmark.statistics import bootstrap_ratio, is_told_apart, least_of_error
 from codetune.errors import CodetuneError
 from codetune.records import Refusal
@@ -80,7 +81,7 @@ def report_likelihood(
     nats, tokens = zip(*losses.values(), strict=True)
     found = bootstrap_ratio(nats, tokens, seed)
     return LikelihoodReport(
-        benchmark="holdout",
+        benchmark=HOLDOUT,
         model=model,
         rows=len(losses),
         refused=dict(refused),

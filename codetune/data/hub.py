@@ -103,7 +103,7 @@ def hub_cache() -> Path:
 
 
 def unreachable_hub() -> str | None:
-    """Why the hub does not answer, after some seconds at most; None where it does. Asks for a name, downloads
+    """Why the Hub does not answer, after some seconds at most; None where it does. Asks for a name, downloads
     nothing."""
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return OFFLINE
@@ -121,7 +121,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def require_known(name: str, kind: RepositoryKind) -> None:
-    """Raises ModelError or DataError where the hub does not know the repository, or cannot be reached."""
+    """Raises ModelError or DataError where the Hub does not know the repository, or cannot be reached."""
     failure = _ask_hub(name, kind)
     if failure is None:
         return

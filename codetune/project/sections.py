@@ -32,6 +32,7 @@ TrainingObjective = Literal["nll", "dft"]
 Optimizer = Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "adafactor", "muon"]
 Precision = Literal["float32", "bfloat16", "float16"]  # of the arithmetic, once `auto` is resolved
 Text = Annotated[str, Field(min_length=1)]
+OF_HOLDOUT = ("evaluate_steps", "keep_best", "patience")  # keys of `train` without an effect if no rows are held out
 OneOrMore = BeforeValidator(lambda value: [value] if isinstance(value, str | int | float) else value)  # a list of one
 Names = Annotated[list[Text], Field(min_length=1), OneOrMore]
 Count = Annotated[int, Field(ge=1)]

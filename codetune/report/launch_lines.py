@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from codetune.project.sections import Project
 
-SHARDS = 8  # of the job array that is shown
-
 
 def launch_lines(project: Project, processes: int) -> dict[str, str]:
     """What is started -> the command line, for `processes` on each of the project's machines."""
@@ -25,5 +23,6 @@ def launch_lines(project: Project, processes: int) -> dict[str, str]:
         f"srun --nodes {machines} --ntasks-per-node 1 --gpus-per-node {processes} codetune train"
         + ("" if nodes > 1 else f" --set launch.nodes={machines}")
     )
-    lines["score, in a job array"] = f"codetune score --shard $SLURM_ARRAY_TASK_ID/{SHARDS}"
+    lines["score, in a job array"] = f"codetune score --shard $SLURM_ARRAY_TASK_ID/{project.slurm.shards}"
+    lines["everything, by Slurm"] = "codetune slurm --submit"
     return lines

@@ -16,7 +16,7 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.cluster._kmeans import _kmeans_single_lloyd  # 1.5 to 1.9; KMeans would copy the vectors for each thread
+from sklearn.cluster._kmeans import _kmeans_single_lloyd  # 1.8 and 1.9; KMeans would copy the vectors for each thread
 
 from codetune.selection.row_vectors import CHUNK_ROWS, Floats, Vectors, threads
 

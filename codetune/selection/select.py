@@ -192,9 +192,8 @@ def _negative_ifd(inputs: SelectionInputs) -> NDArray[np.float64] | None:
 
 def _is_eligible(inputs: SelectionInputs, rows: RowIndices, settings: Selection) -> NDArray[np.bool_]:
     """Whether each row may be taken. Only a strategy that needs scores drops rows by their IFD."""
-    is_left = np.ones(
-        len(rows), dtype=np.bool_
-    )  # of these rows alone: one row is asked about as often as there are rows
+    # Of these rows alone: one row is asked about as often as there are rows.
+    is_left = np.ones(len(rows), dtype=np.bool_)
     if inputs.ifd is not None:
         is_left &= ~np.isnan(inputs.ifd[rows])
     if inputs.filtered is not None:

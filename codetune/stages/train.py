@@ -18,7 +18,7 @@ from codetune.launch.dispatch import Job, WorkerContext, perform, process_count,
 from codetune.launch.environment import current_rank
 from codetune.launch.workers import Progress
 from codetune.model.chat_format import find_chat_format
-from codetune.project.sections import Project
+from codetune.project.sections import OF_HOLDOUT, Project
 from codetune.stages.inputs import TAKEN_BY_SOURCE, artefact_input, model_here, model_input, rows_by_source
 from codetune.stages.resume import (
     TRAINED,
@@ -55,7 +55,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CHAT_FORMAT = "model.chat_format"
-OF_HOLDOUT = ("train.evaluate_steps", "train.keep_best", "train.patience")  # without effect if no rows are held out
 
 
 def _inputs(project: Project, request: StageRequest) -> Sequence[Input]:
@@ -80,7 +79,7 @@ def _settings(context: RunContext, request: StageRequest, settings: Settings) ->
     """With the chat format that is found where the project names none; without the key where the model is not here, and
     without those that say what becomes of held-out rows where there are none."""
     if not context.project.train.holdout:
-        settings = {key: value for key, value in settings.items() if key not in OF_HOLDOUT}
+        settings = {key: value for key, value in settings.items() if key.removeprefix("train.") not in OF_HOLDOUT}
     if settings[CHAT_FORMAT] is not None:
         return settings
     found = {}

@@ -22,7 +22,7 @@ from codetune.launch.devices import choose_device, count_gpus, gpu_memory_bytes
 from codetune.launch.process_group import SINGLE_PROCESS, ProcessGroup
 from codetune.model.load import count_parameters, load_configuration, load_tokenizer
 from codetune.model.model_files import resized
-from codetune.project.sections import Project, Training, free_on_resume
+from codetune.project.sections import OF_HOLDOUT, Project, Training, free_on_resume
 from codetune.records import Example, Message, Refusal
 from codetune.training import build_model, parallelism
 from codetune.training.batch_sampler import StepSampler, evaluation_steps, samples_per_step, total_steps
@@ -45,7 +45,6 @@ from codetune.training.plausibility import TrainingSize, implausible_settings
 from codetune.training.trainer import StepTrainer, explain_out_of_memory, require_supported, training_arguments
 
 TOKENS_FILE, HOLDOUT_FILE = "tokens.i32", "holdout.i32"
-OF_HOLDOUT = ("evaluate_steps", "keep_best", "patience")  # settings without an effect where no rows are held out
 PROBE = (Message("user", "Add 1 and 2."), Message("assistant", "1 + 2"))  # any conversation
 CONVERSATIONS = PROBE, (Message("system", "Be brief."), *PROBE)
 SHORTEST = Example("0" * 16, (Message("user", "x"), Message("assistant", "y")), "", "")
