@@ -176,6 +176,7 @@ MODULES_WITHOUT_TORCH = (
     "selection.duplicates",
     "selection.leaks",
     "selection.answer_checks",
+    "selection.text_checks",
     "data.chat",
     "data.control_tokens",
     "data.ids",

@@ -35,6 +35,7 @@ Text = Annotated[str, Field(min_length=1)]
 OF_HOLDOUT = ("evaluate_steps", "keep_best", "patience")  # keys of `train` without an effect if no rows are held out
 OneOrMore = BeforeValidator(lambda value: [value] if isinstance(value, str | int | float) else value)  # a list of one
 Names = Annotated[list[Text], Field(min_length=1), OneOrMore]
+AnswerChecks = Annotated[list[Literal["parses", "names", "examples", "closed", "language", "repeats"]], OneOrMore]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -162,8 +163,8 @@ class Selection(Section):
         "benchmarks whose prompts and solutions no row may hold; auto: those of evaluate.benchmarks that are here",
         "select",
     )
-    checks: Annotated[list[Literal["parses", "names", "examples"]], OneOrMore] = setting(
-        ["parses"], "what a Python answer must pass: parses, names, examples (run in the sandbox)", "select"
+    checks: AnswerChecks = setting(
+        ["parses", "closed", "language", "repeats"], "any of parses names examples closed language repeats", "select"
     )
     best_answer: bool = setting(
         False, "of several answers to one instruction keep the likeliest by the scores; set the others aside", "select"

@@ -1,5 +1,6 @@
-"""Examples -> the rows whose Python answer has a fault that needs no model to find. A check is a function in CHECKS
-(by text alone) or the check `examples`, whose programs the caller runs in a sandbox.
+"""Examples -> the rows whose answer has a fault that needs no model to find. A check is a function in CHECKS, of the
+answer's Python program here and of its text in `text_checks`, or the check `examples`, whose programs the caller runs
+in a sandbox.
 
 The program of an answer is its longest block that is marked as Python, or the whole text where it is evidently Python:
 it begins with code, and a line begins a function or class as only Python does. Interactive sessions are no programs.
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from codetune.records import Example
+from codetune.selection.text_checks import closed, language, repeats
 
 # A line of ``` that is indented by more than 3 ends no block that begins further to the left: it is a line of the code.
 FENCED = re.compile(
@@ -57,9 +59,7 @@ def failed_checks(examples: Iterable[Example], checks: Iterable[str]) -> Iterato
     """(id, "check NAME: ...") of each row that fails one of the checks, the first in the order of CHECKS."""
     wanted = [name for name in CHECKS if name in tuple(checks)]
     for example in examples:
-        program = find_program(example.answer)
-        found = ((name, CHECKS[name](example, program)) for name in wanted) if program is not None else ()
-        for name, why in found:
+        for name, why in ((name, CHECKS[name](example)) for name in wanted):
             if why is not None:
                 yield example.id, f"check {name}: {why}"
                 break
@@ -129,18 +129,20 @@ def _parsed(program: str) -> ast.Module | Unparsable:
             return Unparsable("it is nested too deeply")
 
 
-def _parses(example: Example, program: str) -> str | None:
-    tree = _parsed(program)
-    if isinstance(tree, ast.Module):
+def _parses(example: Example) -> str | None:
+    program = find_program(example.answer)
+    tree = None if program is None else _parsed(program)
+    if not isinstance(tree, Unparsable):
         return None
     return tree.why if tree.line is None else f"line {tree.line}: {tree.why}"
 
 
-def _names(example: Example, program: str) -> str | None:
+def _names(example: Example) -> str | None:
     """Names that a function or the module reads and nothing defines: neither the program, nor Python, nor any word of
     the instruction or of the rest of the answer, which may hold the code that this one belongs to."""
-    tree = _parsed(program)
-    if not isinstance(tree, ast.Module) or _imports_everything(tree):
+    program = find_program(example.answer)
+    tree = None if program is None else _parsed(program)
+    if program is None or not isinstance(tree, ast.Module) or _imports_everything(tree):
         return None
     known = GIVEN | set(IDENTIFIER.findall(example.instruction))
     known |= set(IDENTIFIER.findall(example.answer.replace(program, "")))
@@ -148,7 +150,13 @@ def _names(example: Example, program: str) -> str | None:
     return f"nothing defines {', '.join(unknown)}" if unknown else None
 
 
-CHECKS: Mapping[str, Callable[[Example, str], str | None]] = {"parses": _parses, "names": _names}
+CHECKS: Mapping[str, Callable[[Example], str | None]] = {
+    "parses": _parses,
+    "names": _names,
+    "closed": closed,
+    "language": language,
+    "repeats": repeats,
+}
 
 
 def _undefined(program: str) -> set[str]:
