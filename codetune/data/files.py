@@ -240,6 +240,8 @@ def _line_rows(stream: IO[bytes], source: str) -> Iterator[FileRow]:
         try:
             value = _JSON.decode(line.decode("utf-8"))
         except json.JSONDecodeError as error:
+            if line.strip() in (b"{", b"[") and number == 1:
+                raise _over_several_lines(source) from error
             raise _not_json(f"{source}:{number}", f"{error.msg}, at column {error.colno}") from error
         except (ValueError, RecursionError) as error:
             raise _not_json(f"{source}:{number}", str(error)) from error
@@ -250,6 +252,14 @@ def _not_json(position: str, fault: str) -> DataError:
     return DataError(
         f"{position} is not JSON ({fault}). Expected: one object a line, in UTF-8, or an array of objects in a .json "
         "file. Fix or delete the line."
+    )
+
+
+def _over_several_lines(source: str) -> DataError:
+    return DataError(
+        f"{source}:1 begins a value that takes several lines. Expected: an array of objects in a file that is named "
+        ".json, or one object a line. Rename a file that is an array; where the rows are a list inside of an object, "
+        "write that list into a file of its own."
     )
 
 

@@ -41,9 +41,11 @@ SHAREGPT_ROLES: Mapping[str, Role] = {
     CALL: "assistant",
     "observation": "tool",
 }
+ALSO_ROLES: Mapping[str, Role] = {**SHAREGPT_ROLES, "developer": "system"}  # in either form of turns
 SYSTEM = ("system", "system_prompt")
 HISTORY = "history"
 NOT_LEARNED = ("0", "0.0", "false")
+UNWANTED = ("label", "kto_tag")  # columns of TRL's and LLaMA-Factory's rows for KTO: false for an answer to avoid
 LEFT_OUT = frozenset(("context", "documents"))
 NO_TEXT = ("image", "images", "video", "videos", "audio", "audios")  # columns and keys of turns
 TEXT_PARTS = (None, "text", "input_text", "output_text")  # the types of the parts of a content that are text
@@ -52,6 +54,7 @@ LEFT_OUT_OF_TURNS = frozenset((*LEARNED, "reasoning_content", "thinking"))
 TURNS = ("messages", "conversations", "conversation")
 INSTRUCTIONS = ("instruction", "problem", "question", "prompt", "query")  # usual names of the columns of a pair
 RESPONSES = ("output", "response", "solution", "answer", "completion")
+PROMPT_COMPLETION = "prompt_completion"
 ABSENT = "\0"  # a column that no row has
 
 
@@ -75,6 +78,8 @@ def messages_of(row: object, dataset: Dataset) -> Messages | str:
     read = row_format.columns(dataset)
     if no_text := [name for name in NO_TEXT if name not in read and row.get(name) not in EMPTY]:
         return f"{no_text[0]} cannot be written as text"
+    if row_format.name in (*TURN_FORMATS, PROMPT_COMPLETION) and (label := _unwanted_by(row)):
+        return f"{label} is false: the answer is one to avoid"
     try:
         messages, tools = row_format.messages(row, dataset), tools_json(row)
     except UnreadableError as why:
@@ -118,6 +123,8 @@ def shape_of(names: Sequence[str]) -> str:
     instruction, response = _usual_pair(names)
     if instruction and response:
         return f"an instruction in {instruction} and a response in {response}"
+    if instruction:
+        return f"an instruction in {instruction}, without a response"
     return "text alone" if "text" in names else "no shape that codetune knows"
 
 
@@ -126,15 +133,22 @@ def keys_to_set(names: Sequence[str]) -> str:
     instruction, response = _usual_pair(names)
     if "chosen" in names and "rejected" in names:
         response = "chosen"
+        if not instruction:
+            return "Give the turns of chosen a column messages, or divide it into an instruction and a response"
     if instruction and response:
         return f"Set dataset.instruction to {instruction} and dataset.response to {response}"
     return "Set dataset.instruction and dataset.response to two of them"
 
 
-def _usual_pair(names: Sequence[str]) -> tuple[str | None, ...]:
-    """The column that is usually the instruction, and the one that is the response; None for none or several."""
-    matching = [[name for name in usual if name in names] for usual in (INSTRUCTIONS, RESPONSES)]
-    return tuple(found[0] if len(found) == 1 else None for found in matching)
+def _usual_pair(names: Sequence[str]) -> tuple[str, str]:
+    """The columns that usually are the instruction, and those that are the response, in whatever letters, with `or`
+    between several."""
+    instructions, responses = (
+        [name for word in usual for name in names if name.strip().lower() == word]
+        for usual in (INSTRUCTIONS, RESPONSES)
+    )
+    instructions = instructions or [name for name in names if name.strip().lower() == "input"]
+    return " or ".join(instructions), " or ".join(responses)
 
 
 def columns_to_read(names: Sequence[str], dataset: Dataset) -> tuple[str, ...]:
@@ -142,7 +156,7 @@ def columns_to_read(names: Sequence[str], dataset: Dataset) -> tuple[str, ...]:
     row_format = find_row_format(dict.fromkeys(names), dataset)
     if row_format is None:
         return ()
-    wanted = {*row_format.columns(dataset), *SYSTEM, HISTORY, *LEFT_OUT, *TOOLS, *NO_TEXT}
+    wanted = {*row_format.columns(dataset), *SYSTEM, HISTORY, *LEFT_OUT, *TOOLS, *NO_TEXT, *UNWANTED}
     return tuple(name for name in names if name in wanted or _is_misspelt(name))
 
 
@@ -179,19 +193,26 @@ def _if_named(dataset: Dataset, *columns: str) -> tuple[str, ...]:
 
 def _pair(row: Columns, dataset: Dataset) -> Messages | str:
     """Two turns: the instruction and its response, in the columns that the project names. Each may be a list of turns
-    itself, as in TRL's prompt and completion."""
+    itself, as in TRL's prompt and completion; that of the response may begin with those of the instruction."""
     instruction, response = (row[name] for name in _pair_columns(dataset))
     before = _turns_or_text(instruction, "user", "instruction")
     answer = _turns_or_text(response, "assistant", "answer")
     if isinstance(before, str) or isinstance(answer, str):
         return before if isinstance(before, str) else answer
-    return *before, *answer
+    return answer if answer[: len(before)] == before else (*before, *answer)
 
 
 def _turns_or_text(value: object, role: Role, name: str) -> Messages | str:
-    if isinstance(value, str):
+    if isinstance(value, str) and not (turns := _turns_as_json(value)):
         return (Message(role, value),)
+    value = turns if isinstance(value, str) else value
     return _messages(value, name) if isinstance(value, list) and value else f"{name} is not text"
+
+
+def _turns_as_json(text: str) -> list[dict[str, object]]:
+    """The turns that a text is, as in a CSV file; none for any other text."""
+    turns = _turns_in(text) if text.lstrip().startswith("[") else []
+    return turns if all({"role", "content"} <= turn.keys() for turn in turns) else []
 
 
 def _with_addition(column: str) -> Callable[[Columns, Dataset], Messages | str]:
@@ -208,7 +229,8 @@ def _with_addition(column: str) -> Callable[[Columns, Dataset], Messages | str]:
         if len(pair) != 2:
             return f"{column} stands beside a list of turns"
         instruction, response = pair
-        return Message("user", f"{instruction.content}\n\n{addition}"), response
+        before = "" if is_blank(instruction.content) else f"{instruction.content}\n\n"
+        return Message("user", before + addition), response
 
     return read
 
@@ -220,15 +242,17 @@ def _turns(column: str) -> Callable[[Columns, Dataset], Messages | str]:
 def _messages(value: object, column: str) -> Messages | str:
     """Turns of any number: a role and a content each, or ShareGPT's `from` and `value`."""
     turns = list_of_objects(value, column)
+    if other := [", ".join(map(str, turn)) for turn in turns if not turn.keys() & {"role", "from"}]:
+        return f"a turn has {other[0] or 'nothing'} instead of role and content"
     is_sharegpt = any("from" in turn and "role" not in turn for turn in turns)
     role, content, roles = ("from", "value", SHAREGPT_ROLES) if is_sharegpt else ("role", "content", ROLES)
     if faults := [fault for turn in turns if (fault := _content_fault(turn, content))]:
         return faults[0]
-    if not all(isinstance(turn.get(role), str) and turn[role] in roles for turn in turns):
+    if not all(isinstance(turn.get(role), str) and turn[role] in ALSO_ROLES for turn in turns):
         return f"a message's role is none of {', '.join(roles)}"
     if turns and (not_learned := [key for key in LEARNED if _is_nothing(turns[-1].get(key))]):
         return f"the answer has {not_learned[0]} 0"
-    return tuple(_message(turn, roles[str(turn[role])], content, turn[role] == CALL) for turn in turns)
+    return tuple(_message(turn, ALSO_ROLES[str(turn[role])], content, turn[role] == CALL) for turn in turns)
 
 
 def _content_fault(turn: Columns, key: str) -> str:
@@ -268,6 +292,10 @@ def _turns_in(value: object) -> list[dict[str, object]]:
         return []
 
 
+def _unwanted_by(row: Columns) -> str | None:
+    return next((name for name in UNWANTED if str(row.get(name)).lower() == "false"), None)
+
+
 def _is_nothing(weight: object) -> bool:
     return weight == 0 or str(weight).lower() in NOT_LEARNED
 
@@ -275,7 +303,7 @@ def _is_nothing(weight: object) -> bool:
 ROW_FORMATS = (
     RowFormat("alpaca", lambda dataset: (*_pair_columns(dataset), "input"), _with_addition("input")),
     RowFormat("dolly", lambda dataset: (*_pair_columns(dataset), "context"), _with_addition("context")),
-    RowFormat("prompt_completion", lambda dataset: _if_named(dataset, "prompt", "completion"), _pair),
+    RowFormat(PROMPT_COMPLETION, lambda dataset: _if_named(dataset, "prompt", "completion"), _pair),
     RowFormat("pair", lambda dataset: _pair_columns(dataset), _pair),
     RowFormat("chat", lambda dataset: ("messages",), _turns("messages")),
     RowFormat("sharegpt", lambda dataset: ("conversations",), _turns("conversations")),

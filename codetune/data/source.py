@@ -111,8 +111,11 @@ def with_columns(dataset: Dataset, location: str) -> Dataset:
     if dataset.instruction is not None and dataset.response is not None:
         return dataset
     named = required(dataset.path, "dataset.path")
-    rows = chain.from_iterable(_open_files(dataset, location, lambda names: ()))
-    values = [row.value for row in islice(rows, ROWS_TO_CHECK) if isinstance(row.value, dict)]
+    rows = list(islice(chain.from_iterable(_open_files(dataset, location, lambda names: ())), ROWS_TO_CHECK))
+    values = [row.value for row in rows if isinstance(row.value, dict)]
+    if not values:
+        _require_shape([(row.at, None) for row in rows if isinstance(row.value, list)], dataset)
+        raise DataError(f"{named} holds no row that is an object. Expected: instructions with answers. Fix the data")
     counts = Counter(name for value in values for name in value)
     return find_columns([name for name, count in counts.items() if 2 * count > len(values)], dataset, named)
 

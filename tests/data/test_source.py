@@ -275,6 +275,29 @@ def test_an_array_under_the_name_of_a_file_of_lines_is_an_error_that_names_the_r
         rows_of(write_lines(tmp_path / "a.jsonl", [[PAIR, PAIR]]))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.jsonl", '[{"problem": "x"}]', r"a\.jsonl:1 is a list\. .* that is named \.json\."),
+        ("a.jsonl", '[\n{"problem": "x"}\n]', r"a\.jsonl:1 begins a value that takes several lines\. .*Rename a file"),
+        (
+            "a.json",
+            '{\n"data": [{"problem": "x"}]\n}',
+            r"a\.json:1 begins .* a list inside of an object, write that list",
+        ),
+        ("a.jsonl", "", r"a\.jsonl holds no row"),
+        ("a.csv", "problem,solution\n", r"a\.csv holds no row"),
+    ],
+)
+def test_a_file_whose_rows_are_not_objects_is_an_error_that_says_what_it_is(
+    tmp_path: Path, name: str, content: str, told: str
+) -> None:
+    path = tmp_path / name
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=told):
+        with_columns(Dataset(path=str(path)), str(path))
+
+
 def test_a_chat_among_rows_without_the_columns_does_not_hide_that_they_are_missing(tmp_path: Path) -> None:
     chat = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}
     path = write_lines(tmp_path / "a.jsonl", [chat, {"instruction": "x"}, {"instruction": "z"}])
@@ -296,6 +319,9 @@ def test_a_chat_among_rows_without_the_columns_does_not_hide_that_they_are_missi
             {"prompt": "x", "chosen": "y", "rejected": "z"},
             r"preference pairs\. .*Set dataset\.instruction to prompt and dataset\.response to chosen\.$",
         ),
+        ({"Question": "x", "answer": "y", "output": "z"}, r"to Question and dataset\.response to output or answer\.$"),
+        ({"chosen": "x", "rejected": "y"}, r"preference pairs\. .*Give the turns of chosen a column messages"),
+        ({"prompt": "x"}, r"an instruction in prompt, without a response"),
         ({"text": "x"}, r": text alone\. .*to two of them\.$"),
     ],
 )
