@@ -49,7 +49,13 @@ UNWANTED = ("label", "kto_tag")  # columns of TRL's and LLaMA-Factory's rows for
 LEFT_OUT = frozenset(("context", "documents"))
 NO_TEXT = ("image", "images", "video", "videos", "audio", "audios")  # columns and keys of turns
 TEXT_PARTS = (None, "text", "input_text", "output_text")  # the types of the parts of a content that are text
-LEARNED = ("weight", "train", "training", "loss")  # keys of a turn, by program: whether it is learned, 1 or true if so
+LEARNED = (
+    "weight",
+    "loss_weight",
+    "train",
+    "training",
+    "loss",
+)  # keys of a turn, by program: whether it is learned, 1 or true if so
 LEFT_OUT_OF_TURNS = frozenset((*LEARNED, "reasoning_content", "thinking"))
 TURNS = ("messages", "conversations", "conversation")
 INSTRUCTIONS = ("instruction", "problem", "question", "prompt", "query")  # usual names of the columns of a pair
@@ -118,8 +124,10 @@ def find_columns(names: Sequence[str], dataset: Dataset, at: str) -> Dataset:
 
 def shape_of(names: Sequence[str]) -> str:
     """What rows with these columns usually are, in words."""
-    if "chosen" in names and "rejected" in names:
+    if all(any(name.startswith(begin) for name in names) for begin in ("chosen", "rejected")):
         return "preference pairs"
+    if "input_ids" in names:
+        return "token ids, where codetune reads text"
     instruction, response = _usual_pair(names)
     if instruction and response:
         return f"an instruction in {instruction} and a response in {response}"
@@ -172,9 +180,16 @@ def left_out(row: object, dataset: Dataset) -> tuple[tuple[str, str], ...]:
     turns = _turns_in(row[read[0]])
     keys = {key for turn in turns for key in LEFT_OUT_OF_TURNS & turn.keys()}
     for key in keys:
-        values = [None if key in LEARNED and turn.get(key) == 1 else turn.get(key) for turn in turns]
+        values = [None if _is_usual(key, turn) else turn[key] for turn in turns]
         found += [(f"{read[0]}[].{key}", values)] if any(value not in EMPTY for value in values) else []
     return tuple(sorted((name, json.dumps(value, sort_keys=True, default=repr)) for name, value in found))
+
+
+def _is_usual(key: str, turn: Columns) -> bool:
+    """Whether a key of a turn is absent, or says of it what holds anyhow: an answer is learned, and by LLaMA-Factory's
+    weights no other turn."""
+    usual = 0 if key == "loss_weight" and turn.get("role") != "assistant" else 1
+    return key not in turn or (key in LEARNED and turn[key] == usual)
 
 
 def _is_misspelt(name: str) -> bool:
@@ -265,7 +280,8 @@ def _content_fault(turn: Columns, key: str) -> str:
         types = [part.get("type") for part in parts if part.get("type") not in TEXT_PARTS]
         if types:
             return f"a message has a part of the type {types[0]}"
-        return "" if all(isinstance(part.get("text"), str) for part in parts) else f"a message's {key} is not text"
+        is_text = all(isinstance(_text_of(part), str) for part in parts)
+        return "" if is_text else f"a message's {key} is not text"
     has_calls = content is None and any(turn.get(name) not in EMPTY for name in CALLS)
     return "" if isinstance(content, str) or has_calls else f"a message's {key} is not text"
 
@@ -274,7 +290,7 @@ def _message(turn: Columns, role: Role, key: str, is_call: bool) -> Message:
     """A turn whose content has no fault. Raises UnreadableError for calls that cannot be read."""
     content = turn.get(key)
     if isinstance(content, list):
-        content = "".join(part["text"] if isinstance(part, dict) else part for part in content)
+        content = "".join(str(_text_of(part)) if isinstance(part, dict) else part for part in content)
     text = content if isinstance(content, str) else ""
     if is_call:
         return Message(role, "", call_in_text(text))
@@ -283,6 +299,11 @@ def _message(turn: Columns, role: Role, key: str, is_call: bool) -> Message:
         call_id, name = (value if isinstance(value, str) else "" for value in said)
         return Message(role, text, call_id=call_id, name=name)
     return Message(role, text, calls_json(turn) if role == "assistant" else "")
+
+
+def _text_of(part: Columns) -> object:
+    """The text of a part of a content; LLaMA-Factory has it as the value."""
+    return part.get("text", part.get("value"))
 
 
 def _turns_in(value: object) -> list[dict[str, object]]:

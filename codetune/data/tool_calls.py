@@ -64,6 +64,7 @@ def _call(call: Mapping[str, object], key: str) -> dict[str, object]:
     arguments = function.get("arguments", function.get("parameters"))
     is_text = isinstance(arguments, str)
     value = parse_json(arguments) if isinstance(arguments, str) else arguments
+    value = parse_json(value) if isinstance(value, str) else value  # some sets have the text as a JSON string again
     if arguments in (None, ""):
         value = {}
     if not isinstance(value, dict):

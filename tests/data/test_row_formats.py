@@ -52,6 +52,8 @@ TRL = Dataset(instruction="prompt", response="completion")
         ({"prompt": "Add.", "completion": "a + b"}, "prompt_completion", MESSAGES),
         ({"prompt": TURNS[:1], "completion": TURNS[1:]}, "prompt_completion", MESSAGES),
         ({"prompt": [SYSTEM, TURNS[0]], "completion": "a + b"}, "prompt_completion", (Message(**SYSTEM), *MESSAGES)),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "value": "Add."}]}, TURNS[1]]}, "chat", MESSAGES),
+        (called({"name": "add", "arguments": json.dumps(json.dumps(ARGUMENTS))}), "chat", messages_with(CALL)),
         ({"prompt": TURNS[:1], "completion": TURNS}, "prompt_completion", MESSAGES),
         ({"prompt": json.dumps(TURNS[:1]), "completion": json.dumps(TURNS[1:])}, "prompt_completion", MESSAGES),
         (
@@ -199,6 +201,8 @@ def test_a_column_input_that_the_project_names_is_not_added_to_the_instruction(c
             {"messages": [{**TURNS[0], "weight": 0}, {**TURNS[1], "reasoning_content": "Well."}]},
             ["messages[].reasoning_content", "messages[].weight"],
         ),
+        ({"messages": [{**TURNS[0], "loss_weight": 0.0}, {**TURNS[1], "loss_weight": 1.0}]}, []),
+        ({"messages": [*({**turn, "loss_weight": 0} for turn in TURNS), *TURNS]}, ["messages[].loss_weight"]),
         ({"conversations": [{**turn, "thinking": "Well."} for turn in TURNS]}, ["conversations[].thinking"]),
         ({"messages": json.dumps([{**TURNS[0], "weight": 0}, TURNS[1]])}, ["messages[].weight"]),
         ({"other": 1, "documents": ["a"]}, []),
