@@ -20,7 +20,7 @@ from codetune.records import Example, Message, SelectedRows
 from codetune.stages.select import SELECT
 from codetune.stages.stage import run_stage
 from codetune.store.examples import write_examples
-from codetune.store.row_artefacts import read_selection, write_selection
+from codetune.store.row_artefacts import read_selection, write_dataset_info, write_selection
 from codetune.store.run_directory import Run
 from tests.model.builders import byte_tokenizer, tiny_model
 from tests.small_world import context_of, make_small_world
@@ -99,6 +99,19 @@ def test_select_describes_the_selection_for_llama_factory(tmp_path: Path) -> Non
     tags, turns = entry["tags"], row[entry["columns"]["messages"]]
     assert [turn[tags["role_tag"]] for turn in turns] == [tags["user_tag"], tags["assistant_tag"]]
     assert all(turn[tags["content_tag"]] for turn in turns)
+
+
+def test_a_selection_with_calls_is_described_for_llama_factory_in_the_format_that_has_them(run: Run) -> None:
+    write_dataset_info(run)
+    assert json.loads(run.dataset_info.read_text())["selection"]["formatting"] == "sharegpt"
+    call = {"type": "function", "function": {"name": "add", "arguments": {"x": 1}}}
+    turns = [{"role": "user", "content": "Add."}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    with run.selection.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"id": "a", "messages": turns}) + "\n")
+    write_dataset_info(run)
+    entry = json.loads(run.dataset_info.read_text())["selection"]
+    assert (entry["formatting"], entry["columns"]["tools"]) == ("openai", "tools")
+    assert (entry["tags"]["user_tag"], entry["tags"]["observation_tag"]) == ("user", "tool")
 
 
 def test_the_axolotl_settings_name_what_is_in_the_selection(run: Run) -> None:

@@ -9,14 +9,17 @@ template's `{% generation %}` blocks, or by rendering prefixes of the conversati
 
 The first must begin the third, and the second must agree with it up to behind the answer's EOS: only then is what the
 model learns what it will be asked for. A message, call or tool that the template leaves out is found by a second
-rendering, with a tag in each of them. A row that fails is refused with its reason. Makes no tokens."""
+rendering, with a tag in each of them. A row that fails is refused with its reason. In every template it is the same
+day. Makes no tokens."""
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, Protocol, get_args
 
 from jinja2.exceptions import TemplateError
@@ -34,6 +37,10 @@ TEMPLATE_BYTES = 2**32  # room for the longest row in every form, and for what o
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # as transformers looks for it
 THE_TEMPLATE = "the tokenizer's chat template"
 LEARN_LAST = "train.learn: last learns the last answer alone"
+# The day that a template writes as today's, so that a text does not change overnight: Llama 3.1's template has it where
+# it is told none.
+DAY = date(2024, 7, 26)
+TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 TAG = "Qd7k{}z"  # letters and digits, which no template changes, and no word of a language
 
 
@@ -111,11 +118,22 @@ def apply_template(
     ValueError (of transformers) without a template, ModelError for one that does not come to an end."""
     render: Any = tokenizer.apply_chat_template
     options = {"add_generation_prompt": add_generation_prompt, **({"tools": tools} if tools else {})}
+    if isinstance(tokenizer.chat_template, str):
+        options["chat_template"] = _on_one_day(tokenizer.chat_template)
     try:
         with limited_time(TEMPLATE_SECONDS, _endless_template), limited_memory(TEMPLATE_BYTES):
             return str(render(turns, tokenize=False, **options))
     except (TypeError, AttributeError, LookupError, ArithmeticError, RecursionError, MemoryError) as error:
         raise TemplateError(f"{type(error).__name__}: {first_line(error)}") from error
+
+
+def _on_one_day(template: str) -> str:
+    """The template with DAY in the place of today.
+
+    >>> _on_one_day("{{ strftime_now('%d %b %Y') }}")
+    '{{ "26 Jul 2024" }}'
+    """
+    return TODAY.sub(lambda call: json.dumps(DAY.strftime(call[2])), template)
 
 
 def _endless_template() -> ModelError:
@@ -135,10 +153,10 @@ def _left_out(conversation: Conversation, tokenizer: ChatTokenizer) -> str:
         tags[new := TAG.format(len(tags))] = thing
         return new
 
-    tools = [_tagged_call(tool, "parameters", lambda: tag("tools")) for tool in conversation.tools]
+    tools = [_tagged(tool, ("parameters", "properties"), lambda: tag("tools")) for tool in conversation.tools]
     turns = []
     for turn in conversation.turns:
-        calls = [_tagged_call(call, "arguments", lambda: tag("tool calls")) for call in turn.get("tool_calls", ())]
+        calls = [_tagged(call, ("arguments",), lambda: tag("tool calls")) for call in turn.get("tool_calls", ())]
         is_tagged = turn["content"].strip() and turn is not conversation.turns[-1]
         content = (
             turn["content"].rstrip() + tag(f"a message of the role {turn['role']}") if is_tagged else turn["content"]
@@ -148,12 +166,16 @@ def _left_out(conversation: Conversation, tokenizer: ChatTokenizer) -> str:
     return next((thing for tag, thing in tags.items() if tag not in text), "")
 
 
-def _tagged_call(document: Turn, values: str, tag: Callable[[], str]) -> Turn:
-    """A tool or a call with a tag behind its name, and one among its arguments or parameters."""
-    function = dict(document.get("function", document))
+def _tagged(document: Turn, values: Sequence[str], tag: Callable[[], str]) -> Turn:
+    """A tool or a call with a tag behind its name, and one among its arguments or the properties of its parameters,
+    which stand under the keys `values`."""
+    function = copy.deepcopy(document.get("function", document))
     function["name"] = f"{function.get('name', '')}{tag()}"
-    if isinstance(function.get(values), dict):
-        function[values] = {**function[values], tag(): "x"}
+    inner = function
+    for key in values:
+        inner = inner.get(key) if isinstance(inner, dict) else None
+    if isinstance(inner, dict):
+        inner[tag()] = {"type": "string"} if "properties" in values else "x"
     return {**document, "function": function} if "function" in document else function
 
 
@@ -226,7 +248,7 @@ def _generation_blocks(conversation: Conversation, tokenizer: ChatTokenizer) -> 
     from transformers.utils.chat_template_utils import render_jinja_template
 
     render: Any = render_jinja_template  # its types say less than it gives
-    template, tokens = str(tokenizer.chat_template), tokenizer.special_tokens_map
+    template, tokens = _on_one_day(str(tokenizer.chat_template)), tokenizer.special_tokens_map
     with limited_time(TEMPLATE_SECONDS, _endless_template), limited_memory(TEMPLATE_BYTES):
         (text,), (blocks,) = render(
             [conversation.turns],

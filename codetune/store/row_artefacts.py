@@ -27,7 +27,7 @@ from codetune.store.run_directory import Run
 TAKEN = "taken"
 ROW_KEYS = ("id", "messages", "tools")  # what a selection and the held-out rows have of examples.jsonl
 # As in the data documentation of LLaMA-Factory 0.9.5; without `tags` it expects "from" and "value".
-LLAMA_FACTORY_FORMAT = {
+LLAMA_FACTORY_FORMAT: dict[str, Any] = {
     "formatting": "sharegpt",
     "columns": {"messages": "messages"},
     "tags": {
@@ -38,6 +38,13 @@ LLAMA_FACTORY_FORMAT = {
         "system_tag": "system",
     },
 }
+# As its converters read: in the format sharegpt calls are left out.
+LLAMA_FACTORY_FORMAT_OF_TOOLS = {
+    "formatting": "openai",
+    "columns": {"messages": "messages", "tools": "tools"},
+    "tags": {**LLAMA_FACTORY_FORMAT["tags"], "observation_tag": "tool", "function_tag": "function_call"},
+}
+KEYS_OF_TOOLS = (b'"tools": [', b'"tool_calls": [')  # in a text the quotes would be escaped
 
 
 def score_line(row: Score | Refusal) -> bytes:
@@ -238,8 +245,14 @@ def write_dataset_info(run: Run) -> None:
     """Writes dataset_info.json, by which LLaMA-Factory reads selection.jsonl, and holdout.jsonl where there is one; the
     run directory is its `dataset_dir`."""
     files = [path for path in (run.selection, run.holdout) if path.exists()]
-    entries = {path.stem: {"file_name": path.name, **LLAMA_FACTORY_FORMAT} for path in files}
+    entries = {path.stem: {"file_name": path.name, **_llama_factory_format(path)} for path in files}
     write_text(run.dataset_info, json.dumps(entries, indent=2) + "\n")
+
+
+def _llama_factory_format(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        has_tools = any(key in line for line in file for key in KEYS_OF_TOOLS)
+    return LLAMA_FACTORY_FORMAT_OF_TOOLS if has_tools else LLAMA_FACTORY_FORMAT
 
 
 def write_excluded(run: Run, rows: Iterable[tuple[Refusal | str, str, Mapping[str, float]]]) -> None:

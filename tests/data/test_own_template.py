@@ -78,6 +78,11 @@ WITH_TOOLS = (
 NO_CALLS = WITH_TOOLS.replace("m['tool_calls'] or []", "[]")
 CALLS_WITHOUT_ARGUMENTS = WITH_TOOLS.replace("{{ call | tojson }}", "{{ call['function']['name'] }}")
 NO_TOOLS = WITH_TOOLS.replace("if tools", "if false")
+# Of a tool the name and its parameters, as gpt-oss' template writes them.
+NAMED_PARAMETERS = WITH_TOOLS.replace(
+    "tools | tojson", "tools[0].function.name + (tools[0].function.parameters.properties | join(','))"
+)
+RAIN_IN = RAIN.replace('"object"', '"object", "properties": {"city": {"type": "string"}}')
 NO_TOOL_TURNS = WITH_TOOLS.replace("in messages %}", "in messages if m['role'] != 'tool' %}")
 # The turn with the call is closed by no EOS, but by a special token that the call has as well.
 CALL_CLOSED_BY_PAD = WITH_TOOLS.replace("</s>\n{% endfor", "{{ '<pad>' if m['tool_calls'] else '</s>' }}\n{% endfor")
@@ -172,6 +177,14 @@ def test_the_last_answer_alone_needs_no_other_to_be_shown(
     assert learned(template, messages, "last") == [answer]
 
 
+@pytest.mark.parametrize("template", [PLAIN, BLOCKS])
+def test_it_is_the_same_day_in_every_rendering(template: str) -> None:
+    tokenizer = tokenizer_with("<system>Today: {{ strftime_now('%d %b %Y') }}</s>\n" + template)
+    rendered = render_by_tokenizer(ONE, tokenizer, "all", "")
+    assert isinstance(rendered, RenderedChat)
+    assert rendered.text.startswith("<system>Today: 26 Jul 2024</s>")
+
+
 @pytest.mark.parametrize("template", [UNCLOSED_BLOCKS, PLAIN.replace("</s>", "")])
 def test_a_template_that_closes_no_answer_is_an_error(template: str) -> None:
     with pytest.raises(ModelError, match="closes an answer with no special token"):
@@ -197,6 +210,12 @@ def test_calls_are_learned_as_the_template_writes_them_where_it_writes_tools_cal
     rendered = render_by_tokenizer(CALLED, tokenizer_with(template), "all", RAIN)
     found = rendered if isinstance(rendered, str) else [rendered.text[start:end] for start, end in rendered.answers]
     assert found == learned_texts
+
+
+def test_of_a_tool_the_name_and_the_parameters_have_to_be_written() -> None:
+    for template, is_written in ((NAMED_PARAMETERS, True), (NAMED_PARAMETERS.replace(".properties", ".none"), False)):
+        rendered = render_by_tokenizer(CALLED, tokenizer_with(template), "all", RAIN_IN)
+        assert isinstance(rendered, RenderedChat) == is_written
 
 
 @pytest.mark.parametrize(("messages", "tools"), [(CALLED, ""), (ONE, RAIN)])
