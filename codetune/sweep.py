@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -34,6 +34,20 @@ if TYPE_CHECKING:
 
 HELD_OUT_LOSS = "held-out loss"  # the name of an outcome
 STRATEGY, RATIO, COUNT = "select.strategy", "select.ratio", "select.count"
+# What a random draw and all rows do not read: variants that differ in these alone have the same controls.
+UNREAD_BY_CONTROLS = (
+    STRATEGY,
+    RATIO,
+    COUNT,
+    "select.ratio_of",
+    "select.clusters",
+    "select.token_share",
+    "select.max_ifd",
+    "select.mismatch",
+    "select.mismatch_level",
+    "embed.model",
+    "embed.batch_size",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +60,7 @@ class Sweep:
     seeds: int
     has_controls: bool = True
     has_benchmarks: bool = True
+    uncounted: Collection[str] = ()  # held-out rows that no outcome counts, such as those known to be wrong
 
     @property
     def project(self) -> Project:
@@ -62,8 +77,9 @@ class Sweep:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """One run: its rows, what it cost, and its outcomes."""
+    """One run: its directory, its rows, what it cost, and its outcomes."""
 
+    directory: Path
     rows: int
     tokens: int
     training_seconds: float
@@ -79,6 +95,7 @@ class VariantOutcome:
     name: str
     settings: Settings
     seeds: int
+    runs: Sequence[str]  # their directories
     rows: float  # the mean over seeds, as all that follow
     tokens: float
     training_seconds: float
@@ -142,7 +159,7 @@ def _controls(sweep: Sweep, settings: Settings, offset: int) -> dict[str, Settin
     strategy = context.project.select.strategy
     if not sweep.has_controls or strategy == "all":
         return {}
-    others = {key: value for key, value in settings.items() if key not in (STRATEGY, RATIO, COUNT)}
+    others = {key: value for key, value in settings.items() if key not in UNREAD_BY_CONTROLS}
     everything: Settings = {STRATEGY: "all", **others, COUNT: None}
     if strategy == "random":
         return {"all": everything}
@@ -166,7 +183,8 @@ def _evaluate(sweep: Sweep, context: RunContext) -> tuple[list[Any], Mapping[str
     if not context.project.train.holdout:
         return reports, {}
     (report,), _ = measure_holdout(context, ["tuned"])
-    return reports, {row: (nats, tokens) for row, (nats, tokens) in report["losses"].items()}
+    losses = report["losses"].items()
+    return reports, {row: (nats, tokens) for row, (nats, tokens) in losses if row not in sweep.uncounted}
 
 
 def _trained(sweep: Sweep, settings: Settings, offset: int) -> Trained:
@@ -184,7 +202,15 @@ def _trained(sweep: Sweep, settings: Settings, offset: int) -> Trained:
     assert training is not None
     needed = [stage for stage in (SCORE, EMBED, SELECT) if stage.is_needed(context.project)]
     selecting = sum(_seconds(context, stage) for stage in needed)
-    return Trained(training.rows, training.facts["tokens"], _seconds(context, TRAIN), selecting, passed, losses)
+    return Trained(
+        context.run.directory,
+        training.rows,
+        training.facts["tokens"],
+        _seconds(context, TRAIN),
+        selecting,
+        passed,
+        losses,
+    )
 
 
 def _seconds(context: RunContext, stage: Stage) -> float:
@@ -200,7 +226,8 @@ def _outcome(
     selecting = sum(run.selecting_seconds for run in runs) / count
     rows, tokens = sum(run.rows for run in runs) / count, sum(run.tokens for run in runs) / count
     figures = _figures([run.passed for run in runs], [run.losses for run in runs], are_differences=False)
-    return VariantOutcome(name, settings, count, rows, tokens, training, training + selecting, figures, against)
+    places = [str(run.directory) for run in runs]
+    return VariantOutcome(name, settings, count, places, rows, tokens, training, training + selecting, figures, against)
 
 
 def _figures(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -79,6 +80,27 @@ def test_a_variant_is_compared_with_as_many_random_rows_and_with_all(done: Sweep
     shown = render.sweep(outcomes, path)
     assert [row[0] for row in shown.rows] == [found.name for found in outcomes]
     assert shown.notes[0].startswith("ifd_cluster-0.3 against random, held-out loss: ")
+
+
+def test_variants_that_differ_in_what_controls_do_not_read_have_the_same_controls(done: Sweep) -> None:
+    varied = {"select.strategy": ["ifd_cluster"], "select.mismatch": ["ifd", "none"]}
+    both = replace(done, assignments=[*SETTINGS, "select.count=9"], varied=varied, seeds=1, has_controls=True)
+    runs = list(run_sweep(both))
+    assert [runs.count(name) for name in ("random-count_9-seed42", "all-seed42")] == [2, 2]
+    places = {found.name: found.runs for found in sweep_outcomes(both)}
+    first, second = (places[f"random as ifd_cluster-mismatch_{rule}"] for rule in ("ifd", "none"))
+    assert first == second == [str(both.directory / "random-count_9-seed42")]
+
+
+def test_held_out_rows_that_do_not_count_are_in_no_figure(done: Sweep) -> None:
+    before = sweep_outcomes(done)[0]
+    reports = [json.loads((Path(run) / "evaluation/holdout/tuned.json").read_text())["losses"] for run in before.runs]
+    wrong = next(iter(reports[0]))
+    left = [[loss for row, loss in losses.items() if row != wrong] for losses in reports]
+    expected = [sum(nats for nats, _ in losses) / sum(tokens for _, tokens in losses) for losses in left]
+    found = sweep_outcomes(replace(done, uncounted={wrong}))[0].figures[HELD_OUT_LOSS]
+    assert found.mean == pytest.approx(sum(expected) / 2, abs=1e-9)
+    assert found.mean != before.figures[HELD_OUT_LOSS].mean
 
 
 def test_a_variant_with_wrong_settings_is_an_error_before_the_first_run(sweep: Sweep) -> None:

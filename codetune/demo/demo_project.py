@@ -92,14 +92,15 @@ class DemoRow:
         return content_id((Message("user", self.problem), Message("assistant", self.solution)))
 
 
-def write_demo_project(directory: Path, seed: int) -> DemoProject:
-    """Writes the demo's project into `directory`; replaces an older one and leaves other files alone. The same seed
-    gives the same bytes. Raises OSError where `directory` is a file or cannot be written to."""
+def write_demo_project(directory: Path, seed: int, tasks: int = TASKS) -> DemoProject:
+    """Writes the demo's project, with a benchmark of so many tasks, into `directory`; replaces an older one and leaves
+    other files alone. The same seed gives the same bytes, and more tasks begin with the same ones. Raises OSError where
+    `directory` is a file or cannot be written to."""
     rows = draw_rows(Random(f"rows {seed}"))
     again = Random(f"duplicates {seed}").sample(rows, DUPLICATED_ROWS)
     lines = ({"problem": row.problem, "solution": row.solution} for row in _with_duplicates(rows, again, seed))
     write_lines(directory / DATA_FILE, map(json.dumps, lines))
-    write_benchmark(directory / BENCHMARK_FILE, seed)
+    write_benchmark(directory / BENCHMARK_FILE, seed, tasks)
     shutil.copytree(SHIPPED_BASE, directory / BASE_DIRECTORY, dirs_exist_ok=True)
     write_text(directory / PROJECT_FILE, commented_yaml({**SETTINGS, "seed": seed}))
     ids = {
@@ -111,15 +112,15 @@ def write_demo_project(directory: Path, seed: int) -> DemoProject:
         data=directory / DATA_FILE,
         benchmark=directory / BENCHMARK_FILE,
         base=directory / BASE_DIRECTORY,
-        tasks=TASKS,
+        tasks=tasks,
         duplicated_rows=DUPLICATED_ROWS,
         **ids,
     )
 
 
-def write_benchmark(path: Path, seed: int) -> None:
+def write_benchmark(path: Path, seed: int, tasks: int = TASKS) -> None:
     """Writes the held-out tasks as a JSONL file in EvalPlus format."""
-    write_lines(path, map(json.dumps, draw_benchmark(Random(f"benchmark {seed}"))))
+    write_lines(path, map(json.dumps, draw_benchmark(Random(f"benchmark {seed}"), tasks)))
 
 
 def draw_rows(random: Random) -> list[DemoRow]:
@@ -137,9 +138,9 @@ def draw_rows(random: Random) -> list[DemoRow]:
     return random.sample(list(rows.values()), len(rows))
 
 
-def draw_benchmark(random: Random) -> Iterator[dict[str, object]]:
+def draw_benchmark(random: Random, tasks: int = TASKS) -> Iterator[dict[str, object]]:
     seen: set[str] = set()
-    while len(seen) < TASKS:
+    while len(seen) < tasks:
         task = draw_task(random, random.choices(LENGTHS, LENGTH_WEIGHTS)[0], reserved=True)
         calls = [EMPTY_ARGUMENT[task.argument]]
         calls += [draw_argument(task.argument, random) for _ in range(BASE_CALLS + PLUS_CALLS - len(calls))]

@@ -6,13 +6,14 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
 from codetune.benchmark.benchmarks import read_problems
 from codetune.data.source import read_examples
-from codetune.demo.demo_project import SHIPPED_BASE, TASKS, DemoProject, write_demo_project
+from codetune.demo.demo_project import SHIPPED_BASE, TASKS, DemoProject, draw_benchmark, write_demo_project
 from codetune.demo.operations import OPERATIONS
 from codetune.demo.tasks import is_reserved
 from codetune.project.file import read_project
@@ -55,6 +56,11 @@ def test_no_composition_of_the_benchmark_occurs_in_the_data(demo_project: DemoPr
     held_out = {_skeleton(task["canonical_solution"].strip("\n")) for task in tasks_of(demo_project)}
     assert len(held_out) == TASKS
     assert not codes & held_out
+
+
+def test_a_benchmark_of_more_tasks_begins_with_the_same_ones() -> None:
+    few, more = (list(draw_benchmark(Random("benchmark"), tasks)) for tasks in (3, 5))
+    assert (few, len(more)) == (more[:3], 5)
 
 
 def test_the_benchmark_reads_as_evalplus_tasks_whose_solutions_run(demo_project: DemoProject) -> None:

@@ -1,19 +1,35 @@
 """The records of `results/` as Markdown tables for the README.
 
-python -m tests.performance.table [RECORD ...]      # default: those of a GPU, else those of a CPU"""
+python -m tests.performance.table [RECORD ...]      # default: those of a GPU, else those of a CPU
+
+The two records of `claim.py` are one table: what was trained on, by row, and the outcomes of both worlds, by column."""
 
 from __future__ import annotations
 
 import json
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tests.performance.record import RESULTS
 
 Row = tuple[str, ...]
+# The outcome of each world of the claim, its heading, the format of its figure, and the factor that it is shown by.
+CLAIMS = {
+    "claim-demo": ("demo plus", "pass@1", ".1f", 100),
+    "claim-real": ("held-out loss", "held-out loss", ".4f", 1),
+}
+CLAIM_NAMES = {
+    "base": "nothing (the base model)",
+    "all": "all rows",
+    "random": "random 40 %",
+    "ifd_cluster-mismatch_ifd": "`ifd_cluster`, `mismatch: ifd` (the paper's)",
+    "ifd_cluster-mismatch_calibrated": "`ifd_cluster`, `calibrated` (the default)",
+    "parametric": "`parametric`",
+    "facility": "`facility`",
+}
 
 
 def main() -> None:
@@ -27,6 +43,8 @@ def main() -> None:
             )
             print(f"{path.stem} ({device}, torch {record['versions']['torch']})\n")
             print(markdown(rows))
+    if not sys.argv[1:]:
+        print(markdown(claim_table(read_claims())))
 
 
 def default_records() -> list[Path]:
@@ -68,6 +86,39 @@ def table(name: str, figures: dict[str, Any]) -> Iterator[Row]:
         for decoder, rates in figures["tokens_per_second"].items():
             ratio = figures["median_ratio"].get(decoder)
             yield decoder, f"{statistics.median(rates):g}", f"{ratio:g}" if ratio else ""
+
+
+def read_claims() -> dict[str, dict[str, Any]]:
+    """The figures of each world of the claim."""
+    return {name: json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["figures"] for name in CLAIMS}
+
+
+def claim_table(claims: Mapping[str, dict[str, Any]]) -> list[Row]:
+    """A difference to the random draw that is told apart is bold."""
+    heading = [column for name in claims for column in ("wrong pairs", CLAIMS[name][1], "against random")]
+    names = list(dict.fromkeys(trained for found in claims.values() for trained in ("base", *found["trained"])))
+    cells = {name: [cell for world in claims for cell in claim_cells(world, claims[world], name)] for name in names}
+    return [("trained on", *heading), *((CLAIM_NAMES.get(name, name), *found) for name, found in cells.items())]
+
+
+def claim_cells(world: str, figures: dict[str, Any], name: str) -> Row:
+    """Of one world: mismatched rows that were trained on, the outcome, and the difference to the random draw."""
+    outcome, _, form, factor = CLAIMS[world]
+    if name == "base":
+        return "", f"{factor * figures['base'][outcome]:{form}}", ""
+    found = figures["trained"][name]
+    own, against = found["figures"][outcome], found["against"].get("random", {}).get(outcome)
+    shown = estimate(against, f"+{form}", factor) if against else ""
+    return (
+        f"{found['mismatched']:.0f}",
+        estimate(own, form, factor),
+        f"**{shown}**" if against and against["told_apart"] else shown,
+    )
+
+
+def estimate(found: dict[str, float], form: str, factor: float) -> str:
+    mean, low, high = (f"{factor * found[key]:{form}}" for key in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})"
 
 
 def share(value: float | None) -> str:

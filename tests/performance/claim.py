@@ -1,0 +1,220 @@
+"""The claim, twice: 40 % of the rows, chosen by several rules, against as many random rows and against all of them.
+
+    python -m tests.performance.claim demo DIR [--tasks 1000] [--seeds 5]
+    python -m tests.performance.claim real DIR --data DIR --model DIR --embedder DIR [--rows 240] [--seeds 3]
+
+`demo` is the world of `codetune demo` with more held-out tasks; a seventh of its rows are mismatched pairs. `real` is a
+draw of short Evol-Instruct rows (`evol-round*.json` in `--data`), in 15 % of which the answers are exchanged; its
+outcome is the loss on held-out rows, of which those with an exchanged answer do not count. `--set KEY=VALUE` changes
+the project, so a GPU does `real` in full size. Both write a project into DIR and sweep over it, so a run that was
+killed continues, and more seeds come to what is there. The record is written anew after each seed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from codetune.launch.environment import prepare_process
+
+prepare_process()
+
+from codetune import workflow
+from codetune.data.source import read_examples
+from codetune.demo.demo_project import write_demo_project
+from codetune.model.load import load_tokenizer
+from codetune.project.file import commented_yaml, read_project
+from codetune.project.sections import PROJECT_FILE, Dataset
+from codetune.records import Example, Message, content_id
+from codetune.stages.benchmarks import open_benchmark
+from codetune.stages.likelihood import measure_holdout
+from codetune.stages.stage import RunContext, open_context
+from codetune.store.files import write_lines, write_text
+from codetune.store.row_artefacts import read_selection
+from codetune.store.run_directory import Run
+from codetune.sweep import HELD_OUT_LOSS, STRATEGY, Sweep, VariantOutcome, run_sweep, sweep_outcomes
+from tests.performance.record import write_record
+
+SEED, SHARE, PLANTED_SHARE, HELD_OUT_SHARE = 42, 0.4, 0.15, 0.2
+VARIED: Sequence[Mapping[str, Sequence[object]]] = (
+    {STRATEGY: ["ifd_cluster"], "select.mismatch": ["ifd", "calibrated"]},
+    {STRATEGY: ["parametric", "facility"]},
+)
+LONGEST_FORMAT = 64  # tokens that a chat format, or the prompt of the scores, adds to a row, at most
+REAL: Mapping[str, object] = {
+    "name": "real",
+    "seed": SEED,
+    "dataset.path": "data.jsonl",
+    "dataset.instruction": "instruction",
+    "dataset.response": "output",
+    "model.dtype": "bfloat16",
+    "select.decontaminate": [],
+    "train.method": "lora",
+    "train.epochs": 1,
+    "train.per_device_batch_size": 4,
+    "train.gradient_accumulation_steps": 1,
+    "train.learning_rate": 1.0e-3,
+    "train.warmup_steps": 5,
+    "train.gradient_checkpointing": False,
+    "train.lora.dropout": 0.0,
+    "train.lora.r": 16,
+    "train.lora.alpha": 32,
+    "train.holdout": HELD_OUT_SHARE,
+    "train.keep_best": None,  # by the loss on all held-out rows, the exchanged ones as well
+    "train.evaluate_steps": 1_000_000,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """A project, the ids of its mismatched pairs, and whether its outcome is a benchmark or held-out rows."""
+
+    project_file: Path
+    assignments: Sequence[str]
+    mismatched: frozenset[str]
+    has_benchmark: bool
+
+    def sweep(self, varied: Mapping[str, Sequence[object]], seeds: int, assignments: Sequence[str] = ()) -> Sweep:
+        return Sweep(
+            self.project_file,
+            [*self.assignments, *assignments],
+            varied,
+            seeds,
+            has_benchmarks=self.has_benchmark,
+            uncounted=self.mismatched,
+        )
+
+
+def main() -> None:
+    given = read_arguments()
+    settings = {key: value for key, value in vars(given).items() if not isinstance(value, Path)}
+    world = demo_world(given) if given.world == "demo" else real_world(given)
+    for seeds in range(1, given.seeds + 1):
+        print(write_record(f"claim-{given.world}", {**settings, "seeds": seeds}, measure(world, seeds)), flush=True)
+
+
+def read_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    worlds = parser.add_subparsers(dest="world", required=True)
+    demo, real = worlds.add_parser("demo"), worlds.add_parser("real")
+    for each, seeds in ((demo, 5), (real, 3)):
+        each.add_argument("directory", type=Path)
+        each.add_argument("--seeds", type=int, default=seeds)
+        each.add_argument("--set", dest="assignments", action="append", default=[], metavar="KEY=VALUE")
+    demo.add_argument("--tasks", type=int, default=1000)
+    for name in ("--data", "--model"):
+        real.add_argument(name, type=Path, required=True)
+    real.add_argument("--embedder", default="hashing", help="a sentence-transformers model")
+    real.add_argument("--rows", type=int, default=240)
+    real.add_argument("--tokens", type=int, default=120, help="of instruction and answer, at most")
+    return parser.parse_args()
+
+
+def demo_world(given: argparse.Namespace) -> World:
+    made = write_demo_project(given.directory, SEED, given.tasks)
+    return World(made.project_file, given.assignments, made.mismatched, has_benchmark=True)
+
+
+def real_world(given: argparse.Namespace) -> World:
+    rows, exchanged = plant(draw_rows(given.data / "evol-round*.json", given.model, given.rows, given.tokens))
+    given.directory.mkdir(parents=True, exist_ok=True)
+    documents = ({"instruction": instruction, "output": answer} for instruction, answer in rows)
+    write_lines(given.directory / "data.jsonl", map(json.dumps, documents))
+    longest = given.tokens + LONGEST_FORMAT
+    places = {"model.path": str(given.model.resolve()), "embed.model": given.embedder}
+    lengths = {"score.max_length": longest, "train.max_length": longest}
+    write_text(given.directory / PROJECT_FILE, commented_yaml({**REAL, **places, **lengths}))
+    return World(given.directory / PROJECT_FILE, given.assignments, exchanged, has_benchmark=False)
+
+
+def draw_rows(path: Path, model: Path, count: int, longest: int) -> list[tuple[str, str]]:
+    """Instruction and answer of `count` rows that have at most `longest` tokens, or of all of them."""
+    source, tokenizer = Dataset(path=str(path), instruction="instruction", response="output"), load_tokenizer(model)
+    rows = [(row.instruction, row.answer) for row in read_examples(source, str(path)) if isinstance(row, Example)]
+    lengths = [len(ids) for ids in tokenizer(["\n".join(row) for row in rows])["input_ids"]]
+    short = [row for row, length in zip(rows, lengths, strict=True) if length <= longest]
+    return random.Random(SEED).sample(short, min(count, len(short)))
+
+
+def plant(rows: Sequence[tuple[str, str]]) -> tuple[list[tuple[str, str]], frozenset[str]]:
+    """The rows, in a share of which each has the answer of another one of them; and the ids of these."""
+    chosen = random.Random(SEED).sample(range(len(rows)), int(PLANTED_SHARE * len(rows)))
+    answers = {row: rows[other][1] for row, other in zip(chosen, [*chosen[1:], chosen[0]], strict=True)}
+    planted = [(instruction, answers.get(row, answer)) for row, (instruction, answer) in enumerate(rows)]
+    ids = (content_id((Message("user", planted[row][0]), Message("assistant", planted[row][1]))) for row in chosen)
+    return planted, frozenset(ids)
+
+
+def measure(world: World, seeds: int) -> dict[str, Any]:
+    """Does what is missing of so many seeds; the figures of all variants, controls and the base model."""
+    everything = world.sweep({STRATEGY: ["all"]}, seeds)
+    list(run_sweep(everything))
+    (of_all,) = sweep_outcomes(everything)
+    count = int(SHARE * len(trained_rows(of_all.runs[0])))
+    found: dict[str, Any] = {}
+    for varied in VARIED:
+        sweep = world.sweep(varied, seeds, [f"select.count={count}"])
+        for name in run_sweep(sweep):
+            print(f"{name} is done", flush=True)
+        found |= {name_of(outcome): figures_of(outcome, world.mismatched) for outcome in sweep_outcomes(sweep)}
+    return {
+        "mismatched": len(world.mismatched),
+        "base": base_figures(world, of_all.runs),
+        "trained": dict(sorted(found.items(), key=lambda item: tuple(found).index(item[0]))),
+    }
+
+
+def name_of(outcome: VariantOutcome) -> str:
+    """The name of a variant; `random` for the control, which all of them share."""
+    return outcome.name.partition(" as ")[0]
+
+
+def trained_rows(run: str) -> frozenset[str]:
+    return frozenset(row.id for row in read_selection(Run(Path(run)).selection))
+
+
+def figures_of(outcome: VariantOutcome, mismatched: frozenset[str]) -> dict[str, Any]:
+    planted = [len(trained_rows(run) & mismatched) for run in outcome.runs]
+    return {
+        "rows": outcome.rows,
+        "tokens": round(outcome.tokens),
+        "mismatched": sum(planted) / len(planted),
+        "figures": rounded(outcome.figures),
+        "against": {control: rounded(differences) for control, differences in outcome.against.items()},
+    }
+
+
+def rounded(figures: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: {key: round(value, 5) if isinstance(value, float) else value for key, value in asdict(estimate).items()}
+        for name, estimate in figures.items()
+    }
+
+
+def base_figures(world: World, runs: Sequence[str]) -> dict[str, float]:
+    """Of the model before any training, on the same tasks, or the mean over the held-out rows of each seed."""
+    if world.has_benchmark:
+        context = context_of(world, runs[0])
+        (report,) = workflow.evaluate_models(context, open_benchmark(context, "demo"), ["base"])
+        return {f"demo {suite}": report["pass_at_k"][suite]["pass@1"] for suite in ("base", "plus")}
+    losses = [holdout_loss(context_of(world, run, offset), world.mismatched) for offset, run in enumerate(runs)]
+    return {HELD_OUT_LOSS: round(sum(losses) / len(losses), 5)}
+
+
+def context_of(world: World, run: str, offset: int = 0) -> RunContext:
+    place = {"name": Path(run).name, "output_dir": run, "seed": SEED + offset, STRATEGY: "all"}
+    return open_context(read_project(world.project_file, world.assignments, place))
+
+
+def holdout_loss(context: RunContext, uncounted: frozenset[str]) -> float:
+    (report,), _ = measure_holdout(context, ["base"])
+    counted = [loss for row, loss in report["losses"].items() if row not in uncounted]
+    return sum(nats for nats, _ in counted) / sum(tokens for _, tokens in counted)
+
+
+if __name__ == "__main__":
+    main()
