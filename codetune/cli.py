@@ -7,16 +7,16 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from codetune import __version__, console
-from codetune.cli_inspection import doctor, follow, plan, report, slurm, status
+from codetune.cli_inspection import doctor, explanation, follow, plan, report, slurm, status
 from codetune.commands import app as app  # for main.py
 from codetune.commands import perform
 from codetune.errors import UsageError
-from codetune.launch.environment import current_node, parse_shard
+from codetune.launch.environment import Shard, current_node, parse_shard
 from codetune.options import (
     METHODS,
     PAD_MODES,
@@ -137,7 +137,7 @@ def select(
     if explain is None:
         _run_stage("select", loaded, as_json)
     else:
-        _explain(loaded, explain, as_json)
+        perform(lambda: explanation(loaded, explain), as_json)
 
 
 @app.command()
@@ -397,23 +397,14 @@ def _model(context: RunContext, said: str | None, instead: str = "") -> ModelRef
     return model_ref(context, default_model(context, said, instead))
 
 
-def _run_stage(name: StageName, project: Project, as_json: bool, **request: Any) -> None:
+def _run_stage(
+    name: StageName, project: Project, as_json: bool, shard: Shard | None = None, replace: bool = False
+) -> None:
     def work() -> CommandResult:
         from codetune import render
         from codetune.stages.pipeline import stage_named
         from codetune.stages.stage import StageRequest, run_stage
 
-        return render.stage(run_stage(_context(project), stage_named(name), StageRequest(**request)))
-
-    perform(work, as_json)
-
-
-def _explain(project: Project, row: str, as_json: bool) -> None:
-    def work() -> CommandResult:
-        from codetune import render
-        from codetune.stages.explanation import explain_row
-        from codetune.stages.stage import read_context
-
-        return render.explanation(explain_row(read_context(project), row))
+        return render.stage(run_stage(_context(project), stage_named(name), StageRequest(shard, replace)))
 
     perform(work, as_json)

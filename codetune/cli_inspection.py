@@ -128,6 +128,15 @@ def slurm(
     perform(work, as_json)
 
 
+def explanation(project: Project, row: str) -> CommandResult:
+    """Of `select --explain`."""
+    from codetune import render
+    from codetune.stages.explanation import explain_row
+    from codetune.stages.stage import read_context
+
+    return render.explanation(explain_row(read_context(project), row))
+
+
 def follow(project: Project, here: Node) -> CommandResult:
     """On every machine but the first: what the first one begins."""
     run_follower_node(project, here)

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, get_args
 
 import typer
+from typer.models import OptionInfo
 
 from codetune.errors import UsageError
 from codetune.project.file import read_project
@@ -88,15 +89,18 @@ TasksOption = Annotated[list[str] | None, typer.Option("--task", metavar="ID", h
 CompleteOption = Annotated[bool, typer.Option("--complete", help="Fail unless every task has a sample.")]
 
 
-def one_of(words: Iterable[str]) -> Any:  # typer's OptionInfo
+def one_of(words: Iterable[str]) -> OptionInfo:
     """A flag that takes one of these words; the shell completes them."""
     known = list(words)
-    return typer.Option(help=f"One of: {', '.join(known)}.", autocompletion=completes(known))
+    option: OptionInfo = typer.Option(help=f"One of: {', '.join(known)}.", autocompletion=completes(known))
+    return option
 
 
-def stage_option(flag: str, which: str) -> Any:
+def stage_option(flag: str, which: str) -> OptionInfo:
     named = f"{', '.join(STAGE_NAMES[:-1])} or {STAGE_NAMES[-1]}"
-    return typer.Option(flag, metavar="STAGE", help=f"{which} stage: {named}.", autocompletion=completes(STAGE_NAMES))
+    help_line, offered = f"{which} stage: {named}.", completes(STAGE_NAMES)
+    option: OptionInfo = typer.Option(flag, metavar="STAGE", help=help_line, autocompletion=offered)
+    return option
 
 
 STRATEGIES, PAD_MODES, METHODS = (one_of(get_args(choices)) for choices in (Strategy, PadMode, Method))

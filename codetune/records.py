@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Literal, NotRequired, Self, TypedDict
 
 from codetune.project.sections import ChatFormat
 
@@ -37,6 +37,16 @@ class Rank:
 ALONE = Rank(0, 1, 0, 1)
 
 
+class MessageDocument(TypedDict):
+    """A message as JSON."""
+
+    role: Role
+    content: str
+    tool_calls: NotRequired[list[dict[str, object]]]  # of OpenAI's form
+    tool_call_id: NotRequired[str]
+    name: NotRequired[str]
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a conversation. Of an assistant's turn `calls` are its tool calls, as the JSON text of a list of
@@ -57,16 +67,16 @@ class Message:
         return "\n".join([self.content, *lines] if self.content else lines)
 
     @property
-    def document(self) -> dict[str, Any]:
+    def document(self) -> MessageDocument:
         """The message as other programs read it, without what it does not have."""
-        calls = {"tool_calls": json.loads(self.calls)} if self.calls else {}
-        marks = {"tool_call_id": self.call_id, "name": self.name}
-        return {
-            "role": self.role,
-            "content": self.content,
-            **calls,
-            **{key: mark for key, mark in marks.items() if mark},
-        }
+        document: MessageDocument = {"role": self.role, "content": self.content}
+        if self.calls:
+            document["tool_calls"] = json.loads(self.calls)
+        if self.call_id:
+            document["tool_call_id"] = self.call_id
+        if self.name:
+            document["name"] = self.name
+        return document
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,7 +76,8 @@ def explanation(found: Explanation) -> CommandResult:
     row = found.row
     name, where = row["id"] or row["at"], f"cluster {row['cluster']}" if "cluster" in row else "all rows"
     notes = [found.text[:SHOWN_CHARACTERS]] if found.text else []
-    notes += [f"{title} {row[key]:.4f}" for key, title in (("ifd", "IFD"), ("pmi", "pmi")) if row.get(key) is not None]
+    figures = {"IFD": row.get("ifd"), "pmi": row.get("pmi")}
+    notes += [f"{title} {figure:.4f}" for title, figure in figures.items() if figure is not None]
     if found.jaccard is not None:
         notes.append(f"Jaccard index of the two: {found.jaccard:.4f}")
     notes.append(f"{where}: {found.eligible:,} eligible, {found.taken:,} taken")

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from codetune import workflow
 from codetune.project.file import read_project
@@ -30,6 +30,7 @@ from codetune.store.files import write_text
 from codetune.store.manifest import read_manifest
 
 if TYPE_CHECKING:
+    from codetune.benchmark.evaluate import Report
     from codetune.benchmark.seeds import SeedEstimate
 
 HELD_OUT_LOSS = "held-out loss"  # the name of an outcome
@@ -176,7 +177,7 @@ def _run(sweep: Sweep, settings: Settings, offset: int) -> str:
     return context.project.name
 
 
-def _evaluate(sweep: Sweep, context: RunContext) -> tuple[list[Any], Mapping[str, tuple[float, int]]]:
+def _evaluate(sweep: Sweep, context: RunContext) -> tuple[list[Report], Mapping[str, tuple[float, int]]]:
     """The reports on the benchmarks, and the losses on held-out rows; what is done is read."""
     names = distinct_benchmarks(context) if sweep.has_benchmarks else ()
     reports = [workflow.evaluate_models(context, open_benchmark(context, name), ["tuned"])[0] for name in names]

@@ -208,6 +208,7 @@ CATCHES_EVERYTHING = (
 LOADING_METHODS = ("from_pretrained", "from_config", "from_file", "load_adapter")
 LOADING_CLASSES = ("SentenceTransformer", "CrossEncoder", "SparseEncoder", "LLM", "AsyncLLM")
 LONGEST_FILE = 420  # lines
+MOST_ANY = 120  # words, imports included
 TORCH_COMES_WITH = {"torch", "transformers", "accelerate", "peft", "sentence_transformers"}
 READS_ENVIRONMENT = (
     "launch.environment",
@@ -371,6 +372,11 @@ def test_every_module_opens_with_what_it_is_for() -> None:
     assert not silent
 
 
+def test_any_stands_only_where_libraries_json_and_untrusted_programs_give_values() -> None:
+    counts = {module: sum(name == "Any" for name in _tokens(module, tokenize.NAME)) for module in _modules()}
+    assert sum(counts.values()) < MOST_ANY, sorted(counts.items(), key=lambda item: -item[1])[:8]
+
+
 def test_every_file_that_a_docstring_or_comment_names_exists() -> None:
     files = [path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*") if path.suffix in (".py", ".md")]
     named = {(module, name) for module in _modules() for text in _prose(module) for name in FILE_NAME.findall(text)}
@@ -382,10 +388,12 @@ def _prose(module: str) -> Iterator[str]:
     for node in ast.walk(_tree(module)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             yield ast.get_docstring(node) or ""
+    yield from _tokens(module, tokenize.COMMENT)
+
+
+def _tokens(module: str, kind: int) -> Iterator[str]:
     with tokenize.open(_path(module)) as source:
-        yield from (
-            token.string for token in tokenize.generate_tokens(source.readline) if token.type == tokenize.COMMENT
-        )
+        yield from (token.string for token in tokenize.generate_tokens(source.readline) if token.type == kind)
 
 
 @cache

@@ -120,9 +120,8 @@ def chat_text(problem: Problem, tokenizer: PreTrainedTokenizerBase) -> str:
             "For a base model say: --base"
         )
     instruction = control_tokens(tokenizer).mark(spec_of(problem.task_id).instruction(problem))
-    turns = [{"role": "user", "content": instruction}]
     try:
-        conversation = apply_template(tokenizer, turns, add_generation_prompt=True)
+        conversation = apply_template(tokenizer, [{"role": "user", "content": instruction}], add_generation_prompt=True)
     except TemplateError as why:
         raise ModelError(
             f"The chat template of {tokenizer.name_or_path} refuses a single user turn ({why}). Expected: a template "

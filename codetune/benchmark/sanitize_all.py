@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from codetune.benchmark.sanitize import SanitizedSample, sanitize
 from codetune.benchmark.worker_pool import Answer, WorkerTimedOut, run_jobs
@@ -59,13 +58,12 @@ class ExtractProgram:
 
 
 def _sanitized(sample: Completion | Solution, answer: Answer) -> SanitizedSample:
-    found: dict[str, Any] = {}
     if isinstance(answer, bytes):
         found = json.loads(answer)
     elif isinstance(answer, WorkerTimedOut):
-        found["given_up"] = f"no program was found in {CLOCK_SECONDS} s"
+        found = {"given_up": f"no program was found in {CLOCK_SECONDS} s"}
     else:
-        found["given_up"] = f"the process that took it apart died ({answer.last_line})"
+        found = {"given_up": f"the process that took it apart died ({answer.last_line})"}
     if why := found.get("given_up"):
         return SanitizedSample(Solution(sample.task_id, "", sample.sample), changed=True, parses=False, given_up=why)
     solution = Solution(sample.task_id, found["solution"], sample.sample)

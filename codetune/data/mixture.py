@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
@@ -21,12 +22,21 @@ from codetune.records import Example, Refusal
 DUPLICATE_OF = "duplicate of "
 
 
+class SourceCounts(TypedDict):
+    """The rows of one of several data sets."""
+
+    rows: int  # usable ones that are taken
+    refused: int
+    left_by_weight: NotRequired[int]  # where its weight is below 1
+    duplicates_of: NotRequired[dict[str, int]]  # name of an earlier data set -> refused rows that it has given
+
+
 class MixedRows:
     """Iterates over the rows of all data sets that the weights take; counts them by name."""
 
     def __init__(self, sources: Sequence[DataSource]) -> None:
         self._sources = sources
-        self.counts: dict[str, dict[str, object]] = {}
+        self.counts: dict[str, SourceCounts] = {}
 
     def __iter__(self) -> Iterator[Example | Refusal]:
         rows, refused, left = Counter[str](), Counter[str](), Counter[str]()
@@ -44,9 +54,11 @@ class MixedRows:
                     elsewhere[name][other] += 1
             yield row
         for source in self._sources:
-            counts: dict[str, object] = {"rows": rows[source.name], "refused": refused[source.name]}
-            counts |= {"left_by_weight": left[source.name]} if source.weight < 1 else {}
-            counts |= {"duplicates_of": dict(elsewhere[source.name])} if elsewhere[source.name] else {}
+            counts: SourceCounts = {"rows": rows[source.name], "refused": refused[source.name]}
+            if source.weight < 1:
+                counts["left_by_weight"] = left[source.name]
+            if elsewhere[source.name]:
+                counts["duplicates_of"] = dict(elsewhere[source.name])
             self.counts[source.name] = counts
 
 

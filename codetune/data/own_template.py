@@ -27,11 +27,10 @@ from jinja2.exceptions import TemplateError
 from codetune.errors import ModelError, first_line
 from codetune.limits import limited_memory, limited_time
 from codetune.project.sections import ChatFormat, LearnedAnswers
-from codetune.records import Message
+from codetune.records import Message, MessageDocument
 
 CharacterSpan = tuple[int, int]  # [start, end)
-Turn = dict[str, Any]  # a message as JSON
-Tools = list[dict[str, Any]]
+Tools = list[dict[str, object]]
 TEMPLATE_SECONDS = 20.0  # for one conversation, which takes a template less than a millisecond
 TEMPLATE_BYTES = 2**32  # room for the longest row in every form, and for what other threads take meanwhile
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # as transformers looks for it
@@ -78,7 +77,7 @@ class ChatTokenizer(Protocol):
 class Conversation:
     """What a template gets."""
 
-    turns: list[Turn]
+    turns: list[MessageDocument]
     tools: Tools
 
     def render(self, tokenizer: ChatTokenizer, turns: int | None = None, *, prompt: bool = False) -> str:
@@ -112,7 +111,7 @@ def render_by_tokenizer(
 
 
 def apply_template(
-    tokenizer: ChatTokenizer, turns: list[Turn], *, add_generation_prompt: bool, tools: Tools | None = None
+    tokenizer: ChatTokenizer, turns: list[MessageDocument], *, add_generation_prompt: bool, tools: Tools | None = None
 ) -> str:
     """The turns in the tokenizer's own chat template. Raises TemplateError for turns that it refuses or fails on,
     ValueError (of transformers) without a template, ModelError for one that does not come to an end."""
@@ -154,24 +153,27 @@ def _left_out(conversation: Conversation, tokenizer: ChatTokenizer) -> str:
         return new
 
     tools = [_tagged(tool, ("parameters", "properties"), lambda: tag("tools")) for tool in conversation.tools]
-    turns = []
+    turns: list[MessageDocument] = []
     for turn in conversation.turns:
         calls = [_tagged(call, ("arguments",), lambda: tag("tool calls")) for call in turn.get("tool_calls", ())]
         is_tagged = turn["content"].strip() and turn is not conversation.turns[-1]
         content = (
             turn["content"].rstrip() + tag(f"a message of the role {turn['role']}") if is_tagged else turn["content"]
         )
-        turns.append({**turn, "content": content, **({"tool_calls": calls} if calls else {})})
+        turns.append({**turn, "content": content})
+        if calls:
+            turns[-1]["tool_calls"] = calls
     text = Conversation(turns, tools).render(tokenizer)
     return next((thing for tag, thing in tags.items() if tag not in text), "")
 
 
-def _tagged(document: Turn, values: Sequence[str], tag: Callable[[], str]) -> Turn:
+def _tagged(document: dict[str, object], values: Sequence[str], tag: Callable[[], str]) -> dict[str, object]:
     """A tool or a call with a tag behind its name, and one among its arguments or the properties of its parameters,
     which stand under the keys `values`."""
     function = copy.deepcopy(document.get("function", document))
+    assert isinstance(function, dict)
     function["name"] = f"{function.get('name', '')}{tag()}"
-    inner = function
+    inner: object = function
     for key in values:
         inner = inner.get(key) if isinstance(inner, dict) else None
     if isinstance(inner, dict):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from codetune import render, workflow
 from codetune.console import CommandResult, percent
@@ -92,7 +92,7 @@ def _rows_of(results: Iterable[StageResult], stage: Stage) -> int:
 
 
 def _control(
-    demo_project: DemoProject, assignments: Sequence[str], strategy: str, flags: Mapping[str, Any], replace: bool
+    demo_project: DemoProject, assignments: Sequence[str], strategy: str, flags: Mapping[str, object], replace: bool
 ) -> Control:
     settings = {**flags, "name": f"demo-{strategy}", "select.strategy": strategy}
     context = open_context(read_project(demo_project.project_file, assignments, settings))
@@ -163,7 +163,7 @@ def _shown(
 
 def _diagnostics(result: StageResult) -> list[str]:
     """What the selection was like, and what smells."""
-    return [*figure_lines(result.facts), *(f"warning: {line}" for line in SELECT.details(result).warnings)]
+    return [*figure_lines(result), *(f"warning: {line}" for line in SELECT.details(result).warnings)]
 
 
 def _figure(report: Report, suite: str) -> str:

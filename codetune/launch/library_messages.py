@@ -29,5 +29,7 @@ def _visible_record(*values: Any, **options: Any) -> logging.LogRecord:
     return record
 
 
-def _visible_warning(*values: Any, **options: Any) -> str:
-    return visible(_format_warning(*values, **options), kept="\n")
+def _visible_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    return visible(_format_warning(message, category, filename, lineno, line), kept="\n")

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +25,9 @@ from codetune.errors import ModelError
 from codetune.launch.devices import is_out_of_memory
 from codetune.model.attention import KERNELS, AttentionSpec, ModelInputs, fused_kernel, packed_inputs, require_kernel
 from codetune.model.lm_head import hidden_to_logits
+from codetune.model.load import load_model
 from codetune.model.packing_check import require_isolation
+from codetune.project.sections import Model
 
 BUCKET_TOKENS = 16
 WINDOW_NAMES = ("max_position_embeddings", "max_seq_len", "n_positions", "n_ctx")  # in configurations
@@ -133,6 +136,13 @@ class CausalScorer:
 def mean_nll(losses: torch.Tensor) -> float:
     """The mean of the nats of tokens, summed in double precision."""
     return float(losses.sum(dtype=torch.float64)) / len(losses)
+
+
+def load_scoring_model(path: Path, model: Model, device: str) -> PreTrainedModel:
+    """The network on `device`, with the attention for scoring. Raises as `load_model` and `set_scoring_attention`."""
+    network = load_model(path, model, device)
+    set_scoring_attention(network, model.attention)
+    return network
 
 
 def set_scoring_attention(network: PreTrainedModel, asked: str) -> None:

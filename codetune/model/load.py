@@ -7,7 +7,7 @@ error: transformers initializes them at random and only warns. Does not choose t
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any
 
 import torch
 from transformers import (
@@ -49,13 +49,6 @@ PROBE = "Write `f(x)`.\n\ndef f(x):\n\treturn x + 1  # caf\u00e9\n"  # words, co
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
 # None: transformers chooses sdpa where the architecture has it. `flash` and `varlen` are set on the loaded network.
 IMPLEMENTATIONS = {"auto": None, "sdpa": "sdpa", "eager": "eager", "flash": None, "varlen": None}
-
-
-class _LoadingInfo(TypedDict):
-    """The part that is used of what `from_pretrained` reports."""
-
-    missing_keys: set[str]
-    mismatched_keys: set[tuple[str, object, object]]  # name, shape in the file, shape in the network
 
 
 def load_configuration(path: Path) -> PreTrainedConfig:
@@ -201,10 +194,9 @@ def count_parameters(path: Path) -> int:
 
 
 def _from_pretrained(path: Path, model: Model, **options: object) -> PreTrainedModel:
-    network, loading_info = read_network(
+    network, info = read_network(
         path, dtype=DTYPES[model.dtype], attn_implementation=IMPLEMENTATIONS[model.attention], **options
     )
-    info = cast(_LoadingInfo, loading_info)
     unfilled = sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
     if unfilled:
         raise ModelError(

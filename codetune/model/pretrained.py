@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from tokenizers import Tokenizer
@@ -53,6 +53,13 @@ OUTLINE_SECONDS = 30.0  # for the modules of a network, without their weights: s
 UNSAVED_NUMBERS = 1 << 28  # of the buffers of a network, such as masks
 
 
+class LoadingInfo(TypedDict):
+    """The part that is used of what `from_pretrained` says about the weights."""
+
+    missing_keys: set[str]
+    mismatched_keys: set[tuple[str, object, object]]  # name, shape in the file, shape in the network
+
+
 def read_configuration(path: Path) -> PreTrainedConfig:
     with _loading(path), limited_time(OUTLINE_SECONDS, lambda: _endless(f"{path / 'config.json'}")):
         config: PreTrainedConfig = AutoConfig.from_pretrained(path, **LOCAL_ONLY)
@@ -87,7 +94,7 @@ def splits_as_its_file(tokenizer: PreTrainedTokenizerBase, path: Path, text: str
         return bool(found == own.encode(text, add_special_tokens=False).ids)
 
 
-def read_network(path: Path, **options: Any) -> tuple[PreTrainedModel, Mapping[str, Any]]:
+def read_network(path: Path, **options: Any) -> tuple[PreTrainedModel, LoadingInfo]:
     """The network in the directory, and what transformers says about its weights. Raises ModelError before memory is
     allocated if the configuration describes more weights than the files can hold."""
     with _loading(path):
@@ -101,7 +108,7 @@ def read_network(path: Path, **options: Any) -> tuple[PreTrainedModel, Mapping[s
     return network, loading_info
 
 
-def build_network(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
+def build_network(config: PreTrainedConfig, **options: object) -> PreTrainedModel:
     """The network of a configuration, with arbitrary values as weights. Allocated memory that is never written takes
     no physical memory."""
     limit = limited_time(OUTLINE_SECONDS, lambda: _endless(f"The configuration of {config.name_or_path}"))

@@ -6,9 +6,9 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from codetune.errors import ModelError
 from codetune.model.file_check import VOCABULARY_BYTES
@@ -38,7 +38,7 @@ def require_bounded_steps(directory: Path) -> None:
             )
 
 
-def _steps(component: object) -> Iterator[Mapping[str, Any]]:
+def _steps(component: object) -> Iterator[Mapping[str, object]]:
     """The component itself and all steps inside it, at every depth."""
     waiting = [component]
     while waiting:
@@ -51,32 +51,25 @@ def _steps(component: object) -> Iterator[Mapping[str, Any]]:
             waiting.extend(value)
 
 
-def _growth(step: Mapping[str, Any]) -> int:
-    """The most characters that the step makes of one; normal forms of Unicode do not count, as they change nothing a
-    second time."""
-    growth = GROWTHS.get(step["type"])
-    try:
-        return max(1, growth(step)) if growth else 1
-    except (AttributeError, KeyError, TypeError, ValueError):  # settings that the library refuses
-        return 1
+def _growth(step: Mapping[str, object]) -> int:
+    """The most characters that the step makes of one; 1 for settings that the library refuses. Normal forms of Unicode
+    do not count, as they change nothing a second time."""
+    match step:
+        case {"type": "ByteLevel"}:
+            return 4  # a character for each byte
+        case {"type": "Prepend", "prepend": str(text)}:
+            return max(1, len(text))
+        case {"type": "Replace", "pattern": {"String": str(replaced)}, "content": str(text)} if replaced:
+            return max(1, math.ceil(len(text) / len(replaced)))
+        case {"type": "Replace", "pattern": dict(), "content": str(text)}:
+            return len(text) + 1  # a regular expression, or an empty text, also matches between two characters
+        case {"type": "Precompiled", "precompiled_charsmap": str(table)}:
+            with suppress(ValueError):
+                return max(1, _longest_entry(base64.b64decode(table)))
+    return 1
 
 
-def _growth_of_replace(step: Mapping[str, Any]) -> int:
-    replaced = step["pattern"].get("String", "")
-    # A regular expression, or an empty text, also matches between two characters.
-    return math.ceil(len(step["content"]) / len(replaced)) if replaced else len(step["content"]) + 1
-
-
-def _longest_entry(step: Mapping[str, Any]) -> int:
+def _longest_entry(table: bytes) -> int:
     """Of the table of a SentencePiece normalizer: the size of its index, the index, and texts that end in a null."""
-    table = base64.b64decode(step["precompiled_charsmap"])
     texts = table[4 + int.from_bytes(table[:4], "little") :]
     return max(len(text.decode(errors="replace")) for text in texts.split(b"\0"))
-
-
-GROWTHS: Mapping[str, Callable[[Mapping[str, Any]], int]] = {
-    "ByteLevel": lambda step: 4,  # a character for each byte
-    "Precompiled": _longest_entry,
-    "Prepend": lambda step: len(step["prepend"]),
-    "Replace": _growth_of_replace,
-}

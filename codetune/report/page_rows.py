@@ -18,7 +18,7 @@ from codetune.selection.embedding_map import MAP_ROWS
 from codetune.selection.row_vectors import spread_sample
 from codetune.store.examples import example_ids, read_example, read_lines
 from codetune.store.manifest import read_manifest
-from codetune.store.row_artefacts import TAKEN, read_embeddings, read_outcomes, read_reasons, read_scores
+from codetune.store.row_artefacts import TAKEN, RowOutcome, read_embeddings, read_outcomes, read_reasons, read_scores
 from codetune.store.run_directory import Run
 
 TEXTS = 2_000  # rows whose texts are on the page
@@ -36,7 +36,7 @@ def page_rows(run: Run, drawn: Mapping[str, Any] | None, report: Mapping[str, An
     shown = frozenset(ids)
     outcomes, eligible = _outcomes(run, ids)
     taken_by_draw = _random_draw(eligible, report["taken"], seed)
-    whys = [outcome.get("why") for outcome in outcomes]
+    whys = [outcome and outcome["why"] for outcome in outcomes]
     reasons = {row_id: why for row_id, why in read_reasons(run) if row_id in shown}
     return {
         "of_rows": every,
@@ -46,10 +46,10 @@ def page_rows(run: Run, drawn: Mapping[str, Any] | None, report: Mapping[str, An
         "y": drawn["y"] if drawn else None,
         "variance": drawn["variance"] if drawn else None,
         "state": drawn["state"] if drawn else list(map(_state, whys)),
-        "cluster": [outcome.get("cluster") for outcome in outcomes],
+        "cluster": [outcome and outcome.get("cluster") for outcome in outcomes],
         "why": [reasons.get(row_id, why) for row_id, why in zip(ids, whys, strict=True)],
-        "ifd": [_rounded(outcome.get("ifd")) for outcome in outcomes],
-        "pmi": [_rounded(outcome.get("pmi")) for outcome in outcomes],
+        "ifd": [_rounded(outcome and outcome.get("ifd")) for outcome in outcomes],
+        "pmi": [_rounded(outcome and outcome.get("pmi")) for outcome in outcomes],
         "tokens": _answer_tokens(run, ids),
         "random": np.isin(pack_ids(ids), taken_by_draw).astype(int).tolist(),
         "texts": _texts(run, ids),
@@ -71,10 +71,10 @@ def _sample(run: Run) -> list[str]:
     return list(map(unpack_id, ids[spread_sample(len(ids), MAP_ROWS)].tolist()))
 
 
-def _outcomes(run: Run, ids: Sequence[str]) -> tuple[list[Mapping[str, Any]], NDArray[np.uint64]]:
-    """What became of each of the rows `ids`, empty for one that the selection does not know, and the ids of all
-    eligible rows."""
-    found: dict[str, Mapping[str, Any]] = {row_id: {} for row_id in ids}
+def _outcomes(run: Run, ids: Sequence[str]) -> tuple[list[RowOutcome | None], NDArray[np.uint64]]:
+    """What became of each of the rows `ids`, None for one that the selection does not know, and the ids of all eligible
+    rows."""
+    found: dict[str, RowOutcome | None] = dict.fromkeys(ids)
     eligible = array("Q")
     for outcome in console.track(read_outcomes(run), "report", None, "row"):
         row_id = outcome["id"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from codetune.data.mixture import SourceCounts
 from codetune.project.sections import PadMode
 from codetune.report.cost import CostVariant, RowTokens, SavingEstimate
 from codetune.report.speed import Rate
@@ -28,7 +28,7 @@ class RowPlan:
 
     rows: int
     refused: Mapping[str, int]
-    sources: Mapping[str, Mapping[str, Any]]  # of several data sets, by name
+    sources: Mapping[str, SourceCounts]  # of several data sets, by name
     tokenised: int
     dropped: Mapping[str, int]  # by train, with its settings
     truncated: int

@@ -128,10 +128,10 @@ def _attempt_escapes(sandbox: Sandbox, call: tuple[object, ...]) -> str | None:
     if not isinstance(report, CallReport) or report.kind != program.VALUE:
         reason = report.content.decode(errors="replace") if isinstance(report, CallReport) else report.reason
         return f"a plain program does not run in it ({reason})"
-    succeeded, total = serialization.decode(report.content)
-    if total != 6.0:
-        return "a plain program does not compute in it"
-    return f"a program in it could {', '.join(succeeded)}" if succeeded else None
+    match serialization.decode(report.content):
+        case [[*succeeded], 6.0]:
+            return f"a program in it could {', '.join(map(str, succeeded))}" if succeeded else None
+    return "a plain program does not compute in it"
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from collections.abc import Callable, ItemsView, KeysView, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 
@@ -35,7 +35,7 @@ FORMAT = 3  # number of this format, for values that are kept in files
 CONSTRUCTOR = (__name__, "tagged")
 NUMPY_TYPE = re.compile(r"[<>|=][biufcSUmM][0-9]{1,9}(\[[0-9]{0,6}[a-zA-Z]{1,2}\])?")
 Tagged = tuple[str, object]
-# The types of values are known only when they arrive, and each entry of a table takes apart, or builds, values of one.
+# Any: each entry of a table takes apart, or builds, values of one type, which is known only when they arrive.
 Convert = Callable[[Any], object]
 
 
@@ -62,7 +62,7 @@ class Opaque:
 class Decoded:
     """A value, and whether it holds nothing opaque (`known`), and nothing but builtin types (`plain`)."""
 
-    value: Any
+    value: Any  # of any type that the tables have
     known: bool
     plain: bool
 
@@ -83,7 +83,7 @@ def encode_opaque(value: object) -> bytes:
     return encode(Opaque(type(value).__name__))
 
 
-def decode(content: bytes | bytearray) -> Any:
+def decode(content: bytes | bytearray) -> object:
     """The value. Raises DecodeError where the bytes hold none, MemoryError or RecursionError where it is too large."""
     return decode_and_check(content).value
 
@@ -164,7 +164,9 @@ class _Builder:
             self._unfinished.discard(key)
         return self._built[key]
 
-    def _build_new(self, value: Any) -> object:
+    def _build_new(
+        self, value: list[object] | tuple[object, ...] | dict[object, object] | set[object] | frozenset[object]
+    ) -> object:
         if isinstance(value, _TaggedPair):
             tag, data = value
             self.found_opaque |= tag == "opaque"
@@ -197,7 +199,7 @@ def _take_array_apart(value: np.generic | np.ndarray) -> Tagged:
     return name, (value.dtype.str, value.shape, np.ascontiguousarray(value).tobytes())
 
 
-def _take_date_apart(extended: type, value: Any, parts: Sequence[str]) -> Tagged:
+def _take_date_apart(extended: type, value: object, parts: Sequence[str]) -> Tagged:
     """Its numbers, read by the class that is extended, and its offset from UTC. A time zone of the program's own class,
     which could answer differently each time, makes it opaque."""
     zone = None if extended is datetime.date else _read(extended, "tzinfo", value)
@@ -324,14 +326,14 @@ BUILDERS: Mapping[str, Convert] = {
 }
 
 
-def _stand_in(value: Any) -> Tagged | None:
+def _stand_in(value: object) -> Tagged | None:
     """The stand-in for a value, found by asking the value; None where no plain data equals it. A program that answers
     falsely only sends another value."""
     kind = type(value)
     if kind in WRAPPER_TYPES:
         equal, data_of = WRAPPER_TYPES[kind]
         return f"foreign {equal.__name__}", data_of(value)
-    if kind is memoryview:  # of other formats or dimensions it equals no bytes
+    if type(value) is memoryview:  # of other formats or dimensions it equals no bytes
         return ("foreign bytes", value.tobytes()) if (value.format, value.ndim) == ("B", 1) else None
     for extended, data_of in EXTENDED_TYPES.items():
         if isinstance(value, extended):
@@ -339,10 +341,11 @@ def _stand_in(value: Any) -> Tagged | None:
     if (kind.__module__, kind.__name__) in SYMPY_BOOLEANS:
         return "integer that equals only a bool", int(bool(value))
     is_sympy_real = kind.__module__.startswith("sympy.") and getattr(value, "is_extended_real", False)  # such as pi
-    return _number_stand_in(value) if isinstance(value, numbers.Real) or is_sympy_real else None
+    is_real = isinstance(value, numbers.Real) or is_sympy_real
+    return _number_stand_in(value) if is_real and isinstance(value, SupportsFloat) else None
 
 
-def _number_stand_in(value: Any) -> Tagged:
+def _number_stand_in(value: SupportsFloat) -> Tagged:
     if isinstance(value, numbers.Integral):
         return ("foreign int" if _equals_its_float(value) else "integer that equals no float"), int(value)
     number = float(value)
@@ -352,7 +355,7 @@ def _number_stand_in(value: Any) -> Tagged:
     return ("foreign float" if is_whole else "float that equals no integer"), number
 
 
-def _equals_its_float(value: Any) -> bool:
+def _equals_its_float(value: SupportsFloat) -> bool:
     try:
         return bool(value == float(value))
     except OverflowError:  # an integer beyond the floats

@@ -11,6 +11,7 @@ Axes: N rows, S shuffled pairs."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 
@@ -22,6 +23,15 @@ LOWER_QUANTILES = (0.25, 0.5)  # of the shuffled pairs: hardly any good row lies
 MOST_GOOD = 0.1  # share of the good rows that may be dropped
 LEAST_CAUGHT = 0.5  # share of the shuffled pairs, below which the test has no power
 MOST_MISMATCHED = 0.5  # share of the rows, above which the model is more likely blind than the data set wrong
+
+
+class MismatchSummary(TypedDict):
+    """The figures of the test as JSON."""
+
+    pairs: int
+    caught: float
+    estimated_mismatched: float
+    has_power: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +47,7 @@ class MismatchTest:
     def has_power(self) -> bool:
         return self.caught >= LEAST_CAUGHT and self.estimated <= MOST_MISMATCHED
 
-    def summary(self) -> dict[str, object]:
+    def summary(self) -> MismatchSummary:
         """The figures of the test, for people and for the `--json` document."""
         return {
             "pairs": self.pairs,

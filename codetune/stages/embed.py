@@ -129,7 +129,7 @@ def _known_cut(context: RunContext, recipe: Recipe) -> IdIndex:
 def _details(result: StageResult) -> Details:
     cut = result.facts.get("cut", 0)
     notes = [f"cut at the encoder's window: {quantity(cut, 'instruction')}"] if cut else []
-    return Details([*left_out_notes(result.facts), *notes])
+    return Details([*left_out_notes(result), *notes])
 
 
 _ROWS = RowStage(_plan, lambda context, recipe, run: row_artefacts.sealed_embeddings(run), _write)

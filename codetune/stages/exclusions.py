@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +26,7 @@ from codetune.selection.select import eligible_rows
 from codetune.selection.strategies import SelectionInputs
 from codetune.stages.benchmarks import open_benchmark, problems_at_hand
 from codetune.stages.sandbox import failed_examples, working_tier
-from codetune.stages.stage import Input, Resolved, RunContext, StageRequest
+from codetune.stages.stage import Input, Resolved, RunContext, StageRequest, StageResult
 from codetune.store.digests import combined
 from codetune.store.examples import open_lines, read_example, read_examples
 from codetune.store.manifest import Manifest
@@ -122,21 +121,21 @@ def check_filters(context: RunContext, request: StageRequest, paths: Mapping[str
         working_tier(context.project.evaluate.sandbox)
 
 
-def exclusion_notes(facts: Mapping[str, Any]) -> list[str]:
+def exclusion_notes(result: StageResult) -> list[str]:
     """What rows were compared with, in sentences."""
     notes = []
-    if facts.get(COMPARED):
-        tasks = ", ".join(f"{name} ({count} tasks)" for name, count in facts[COMPARED].items())
+    if compared := result.facts.get(COMPARED):
+        tasks = ", ".join(f"{name} ({count} tasks)" for name, count in compared.items())
         notes.append(f"no row that is left holds a prompt or a solution of {tasks}")
-    if facts.get(NOT_AT_HAND):
-        notes.append(f"not compared with {', '.join(facts[NOT_AT_HAND])}: not on this machine. {_remedy(facts)}")
+    if lacking := result.facts.get(NOT_AT_HAND):
+        notes.append(f"not compared with {', '.join(lacking)}: not on this machine. {_remedy(lacking)}")
     return notes
 
 
-def _remedy(facts: Mapping[str, Any]) -> str:
+def _remedy(lacking: Sequence[str]) -> str:
     """What brings the benchmarks that are not at hand: a download, or the right path of a file of the user's."""
-    known = ", ".join(name for name in facts[NOT_AT_HAND] if spec_named(name))
-    files = ", ".join(name for name in facts[NOT_AT_HAND] if not spec_named(name))
+    known = ", ".join(name for name in lacking if spec_named(name))
+    files = ", ".join(name for name in lacking if not spec_named(name))
     remedies = [f"To fetch {known}, name it in select.decontaminate"] if known else []
     return ". ".join([*remedies, *([f"There is no file {files}: fix evaluate.benchmarks"] if files else [])])
 

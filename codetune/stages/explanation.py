@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from codetune.stages.select import SELECT, read_selective_ifd
 from codetune.stages.stage import RunContext
 from codetune.stages.status import require
 from codetune.store.examples import open_lines, read_example
-from codetune.store.row_artefacts import TAKEN, read_outcomes, read_score_columns
+from codetune.store.row_artefacts import TAKEN, RowOutcome, read_outcomes, read_score_columns
 
 NEAR = "near duplicate of "
 ELIGIBLE = (TAKEN, "not taken")
@@ -28,7 +27,7 @@ class Explanation:
     """The outcome of one row. A figure that the strategy does not know is absent; `eligible` are the rows of its
     cluster (of all, where there are none) that were taken or could have been."""
 
-    row: Mapping[str, Any]  # id or at, why, ifd, pmi, cluster
+    row: RowOutcome
     text: str  # how its instruction begins; "" for a row that could not be read
     eligible: int
     taken: int
@@ -40,7 +39,7 @@ class Explanation:
 
     @property
     def is_taken(self) -> bool:
-        return bool(self.row["why"] == TAKEN)
+        return self.row["why"] == TAKEN
 
 
 def explain_row(context: RunContext, wanted: str) -> Explanation:
@@ -56,11 +55,11 @@ def explain_row(context: RunContext, wanted: str) -> Explanation:
     peers = {
         other["id"]: other["why"] == TAKEN
         for other in read_outcomes(context.run)
-        if other["why"] in ELIGIBLE and other.get("cluster") == row.get("cluster")
+        if other["id"] and other["why"] in ELIGIBLE and other.get("cluster") == row.get("cluster")
     }
     measure = STRATEGIES[context.project.select.strategy].measure
     values = {} if measure is None else _values(context, measure, list(peers))
-    own = values.get(row["id"])
+    own = values.get(row["id"] or "")
     return Explanation(
         row=row,
         text=_text(context, row),
@@ -76,7 +75,7 @@ def explain_row(context: RunContext, wanted: str) -> Explanation:
 
 def _values(context: RunContext, measure: Measure, ids: Sequence[str]) -> dict[str, float]:
     """The measure of some rows, by id; a row without one is absent."""
-    held = [row["id"] for row in read_outcomes(context.run) if row["why"] == HELD_OUT]
+    held = [row["id"] for row in read_outcomes(context.run) if row["id"] and row["why"] == HELD_OUT]
     scores = read_score_columns(context.run)
     scores = scores.only(~IdIndex(pack_ids(held)).holds(scores.ids))
     needs_tokens = STRATEGIES[context.project.select.strategy].needs_tokens
@@ -85,7 +84,7 @@ def _values(context: RunContext, measure: Measure, ids: Sequence[str]) -> dict[s
     return {row_id: value for row_id, value in zip(ids, values, strict=True) if not np.isnan(value)}
 
 
-def _text(context: RunContext, row: Mapping[str, Any]) -> str:
+def _text(context: RunContext, row: RowOutcome) -> str:
     if row["id"] is None:
         return ""
     with open_lines(context.run) as line_of:
@@ -95,8 +94,8 @@ def _text(context: RunContext, row: Mapping[str, Any]) -> str:
             return ""
 
 
-def _jaccard(context: RunContext, row: Mapping[str, Any]) -> float | None:
-    if not row["why"].startswith(NEAR):
+def _jaccard(context: RunContext, row: RowOutcome) -> float | None:
+    if row["id"] is None or not row["why"].startswith(NEAR):
         return None
     with open_lines(context.run) as line_of:
         one, other = (read_example(line_of(row_id)) for row_id in (row["id"], row["why"].removeprefix(NEAR)))

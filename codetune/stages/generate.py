@@ -12,15 +12,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from codetune import console
 from codetune.benchmark.benchmarks import read_problems
+from codetune.benchmark.evalplus_format import sample_row
 from codetune.console import quantity
 from codetune.errors import InputError, UsageError
 from codetune.launch.dispatch import Job, WorkerContext, perform, process_count
 from codetune.launch.environment import current_rank
-from codetune.project.sections import Generation, Project
+from codetune.launch.workers import JSON
+from codetune.project.sections import Project
 from codetune.records import ModelRef
 from codetune.stages.benchmarks import tasks_facts, tasks_input
 from codetune.stages.model_ref import end_of_turn, local_directory, model_digest, prompt_kind
@@ -44,10 +46,21 @@ from codetune.store.files import write_lines
 from codetune.store.manifest import Manifest
 
 if TYPE_CHECKING:
+    from codetune.benchmark.generate import GeneratedSample
     from codetune.launch.process_group import ProcessGroup
     from codetune.model.decoding import Decoder
 
 COUNTS = ("sample", "tokens", "truncated")  # of a logged row, beside what EvalPlus' format has
+
+
+class LoggedCompletion(TypedDict):
+    """A line of a log: that of EvalPlus' format, with its completion or solution, and what codetune counts."""
+
+    task_id: str
+    sample: int
+    tokens: int
+    truncated: bool
+    refused: NotRequired[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +73,9 @@ class WorkList:
     parts: Path
     together: bool = False  # one model for all processes, not one for each
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> dict[str, JSON]:
         """As JSON, for worker processes."""
-        document: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
+        document: dict[str, JSON] = json.loads(json.dumps(asdict(self), default=str))
         return document
 
     @classmethod
@@ -171,7 +184,7 @@ def _samples(context: RunContext, request: StageRequest) -> list[tuple[str, int]
     return [(problem.task_id, number) for problem in request.tasks.problems for number in numbers]
 
 
-def _without_counts(row: Mapping[str, Any]) -> dict[str, Any]:
+def _without_counts(row: LoggedCompletion) -> dict[str, object]:
     """As EvalPlus has it: a task's samples are counted in the order in which they stand."""
     return {name: value for name, value in row.items() if name not in COUNTS}
 
@@ -202,9 +215,9 @@ def _is_divided(project: Project, model: Path, processes: int) -> bool:
     return needs_tensor_parallel(model, project.model.dtype, counts, visible_gpus())
 
 
-def completed_rows(parts: Path) -> dict[tuple[str, int], dict[str, Any]]:
+def completed_rows(parts: Path) -> dict[tuple[str, int], LoggedCompletion]:
     """The completions that all processes have written so far, by task id and number of the sample."""
-    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    rows: dict[tuple[str, int], LoggedCompletion] = {}
     for path in sorted(parts.glob("completions*.jsonl")):
         rows |= {(row["task_id"], row["sample"]): row for row in read_objects(path)}
     return rows
@@ -215,59 +228,47 @@ def complete(job: Job, worker: WorkerContext) -> int:
     ordered = WorkList.read(job.details)
     if not ordered.together:
         mine = ordered.missing[worker.rank.rank :: worker.rank.world_size]
-        return _log(ordered, worker, _rows(job.project, ordered, mine, None))
+        return _log(ordered, worker, _generate(job.project, ordered, mine, None))
     with worker.process_group() as group:
-        rows = _rows(job.project, ordered, ordered.missing, group)
-        return _log(ordered, worker, rows) if group.is_first else sum(0 for _ in rows)
+        samples = _generate(job.project, ordered, ordered.missing, group)
+        return _log(ordered, worker, samples) if group.is_first else sum(0 for _ in samples)
 
 
-def _log(ordered: WorkList, worker: WorkerContext, rows: Iterator[dict[str, Any]]) -> int:
+def _log(ordered: WorkList, worker: WorkerContext, samples: Iterator[GeneratedSample]) -> int:
     done = 0
     with LineLog(ordered.parts / f"completions-{worker.rank.rank}.jsonl") as log:
-        for row in rows:
-            log.append(row)
-            worker.send_progress({"tokens": row["tokens"]})
+        for made in samples:
+            counts = (made.sample.sample, made.tokens, made.truncated)
+            refused = {"refused": made.refused} if made.refused else {}
+            log.append({**sample_row(made.sample), **refused, **dict(zip(COUNTS, counts, strict=True))})
+            worker.send_progress({"tokens": made.tokens})
             done += 1
     return done
 
 
-def _rows(
+def _generate(
     project: Project, ordered: WorkList, mine: Sequence[tuple[str, int]], group: ProcessGroup | None
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[GeneratedSample]:
     if not mine:
         return
-    from codetune.benchmark.evalplus_format import sample_row
     from codetune.benchmark.generate import generate
+    from codetune.model.batch_generator import BatchGenerator
+    from codetune.model.decoder_choice import load_decoder
     from codetune.model.load import load_trained_tokenizer
+    from codetune.model.tensor_parallel import load_tensor_parallel
 
     tasks = {problem.task_id: problem for problem in read_problems(ordered.file)}
     model = ordered.model
     tokenizer = load_trained_tokenizer(model.directory, model.tokenizer, model.chat_format)
     settings = project.generate.model_copy(update={"prompt": model.kind})
-    decoder = _decoder(project, ordered, tokenizer, settings, group)
-    work = [(tasks[task_id], number) for task_id, number in mine]
-    for made in generate(work, tokenizer, decoder, settings, project.seed):
-        counts = (made.sample.sample, made.tokens, made.truncated)
-        refused = {"refused": made.refused} if made.refused else {}
-        yield {**sample_row(made.sample), **refused, **dict(zip(COUNTS, counts, strict=True))}
-
-
-def _decoder(
-    project: Project,
-    ordered: WorkList,
-    tokenizer: Any,  # of transformers
-    settings: Generation,
-    group: ProcessGroup | None,
-) -> Decoder:
-    from codetune.model.batch_generator import BatchGenerator
-    from codetune.model.decoder_choice import load_decoder
-    from codetune.model.tensor_parallel import load_tensor_parallel
-
-    model = ordered.model
+    decoder: Decoder
     if group is None:
-        return load_decoder(model.directory, tokenizer, project.model, end_of_turn(model), settings)
-    network = load_tensor_parallel(model.directory, project.model, group, ordered.parts)
-    return BatchGenerator(network, tokenizer, end_of_turn(model), settings, group)
+        decoder = load_decoder(model.directory, tokenizer, project.model, end_of_turn(model), settings)
+    else:
+        network = load_tensor_parallel(model.directory, project.model, group, ordered.parts)
+        decoder = BatchGenerator(network, tokenizer, end_of_turn(model), settings, group)
+    work = [(tasks[task_id], number) for task_id, number in mine]
+    yield from generate(work, tokenizer, decoder, settings, project.seed)
 
 
 def _progress(context: RunContext, request: StageRequest) -> str | None:

@@ -7,18 +7,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from codetune import console
 from codetune.console import quantity
 from codetune.data.hub import is_cached, is_hub_id
-from codetune.data.mixture import MixedRows
+from codetune.data.mixture import MixedRows, SourceCounts
 from codetune.data.row_formats import TURN_FORMATS
 from codetune.data.source import DataSource, dataset_fingerprint, files_of_other_splits, is_here, with_columns
 from codetune.errors import DataError
 from codetune.model.model_files import find_model
 from codetune.project.sections import Dataset, NamedDataset, Project, required, value_at
-from codetune.stages.stage import Input, Resolved, RunContext, Stage, StageRequest, other_value
+from codetune.stages.stage import Input, Resolved, RunContext, Stage, StageRequest, StageResult, other_value
 from codetune.stages.status import require
 from codetune.store.digests import combined
 from codetune.store.examples import count_sources, write_examples
@@ -147,19 +147,20 @@ def rows_by_source(context: RunContext, ids: Callable[[], NDArray[np.uint64]]) -
     return {TAKEN_BY_SOURCE: count_sources(context.run, ids())} if is_mixed else {}
 
 
-def left_out_notes(facts: Mapping[str, Any]) -> list[str]:
+def left_out_notes(result: StageResult) -> list[str]:
+    facts = result.facts
     taken = facts.get(TAKEN_BY_SOURCE)
     sources = {name: "" if taken is None else f"; {taken.get(name, 0):,} taken" for name in facts.get(SOURCES, {})}
     lines = [f"{line}{sources[name]}" for name, line in source_lines(facts.get(SOURCES, {})).items()]
     return lines + ([f"not read: {_listed(facts[LEFT_OUT])}"] if LEFT_OUT in facts else [])
 
 
-def source_lines(sources: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+def source_lines(sources: Mapping[str, SourceCounts]) -> dict[str, str]:
     """A line for each of several data sets, by its name."""
     return {name: f"{name}: {_source_line(found)}" for name, found in sources.items()}
 
 
-def _source_line(found: Mapping[str, Any]) -> str:
+def _source_line(found: SourceCounts) -> str:
     """What one of several data sets gives to the mixture."""
     left = [f"{found['left_by_weight']:,} left by its weight"] if "left_by_weight" in found else []
     again = [f"{quantity(count, 'duplicate')} of {other}" for other, count in found.get("duplicates_of", {}).items()]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from codetune import console
 from codetune.benchmark.benchmarks import HOLDOUT
@@ -36,6 +36,7 @@ from codetune.store.row_artefacts import read_selection
 
 if TYPE_CHECKING:
     from codetune.benchmark.likelihood import LikelihoodComparison, LikelihoodReport
+    from codetune.model.likelihood import CausalScorer
 
 SEALING = ("seed", CHAT_FORMAT, "model.dtype", "model.attention", "train.max_length", "train.too_long", "train.learn")
 
@@ -141,14 +142,11 @@ def _write(context: RunContext, recipe: Recipe, request: StageRequest) -> StageO
     return StageOutput(report["rows"], refused)
 
 
-def _scorer(project: Project, directory: Path) -> Any:
-    """A CausalScorer; the room of models imports torch."""
+def _scorer(project: Project, directory: Path) -> CausalScorer:
     from codetune.launch.devices import choose_device
-    from codetune.model.likelihood import CausalScorer, measured_tokens_per_pass, set_scoring_attention
-    from codetune.model.load import load_model
+    from codetune.model.likelihood import CausalScorer, load_scoring_model, measured_tokens_per_pass
 
-    network = load_model(directory, project.model, device := choose_device())
-    set_scoring_attention(network, project.model.attention)
+    network = load_scoring_model(directory, project.model, device := choose_device())
     longest = project.train.max_length
     return CausalScorer(network, longest if device == "cpu" else measured_tokens_per_pass(network, longest))
 

@@ -5,14 +5,14 @@ its results are kept by, and how it is prompted. Loads no weights.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from codetune.errors import UsageError
 from codetune.model.file_check import ADAPTER_CONFIG
 from codetune.model.model_files import base_model_name, find_model, tokenizer_directory
-from codetune.project.sections import required
+from codetune.project.sections import ChatFormat, required
 from codetune.records import ModelRef, PromptKind
 from codetune.stages.resume import RECIPE, TRAINED
 from codetune.stages.stage import RunContext
@@ -20,6 +20,9 @@ from codetune.stages.status import require
 from codetune.stages.train import TRAIN
 from codetune.store.digests import combined
 from codetune.training.checkpoint import sealed_checkpoints
+
+# The part that is read of a training's record (`resume.record_of`).
+_TrainingRecord = TypedDict("_TrainingRecord", {"model.chat_format": ChatFormat, "model.path": str}, total=False)
 
 
 def model_ref(context: RunContext, name: str) -> ModelRef:
@@ -107,13 +110,13 @@ def end_of_turn(model: ModelRef) -> tuple[str, ...]:
     return stop_strings(model.chat_format) if model.kind == "chat" and model.chat_format else ()
 
 
-def _training_of(directory: Path) -> Mapping[str, Any]:
+def _training_of(directory: Path) -> _TrainingRecord:
     """The settings that codetune trained a model with, by dotted key; empty where it did not."""
     mark = directory.parent / RECIPE if _is_checkpoint(directory) else directory / TRAINED
     if not mark.is_file():
         return {}
-    settings: dict[str, Any] = json.loads(mark.read_text(encoding="utf-8"))
-    return settings
+    record: _TrainingRecord = json.loads(mark.read_text(encoding="utf-8"))
+    return record
 
 
 def _is_checkpoint(directory: Path) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from codetune.console import quantity
 from codetune.errors import ProjectError
@@ -98,18 +98,14 @@ def _check_ahead(context: RunContext, request: StageRequest, paths: Mapping[str,
 
 def _plan(context: RunContext, recipe: Recipe) -> Plan:
     from codetune.launch.devices import choose_device, use_threads
-    from codetune.model.likelihood import CausalScorer, measured_tokens_per_pass, set_scoring_attention
-    from codetune.model.load import load_model, load_tokenizer
+    from codetune.model.likelihood import CausalScorer, load_scoring_model, measured_tokens_per_pass
+    from codetune.model.load import load_tokenizer
     from codetune.selection.blocks import plan_scoring_blocks
     from codetune.selection.score import score_tokens, tokenise
 
     directory, model, settings = recipe.paths["model"], context.project.model, context.project.score
 
-    @cache
-    def network() -> Any:  # a PreTrainedModel; the room of models imports transformers
-        loaded = load_model(directory, model, choose_device())
-        set_scoring_attention(loaded, model.attention)
-        return loaded
+    network = cache(lambda: load_scoring_model(directory, model, choose_device()))
 
     def measure() -> int:
         return measured_tokens_per_pass(network(), settings.max_length)
@@ -181,7 +177,7 @@ def _write(context: RunContext, recipe: Recipe, finished: FinishedRows) -> Stage
 def _details(result: StageResult) -> Details:
     truncated = result.facts.get("truncated", 0)
     cut = [f"cut to fit score.max_length: {quantity(truncated, 'answer')}"] if truncated else []
-    return Details([*left_out_notes(result.facts), *cut])
+    return Details([*left_out_notes(result), *cut])
 
 
 _ROWS = RowStage(_plan, _sealed_rows, _write, ADDITIONS)

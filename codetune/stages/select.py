@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,6 +86,13 @@ from codetune.store.manifest import read_manifest
 CHUNK_ROWS = 4096
 SHOWN_ROWS, SHOWN_CHARACTERS = 3, 80  # of the hardest and of the mismatched rows
 USUALLY_SET_ASIDE = 0.2  # the share of rows from which on a warning is due
+
+
+class _ShownRow(TypedDict):
+    id: str
+    at: str
+    ifd: float
+    text: str  # how its instruction begins
 
 
 def _inputs(project: Project, request: StageRequest) -> Sequence[Input]:
@@ -163,8 +170,8 @@ def _shown_rows(context: RunContext, inputs: SelectionInputs, taken: SelectedRow
     }
 
 
-def _with_text(context: RunContext, ids: NDArray[np.uint64], ifd: NDArray[np.float64]) -> list[dict[str, object]]:
-    shown = []
+def _with_text(context: RunContext, ids: NDArray[np.uint64], ifd: NDArray[np.float64]) -> list[_ShownRow]:
+    shown: list[_ShownRow] = []
     for line, difficulty in zip(read_lines(context.run, ids), ifd.tolist(), strict=True):
         row = json.loads(line)
         text = " ".join(row["messages"][-2]["content"].split())
@@ -350,11 +357,11 @@ def _details(result: StageResult) -> Details:
     total = f"of {rows} {set_aside:,} set aside, {eligible:,} eligible, {result.rows:,} taken"
     notes = [
         total,
-        *figure_lines(result.facts),
+        *figure_lines(result),
         *_row_lines("hardest taken", result.facts.get("hardest", ())),
     ]
     notes += _row_lines("set aside as mismatched", result.facts.get("mismatched", ()))
-    notes += [*left_out_notes(result.facts), *exclusion_notes(result.facts), *([sharpness(test)] if test else [])]
+    notes += [*left_out_notes(result), *exclusion_notes(result), *([sharpness(test)] if test else [])]
     warnings = found["warnings"] if found else ()
     if len(clusters) < 2:
         return Details(notes, warnings=warnings)
@@ -379,7 +386,7 @@ def _cluster_table(clusters: Sequence[Mapping[str, Any]]) -> tuple[Sequence[str]
     return tuple(columns), cells
 
 
-def _row_lines(title: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _row_lines(title: str, rows: Sequence[_ShownRow]) -> list[str]:
     """One line for each row: where it stands, its IFD, and how its instruction begins."""
     return [f"{title}: {row['at']} (IFD {row['ifd']:.3f}) {row['text']}" for row in rows]
 

@@ -20,13 +20,13 @@ from codetune.data.ids import IdIndex, pack_ids
 from codetune.records import ScoreColumns
 from codetune.selection.cost import SHOWN_EPOCHS, estimated_prompt_tokens, selection_cost
 from codetune.selection.diagnostics import diagnose, histograms, map_document
-from codetune.selection.mismatch import MismatchTest
+from codetune.selection.mismatch import MismatchSummary, MismatchTest
 from codetune.selection.row_vectors import Floats
 from codetune.selection.select import SelectionResult
 from codetune.selection.strategies import STRATEGIES, SelectionInputs
 from codetune.stages.exclusions import Exclusions
 from codetune.stages.score import WEIGHTS
-from codetune.stages.stage import RunContext
+from codetune.stages.stage import RunContext, StageResult
 from codetune.store.examples import read_examples
 from codetune.store.manifest import Manifest, read_manifest
 
@@ -81,10 +81,10 @@ def diagnostics_fact(report: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in report.items() if name not in ("clusters", "mismatch_test", "map")}
 
 
-def figure_lines(facts: Mapping[str, Any]) -> list[str]:
+def figure_lines(result: StageResult) -> list[str]:
     """The figures of a selection as lines, titles and values one below the other; those that are not known are left
     out, and so are all of a selection without diagnostics, as earlier versions made it."""
-    if (found := facts.get(DIAGNOSTICS)) is None:
+    if (found := result.facts.get(DIAGNOSTICS)) is None:
         return []
     cost, cut, distance = found["cost"], found["instructions_cut"], found["cluster_distance"]
     novelsum = [_decimals(found[name], 4) for name in ("novelsum", "novelsum_of_random_draw")]
@@ -122,7 +122,7 @@ def warnings_of(report: Mapping[str, Any], asked_clusters: int | None) -> list[s
     return [*found, *([] if test is None or test["has_power"] else [sharpness(test)])]
 
 
-def sharpness(test: Mapping[str, Any]) -> str:
+def sharpness(test: MismatchSummary) -> str:
     """How far the mismatch test can be trusted, in a sentence."""
     found = f"{percent(test['caught'])} of {test['pairs']} shuffled pairs"
     if test["has_power"]:

@@ -129,7 +129,7 @@ class StageOutput:
 
     rows: int
     refused: Mapping[str, int] = field(default_factory=dict)  # reason -> rows
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, object] = field(default_factory=dict)
     complete: bool = True
 
 
@@ -187,7 +187,7 @@ class Stage:
     missing_shards: Callable[[RunContext, int], Sequence[int]] | None = None  # of so many; None: it has no shards
     remark: Callable[[RunContext], str] = lambda context: ""  # beside a finished one, for status
     is_taken_over: bool = False  # from another run beside this one that has made it of the same recipe
-    facts: Callable[[RunContext, StageRequest], Mapping[str, Any]] = lambda context, request: {}  # beside `write`'s own
+    facts: Callable[[RunContext, StageRequest], Mapping[str, object]] = lambda context, request: {}  # beside `write`'s
     loss: Callable[[RunContext, Manifest], str] | None = None  # what replacing a finished one destroys; None: no harm
     details: Callable[[StageResult], Details] = lambda result: Details()
     documented: Sequence[str] = ()  # facts that the `--json` document shows

@@ -16,12 +16,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from codetune.data.ids import IdIndex, unpack_id
-from codetune.records import Example, Message, Refusal
+from codetune.records import Example, Message, MessageDocument, Refusal
 from codetune.store.files import replacing
 from codetune.store.run_directory import Run
 
@@ -149,7 +149,7 @@ def id_of_line(line: bytes) -> str | None:
     return line[ID].decode("ascii") if line.startswith(b'"', ID.start - 1) else None
 
 
-def read_messages(documents: Iterable[Mapping[str, Any]]) -> tuple[Message, ...]:
+def read_messages(documents: Iterable[MessageDocument]) -> tuple[Message, ...]:
     """Messages from their JSON form."""
     return tuple(
         Message(
@@ -163,7 +163,7 @@ def read_messages(documents: Iterable[Mapping[str, Any]]) -> tuple[Message, ...]
     )
 
 
-def read_tools(row: Mapping[str, Any]) -> str:
+def read_tools(row: Mapping[str, object]) -> str:
     """The tools of a row of examples.jsonl or selection.jsonl, as JSON text."""
     return json.dumps(row["tools"], ensure_ascii=False) if "tools" in row else ""
 

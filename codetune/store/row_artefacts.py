@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,24 +27,32 @@ from codetune.store.run_directory import Run
 TAKEN = "taken"
 ROW_KEYS = ("id", "messages", "tools")  # what a selection and the held-out rows have of examples.jsonl
 # As in the data documentation of LLaMA-Factory 0.9.5; without `tags` it expects "from" and "value".
-LLAMA_FACTORY_FORMAT: dict[str, Any] = {
-    "formatting": "sharegpt",
-    "columns": {"messages": "messages"},
-    "tags": {
-        "role_tag": "role",
-        "content_tag": "content",
-        "user_tag": "user",
-        "assistant_tag": "assistant",
-        "system_tag": "system",
-    },
+_TAGS = {
+    "role_tag": "role",
+    "content_tag": "content",
+    "user_tag": "user",
+    "assistant_tag": "assistant",
+    "system_tag": "system",
 }
+LLAMA_FACTORY_FORMAT = {"formatting": "sharegpt", "columns": {"messages": "messages"}, "tags": _TAGS}
 # As its converters read: in the format sharegpt calls are left out.
 LLAMA_FACTORY_FORMAT_OF_TOOLS = {
     "formatting": "openai",
     "columns": {"messages": "messages", "tools": "tools"},
-    "tags": {**LLAMA_FACTORY_FORMAT["tags"], "observation_tag": "tool", "function_tag": "function_call"},
+    "tags": {**_TAGS, "observation_tag": "tool", "function_tag": "function_call"},
 }
 KEYS_OF_TOOLS = (b'"tools": [', b'"tool_calls": [')  # in a text the quotes would be escaped
+
+
+class RowOutcome(TypedDict):
+    """What became of a row in a selection; a figure that its strategy does not know is absent."""
+
+    id: str | None  # None for a row that could not be read
+    at: NotRequired[str]  # of a row without an id
+    why: str
+    ifd: NotRequired[float]
+    pmi: NotRequired[float]
+    cluster: NotRequired[int]
 
 
 def score_line(row: Score | Refusal) -> bytes:
@@ -249,7 +257,7 @@ def write_dataset_info(run: Run) -> None:
     write_text(run.dataset_info, json.dumps(entries, indent=2) + "\n")
 
 
-def _llama_factory_format(path: Path) -> dict[str, Any]:
+def _llama_factory_format(path: Path) -> Mapping[str, object]:
     with path.open("rb") as file:
         has_tools = any(key in line for line in file for key in KEYS_OF_TOOLS)
     return LLAMA_FACTORY_FORMAT_OF_TOOLS if has_tools else LLAMA_FACTORY_FORMAT
@@ -282,11 +290,14 @@ def read_reasons(run: Run) -> Iterator[tuple[str, str]]:
         yield from ((row["id"], row["why"]) for row in map(json.loads, lines))
 
 
-def read_outcomes(run: Run) -> Iterator[dict[str, Any]]:
+def read_outcomes(run: Run) -> Iterator[RowOutcome]:
     """The rows of selection.jsonl, without messages and with `why` "taken", then those of selection.excluded.jsonl."""
     with run.selection.open(encoding="utf-8") as taken, run.excluded.open(encoding="utf-8") as others:
         for row in map(json.loads, taken):
-            yield {**{key: value for key, value in row.items() if key not in ("messages", "tools")}, "why": TAKEN}
+            del row["messages"]
+            row.pop("tools", None)
+            row["why"] = TAKEN
+            yield row
         yield from map(json.loads, others)
 
 

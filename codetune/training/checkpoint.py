@@ -99,7 +99,7 @@ def _is_of_writing(error: Exception) -> bool:
     return isinstance(error, OSError | SafetensorError) or (type(error) is Exception and RUST_ERROR in str(error))
 
 
-def seal_checkpoint(path: Path, step: int, fingerprint: Fingerprint, metrics: Mapping[str, Any]) -> None:
+def seal_checkpoint(path: Path, step: int, fingerprint: Fingerprint, metrics: Mapping[str, object]) -> None:
     """Writes the manifest. The checkpoint then survives a loss of power."""
     files = sorted(file for file in path.rglob("*") if file.is_file())
     for file in files:

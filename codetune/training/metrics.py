@@ -125,7 +125,7 @@ class MetricAccumulator:
     def after_line(self) -> Self:
         return replace(self, since_line=MetricSums())
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         state = asdict(self)
         return state if self.holdout else {name: value for name, value in state.items() if name != "holdout"}
 

@@ -138,7 +138,7 @@ class StepTrainer(Trainer):
         else:
             self._load_from_checkpoint(str(checkpoint))
 
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         settings, trained = self._inputs.settings, cast("PreTrainedModel | PeftModel", model or self.model)
         if settings.optimizer != "muon" or self.optimizer is not None:
             return super().create_optimizer(model)
@@ -146,7 +146,7 @@ class StepTrainer(Trainer):
         self.optimizer = muon_with_adamw(trained, base_network(trained), settings, decayed)
         return self.optimizer
 
-    def get_train_dataloader(self) -> Any:
+    def get_train_dataloader(self) -> DataLoaderShard:
         self._step_began = time.perf_counter()
         return DataLoaderShard(
             self.train_dataset,
@@ -202,8 +202,8 @@ class StepTrainer(Trainer):
         """Zero: `FlopCounter` counts instead of the Trainer."""
         return 0
 
-    def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
-        norm = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
+    def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
+        norm: torch.Tensor = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
         self._grad_norm = float(norm)
         # With float16 the scaler skips such a step and lowers its scale; otherwise it would make every weight NaN.
         if not self.args.fp16 and not torch.isfinite(torch.as_tensor(self._grad_norm)):
@@ -240,7 +240,7 @@ class StepTrainer(Trainer):
         with self.compute_loss_context_manager():
             return row_losses(self.model_wrapped, self._loss_function, self._inputs.holdout, self.args.device)
 
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+    def _save_checkpoint(self, model: torch.nn.Module, trial: object) -> None:
         step = self.state.global_step
         path = Path(str(self.args.output_dir)) / f"checkpoint-{step}"
         with explain_full_disk(path, path.parent, "the weights and the optimizer's state"), quiet_peft():
