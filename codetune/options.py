@@ -12,16 +12,8 @@ from typer.models import OptionInfo
 
 from codetune.errors import UsageError
 from codetune.project.file import read_project
-from codetune.project.sections import (
-    PROJECT_FILE,
-    STAGE_NAMES,
-    Method,
-    PadMode,
-    Project,
-    StageName,
-    Strategy,
-    keys,
-)
+from codetune.project.keys import keys
+from codetune.project.sections import PROJECT_FILE, STAGE_NAMES, Method, PadMode, Project, StageName, Strategy
 from codetune.text import lone_surrogate
 
 ProjectOption = Annotated[

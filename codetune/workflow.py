@@ -16,7 +16,7 @@ from codetune.stages.checks import check_ahead, is_pending, require_samples
 from codetune.stages.evaluate import EVALUATE, read_report
 from codetune.stages.generate import GENERATE
 from codetune.stages.inputs import dataset_is_here, dataset_paths, require_named_inputs
-from codetune.stages.likelihood import LIKELIHOOD, measure_likelihoods, read_likelihood
+from codetune.stages.likelihood import EVALUATE_HOLDOUT, measure_likelihoods, read_likelihood
 from codetune.stages.model_ref import model_ref
 from codetune.stages.pipeline import STAGES
 from codetune.stages.sanitize import SANITIZE
@@ -168,10 +168,12 @@ def status(context: RunContext) -> list[StatusLine]:
 
 
 def _holdout_line(context: RunContext, label: str) -> StatusLine:
-    found = stage_status(context, LIKELIHOOD, request := StageRequest(benchmark=HOLDOUT, label=label))
+    found = stage_status(context, EVALUATE_HOLDOUT, request := StageRequest(benchmark=HOLDOUT, label=label))
     detail = found.why
     if found.state == "done":
-        detail = f"{read_likelihood(LIKELIHOOD.artefact(context.run, request))['nats_per_token']:.4f} nats a token"
+        detail = (
+            f"{read_likelihood(EVALUATE_HOLDOUT.artefact(context.run, request))['nats_per_token']:.4f} nats a token"
+        )
     return StatusLine(f"{HOLDOUT} {label}", found.state, detail, f"codetune eval {HOLDOUT} --model {label}")
 
 

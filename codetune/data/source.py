@@ -31,7 +31,8 @@ from codetune.data.row_formats import (
 from codetune.data.splits import files_of_split
 from codetune.data.tool_calls import tools_json
 from codetune.errors import DataError
-from codetune.project.sections import Dataset, required
+from codetune.project.keys import required
+from codetune.project.sections import Dataset
 from codetune.records import Example, Refusal, content_id
 from codetune.text import is_blank
 from codetune.user_files import matching_paths, require_plain_file

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from codetune.errors import InputError, ProjectError, unusable_directory
-from codetune.project.key_types import accepted_types
+from codetune.project.keys import accepted_types, keys, value_at
 from codetune.project.patterns import PATTERNS_IN_WORDS
 from codetune.project.sections import (
     LIST_TAG,
@@ -27,8 +27,6 @@ from codetune.project.sections import (
     NamedDataset,
     Project,
     StageName,
-    keys,
-    value_at,
 )
 from codetune.project.yaml import MOST_LEVELS, Key, ParsedYaml, read_file, read_text_value, read_value
 

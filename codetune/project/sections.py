@@ -1,17 +1,17 @@
 """The project: one frozen model for each section of the project file. All defaults are here.
 
 The `setting` of a key holds its line of documentation, which `codetune init` writes, and the stages whose artefacts
-become stale with its value. The file is read, and its mistakes are reported, in `project/file.py`. For a quick `--help`
-annotations are objects here, not texts that pydantic compiles, and default sections are constructed without validators.
+become stale with its value. Dotted keys are found, and read, in `project/keys.py`, the file in `project/file.py`. For a
+quick `--help` annotations are objects here, not texts that pydantic compiles, and default sections are constructed
+without validators.
 """
 
 import glob
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, PrivateAttr, Tag
-from pydantic.fields import FieldInfo
 
 from codetune.errors import InputError
 from codetune.project.patterns import NAME_PATTERN, SlurmOption, SlurmTime, SlurmWord
@@ -21,6 +21,7 @@ PROJECT_FILE = "codetune.yaml"
 
 StageName = Literal["score", "embed", "select", "train", "generate", "sanitize", "evaluate"]
 STAGE_NAMES: tuple[StageName, ...] = get_args(StageName)
+SealName = StageName | Literal["holdout"]  # what a value seals: a stage's artefact, or the loss on held-out rows
 ChatFormat = Literal["codellama", "codegemma", "deepseek", "starcoder2", "codeqwen", "llama3", "tokenizer"]
 Strategy = Literal[
     "ifd_cluster", "parametric", "facility", "mig", "sifd", "ifd", "perplexity", "kcenter", "length", "random", "all"
@@ -44,11 +45,11 @@ Chance = Annotated[float, Field(ge=0, lt=1)]
 T = TypeVar("T")
 
 
-def setting(default: T, description: str, *seals: StageName, free_on_resume: bool = False) -> T:
+def setting(default: T, description: str, *seals: SealName, free_on_resume: bool = False) -> T:
     """A key of the project file with its default and its line of documentation.
 
-    `seals` are the stages whose artefacts become stale when the value changes. An unfinished training continues under
-    another value of a key that is `free_on_resume`: it changes speed, logs or checkpoints, not what is learned."""
+    `seals` are the artefacts that become stale when the value changes. An unfinished training continues under another
+    value of a key that is `free_on_resume`: it changes speed, logs or checkpoints, not what is learned."""
     marks: dict[str, JsonValue] = {**dict.fromkeys(seals, True), "free on resume": free_on_resume}
     field: T = Field(default, description=description, json_schema_extra=marks)
     return field
@@ -93,7 +94,7 @@ Datasets = Annotated[
 class Model(Section):
     path: Text | None = setting(None, "Hub id or directory of the base model (safetensors)")
     chat_format: ChatFormat | None = setting(
-        None, "how turns are written, null: found from the model; `tokenizer` for its own template", "train"
+        None, "how turns are written, null: found from the model; `tokenizer` for its own template", "train", "holdout"
     )
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = setting(
         "bfloat16",
@@ -101,9 +102,14 @@ class Model(Section):
         "score",
         "train",
         "generate",
+        "holdout",
     )
     attention: Literal["auto", "flash", "varlen", "sdpa", "eager"] = setting(
-        "auto", "auto takes what fits; flash (flash-attn) and varlen (torch's own) need a GPU", "score", "train"
+        "auto",
+        "auto takes what fits; flash (flash-attn) and varlen (torch's own) need a GPU",
+        "score",
+        "train",
+        "holdout",
     )
 
 
@@ -193,9 +199,11 @@ class Training(Section):
         "max_length, dynamic_pad, dynamic_pack (no padding), or paper_pack (the paper's own, padded)",
         "train",
     )
-    max_length: Annotated[int, Field(ge=2)] = setting(2048, "tokens of a sample", "train")
-    too_long: Literal["truncate", "drop"] = setting("truncate", "what happens to longer samples", "train")
-    learn: LearnedAnswers = setting("all", "the answers of a conversation that are learned: all, or the last", "train")
+    max_length: Annotated[int, Field(ge=2)] = setting(2048, "tokens of a sample", "train", "holdout")
+    too_long: Literal["truncate", "drop"] = setting("truncate", "what happens to longer samples", "train", "holdout")
+    learn: LearnedAnswers = setting(
+        "all", "the answers of a conversation that are learned: all, or the last", "train", "holdout"
+    )
     epochs: Count = setting(3, "passes over the selection", "train")
     max_steps: Count | None = setting(None, "stop after this many optimizer steps; null: all epochs", "train")
     global_batch_size: Count | None = setting(
@@ -316,7 +324,7 @@ class Project(Section):
     name: Annotated[str, Field(pattern=NAME_PATTERN)] = setting("default", "name of the run")
     output_dir: Text | None = setting(None, "default runs/<name>; relative paths are relative to this file")
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = setting(
-        42, "seed of everything random", "embed", "select", "train", "generate"
+        42, "seed of everything random", "embed", "select", "train", "generate", "holdout"
     )
     dataset: Datasets = Dataset.model_construct()
     model: Model = Model.model_construct()
@@ -373,48 +381,3 @@ NOT_IN_THIS_VERSION: Mapping[str, Sequence[object]] = {
     "train.keep_best": ("pass@1",),
     "train.compile": ("always",),
 }
-
-
-def keys(section: type[BaseModel] = Project, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every key that is not a section, dotted, with its field, in the order of the file."""
-    for name, field in section.model_fields.items():
-        if isinstance(field.default, BaseModel):
-            yield from keys(type(field.default), f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", field
-
-
-def sealing_keys(stage: str) -> tuple[str, ...]:
-    """The dotted keys whose values make the artefact of a stage, in the order of the project file."""
-    return tuple(key for key, field in keys() if _is_marked(field, stage))
-
-
-def free_on_resume() -> tuple[str, ...]:
-    """The dotted keys of `train` that may differ when an unfinished training continues. Of the two batch sizes and the
-    accumulation steps, the product must stay: the checkpoint checks it."""
-    return tuple(key for key, field in keys() if _is_marked(field, "free on resume"))
-
-
-def _is_marked(field: FieldInfo, mark: str) -> bool:
-    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get(mark))
-
-
-def required(value: str | None, key: str) -> str:
-    """The value of a key that has no default. Raises InputError where the project gives it none."""
-    if value is None:
-        raise InputError(
-            f"{key} is not set, and has no default. Set it in the project file, or on the command line: --set {key}=..."
-        )
-    return value
-
-
-def value_at(project: BaseModel, key: str) -> object:
-    """The value at a dotted key; a section as a plain dictionary, and of a list of sections a list.
-
-    >>> value_at(Project(), "select.ratio")
-    0.4
-    """
-    value: object = project
-    for name in key.split("."):
-        value = [getattr(one, name) for one in value] if isinstance(value, list) else getattr(value, name)
-    return value.model_dump() if isinstance(value, BaseModel) else value

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from codetune.errors import ProjectError
-from codetune.project.key_types import accepted_types
-from codetune.project.sections import keys
+from codetune.project.keys import accepted_types, keys
 from codetune.project.yaml import ParsedYaml, read_value
 
 

@@ -24,7 +24,8 @@ from codetune.launch.dispatch import process_count
 from codetune.launch.environment import current_rank
 from codetune.model.load import load_tokenizer, outline_of
 from codetune.model.model_files import find_encoder, find_model_files, require_model
-from codetune.project.sections import Precision, Project, required
+from codetune.project.keys import required
+from codetune.project.sections import Precision, Project
 from codetune.report.ahead import FailuresAhead, check_disk, check_stages, check_surroundings, disk_bytes
 from codetune.report.cost import (
     RowTokens,

@@ -17,7 +17,8 @@ from codetune.data.row_formats import TURN_FORMATS
 from codetune.data.source import DataSource, dataset_fingerprint, files_of_other_splits, is_here, with_columns
 from codetune.errors import DataError
 from codetune.model.model_files import find_model
-from codetune.project.sections import Dataset, NamedDataset, Project, required, value_at
+from codetune.project.keys import required, value_at
+from codetune.project.sections import Dataset, NamedDataset, Project
 from codetune.stages.stage import Input, Resolved, RunContext, Stage, StageRequest, StageResult, other_value
 from codetune.stages.status import require
 from codetune.store.digests import combined

@@ -1,5 +1,6 @@
-"""evaluate, for the held-out rows instead of a benchmark's tasks: rows and a model -> nats a learned token, in
-`evaluation/holdout/<label>.json`. Nothing is generated, so there is nothing to sanitize or to run."""
+"""The second form of evaluate, for the held-out rows instead of a benchmark's tasks: rows and a model -> nats a learned
+token, in `evaluation/holdout/<label>.json`. Nothing is generated, so there is nothing to sanitize or to run. The
+settings that seal it are marked "holdout" in `project/sections.py`."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING
 from codetune import console
 from codetune.benchmark.benchmarks import HOLDOUT
 from codetune.errors import DataError, StaleError, UsageError
-from codetune.project.sections import Project, value_at
+from codetune.project.sections import Project
+from codetune.stages.evaluate import EVALUATE
 from codetune.stages.generate import model_of_request
 from codetune.stages.inputs import model_here
 from codetune.stages.model_ref import model_ref
@@ -38,8 +40,6 @@ if TYPE_CHECKING:
     from codetune.benchmark.likelihood import LikelihoodComparison, LikelihoodReport
     from codetune.model.likelihood import CausalScorer
 
-SEALING = ("seed", CHAT_FORMAT, "model.dtype", "model.attention", "train.max_length", "train.too_long", "train.learn")
-
 
 def measure_likelihoods(context: RunContext, names: Sequence[str]) -> Iterator[StageResult]:
     """Measures the models of these names, a model with two names once, or `tuned`, if there is one, against `base`. All
@@ -47,7 +47,7 @@ def measure_likelihoods(context: RunContext, names: Sequence[str]) -> Iterator[S
     names = names or (["base", "tuned"] if context.run.model.exists() else ["base"])
     models = {model.label: model for model in [model_ref(context, name) for name in names]}
     for label, model in models.items():
-        yield run_stage(context, LIKELIHOOD, StageRequest(benchmark=HOLDOUT, label=label, model=model))
+        yield run_stage(context, EVALUATE_HOLDOUT, StageRequest(benchmark=HOLDOUT, label=label, model=model))
 
 
 def measure_holdout(
@@ -63,7 +63,7 @@ def likelihoods_in(
     """The same of those results that are of held-out rows."""
     from codetune.benchmark.likelihood import compare_likelihoods
 
-    found = [result.artefact for result in results if result.stage == LIKELIHOOD.name]
+    found = [result.artefact for result in results if result.stage == EVALUATE_HOLDOUT.name]
     reports = [read_likelihood(path) for path in found if path.parent.name == HOLDOUT]
     return reports, compare_likelihoods(reports, context.project.seed)
 
@@ -109,12 +109,11 @@ def _changed_rows(
 
 
 def _settings(context: RunContext, request: StageRequest, settings: Settings) -> Settings:
-    """Those that decide which tokens are learned and how they are computed, instead of those of a benchmark."""
-    found = {key: value_at(context.project, key) for key in SEALING}
+    """With the chat format of the model, where the project names none."""
     base = model_here(context.project, "model.path")
-    if found[CHAT_FORMAT] is None and base is not None:
-        found[CHAT_FORMAT] = with_chat_format(context.project, base).model.chat_format
-    return found
+    if settings[CHAT_FORMAT] is not None or base is None:
+        return settings
+    return {**settings, CHAT_FORMAT: with_chat_format(context.project, base).model.chat_format}
 
 
 def _write(context: RunContext, recipe: Recipe, request: StageRequest) -> StageOutput:
@@ -151,12 +150,13 @@ def _scorer(project: Project, directory: Path) -> CausalScorer:
     return CausalScorer(network, longest if device == "cpu" else measured_tokens_per_pass(network, longest))
 
 
-LIKELIHOOD = Stage(
-    "evaluate",
+EVALUATE_HOLDOUT = Stage(
+    EVALUATE.name,
     _inputs,
     lambda run, request: run.evaluation(HOLDOUT, request.label),
     _write,
     of_benchmark=True,
+    seal="holdout",
     settings=_settings,
     is_taken_over=True,
 )

@@ -12,7 +12,8 @@ from typing import TypedDict
 from codetune.errors import UsageError
 from codetune.model.file_check import ADAPTER_CONFIG
 from codetune.model.model_files import base_model_name, find_model, tokenizer_directory
-from codetune.project.sections import ChatFormat, required
+from codetune.project.keys import required
+from codetune.project.sections import ChatFormat
 from codetune.records import ModelRef, PromptKind
 from codetune.stages.resume import RECIPE, TRAINED
 from codetune.stages.stage import RunContext

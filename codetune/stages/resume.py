@@ -12,7 +12,7 @@ from pathlib import Path
 
 from codetune import __version__, console
 from codetune.errors import StaleError
-from codetune.project.sections import free_on_resume
+from codetune.project.keys import free_on_resume
 from codetune.stages.stage import Recipe, Settings, identity
 from codetune.store.files import remove, write_text
 from codetune.store.manifest import read_manifest

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from codetune import console
 from codetune.errors import StaleError
 from codetune.launch.environment import Shard
-from codetune.project.sections import Project, StageName, sealing_keys, value_at
+from codetune.project.keys import sealing_keys, value_at
+from codetune.project.sections import Project, SealName, StageName
 from codetune.records import ModelRef
 from codetune.stages.precision import with_kept_precision, with_precision
 from codetune.store.digests import Digests
@@ -166,7 +167,9 @@ class Details:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One stage as a value. Adding one is a file with it, its name in `StageName`, and a line in `pipeline.py`."""
+    """One stage as a value. Adding one is a file with it, its name in `StageName`, and a line in `pipeline.py`.
+
+    evaluate has a second form, for held-out rows: other inputs and settings, an artefact beside its own."""
 
     name: StageName
     inputs: Callable[[Project, StageRequest], Sequence[Input]]
@@ -194,6 +197,7 @@ class Stage:
     refused_word: str = "refused"  # beside the counted reasons, for people
     rules: int = 0  # to be raised when codetune makes another artefact of the same; 0: it never has
     additions: Sequence[str] = ()  # settings that only add values to rows: a later stage takes an artefact without them
+    seal: SealName | None = None  # the mark of its settings in `project/sections.py`, where it is not the name
     is_needed: Callable[[Project], bool] = lambda project: True
     in_process: RunJob | None = None  # a worker process's share of `work`
 
@@ -286,7 +290,7 @@ def make_recipe(context: RunContext, stage: Stage, request: StageRequest) -> Rec
 
 def stage_settings(context: RunContext, stage: Stage, request: StageRequest) -> Settings:
     """The settings that seal the stage's artefact, by dotted key, and the rules that it follows."""
-    settings = {key: value_at(context.project, key) for key in sealing_keys(stage.name)}
+    settings = {key: value_at(context.project, key) for key in sealing_keys(stage.seal or stage.name)}
     return {**stage.settings(context, request, settings), **({RULES: stage.rules} if stage.rules else {})}
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 from codetune import console
 from codetune.errors import StaleError
-from codetune.project.sections import value_at
+from codetune.project.keys import value_at
 from codetune.stages.stage import (
     Input,
     RunContext,

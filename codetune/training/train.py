@@ -22,7 +22,8 @@ from codetune.launch.devices import choose_device, count_gpus, gpu_memory_bytes
 from codetune.launch.process_group import SINGLE_PROCESS, ProcessGroup
 from codetune.model.load import count_parameters, load_configuration, load_tokenizer
 from codetune.model.model_files import resized
-from codetune.project.sections import OF_HOLDOUT, Project, Training, free_on_resume
+from codetune.project.keys import free_on_resume
+from codetune.project.sections import OF_HOLDOUT, Project, Training
 from codetune.records import Example, Message, Refusal
 from codetune.training import build_model, parallelism
 from codetune.training.batch_sampler import StepSampler, evaluation_steps, samples_per_step, total_steps

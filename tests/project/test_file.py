@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from codetune.errors import InputError, ProjectError
 from codetune.project.file import commented_yaml, read_project, write_project
+from codetune.project.keys import keys, value_at
 from codetune.project.presets import PRESETS
-from codetune.project.sections import NOT_IN_THIS_VERSION, Project, StageName, keys, value_at
+from codetune.project.sections import NOT_IN_THIS_VERSION, Project, StageName
 
 KEYS = dict(keys())
 REFUSED = [(key, value) for key, values in NOT_IN_THIS_VERSION.items() for value in values]

@@ -13,15 +13,9 @@ from pydantic import BaseModel, ValidationError
 
 from codetune.errors import InputError
 from codetune.project.file import read_project
+from codetune.project.keys import free_on_resume, keys, sealing_keys, value_at
 from codetune.project.presets import PRESETS
-from codetune.project.sections import (
-    NOT_IN_THIS_VERSION,
-    Project,
-    free_on_resume,
-    keys,
-    sealing_keys,
-    value_at,
-)
+from codetune.project.sections import NOT_IN_THIS_VERSION, Project
 from codetune.selection.strategies import STRATEGIES
 
 PACKAGE = Path(__file__).resolve().parents[2] / "codetune"
@@ -52,6 +46,15 @@ SEALING_KEYS = {
         "score.token_differences",
     ],
     "embed": ["seed"],
+    "holdout": [
+        "seed",
+        "model.chat_format",
+        "model.dtype",
+        "model.attention",
+        "train.max_length",
+        "train.too_long",
+        "train.learn",
+    ],
     "select": [
         "seed",
         "select.strategy",

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from codetune.errors import StaleError, UsageError
-from codetune.stages.likelihood import LIKELIHOOD, measure_holdout, read_likelihood, require_no_parts
+from codetune.stages.likelihood import EVALUATE_HOLDOUT, measure_holdout, read_likelihood, require_no_parts
 from codetune.stages.stage import RunContext, StageRequest
 from codetune.stages.status import stage_status
 from codetune.workflow import status
@@ -61,9 +61,9 @@ def test_a_loss_is_sealed_shown_by_status_and_taken_over_by_a_run_with_the_same_
 def test_other_held_out_rows_make_a_loss_stale(trained: Path, context: RunContext) -> None:
     measure_holdout(context, ["base"])
     request = StageRequest(benchmark="holdout", label="base")
-    assert stage_status(context, LIKELIHOOD, request).state == "done"
+    assert stage_status(context, EVALUATE_HOLDOUT, request).state == "done"
     shorter = context_of(trained, **{**SETTINGS, "train__max_length": 64})
-    assert "train.max_length 256" in stage_status(shorter, LIKELIHOOD, request).why
+    assert "train.max_length 256" in stage_status(shorter, EVALUATE_HOLDOUT, request).why
 
 
 def test_a_selection_without_held_out_rows_is_an_error_that_says_what_to_set(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from sklearn.cluster import KMeans
 
+from codetune.project.keys import keys
 from codetune.project.presets import PRESETS
-from codetune.project.sections import keys
 from codetune.stages.stage import RunContext
 from codetune.store.manifest import read_manifest, write_manifest
 from codetune.store.row_artefacts import read_excluded

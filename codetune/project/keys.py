@@ -1,0 +1,76 @@
+"""The dotted keys of the project file, such as `select.ratio`: all there are, those that seal an artefact or may differ
+when a training continues, the types of their values, and their values in a project."""
+
+from collections.abc import Iterator
+from typing import Annotated, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from codetune.errors import InputError
+from codetune.project.sections import Project, SealName
+
+
+def keys(section: type[BaseModel] = Project, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every key that is not a section, dotted, with its field, in the order of the file."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.default, BaseModel):
+            yield from keys(type(field.default), f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def sealing_keys(name: SealName) -> tuple[str, ...]:
+    """The dotted keys whose values make an artefact, in the order of the project file."""
+    return tuple(key for key, field in keys() if _is_marked(field, name))
+
+
+def free_on_resume() -> tuple[str, ...]:
+    """The dotted keys of `train` that may differ when an unfinished training continues. Of the two batch sizes and the
+    accumulation steps, the product must stay: the checkpoint checks it."""
+    return tuple(key for key, field in keys() if _is_marked(field, "free on resume"))
+
+
+def _is_marked(field: FieldInfo, mark: str) -> bool:
+    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get(mark))
+
+
+def required(value: str | None, key: str) -> str:
+    """The value of a key that has no default. Raises InputError where the project gives it none."""
+    if value is None:
+        raise InputError(
+            f"{key} is not set, and has no default. Set it in the project file, or on the command line: --set {key}=..."
+        )
+    return value
+
+
+def value_at(project: BaseModel, key: str) -> object:
+    """The value at a dotted key; a section as a plain dictionary, and of a list of sections a list.
+
+    >>> value_at(Project(), "select.ratio")
+    0.4
+    """
+    value: object = project
+    for name in key.split("."):
+        value = [getattr(one, name) for one in value] if isinstance(value, list) else getattr(value, name)
+    return value.model_dump() if isinstance(value, BaseModel) else value
+
+
+def accepted_types(field: FieldInfo) -> frozenset[type]:
+    """The types of the values that a key takes; of a list also the types of its items.
+
+    >>> sorted(found.__name__ for found in accepted_types(dict(keys())["evaluate.benchmarks"]))
+    ['list', 'str']
+    """
+    return frozenset(_types_in(field.annotation))
+
+
+def _types_in(annotation: object) -> Iterator[type]:
+    if get_origin(annotation) is Literal:
+        yield from map(type, get_args(annotation))
+    elif get_origin(annotation) is Annotated:
+        yield from _types_in(get_args(annotation)[0])
+    else:  # a union, a list, or a plain type
+        yield from (one for one in (annotation, get_origin(annotation)) if isinstance(one, type))
+        for part in get_args(annotation):
+            yield from _types_in(part)
