@@ -63,7 +63,9 @@ def top(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
-        console.show(console.CommandResult({"version": __version__}, f"codetune {__version__}"), False, sys.stdout)
+        console.show(
+            console.CommandResult(f"codetune {__version__}", document={"version": __version__}), False, sys.stdout
+        )
         raise typer.Exit
 
 
@@ -82,9 +84,9 @@ def init(
     def write() -> CommandResult:
         path = write_project(directory, {**PRESETS[preset], **project.overrides})
         return console.CommandResult(
-            {"artefact": str(path), "preset": preset},
             f"wrote {path}",
             notes=["edit it, then run: codetune run"],
+            document={"artefact": str(path), "preset": preset},
         )
 
     perform(write, as_json)

@@ -140,4 +140,6 @@ def explanation(project: Project, row: str) -> CommandResult:
 def follow(project: Project, here: Node) -> CommandResult:
     """On every machine but the first: what the first one begins."""
     run_follower_node(project, here)
-    return console.CommandResult({"node": here.rank, "state": "done"}, f"done, as machine {here.rank} of {here.count}")
+    return console.CommandResult(
+        f"done, as machine {here.rank} of {here.count}", document={"node": here.rank, "state": "done"}
+    )

@@ -112,11 +112,11 @@ def slurm_result(written: Sequence[WrittenJob], directory: Path) -> CommandResul
         ],
     }
     if not written:
-        return CommandResult(document, "nothing is left to do")
+        return CommandResult("nothing is left to do", document=document)
     submitted = written[0].number is not None
     title = f"{'submitted' if submitted else 'wrote'} {quantity(len(written), 'job')} in {directory}"
     advice = "how far they are: codetune status" if submitted else "to submit them: codetune slurm --submit"
-    return CommandResult(document, title, ("job", "shards", "begins", "number", "script"), rows, [advice])
+    return CommandResult(title, ("job", "shards", "begins", "number", "script"), rows, [advice], document=document)
 
 
 def _dependency(job: SlurmJob) -> str:

@@ -66,23 +66,13 @@ class TextSection:
 
 
 @dataclass(frozen=True, slots=True)
-class CommandResult:
-    """The result of a command: the document of `--json`, and the same as text, of one section (as in `TextSection`) and
-    any more. `exit_status` is not 0 where the result itself is that something is wrong."""
+class CommandResult(TextSection):
+    """The result of a command: a section of text, `more` of them, and the document of `--json`, which says the same.
+    `exit_status` is not 0 where the result itself is that something is wrong."""
 
-    document: Mapping[str, object]
-    title: str
-    columns: Sequence[str] = ()
-    rows: Sequence[Sequence[str]] = ()
-    notes: Sequence[str] = ()
-    optional: Sequence[str] = ()
-    has_prose: bool = False
+    document: Mapping[str, object] = field(kw_only=True)
     more: Sequence[TextSection] = ()
     exit_status: int = 0
-
-    @property
-    def section(self) -> TextSection:
-        return TextSection(self.title, self.columns, self.rows, self.notes, self.optional, self.has_prose)
 
 
 @contextlib.contextmanager
@@ -121,7 +111,7 @@ def _write(result: CommandResult, as_json: bool, output: IO[str]) -> None:
         output.write(text.replace("\x7f", "\\u007f") + "\n")
         return
     console = Console(file=output, highlight=False, width=None if output.isatty() else _LOG_FILE_WIDTH)
-    for number, section in enumerate([result.section, *result.more]):
+    for number, section in enumerate([result, *result.more]):
         _print(console, f"\n{section.title}" if number else section.title, "bold", kept="\n" if number else "")
         if section.rows:
             _write_table(section, console)

@@ -68,7 +68,7 @@ def stage(result: StageResult) -> CommandResult:
         notes.append(f"taken over from {result.taken_from}, which made it from the same inputs and settings")
     details = stage_named(result.stage).details(result)
     notes += [*details.notes, *(f"warning: {line}" for line in details.warnings if line not in details.notes)]
-    return CommandResult(stage_document(result), title, details.columns, details.rows, notes)
+    return CommandResult(title, details.columns, details.rows, notes, document=stage_document(result))
 
 
 def explanation(found: Explanation) -> CommandResult:
@@ -97,7 +97,7 @@ def explanation(found: Explanation) -> CommandResult:
         "lowest_taken": found.lowest_taken,
         "jaccard": found.jaccard,
     }
-    return CommandResult(document, f"{name}: {row['why']}", notes=notes)
+    return CommandResult(f"{name}: {row['why']}", notes=notes, document=document)
 
 
 def one_evaluation(report: Report) -> CommandResult:
@@ -108,11 +108,11 @@ def one_evaluation(report: Report) -> CommandResult:
 def evaluation(reports: Sequence[Report], compared: Sequence[ModelComparison]) -> CommandResult:
     """The reports of `eval`, of one model or of several, as a list with the comparison beside it."""
     return CommandResult(
-        {"models": list(reports), "comparison": list(compared)},
         FIGURES,
         *_figures(reports),
         [_caption(reports), *_labels(reports), *_losses(reports), *_compared_lines(compared)],
         OPTIONAL_FIGURES,
+        document={"models": list(reports), "comparison": list(compared)},
     )
 
 
@@ -132,7 +132,7 @@ def likelihoods(reports: Sequence[LikelihoodReport], compared: Sequence[Likeliho
     columns = ("model", "rows", "tokens", "nats a token")
     notes = [*map(_compared_likelihoods, compared), *refused]
     title = "loss on held-out rows (95 % interval)"
-    return CommandResult(_likelihood_document(reports, compared), title, columns, rows, notes)
+    return CommandResult(title, columns, rows, notes, document=_likelihood_document(reports, compared))
 
 
 def _likelihood_document(
@@ -186,7 +186,7 @@ def sweep(outcomes: Sequence[VariantOutcome], path: Path) -> CommandResult:
     ]
     document = {"artefact": str(path), "variants": [asdict(outcome) for outcome in outcomes]}
     title = "sweep: mean over seeds (95 % interval over tasks and seeds)"
-    return CommandResult(document, title, columns, rows, [*notes, f"everything stands in {path}"])
+    return CommandResult(title, columns, rows, [*notes, f"everything stands in {path}"], document=document)
 
 
 def _estimate(outcome: str, found: SeedEstimate, sign: str = "") -> str:
@@ -234,9 +234,9 @@ def pipeline(
             for result, state in zip(stages, states, strict=True)
         ]
         columns = ("stage", "state", "rows", "refused")
-        return CommandResult(document, "run: done", columns, lines, notes, has_prose=True)
+        return CommandResult("run: done", columns, lines, notes, has_prose=True, document=document)
     said = [_caption(reports), *_losses(reports)]
-    return CommandResult(document, FIGURES, *_figures(reports), [*said, *notes], OPTIONAL_FIGURES)
+    return CommandResult(FIGURES, *_figures(reports), [*said, *notes], OPTIONAL_FIGURES, document=document)
 
 
 def _stage_warnings(results: Sequence[StageResult]) -> list[str]:
@@ -276,7 +276,7 @@ def status(lines: Sequence[StatusLine]) -> CommandResult:
     }
     rows = [[line.stage, line.state, line.detail] for line in lines]
     note = f"next: {following}" if following else "everything is done"
-    return CommandResult(document, "status", ("stage", "state", ""), rows, [note], has_prose=True)
+    return CommandResult("status", ("stage", "state", ""), rows, [note], has_prose=True, document=document)
 
 
 def _figures(reports: Sequence[Report]) -> tuple[Sequence[str], Sequence[Sequence[str]]]:

@@ -204,7 +204,7 @@ def test_an_interrupt_says_what_it_means(
 
 def test_a_result_that_says_that_something_is_wrong_ends_with_its_status(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(typer.Exit) as end:
-        perform(lambda: CommandResult({"failures": ["x"]}, "plan", exit_status=2), as_json=True)
+        perform(lambda: CommandResult("plan", exit_status=2, document={"failures": ["x"]}), as_json=True)
     assert (end.value.exit_code, json.loads(capfd.readouterr().out)) == (2, {"failures": ["x"]})
 
 

@@ -21,7 +21,7 @@ from codetune.console import CommandResult
 from codetune.errors import UsageError
 
 RESULT = CommandResult(
-    {"ratio": 0.5, "name": "é"}, "select: done", ["stage", "rows"], [["select", "12"]], ["by flag: ratio"]
+    "select: done", ["stage", "rows"], [["select", "12"]], ["by flag: ratio"], document={"ratio": 0.5, "name": "é"}
 )
 
 
@@ -32,7 +32,7 @@ def test_a_result_as_json_is_one_line_of_json() -> None:
 
 def test_a_number_that_json_lacks_is_never_printed() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
-        shown(CommandResult({"loss": float("nan")}, "train"), as_json=True)
+        shown(CommandResult("train", document={"loss": float("nan")}), as_json=True)
 
 
 def test_a_result_for_people_is_a_title_a_table_and_notes() -> None:
@@ -46,7 +46,7 @@ def test_a_result_for_people_is_a_title_a_table_and_notes() -> None:
 
 def test_a_result_of_several_sections_has_a_blank_line_before_each_title() -> None:
     more = [console.TextSection("padding", ["mode", "rate"], [["max_length", "77.5 %"]], ["one epoch"])]
-    lines = [line.rstrip() for line in shown(CommandResult({}, "plan", more=more), as_json=False).splitlines()]
+    lines = [line.rstrip() for line in shown(CommandResult("plan", more=more, document={}), as_json=False).splitlines()]
     assert lines == ["plan", "", "padding", "mode         rate", "max_length   77.5 %", "one epoch"]
 
 
@@ -73,7 +73,7 @@ def test_no_color_leaves_the_texts_without_colours(monkeypatch: pytest.MonkeyPat
 
 
 def test_text_in_brackets_is_shown_as_it_is() -> None:
-    result = CommandResult({}, "[bold]title[/bold]", ["[a]"], [["[red]x[/red]"]], ["models/[v1] :smile:"])
+    result = CommandResult("[bold]title[/bold]", ["[a]"], [["[red]x[/red]"]], ["models/[v1] :smile:"], document={})
     text = shown(result, as_json=False)
     assert all(part in text for part in ("[bold]title[/bold]", "[red]x[/red]", "models/[v1] :smile:"))
 
@@ -83,7 +83,9 @@ SHOWN = r"a\x1b[2J\x9b31m\u202eb\u200bc\r"
 
 
 def test_no_terminal_obeys_what_names_hold() -> None:
-    result = CommandResult({}, f"{ESCAPE}\ntitle", [f"[red]{ESCAPE}"], [[f"{ESCAPE}\ncell"]], [f"{ESCAPE}\nnote"])
+    result = CommandResult(
+        f"{ESCAPE}\ntitle", [f"[red]{ESCAPE}"], [[f"{ESCAPE}\ncell"]], [f"{ESCAPE}\nnote"], document={}
+    )
     text = shown(result, as_json=False)
     assert [line.rstrip() for line in text.splitlines()] == [
         *(rf"{SHOWN}\ntitle", f"[red]{SHOWN}", rf"{SHOWN}\ncell", rf"{SHOWN}\nnote")
@@ -91,7 +93,7 @@ def test_no_terminal_obeys_what_names_hold() -> None:
 
 
 def test_a_document_is_ascii_and_says_the_same() -> None:
-    text = shown(CommandResult({"task": f"{ESCAPE}\x7fé"}, ""), as_json=True)
+    text = shown(CommandResult("", document={"task": f"{ESCAPE}\x7fé"}), as_json=True)
     assert text.isascii()
     assert text.rstrip("\n").isprintable()
     assert json.loads(text) == {"task": f"{ESCAPE}\x7fé"}
@@ -117,7 +119,7 @@ def test_no_terminal_obeys_an_error_of_a_library(
 def test_a_narrow_terminal_shows_fewer_columns_and_whole_words() -> None:
     names = ("benchmark", "model", "tasks", "base", "plus")
     rows = [["humaneval", "CodeLlama-7b-85b4003b", "164 of 164", "61.6 % (54.0 to 68.7)", "53.0 % (45.4 to 60.5)"]]
-    result = CommandResult({}, "", names, rows, optional=("tasks", "benchmark"))
+    result = CommandResult("", names, rows, optional=("tasks", "benchmark"), document={})
     assert shown_columns(result, 120) == names
     assert shown_columns(result, 85) == ("benchmark", "model", "base", "plus")
     assert shown_columns(result, 80) == ("model", "base", "plus")
@@ -127,7 +129,11 @@ def test_a_narrow_terminal_shows_fewer_columns_and_whole_words() -> None:
 
 def test_sentences_in_the_last_column_are_wrapped_at_words() -> None:
     result = CommandResult(
-        {}, "", ("stage", "state", ""), [["tasks tuned", "stale", "the tuned model has changed since"]], has_prose=True
+        "",
+        ("stage", "state", ""),
+        [["tasks tuned", "stale", "the tuned model has changed since"]],
+        has_prose=True,
+        document={},
     )
     assert written_at(result, 40)[1:] == ["tasks tuned   stale   the tuned model", "has changed since"]
     assert written_at(result, 26) == ["tasks tuned   stale", "the tuned model has changed since"]
@@ -142,7 +148,7 @@ def test_a_terminal_gets_lines_that_end_between_words() -> None:
 
 def test_a_long_note_is_one_line_of_a_file() -> None:
     note = "Run: codetune score " + "x" * 500
-    assert note in shown(CommandResult({}, "title", notes=[note]), as_json=False).splitlines()
+    assert note in shown(CommandResult("title", notes=[note], document={}), as_json=False).splitlines()
 
 
 def test_a_library_that_prints_cannot_spoil_the_document() -> None:
@@ -292,7 +298,7 @@ def shown_columns(result: CommandResult, width: int) -> tuple[str, ...]:
 
 def written_at(result: CommandResult, width: int) -> list[str]:
     output = io.StringIO()
-    console._write_table(result.section, Console(file=output, width=width))
+    console._write_table(result, Console(file=output, width=width))
     return [line.strip() for line in output.getvalue().splitlines()]
 
 

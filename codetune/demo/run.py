@@ -157,7 +157,7 @@ def _shown(
     ]
     tasks = f"{demo_project.tasks} held-out tasks"
     return CommandResult(
-        document, f"demo: {tasks}, pass@1 (95 % interval)", ("model", "rows", "base", "plus"), table, notes
+        f"demo: {tasks}, pass@1 (95 % interval)", ("model", "rows", "base", "plus"), table, notes, document=document
     )
 
 

@@ -21,4 +21,4 @@ def doctor(findings: Sequence[Finding]) -> CommandResult:
     ]
     document = {"findings": [asdict(finding) for finding in findings]}
     columns, status = ("part", "state", "found"), 1 if "wrong" in states else 0
-    return CommandResult(document, title, columns, cells, notes, has_prose=True, exit_status=status)
+    return CommandResult(title, columns, cells, notes, has_prose=True, exit_status=status, document=document)

@@ -35,7 +35,7 @@ def make_report(context: RunContext) -> CommandResult:
     size = run.report.stat().st_size
     told = {"report": str(run.report), "bytes": size, "left_out": left_out}
     title = f"report: {run.report} ({size / 1e6:.1f} MB, {quantity(len(left_out), 'part')} left out)"
-    return CommandResult(told, title, notes=[f"left out: {sentence}" for sentence in left_out])
+    return CommandResult(title, notes=[f"left out: {sentence}" for sentence in left_out], document=told)
 
 
 def page_text(document: Mapping[str, object]) -> str:

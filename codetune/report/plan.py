@@ -27,21 +27,15 @@ from codetune.model.model_files import find_encoder, find_model_files, require_m
 from codetune.project.keys import required
 from codetune.project.sections import Precision, Project
 from codetune.report.ahead import FailuresAhead, check_disk, check_stages, check_surroundings, disk_bytes
-from codetune.report.cost import (
-    RowTokens,
-    SavingEstimate,
-    estimate_saving,
-    scoring_flops,
-    training_flops,
-    variants,
-)
 from codetune.report.launch_lines import launch_lines
 from codetune.report.plan_parts import (
+    CostPlan,
     MeasuredFigure,
     MemoryPlan,
     PlanOptions,
     RenderedRow,
     RowPlan,
+    RowTokens,
     RunPlan,
     StepsPlan,
     TimePlan,
@@ -57,6 +51,7 @@ from codetune.report.speed import (
     run_probe,
 )
 from codetune.report.step_plan import SampleLengths, plan_epochs
+from codetune.selection.cost import SelectionCost, scoring_flops, training_flops, variants
 from codetune.selection.holdout import holdout_size
 from codetune.selection.strategies import STRATEGIES
 from codetune.stages.checks import is_pending
@@ -167,7 +162,6 @@ class _Planning:
             memory=memory,
             time=time,
             cost=cost,
-            cost_variants=variants(cost) if cost and cost.score else (),
             tasks=tasks,
             least_differences=_least_differences(tasks),
             example=example,
@@ -329,21 +323,23 @@ def _expected_rows(project: Project, usable: int) -> int:
     return min(rows, project.select.count) if project.select.count else int(rows * project.select.ratio)
 
 
-def _cost(model: _BaseModelFiles, scorer: Path | None, rows: RowPlan, steps: StepsPlan) -> SavingEstimate:
+def _cost(model: _BaseModelFiles, scorer: Path | None, rows: RowPlan, steps: StepsPlan) -> CostPlan:
     """Raises ModelError for a scorer whose configuration describes no network."""
     project = model.project
     epochs = min(float(project.train.epochs), steps.steps * steps.samples_per_step / max(1, steps.rows))
-    score, empty_prompt = 0.0, project.score.empty_prompt
+    tokens, share, scoring = rows.tokens, min(1.0, steps.token_share), 0.0
     if scorer is not None:
-        score = scoring_flops(shape_of(scorer).weights, rows.tokens, empty_prompt=empty_prompt)
-    epoch = training_flops(model.shape.weights, rows.tokens.all, is_full=project.train.method == "full")
-    return estimate_saving(score, epoch, min(1.0, steps.token_share), epochs)
+        answer_passes = 2 if project.score.empty_prompt else 1
+        scoring = scoring_flops(shape_of(scorer).weights, tokens.all, tokens.answer, answer_passes)
+    epoch = training_flops(model.shape.weights, tokens.all, is_full=project.train.method == "full")
+    cost = SelectionCost(tokens.all, share * tokens.all, scoring, epoch, share * epoch)
+    return CostPlan(cost, epochs, variants(cost, epochs) if scoring else ())
 
 
-def _time(cost: SavingEstimate, rate: Rate | None, processes: int, price: float | None) -> TimePlan:
+def _time(planned: CostPlan, rate: Rate | None, processes: int, price: float | None) -> TimePlan:
     if rate is None:
         return TimePlan(None, None, None, None)
-    score, train = cost.score / rate.flops_per_second, cost.train_selected / rate.flops_per_second
+    score, train = (flops / rate.flops_per_second for flops in (planned.cost.scoring, planned.train_selected))
     hours = (score + train) / 3600
     return TimePlan(rate, score, train, None if price is None else hours * processes * price)
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from codetune.data.mixture import SourceCounts
 from codetune.project.sections import PadMode
-from codetune.report.cost import CostVariant, RowTokens, SavingEstimate
 from codetune.report.speed import Rate
+from codetune.selection.cost import CostVariant, SelectionCost
 from codetune.training.memory import DeviceMemory, LargestMicroBatch, TrainingSetup
 from codetune.training.parallelism import StrategyChoice
 
@@ -20,6 +20,18 @@ class PlanOptions:
     price_per_hour: float | None
     card: str | None
     probe: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RowTokens:
+    """Sums over the rows of a data set."""
+
+    prompt: float
+    answer: float
+
+    @property
+    def all(self) -> float:
+        return self.prompt + self.answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +86,27 @@ class TimePlan:
 
 
 @dataclass(frozen=True, slots=True)
+class CostPlan:
+    """FLOPs of scoring all rows, and of a training of so many epochs on all and on the selected ones."""
+
+    cost: SelectionCost
+    epochs: float
+    variants: Sequence[CostVariant]  # none where nothing is scored
+
+    @property
+    def train_all(self) -> float:
+        return self.epochs * self.cost.training
+
+    @property
+    def train_selected(self) -> float:
+        return self.epochs * self.cost.training_taken
+
+    @property
+    def saved_share(self) -> float:
+        return self.cost.saved_share(self.epochs)
+
+
+@dataclass(frozen=True, slots=True)
 class RenderedRow:
     """One row as the model is trained on it: its text in pieces, with the number of tokens of each."""
 
@@ -98,8 +131,7 @@ class RunPlan:
     steps: StepsPlan | None
     memory: MemoryPlan | None
     time: TimePlan | None
-    cost: SavingEstimate | None
-    cost_variants: Sequence[CostVariant]
+    cost: CostPlan | None
     tasks: Mapping[str, int]  # of each benchmark whose file is here
     least_differences: Mapping[str, float]
     example: RenderedRow | None

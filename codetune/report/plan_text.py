@@ -43,7 +43,9 @@ def plan(found: RunPlan, project: Project) -> CommandResult:
     if failures:
         title = f"plan: {quantity(len(failures), 'thing')} would fail later"
     shown = [section for section in sections if section is not None]
-    return CommandResult(document(found, project), title, notes=failures, more=shown, exit_status=2 if failures else 0)
+    return CommandResult(
+        title, notes=failures, more=shown, exit_status=2 if failures else 0, document=document(found, project)
+    )
 
 
 def document(found: RunPlan, project: Project) -> dict[str, object]:
@@ -59,10 +61,13 @@ def document(found: RunPlan, project: Project) -> dict[str, object]:
         "nearest": nearest and {"settings": _changes(nearest[0], project), "bytes": _bytes(nearest[1])},
     }
     cost = found.cost and {
-        **asdict(found.cost),
+        "score": found.cost.cost.scoring,
+        "train_all": found.cost.train_all,
+        "train_selected": found.cost.train_selected,
+        "epochs": found.cost.epochs,
         "saved_share": found.cost.saved_share,
-        "break_even_epochs": found.cost.break_even_epochs,
-        "variants": [asdict(variant) for variant in found.cost_variants],
+        "break_even_epochs": found.cost.cost.break_even_epochs,
+        "variants": [asdict(variant) for variant in found.cost.variants],
     }
     example = found.example and {
         "id": found.example.id,
@@ -167,22 +172,22 @@ def _time(found: RunPlan) -> TextSection:
 
 
 def _cost(found: RunPlan) -> TextSection | None:
-    cost = found.cost
-    if cost is None:
+    planned = found.cost
+    if planned is None:
         return None
-    if not cost.score:
-        saved = f"the selection costs no scoring, and saves {percent(cost.saved_share)} of the training"
+    if not planned.cost.scoring:
+        saved = f"the selection costs no scoring, and saves {percent(planned.saved_share)} of the training"
         return TextSection("what the selection costs and saves", notes=[saved])
-    saved = f"saves {percent(cost.saved_share)}" if cost.saved >= 0 else f"COSTS {percent(-cost.saved_share)} MORE"
-    break_even = cost.break_even_epochs
+    share, break_even = planned.saved_share, planned.cost.break_even_epochs
+    saved = f"saves {percent(share)}" if share >= 0 else f"COSTS {percent(-share)} MORE"
     lines = [
-        f"scoring costs {percent(cost.score / cost.train_all)} of a training on all rows, and the selection trains "
-        f"{percent(cost.train_selected / cost.train_all)} of it: together it {saved}",
+        f"scoring costs {percent(planned.cost.scoring / planned.train_all)} of a training on all rows, and the "
+        f"selection trains {percent(planned.train_selected / planned.train_all)} of it: together it {saved}",
         f"it pays from {break_even:.2f} epochs on" if break_even else "it never pays: nothing is left out",
     ]
-    lengths = list(dict.fromkeys(variant.epochs for variant in found.cost_variants))
-    sizes = list(dict.fromkeys(variant.scorer_share for variant in found.cost_variants))
-    shares = {(variant.scorer_share, variant.epochs): variant.saved_share for variant in found.cost_variants}
+    lengths = list(dict.fromkeys(variant.epochs for variant in planned.variants))
+    sizes = list(dict.fromkeys(variant.scorer_share for variant in planned.variants))
+    shares = {(variant.scorer_share, variant.epochs): variant.saved_share for variant in planned.variants}
     columns = ["saved, if the scorer has", *(f"{length:g} epoch{'' if length == 1 else 's'}" for length in lengths)]
     cells = [[_scorer(size), *(percent(shares[size, length]) for length in lengths)] for size in sizes]
     return TextSection("what the selection costs and saves", columns, cells, lines)

@@ -16,7 +16,7 @@ from codetune.console import percent
 from codetune.errors import UsageError
 from codetune.project.sections import Precision, Project
 from codetune.records import Example
-from codetune.report.cost import training_flops
+from codetune.selection.cost import training_flops
 from codetune.store.manifest import Manifest, read_manifest
 from codetune.store.run_directory import Run
 from codetune.training.metrics import peak_flops_per_second

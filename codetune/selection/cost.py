@@ -1,13 +1,14 @@
-"""Tokens -> what scoring and training cost, and what a selection saves.
+"""Tokens -> what scoring and training cost, and what a selection saves, in FLOPs (docs/method.md, section 4).
 
-A forward pass takes 2 FLOPs a weight and token, a training step 6 (Kaplan et al. 2020, arXiv 2001.08361, sec. 2.1).
-Everything is a weight of the model: of the one that scores, or of the one that is trained. Embedding is not counted,
-nor is attention."""
+A forward pass takes 2 FLOPs a weight and token, a training step 6 (Kaplan et al. 2020, arXiv 2001.08361, sec. 2.1), or
+4 where the weights are frozen and adapters are trained. Scoring passes over prompt and answer once, and over the answer
+alone once, or twice with the empty prompt. Attention is not counted, nor is embedding: the usual encoder has a fiftieth
+of the weights."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,32 +17,39 @@ from codetune.selection.row_vectors import Floats, RowIndices
 
 FORWARD, TRAINING = 2, 6  # FLOPs a weight and token
 SHOWN_EPOCHS = (1, 3)
+SMALLER_SCORERS = (1.0, 1 / 5, 1 / 20)  # of the weights of the scorer that the project has
+FEWER_EPOCHS = (1, 2)
 
 
 @dataclass(frozen=True, slots=True)
 class SelectionCost:
-    """Estimated tokens of prompts and answers, and FLOPs a weight."""
+    """Tokens of prompts and answers, and FLOPs; FLOPs a weight where the model that scores and the one that is trained
+    count as equally large.
 
-    tokens: float  # of all rows with a score
+    >>> cost = SelectionCost(100, 40, scoring_flops(1, 100, 60, 1), training_flops(1, 100), training_flops(1, 40))
+    >>> round(cost.saved_share(3), 2), round(cost.break_even_epochs, 2)
+    (0.42, 0.89)
+    """
+
+    tokens: float  # of all rows (with a score)
     tokens_taken: float
     scoring: float  # all passes
-    training: float  # an epoch on all rows with a score
+    training: float  # an epoch on all rows
     training_taken: float  # an epoch on the selection
 
     @property
     def break_even_epochs(self) -> float | None:
-        """The epochs of training after which the selection has saved what it cost, if the model that scores is as large
-        as the one that is trained; None where it saves nothing."""
+        """The epochs of training after which the selection has saved what it cost; None where it saves nothing."""
         saved = self.training - self.training_taken
         return self.scoring / saved if saved > 0 else None
 
-    def saved_share(self, epochs: int) -> float:
-        """The share of the training on all rows that is saved in so many epochs, scoring included, if both models are
-        equally large. Below 0 the selection costs more than it saves."""
+    def saved_share(self, epochs: float) -> float:
+        """The share of the training on all rows that is saved in so many epochs, scoring included. Below 0 the
+        selection costs more than it saves."""
         return 1 - self.training_taken / self.training - self.scoring / (epochs * self.training)
 
     def document(self, weights: int | None) -> dict[str, object]:
-        """As JSON; `weights` are those of the model that scores, None where they are unknown."""
+        """FLOPs a weight as JSON; `weights` are those of the model that scores, None where they are unknown."""
         flops: Mapping[str, float] = {
             "scoring": self.scoring,
             "training_epoch_on_all": self.training,
@@ -58,18 +66,47 @@ class SelectionCost:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class CostVariant:
+    """The share of the whole training that would be saved with another scorer, or another length of the training."""
+
+    scorer_share: float  # of the weights of the project's scorer
+    epochs: float
+    saved_share: float
+
+
+def scoring_flops(weights: int, tokens: float, answer_tokens: float, answer_passes: int) -> float:
+    """Of rows with so many tokens in all, and in their answers."""
+    return FORWARD * float(weights) * (tokens + answer_passes * answer_tokens)
+
+
+def training_flops(weights: int, tokens: float, *, is_full: bool = True) -> float:
+    """Of one pass over so many tokens."""
+    return (TRAINING if is_full else TRAINING - FORWARD) * float(weights) * tokens
+
+
+def variants(cost: SelectionCost, epochs: float) -> Sequence[CostVariant]:
+    """What a smaller scorer and fewer epochs change."""
+    lengths = sorted({*(float(length) for length in FEWER_EPOCHS if length < epochs), epochs})
+    return [
+        CostVariant(size, length, replace(cost, scoring=size * cost.scoring).saved_share(length))
+        for size in SMALLER_SCORERS
+        for length in lengths
+    ]
+
+
 def selection_cost(
     prompt_tokens: Floats, answer_tokens: Floats, taken: RowIndices, is_pair: NDArray[np.bool_], answer_passes: int
 ) -> SelectionCost | None:
-    """Of the columns [rows], NaN for rows without a score; None where no row has one. Scoring passes over prompt and
-    answer once, over the answer alone `answer_passes` times, and over prompt and answer again for the shuffled pairs.
-    """
+    """Of the columns [rows], NaN for rows without a score; None where no row has one. The shuffled pairs cost one more
+    pass over prompt and answer."""
     both = prompt_tokens + answer_tokens
     tokens, tokens_taken = float(np.nansum(both)), float(np.nansum(both[taken]))
     if not tokens:
         return None
-    scored = tokens + answer_passes * float(np.nansum(answer_tokens)) + float(np.nansum(both[is_pair]))
-    return SelectionCost(tokens, tokens_taken, FORWARD * scored, TRAINING * tokens, TRAINING * tokens_taken)
+    scoring = scoring_flops(1, tokens, float(np.nansum(answer_tokens)), answer_passes)
+    scoring += FORWARD * float(np.nansum(both[is_pair]))
+    return SelectionCost(tokens, tokens_taken, scoring, training_flops(1, tokens), training_flops(1, tokens_taken))
 
 
 def estimated_prompt_tokens(prompt_characters: Floats, answer_characters: Floats, answer_tokens: Floats) -> Floats:

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from codetune.selection.cost import estimated_prompt_tokens, selection_cost
+from codetune.selection.cost import (
+    SelectionCost,
+    estimated_prompt_tokens,
+    scoring_flops,
+    selection_cost,
+    training_flops,
+    variants,
+)
 
 NONE = np.zeros(10, dtype=np.bool_)
+TOKENS, ANSWER_TOKENS = 100, 60
 
 
 def test_two_passes_and_a_pick_of_four_tenths_save_42_percent_of_three_epochs_and_7_of_one() -> None:
@@ -45,3 +55,40 @@ def test_prompts_have_as_many_characters_to_a_token_as_answers_in_the_median() -
     # 4, 4 and, of a truncated answer, 40 characters to a token.
     tokens = estimated_prompt_tokens(np.array([80.0, 8.0, 20.0]), np.array([40.0, 80.0, 400.0]), np.array([10, 20, 10]))
     assert tokens.tolist() == [20, 2, 5]
+
+
+def planned(scoring: float, epoch: float, share: float) -> SelectionCost:
+    return SelectionCost(TOKENS, share * TOKENS, scoring, epoch, share * epoch)
+
+
+@pytest.mark.parametrize(("epochs", "saved"), [(3, 0.42), (1, 0.07)])
+def test_a_pick_of_two_fifths_saves_much_over_three_epochs_and_little_over_one(epochs: int, saved: float) -> None:
+    cost = planned(scoring_flops(7, TOKENS, ANSWER_TOKENS, 1), training_flops(7, TOKENS), 0.4)
+    assert round(cost.saved_share(epochs), 2) == saved
+
+
+def test_the_empty_prompt_costs_one_more_pass_over_the_answers() -> None:
+    without, with_it = (scoring_flops(7, TOKENS, ANSWER_TOKENS, passes) for passes in (1, 2))
+    assert (without, with_it) == (2 * 7 * (40 + 2 * 60), 2 * 7 * (40 + 3 * 60))
+
+
+def test_adapters_cost_no_gradient_of_the_frozen_weights() -> None:
+    assert (training_flops(7, TOKENS), training_flops(7, TOKENS, is_full=False)) == (6 * 7 * 100, 4 * 7 * 100)
+
+
+@given(st.floats(0.1, 10), st.floats(0.01, 0.99))
+def test_at_the_break_even_nothing_is_saved(score: float, share: float) -> None:
+    epochs = planned(score, 1.0, share).break_even_epochs
+    assert epochs is not None
+    assert planned(score, 1.0, share).saved_share(epochs) == pytest.approx(0, abs=1e-9)
+
+
+def test_a_selection_of_everything_never_pays() -> None:
+    assert planned(1.0, 1.0, 1.0).break_even_epochs is None
+
+
+def test_a_smaller_scorer_saves_more_and_a_shorter_training_less() -> None:
+    cost = planned(3, 6, 0.4)
+    shares = {(found.scorer_share, found.epochs): found.saved_share for found in variants(cost, 3)}
+    assert shares[1 / 5, 3] > shares[1, 3] > shares[1, 2] > shares[1, 1]
+    assert shares[1, 3] == cost.saved_share(3)
