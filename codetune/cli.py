@@ -176,7 +176,7 @@ def generate(
         from codetune import render, workflow
         from codetune.stages import benchmarks
         from codetune.stages.generate import GENERATE
-        from codetune.stages.stage import run_stage
+        from codetune.stages.runner import run_stage
 
         context = _context(loaded)
         tasks = benchmarks.open_benchmark(context, benchmark)
@@ -201,8 +201,8 @@ def sanitize(
     def work() -> CommandResult:
         from codetune import render, workflow
         from codetune.stages import benchmarks
+        from codetune.stages.runner import run_stage
         from codetune.stages.sanitize import SANITIZE
-        from codetune.stages.stage import run_stage
 
         context = _context(loaded)
         if benchmarks.is_samples_file(context, source):
@@ -241,7 +241,7 @@ def evaluate(
         from codetune.stages.evaluate import EVALUATE
         from codetune.stages.likelihood import measure_holdout, require_no_parts
         from codetune.stages.model_ref import default_model
-        from codetune.stages.stage import run_stage
+        from codetune.stages.runner import run_stage
 
         context = _context(loaded)
         if benchmark == HOLDOUT:
@@ -388,7 +388,7 @@ def demo(
 
 
 def _context(project: Project) -> RunContext:
-    from codetune.stages.stage import open_context
+    from codetune.stages.runner import open_context
 
     return open_context(project)
 
@@ -405,7 +405,8 @@ def _run_stage(
     def work() -> CommandResult:
         from codetune import render
         from codetune.stages.pipeline import stage_named
-        from codetune.stages.stage import StageRequest, run_stage
+        from codetune.stages.runner import run_stage
+        from codetune.stages.stage import StageRequest
 
         return render.stage(run_stage(_context(project), stage_named(name), StageRequest(shard, replace)))
 

@@ -27,7 +27,7 @@ def status(project: ProjectOption = None, set_: SetOption = None, as_json: JsonO
 
     def work() -> CommandResult:
         from codetune import render, workflow
-        from codetune.stages.stage import read_context
+        from codetune.stages.runner import read_context
 
         lines = workflow.status(read_context(loaded))
         return render.status(
@@ -57,7 +57,7 @@ def plan(
         from codetune.report import plan_text
         from codetune.report.plan import make_plan
         from codetune.report.plan_parts import PlanOptions
-        from codetune.stages.stage import read_context
+        from codetune.stages.runner import read_context
 
         found = make_plan(read_context(loaded), PlanOptions(price, gpu, probe))
         return plan_text.plan(found, loaded)
@@ -71,7 +71,7 @@ def report(project: ProjectOption = None, set_: SetOption = None, as_json: JsonO
 
     def work() -> CommandResult:
         from codetune.report.page import make_report
-        from codetune.stages.stage import read_context
+        from codetune.stages.runner import read_context
 
         return make_report(read_context(loaded))
 
@@ -97,7 +97,7 @@ def doctor(
         from codetune.report import doctor_text
         from codetune.report.doctor import examine_machine
         from codetune.report.nodes import examine_nodes
-        from codetune.stages.stage import read_context
+        from codetune.stages.runner import read_context
 
         if nodes:
             return doctor_text.doctor(examine_nodes(loaded, project))
@@ -120,7 +120,7 @@ def slurm(
 
     def work() -> CommandResult:
         from codetune.cluster import slurm_result, write_jobs
-        from codetune.stages.stage import open_context
+        from codetune.stages.runner import open_context
 
         context = open_context(loaded)
         return slurm_result(write_jobs(context, arguments, Path.cwd(), submit), context.run.slurm)
@@ -132,7 +132,7 @@ def explanation(project: Project, row: str) -> CommandResult:
     """Of `select --explain`."""
     from codetune import render
     from codetune.stages.explanation import explain_row
-    from codetune.stages.stage import read_context
+    from codetune.stages.runner import read_context
 
     return render.explanation(explain_row(read_context(project), row))
 

@@ -16,8 +16,9 @@ from codetune.launch.slurm import SlurmJob, job_script, queued_jobs, submit_scri
 from codetune.stages.checks import require_samples
 from codetune.stages.inputs import require_named_inputs
 from codetune.stages.pipeline import STAGES
+from codetune.stages.runner import lock_name
 from codetune.stages.select import SELECT
-from codetune.stages.stage import RunContext, Stage, StageRequest, lock_name
+from codetune.stages.stage import RunContext, Stage, StageRequest
 from codetune.stages.status import stage_status
 from codetune.stages.train import TRAIN
 from codetune.store.files import remove, write_text

@@ -187,7 +187,7 @@ class Problem:
     base_input: list[list[object]]
     plus_input: list[list[object]]
     atol: float
-    contract: str = ""  # EvalPlus' assertions about valid inputs
+    contract: str = ""  # EvalPlus' assertions about valid inputs: part of the task's digest, and not run
     assertion: str = ""  # MBPP's visible assertion, part of its prompt
     stated: Sequence[object] = ()  # what the base calls return by the benchmark's own tests, where it has such
     is_close: bool = False  # these tests compare by `math.isclose`

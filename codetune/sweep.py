@@ -22,9 +22,10 @@ from codetune.stages.benchmarks import distinct_benchmarks, open_benchmark
 from codetune.stages.embed import EMBED
 from codetune.stages.likelihood import measure_holdout
 from codetune.stages.pipeline import stages_between
+from codetune.stages.runner import open_context
 from codetune.stages.score import SCORE
 from codetune.stages.select import SELECT
-from codetune.stages.stage import RunContext, Settings, Stage, StageRequest, open_context
+from codetune.stages.stage import RunContext, Settings, Stage, StageRequest
 from codetune.stages.train import TRAIN
 from codetune.store.files import write_text
 from codetune.store.manifest import read_manifest

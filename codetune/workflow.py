@@ -19,8 +19,9 @@ from codetune.stages.inputs import dataset_is_here, dataset_paths, require_named
 from codetune.stages.likelihood import EVALUATE_HOLDOUT, measure_likelihoods, read_likelihood
 from codetune.stages.model_ref import model_ref
 from codetune.stages.pipeline import STAGES
+from codetune.stages.runner import lock_name, run_stage
 from codetune.stages.sanitize import SANITIZE
-from codetune.stages.stage import RunContext, Stage, StageRequest, StageResult, lock_name, run_stage
+from codetune.stages.stage import RunContext, Stage, StageRequest, StageResult
 from codetune.stages.status import StageStatus, State, stage_status
 from codetune.stages.train import TRAIN
 from codetune.store.locks import holders

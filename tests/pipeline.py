@@ -13,10 +13,11 @@ from codetune.stages.benchmarks import benchmark_of_samples, open_benchmark, sam
 from codetune.stages.embed import EMBED
 from codetune.stages.evaluate import EVALUATE, read_report
 from codetune.stages.generate import GENERATE
+from codetune.stages.runner import run_stage
 from codetune.stages.sanitize import SANITIZE
 from codetune.stages.score import SCORE
 from codetune.stages.select import SELECT
-from codetune.stages.stage import RunContext, StageRequest, StageResult, run_stage
+from codetune.stages.stage import RunContext, StageRequest, StageResult
 from codetune.stages.train import TRAIN
 from codetune.workflow import model_request
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from codetune.project.file import read_project
-from codetune.stages.stage import RunContext, open_context
+from codetune.stages.runner import open_context
+from codetune.stages.stage import RunContext
 from tests.model.builders import byte_tokenizer, tiny_model
 
 PROJECT = """\

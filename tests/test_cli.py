@@ -19,7 +19,7 @@ from codetune.commands import perform
 from codetune.console import CommandResult
 from codetune.errors import InputError
 from codetune.project.file import read_project
-from codetune.stages.stage import SAVED
+from codetune.stages.runner import SAVED
 from tests import pipeline
 from tests.small_world import context_of, make_small_world, run_codetune
 

@@ -17,8 +17,8 @@ from datasets.exceptions import DatasetGenerationError
 from codetune.data.chat import chat_template
 from codetune.data.tokens import TrainingTokens, training_tokens
 from codetune.records import Example, Message, SelectedRows
+from codetune.stages.runner import run_stage
 from codetune.stages.select import SELECT
-from codetune.stages.stage import run_stage
 from codetune.store.examples import write_examples
 from codetune.store.row_artefacts import read_selection, write_dataset_info, write_selection
 from codetune.store.run_directory import Run

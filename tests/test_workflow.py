@@ -18,9 +18,10 @@ from codetune.stages import model_ref
 from codetune.stages.benchmarks import open_benchmark, open_benchmarks, references_at_hand
 from codetune.stages.inputs import ensure_examples
 from codetune.stages.pipeline import stages_between
+from codetune.stages.runner import stage_settings
 from codetune.stages.score import SCORE
 from codetune.stages.select import SELECT
-from codetune.stages.stage import StageRequest, stage_settings
+from codetune.stages.stage import StageRequest
 from codetune.stages.status import require
 from codetune.store.block_log import BlockLog, log_path
 from codetune.store.examples import read_examples

@@ -107,12 +107,6 @@ def serve() -> None:
         connection.send_bytes(json.dumps(job.perform()).encode())
 
 
-def usable_cores() -> int:
-    """The number of workers that this machine can run at once. With more of them honest programs would exceed their
-    limits of wall-clock time."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _first_ready(workers: Sequence[_PoolWorker]) -> list[Connection[PoolJob, bytes]]:
     """Waits for an answer, a death or a deadline."""
     remaining = max(0.0, min(worker.deadline for worker in workers) - time.monotonic())

@@ -75,7 +75,6 @@ class DemoProject:
     benchmark: Path
     base: Path
     tasks: int
-    duplicated_rows: int
     trivial: frozenset[str]
     composed: frozenset[str]
     mismatched: frozenset[str]
@@ -113,7 +112,6 @@ def write_demo_project(directory: Path, seed: int, tasks: int = TASKS) -> DemoPr
         benchmark=directory / BENCHMARK_FILE,
         base=directory / BASE_DIRECTORY,
         tasks=tasks,
-        duplicated_rows=DUPLICATED_ROWS,
         **ids,
     )
 

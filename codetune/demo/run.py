@@ -19,9 +19,10 @@ from codetune.stages.checks import is_pending
 from codetune.stages.embed import EMBED
 from codetune.stages.evaluate import EVALUATE
 from codetune.stages.pipeline import stages_between
+from codetune.stages.runner import open_context, read_context
 from codetune.stages.select import SELECT
 from codetune.stages.selection_report import figure_lines
-from codetune.stages.stage import RunContext, Stage, StageRequest, StageResult, open_context, read_context
+from codetune.stages.stage import RunContext, Stage, StageRequest, StageResult
 from codetune.stages.train import TRAIN
 from codetune.store import row_artefacts
 

@@ -26,18 +26,16 @@ class PackageState:
         )
 
 
-def required_packages(extra: str = "") -> Iterator[PackageState]:
-    """Those of every installation, or with `extra` those that this extra adds."""
+def required_packages() -> Iterator[PackageState]:
+    """Those of every installation, without the extras."""
     try:
         stated = requires(PACKAGE) or []
     except PackageNotFoundError:  # run from its sources, without an installation
         stated = []
     for text in stated:
         requirement = Requirement(text)
-        is_of_extra = requirement.marker is not None and "extra" in str(requirement.marker)
-        if is_of_extra != bool(extra) or (requirement.marker and not requirement.marker.evaluate({"extra": extra})):
-            continue
-        yield PackageState(requirement.name, installed_version(requirement.name), str(requirement.specifier))
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            yield PackageState(requirement.name, installed_version(requirement.name), str(requirement.specifier))
 
 
 def installed_version(name: str) -> str | None:

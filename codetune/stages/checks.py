@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from codetune.errors import UsageError
-from codetune.stages.stage import RunContext, Stage, StageRequest, require_replaceable
+from codetune.stages.runner import require_replaceable
+from codetune.stages.stage import RunContext, Stage, StageRequest
 from codetune.stages.status import stage_status
 
 Work = Sequence[tuple[Stage, StageRequest]]

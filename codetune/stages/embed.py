@@ -14,6 +14,7 @@ from codetune.records import Example
 from codetune.selection.strategies import STRATEGIES
 from codetune.stages.inputs import CONTENT, READING_FACTS, dataset_input, left_out_notes, model_input, reading_facts
 from codetune.stages.row_stage import BlockWork, Plan, RowStage, threads_of
+from codetune.stages.runner import other_value
 from codetune.stages.stage import (
     Details,
     Input,
@@ -24,7 +25,6 @@ from codetune.stages.stage import (
     StageOutput,
     StageRequest,
     StageResult,
-    other_value,
 )
 from codetune.store import row_artefacts
 from codetune.store.block_log import FinishedRows, read_settings

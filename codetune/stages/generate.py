@@ -26,6 +26,7 @@ from codetune.project.sections import Project
 from codetune.records import ModelRef
 from codetune.stages.benchmarks import tasks_facts, tasks_input
 from codetune.stages.model_ref import end_of_turn, local_directory, model_digest, prompt_kind
+from codetune.stages.runner import of_total, warn_of_new_parts, write_total
 from codetune.stages.stage import (
     Details,
     Input,
@@ -37,9 +38,6 @@ from codetune.stages.stage import (
     StageOutput,
     StageRequest,
     StageResult,
-    of_total,
-    warn_of_new_parts,
-    write_total,
 )
 from codetune.store.block_log import LineLog, open_parts, read_objects
 from codetune.store.files import write_lines

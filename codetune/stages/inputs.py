@@ -19,7 +19,8 @@ from codetune.errors import DataError
 from codetune.model.model_files import find_model
 from codetune.project.keys import required, value_at
 from codetune.project.sections import Dataset, NamedDataset, Project
-from codetune.stages.stage import Input, Resolved, RunContext, Stage, StageRequest, StageResult, other_value
+from codetune.stages.runner import other_value
+from codetune.stages.stage import Input, Resolved, RunContext, Stage, StageRequest, StageResult
 from codetune.stages.status import require
 from codetune.store.digests import combined
 from codetune.store.examples import count_sources, write_examples

@@ -17,6 +17,7 @@ from codetune.stages.evaluate import EVALUATE
 from codetune.stages.generate import model_of_request
 from codetune.stages.inputs import model_here
 from codetune.stages.model_ref import model_ref
+from codetune.stages.runner import run_stage
 from codetune.stages.select import SELECT
 from codetune.stages.stage import (
     Input,
@@ -28,7 +29,6 @@ from codetune.stages.stage import (
     StageOutput,
     StageRequest,
     StageResult,
-    run_stage,
 )
 from codetune.stages.status import require
 from codetune.stages.train import CHAT_FORMAT, with_chat_format

@@ -31,17 +31,9 @@ from codetune.launch.workers import SendProgress
 from codetune.records import Example, Rank
 from codetune.selection.blocks import Block
 from codetune.stages.inputs import reading_of
+from codetune.stages.runner import lock_name, stage_settings, warn_of_new_parts
 from codetune.stages.shards import WAITING, ShardState, mark_done, next_shard, shard_states, summary
-from codetune.stages.stage import (
-    Recipe,
-    RunContext,
-    Stage,
-    StageOutput,
-    StageRequest,
-    lock_name,
-    stage_settings,
-    warn_of_new_parts,
-)
+from codetune.stages.stage import Recipe, RunContext, Stage, StageOutput, StageRequest
 from codetune.store.block_log import BlockLog, FinishedRows, log_path, open_parts, read_logs, read_settings
 from codetune.store.digests import Digests
 from codetune.store.examples import example_ids

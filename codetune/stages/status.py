@@ -13,14 +13,8 @@ from typing import Literal
 from codetune import console
 from codetune.errors import StaleError
 from codetune.project.keys import value_at
-from codetune.stages.stage import (
-    Input,
-    RunContext,
-    Stage,
-    StageRequest,
-    differing_setting,
-    stage_settings,
-)
+from codetune.stages.runner import differing_setting, stage_settings
+from codetune.stages.stage import Input, RunContext, Stage, StageRequest
 from codetune.store.manifest import Manifest, read_manifest
 
 State = Literal["done", "stale", "partial", "missing"]

@@ -30,6 +30,7 @@ from codetune.stages.resume import (
     unfinished_directory,
     whole_checkpoints,
 )
+from codetune.stages.runner import of_total, stage_settings, write_total
 from codetune.stages.select import SELECT
 from codetune.stages.stage import (
     Details,
@@ -41,9 +42,6 @@ from codetune.stages.stage import (
     StageOutput,
     StageRequest,
     StageResult,
-    of_total,
-    stage_settings,
-    write_total,
 )
 from codetune.store.files import replacing, write_text
 from codetune.store.manifest import Manifest

@@ -14,7 +14,7 @@ from codetune.benchmark.evalplus_format import read_rows, read_samples
 from codetune.benchmark.evaluate import evaluate
 from codetune.benchmark.judge import judge
 from codetune.benchmark.sanitize import sanitize
-from codetune.benchmark.worker_pool import usable_cores
+from codetune.launch.environment import thread_count
 from codetune.records import Completion, Problem, Solution, Verdict
 from codetune.sandbox.probe import choose_tier
 
@@ -44,7 +44,7 @@ def test_starcoder2_has_the_figures_of_the_evalplus_command(shared_data: Path, e
         assert isinstance(sample, Completion)
         task = tasks[sample.task_id]
         assert program.solution == extract(f"{task.prompt}\n{sample.completion}", task.entry_point)
-    verdicts = list(judge(problems, programs, expected, usable_cores(), TIER))
+    verdicts = list(judge(problems, programs, expected, thread_count(), TIER))
     report = evaluate("humaneval", "starcoder2", TIER, problems, verdicts, [1], 42)
     assert passed(verdicts) == (119, 105)
     assert [round(100 * report["pass_at_k"][suite]["pass@1"], 1) for suite in ("base", "plus")] == [72.6, 64.0]
@@ -61,7 +61,7 @@ def test_wizardcoders_raw_answers_have_the_published_figure_in_whatever_form(sha
     assert sanitized(problems, programs) == programs
     assert sanitized(problems, whole) == programs
     assert sanitized(problems, [Completion(task, answer) for task, answer in answers.items()]) == programs
-    assert passed(list(judge(problems, programs, expected, usable_cores(), TIER))) == (98, 88)
+    assert passed(list(judge(problems, programs, expected, thread_count(), TIER))) == (98, 88)
 
 
 def test_mbpps_canonical_solutions_pass_where_inputs_or_rules_are_special(shared_data: Path, expected: Path) -> None:
@@ -74,6 +74,6 @@ def test_mbpps_canonical_solutions_pass_where_inputs_or_rules_are_special(shared
         task for task in read_problems(file) if task.base_input != written[task.task_id] or task.entry_point in special
     ]
     solutions = [Solution(task.task_id, task.prompt + task.canonical_solution) for task in problems]
-    verdicts = list(judge(problems, solutions, expected, usable_cores(), TIER))
+    verdicts = list(judge(problems, solutions, expected, thread_count(), TIER))
     assert [verdict for verdict in verdicts if verdict.plus != "pass"] == []
     assert len(verdicts) == 61

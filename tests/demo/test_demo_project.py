@@ -13,7 +13,14 @@ import pytest
 
 from codetune.benchmark.benchmarks import read_problems
 from codetune.data.source import read_examples
-from codetune.demo.demo_project import SHIPPED_BASE, TASKS, DemoProject, draw_benchmark, write_demo_project
+from codetune.demo.demo_project import (
+    DUPLICATED_ROWS,
+    SHIPPED_BASE,
+    TASKS,
+    DemoProject,
+    draw_benchmark,
+    write_demo_project,
+)
 from codetune.demo.operations import OPERATIONS
 from codetune.demo.tasks import is_reserved
 from codetune.project.file import read_project
@@ -36,7 +43,7 @@ def tasks_of(demo_project: DemoProject) -> list[dict[str, Any]]:
 
 def test_every_row_is_read_and_every_duplicate_is_refused_as_such(demo_project: DemoProject) -> None:
     rows = rows_of(demo_project)
-    assert Counter(row.kind for row in rows if isinstance(row, Refusal)) == {"duplicate": demo_project.duplicated_rows}
+    assert Counter(row.kind for row in rows if isinstance(row, Refusal)) == {"duplicate": DUPLICATED_ROWS}
     ids = {row.id for row in rows if isinstance(row, Example)}
     assert ids == demo_project.trivial | demo_project.composed | demo_project.mismatched
     assert len(ids) == len(demo_project.trivial) + len(demo_project.composed) + len(demo_project.mismatched) >= 3000

@@ -56,7 +56,7 @@ def measure(directory: Path, rows: int) -> dict[str, Any]:
 
     from codetune.project.file import read_project
     from codetune.stages.exclusions import find_exclusions
-    from codetune.stages.stage import open_context
+    from codetune.stages.runner import open_context
     from codetune.store.examples import write_examples
     from tests.performance.million import Sampler, anonymous_bytes
 

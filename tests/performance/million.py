@@ -83,9 +83,9 @@ def measure(step: str, project: Path) -> dict[str, Any]:
     from codetune import workflow
     from codetune.stages.embed import EMBED
     from codetune.stages.inputs import ensure_examples
+    from codetune.stages.runner import run_stage
     from codetune.stages.score import SCORE
     from codetune.stages.select import SELECT
-    from codetune.stages.stage import run_stage
     from tests.small_world import context_of
 
     codetune.model.likelihood.CausalScorer = InstantScorer  # type: ignore[assignment,misc]

@@ -12,7 +12,7 @@ from codetune.report import doctor_text
 from codetune.report.doctor import Finding, examine_machine
 from codetune.report.requirements import PackageState, unmet_requirements
 from codetune.sandbox.probe import choose_tier
-from codetune.stages.stage import read_context
+from codetune.stages.runner import read_context
 from tests.small_world import make_small_world
 
 

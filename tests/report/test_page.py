@@ -22,7 +22,8 @@ from codetune.records import Outcome, Problem, Score, Verdict
 from codetune.report import page_rows
 from codetune.report.page import embedded_json, make_report, page_text
 from codetune.report.page_document import page_document
-from codetune.stages.stage import RunContext, read_context
+from codetune.stages.runner import read_context
+from codetune.stages.stage import RunContext
 from codetune.store.manifest import Manifest, read_manifest, write_manifest
 from codetune.store.row_artefacts import read_embeddings, read_scores, read_selection
 from tests import pipeline

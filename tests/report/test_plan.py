@@ -13,7 +13,7 @@ from codetune.project.file import read_project
 from codetune.report import plan_text
 from codetune.report.plan import make_plan
 from codetune.report.plan_parts import PlanOptions, RunPlan
-from codetune.stages.stage import read_context
+from codetune.stages.runner import read_context
 from tests import pipeline
 from tests.small_world import context_of, make_small_world
 

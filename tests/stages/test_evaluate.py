@@ -20,7 +20,8 @@ from codetune.stages.benchmarks import benchmark_of_samples, is_samples_file, op
 from codetune.stages.evaluate import EVALUATE
 from codetune.stages.generate import GENERATE
 from codetune.stages.model_ref import model_ref
-from codetune.stages.stage import RunContext, Stage, StageRequest, make_recipe, run_stage
+from codetune.stages.runner import make_recipe, run_stage
+from codetune.stages.stage import RunContext, Stage, StageRequest
 from codetune.stages.status import stage_status
 from codetune.store.block_log import LineLog, open_parts
 from codetune.store.manifest import manifest_path

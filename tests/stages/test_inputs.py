@@ -10,7 +10,8 @@ import pytest
 from codetune import workflow
 from codetune.errors import InputError, ModelError
 from codetune.stages.inputs import CONTENT, dataset_input, ensure_examples, reading_facts
-from codetune.stages.stage import RunContext, StageRequest, stage_settings
+from codetune.stages.runner import stage_settings
+from codetune.stages.stage import RunContext, StageRequest
 from codetune.stages.train import TRAIN, with_chat_format
 from codetune.store.manifest import Manifest
 from tests.small_world import context_of, rows, write_rows

@@ -13,7 +13,8 @@ from codetune import render, workflow
 from codetune.project.sections import StageName
 from codetune.stages import pipeline
 from codetune.stages.pipeline import STAGES, stages_between
-from codetune.stages.stage import Stage, run_stage
+from codetune.stages.runner import run_stage
+from codetune.stages.stage import Stage
 from tests.small_world import context_of, make_small_world, rows, write_rows
 
 MODULE = '''

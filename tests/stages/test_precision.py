@@ -9,8 +9,9 @@ import pytest
 from codetune.launch.devices import faster_precision
 from codetune.project.file import read_project
 from codetune.project.sections import Precision
+from codetune.stages.runner import read_context, run_stage
 from codetune.stages.score import SCORE
-from codetune.stages.stage import RunContext, read_context, run_stage
+from codetune.stages.stage import RunContext
 from codetune.stages.status import stage_status
 from codetune.store.manifest import read_manifest
 from tests.small_world import context_of, make_small_world

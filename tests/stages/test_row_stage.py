@@ -16,7 +16,8 @@ import pytest
 
 from codetune.errors import BusyError
 from codetune.stages import score
-from codetune.stages.stage import Recipe, StageRequest, stage_settings
+from codetune.stages.runner import stage_settings
+from codetune.stages.stage import Recipe, StageRequest
 from codetune.store.locks import locked
 from tests import pipeline
 from tests.small_world import context_of, make_small_world, run_codetune

@@ -16,16 +16,10 @@ from codetune.stages.embed import EMBED
 from codetune.stages.evaluate import EVALUATE
 from codetune.stages.inputs import CONTENT, ensure_examples
 from codetune.stages.pipeline import STAGES
+from codetune.stages.runner import input_names, stage_settings
 from codetune.stages.score import SCORE
 from codetune.stages.select import SELECT
-from codetune.stages.stage import (
-    Recipe,
-    RunContext,
-    Stage,
-    StageRequest,
-    input_names,
-    stage_settings,
-)
+from codetune.stages.stage import Recipe, RunContext, Stage, StageRequest
 from codetune.stages.status import require, stage_status
 from codetune.stages.train import TRAIN
 from codetune.store.digests import Digests

@@ -16,7 +16,7 @@ from codetune.stages.benchmarks import open_benchmark
 from codetune.stages.generate import WorkList, completed_rows
 from codetune.stages.model_ref import model_ref
 from codetune.stages.pipeline import run_job
-from codetune.stages.stage import open_context
+from codetune.stages.runner import open_context
 
 
 def main(project: Path, processes: int, parts: Path, settings: list[str], models: list[str]) -> None:

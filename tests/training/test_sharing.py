@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from codetune.project.file import read_project
-from codetune.stages.stage import open_context
+from codetune.stages.runner import open_context
 from tests import pipeline
 from tests.small_world import context_of, make_small_world
 from tests.training.ranks_on_cpus import Ranks

@@ -14,9 +14,10 @@ import pytest
 from codetune.data import source
 from codetune.errors import DataError, InputError, ModelError, StaleError
 from codetune.render import stage_document
+from codetune.stages.runner import run_stage
 from codetune.stages.score import SCORE
 from codetune.stages.select import SELECT
-from codetune.stages.stage import RunContext, run_stage
+from codetune.stages.stage import RunContext
 from codetune.stages.status import stage_status
 from codetune.stages.train import TRAIN
 from codetune.store.manifest import read_manifest
@@ -78,7 +79,7 @@ def test_killed_between_the_artefact_and_its_seal_no_row_is_done_again(
     verb(context_of(project), None)
     write_rows(project.parent / "data.jsonl", rows(33))
     with monkeypatch.context() as killed:
-        killed.setattr("codetune.stages.stage.write_manifest", lambda *_: _raise(KeyboardInterrupt))
+        killed.setattr("codetune.stages.runner.write_manifest", lambda *_: _raise(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             verb(context_of(project), None)
     again = verb(context_of(project), None)
