@@ -4,7 +4,6 @@ once."""
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from codetune import __version__, console
+from codetune.cli_benchmarks import eval_, evaluate, generate, sanitize
 from codetune.cli_inspection import doctor, explanation, follow, plan, report, slurm, status
 from codetune.commands import app as app  # for main.py
 from codetune.commands import perform
@@ -21,27 +21,15 @@ from codetune.options import (
     METHODS,
     PAD_MODES,
     STRATEGIES,
-    AfterOption,
-    BenchmarkArgument,
-    ComparedArgument,
-    CompleteOption,
-    InstructOption,
     JsonOption,
     LimitOption,
-    MeasuredArgument,
-    ModelOption,
-    ModelsOption,
     ProjectOption,
     ReplaceOption,
-    SamplesOption,
     SetOption,
     ShardOption,
-    TasksOption,
     number_or_word,
     numbers,
     one_of,
-    only_samples,
-    optional_project,
     require_outcome,
     required_project,
     stage_option,
@@ -54,8 +42,6 @@ from codetune.project.variations import split_variations
 
 if TYPE_CHECKING:
     from codetune.console import CommandResult
-    from codetune.records import ModelRef
-    from codetune.stages.stage import RunContext
 
 
 @app.callback(invoke_without_command=True)
@@ -160,142 +146,9 @@ def train(
         _run_stage("train", loaded, as_json, replace=replace)
 
 
-@app.command()
-def generate(
-    benchmark: BenchmarkArgument,
-    model: ModelOption = None,
-    instruct: InstructOption = None,
-    project: ProjectOption = None,
-    set_: SetOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Generate completions for a benchmark's tasks. Continues where it stopped."""
-    loaded = optional_project(project, set_, instruct, ["generate"])
-
-    def work() -> CommandResult:
-        from codetune import render, workflow
-        from codetune.stages import benchmarks
-        from codetune.stages.generate import GENERATE
-        from codetune.stages.runner import run_stage
-
-        context = _context(loaded)
-        tasks = benchmarks.open_benchmark(context, benchmark)
-        request = workflow.model_request(tasks, _model(context, model))
-        return render.stage(run_stage(context, GENERATE, request))
-
-    perform(work, as_json)
-
-
-@app.command()
-def sanitize(
-    source: Annotated[str, typer.Argument(metavar="BENCHMARK|FILE", help="A benchmark, or a file of samples.")],
-    model: ModelOption = None,
-    instruct: InstructOption = None,
-    project: ProjectOption = None,
-    set_: SetOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Turn completions into programs that can be run."""
-    loaded = optional_project(project, set_, instruct, ["sanitize"])
-
-    def work() -> CommandResult:
-        from codetune import render, workflow
-        from codetune.stages import benchmarks
-        from codetune.stages.runner import run_stage
-        from codetune.stages.sanitize import SANITIZE
-
-        context = _context(loaded)
-        if benchmarks.is_samples_file(context, source):
-            tasks = benchmarks.open_benchmark(context, benchmarks.benchmark_of_samples(context, Path(source)))
-            request = benchmarks.samples_request(context, tasks, Path(source))
-        else:
-            tasks = benchmarks.open_benchmark(context, source)
-            request = workflow.model_request(tasks, _model(context, model))
-        return render.stage(run_stage(context, SANITIZE, request))
-
-    perform(work, as_json)
-
-
-@app.command()
-def evaluate(
-    benchmark: MeasuredArgument,
-    samples: SamplesOption = None,
-    model: ModelOption = None,
-    instruct: InstructOption = None,
-    limit: LimitOption = None,
-    task: TasksOption = None,
-    after: AfterOption = "",
-    complete: CompleteOption = False,
-    project: ProjectOption = None,
-    set_: SetOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Judge programs in a sandbox -> pass@k."""
-    file = only_samples(samples, model)
-    loaded = optional_project(project, set_, instruct, ["evaluate"])
-
-    def work() -> CommandResult:
-        from codetune import render, workflow
-        from codetune.benchmark.benchmarks import HOLDOUT, part_of
-        from codetune.stages import benchmarks
-        from codetune.stages.evaluate import EVALUATE
-        from codetune.stages.likelihood import measure_holdout, require_no_parts
-        from codetune.stages.model_ref import default_model
-        from codetune.stages.runner import run_stage
-
-        context = _context(loaded)
-        if benchmark == HOLDOUT:
-            require_no_parts(limit, task or [], file, complete, after)
-            return render.one_likelihood(*measure_holdout(context, [default_model(context, model)]))
-        whole = benchmarks.open_benchmark(context, benchmark)
-        tasks = part_of(whole, limit, task or [], after)
-        if file:
-            request = benchmarks.samples_request(context, tasks, file)
-        else:
-            request = workflow.model_request(tasks, _model(context, model, ", or --samples FILE"), whole)
-        result = run_stage(context, EVALUATE, dataclasses.replace(request, complete=complete))
-        path = file or (request.model.directory if request.model else None)
-        (report,) = workflow.reports_in(context, [result], {request.label: path} if path else {})
-        return render.one_evaluation(report)
-
-    perform(work, as_json)
-
-
-@app.command(name="eval")
-def eval_(
-    benchmark: ComparedArgument,
-    models: ModelsOption = None,
-    all_checkpoints: Annotated[
-        bool, typer.Option("--all-checkpoints", help="Also evaluate `tuned` and every checkpoint of its training.")
-    ] = False,
-    instruct: InstructOption = None,
-    limit: LimitOption = None,
-    task: TasksOption = None,
-    after: AfterOption = "",
-    project: ProjectOption = None,
-    set_: SetOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Generate, sanitize and evaluate in one go, or measure the loss on held-out rows; several models are compared."""
-    loaded = optional_project(project, set_, instruct, ["generate", "sanitize", "evaluate"])
-
-    def work() -> CommandResult:
-        from codetune import render, workflow
-        from codetune.benchmark.benchmarks import HOLDOUT, part_of
-        from codetune.stages import benchmarks, model_ref
-        from codetune.stages.likelihood import measure_holdout, require_no_parts
-
-        context = _context(loaded)
-        names = model_ref.names_of_the_run(context, models or []) if all_checkpoints else models or []
-        if benchmark == HOLDOUT:
-            require_no_parts(limit, task or [], after=after)
-            return render.likelihoods(*measure_holdout(context, names))
-        parts = [part_of(tasks, limit, task or [], after) for tasks in benchmarks.open_benchmarks(context, benchmark)]
-        names = list(dict.fromkeys(names or [model_ref.default_model(context, None)]))
-        reports = workflow.evaluate_on_each(context, parts, names)
-        return render.evaluation(reports, workflow.compare(context, reports))
-
-    perform(work, as_json)
+for _of_benchmark in (generate, sanitize, evaluate):
+    app.command()(_of_benchmark)
+app.command(name="eval")(eval_)
 
 
 @app.command()
@@ -317,8 +170,9 @@ def run(
     def work() -> CommandResult:
         from codetune import render, workflow
         from codetune.stages.likelihood import likelihoods_in
+        from codetune.stages.runner import open_context
 
-        context = _context(loaded)
+        context = open_context(loaded)
         results = list(workflow.run(context, stages, replace, limit))
         reports = workflow.reports_in(context, results)
         return render.pipeline(results, reports, workflow.compare(context, reports), *likelihoods_in(context, results))
@@ -387,27 +241,15 @@ def demo(
     perform(work, as_json)
 
 
-def _context(project: Project) -> RunContext:
-    from codetune.stages.runner import open_context
-
-    return open_context(project)
-
-
-def _model(context: RunContext, said: str | None, instead: str = "") -> ModelRef:
-    from codetune.stages.model_ref import default_model, model_ref
-
-    return model_ref(context, default_model(context, said, instead))
-
-
 def _run_stage(
     name: StageName, project: Project, as_json: bool, shard: Shard | None = None, replace: bool = False
 ) -> None:
     def work() -> CommandResult:
         from codetune import render
         from codetune.stages.pipeline import stage_named
-        from codetune.stages.runner import run_stage
+        from codetune.stages.runner import open_context, run_stage
         from codetune.stages.stage import StageRequest
 
-        return render.stage(run_stage(_context(project), stage_named(name), StageRequest(shard, replace)))
+        return render.stage(run_stage(open_context(project), stage_named(name), StageRequest(shard, replace)))
 
     perform(work, as_json)

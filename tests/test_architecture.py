@@ -66,8 +66,10 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
         "console",
         *_NOUNS,
     ),
+    "cli_benchmarks": ("commands", "options", "render", "workflow", "stages", "benchmark", "console", *_NOUNS),
     "cli": (
         "",
+        "cli_benchmarks",
         "cli_inspection",
         "commands",
         "options",
@@ -88,7 +90,7 @@ ROOMS_OF_THEIR_OWN = ("demo.run",)  # the command stands above the workflow, wha
 HOMES: Mapping[str, tuple[str, ...]] = {
     "yaml": ("project",),
     "packaging": ("report",),
-    "typer": ("cli", "cli_inspection", "commands", "main", "options"),
+    "typer": ("cli", "cli_benchmarks", "cli_inspection", "commands", "main", "options"),
     "rich": ("console",),
     "pydantic": ("project",),
     "evalplus": ("benchmark",),
@@ -114,6 +116,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
 IMPORT_LATE = (
     "main",
     "cli",
+    "cli_benchmarks",
     "cli_inspection",
     "workflow",
     "sweep",  # the figures, with scipy
@@ -155,6 +158,7 @@ ROOMS_WITHOUT_TORCH = (
     "console",
     "options",
     "commands",
+    "cli_benchmarks",
     "cli_inspection",
     "cli",
     "workflow",
