@@ -134,20 +134,15 @@ def _details(result: StageResult) -> Details:
 
 _ROWS = RowStage(_plan, lambda context, recipe, run: row_artefacts.sealed_embeddings(run), _write)
 
-EMBED: Stage = Stage(
-    "embed",
-    _inputs,
-    lambda run, request: run.embeddings,
-    _ROWS.write_artefact,
-    prepare=_ROWS.prepare,
-    work=_ROWS.work,
-    progress=lambda context, request: _ROWS.progress(context, EMBED),
-    continue_command=lambda context: _ROWS.continue_command(context, EMBED),
-    has_saved=lambda context, request: _ROWS.has_saved(context, EMBED),
-    missing_shards=lambda context, count: _ROWS.missing_shards(context, EMBED, count),
-    details=_details,
-    documented=READING_FACTS,
-    is_taken_over=True,
-    is_needed=lambda project: STRATEGIES[project.select.strategy].needs_embeddings,
-    in_process=_ROWS.in_process,
+EMBED = _ROWS.complete(
+    Stage(
+        "embed",
+        _inputs,
+        lambda run, request: run.embeddings,
+        _ROWS.write_artefact,
+        details=_details,
+        documented=READING_FACTS,
+        is_taken_over=True,
+        is_needed=lambda project: STRATEGIES[project.select.strategy].needs_embeddings,
+    )
 )

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
@@ -82,6 +82,20 @@ class RowStage:
     sealed_rows: Callable[[RunContext, Recipe, Run], Iterator[tuple[str, int, int]]]
     write: Callable[[RunContext, Recipe, FinishedRows], StageOutput]
     additions: Sequence[str] = ()  # as of the Stage
+
+    def complete(self, stage: Stage) -> Stage:
+        """The stage with the parts in which score and embed are alike."""
+        return replace(
+            stage,
+            prepare=self.prepare,
+            work=self.work,
+            progress=lambda context, request: self.progress(context, stage),
+            continue_command=lambda context: self.continue_command(context, stage),
+            has_saved=lambda context, request: self.has_saved(context, stage),
+            missing_shards=lambda context, count: self.missing_shards(context, stage, count),
+            additions=self.additions,
+            in_process=self.in_process,
+        )
 
     def prepare(self, context: RunContext, recipe: Recipe, request: StageRequest) -> None:
         """Raises StaleError where another shard is at work with other settings."""

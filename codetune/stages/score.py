@@ -182,23 +182,17 @@ def _details(result: StageResult) -> Details:
 
 _ROWS = RowStage(_plan, _sealed_rows, _write, ADDITIONS)
 
-SCORE: Stage = Stage(
-    "score",
-    _inputs,
-    lambda run, request: run.scores,
-    _ROWS.write_artefact,
-    settings=_settings,
-    check_ahead=_check_ahead,
-    prepare=_ROWS.prepare,
-    work=_ROWS.work,
-    progress=lambda context, request: _ROWS.progress(context, SCORE),
-    continue_command=lambda context: _ROWS.continue_command(context, SCORE),
-    has_saved=lambda context, request: _ROWS.has_saved(context, SCORE),
-    missing_shards=lambda context, count: _ROWS.missing_shards(context, SCORE, count),
-    details=_details,
-    documented=READING_FACTS,
-    additions=ADDITIONS,
-    is_taken_over=True,
-    is_needed=lambda project: needs_scores(project.select),
-    in_process=_ROWS.in_process,
+SCORE = _ROWS.complete(
+    Stage(
+        "score",
+        _inputs,
+        lambda run, request: run.scores,
+        _ROWS.write_artefact,
+        settings=_settings,
+        check_ahead=_check_ahead,
+        details=_details,
+        documented=READING_FACTS,
+        is_taken_over=True,
+        is_needed=lambda project: needs_scores(project.select),
+    )
 )
