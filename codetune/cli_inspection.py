@@ -129,7 +129,7 @@ def slurm(
 
 
 def explanation(project: Project, row: str) -> CommandResult:
-    """Of `select --explain`."""
+    """What `select --explain ID` shows."""
     from codetune import render
     from codetune.stages.explanation import explain_row
     from codetune.stages.runner import read_context
@@ -138,7 +138,7 @@ def explanation(project: Project, row: str) -> CommandResult:
 
 
 def follow(project: Project, here: Node) -> CommandResult:
-    """On every machine but the first: what the first one begins."""
+    """Does, on every machine but the first, what the first one begins."""
     run_follower_node(project, here)
     return console.CommandResult(
         f"done, as machine {here.rank} of {here.count}", document={"node": here.rank, "state": "done"}

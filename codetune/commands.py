@@ -26,7 +26,7 @@ class _Commands(TyperGroup):
 
 
 def _quiet_option() -> Any:
-    """As typer makes it: the constructor of its options is another one in each version."""
+    """The option `--quiet` as typer makes it: the constructor of its options is another one in each version."""
     carrier = typer.Typer(add_completion=False)
 
     @carrier.command()

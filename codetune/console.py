@@ -169,7 +169,7 @@ def show_error(error: CodetuneError) -> None:
 
 
 def show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """In the place of `sys.excepthook`: what a library says of an error can hold anything."""
+    """Shows an unknown error in the place of `sys.excepthook`: what a library says of one can hold anything."""
     relay("".join(traceback.format_exception(kind, error, trace)))
 
 
@@ -206,7 +206,7 @@ def with_project_option(text: str) -> str:
 
 
 def set_quiet(quiet: bool) -> None:
-    """With `quiet` this command shows neither progress nor notes: its result, warnings and errors only."""
+    """Lets this command show its result, warnings and errors only, if `quiet`: neither progress nor notes."""
     global _is_quiet
     _is_quiet = quiet
 

@@ -357,7 +357,8 @@ def _named(tasks: Sequence[str]) -> str:
 
 
 def _compared_lines(compared: Sequence[ModelComparison]) -> list[str]:
-    """Of many models all against the first of their benchmark; the document has every pair."""
+    """The comparisons as lines; of many models all against the first of their benchmark. The document has every
+    pair."""
     firsts = {entry["benchmark"]: entry["models"][0] for entry in reversed(compared)}
     shown = [entry for entry in compared if entry["models"][0] == firsts[entry["benchmark"]]]
     return [line for entry in (compared if len(compared) <= SHOWN_PAIRS else shown) for line in comparison_lines(entry)]

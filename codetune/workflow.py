@@ -129,8 +129,8 @@ def reports_in(
 
 
 def _report(context: RunContext, result: StageResult, paths: Mapping[str, Path]) -> Report:
-    """With what is known of the completions behind it, and with the path of a model or file whose label does not say
-    which one it is."""
+    """The report of an evaluation, with what is known of the completions behind it, and with the path of a model or
+    file whose label does not say which one it is."""
     report = read_report(result.artefact)
     request = StageRequest(benchmark=result.artefact.parent.name, label=result.artefact.stem)
     if facts := _facts_of_completions(context, request):
@@ -141,7 +141,8 @@ def _report(context: RunContext, result: StageResult, paths: Mapping[str, Path])
 
 
 def _facts_of_completions(context: RunContext, request: StageRequest) -> dict[str, int]:
-    """Empty where codetune has not generated the completions, or where a part of them was judged."""
+    """The counts of the completions; empty where codetune has not generated them, or where a part of them was
+    judged."""
     made = [read_manifest(stage.artefact(context.run, request)) for stage in (GENERATE, SANITIZE)]
     manifests = [manifest for manifest in made if manifest is not None]
     if len(manifests) < len(made):
@@ -220,7 +221,7 @@ def _remarks(context: RunContext, stage: Stage, found: StageStatus) -> str:
 
 
 def _benchmark_line(context: RunContext, said: str, label: str, trained: bool) -> StatusLine:
-    """By the manifests alone: no tasks are read, and no Hub is asked."""
+    """The line of a benchmark and a model, by the manifests alone: no tasks are read, and no Hub is asked."""
     name = directory_name(context, said)
     request, command = StageRequest(benchmark=name, label=label), f"codetune eval {said} --model {label}"
     line = f"{name} {label}"

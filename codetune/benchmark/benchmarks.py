@@ -242,7 +242,7 @@ def locate_benchmark(reference: str, project_path: Path, demo_file: Callable[[],
 
 
 def benchmark_at_hand(reference: str, project_path: Path, demo_file: Callable[[], Path]) -> Path | None:
-    """The same without a download; None where there is no such file here."""
+    """The benchmark behind a name or a path, without a download; None where there is no such file here."""
     spec = spec_named(reference)
     match spec.source if spec else None:
         case EvalPlusDownload() as download:

@@ -161,8 +161,9 @@ def changed_names(statements: Sequence[ast.stmt], entry_point: str) -> Mapping[a
 
 
 def _without_twins(statements: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
-    """Of several functions or classes of one name, and other values bound to it, the first that gives something, as in
-    EvalPlus: an answer's second version is an afterthought, and a prompt's stub gives nothing."""
+    """The statements with one version of each function or class, and of other values bound to its name: the first that
+    gives something, as in EvalPlus: an answer's second version is an afterthought, and a prompt's stub gives
+    nothing."""
     versions: dict[str, list[ast.stmt]] = {}
     for node in statements:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -253,13 +254,13 @@ def _text(code: str, node: ast.stmt) -> str:
 
 @lru_cache(maxsize=4)  # `ast.get_source_segment` splits the whole code for every statement
 def _lines(code: str) -> list[str]:
-    """With their ends."""
+    """The lines of a program with their ends."""
     return LINE.findall(code)
 
 
 @lru_cache(maxsize=4)
 def _split(code: str) -> list[str]:
-    """Without their ends."""
+    """The lines of a program without their ends."""
     return LINE_END.split(code)
 
 
@@ -338,7 +339,8 @@ def _called(tree: ast.AST) -> set[str]:
 
 
 def _changed(statement: ast.stmt) -> set[str]:
-    """By the statement itself, the blocks in it included. A bare name counts where it is bound once more."""
+    """The names whose values a statement changes, the blocks in it included. A bare name counts where it is bound once
+    more."""
     rebinds = isinstance(statement, BLOCKS | ast.AugAssign | ast.Delete)
     return {
         name
@@ -348,7 +350,7 @@ def _changed(statement: ast.stmt) -> set[str]:
 
 
 def _changed_inside(function: ast.FunctionDef) -> set[str]:
-    """By a call of the function: what it declares global, and what is not its own."""
+    """The names whose values a call of the function changes: those that it declares global, and those not its own."""
     nodes = list(ast.walk(function))
     declared = {name for node in nodes if isinstance(node, ast.Global) for name in node.names}
     own = {node.id for node in nodes if _is_written(node)} | {node.arg for node in nodes if isinstance(node, ast.arg)}

@@ -24,7 +24,7 @@ Suite = Literal["base", "plus"]
 
 @dataclass(frozen=True, slots=True)
 class SuiteOutputs:
-    """Of every call of a suite, in order: what it returned, and how many seconds it took."""
+    """The outputs of all calls of a suite, in their order, and the seconds that each call took."""
 
     outputs: list[Value]
     seconds: list[float]

@@ -181,7 +181,8 @@ def _broke(answer: Answer) -> TypeGuard[WorkerDied]:
 
 
 def _judged_again(job: JudgeSolution) -> Answer:
-    """By a new worker, after it has judged the task's own solution: where it cannot, no program is at fault."""
+    """The answer of a new worker, after it has judged the task's own solution: where it cannot, no program is at
+    fault."""
     problem = job.candidate.problem
     known = replace(job, candidate=replace(job.candidate, code=canonical_program(problem)))
     answers = dict(run_jobs([("known", known), ("program", job)], 1, PATIENCE * JUDGE_SECONDS))

@@ -40,7 +40,7 @@ class SeedEstimate:
 
 
 def crossed_share(values: NDArray[np.float64]) -> SeedEstimate:
-    """Of pass rates [seeds, tasks], from 0 to 1.
+    """The mean of pass rates [seeds, tasks], from 0 to 1, with its interval.
 
     >>> found = crossed_share(np.array([[0.0, 1.0], [1.0, 1.0]]))  # task means 0.5 and 1, seed means 0.5 and 1
     >>> found.mean, found.standard_error, found.high  # sqrt(0.125 / 2 + 0.125 / 2)
@@ -51,16 +51,17 @@ def crossed_share(values: NDArray[np.float64]) -> SeedEstimate:
 
 
 def crossed_difference(values: NDArray[np.float64]) -> SeedEstimate:
-    """Of differences of pass rates [seeds, tasks]. Where all are equal, how much tasks differ is not known: then the
-    interval is as wide as Wilson's for none of so many tasks. The least difference is 6 outcomes at least, as in
-    `least_difference_found`."""
+    """The mean of differences of pass rates [seeds, tasks], with its interval. Where all are equal, how much tasks
+    differ is not known: then the interval is as wide as Wilson's for none of so many tasks. The least difference is 6
+    outcomes at least, as in `least_difference_found`."""
     parts, tasks = [_of_mean(values.mean(axis=0)), _of_mean(values.mean(axis=1))], values.shape[1]
     unknown = wilson_interval(0, tasks)[1]
     return _estimate(float(values.mean()), parts, tasks, unknown, FEWEST_DIFFERING / values.size)
 
 
 def nested(losses: Sequence[tuple[Sequence[float], Sequence[int]]]) -> SeedEstimate:
-    """Of the nats and tokens of the rows of each seed; of differences between two models in the place of nats."""
+    """The mean of nats a token over the rows of each seed, with its interval; of a comparison the nats are differences
+    between two models."""
     ratios = [bootstrap_ratio(nats, tokens, seed) for seed, (nats, tokens) in enumerate(losses)]
     means, rows = np.array([ratio.difference for ratio in ratios]), min(len(tokens) for _, tokens in losses)
     part = _of_mean(means) if len(means) > 1 else (ratios[0].standard_error ** 2, rows - 1)

@@ -232,7 +232,7 @@ def _node_monitor(rank: Rank, show: OnLost) -> NodeMonitor:
 
 @cache
 def _rank_monitor() -> NodeMonitor:
-    """Of a rank that the user's launcher started, for all its jobs."""
+    """The monitor of a rank that the user's launcher started, for all its jobs."""
     return _node_monitor(current_rank(), console.show_error)
 
 

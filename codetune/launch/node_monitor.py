@@ -54,7 +54,7 @@ class NodeMonitor:
             threading.Thread(target=self._watch, daemon=True).start()
 
     def stop(self) -> None:
-        """From here on another machine may leave."""
+        """Ends the watch: from here on another machine may leave."""
         self._stopped.set()
 
     @contextmanager

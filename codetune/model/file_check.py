@@ -72,8 +72,8 @@ def require_safe_files(directory: Path) -> None:
 
 
 def require_safe_encoder(directory: Path) -> None:
-    """The same for every part of a sentence-transformers model. Raises ModelError as well for a part that is not of the
-    library itself, and for adapters."""
+    """Checks every part of a sentence-transformers model like `require_safe_files`. Raises ModelError as well for a
+    part that is not of the library itself, and for adapters."""
     for part in encoder_parts(directory):
         require_safe_files(part)
         if (part / ADAPTER_CONFIG).is_file():

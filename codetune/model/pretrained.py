@@ -120,7 +120,7 @@ def build_network(config: PreTrainedConfig, **options: object) -> PreTrainedMode
 
 
 def build_outline(config: PreTrainedConfig) -> PreTrainedModel:
-    """The same without memory for the weights."""
+    """The network of a configuration without memory for its weights."""
     with torch.device("meta"):
         return build_network(config)
 

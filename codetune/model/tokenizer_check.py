@@ -70,6 +70,7 @@ def _growth(step: Mapping[str, object]) -> int:
 
 
 def _longest_entry(table: bytes) -> int:
-    """Of the table of a SentencePiece normalizer: the size of its index, the index, and texts that end in a null."""
+    """The longest text in the table of a SentencePiece normalizer: the size of its index, the index, and texts that end
+    in a null."""
     texts = table[4 + int.from_bytes(table[:4], "little") :]
     return max(len(text.decode(errors="replace")) for text in texts.split(b"\0"))

@@ -239,7 +239,7 @@ def _missing_features(project: Project) -> Iterator[tuple[str, str]]:
 
 
 def _dataset_conflicts(project: Project) -> Iterator[tuple[str, str]]:
-    """Of a list of data sets those that have no path, or no name of their own."""
+    """A mistake for each data set of a list that has no path, or no name of its own."""
     if not isinstance(project.dataset, list):
         return
     names = [dataset.name for dataset in project.dataset]

@@ -76,12 +76,12 @@ class CostVariant:
 
 
 def scoring_flops(weights: int, tokens: float, answer_tokens: float, answer_passes: int) -> float:
-    """Of rows with so many tokens in all, and in their answers."""
+    """The FLOPs of scoring rows with so many tokens in all, and in their answers."""
     return FORWARD * float(weights) * (tokens + answer_passes * answer_tokens)
 
 
 def training_flops(weights: int, tokens: float, *, is_full: bool = True) -> float:
-    """Of one pass over so many tokens."""
+    """The FLOPs of training on so many tokens, forward and backward."""
     return (TRAINING if is_full else TRAINING - FORWARD) * float(weights) * tokens
 
 
@@ -98,8 +98,8 @@ def variants(cost: SelectionCost, epochs: float) -> Sequence[CostVariant]:
 def selection_cost(
     prompt_tokens: Floats, answer_tokens: Floats, taken: RowIndices, is_pair: NDArray[np.bool_], answer_passes: int
 ) -> SelectionCost | None:
-    """Of the columns [rows], NaN for rows without a score; None where no row has one. The shuffled pairs cost one more
-    pass over prompt and answer."""
+    """The cost of a selection from columns [rows], NaN for rows without a score; None where no row has one. The
+    shuffled pairs cost one more pass over prompt and answer."""
     both = prompt_tokens + answer_tokens
     tokens, tokens_taken = float(np.nansum(both)), float(np.nansum(both[taken]))
     if not tokens:

@@ -77,7 +77,7 @@ def total_variation(before: Floats, after: Floats) -> float:
 def histograms(
     inputs: SelectionInputs, result: SelectionResult, settings: Selection, shuffled_pmi: Floats | None
 ) -> dict[str, object]:
-    """Of IFD and pmi, each with the cuts that set rows aside; None for what is not known."""
+    """The histograms of IFD and pmi, each with the cuts that set rows aside; None for what is not known."""
     is_cut = STRATEGIES[settings.strategy].needs_scores and settings.mismatch != "none"
     limits = inputs.pmi_limit if is_cut else None
     return {

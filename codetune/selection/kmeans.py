@@ -100,7 +100,7 @@ def _choose_rows(pool: ThreadPoolExecutor, centered: Vectors, drawn: Sequence[tu
 
 
 def _squared_distances(pool: ThreadPoolExecutor, centered: Vectors, rows: NDArray[np.int64]) -> Vectors:
-    """Of every row to each of `rows`, in double precision and then rounded: [len(rows), N]."""
+    """The squared distances of every row to each of `rows`, in double precision and then rounded: [len(rows), N]."""
     wanted: Floats = centered[rows].astype(np.float64)
     squares = np.einsum("rd,rd->r", wanted, wanted)[:, None]
     distances = np.empty((len(rows), len(centered)), dtype=centered.dtype)

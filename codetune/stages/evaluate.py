@@ -42,7 +42,7 @@ def _inputs(project: Project, request: StageRequest) -> Sequence[Input]:
 
 
 def _solutions_input() -> Input:
-    """Those of the whole benchmark, where a part of it is judged."""
+    """The solutions of the model; of the whole benchmark, where a part of it is judged."""
 
     def resolve(context: RunContext, request: StageRequest) -> Resolved:
         of_whole = _whole_request(request)

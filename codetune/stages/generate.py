@@ -135,7 +135,8 @@ def _check_ahead(context: RunContext, request: StageRequest, paths: Mapping[str,
 
 
 def _settings(context: RunContext, request: StageRequest, settings: Settings) -> Settings:
-    """With the kind of prompt in the place of `auto`; greedy decoding draws nothing, so it depends on no seed."""
+    """The settings with the kind of prompt in the place of `auto`; greedy decoding draws nothing, so it depends on no
+    seed."""
     model = request.model
     kind = model.kind if model else prompt_kind(context, request.label, context.run.model)
     unused = ("generate.top_p", "seed") if context.project.generate.temperature == 0 else ()
@@ -183,13 +184,13 @@ def _samples(context: RunContext, request: StageRequest) -> list[tuple[str, int]
 
 
 def _without_counts(row: LoggedCompletion) -> dict[str, object]:
-    """As EvalPlus has it: a task's samples are counted in the order in which they stand."""
+    """The row as EvalPlus has it: a task's samples are counted in the order in which they stand."""
     return {name: value for name, value in row.items() if name not in COUNTS}
 
 
 def _perform(context: RunContext, ordered: WorkList, advance: Callable[[int, int], None]) -> None:
-    """In one process for each GPU, or as many as the project says; on other machines only where a launcher has started
-    them. vLLM spreads over GPUs by itself."""
+    """Makes the samples in one process for each GPU, or as many as the project says; on other machines only where a
+    launcher has started them. vLLM spreads over GPUs by itself."""
     if not ordered.missing:
         return
     launch = context.project.launch.model_copy(update={"nodes": 1})

@@ -170,7 +170,7 @@ def _source_line(found: SourceCounts) -> str:
 
 
 def fingerprint(context: RunContext) -> str:
-    """Of the data set's files, or of its commit on the Hub."""
+    """The fingerprint of the data set's files, or of its commit on the Hub."""
     parts = [
         dataset_fingerprint(source.dataset, source.location, context.digests.file)
         for source in _named_sources(context.project)

@@ -60,7 +60,7 @@ def measure_holdout(
 def likelihoods_in(
     context: RunContext, results: Sequence[StageResult]
 ) -> tuple[list[LikelihoodReport], list[LikelihoodComparison]]:
-    """The same of those results that are of held-out rows."""
+    """The losses among the results, and the comparison of every two."""
     from codetune.benchmark.likelihood import compare_likelihoods
 
     found = [result.artefact for result in results if result.stage == EVALUATE_HOLDOUT.name]
@@ -109,7 +109,7 @@ def _changed_rows(
 
 
 def _settings(context: RunContext, request: StageRequest, settings: Settings) -> Settings:
-    """With the chat format of the model, where the project names none."""
+    """The settings with the chat format of the model, where the project names none."""
     base = model_here(context.project, "model.path")
     if settings[CHAT_FORMAT] is not None or base is None:
         return settings

@@ -87,7 +87,7 @@ def checkpoint_names(context: RunContext) -> list[str]:
 
 
 def model_digest(context: RunContext, directory: Path) -> str:
-    """Of all that decides what a model writes; of adapters together with the model below them."""
+    """The digest of all that decides what a model writes; of adapters together with the model below them."""
     own = context.digests.tree(directory)
     if not (directory / ADAPTER_CONFIG).is_file():
         return own

@@ -21,7 +21,7 @@ STAGES: tuple[Stage, ...] = (SCORE, EMBED, SELECT, TRAIN, GENERATE, SANITIZE, EV
 
 
 def stages_between(first: str, last: str) -> Sequence[Stage]:
-    """From `first` to `last`, both included. Raises UsageError for unknown names and for the wrong order."""
+    """The stages from `first` to `last`, both included. Raises UsageError for unknown names and for the wrong order."""
     begin, end = STAGES.index(stage_named(first)), STAGES.index(stage_named(last))
     if begin > end:
         order = " ".join(stage.name for stage in STAGES)

@@ -110,7 +110,7 @@ def _different_keys(found: Mapping[str, object], wanted: Mapping[str, object], n
 
 
 def _read_record(file: Path) -> dict[str, object]:
-    """Empty where there is no such file. Raises StaleError where it is damaged."""
+    """The record in a file; empty where there is no such file. Raises StaleError where it is damaged."""
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -147,7 +147,8 @@ def _progress_of(directory: Path, found: Mapping[str, object]) -> str:
 
 
 def whole_checkpoints(directory: Path) -> list[Path]:
-    """Those that a training can continue from, in no order; a command that was killed can leave a part of one."""
+    """The checkpoints that a training can continue from, in no order; a command that was killed can leave a part of
+    one."""
     return [manifest.parent for manifest in directory.glob(f"checkpoint-*/{MANIFEST}")]
 
 

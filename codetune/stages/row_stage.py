@@ -151,7 +151,7 @@ class RowStage:
         return f"{len(read_logs(parts)):,}{total} rows{other}" + (f"; {shards}" if shards else "")
 
     def continue_command(self, context: RunContext, stage: Stage) -> str:
-        """Of an artefact that is made in shards: the command of one that nobody works on; else ""."""
+        """The command of a shard that nobody works on, of an artefact that is made in shards; else ""."""
         shard = next_shard(self._shards(context, stage))
         return f"{stage.command(StageRequest())} --shard {shard[0]}/{shard[1]}" if shard else ""
 
@@ -176,7 +176,7 @@ class RowStage:
         return {key: value for key, value in made.items() if not key.endswith("(digest)")} == settings
 
     def _shards(self, context: RunContext, stage: Stage) -> list[ShardState]:
-        """Of rows made with other settings: none, because their shards cannot be continued."""
+        """The states of the shards; none for rows made with other settings, because those cannot be continued."""
         request, examples = StageRequest(), read_manifest(context.run.examples)
         parts = context.run.parts(stage.artefact(context.run, request))
         if not self._has_these_settings(context, stage):

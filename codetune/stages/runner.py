@@ -41,13 +41,14 @@ RULES = "rules"  # beside the settings of a manifest: the stage's own `rules`
 
 
 def open_context(project: Project) -> RunContext:
-    """Makes the run directory where it is missing. Raises InputError where it belongs to somebody else."""
+    """The context of the project; makes the run directory where it is missing. Raises InputError where it belongs to
+    somebody else."""
     run = open_run(project)
     return RunContext(with_precision(project, run), run, Digests(run))
 
 
 def read_context(project: Project) -> RunContext:
-    """The same without writing anything."""
+    """The context of the project, without writing anything."""
     run = inspect_run(project)
     return RunContext(with_kept_precision(project, run), run, Digests(run))
 
@@ -168,7 +169,7 @@ def _difference(context: RunContext, recipe: Recipe, manifest: Manifest) -> str:
 
 
 def _seal(context: RunContext, recipe: Recipe, output: StageOutput, reused: int, began: float) -> StageResult:
-    """From here on the artefact exists."""
+    """Writes the manifest: from here on the artefact exists."""
     before = read_manifest(recipe.artefact)
     replaced = differing_setting(context.project, recipe.artefact, before, recipe.settings) if before else ""
     manifest = Manifest(

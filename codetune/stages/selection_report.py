@@ -173,7 +173,7 @@ def _cost(
 
 
 def _characters(context: RunContext, ids: NDArray[np.uint64]) -> tuple[Floats, Floats]:
-    """Of each row the characters before its answer, and of it."""
+    """The characters of each row before its answer, and those of the answer."""
     read, lengths = array("Q"), array("d")
     for row in read_examples(context.run):
         read.append(int(row.id, 16))

@@ -74,8 +74,8 @@ def _check_ahead(context: RunContext, request: StageRequest, paths: Mapping[str,
 
 
 def _settings(context: RunContext, request: StageRequest, settings: Settings) -> Settings:
-    """With the chat format that is found where the project names none; without the key where the model is not here, and
-    without those that say what becomes of held-out rows where there are none."""
+    """The settings with the chat format that is found where the project names none; without the key where the model is
+    not here, and without those that say what becomes of held-out rows where there are none."""
     if not context.project.train.holdout:
         settings = {key: value for key, value in settings.items() if key.removeprefix("train.") not in OF_HOLDOUT}
     if settings[CHAT_FORMAT] is not None:
