@@ -32,7 +32,8 @@ from codetune.project.sections import PROJECT_FILE, Dataset
 from codetune.records import Example, Message, content_id
 from codetune.stages.benchmarks import open_benchmark
 from codetune.stages.likelihood import measure_holdout
-from codetune.stages.stage import RunContext, open_context
+from codetune.stages.runner import open_context
+from codetune.stages.stage import RunContext
 from codetune.store.files import write_lines, write_text
 from codetune.store.row_artefacts import read_selection
 from codetune.store.run_directory import Run
