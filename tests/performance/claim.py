@@ -1,13 +1,13 @@
 """The claim, twice: 40 % of the rows, chosen by several rules, against as many random rows and against all of them.
 
     python -m tests.performance.claim demo DIR [--tasks 1000] [--seeds 5]
-    python -m tests.performance.claim real DIR --data DIR --model DIR --embedder DIR [--rows 240] [--seeds 3]
+    python -m tests.performance.claim real DIR --data DIR --model DIR --embedder DIR [--size gpu] [--seeds 3]
 
 `demo` is the world of `codetune demo` with more held-out tasks; a seventh of its rows are mismatched pairs. `real` is a
 draw of short Evol-Instruct rows (`evol-round*.json` in `--data`), in 15 % of which the answers are exchanged; its
-outcome is the loss on held-out rows, of which those with an exchanged answer do not count. `--set KEY=VALUE` changes
-the project, so a GPU does `real` in full size. Both write a project into DIR and sweep over it, so a run that was
-killed continues, and more seeds come to what is there. The record is written anew after each seed."""
+outcome is the loss on held-out rows, of which those with an exchanged answer do not count. `--size gpu` takes nearly
+all rows, and longer ones. Both write a project into DIR and sweep over it, so a run that was killed continues, and more
+seeds come to what is there. The record is written anew after each seed."""
 
 from __future__ import annotations
 
@@ -40,33 +40,53 @@ from codetune.store.run_directory import Run
 from codetune.sweep import HELD_OUT_LOSS, STRATEGY, Sweep, VariantOutcome, run_sweep, sweep_outcomes
 from tests.performance.record import write_record
 
-SEED, SHARE, PLANTED_SHARE, HELD_OUT_SHARE = 42, 0.4, 0.15, 0.2
+SHARE, PLANTED_SHARE, HELD_OUT_SHARE = 0.4, 0.15, 0.3
 VARIED: Sequence[Mapping[str, Sequence[object]]] = (
     {STRATEGY: ["ifd_cluster"], "select.mismatch": ["ifd", "calibrated"]},
     {STRATEGY: ["parametric", "facility"]},
 )
+CONTROLS = ("all", "random")
 LONGEST_FORMAT = 64  # tokens that a chat format, or the prompt of the scores, adds to a row, at most
 REAL: Mapping[str, object] = {
     "name": "real",
-    "seed": SEED,
     "dataset.path": "data.jsonl",
     "dataset.instruction": "instruction",
     "dataset.response": "output",
     "model.dtype": "bfloat16",
     "select.decontaminate": [],
-    "train.method": "lora",
-    "train.epochs": 1,
-    "train.per_device_batch_size": 4,
     "train.gradient_accumulation_steps": 1,
-    "train.learning_rate": 1.0e-3,
-    "train.warmup_steps": 5,
     "train.gradient_checkpointing": False,
-    "train.lora.dropout": 0.0,
-    "train.lora.r": 16,
-    "train.lora.alpha": 32,
     "train.holdout": HELD_OUT_SHARE,
     "train.keep_best": None,  # by the loss on all held-out rows, the exchanged ones as well
     "train.evaluate_steps": 1_000_000,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How many rows are drawn, how many tokens of instruction and answer one has at most, and how they are learned."""
+
+    rows: int
+    tokens: int
+    settings: Mapping[str, object]
+
+
+SIZES = {
+    "cpu": Size(
+        240,
+        120,
+        {
+            "train.method": "lora",
+            "train.epochs": 1,
+            "train.per_device_batch_size": 4,
+            "train.learning_rate": 1.0e-3,
+            "train.warmup_steps": 5,
+            "train.lora.dropout": 0.0,
+            "train.lora.r": 16,
+            "train.lora.alpha": 32,
+        },
+    ),
+    "gpu": Size(3500, 1024, {"train.epochs": 2, "train.per_device_batch_size": 16, "train.learning_rate": 1.0e-4}),
 }
 
 
@@ -76,6 +96,7 @@ class World:
 
     project_file: Path
     assignments: Sequence[str]
+    seed: int
     mismatched: frozenset[str]
     has_benchmark: bool
 
@@ -92,7 +113,7 @@ class World:
 
 def main() -> None:
     given = read_arguments()
-    settings = {key: value for key, value in vars(given).items() if not isinstance(value, Path)}
+    settings = {key: value.name if isinstance(value, Path) else value for key, value in vars(given).items()}
     world = demo_world(given) if given.world == "demo" else real_world(given)
     for seeds in range(1, given.seeds + 1):
         print(write_record(f"claim-{given.world}", {**settings, "seeds": seeds}, measure(world, seeds)), flush=True)
@@ -105,45 +126,47 @@ def read_arguments() -> argparse.Namespace:
     for each, seeds in ((demo, 5), (real, 3)):
         each.add_argument("directory", type=Path)
         each.add_argument("--seeds", type=int, default=seeds)
+        each.add_argument("--seed", type=int, default=42, help="of the rows, and the first one of the trainings")
         each.add_argument("--set", dest="assignments", action="append", default=[], metavar="KEY=VALUE")
     demo.add_argument("--tasks", type=int, default=1000)
     for name in ("--data", "--model"):
         real.add_argument(name, type=Path, required=True)
-    real.add_argument("--embedder", default="hashing", help="a sentence-transformers model")
-    real.add_argument("--rows", type=int, default=240)
-    real.add_argument("--tokens", type=int, default=120, help="of instruction and answer, at most")
+    real.add_argument("--embedder", type=Path, help="a sentence-transformers model; without it: hashed n-grams")
+    real.add_argument("--size", choices=SIZES, default="cpu")
     return parser.parse_args()
 
 
 def demo_world(given: argparse.Namespace) -> World:
-    made = write_demo_project(given.directory, SEED, given.tasks)
-    return World(made.project_file, given.assignments, made.mismatched, has_benchmark=True)
+    made = write_demo_project(given.directory, given.seed, given.tasks)
+    return World(made.project_file, given.assignments, given.seed, made.mismatched, has_benchmark=True)
 
 
 def real_world(given: argparse.Namespace) -> World:
-    rows, exchanged = plant(draw_rows(given.data / "evol-round*.json", given.model, given.rows, given.tokens))
+    size = SIZES[given.size]
+    rows, exchanged = plant(draw_rows(given.data / "evol-round*.json", given.model, size, given.seed), given.seed)
     given.directory.mkdir(parents=True, exist_ok=True)
     documents = ({"instruction": instruction, "output": answer} for instruction, answer in rows)
     write_lines(given.directory / "data.jsonl", map(json.dumps, documents))
-    longest = given.tokens + LONGEST_FORMAT
-    places = {"model.path": str(given.model.resolve()), "embed.model": given.embedder}
-    lengths = {"score.max_length": longest, "train.max_length": longest}
-    write_text(given.directory / PROJECT_FILE, commented_yaml({**REAL, **places, **lengths}))
-    return World(given.directory / PROJECT_FILE, given.assignments, exchanged, has_benchmark=False)
+    embedder = str(given.embedder.resolve()) if given.embedder else "hashing"
+    places = {"model.path": str(given.model.resolve()), "embed.model": embedder}
+    lengths = dict.fromkeys(("score.max_length", "train.max_length"), size.tokens + LONGEST_FORMAT)
+    settings = {**REAL, **size.settings, **places, **lengths, "seed": given.seed}
+    write_text(given.directory / PROJECT_FILE, commented_yaml(settings))
+    return World(given.directory / PROJECT_FILE, given.assignments, given.seed, exchanged, has_benchmark=False)
 
 
-def draw_rows(path: Path, model: Path, count: int, longest: int) -> list[tuple[str, str]]:
-    """Instruction and answer of `count` rows that have at most `longest` tokens, or of all of them."""
+def draw_rows(path: Path, model: Path, size: Size, seed: int) -> list[tuple[str, str]]:
+    """Instruction and answer of as many rows as `size` says, or of all that are short enough."""
     source, tokenizer = Dataset(path=str(path), instruction="instruction", response="output"), load_tokenizer(model)
     rows = [(row.instruction, row.answer) for row in read_examples(source, str(path)) if isinstance(row, Example)]
     lengths = [len(ids) for ids in tokenizer(["\n".join(row) for row in rows])["input_ids"]]
-    short = [row for row, length in zip(rows, lengths, strict=True) if length <= longest]
-    return random.Random(SEED).sample(short, min(count, len(short)))
+    short = [row for row, length in zip(rows, lengths, strict=True) if length <= size.tokens]
+    return random.Random(seed).sample(short, min(size.rows, len(short)))
 
 
-def plant(rows: Sequence[tuple[str, str]]) -> tuple[list[tuple[str, str]], frozenset[str]]:
+def plant(rows: Sequence[tuple[str, str]], seed: int) -> tuple[list[tuple[str, str]], frozenset[str]]:
     """The rows, in a share of which each has the answer of another one of them; and the ids of these."""
-    chosen = random.Random(SEED).sample(range(len(rows)), int(PLANTED_SHARE * len(rows)))
+    chosen = random.Random(seed).sample(range(len(rows)), int(PLANTED_SHARE * len(rows)))
     answers = {row: rows[other][1] for row, other in zip(chosen, [*chosen[1:], chosen[0]], strict=True)}
     planted = [(instruction, answers.get(row, answer)) for row, (instruction, answer) in enumerate(rows)]
     ids = (content_id((Message("user", planted[row][0]), Message("assistant", planted[row][1]))) for row in chosen)
@@ -165,12 +188,12 @@ def measure(world: World, seeds: int) -> dict[str, Any]:
     return {
         "mismatched": len(world.mismatched),
         "base": base_figures(world, of_all.runs),
-        "trained": dict(sorted(found.items(), key=lambda item: tuple(found).index(item[0]))),
+        "trained": {name: found[name] for name in sorted(found, key=lambda name: name not in CONTROLS)},
     }
 
 
 def name_of(outcome: VariantOutcome) -> str:
-    """The name of a variant; `random` for the control, which all of them share."""
+    """The name of a variant or control; `random` for the draw of as many rows, which all variants share."""
     return outcome.name.partition(" as ")[0]
 
 
@@ -207,7 +230,7 @@ def base_figures(world: World, runs: Sequence[str]) -> dict[str, float]:
 
 
 def context_of(world: World, run: str, offset: int = 0) -> RunContext:
-    place = {"name": Path(run).name, "output_dir": run, "seed": SEED + offset, STRATEGY: "all"}
+    place = {"name": Path(run).name, "output_dir": run, "seed": world.seed + offset, STRATEGY: "all"}
     return open_context(read_project(world.project_file, world.assignments, place))
 
 

@@ -43,7 +43,7 @@ def main() -> None:
             )
             print(f"{path.stem} ({device}, torch {record['versions']['torch']})\n")
             print(markdown(rows))
-    if not sys.argv[1:]:
+    if not sys.argv[1:] and all((RESULTS / f"{name}.json").is_file() for name in CLAIMS):
         print(markdown(claim_table(read_claims())))
 
 
