@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from codetune.errors import ModelError, first_line
 from codetune.model.attention import SEGMENTED, ModelInputs, UnsupportedAttentionError, packed_inputs
-from codetune.model.plain_layers import input_embeddings
+from codetune.model.plain_layers import evaluation_mode, input_embeddings
 
 LENGTH = 7
 # Parts of the largest logit. In 16 bits the rounding of a product may depend on the offset in the row.
@@ -88,16 +88,9 @@ def _logits(
     network: PreTrainedModel, sharded: ShardedNetwork | None, rows: Sequence[ModelInputs]
 ) -> list[torch.Tensor]:
     """[T, V] of each row. NaN becomes 0: it says nothing about attention, and the loss will show it."""
-    run, was_training = sharded.module if sharded else network, network.training
-    run.train(False)
-    for layer in run.modules():  # in evaluation mode bitsandbytes reorders 4-bit weights for good, without gradients
-        weight = getattr(layer, "weight", None)
-        layer.training = isinstance(weight, torch.Tensor) and not weight.is_floating_point()
-    try:
-        with torch.no_grad():
-            return [run(**row, use_cache=False).logits[0].float().nan_to_num(0, 0, 0) for row in rows]
-    finally:
-        run.train(was_training)
+    run = sharded.module if sharded else network
+    with evaluation_mode(run), torch.no_grad():
+        return [run(**row, use_cache=False).logits[0].float().nan_to_num(0, 0, 0) for row in rows]
 
 
 def _are_close(one: torch.Tensor, other: torch.Tensor, tolerance: float) -> bool:
