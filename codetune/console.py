@@ -44,7 +44,7 @@ NAMED_COMMAND = (
 T = TypeVar("T")
 SECONDS_BETWEEN_UPDATES = 0.1  # of a bar: rich takes 0.25 ms for each, more than to read a row of a data set
 SECONDS_BETWEEN_LINES = 30.0  # of progress, where standard error is no terminal
-_warned: set[str] = set()
+_shown: set[str] = set()
 _is_quiet = False  # set once, by the command line
 _LOG_FILE_WIDTH = 10_000  # characters; a message or a row of a table stays one line in a file
 _GAP = 3  # spaces between the columns of a table
@@ -178,9 +178,15 @@ def warn(message: str) -> None:
 
 
 def warn_once(message: str) -> None:
-    if message not in _warned:
-        _warned.add(message)
+    if message not in _shown:
+        _shown.add(message)
         warn(message)
+
+
+def say_once(message: str) -> None:
+    if message not in _shown:
+        _shown.add(message)
+        say(message)
 
 
 def relay(text: str) -> None:

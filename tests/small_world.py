@@ -86,6 +86,13 @@ def await_end(pids: list[int]) -> None:
         time.sleep(0.05)
 
 
+def task(number: int, *, begun: bool) -> dict[str, Any]:
+    """One to be solved, or, not `begun`, one that its prompt solves already, whatever follows."""
+    prompt = f"def add_{number}(x):\n    return x + {number}\n\n\ndef main():\n"
+    solved = {**_task(number), "task_id": f"Apart/{number}", "prompt": prompt, "canonical_solution": "    pass\n"}
+    return {**_task(number), "task_id": f"Apart/{number}"} if begun else solved
+
+
 def _task(number: int) -> dict[str, Any]:
     return {
         "task_id": f"Small/{number}",

@@ -128,6 +128,8 @@ IMPORT_LATE = (
     "stages.row_stage",
     "stages.train",
     "stages.generate",
+    "stages.sandbox",  # the judge, which runs programs
+    "stages.task_rate",
     "stages.sanitize",
     "stages.evaluate",
     "stages.likelihood",

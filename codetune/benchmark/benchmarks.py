@@ -181,6 +181,11 @@ class Benchmark:
     whole: Sequence[Problem]  # all tasks, of which `problems` may be a part
     left_out: Mapping[str, str] = field(default_factory=dict)  # task id -> why its tests cannot be run
 
+    def without_others(self, samples: Sequence[Completion | Solution]) -> list[Completion | Solution]:
+        """The samples without those for tasks of the whole that this part lacks."""
+        others = {problem.task_id for problem in self.whole} - {problem.task_id for problem in self.problems}
+        return [sample for sample in samples if sample.task_id not in others]
+
 
 def open_benchmark(reference: str, file: Path, name: str) -> Benchmark:
     """Reads all tasks of a file. `reference` is what the user called it, `name` what its artefacts are called. Raises

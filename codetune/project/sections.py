@@ -33,15 +33,15 @@ TrainingObjective = Literal["nll", "dft"]
 Optimizer = Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "adafactor", "muon"]
 Precision = Literal["float32", "bfloat16", "float16"]  # of the arithmetic, once `auto` is resolved
 Text = Annotated[str, Field(min_length=1)]
-OF_HOLDOUT = ("evaluate_steps", "keep_best", "patience")  # keys of `train` without an effect if no rows are held out
 OneOrMore = BeforeValidator(lambda value: [value] if isinstance(value, str | int | float) else value)  # a list of one
 Names = Annotated[list[Text], Field(min_length=1), OneOrMore]
-AnswerChecks = Annotated[list[Literal["parses", "names", "examples", "closed", "language", "repeats"]], OneOrMore]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Chance = Annotated[float, Field(ge=0, lt=1)]
+AnswerChecks = Annotated[list[Literal["parses", "names", "examples", "closed", "language", "repeats"]], OneOrMore]
+OF_HOLDOUT = ("evaluate_steps", "keep_best", "patience")  # keys of `train` without an effect if nothing is held out
 T = TypeVar("T")
 
 
@@ -254,13 +254,17 @@ class Training(Section):
         "select",
     )
     evaluate_steps: Count | None = setting(
-        None, "optimizer steps between two evaluations on the held-out rows; null: after each epoch", "train"
+        None, "optimizer steps between two evaluations on the held-out rows or tasks; null: after each epoch", "train"
     )
     keep_best: Literal["loss", "pass@1"] | None = setting(
-        "loss", "the weights that are kept: those with the lowest held-out loss, or null: the last", "train"
+        "loss", "the weights that are kept: of the lowest held-out loss, of the best pass@1, or null: the last", "train"
     )
+    tasks: Text | None = setting(
+        None, "keep_best pass@1: the benchmark it is measured on; no reported result counts these tasks"
+    )
+    task_count: Count | None = setting(None, "so many of its tasks only, picked by their ids; null: all")
     patience: Count | None = setting(
-        None, "stop after so many evaluations in a row without a lower held-out loss; null: never", "train"
+        None, "stop after so many evaluations in a row that are no better by keep_best; null: never", "train"
     )
     compile: Literal["auto", "always"] = setting(
         "auto", "torch.compile; auto compiles where a record shows that it pays: nowhere yet", free_on_resume=True
@@ -268,6 +272,10 @@ class Training(Section):
     objective: TrainingObjective = setting("nll", "nll, or dft: the loss of a token times its probability", "train")
     lora: LoraSettings = LoraSettings.model_construct()
     quantization: Quantization = Quantization.model_construct()
+
+    @property
+    def is_evaluated(self) -> bool:
+        return bool(self.holdout) or self.keep_best == "pass@1"  # between its steps
 
 
 class Generation(Section):
@@ -378,6 +386,5 @@ class Project(Section):
 
 # Valid values whose feature this version lacks: they are refused, never accepted and ignored.
 NOT_IN_THIS_VERSION: Mapping[str, Sequence[object]] = {
-    "train.keep_best": ("pass@1",),
     "train.compile": ("always",),
 }

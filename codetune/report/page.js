@@ -438,6 +438,7 @@ function training(place, { lines, of_lines: ofLines, is_finished: isFinished, fa
   const inGigabytes = lines.map((line) => ({ ...line, peak_memory_gigabytes: isKnown(line.peak_memory_bytes) ? line.peak_memory_bytes / 1e9 : null }));
   const made = [
     curve("Loss (nats a token)", lines, [["training loss", "loss", "taken"], ["loss on held-out rows", "holdout_loss", "mismatched"]]),
+    lines.some((line) => isKnown(line["pass@1"])) ? curve("pass@1 on the tasks of train.tasks (share)", lines, [["pass@1", "pass@1", "taken"]]) : null,
     curve("Tokens a second", lines, [["tokens a second", "tokens_per_second", "taken"]]),
     curve("Peak memory of a GPU (GB)", inGigabytes, [["peak memory", "peak_memory_gigabytes", "taken"]]),
     lines.some((line) => line.padding_rate > 0) ? curve("Padding (share of the tokens computed)", lines, [["padding", "padding_rate", "taken"]]) : null,
@@ -445,7 +446,7 @@ function training(place, { lines, of_lines: ofLines, is_finished: isFinished, fa
   place.append(el("div", { class: "pair" }, made));
   if (!made[0]) place.append(el("p", { class: "soft" }, "train/metrics.jsonl has no lines yet, so there are no curves."));
   if (made[0] && !lines.some((line) => isKnown(line.holdout_loss))) place.append(el("p", { class: "soft" }, "No rows are held out (train.holdout is 0), so there is no held-out loss."));
-  if (made[0] && !made[2]) place.append(el("p", { class: "soft" }, "The memory was not measured: there was no GPU."));
+  if (made[0] && !made[3]) place.append(el("p", { class: "soft" }, "The memory was not measured: there was no GPU."));
   const shown = Object.entries(facts).map(([name, value]) => [name.replaceAll("_", " "), isKnown(value) ? (typeof value === "number" ? value.toLocaleString("en", { maximumSignificantDigits: 6 }) : `${value}`) : "not measured"]);
   if (shown.length) place.append(el("details", {}, el("summary", {}, "All figures of the training"), table(["figure", "value"], shown)));
 }

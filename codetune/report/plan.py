@@ -60,6 +60,7 @@ from codetune.stages.precision import with_precision
 from codetune.stages.select import SELECT
 from codetune.stages.stage import RunContext, StageRequest
 from codetune.stages.status import stage_status
+from codetune.stages.task_rate import check_measurable
 from codetune.stages.train import TRAIN, with_chat_format
 from codetune.store.digests import Digests
 from codetune.store.examples import read_examples
@@ -196,6 +197,8 @@ class _Planning:
         if model and self.options.card is None:
             here = max(1, processes // project.launch.nodes)
             self.ahead.attempt(partial(require_trainable, project, model.directory, here, processes))
+        if model:
+            self.ahead.attempt(partial(check_measurable, self.read, project, model.directory))
         if run.model.exists():
             self.ahead.attempt(partial(is_pending, self.context, TRAIN, request, [(TRAIN, request)]))
 

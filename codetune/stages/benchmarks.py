@@ -12,6 +12,7 @@ from codetune.benchmark.benchmarks import (
     Benchmark,
     artefact_name,
     benchmark_at_hand,
+    benchmark_digest,
     locate_benchmark,
     read_problems,
     spec_named,
@@ -20,6 +21,7 @@ from codetune.benchmark.benchmarks import (
 )
 from codetune.benchmark.evalplus_format import holds_samples, read_samples
 from codetune.benchmark.published_tasks import is_published
+from codetune.benchmark.tasks_apart import picked_tasks, tasks_left, without_tasks
 from codetune.console import quantity
 from codetune.errors import DataError, UsageError
 from codetune.records import Problem
@@ -28,9 +30,39 @@ from codetune.store.manifest import Manifest
 from codetune.user_files import require_plain_file
 
 NAMED_TASKS = 5  # at most, in a warning
+IS_PART = "is_part"  # fact of completions, programs and evaluations
 
 
 def open_benchmark(context: RunContext, reference: str) -> Benchmark:
+    """The benchmark as it is reported: without the tasks of `train.tasks`, which is said. Raises as
+    `open_whole_benchmark`, and UsageError where no task is left."""
+    whole = open_whole_benchmark(context, reference)
+    reported = without_tasks(whole, tasks_apart(context))
+    if apart := len(whole.problems) - len(reported.problems):
+        console.say_once(
+            f"{whole.title}: {quantity(apart, 'task')} of {len(whole.problems)} left out for every model: the weights "
+            "are chosen on them (train.tasks)"
+        )
+    return reported
+
+
+def tasks_apart(context: RunContext) -> Sequence[Problem]:
+    """The tasks that pass@1 is measured on while the model is trained; none where `train.tasks` is not set. Raises as
+    `open_whole_benchmark`, and UsageError where there are fewer than `train.task_count`."""
+    settings = context.project.train
+    if settings.tasks is None:
+        return ()
+    return picked_tasks(open_whole_benchmark(context, settings.tasks).problems, settings.task_count)
+
+
+def tasks_apart_at_hand(context: RunContext) -> Sequence[Problem] | None:
+    """The same without a download; None where the file is not on this machine."""
+    settings = context.project.train
+    problems = problems_at_hand(context, settings.tasks) if settings.tasks is not None else ()
+    return None if problems is None else picked_tasks(problems, settings.task_count)
+
+
+def open_whole_benchmark(context: RunContext, reference: str) -> Benchmark:
     """Warns of tasks that cannot be run. Raises UsageError for an unknown name, DataError for a file that holds no
     tasks in a known format."""
     file = locate_benchmark(reference, _project_path(context, reference), lambda: _demo_file(context))
@@ -121,7 +153,7 @@ def benchmark_of_samples(context: RunContext, path: Path) -> str:
         return name
     for reference in context.project.evaluate.benchmarks:
         if not spec_named(reference):
-            problems = open_benchmark(context, reference).problems
+            problems = open_whole_benchmark(context, reference).problems
             if any(problem.task_id == first for problem in problems):
                 return reference
     if name:
@@ -152,10 +184,12 @@ def tasks_input() -> Input:
 
 
 def tasks_facts(context: RunContext, request: StageRequest) -> dict[str, str]:
-    """For the manifest: the file of the tasks and its digest, so that a later change is seen without reading tasks."""
+    """For the manifest: the file of the tasks and its digest, so that a later change is seen without reading tasks; and
+    whether the tasks are a part of the file's."""
     tasks = request.tasks
     assert tasks is not None
-    return {"benchmark_file": str(tasks.file), "benchmark_file_digest": context.digests.file(tasks.file)}
+    of_file = {"benchmark_file": str(tasks.file), "benchmark_file_digest": context.digests.file(tasks.file)}
+    return of_file if len(tasks.problems) == len(tasks.whole) else {**of_file, IS_PART: "yes"}
 
 
 def samples_input(name: str) -> Input:
@@ -177,7 +211,11 @@ def _changed_tasks(
     file = Path(manifest.facts.get("benchmark_file", ""))
     if file.is_file() and context.digests.file(file) != manifest.facts["benchmark_file_digest"]:
         return f"the tasks in {file} have changed since"
-    return ""
+    apart = tasks_apart_at_hand(context)
+    if apart is None or not (apart or IS_PART in manifest.facts) or not file.is_file():
+        return ""  # tasks are read only where some are, or were, left out
+    is_same = benchmark_digest(tasks_left(read_problems(file), apart)) == manifest.inputs["benchmark"]
+    return "" if is_same else f"{artefact} was made without, or with, tasks that train.tasks keeps apart now"
 
 
 def _project_path(context: RunContext, reference: str) -> Path:

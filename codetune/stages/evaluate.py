@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING
 from codetune import console
 from codetune.benchmark.benchmarks import Benchmark, runnable
 from codetune.benchmark.evalplus_format import read_samples
-from codetune.errors import DataError, InputError
-from codetune.launch.environment import thread_count, user_cache
+from codetune.errors import DataError
+from codetune.launch.environment import thread_count
 from codetune.project.sections import Project
-from codetune.records import Completion, Problem, Solution, Verdict
+from codetune.records import Completion, Solution, Verdict
 from codetune.stages.benchmarks import samples_input, tasks_facts, tasks_input
 from codetune.stages.generate import GENERATE
-from codetune.stages.sandbox import working_tier
+from codetune.stages.sandbox import expected_outputs, prepare_expected, working_tier
 from codetune.stages.sanitize import SANITIZE
 from codetune.stages.stage import Input, Recipe, Resolved, RunContext, Stage, StageOutput, StageRequest
 from codetune.stages.status import require
 from codetune.store.block_log import LineLog, open_parts, read_objects
-from codetune.store.files import require_writable, write_text
+from codetune.store.files import write_text
 from codetune.store.manifest import read_manifest
 from codetune.store.run_directory import Run
 
@@ -67,13 +67,7 @@ def _check(context: RunContext, request: StageRequest) -> None:
 def _check_ahead(context: RunContext, request: StageRequest, paths: Mapping[str, Path]) -> None:
     """Raises CodetuneError where no sandbox tier works, InputError where expected outputs cannot be kept."""
     working_tier(context.project.evaluate.sandbox)
-    try:
-        require_writable(user_cache() / "expected")
-    except OSError as why:
-        raise InputError(
-            f"{user_cache()}: expected outputs cannot be kept there ({why.strerror}). Expected: a directory that can "
-            "be written to. Name one in CODETUNE_CACHE_DIR"
-        ) from why
+    expected_outputs()
 
 
 def _prepare(context: RunContext, recipe: Recipe, request: StageRequest) -> None:
@@ -125,8 +119,7 @@ def _samples(tasks: Benchmark, source: Path, k: Sequence[int], complete: bool) -
     from codetune.benchmark.evaluate import check_samples
 
     ids = {problem.task_id for problem in tasks.problems}
-    others = {problem.task_id for problem in tasks.whole} - ids
-    samples = [sample for sample in read_samples(source) if sample.task_id not in others]
+    samples = tasks.without_others(read_samples(source))
     check_samples(tasks.problems, samples, k)
     there = {sample.task_id for sample in samples}
     missing = [problem.task_id for problem in tasks.problems if problem.task_id not in there]
@@ -146,13 +139,13 @@ def _judge(context: RunContext, request: StageRequest, missing: Sequence[Solutio
     from codetune.benchmark.judge import JUDGE_BROKE, judge
 
     assert request.tasks is not None
-    tier, expected, workers = working_tier(context.project.evaluate.sandbox), user_cache() / "expected", thread_count()
+    tier = working_tier(context.project.evaluate.sandbox)
     wanted = {solution.task_id for solution in missing}
     problems = [problem for problem in request.tasks.problems if problem.task_id in wanted]
-    _prepare_expected(request.benchmark, problems, expected, tier)
+    expected = prepare_expected(request.benchmark, problems, tier)
     label = f"evaluate {request.benchmark} {request.label}"
     with console.progress(label, total, "sample", total - len(missing)) as bar:
-        for verdict in judge(problems, missing, expected, workers, tier):
+        for verdict in judge(problems, missing, expected, thread_count(), tier):
             log.append(asdict(verdict))
             if verdict.failure.startswith(JUDGE_BROKE):
                 console.warn(
@@ -160,16 +153,6 @@ def _judge(context: RunContext, request: StageRequest, missing: Sequence[Solutio
                     "the task's own solution. Look at that sample, and please report it"
                 )
             bar.advance(1)
-
-
-def _prepare_expected(benchmark: str, problems: Sequence[Problem], expected: Path, tier: str) -> None:
-    """Expected outputs that the user's cache lacks."""
-    from codetune.benchmark.judge import count_missing, prepare
-
-    if unknown := count_missing(problems, expected):
-        with console.progress(f"expected outputs of {benchmark}", unknown, "task", 0) as bar:
-            for _ in prepare(problems, expected, thread_count(), tier):
-                bar.advance(1)
 
 
 def _verdict_log(run: Run, artefact: Path) -> Path:

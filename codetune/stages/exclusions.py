@@ -24,7 +24,7 @@ from codetune.selection.duplicates import find_duplicates
 from codetune.selection.leaks import find_leaks
 from codetune.selection.select import eligible_rows
 from codetune.selection.strategies import SelectionInputs
-from codetune.stages.benchmarks import open_benchmark, problems_at_hand
+from codetune.stages.benchmarks import open_whole_benchmark, problems_at_hand
 from codetune.stages.sandbox import failed_examples, working_tier
 from codetune.stages.stage import Input, Resolved, RunContext, StageRequest, StageResult
 from codetune.store.digests import combined
@@ -100,7 +100,7 @@ def named_benchmarks_input(project: Project) -> Sequence[Input]:
         return ()
 
     def resolve(context: RunContext, request: StageRequest) -> Resolved:
-        return Resolved(combined(open_benchmark(context, name).digest for name in names))
+        return Resolved(combined(open_whole_benchmark(context, name).digest for name in names))
 
     def change(
         context: RunContext, request: StageRequest, artefact: Path, manifest: Manifest, allow_overrides: bool
@@ -116,7 +116,7 @@ def check_filters(context: RunContext, request: StageRequest, paths: Mapping[str
     settings = context.project.select
     if settings.decontaminate != "auto":
         for name in settings.decontaminate:
-            open_benchmark(context, name)
+            open_whole_benchmark(context, name)
     if "examples" in settings.checks:
         working_tier(context.project.evaluate.sandbox)
 
@@ -144,11 +144,13 @@ def _problems(context: RunContext, facts: dict[str, object]) -> list[Problem]:
     """The tasks to compare with; writes down where they come from."""
     names = context.project.select.decontaminate
     if names == "auto":
-        at_hand = {name: problems_at_hand(context, name) for name in context.project.evaluate.benchmarks}
+        apart = context.project.train.tasks
+        named = [*context.project.evaluate.benchmarks, *([apart] if apart else [])]
+        at_hand = {name: problems_at_hand(context, name) for name in named}
         if lacking := [name for name, problems in at_hand.items() if problems is None]:
             facts[NOT_AT_HAND] = lacking
     else:
-        at_hand = {name: open_benchmark(context, name).problems for name in names}
+        at_hand = {name: open_whole_benchmark(context, name).problems for name in names}
     problems = {name: found for name, found in at_hand.items() if found is not None}
     if problems:
         facts[COMPARED] = {name: len(found) for name, found in problems.items()}

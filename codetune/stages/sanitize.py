@@ -39,7 +39,7 @@ def _write(context: RunContext, recipe: Recipe, request: StageRequest) -> StageO
 
     assert request.tasks is not None
     source: Path = recipe.paths["samples" if request.samples else "generate"]
-    pairs = pair_with_problems(request.tasks.problems, read_samples(source))
+    pairs = pair_with_problems(request.tasks.problems, request.tasks.without_others(read_samples(source)))
     label = f"sanitize {request.benchmark} {request.label}"
     found = dict(console.track(sanitize_all(pairs, thread_count()), label, len(pairs), "sample"))
     cleaned = [found[position] for position in range(len(pairs))]

@@ -43,13 +43,16 @@ def stage_status(
     if manifest is None:
         progress = stage.progress(context, request)
         return StageStatus("missing") if progress is None else StageStatus("partial", progress)
-    inputs = [part for part in stage.inputs(context.project, request) if part.name in manifest.inputs]
+    read = stage.inputs(context.project, request)
+    inputs = [part for part in read if part.name in manifest.inputs]
     upstream = {
         part.name: stage_status(context, part.upstream, request, allow_overrides=allow_overrides)
         for part in inputs
         if part.upstream is not None
     }
     changed = _change(context, stage, request, manifest, allow_overrides)
+    if not changed and (gone := manifest.inputs.keys() - {part.name for part in read}):
+        changed = f"{artefact} was made of {', '.join(sorted(gone))} as well, which the project no longer names"
     for part in inputs:
         if not changed and part.upstream is not None:
             changed = _changed_upstream(context, part, upstream[part.name], request, artefact, manifest)

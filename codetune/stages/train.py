@@ -43,6 +43,14 @@ from codetune.stages.stage import (
     StageRequest,
     StageResult,
 )
+from codetune.stages.task_rate import (
+    TASKS,
+    check_measurable,
+    measuring_settings,
+    prepare_tasks,
+    task_measure,
+    tasks_apart_input,
+)
 from codetune.store.files import replacing, write_text
 from codetune.store.manifest import Manifest
 from codetune.store.row_artefacts import read_selection
@@ -53,10 +61,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CHAT_FORMAT = "model.chat_format"
+MEASURED = ("holdout", "tasks_apart")  # facts that only an evaluated training has
 
 
 def _inputs(project: Project, request: StageRequest) -> Sequence[Input]:
-    return artefact_input(SELECT), model_input("base", "model.path")
+    return artefact_input(SELECT), model_input("base", "model.path"), *tasks_apart_input(project)
 
 
 def _check(context: RunContext, request: StageRequest) -> None:
@@ -70,13 +79,16 @@ def _check_ahead(context: RunContext, request: StageRequest, paths: Mapping[str,
 
     rank, here = current_rank(), process_count(context.project)
     processes = rank.world_size if rank.world_size > 1 else here * context.project.launch.nodes
-    require_trainable(with_chat_format(context.project, paths["base"]), paths["base"], here, processes)
+    project = with_chat_format(context.project, paths["base"])
+    require_trainable(project, paths["base"], here, processes)
+    check_measurable(context, project, paths["base"])
 
 
 def _settings(context: RunContext, request: StageRequest, settings: Settings) -> Settings:
     """The settings with the chat format that is found where the project names none; without the key where the model is
-    not here, and without those that say what becomes of held-out rows where there are none."""
-    if not context.project.train.holdout:
+    not here, and without those that say what becomes of evaluations where there are none."""
+    settings = {**settings, **measuring_settings(context.project)}
+    if not context.project.train.is_evaluated:
         settings = {key: value for key, value in settings.items() if key.removeprefix("train.") not in OF_HOLDOUT}
     if settings[CHAT_FORMAT] is not None:
         return settings
@@ -99,11 +111,11 @@ def _write(context: RunContext, recipe: Recipe, request: StageRequest) -> StageO
     project, run = with_chat_format(context.project, recipe.paths["base"]), context.run
     if context.project.model.chat_format is None:
         console.say(f"train: the chat format found in the model is {project.model.chat_format}")
-    directory = claim_training(run, recipe, request.replace)
+    directory, tasks = claim_training(run, recipe, request.replace), prepare_tasks(context)
     with replacing(run.model) as saved, console.progress("training", None, "step") as bar:
         paths = {"model": str(recipe.paths["base"]), "directory": str(directory), "saved": str(saved)}
         found, *_ = perform(
-            Job(recipe.stage, project, {**paths, "replace": request.replace}),
+            Job(recipe.stage, project, {**paths, "replace": request.replace, TASKS: tasks}),
             process_count(project),
             lambda rank, message: _show(bar, message, directory) if rank == 0 else None,
             _in_process,
@@ -149,13 +161,13 @@ def _in_process(job: Job, worker: WorkerContext) -> dict[str, Any]:
             worker.send_progress,
             group,
             holdout=read_selection(run.holdout) if job.project.train.holdout and run.holdout.exists() else (),
+            tasks=task_measure(details[TASKS], job.project, Path(details["model"]), group),
             replace=details["replace"],
             notify=lambda kind, text: worker.send_progress({kind: text}),
         )
     refused = Counter(refusal.kind for refusal in summary.dropped)
     facts = {name: value for name, value in asdict(summary).items() if name not in ("rows", "dropped")}
-    if summary.holdout is None:
-        del facts["holdout"]
+    facts = {name: value for name, value in facts.items() if name not in MEASURED or value is not None}
     dropped = [refusal.id for refusal in summary.dropped]
     return {"rows": summary.rows, "refused": refused, "dropped": dropped, "facts": facts}
 
@@ -216,6 +228,10 @@ def _details(result: StageResult) -> Details:
         loss = f"{held_out['loss']:.4f} nats a token on {quantity(held_out['rows'], 'row')}"
         stopped = ", stopped early" if held_out["stopped_early"] else ""
         lines.append(f"held-out loss: {loss}, with the weights of step {held_out['step']:,}{stopped}")
+    if apart := facts.get("tasks_apart"):
+        stopped = ", stopped early" if apart["stopped_early"] else ""
+        rate = f"{percent(apart['pass_rate'])} of the {quantity(apart['tasks'], 'task')} of train.tasks"
+        lines.append(f"pass@1: {rate}, with the weights of step {apart['step']:,}{stopped}")
     if taken := facts.get(TAKEN_BY_SOURCE):
         lines.append(f"rows of each data set: {', '.join(f'{name} {rows:,}' for name, rows in taken.items())}")
     if facts["truncated_rows"]:

@@ -46,6 +46,8 @@ from codetune.training.loss import LossFunction, loss_function
 from codetune.training.metrics import FlopCounter, peak_flops_per_second
 from codetune.training.parallelism import SHARDED, ParallelStrategy, is_unsharded, without_sharded_loading
 
+JudgeTasks = Callable[[], tuple[int, int]]  # how many tasks passed, and how many were judged in this rank
+
 
 @dataclass(frozen=True, slots=True)
 class BaseModel:
@@ -83,6 +85,7 @@ class TrainingInputs:
     peak_flops_per_second: float | None  # of this rank's GPU
     strategy: ParallelStrategy
     holdout: HoldoutBatches | None
+    judge_tasks: JudgeTasks | None
 
 
 def arithmetic_precision(project: Project) -> Precision:
@@ -171,6 +174,7 @@ def training_inputs(
     token_cache: TokenCache,
     holdout: TokenCache | None,
     group: ProcessGroup,
+    judge_tasks: JudgeTasks | None = None,
 ) -> TrainingInputs:
     settings, network, device = project.train, base_network(model), choose_device()
     rank, pad_token = group.member.rank, _pad_token(network)
@@ -191,6 +195,7 @@ def training_inputs(
         None if device == "cpu" else peak_flops_per_second(base.precision, torch.cuda.get_device_name(device)),
         base.strategy,
         None if holdout is None else HoldoutBatches.of(holdout, plan, rank, settings.max_length, pad_token),
+        judge_tasks,
     )
 
 

@@ -9,7 +9,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,13 +21,14 @@ from codetune.errors import CodetuneError
 from codetune.launch.process_group import ProcessGroup
 from codetune.project.sections import Training
 from codetune.training.checkpoint import Checkpoint, Fingerprint, prune_checkpoints, seal_checkpoint
-from codetune.training.holdout import HoldoutHistory, RowLoss
+from codetune.training.holdout import HoldoutHistory, RankEvaluation
 from codetune.training.metrics import MetricAccumulator, MetricsLine, StepMetrics, append_metrics, truncate_metrics
 
 ProgressReport = Callable[[Mapping[str, float | None]], None]
 NoticeKind = Literal["activity", "note", "warning"]  # what goes on before the first step; what is worth a line
 Notify = Callable[[NoticeKind, str], None]
-Evaluate = Callable[[], Sequence[RowLoss]]
+Evaluate = Callable[[], RankEvaluation]
+PASS_RATE = "pass@1"  # in a line of metrics
 # Each rank knows these of its own part of a step; the learning rate, the norm and the time are the same in all.
 SUMMED_OVER_RANKS = ("loss", "tokens", "tokens_seen", "samples", "flops", "peak_flops")
 
@@ -43,7 +44,7 @@ class StepControl:
 
 class TrainingCallbacks:
     """`saves_last_step` says whether a resumed training could make the model of a checkpoint of the last step;
-    `evaluation_steps` are those between two evaluations on the held-out rows, None where there are no such rows."""
+    `evaluation_steps` are those between two evaluations on held-out rows or tasks, None where there are neither."""
 
     def __init__(
         self,
@@ -77,7 +78,12 @@ class TrainingCallbacks:
     def best_step(self) -> int | None:
         """The step whose weights are kept instead of the last ones; None where there is none."""
         holdout = self.metrics.holdout
-        return holdout.best_step if holdout is not None and self._settings.keep_best == "loss" else None
+        return holdout.best_step if holdout is not None and self._settings.keep_best is not None else None
+
+    @property
+    def kept_step(self) -> int:
+        """The step whose weights are kept."""
+        return self.best_step or self.step
 
     def on_train_begin(self, checkpoint: Checkpoint | None) -> None:
         """Continues the sums of the checkpoint; drops lines of metrics after it."""
@@ -87,7 +93,7 @@ class TrainingCallbacks:
             truncate_metrics(self._metrics_file, self.step)
 
     def on_step_end(self, step: int, epoch: float, rank_metrics: StepMetrics, evaluate: Evaluate) -> StepControl:
-        """`evaluate` gives the losses of this rank's held-out rows."""
+        """`evaluate` gives this rank's part of an evaluation."""
         self.step = step
         metrics = self._over_ranks(rank_metrics)
         evaluated = self._evaluate(evaluate)
@@ -147,20 +153,28 @@ class TrainingCallbacks:
         return self._directory / "metrics.jsonl"
 
     def _evaluate(self, evaluate: Evaluate) -> MetricsLine:
-        """The held-out loss for the line of this step; empty where no evaluation is due. Raises CodetuneError where the
-        loss is not finite."""
+        """The held-out loss and pass@1 for the line of this step; empty where no evaluation is due. Raises
+        CodetuneError where the loss is not finite."""
         is_due = self._evaluation_steps and (self.step % self._evaluation_steps == 0 or self.step == self.total_steps)
         if not is_due or self.metrics.holdout is None:
             return {}
-        rows = evaluate()
-        nats, tokens = self._group.sum([sum(row.nats for row in rows), sum(row.tokens for row in rows)])
+        found = evaluate()
+        own = [
+            sum(row.nats for row in found.losses),
+            sum(row.tokens for row in found.losses),
+            found.passed,
+            found.tasks,
+        ]
+        nats, tokens, passed, tasks = self._group.sum(own)
         if not math.isfinite(nats):
             raise CodetuneError(
                 f"The loss on the held-out rows is not a finite number after step {self.step} of {self.total_steps}. "
                 "Expected: a finite number. Lower train.learning_rate, or set model.dtype: float32"
             )
-        self.metrics = replace(self.metrics, holdout=self.metrics.holdout.plus(self.step, nats / tokens))
-        return {"holdout_loss": nats / tokens}
+        loss, pass_rate = nats / tokens if tokens else None, passed / tasks if tasks else None
+        self.metrics = replace(self.metrics, holdout=self.metrics.holdout.plus(self.step, loss, pass_rate))
+        line = {"holdout_loss": loss, PASS_RATE: pass_rate}
+        return {name: value for name, value in line.items() if value is not None}
 
     def _over_ranks(self, metrics: StepMetrics) -> StepMetrics:
         own = [getattr(metrics, name) for name in SUMMED_OVER_RANKS]

@@ -117,13 +117,13 @@ def prune_checkpoints(directory: Path, keep: int, best_step: int | None = None) 
             _delete(checkpoint)
 
 
-def checkpoint_of(directory: Path, step: int) -> Path:
-    """The checkpoint of the step with the lowest held-out loss. Raises StaleError where it was removed."""
+def checkpoint_of(directory: Path, step: int, best: str) -> Path:
+    """The checkpoint of the best step; `best` says by what. Raises StaleError where it was removed."""
     for checkpoint in sealed_checkpoints(directory):
         if checkpoint.step == step:
             return checkpoint.path
     raise StaleError(
-        f"{directory / f'checkpoint-{step}'} is missing, which has the weights with the lowest held-out loss. "
+        f"{directory / f'checkpoint-{step}'} is missing, which has the weights of {best}. "
         "Expected: the checkpoints as codetune left them. Restore it, or train anew: set train.keep_best: null and add "
         "--replace to this command"
     )

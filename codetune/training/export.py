@@ -34,7 +34,7 @@ def export_model(
     assert chat_format is not None  # found before the work began
     set_default_attention(network)
     network.config.use_cache = True
-    network.generation_config = _generation_config(tokenizer, chat_format, answer_end_tokens)
+    network.generation_config = trained_generation_config(tokenizer, chat_format, answer_end_tokens)
     if not isinstance(model, PeftModel):
         cast_weights(model, dtype)
         model.save_pretrained(saved)
@@ -58,7 +58,7 @@ def _save_adapters(model: PeftModel, directory: Path, dtype: torch.dtype) -> Non
         model.save_pretrained(str(directory), save_embedding_layers=False)
 
 
-def _generation_config(
+def trained_generation_config(
     tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat, answer_end_tokens: frozenset[int]
 ) -> GenerationConfig:
     """Generation stops at EOS, at `answer_end_tokens`, and at the chat format's end of turn where that is one token."""

@@ -1,5 +1,5 @@
-"""The loss on held-out rows: micro-batches of them -> nats a learned token over all rows, and the history of these
-losses in a training, which says which step was the best and when to stop.
+"""The loss on held-out rows: micro-batches of them -> nats a learned token over all rows; and the history of these
+losses, and of pass@1 on tasks, in a training, which says which step was the best and when to stop.
 
 Rows do not see each other, whatever `train.pack_isolation` says, dropout is off, and no random number is drawn: the
 training goes on as if there had been no evaluation. Several ranks share the rows; all have the same number of
@@ -7,7 +7,7 @@ micro-batches, because under FSDP and ZeRO each forward pass is a collective cal
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -16,12 +16,28 @@ from accelerate.utils import send_to_device
 
 from codetune.data.packing import PACKED, MicroBatchPlan
 from codetune.data.token_cache import TokenCache
+from codetune.model.plain_layers import evaluation_mode
 from codetune.project.sections import PadMode
 from codetune.training.batch_sampler import RankDataset
 from codetune.training.collate import Collator, StepTensors
 from codetune.training.loss import LossFunction
 
 MICRO_BATCHES_AT_ONCE = 8  # of a rank, collated together
+
+
+@dataclass(frozen=True, slots=True)
+class BestWords:
+    """What `train.keep_best` goes by, in the words of messages."""
+
+    better: str
+    of: str
+    where: str
+
+
+BEST = {
+    "loss": BestWords("lower loss on the held-out rows", "the lowest held-out loss", "the held-out loss is lowest"),
+    "pass@1": BestWords("higher pass@1 on train.tasks", "the highest pass@1", "pass@1 on train.tasks is highest"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,21 +50,39 @@ class RowLoss:
 
 
 @dataclass(frozen=True, slots=True)
+class RankEvaluation:
+    """One evaluation, of one rank: the losses of its held-out rows, and the tasks that were judged there."""
+
+    losses: Sequence[RowLoss] = ()
+    passed: int = 0
+    tasks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class HoldoutHistory:
-    """The evaluations of a training up to a step; checkpoints store it."""
+    """The evaluations of a training up to a step; checkpoints store it. The best one is that of the highest pass@1
+    where there are tasks, else of the lowest loss; of equal ones the earliest."""
 
     last_loss: float | None = None  # nats a token
-    best_loss: float | None = None
+    best_loss: float | None = None  # at the best step
     best_step: int | None = None
     since_best: int = 0  # evaluations
+    last_pass_rate: float | None = None
+    best_pass_rate: float | None = None
 
-    def plus(self, step: int, loss: float) -> Self:
-        if self.best_loss is None or loss < self.best_loss:
-            return type(self)(loss, loss, step)
-        return replace(self, last_loss=loss, since_best=self.since_best + 1)
+    def plus(self, step: int, loss: float | None, pass_rate: float | None = None) -> Self:
+        if self._is_best(loss, pass_rate):
+            return type(self)(loss, loss, step, 0, pass_rate, pass_rate)
+        return replace(self, last_loss=loss, last_pass_rate=pass_rate, since_best=self.since_best + 1)
+
+    def _is_best(self, loss: float | None, pass_rate: float | None) -> bool:
+        if pass_rate is not None:
+            return self.best_pass_rate is None or pass_rate > self.best_pass_rate
+        assert loss is not None  # something is measured
+        return self.best_loss is None or loss < self.best_loss
 
     def is_exhausted(self, patience: int | None) -> bool:
-        """Whether so many evaluations in a row have brought no lower loss."""
+        """Whether so many evaluations in a row were no better."""
         return patience is not None and self.since_best >= patience
 
 
@@ -84,14 +118,11 @@ def row_losses(
 ) -> list[RowLoss]:
     """The loss of each row of this rank. `model` is the network, or the module that wraps it; it is left in the mode
     that it was in. The caller sets the precision of the arithmetic."""
-    was_training = model.training
-    model.eval()
     found = []
-    for step in batches:
-        for batch in step["micro_batches"]:
+    with evaluation_mode(model):
+        for batch in (batch for step in batches for batch in step["micro_batches"]):
             losses = loss_function(model, send_to_device(batch, device)).double().cpu()  # [N]
             ends = [0, *batch["row_ends"]]
             for row, first, end in zip(batch["rows"], ends[:-1], ends[1:], strict=True):
                 found.append(RowLoss(row, float(losses[first:end].sum()), end - first))
-    model.train(was_training)
     return found

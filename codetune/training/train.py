@@ -6,8 +6,7 @@ stopped. Every rank calls it; rank 0 writes and reports. The steps themselves ar
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from peft import PeftModel
@@ -24,7 +23,7 @@ from codetune.model.load import count_parameters, load_configuration, load_token
 from codetune.model.model_files import resized
 from codetune.project.keys import free_on_resume
 from codetune.project.sections import OF_HOLDOUT, Project, Training
-from codetune.records import Example, Message, Refusal
+from codetune.records import Example, Message
 from codetune.training import build_model, parallelism
 from codetune.training.batch_sampler import StepSampler, evaluation_steps, samples_per_step, total_steps
 from codetune.training.build_model import BaseModel
@@ -41,8 +40,11 @@ from codetune.training.checkpoint import (
     remove_other_checkpoints,
 )
 from codetune.training.export import export_model
+from codetune.training.holdout import BEST
 from codetune.training.parallelism import SHARDED, ParallelStrategy, StrategyChoice
 from codetune.training.plausibility import TrainingSize, implausible_settings
+from codetune.training.summary import TrainingSummary, summarize
+from codetune.training.task_rate import TaskMeasure, task_judge
 from codetune.training.trainer import StepTrainer, explain_out_of_memory, require_supported, training_arguments
 
 TOKENS_FILE, HOLDOUT_FILE = "tokens.i32", "holdout.i32"
@@ -50,39 +52,6 @@ PROBE = (Message("user", "Add 1 and 2."), Message("assistant", "1 + 2"))  # any 
 CONVERSATIONS = PROBE, (Message("system", "Be brief."), *PROBE)
 SHORTEST = Example("0" * 16, (Message("user", "x"), Message("assistant", "y")), "", "")
 ADAPTER_SHARE = 0.01  # of a model's parameters, at most, in adapters of the usual rank
-
-
-@dataclass(frozen=True, slots=True)
-class HoldoutSummary:
-    """The loss of the saved model on the held-out rows, in nats a token, and the step that its weights are of."""
-
-    rows: int
-    refused: int  # dropped, as they would be in training
-    loss: float | None
-    step: int
-    stopped_early: bool
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingSummary:
-    """Sums over all calls that continued one training. `last_loss` is that of the last step."""
-
-    rows: int
-    dropped: tuple[Refusal, ...]
-    truncated_rows: int
-    lost_tokens: int
-    lost_share: float  # of all tokens of the rows that were kept
-    steps: int
-    tokens: int
-    padding_rate: float
-    seconds: float
-    peak_memory_bytes: int | None
-    mfu: float | None
-    last_loss: float | None
-    processes: int
-    strategy: ParallelStrategy
-    strategy_because: str
-    holdout: HoldoutSummary | None
 
 
 def train(
@@ -95,10 +64,12 @@ def train(
     group: ProcessGroup = SINGLE_PROCESS,
     *,
     holdout: Iterable[Example] = (),
+    tasks: TaskMeasure | None = None,
     replace: bool = False,
     notify: Notify = lambda kind, text: None,
 ) -> TrainingSummary:
-    """Writes checkpoints and metrics in `directory`, and the finished model in `saved`; measures the loss on `holdout`.
+    """Writes checkpoints and metrics in `directory`, and the finished model in `saved`; measures the loss on `holdout`
+    and pass@1 on `tasks`.
 
     `report` gets `{"step", "steps", "epoch", "loss", "learning_rate", "grad_norm"}` after every step, `notify` gets
     doubtful settings and the step of a checkpoint before the first one. Ctrl-C and SIGTERM raise KeyboardInterrupt
@@ -109,7 +80,8 @@ def train(
     choice = _choose_strategy(project, model_path, group.member.local_world_size, group.count)
     rows, held_out = TokenizedRows(examples, project, tokenizer), TokenizedRows(holdout, project, tokenizer)
     token_cache, holdout_cache = _tokenize(rows, held_out, directory, group)
-    fingerprint = _fingerprint(project, model_path, token_cache, holdout_cache, group.count, choice.strategy)
+    held_out_digests = _digests(holdout_cache, tasks)
+    fingerprint = _fingerprint(project, model_path, token_cache, held_out_digests, group.count, choice.strategy)
     checkpoint = _last_checkpoint(directory, fingerprint, group, replace)
     steps = total_steps(project.train, len(token_cache), group.count)
     for kind, text in _notices(project, model_path, len(token_cache), steps, group.count, checkpoint):
@@ -121,10 +93,11 @@ def train(
     notify("activity", "loading the model")
     model = _load_model(project, base, arguments, [token_cache, holdout_cache], group)
     sharded = choice.strategy in SHARDED  # then no model could be made of a checkpoint of the last step
-    every = evaluation_steps(project.train, len(token_cache), group.count) if holdout_cache else None
+    every = evaluation_steps(project.train, len(token_cache), group.count) if held_out_digests else None
     callbacks = TrainingCallbacks(project.train, directory, fingerprint, steps, report, group, not sharded, every)
     callbacks.on_train_begin(checkpoint)
-    inputs = build_model.training_inputs(model, project, base, token_cache, holdout_cache, group)
+    judge = None if tasks is None else task_judge(tasks, model, project, tokenizer, rows.answer_end_tokens, group)
+    inputs = build_model.training_inputs(model, project, base, token_cache, holdout_cache, group, judge)
     trainer = StepTrainer(model, arguments, inputs, callbacks)
     _take_steps(trainer, callbacks, checkpoint, notify)
     with callbacks.interruptible():  # all steps are done: an interruption waits until the model is saved
@@ -133,8 +106,7 @@ def train(
         if group.is_first:
             _save(whole, tokenizer, rows.answer_end_tokens, project, base, directory, saved)
     parallelism.load_whole_models()  # later stages may run in this process
-    of_holdout = _holdout_summary(holdout_cache, held_out, callbacks)
-    return _summary(token_cache, rows, callbacks, choice, group.count, of_holdout)
+    return summarize(token_cache, rows, callbacks, choice, group.count, (holdout_cache, held_out), tasks)
 
 
 def require_trainable(project: Project, model_path: Path, processes_here: int, processes: int) -> None:
@@ -268,14 +240,13 @@ def _fingerprint(
     project: Project,
     model_path: Path,
     token_cache: TokenCache,
-    holdout_cache: TokenCache | None,
+    held_out: Mapping[str, str],
     processes: int,
     strategy: ParallelStrategy,
 ) -> dict[str, object]:
     """Everything that a checkpoint must share with the training that continues it."""
-    free = {"holdout", *(key.removeprefix("train.") for key in free_on_resume())}
-    free |= set() if holdout_cache else {*OF_HOLDOUT}
-    held_out = {"digest of the held-out rows": holdout_cache.digest} if holdout_cache else {}
+    free = {"holdout", "tasks", "task_count", *(key.removeprefix("train.") for key in free_on_resume())}
+    free |= set() if held_out else {*OF_HOLDOUT}
     settings = project.train.model_dump(mode="json", exclude=free)
     used = {"full": (), "lora": ("lora",), "qlora": ("lora", "quantization")}[project.train.method]
     for unused in {"lora", "quantization"}.difference(used):
@@ -292,6 +263,12 @@ def _fingerprint(
         STRATEGY: parallelism.checkpoint_compatibility(strategy, processes),
         **{f"train.{name}": value for name, value in settings.items()},
     }
+
+
+def _digests(holdout_cache: TokenCache | None, tasks: TaskMeasure | None) -> dict[str, str]:
+    """Of the held-out rows and of the tasks that are kept apart, where there are any."""
+    of_rows = {"digest of the held-out rows": holdout_cache.digest} if holdout_cache else {}
+    return of_rows | ({"digest of the tasks": tasks.digest} if tasks else {})
 
 
 def _load_model(
@@ -322,17 +299,18 @@ def _take_steps(
 def _keep_best(
     trainer: StepTrainer, callbacks: TrainingCallbacks, directory: Path, settings: Training, notify: Notify
 ) -> None:
-    """Takes the weights of the step with the lowest held-out loss, where that is not the last one; says so, and where
-    the training stopped early. A collective call."""
+    """Takes the weights of the best step, where that is not the last one; says so, and where the training stopped
+    early. A collective call."""
+    best = BEST["loss" if settings.keep_best is None else settings.keep_best]
     if callbacks.stops_early:
         notify(
             "note",
             f"Stops after step {callbacks.step:,} of {callbacks.total_steps:,}: {settings.patience} evaluations in a "
-            "row brought no lower loss on the held-out rows (train.patience)",
+            f"row brought no {best.better} (train.patience)",
         )
     if callbacks.best_step not in (None, callbacks.step):
-        trainer.load_weights(checkpoint_of(directory, callbacks.best_step))
-        notify("note", f"Keeps the weights of step {callbacks.best_step:,}, where the held-out loss is lowest")
+        trainer.load_weights(checkpoint_of(directory, callbacks.best_step, best.of))
+        notify("note", f"Keeps the weights of step {callbacks.best_step:,}, where {best.where}")
 
 
 def _whole_model(
@@ -360,43 +338,3 @@ def _save(
         export_model(whole, tokenizer, project, base.precision, answer_end_tokens, saved)
     for file in (TOKENS_FILE, HOLDOUT_FILE):
         remove_token_cache(directory / file)
-
-
-def _holdout_summary(
-    token_cache: TokenCache | None, rows: TokenizedRows, callbacks: TrainingCallbacks
-) -> HoldoutSummary | None:
-    history = callbacks.metrics.holdout
-    if token_cache is None or history is None:
-        return None
-    kept = callbacks.best_step or callbacks.step
-    loss = history.last_loss if kept == callbacks.step else history.best_loss
-    return HoldoutSummary(len(token_cache), len(rows.dropped), loss, kept, callbacks.step < callbacks.total_steps)
-
-
-def _summary(
-    token_cache: TokenCache,
-    rows: TokenizedRows,
-    callbacks: TrainingCallbacks,
-    choice: StrategyChoice,
-    processes: int,
-    holdout: HoldoutSummary | None,
-) -> TrainingSummary:
-    total = callbacks.metrics.since_start
-    return TrainingSummary(
-        rows=len(token_cache),
-        dropped=tuple(rows.dropped),
-        truncated_rows=rows.truncated_rows,
-        lost_tokens=rows.lost_tokens,
-        lost_share=rows.lost_tokens / (token_cache.tokens + rows.lost_tokens),
-        steps=callbacks.step,
-        tokens=total.tokens,
-        padding_rate=total.padding_rate,
-        seconds=total.seconds,
-        peak_memory_bytes=callbacks.metrics.peak_memory_bytes,
-        mfu=total.mfu,
-        last_loss=callbacks.metrics.last_loss,
-        processes=processes,
-        strategy=choice.strategy,
-        strategy_because=choice.reason,
-        holdout=holdout,
-    )

@@ -38,7 +38,7 @@ from codetune.training.build_model import BaseModel, TrainingInputs
 from codetune.training.callbacks import StepControl, TrainingCallbacks
 from codetune.training.checkpoint import Checkpoint, continuation, explain_full_disk
 from codetune.training.collate import MicroBatchTensors
-from codetune.training.holdout import RowLoss, row_losses
+from codetune.training.holdout import RankEvaluation, RowLoss, row_losses
 from codetune.training.loss import OBJECTIVES, LossFunction
 from codetune.training.metrics import StepMetrics
 from codetune.training.optimizers import muon_with_adamw, optimizer_arguments, require_optimizer
@@ -86,8 +86,15 @@ def training_arguments(
 
 
 def require_supported(settings: Training, precision: Precision, strategy: ParallelStrategy, device: str) -> None:
-    """Raises ProjectError for float16 on a CPU, a tracker that is not installed, or as `require_optimizer` does."""
+    """Raises ProjectError for float16 on a CPU, a tracker that is not installed, a sharded model that is to answer
+    tasks, or as `require_optimizer` does."""
     require_optimizer(settings, strategy)
+    if settings.keep_best == "pass@1" and strategy in SHARDED:
+        raise ProjectError(
+            f"train.keep_best is pass@1, and launch.strategy {strategy} leaves no process the whole model, which has "
+            "to answer the tasks. Expected: a strategy under which each has it. Set launch.strategy: ddp or zero2, or "
+            "train.keep_best: loss"
+        )
     if device == "cpu" and precision == "float16":
         raise ProjectError(
             "model.dtype is float16, and there is no GPU. Expected: a number format that this machine can train in. "
@@ -227,18 +234,22 @@ class StepTrainer(Trainer):
             peak_flops=seconds * (self._inputs.peak_flops_per_second or 0.0) if self._flops else 0.0,
             **self._counts,
         )
-        due = self._callbacks.on_step_end(step, epoch, metrics, self._losses_on_holdout)
+        due = self._callbacks.on_step_end(step, epoch, metrics, self._evaluation)
         self._step_began = time.perf_counter()  # an evaluation does not count as training time
         if due.metrics is not None:  # for the trackers of train.report_to
             self.log({name: value for name, value in due.metrics.items() if value is not None})
         return due
 
-    def _losses_on_holdout(self) -> list[RowLoss]:
-        """The losses of this rank's held-out rows."""
-        assert self._inputs.holdout is not None
+    def _evaluation(self) -> RankEvaluation:
+        """The losses of this rank's held-out rows, and the tasks that it has judged."""
+        losses, passed, tasks = list[RowLoss](), 0, 0
         assert self._loss_function is not None
         with self.compute_loss_context_manager():
-            return row_losses(self.model_wrapped, self._loss_function, self._inputs.holdout, self.args.device)
+            if self._inputs.holdout is not None:
+                losses = row_losses(self.model_wrapped, self._loss_function, self._inputs.holdout, self.args.device)
+            if self._inputs.judge_tasks is not None:
+                passed, tasks = self._inputs.judge_tasks()
+        return RankEvaluation(losses, passed, tasks)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: object) -> None:
         step = self.state.global_step

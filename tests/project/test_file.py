@@ -179,7 +179,7 @@ def test_a_mistake_has_the_line_of_what_is_wrong(text: str, line: int, key: str,
         ("evaluate: {benchmarks: []}", "at least one item"),
         ("train: {holdout: -1}", "greater than or equal to 0 or greater than 0"),
         ("train: {holdout: 1.0}", "a valid integer or less than 1"),
-        ("train: {keep_best: bleu}", "`loss` (the weights that are kept"),
+        ("train: {keep_best: bleu}", "`loss` or `pass@1` (the weights that are kept"),
     ],
 )
 def test_a_wrong_value_is_reported_with_what_was_expected(text: str, expected: str, tmp_path: Path) -> None:
@@ -222,6 +222,11 @@ def test_processes_are_a_number_or_auto(processes: object, tmp_path: Path) -> No
         ("train: {patience: 2}", "train.patience"),
         ("train: {evaluate_steps: 5, holdout: 0}", "train.evaluate_steps"),
         ("train: {method: qlora, quantization: {bits: 8, type: fp4}}", "train.quantization.type"),
+        ("train: {keep_best: pass@1}", "train.keep_best"),
+        ("train: {task_count: 5}", "train.task_count"),
+        ("train: {tasks: cruxeval}", "train.tasks"),
+        ("train: {keep_best: pass@1, tasks: mbpp}", "train.tasks"),
+        ("{train: {keep_best: pass@1, tasks: cruxeval}, launch: {strategy: zero3}}", "launch.strategy"),
     ],
 )
 def test_what_cannot_go_together_is_refused(text: str, key: str, tmp_path: Path) -> None:

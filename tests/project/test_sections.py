@@ -34,7 +34,7 @@ SECTIONS: dict[str, str] = {
 ONE_MEANING = ("generate.backend", "launch.processes")
 # Known by the content behind them: another spelling of a path changes nothing.
 NAMES = {"dataset.path", "dataset.split", "dataset.instruction", "dataset.response"}
-NAMES |= {"model.path", "score.model", "embed.model"}
+NAMES |= {"model.path", "score.model", "embed.model", "train.tasks"}
 SEALING_KEYS = {
     "score": [
         "model.dtype",
@@ -136,6 +136,7 @@ SEALS_NOTHING = NAMES | {
     "train.keep_checkpoints",
     "train.report_to",
     "train.compile",
+    "train.task_count",
     "generate.batch_size",
     "generate.backend",
     "evaluate.benchmarks",

@@ -19,7 +19,8 @@ from codetune.project.sections import Project
 from codetune.records import Message
 from codetune.training.checkpoint import sealed_checkpoints
 from codetune.training.holdout import HoldoutHistory, RowLoss
-from codetune.training.train import TrainingSummary, train
+from codetune.training.summary import TrainingSummary
+from codetune.training.train import train
 from tests.training.test_train import same
 from tests.training.tiny import base_model, examples, metrics, project
 
@@ -90,6 +91,14 @@ def test_evaluations_change_no_bit_of_the_training(
     assert run(project(), base, tmp_path, holdout=()).holdout is None
     assert without(evaluated[0]) == metrics(tmp_path)
     assert same(evaluated[0] / "saved", tmp_path / "saved")
+
+
+def test_evaluations_leave_quantised_weights_as_they_are(base: Path, tmp_path: Path) -> None:
+    for name, rows in (("evaluated", HELD_OUT), ("plain", ())):
+        settings = project("bfloat16", method="qlora", evaluate_steps=1, keep_best=None, max_steps=3)
+        run(settings, base, tmp_path / name, holdout=rows)
+    assert without(tmp_path / "evaluated") == without(tmp_path / "plain")
+    assert same(tmp_path / "evaluated/saved", tmp_path / "plain/saved")
 
 
 @pytest.mark.parametrize(

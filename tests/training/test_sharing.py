@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from codetune.project.file import read_project
 from codetune.stages.runner import open_context
 from tests import pipeline
-from tests.small_world import context_of, make_small_world
+from tests.small_world import context_of, make_small_world, task, write_rows
 from tests.training.ranks_on_cpus import Ranks
 from tests.training.runs import metrics, selected_run, setting_flags, stopped_at
 from tests.training.tiny import base_model
@@ -32,6 +32,10 @@ STEPS = 6
 HOLDOUT = (
     *("train.holdout=6", "train.max_steps=2", "train.evaluate_steps=1"),
     *("train.learning_rate=0.5", "train.scheduler=constant"),
+)
+BY_TASKS = (
+    *("train.keep_best=pass@1", "train.tasks=apart.jsonl", "train.max_steps=2", "train.evaluate_steps=1"),
+    *("generate.prompt=completion", "generate.max_new_tokens=4"),
 )
 # Method, strategy, and what moves to the memory of the CPU.
 ZERO = [
@@ -81,6 +85,17 @@ def held_out(world: Path) -> Path:
     return world / "runs/holdout"
 
 
+@pytest.fixture(scope="module")
+def by_tasks(world: Path) -> Path:
+    """What one process learns and measures on three tasks, two of which are solved by their prompts."""
+    tasks = [task(number, begun=number == 1) for number in range(3)]
+    write_rows(world / "apart.jsonl", tasks)
+    run = selected_run(world, "by-tasks")
+    flags = {"output_dir": f"runs/{run.name}", "select.strategy": "random"}
+    pipeline.train(open_context(read_project(world / "codetune.yaml", BY_TASKS, flags)))
+    return run
+
+
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_fsdp_learns_what_one_process_does_and_any_number_continues_it(
     ranks: Ranks, world: Path, method: str, alone: dict[str, Path]
@@ -119,6 +134,18 @@ def test_processes_share_the_held_out_rows_and_keep_the_best_weights(
     assert all(
         torch.allclose(weights(run)[name], tensor, rtol=0, atol=1e-2) for name, tensor in weights(held_out).items()
     )
+
+
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("zero2", marks=needs_zero)])
+def test_processes_share_the_tasks_that_choose_the_weights(
+    ranks: Ranks, world: Path, by_tasks: Path, strategy: str
+) -> None:
+    run = selected_run(world, f"tasks-{strategy}")
+    train(ranks, 2, run, *BY_TASKS, f"launch.strategy={strategy}")
+    agree(run, by_tasks, steps=2)
+    assert [line["pass@1"] for line in metrics(run)] == [line["pass@1"] for line in metrics(by_tasks)] == [2 / 3] * 2
+    (one, other) = (json.loads((path / "model.seal").read_text())["facts"]["tasks_apart"] for path in (run, by_tasks))
+    assert one == other == {"tasks": 3, "pass_rate": 2 / 3, "step": 1, "stopped_early": False}
 
 
 @needs_zero

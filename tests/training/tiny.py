@@ -9,7 +9,8 @@ from typing import Any
 
 from codetune.project.sections import Model, Project, Training
 from codetune.records import Example, Message, content_id
-from codetune.training.train import TrainingSummary, train
+from codetune.training.summary import TrainingSummary
+from codetune.training.train import train
 from tests.model.builders import byte_tokenizer, tiny_model
 
 TIMES = {"tokens_per_second", "samples_per_second", "mfu", "seconds"}
