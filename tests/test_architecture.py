@@ -124,7 +124,7 @@ IMPORT_LATE = (
     "stages.precision",  # torch, where the project leaves the number format open
     "stages.score",
     "stages.embed",
-    "stages.select",  # scikit-learn, for strategies that need clusters
+    "stages.selection_inputs",  # scikit-learn, for strategies that need clusters
     "stages.row_stage",
     "stages.train",
     "stages.generate",

@@ -12,7 +12,8 @@ from codetune.errors import InputError
 from codetune.selection.duplicates import similarity
 from codetune.selection.strategies import STRATEGIES, Measure
 from codetune.stages.holdout import HELD_OUT
-from codetune.stages.select import SELECT, read_selective_ifd
+from codetune.stages.select import SELECT
+from codetune.stages.selection_inputs import read_selective_ifd
 from codetune.stages.stage import RunContext
 from codetune.stages.status import require
 from codetune.store.examples import open_lines, read_example
