@@ -112,7 +112,7 @@ def model_request(tasks: Benchmark, model: ModelRef, whole: Benchmark | None = N
 
 
 def compare(context: RunContext, reports: Sequence[Report]) -> list[ModelComparison]:
-    """Every two models on the same benchmark."""
+    """The comparisons of every two models on the same benchmark."""
     if len(reports) < 2:
         return []
     from codetune.benchmark.evaluate import compare

@@ -182,7 +182,8 @@ def _read_pro(position: str, row: JsonRow) -> Problem:
 
 
 def _pro_id(position: str, row: JsonRow) -> str:
-    """The two have the same keys. Problems of MBPP are comments, those of HumanEval docstrings."""
+    """The id of a task of HumanEval Pro or MBPP Pro, whose rows have the same keys: problems of MBPP are comments,
+    those of HumanEval docstrings."""
     benchmark = "MbppPro" if text_of(position, row, "raw_problem").lstrip().startswith("#") else "HumanEvalPro"
     return f"{benchmark}/{row['id']}"
 

@@ -135,8 +135,8 @@ def rendezvous_store(rank: Rank, patience: timedelta | None = None) -> Store:
 
 
 def connect_store(*, keeps_it: bool) -> Store:
-    """A new connection to that store, which this process starts where it `keeps_it` and torchrun's agent does not. Each
-    thread needs its own: a connection serves one blocking call at a time."""
+    """A new connection to the store that all ranks open, which this process starts where it `keeps_it` and torchrun's
+    agent does not. Each thread needs its own: a connection serves one blocking call at a time."""
     host, port, is_agents = store_address()
     return TCPStore(
         host,

@@ -189,7 +189,7 @@ def outline_of(path: Path) -> PreTrainedModel:
 
 
 def count_parameters(path: Path) -> int:
-    """The parameters of that network."""
+    """The number of parameters that the configuration in the directory describes."""
     return sum(weights.numel() for weights in outline_of(path).parameters())
 
 

@@ -76,8 +76,8 @@ def _starting_rows(
 
 
 def _choose_rows(pool: ThreadPoolExecutor, centered: Vectors, drawn: Sequence[tuple[int, Floats]]) -> NDArray[np.int64]:
-    """[S, K] from the first row of each start and the draws [K - 1, T] of the others: of T candidates, drawn in
-    proportion to their squared distances, the one that leaves the smallest sum."""
+    """The rows [S, K] of all starts, from the first row of each and the draws [K - 1, T] of the others: of T
+    candidates, drawn in proportion to their squared distances, the one that leaves the smallest sum."""
     chosen = np.array([[first] * (len(draws) + 1) for first, draws in drawn])
     weights = np.ones(len(centered), dtype=centered.dtype)
     nearest = _squared_distances(pool, centered, chosen[:, 0])  # [S, N]

@@ -100,7 +100,8 @@ def other_settings_of(run: Run, settings: Settings) -> tuple[str, str]:
 
 
 def _bound_keys(record: Mapping[str, object], names: Mapping[str, str]) -> list[str]:
-    """The keys that must stay the same; the checkpoint itself checks the product of the batch sizes."""
+    """The keys of a training that must stay the same while it continues; the checkpoint itself checks the product of
+    the batch sizes."""
     free = {VERSION, *free_on_resume(), *names}
     return [key for key in record if key not in free]
 

@@ -54,7 +54,7 @@ def read_context(project: Project) -> RunContext:
 
 
 def run_stage(context: RunContext, stage: Stage, request: StageRequest | None = None) -> StageResult:
-    """Makes the artefact, unless it is there, made of the same, and unharmed.
+    """Makes the artefact of a stage, unless it is there, unharmed, and made of the same inputs and settings.
 
     Raises InputError where an input is missing or wrong, StaleError where a finished artefact may not be replaced,
     BusyError where another command makes the same artefact, KeyboardInterrupt with a text that says what is saved."""

@@ -77,7 +77,7 @@ def _keeps_tokens(project: Project) -> bool:
 
 
 def _settings(context: RunContext, request: StageRequest, settings: Settings) -> Settings:
-    """Scores without differences of tokens are the same as before there was a setting for them."""
+    """The settings without that of token differences where none are kept: such scores are those of earlier versions."""
     others = {key: value for key, value in settings.items() if key != TOKENS}
     return {**others, TOKENS: True} if _keeps_tokens(context.project) else others
 
