@@ -366,9 +366,10 @@ function choosers(rows) {
   return made;
 }
 
-function selection(place, { report, rule, refused, rows }) {
+function selection(place, { report, rule, refused, data_sets: dataSets, rows }) {
   for (const warning of report.warnings || []) place.append(el("p", { class: "warn" }, `${warning}.`));
   place.append(el("p", {}, `select.strategy ${report.strategy} took ${whole(report.taken)} of ${whole(report.eligible)} eligible rows (${rule}); ${whole(report.rows)} were read.`));
+  for (const line of dataSets) place.append(el("p", {}, line));
   const reasons = { ...report.refused, ...refused };
   place.append(el("h3", {}, "Rows that could not be taken"), Object.keys(reasons).length ? table(["reason", "rows"], Object.entries(reasons).sort((one, other) => other[1] - one[1]).map(([reason, count]) => [reason, whole(count)]), [1]) : el("p", {}, "None."));
   place.append(el("h3", {}, "What the selection did"), table(["figure", "value"], figures(report), [1]));

@@ -21,6 +21,7 @@ from codetune.report.page_rows import cut, page_rows
 from codetune.selection.row_vectors import spread_sample
 from codetune.selection.strategies import STRATEGIES
 from codetune.stages.evaluate import read_report
+from codetune.stages.inputs import left_out_notes
 from codetune.stages.likelihood import read_likelihood
 from codetune.stages.stage import RunContext
 from codetune.store.manifest import Manifest, read_manifest, set_aside_command
@@ -63,6 +64,7 @@ def _selection(context: RunContext) -> Document:
         "report": report,
         "rule": STRATEGIES[report["strategy"]].description,
         "refused": dict(manifest.refused),
+        "data_sets": left_out_notes(manifest.facts),
         "rows": _rows(context, drawn, report, seed),
     }
 

@@ -257,10 +257,10 @@ def _warn_of_unread(context: RunContext, sources: Sequence[DataSource], left_out
 
 
 def _warn_of_turns(project: Project, row_formats: Mapping[str, int]) -> None:
-    """Says where most rows have turns, and the project names columns for pairs."""
+    """Says where most rows have turns, and the project names columns for pairs in every data set."""
     turns = {name: count for name, count in row_formats.items() if name in TURN_FORMATS}
-    named = [dataset.instruction for dataset in project.datasets if dataset.instruction is not None]
-    if named and 2 * sum(turns.values()) > sum(row_formats.values()):
+    named = [dataset.instruction for dataset in project.datasets]
+    if None not in named and 2 * sum(turns.values()) > sum(row_formats.values()):
         console.warn(
             f"{dataset_paths(project)}: most rows have turns, which are read, and not the column {named[0]} with its "
             f"answer: {_listed(turns)}. If you mean the turns, set dataset.instruction and dataset.response to null"

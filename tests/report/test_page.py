@@ -126,6 +126,16 @@ def test_a_selection_without_scores_and_embeddings_has_rows_and_no_map(tmp_path:
     assert list(map(bool, found["random"])) == taken  # the same seed draws the same rows
 
 
+def test_several_data_sets_are_counted_by_name(tmp_path: Path) -> None:
+    parts = [{"name": name, "path": "data.jsonl"} for name in ("first", "again")]
+    context = context_of(make_small_world(tmp_path, 8), dataset=parts, select__strategy="all")
+    pipeline.select(context)
+    assert page_document(context)["selection"]["data_sets"] == [
+        "first: 8 rows, 0 refused; 8 taken",
+        "again: 0 rows, 8 refused, 8 duplicates of first; 0 taken",
+    ]
+
+
 def test_large_sets_are_thinned_and_texts_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context = context_of(make_small_world(tmp_path), select__strategy="random")
     pipeline.select(context)

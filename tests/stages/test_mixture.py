@@ -10,6 +10,7 @@ import pytest
 from codetune.errors import DataError
 from codetune.render import stage_document
 from codetune.stages.embed import EMBED
+from codetune.stages.inputs import ensure_examples
 from codetune.stages.stage import RunContext
 from codetune.stages.status import stage_status
 from tests import pipeline
@@ -53,6 +54,18 @@ def test_every_result_counts_the_rows_of_each_data_set(project: Path) -> None:
     assert documents[1]["taken_by_source"] == taken
     trained = stage_document(pipeline.train(context))
     assert trained["taken_by_source"] == taken
+
+
+def test_chats_of_a_data_set_that_names_no_columns_are_read_without_a_warning(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_rows(project.parent / "few.jsonl", rows(1))
+    named = {"instruction": "instruction", "response": "output"}
+    chats = {"name": "chats", "path": "chats.jsonl"}
+    for columns, is_warned in (({}, False), (named, True)):
+        context = mixture(project, {"name": "few", "path": "few.jsonl", **named}, {**chats, **columns})
+        ensure_examples(context)
+        assert ("most rows have turns" in capsys.readouterr().err) == is_warned
 
 
 def test_another_weight_or_another_data_set_makes_artefacts_stale_and_a_copy_does_not(project: Path) -> None:
