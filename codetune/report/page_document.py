@@ -64,7 +64,7 @@ def _selection(context: RunContext) -> Document:
         "report": report,
         "rule": STRATEGIES[report["strategy"]].description,
         "refused": dict(manifest.refused),
-        "data_sets": left_out_notes(manifest.facts),
+        "data_sets": left_out_notes(manifest),
         "rows": _rows(context, drawn, report, seed),
     }
 

@@ -149,8 +149,9 @@ def rows_by_source(context: RunContext, ids: Callable[[], NDArray[np.uint64]]) -
     return {TAKEN_BY_SOURCE: count_sources(context.run, ids())} if is_mixed else {}
 
 
-def left_out_notes(result: StageResult) -> list[str]:
-    facts = result.facts
+def left_out_notes(of: StageResult | Manifest) -> list[str]:
+    """What a finished stage says of several data sets, and of columns with context that are not read."""
+    facts = of.facts
     taken = facts.get(TAKEN_BY_SOURCE)
     sources = {name: "" if taken is None else f"; {taken.get(name, 0):,} taken" for name in facts.get(SOURCES, {})}
     lines = [f"{line}{sources[name]}" for name, line in source_lines(facts.get(SOURCES, {})).items()]
