@@ -102,7 +102,8 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "datasets": ("data",),
     "pyarrow": ("data",),
     "huggingface_hub": ("data",),
-    "transformers": ("model", "training", "data", "selection", "benchmark", "report"),  # the last four: its tokenizers
+    # The last five know the types of its tokenizers, and stages that of a network.
+    "transformers": ("model", "training", "data", "selection", "benchmark", "report", "stages"),
     "tokenizers": ("model", "demo", "data"),  # data copies one, to read control tokens as text
     "psutil": ("benchmark",),
     "vllm": ("model",),

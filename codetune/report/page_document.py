@@ -18,6 +18,7 @@ from codetune.benchmark.likelihood import LikelihoodReport, compare_likelihoods
 from codetune.errors import StaleError
 from codetune.records import Completion
 from codetune.report.page_rows import cut, page_rows
+from codetune.selection.diagnostics import MapDocument
 from codetune.selection.row_vectors import spread_sample
 from codetune.selection.strategies import STRATEGIES
 from codetune.stages.evaluate import read_report
@@ -58,23 +59,23 @@ def _selection(context: RunContext) -> Document:
     if not run.selection_report.exists() or not run.excluded.exists():
         return _missing("An earlier version made this selection, without diagnostics", "codetune select")
     report = _parse(run.selection_report.read_text(encoding="utf-8"), run.selection_report)
-    drawn = report.pop("map", None)
-    seed = manifest.settings.get("seed", context.project.seed)
+    drawn: MapDocument | None = report.pop("map", None)
+    seed = manifest.settings.get("seed")
     return {
         "report": report,
         "rule": STRATEGIES[report["strategy"]].description,
         "refused": dict(manifest.refused),
         "data_sets": left_out_notes(manifest),
-        "rows": _rows(context, drawn, report, seed),
+        "rows": _rows(context, drawn, report, seed if isinstance(seed, int) else context.project.seed),
     }
 
 
-def _rows(context: RunContext, drawn: Document | None, report: Document, seed: int) -> Document:
+def _rows(context: RunContext, drawn: MapDocument | None, report: Document, seed: int) -> Document:
     run = context.run
     for artefact in (run.examples, run.scores, run.embeddings):
         _unchanged(context, artefact)
     try:
-        return page_rows(run, drawn, report, seed)
+        return page_rows(run, drawn, report["rows"], report["taken"], seed)
     except (ValueError, LookupError, TypeError) as why:  # no digest tells of a change in this file
         raise _damaged(run.excluded, why, set_aside_command(run.selection)) from None
 

@@ -4,8 +4,7 @@ and the texts of some. A large set is thinned to a sample at equal distances, wh
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from codetune import console
 from codetune.data.ids import IdIndex, draw_numbers, pack_ids, unpack_id
 from codetune.records import Score
-from codetune.selection.diagnostics import STATES
+from codetune.selection.diagnostics import STATES, MapDocument
 from codetune.selection.embedding_map import MAP_ROWS
 from codetune.selection.row_vectors import spread_sample
 from codetune.store.examples import example_ids, read_example, read_lines
@@ -28,14 +27,14 @@ NEIGHBOURS, ROWS_AT_ONCE = 3, 100
 ELIGIBLE = (TAKEN, "not taken")
 
 
-def page_rows(run: Run, drawn: Mapping[str, Any] | None, report: Mapping[str, Any], seed: int) -> dict[str, object]:
-    """`drawn` is the map of selection.report.json; without one the rows have no place. `random` marks the rows that a
-    random draw of as many eligible rows takes."""
-    every = int(drawn["of_rows"]) if drawn else report["rows"]
+def page_rows(run: Run, drawn: MapDocument | None, rows: int, taken: int, seed: int) -> dict[str, object]:
+    """`drawn` is the map of selection.report.json; without one the rows have no place. `rows` and `taken` are its
+    counts. `random` marks the rows that a random draw of as many eligible rows takes."""
+    every = drawn["of_rows"] if drawn else rows
     ids: list[str] = drawn["id"] if drawn else _sample(run)
     shown = frozenset(ids)
     outcomes, eligible = _outcomes(run, ids)
-    taken_by_draw = _random_draw(eligible, report["taken"], seed)
+    taken_by_draw = _random_draw(eligible, taken, seed)
     whys = [outcome and outcome["why"] for outcome in outcomes]
     reasons = {row_id: why for row_id, why in read_reasons(run) if row_id in shown}
     return {

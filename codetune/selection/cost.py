@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,18 @@ FORWARD, TRAINING = 2, 6  # FLOPs a weight and token
 SHOWN_EPOCHS = (1, 3)
 SMALLER_SCORERS = (1.0, 1 / 5, 1 / 20)  # of the weights of the scorer that the project has
 FEWER_EPOCHS = (1, 2)
+
+
+class CostDocument(TypedDict):
+    """A `SelectionCost` as JSON."""
+
+    tokens: int
+    tokens_taken: int
+    flops_per_weight: dict[str, int]
+    scorer_weights: int | None
+    flops: dict[str, float] | None
+    saved_share: dict[str, float]  # number of epochs -> share
+    break_even_epochs: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +61,7 @@ class SelectionCost:
         selection costs more than it saves."""
         return 1 - self.training_taken / self.training - self.scoring / (epochs * self.training)
 
-    def document(self, weights: int | None) -> dict[str, object]:
+    def document(self, weights: int | None) -> CostDocument:
         """FLOPs a weight as JSON; `weights` are those of the model that scores, None where they are unknown."""
         flops: Mapping[str, float] = {
             "scoring": self.scoring,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 
@@ -35,6 +36,21 @@ class SelectionDiagnostics:
     novelsum_of_random_draw: float | None
     random_overlap: float  # share of the rows taken that a random draw of the same size takes as well
     random_overlap_by_chance: float  # what it is on average for an independent draw
+
+
+class MapDocument(TypedDict):
+    """The map of the rows as JSON: columns, one entry a row that is drawn."""
+
+    method: str
+    rows: int  # that are drawn
+    of_rows: int
+    variance: tuple[float, float] | None
+    states: tuple[str, ...]  # `STATES`
+    id: list[str]
+    x: list[float]
+    y: list[float]
+    cluster: list[int] | None
+    state: list[int]  # indices in `states`
 
 
 def diagnose(inputs: SelectionInputs, result: SelectionResult, seed: int) -> SelectionDiagnostics:
@@ -91,7 +107,7 @@ def histograms(
     }
 
 
-def map_document(inputs: SelectionInputs, result: SelectionResult) -> dict[str, object] | None:
+def map_document(inputs: SelectionInputs, result: SelectionResult) -> MapDocument | None:
     """The rows as points, with cluster and state, as columns; None without vectors."""
     if inputs.vectors is None or not len(inputs.ids):
         return None

@@ -133,9 +133,9 @@ def reading_facts(context: RunContext) -> dict[str, object]:
     if not reading.facts.get(FOUND):
         return known
     keys = ("instruction", "response")
-    if MIXTURE not in reading.settings:
+    names = reading.settings.get(MIXTURE)
+    if not isinstance(names, list):
         return {**known, COLUMNS: {key: reading.settings[f"dataset.{key}"] for key in keys}}
-    names = reading.settings[MIXTURE]
     return {
         **known,
         COLUMNS: {name: {key: reading.settings[f"dataset.{name}.{key}"] for key in keys} for name in names},

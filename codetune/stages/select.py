@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +59,7 @@ from codetune.stages.score import SCORE
 from codetune.stages.selection_inputs import join_rows
 from codetune.stages.selection_report import (
     DIAGNOSTICS,
+    ClusterDocument,
     cluster_documents,
     diagnostics_fact,
     figure_lines,
@@ -250,7 +251,7 @@ def _details(result: StageResult) -> Details:
     return Details(notes, *_cluster_table(clusters), warnings)
 
 
-def _cluster_table(clusters: Sequence[Mapping[str, Any]]) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+def _cluster_table(clusters: Sequence[ClusterDocument]) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
     """Columns and rows: the counts of each cluster and of all, and the medians that are known."""
     figures = [[cluster["rows"], *(cluster[key] for key in ("eligible", "taken"))] for cluster in clusters]
     figures.append([sum(column) for column in zip(*figures, strict=True)])
@@ -260,10 +261,13 @@ def _cluster_table(clusters: Sequence[Mapping[str, Any]]) -> tuple[Sequence[str]
         for name, (rows, eligible, taken) in zip(names, figures, strict=True)
     ]
     columns = ["cluster", "rows", "set aside", "eligible", "taken"]
-    for key, title in (("ifd_quantiles", "median IFD"), ("pmi_quantiles", "median pmi")):
-        if any(cluster.get(key) for cluster in clusters):
+    for title, column in (
+        ("median IFD", [cluster["ifd_quantiles"] for cluster in clusters]),
+        ("median pmi", [cluster.get("pmi_quantiles") for cluster in clusters]),
+    ):
+        if any(column):
             columns.append(title)
-            medians = [f"{cluster[key][2]:.3f}" if cluster.get(key) else "" for cluster in clusters]
+            medians = [f"{quantiles[2]:.3f}" if quantiles else "" for quantiles in column]
             cells = [[*row, cell] for row, cell in zip(cells, [*medians, ""], strict=True)]
     return tuple(columns), cells
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +17,8 @@ from numpy.typing import NDArray
 from codetune.console import counts, percent, quantity
 from codetune.data.ids import IdIndex, pack_ids
 from codetune.records import ScoreColumns
-from codetune.selection.cost import SHOWN_EPOCHS, estimated_prompt_tokens, selection_cost
-from codetune.selection.diagnostics import diagnose, histograms, map_document
+from codetune.selection.cost import SHOWN_EPOCHS, CostDocument, estimated_prompt_tokens, selection_cost
+from codetune.selection.diagnostics import MapDocument, diagnose, histograms, map_document
 from codetune.selection.mismatch import MismatchSummary, MismatchTest
 from codetune.selection.row_vectors import Floats
 from codetune.selection.select import SelectionResult
@@ -36,17 +35,69 @@ MOST_REFUSED = 0.05  # share of the rows
 SHOWN_CLUSTERS = 5
 
 
+class ClusterDocument(TypedDict):
+    """A `ClusterDiagnostics` as JSON, and the rows of the cluster that are set aside, by reason."""
+
+    cluster: int | None
+    rows: int
+    refused: int
+    filtered: int
+    dropped: int
+    eligible: int
+    taken: int
+    ifd_quantiles: tuple[float, ...] | None
+    pmi_quantiles: tuple[float, ...] | None
+    set_aside: int
+    reasons: dict[str, int]
+
+
+class SelectionReport(TypedDict):
+    """selection.report.json. A figure that the strategy does not know is None."""
+
+    strategy: str
+    rows: int
+    refused: dict[str, int]
+    eligible: int
+    taken: int
+    clusters: Sequence[ClusterDocument]
+    mismatch_test: MismatchSummary | None
+    ifd_length_correlation: float | None
+    cluster_distance: float | None
+    novelsum: float | None
+    novelsum_of_random_draw: float | None
+    random_overlap: float
+    random_overlap_by_chance: float
+    cost: CostDocument | None
+    instructions_cut: dict[str, int] | None
+    histograms: dict[str, object]
+    warnings: list[str]
+    map: NotRequired[MapDocument | None]
+
+
 def cluster_documents(
     inputs: SelectionInputs, result: SelectionResult, exclusions: Exclusions
-) -> list[dict[str, object]]:
+) -> list[ClusterDocument]:
     """The counts and quantiles of each cluster, and its rows that are set aside by reason."""
     reasons = _filtered_by_cluster(inputs, exclusions)
-    documents = []
+    documents: list[ClusterDocument] = []
     for part in result.diagnostics:
         found = +Counter({"no score": part.refused, "mismatched pair": part.dropped})
         found.update(reasons.get(part.cluster, {}))
-        set_aside = {"set_aside": part.rows - part.eligible, "reasons": dict(sorted(found.items()))}
-        documents.append({**asdict(part), **set_aside})
+        documents.append(
+            {
+                "cluster": part.cluster,
+                "rows": part.rows,
+                "refused": part.refused,
+                "filtered": part.filtered,
+                "dropped": part.dropped,
+                "eligible": part.eligible,
+                "taken": part.taken,
+                "ifd_quantiles": part.ifd_quantiles,
+                "pmi_quantiles": part.pmi_quantiles,
+                "set_aside": part.rows - part.eligible,
+                "reasons": dict(sorted(found.items())),
+            }
+        )
     return documents
 
 
@@ -54,29 +105,41 @@ def make_report(
     context: RunContext,
     inputs: SelectionInputs,
     result: SelectionResult,
-    clusters: Sequence[Mapping[str, object]],
+    clusters: Sequence[ClusterDocument],
     scores: ScoreColumns | None,
     test: MismatchTest | None,
-) -> dict[str, object]:
+) -> SelectionReport:
     """The content of selection.report.json."""
     settings, strategy = context.project.select, STRATEGIES[context.project.select.strategy]
     shuffled_pmi = None if scores is None else scores.shuffled_pmi[~np.isnan(scores.shuffled_pmi)]
-    report: dict[str, object] = {
+    read = _manifest(context.run.examples if inputs.ifd is None else context.run.scores)
+    figures = diagnose(inputs, result, context.project.seed)
+    report: SelectionReport = {
         "strategy": settings.strategy,
-        **_rows(context, inputs, result),
-        "clusters": list(clusters),
+        "rows": read.rows + sum(read.refused.values()),
+        "refused": dict(read.refused),
+        "eligible": len(result.eligible),
+        "taken": len(result.taken),
+        "clusters": clusters,
         "mismatch_test": test.summary() if test else None,
-        **asdict(diagnose(inputs, result, context.project.seed)),
+        "ifd_length_correlation": figures.ifd_length_correlation,
+        "cluster_distance": figures.cluster_distance,
+        "novelsum": figures.novelsum,
+        "novelsum_of_random_draw": figures.novelsum_of_random_draw,
+        "random_overlap": figures.random_overlap,
+        "random_overlap_by_chance": figures.random_overlap_by_chance,
         "cost": _cost(context, inputs, result, scores),
         "instructions_cut": _cut(context) if strategy.needs_embeddings else None,
         "histograms": histograms(inputs, result, settings, shuffled_pmi),
+        "warnings": [],
     }
     asked = settings.clusters if strategy.needs_embeddings else None
     report["warnings"] = warnings_of(report, asked if isinstance(asked, int) else None)
-    return {**report, "map": map_document(inputs, result)}
+    report["map"] = map_document(inputs, result)
+    return report
 
 
-def diagnostics_fact(report: Mapping[str, object]) -> dict[str, object]:
+def diagnostics_fact(report: SelectionReport) -> dict[str, object]:
     """For the manifest, and so for `--json`: the report without what stands there under other names, and its map."""
     return {name: value for name, value in report.items() if name not in ("clusters", "mismatch_test", "map")}
 
@@ -102,7 +165,7 @@ def figure_lines(result: StageResult) -> list[str]:
     return [f"{title:<{width}}   {value}" for title, value in known.items()]
 
 
-def warnings_of(report: Mapping[str, Any], asked_clusters: int | None) -> list[str]:
+def warnings_of(report: SelectionReport, asked_clusters: int | None) -> list[str]:
     """What smells, each in a sentence."""
     found = _cluster_warnings(report["clusters"], asked_clusters)
     correlation, rows, refused = report["ifd_length_correlation"], report["rows"], report["refused"]
@@ -148,20 +211,9 @@ def _filtered_by_cluster(inputs: SelectionInputs, exclusions: Exclusions) -> dic
     return found
 
 
-def _rows(context: RunContext, inputs: SelectionInputs, result: SelectionResult) -> dict[str, object]:
-    """All rows that were read, those that were refused by reason, and what is left of the others."""
-    manifest = _manifest(context.run.examples if inputs.ifd is None else context.run.scores)
-    return {
-        "rows": manifest.rows + sum(manifest.refused.values()),
-        "refused": dict(manifest.refused),
-        "eligible": len(result.eligible),
-        "taken": len(result.taken),
-    }
-
-
 def _cost(
     context: RunContext, inputs: SelectionInputs, result: SelectionResult, scores: ScoreColumns | None
-) -> dict[str, object] | None:
+) -> CostDocument | None:
     if scores is None or inputs.answer_tokens is None:
         return None
     ids = IdIndex(scores.ids)
@@ -194,7 +246,7 @@ def _manifest(path: Path) -> Manifest:
     return manifest
 
 
-def _cost_figures(cost: Mapping[str, Any]) -> dict[str, str]:
+def _cost_figures(cost: CostDocument) -> dict[str, str]:
     epochs = {name: cost["saved_share"][str(name)] for name in SHOWN_EPOCHS}
     saved = ", ".join(f"{percent(share)} of {quantity(name, 'epoch')}" for name, share in epochs.items())
     even = cost["break_even_epochs"]
@@ -212,7 +264,7 @@ def _flops_of_an_epoch(flops: Mapping[str, float]) -> str:
     return f"{flops['training_epoch_on_selection']:.2g}, on all rows {flops['training_epoch_on_all']:.2g}"
 
 
-def _cluster_warnings(clusters: Sequence[Mapping[str, Any]], asked: int | None) -> list[str]:
+def _cluster_warnings(clusters: Sequence[ClusterDocument], asked: int | None) -> list[str]:
     found = []
     if asked is not None and len(clusters) < asked:
         found.append(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from codetune.benchmark.benchmarks import Benchmark
     from codetune.launch.dispatch import RunJob
 
-Settings = Mapping[str, Any]  # dotted key of the project file -> value
+Settings = Mapping[str, object]  # dotted key of the project file -> value
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 from codetune.benchmark.benchmarks import benchmark_digest, read_problems
 from codetune.errors import InputError
 from codetune.launch.environment import thread_count
+from codetune.launch.workers import JSON
 from codetune.project.sections import Project
 from codetune.records import Completion, Problem, PromptKind, Solution
 from codetune.stages.benchmarks import open_whole_benchmark, tasks_apart, tasks_apart_at_hand
@@ -22,6 +23,8 @@ from codetune.stages.stage import Input, Resolved, RunContext, Settings, StageRe
 from codetune.store.manifest import Manifest
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from codetune.launch.process_group import ProcessGroup
     from codetune.training.task_rate import TaskMeasure
 
@@ -58,7 +61,7 @@ def check_measurable(context: RunContext, project: Project, model: Path) -> None
         chat_text(problems[0], _tokenizer(project, model))
 
 
-def prepare_tasks(context: RunContext) -> dict[str, Any] | None:
+def prepare_tasks(context: RunContext) -> dict[str, JSON] | None:
     """What each process needs to know of the tasks, as JSON; None where none are measured. Computes the expected
     outputs that the user's cache lacks."""
     project = context.project
@@ -91,14 +94,14 @@ class _Judge:
     problems: Sequence[Problem]
     tier: str
     project: Project
-    tokenizer: Any  # of transformers
+    tokenizer: PreTrainedTokenizerBase
     group: ProcessGroup
 
     @classmethod
     def of(cls, problems: Sequence[Problem], tier: str, project: Project, model: Path, group: ProcessGroup) -> Self:
         return cls(problems, tier, project, _tokenizer(project, model), group)
 
-    def judge(self, network: Any) -> tuple[int, int]:
+    def judge(self, network: PreTrainedModel) -> tuple[int, int]:
         """How many tasks passed, and how many were judged here. Raises InputError where none can be asked."""
         from codetune.benchmark.pass_rate import count_passed
 
@@ -114,7 +117,7 @@ class _Judge:
         samples = [kinds[kind](**sample) for kind, sample, _ in answers]
         return count_passed(self.problems, samples, expected_outputs(), thread_count(), self.tier), len(self.problems)
 
-    def _answers(self, network: Any) -> list[tuple[str, dict[str, Any], str]]:
+    def _answers(self, network: PreTrainedModel) -> list[tuple[str, dict[str, object], str]]:
         """Of this rank: the kind of sample, its fields, and the reason where a task cannot be asked."""
         from codetune.benchmark.generate import generate
         from codetune.data.chat import stop_strings
@@ -131,7 +134,7 @@ class _Judge:
         return [(type(each.sample).__name__, asdict(each.sample), each.refused) for each in made]
 
 
-def _tokenizer(project: Project, model: Path) -> Any:
+def _tokenizer(project: Project, model: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of the trained model: that of the base model with the chat template of the training."""
     from codetune.model.load import load_trained_tokenizer
 

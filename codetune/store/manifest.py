@@ -28,7 +28,7 @@ class Manifest:
     rows: int
     refused: Mapping[str, int]  # reason -> rows
     inputs: Mapping[str, str]  # name of the input -> digest
-    settings: Mapping[str, Any]  # dotted key -> value
+    settings: Mapping[str, object]  # dotted key -> value
     overrides: Mapping[str, object]  # the settings that came by flag
     seconds: float
     facts: Mapping[str, Any] = field(default_factory=dict)  # diagnostics of the stage
