@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -13,6 +14,8 @@ from typer.core import TyperGroup
 from codetune.cli import app
 from codetune.project.file import read_project
 from codetune.project.sections import NOT_IN_THIS_VERSION
+from tests.performance.record import RESULTS
+from tests.performance.table import markdown, table
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "codetune"
@@ -46,6 +49,11 @@ def test_a_command_that_it_shows_is_one(command: str) -> None:
     known.make_context(name, arguments)  # parses as the command line does; a stranger is a UsageError
     flags = {flag for parameter in known.params for flag in parameter.opts}
     assert {word for word in arguments if word.startswith("--")} <= flags
+
+
+def test_its_table_of_mismatched_pairs_is_the_record() -> None:
+    path = RESULTS / "mismatch.json"
+    assert markdown(list(table(path.stem, json.loads(path.read_text(encoding="utf-8"))["figures"]))) in README
 
 
 def test_every_option_it_tells_of_exists() -> None:

@@ -35,7 +35,7 @@ from tests.performance.record import write_record
 Floats = NDArray[np.float64]
 Likelihoods = Mapping[str, NDArray[np.float32]]  # context -> nats of each answer token
 
-DATA_SETS = {"code-alpaca": ("code-alpaca-20k.json.gz", 1250), "evol": ("evol-round*.json", 1700)}
+DATA_SETS = {"code-alpaca": ("code-alpaca-20k.json.gz", 1250), "evol": ("evol-round*.json", 3919)}
 KINDS = ("random", "cluster", "near", "language", "truncated", "repeat")
 SEED, LEVEL, PAIRS, PLANTED_SHARE, SLICE_ROWS = 42, 0.05, 256, 0.1, 80
 

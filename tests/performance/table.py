@@ -32,6 +32,16 @@ CLAIM_NAMES = {
 }
 
 
+KINDS = {
+    "random": "exchanged at random",
+    "cluster": "exchanged within a cluster",
+    "near": "of the most similar task",
+    "language": "in another language",
+    "truncated": "cut in half",
+    "repeat": "only repeats the instruction",
+}
+
+
 def main() -> None:
     records = [Path(name) for name in sys.argv[1:]] or default_records()
     for path in records:
@@ -86,6 +96,11 @@ def table(name: str, figures: dict[str, Any]) -> Iterator[Row]:
         for decoder, rates in figures["tokens_per_second"].items():
             ratio = figures["median_ratio"].get(decoder)
             yield decoder, f"{statistics.median(rates):g}", f"{ratio:g}" if ratio else ""
+    elif kind == "mismatch":
+        yield ("answer", "Code-Alpaca: `ifd`", "`calibrated`", "Evol-Instruct: `ifd`", "`calibrated`")
+        for kind, name in KINDS.items():
+            rules = [figures[data_set][kind][rule] for data_set in figures for rule in ("ifd", "calibrated")]
+            yield name, *(found_share(rule["recall"], rule["recall_interval_95"]) for rule in rules)
 
 
 def read_claims() -> dict[str, dict[str, Any]]:
@@ -119,6 +134,11 @@ def claim_cells(world: str, figures: dict[str, Any], name: str) -> Row:
 def estimate(found: dict[str, float], form: str, factor: float) -> str:
     mean, low, high = (f"{factor * found[key]:{form}}" for key in ("mean", "low", "high"))
     return f"{mean} ({low} to {high})"
+
+
+def found_share(recall: float, interval: Sequence[float]) -> str:
+    low, high = interval
+    return f"{recall:.0%} ({low:.0%} to {high:.0%})".replace("%", " %").replace(" % to", " to").replace(" %)", ")")
 
 
 def share(value: float | None) -> str:
