@@ -24,6 +24,7 @@ from codetune.options import (
     JsonOption,
     LimitOption,
     ProjectOption,
+    PushOption,
     ReplaceOption,
     SetOption,
     ShardOption,
@@ -133,6 +134,7 @@ def train(
     pad_mode: Annotated[str | None, PAD_MODES] = None,
     method: Annotated[str | None, METHODS] = None,
     replace: ReplaceOption = False,
+    push: PushOption = None,
     project: ProjectOption = None,
     set_: SetOption = None,
     as_json: JsonOption = False,
@@ -142,8 +144,10 @@ def train(
     loaded = required_project(project, set_, flags, ["train"])
     if (here := current_node(loaded.launch.nodes)).rank > 0:
         perform(lambda: follow(loaded, here), as_json)
-    else:
+    elif push is None:
         _run_stage("train", loaded, as_json, replace=replace)
+    else:
+        _train_and_push(loaded, push, as_json, replace)
 
 
 for _of_benchmark in (generate, sanitize, evaluate):
@@ -251,5 +255,21 @@ def _run_stage(
         from codetune.stages.stage import StageRequest
 
         return render.stage(run_stage(open_context(project), stage_named(name), StageRequest(shard, replace)))
+
+    perform(work, as_json)
+
+
+def _train_and_push(project: Project, repository: str, as_json: bool, replace: bool) -> None:
+    def work() -> CommandResult:
+        from codetune import render
+        from codetune.stages.push import push_model, require_pushable
+        from codetune.stages.runner import open_context, run_stage
+        from codetune.stages.stage import StageRequest
+        from codetune.stages.train import TRAIN
+
+        context = open_context(project)
+        require_pushable(context, repository)
+        result = run_stage(context, TRAIN, StageRequest(replace=replace))
+        return render.pushed(result, push_model(context, repository))
 
     perform(work, as_json)

@@ -46,6 +46,13 @@ ShardOption = Annotated[
 ReplaceOption = Annotated[
     bool, typer.Option("--replace", help="Allow discarding a finished model, or checkpoints, made with other settings.")
 ]
+PushOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REPO",
+        help="Upload the finished model to this repository of the Hugging Face Hub; a new one is private.",
+    ),
+]
 ModelOption = Annotated[
     str | None, typer.Option("--model", "-m", help="tuned (default if there is one), base, a path or a Hub id.")
 ]

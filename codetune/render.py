@@ -71,6 +71,14 @@ def stage(result: StageResult) -> CommandResult:
     return CommandResult(title, details.columns, details.rows, notes, document=stage_document(result))
 
 
+def pushed(result: StageResult, address: str) -> CommandResult:
+    """A training whose model lies on the Hub at `address` now."""
+    shown = stage(result)
+    return replace(
+        shown, document={**stage_document(result), "pushed_to": address}, notes=[*shown.notes, f"pushed to {address}"]
+    )
+
+
 def explanation(found: Explanation) -> CommandResult:
     """Why a row was taken or not."""
     row = found.row

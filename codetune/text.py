@@ -9,6 +9,7 @@ import re
 import time
 import unicodedata
 
+_MARKUP = re.compile(r"[\\`*\[\]<>|~&]|(?<!\w)_|_(?!\w)")  # an underline inside a word is none
 _NOT_PLAIN = re.compile("[^ -~]")
 # Controls (terminal escapes begin with one), formats (bidirectional, zero width), halves of pairs, line separators.
 _HIDDEN_CATEGORIES = ("Cc", "Cf", "Cs", "Zl", "Zp")
@@ -68,6 +69,16 @@ def _shown(found: re.Match[str]) -> str:
     else:
         hides = unicodedata.category(character) in _HIDDEN_CATEGORIES or character in _HIDDEN_LETTERS
     return character.encode("unicode_escape").decode() if hides else character
+
+
+def markdown(text: str) -> str:
+    """`text` as a part of a line of Markdown that shows it as it is: markup and HTML are escaped, and so is what is
+    hidden.
+
+    >>> markdown("a_b|*c*")
+    'a_b\\\\|\\\\*c\\\\*'
+    """
+    return _MARKUP.sub(r"\\\g<0>", visible(text))
 
 
 def day(moment: time.struct_time) -> str:

@@ -136,6 +136,7 @@ IMPORT_LATE = (
     "stages.likelihood",
     "stages.benchmarks",
     "stages.model_ref",
+    "stages.model_card",  # the comparison of models, with scipy
     "launch.dispatch",
     "benchmark.benchmarks",  # evalplus.data, which loads pandas and datasets
     "benchmark.likelihood",  # transformers, which reports and comparisons do without

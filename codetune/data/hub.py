@@ -8,10 +8,10 @@ from __future__ import annotations
 import queue
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import huggingface_hub.constants
 import huggingface_hub.errors
@@ -22,6 +22,7 @@ from codetune.data.files import TABLE_BATCH_ROWS, ColumnChoice, FileRow, chosen_
 from codetune.errors import CodetuneError, DataError, ModelError, first_line
 
 RepositoryKind = Literal["model", "dataset"]
+T = TypeVar("T")
 OFFLINE = "HF_HUB_OFFLINE is set"
 WELL_KNOWN = "sentence-transformers/all-mpnet-base-v2"  # the encoder of every project that names no other
 ANSWER_SECONDS = 4.0  # the refusal as a whole is promised within five
@@ -149,14 +150,13 @@ def _downloading(name: str, kind: RepositoryKind) -> Iterator[None]:
         ) from error
 
 
-def _ask_hub(name: str, kind: RepositoryKind) -> Exception | None:
-    """None where the Hub knows the repository, else why not, after at most ANSWER_SECONDS."""
-    answers: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+def ask_in_time(question: Callable[[], T]) -> T | Exception:
+    """The answer of the Hub, or why there is none after at most ANSWER_SECONDS."""
+    answers: queue.SimpleQueue[T | Exception] = queue.SimpleQueue()
 
     def ask() -> None:
         try:
-            HfApi().repo_info(name, repo_type=kind, timeout=ANSWER_SECONDS)
-            answers.put(None)
+            answers.put(question())
         except (OSError, TransportError) as error:
             answers.put(error)
 
@@ -166,3 +166,9 @@ def _ask_hub(name: str, kind: RepositoryKind) -> Exception | None:
         return answers.get(timeout=ANSWER_SECONDS)
     except queue.Empty:
         return TimeoutError(f"no answer in {ANSWER_SECONDS:g} s")
+
+
+def _ask_hub(name: str, kind: RepositoryKind) -> Exception | None:
+    """None where the Hub knows the repository, else why not."""
+    answer = ask_in_time(lambda: HfApi().repo_info(name, repo_type=kind, timeout=ANSWER_SECONDS))
+    return answer if isinstance(answer, Exception) else None

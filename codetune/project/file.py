@@ -81,7 +81,8 @@ def write_project(directory: Path, values: Mapping[str, object]) -> Path:
 
 
 def commented_yaml(values: Mapping[str, object]) -> str:
-    """The text of a project file with every key and its documentation: `values` by dotted key, else the defaults."""
+    """The text of a project file with every key and its documentation: `values` by dotted key, else the defaults. With
+    several data sets, `values` has their list under `dataset`."""
     lines = [
         "# A codetune project. Every key is here with its default or the preset's value; all but dataset.path and",
         "# model.path, which have no default, may be left out.",
@@ -89,8 +90,12 @@ def commented_yaml(values: Mapping[str, object]) -> str:
         "# dataset may be a list of such sections, each with a name and a weight (share of its rows, up to 1) too.",
     ]
     section: list[str] = []
+    if several := values.get("dataset"):
+        lines += ["", f"dataset: {_as_yaml(several)}"]
     for key, field in keys():
         *parents, name = key.split(".")
+        if several and parents == ["dataset"]:
+            continue
         for depth, parent in enumerate(parents):
             if parents[: depth + 1] != section[: depth + 1]:
                 lines += [""] * (depth == 0) + [f"{'  ' * depth}{parent}:"]

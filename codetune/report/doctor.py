@@ -19,6 +19,7 @@ import torch
 from codetune import __version__
 from codetune.benchmark.benchmarks import BENCHMARKS, EvalPlusDownload
 from codetune.data.hub import OFFLINE, hub_cache, unreachable_hub
+from codetune.data.hub_upload import has_token
 from codetune.launch.devices import count_gpus, describe_gpus, find_precision
 from codetune.launch.environment import thread_count, user_cache
 from codetune.report.requirements import installed_version, required_packages
@@ -59,6 +60,7 @@ def examine_machine(context: RunContext) -> Iterator[Finding]:
     yield from _sandbox()
     yield from _disks(context)
     yield _hub()
+    yield Finding("Hugging Face token", "found" if has_token() else "none; of use with codetune train --push only")
     yield from _benchmarks(context)
 
 

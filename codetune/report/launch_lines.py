@@ -23,6 +23,7 @@ def launch_lines(project: Project, processes: int) -> dict[str, str]:
         f"srun --nodes {machines} --ntasks-per-node 1 --gpus-per-node {processes} codetune train"
         + ("" if nodes > 1 else f" --set launch.nodes={machines}")
     )
+    lines["upload of the trained model"] = "codetune train --push OWNER/NAME"
     lines["score, in a job array"] = f"codetune score --shard $SLURM_ARRAY_TASK_ID/{project.slurm.shards}"
     lines["everything, by Slurm"] = "codetune slurm --submit"
     return lines

@@ -17,6 +17,7 @@ from codetune.project.sections import Project
 from codetune.records import Completion, Solution, Verdict
 from codetune.stages.benchmarks import samples_input, tasks_facts, tasks_input
 from codetune.stages.generate import GENERATE
+from codetune.stages.model_card import update_card
 from codetune.stages.sandbox import expected_outputs, prepare_expected, working_tier
 from codetune.stages.sanitize import SANITIZE
 from codetune.stages.stage import Input, Recipe, Resolved, RunContext, Stage, StageOutput, StageRequest
@@ -185,6 +186,7 @@ EVALUATE = Stage(
     work=_work,
     progress=_progress,
     has_saved=_has_saved,
+    afterwards=update_card,
     rules=2,  # since empty and stretched outputs match nothing, and a tolerance holds for one output alone
     is_taken_over=True,
     facts=tasks_facts,

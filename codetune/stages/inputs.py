@@ -220,6 +220,16 @@ def model_here(project: Project, setting: str) -> Path | None:
     return find_model(name) if is_hub_id(name) and is_cached(name, "model") else None
 
 
+def is_on_hub(project: Project, name: str) -> bool:
+    """Whether the name of a model or data set is a Hub id, and no path of this machine."""
+    return is_hub_id(name) and project.locate(name) == name
+
+
+def published_name(project: Project, name: str) -> str:
+    """A name as others may see it: of a path only its last part."""
+    return name if is_on_hub(project, name) else Path(name).name
+
+
 def _resolve_dataset(context: RunContext, request: StageRequest) -> Resolved:
     return Resolved(ensure_examples(context).facts[CONTENT], context.run.examples)
 

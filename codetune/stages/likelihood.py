@@ -16,6 +16,7 @@ from codetune.project.sections import Project
 from codetune.stages.evaluate import EVALUATE
 from codetune.stages.generate import model_of_request
 from codetune.stages.inputs import model_here
+from codetune.stages.model_card import update_card
 from codetune.stages.model_ref import model_ref
 from codetune.stages.runner import run_stage
 from codetune.stages.select import SELECT
@@ -158,5 +159,6 @@ EVALUATE_HOLDOUT = Stage(
     of_benchmark=True,
     seal="holdout",
     settings=_settings,
+    afterwards=update_card,
     is_taken_over=True,
 )

@@ -60,6 +60,13 @@ def run_stage(context: RunContext, stage: Stage, request: StageRequest | None = 
     BusyError where another command makes the same artefact, KeyboardInterrupt with a text that says what is saved."""
     request = request or StageRequest()
     stage.check(context, request)
+    result = _run_stage(context, stage, request)
+    if result.state == "done":
+        stage.afterwards(context)
+    return result
+
+
+def _run_stage(context: RunContext, stage: Stage, request: StageRequest) -> StageResult:
     lock = lock_name(stage, request)
     with locked(context.run, lock, request.shard), _saying_what_is_saved(context, stage, request):
         began = time.monotonic()

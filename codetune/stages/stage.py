@@ -175,6 +175,7 @@ class Stage:
     continue_command: Callable[[RunContext], str] = lambda context: ""  # of an unfinished one, if not `command`
     missing_shards: Callable[[RunContext, int], Sequence[int]] | None = None  # of so many; None: it has no shards
     remark: Callable[[RunContext], str] = lambda context: ""  # beside a finished one, for status
+    afterwards: Callable[[RunContext], None] = lambda context: None  # once it is finished: what is told of it elsewhere
     is_taken_over: bool = False  # from another run beside this one that has made it of the same recipe
     facts: Callable[[RunContext, StageRequest], Mapping[str, object]] = lambda context, request: {}  # beside `write`'s
     loss: Callable[[RunContext, Manifest], str] | None = None  # what replacing a finished one destroys; None: no harm

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,7 +20,9 @@ from codetune.launch.environment import current_rank
 from codetune.launch.workers import Progress
 from codetune.model.chat_format import find_chat_format
 from codetune.project.sections import OF_HOLDOUT, Project
+from codetune.stages.card_text import VERSIONS
 from codetune.stages.inputs import TAKEN_BY_SOURCE, artefact_input, model_here, model_input, rows_by_source
+from codetune.stages.model_card import update_card
 from codetune.stages.resume import (
     TRAINED,
     claim_training,
@@ -62,6 +65,7 @@ if TYPE_CHECKING:
 
 CHAT_FORMAT = "model.chat_format"
 MEASURED = ("holdout", "tasks_apart")  # facts that only an evaluated training has
+TRAINED_BY = ("torch", "transformers", "peft", "accelerate", "tokenizers")  # packages whose versions are kept
 
 
 def _inputs(project: Project, request: StageRequest) -> Sequence[Input]:
@@ -125,7 +129,8 @@ def _write(context: RunContext, recipe: Recipe, request: StageRequest) -> StageO
     summary = cast("dict[str, Any]", found)
     found_format = {} if context.project.model.chat_format else {"chat_format": project.model.chat_format}
     by_source = rows_by_source(context, lambda: _trained_ids(run, frozenset(summary["dropped"])))
-    return StageOutput(summary["rows"], summary["refused"], {**summary["facts"], **found_format, **by_source})
+    facts = {**summary["facts"], **found_format, **by_source, VERSIONS: {name: version(name) for name in TRAINED_BY}}
+    return StageOutput(summary["rows"], summary["refused"], facts)
 
 
 def _trained_ids(run: Run, dropped: Collection[str | None]) -> NDArray[np.uint64]:
@@ -252,6 +257,7 @@ TRAIN: Stage = Stage(
     has_saved=lambda context, request: bool(whole_checkpoints(unfinished_directory(context.run))),
     continue_command=lambda context: _other_settings(context)[1],
     remark=_remark,
+    afterwards=update_card,
     loss=_loss,
     details=_details,
     documented=("chat_format", TAKEN_BY_SOURCE),

@@ -22,6 +22,8 @@ from codetune.store.files import write_text
 from codetune.text import lone_surrogate
 
 ADVICE = "Set output_dir to another directory"
+CARD = "README.md"  # in a model's directory, for people and the Hub; no part of what the model is known by
+MERGED_ADAPTERS = "adapter"  # the directory of the adapters, in that of the model they are merged into
 
 
 class Run:
@@ -71,8 +73,13 @@ class Run:
     def solutions(self, benchmark: str, label: str) -> Path:
         return self.directory / "solutions" / benchmark / f"{label}.jsonl"
 
+    @property
+    def evaluations(self) -> Path:
+        """The directory with one of each benchmark that was evaluated."""
+        return self.directory / "evaluation"
+
     def evaluation(self, benchmark: str, label: str) -> Path:
-        return self.directory / "evaluation" / benchmark / f"{label}.json"
+        return self.evaluations / benchmark / f"{label}.json"
 
     def parts(self, artefact: Path) -> Path:
         """The directory of the logs of finished rows (block_log.py) while `artefact` is being made."""

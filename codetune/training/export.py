@@ -3,6 +3,7 @@ template of the training, and a generation configuration with the tokens that en
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -13,9 +14,11 @@ from codetune.data.chat import chat_template, stop_strings
 from codetune.data.tokens import adds_bos
 from codetune.model.adapters import base_network, cast_weights, merge_trained_adapters, quiet_peft
 from codetune.model.attention import set_default_attention
+from codetune.model.model_files import tokenizer_directory
 from codetune.project.sections import ChatFormat, Precision, Project
+from codetune.store.run_directory import MERGED_ADAPTERS
 
-MERGED_ADAPTERS = "adapter"  # the directory, in that of the merged model
+SENTENCEPIECE = "tokenizer.model"  # the vocabulary as SentencePiece writes it
 
 
 def export_model(
@@ -24,11 +27,13 @@ def export_model(
     project: Project,
     precision: Precision,
     answer_end_tokens: frozenset[int],
+    base: Path,
     saved: Path,
 ) -> None:
     """Rounds the weights in place, so the model cannot be trained afterwards. With `train.merge` the adapters
     are saved as well, in `adapter/` below the merged model. `answer_end_tokens` are the last tokens of the answers in
-    training. For a full disk raises OSError, SafetensorError, or the Exception of tokenizers."""
+    training, `base` is the directory of the base model. For a full disk raises OSError, SafetensorError, or the
+    Exception of tokenizers."""
     network, dtype = base_network(model), getattr(torch, precision)
     chat_format = project.model.chat_format
     assert chat_format is not None  # found before the work began
@@ -47,6 +52,9 @@ def export_model(
     if chat_format != "tokenizer":
         tokenizer.chat_template = chat_template(chat_format, with_bos=adds_bos(tokenizer))
     tokenizer.save_pretrained(saved)
+    # transformers reads tokenizer.json and leaves this out; llama.cpp converts such tokenizers from this file alone.
+    if (pieces := tokenizer_directory(base) / SENTENCEPIECE).is_file():
+        shutil.copyfile(pieces, saved / SENTENCEPIECE)
 
 
 def _save_adapters(model: PeftModel, directory: Path, dtype: torch.dtype) -> None:

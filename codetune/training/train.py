@@ -335,6 +335,6 @@ def _save(
 ) -> None:
     """Writes the finished model. Raises CodetuneError for a full disk, which says where the training continues."""
     with explain_full_disk(saved, directory, "the weights"):
-        export_model(whole, tokenizer, project, base.precision, answer_end_tokens, saved)
+        export_model(whole, tokenizer, project, base.precision, answer_end_tokens, base.path, saved)
     for file in (TOKENS_FILE, HOLDOUT_FILE):
         remove_token_cache(directory / file)
