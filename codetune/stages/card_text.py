@@ -70,7 +70,7 @@ def card(facts: CardFacts, is_adapter: bool) -> str:
         **facts.licence,
         "library_name": "peft" if is_adapter else "transformers",
         "pipeline_tag": TASK,
-        "tags": ["codetune", "code", *([facts.training.settings["train.method"]] if is_adapter else [])],
+        "tags": ["codetune", "code", *([str(facts.training.settings["train.method"])] if is_adapter else [])],
     }
     places = "\n".join(MARKS)
     sections = [
