@@ -80,7 +80,7 @@ def muon_with_adamw(
     model: torch.nn.Module, network: PreTrainedModel, settings: Training, decayed: Collection[str]
 ) -> MuonWithAdamW:
     """For the trained parameters of `model`, the network or what is around it. `decayed` are the names of those that
-    weight decay is for."""
+    weight decay is for. Raises ProjectError where no matrix of a hidden layer is trained."""
     trained = {name: weights for name, weights in model.named_parameters() if weights.requires_grad}
     hidden = {id(weights) for weights in _hidden_matrices(network)}
     rest = {name: weights for name, weights in trained.items() if id(weights) not in hidden}
@@ -92,6 +92,12 @@ def muon_with_adamw(
         {"params": [weights for name, weights in rest.items() if name not in decayed], "weight_decay": 0.0},
     ]
     matrices = [weights for weights in trained.values() if id(weights) in hidden]
+    if not matrices:
+        raise ProjectError(
+            "train.optimizer is muon, which updates the matrices of hidden layers, and none of them is trained. "
+            "Expected: adapters on hidden layers. Set train.lora.target_modules: all-linear, or train.optimizer: "
+            "adamw_torch_fused"
+        )
     return MuonWithAdamW(
         torch.optim.Muon(
             matrices,

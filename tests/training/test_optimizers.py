@@ -56,6 +56,12 @@ def test_muon_updates_adapters_but_not_those_of_the_output_layer_and_the_embeddi
     assert all("lm_head" in name or "embed_tokens" in name for name in adamw)
 
 
+def test_muon_without_a_hidden_matrix_to_train_is_refused() -> None:
+    lora = LoraSettings(target_modules=["lm_head", "embed_tokens"])
+    with pytest.raises(ProjectError, match=r"none of them is trained\. .*train\.lora\.target_modules: all-linear"):
+        muon_of(add_adapters(tiny_model("llama", 100), "lora", lora, 1))
+
+
 def test_a_step_of_muon_has_nearly_orthogonal_rows_and_the_size_of_one_of_adamw() -> None:
     model = tiny_model("llama", 100)
     optimizer, muon, _ = muon_of(model, learning_rate=1e-2)
