@@ -222,7 +222,8 @@ def _marked_answers(conversation: Conversation, text: str, tokenizer: ChatTokeni
     """The answers in the template's `{% generation %}` blocks; or why they are not sure to be there. A block that does
     not hold the token that closes the answer is extended to it."""
     answers = [turn for turn in conversation.turns if turn["role"] == "assistant"]
-    rendered, marked = _generation_blocks(conversation, tokenizer)
+    rendered, blocks = _generation_blocks(conversation, tokenizer)
+    marked = _joined(blocks, text)
     if rendered != text or len(marked) != len(answers):
         return f"{THE_TEMPLATE} marks {len(marked)} answers by generation blocks, and the row has {len(answers)}"
     spans: list[CharacterSpan] = []
@@ -237,6 +238,19 @@ def _marked_answers(conversation: Conversation, text: str, tokenizer: ChatTokeni
             raise _never_closed()
         spans.append((start, max(end, closed)))
     return spans
+
+
+def _joined(blocks: Sequence[CharacterSpan], text: str) -> list[CharacterSpan]:
+    """The blocks, those together with nothing but white space between them: some templates mark an answer's EOS apart.
+
+    >>> _joined([(0, 2), (3, 4), (6, 7)], "yo </s>")
+    [(0, 4), (6, 7)]
+    """
+    joined: list[CharacterSpan] = []
+    for start, end in blocks:
+        is_next = bool(joined) and not text[joined[-1][1] : start].strip()
+        joined = [*joined[:-1], (joined[-1][0], end)] if is_next else [*joined, (start, end)]
+    return joined
 
 
 def _limits(marked: Sequence[CharacterSpan], text: str) -> Iterator[int]:

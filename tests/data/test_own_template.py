@@ -61,6 +61,7 @@ BLOCKS = (
     + PROMPT
 )
 OPEN_BLOCKS = BLOCKS.replace("</s>{% endgeneration %}", "{% endgeneration %}</s>")
+EOS_BLOCKS = BLOCKS.replace("</s>{% endgeneration %}", "{% endgeneration %}{% generation %}</s>{% endgeneration %}")
 ONE_BLOCK = BLOCKS.replace("== 'assistant'", "== 'assistant' and loop.last")
 EMPTY_BLOCKS = BLOCKS.replace(BLOCK, "{% generation %}{% endgeneration %}{{ m['content'] }}</s>\n")
 UNCLOSED_BLOCKS = BLOCKS.replace("</s>{% endgeneration %}", "{% endgeneration %}")
@@ -146,6 +147,7 @@ def learned(template: str, messages: tuple[Message, ...], learn: LearnedAnswers 
         (NO_PROMPT, ONE, ["<assistant>yo</s>"]),
         (BLOCKS, SYSTEM, ["yo</s>", " ya\n</s>"]),
         (OPEN_BLOCKS, SYSTEM, ["yo</s>", " ya\n</s>"]),
+        (EOS_BLOCKS, SYSTEM, ["yo</s>", " ya\n</s>"]),
         (
             ONE_BLOCK,
             TWO,
