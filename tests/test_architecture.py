@@ -142,6 +142,7 @@ IMPORT_LATE = (
     "benchmark.likelihood",  # transformers, which reports and comparisons do without
     "benchmark.evalplus_cut",  # evalplus.sanitize, without evalplus.data
     "model.vllm_engine",  # vllm's settings, an extra
+    "training.optimizers",  # bitsandbytes, for its own optimizer
     "training.parallelism",  # deepspeed itself, an extra
     "selection.embed",  # what loads torch, which the hashing encoder does without
     "model.pretrained",  # peft, sentence_transformers and vllm, for the models that need them

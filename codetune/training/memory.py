@@ -33,7 +33,7 @@ from codetune.model.load import outline_of
 from codetune.model.plain_layers import output_layer
 from codetune.project.sections import Precision, Training
 from codetune.training.loss import CHUNK_LOGITS
-from codetune.training.optimizers import WHOLE_WEIGHTS
+from codetune.training.optimizers import fits_strategy
 from codetune.training.parallelism import Offload, ParallelStrategy
 
 USABLE_SHARE = 0.9  # of a GPU's memory
@@ -178,7 +178,7 @@ def _candidates(setup: TrainingSetup) -> Iterator[TrainingSetup]:
     yield setup
     lighter = replace(setup, settings=setup.settings.model_copy(update={"gradient_checkpointing": True}))
     strategies: list[ParallelStrategy] = [setup.strategy]
-    is_divisible = setup.settings.optimizer not in WHOLE_WEIGHTS
+    is_divisible = fits_strategy(setup.settings.optimizer, "fsdp")
     if setup.processes > 1 and setup.strategy not in ("fsdp", "zero3") and is_divisible:
         strategies.append("fsdp")
     for method in dict.fromkeys([setup.settings.method, "lora", "qlora"]):

@@ -41,7 +41,12 @@ from codetune.training.collate import MicroBatchTensors
 from codetune.training.holdout import RankEvaluation, RowLoss, row_losses
 from codetune.training.loss import OBJECTIVES, LossFunction
 from codetune.training.metrics import StepMetrics
-from codetune.training.optimizers import muon_with_adamw, optimizer_arguments, require_optimizer
+from codetune.training.optimizers import (
+    muon_with_adamw,
+    optimizer_arguments,
+    require_eight_bit_step,
+    require_optimizer,
+)
 from codetune.training.parallelism import (
     SHARDED,
     ParallelStrategy,
@@ -87,8 +92,10 @@ def training_arguments(
 
 def require_supported(settings: Training, precision: Precision, strategy: ParallelStrategy, device: str) -> None:
     """Raises ProjectError for float16 on a CPU, a tracker that is not installed, a sharded model that is to answer
-    tasks, or as `require_optimizer` does."""
+    tasks, or as `require_optimizer` and `require_eight_bit_step` do."""
     require_optimizer(settings, strategy)
+    if settings.optimizer == "adamw_8bit" and device == "cpu":
+        require_eight_bit_step()
     if settings.keep_best == "pass@1" and strategy in SHARDED:
         raise ProjectError(
             f"train.keep_best is pass@1, and launch.strategy {strategy} leaves no process the whole model, which has "

@@ -7,7 +7,8 @@
 Real rows with DeepSeek-Coder's tokenizer and chat format (--data, or $CODETUNE_TEST_DATA, or ../shared/data), random
 weights of the shape, the trainer that `codetune train` uses. Every variant runs in a process of its own: one step to
 warm up, then --steps that count. `dynamic_pad` in drawn order is the baseline. Beside them the same training with all
-logits made at once, with activations kept and made again, and TRL's SFTTrainer with its packing where trl is installed
+logits made at once, with activations kept and made again, with the layers compiled (by torch.compile, with dynamic
+shapes; the graphs that it made in all steps are counted), and TRL's SFTTrainer with its packing where trl is installed
 (pip install trl; see train_trl.py). The arithmetic that is counted has
 neither padding nor recomputation in it; its share is of the rate that this machine reaches in a plain matrix product.
 Peak memory is torch.cuda.max_memory_allocated; without a GPU it is by how much the process has grown at most."""
@@ -39,7 +40,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dynamic_pack, all logits": {"pad_mode": "dynamic_pack"},
     "dynamic_pack, kept": {"pad_mode": "dynamic_pack", "gradient_checkpointing": False},
     "dynamic_pack, made again": {"pad_mode": "dynamic_pack", "gradient_checkpointing": True},
+    "dynamic_pad, compiled": {"pad_mode": "dynamic_pad"},
+    "dynamic_pack, compiled": {"pad_mode": "dynamic_pack"},
 }
+COMPILED = ("dynamic_pad, compiled", "dynamic_pack, compiled")
 ALL_LOGITS = "dynamic_pack, all logits"
 TRL = "trl, packing"
 BASELINE = next(iter(VARIANTS))
@@ -155,6 +159,9 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         token_cache = write_token_cache(rows_of(size, given.steps, given.data), directory / "tokens")
         network = network_of(size, given.method, device)
         model = prepare_model(network, project, size.dtype)  # type: ignore[arg-type]
+        if given.variant in COMPILED:
+            for layer in network.model.layers:
+                layer.compile(dynamic=True)
         callbacks = TrainingCallbacks(settings, directory, {}, given.steps + 1, lambda _: None, SINGLE_PROCESS)
         callbacks.on_train_begin(None)
         base = BaseModel(directory, size.dtype, "alone")  # type: ignore[arg-type]
@@ -183,7 +190,15 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         "state_bytes": bytes_of(model.parameters()) + bytes_of(held),
         "attention": network.config._attn_implementation,
         "losses": [line["loss"] for line in lines],
+        **({"graphs": compiled_graphs()} if given.variant in COMPILED else {}),
     }
+
+
+def compiled_graphs() -> int:
+    """More than a few, and the shapes of later steps were compiled anew."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
 
 
 def matrix_rate(size: Size) -> dict[str, float]:

@@ -14,7 +14,14 @@ from safetensors.torch import load_file
 from codetune.errors import ProjectError
 from codetune.model.adapters import add_adapters, base_network
 from codetune.project.sections import LoraSettings, Training
-from codetune.training.optimizers import MuonWithAdamW, muon_with_adamw, optimizer_arguments, require_optimizer
+from codetune.training.optimizers import (
+    MuonWithAdamW,
+    muon_with_adamw,
+    optimizer_arguments,
+    require_eight_bit_step,
+    require_optimizer,
+)
+from codetune.training.trainer import require_supported
 from tests.model.builders import tiny_model
 from tests.training.tiny import base_model, metrics, project, run
 
@@ -119,13 +126,25 @@ def test_every_optimizer_learns(base: Path, tmp_path: Path) -> None:
         assert losses[-1] < losses[0] - 0.5
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adamw_8bit"])
-@pytest.mark.parametrize("strategy", ["fsdp", "zero1", "zero2", "zero3"])
-def test_an_optimizer_of_whole_weights_is_refused_where_they_are_divided(optimizer: Any, strategy: Any) -> None:
+@pytest.mark.parametrize(
+    ("optimizer", "strategy", "fitting"),
+    [
+        *((("adamw_8bit", strategy, "ddp")) for strategy in ("fsdp", "zero1", "zero2", "zero3")),
+        *((("muon", strategy, "ddp or fsdp")) for strategy in ("zero1", "zero2", "zero3")),
+    ],
+)
+def test_an_optimizer_of_whole_weights_is_refused_where_they_are_divided(
+    optimizer: Any, strategy: Any, fitting: str
+) -> None:
     settings = Training(optimizer=optimizer)
-    with pytest.raises(ProjectError, match=rf"train.optimizer is {optimizer}.*launch.strategy {strategy} divides"):
+    told = rf"train.optimizer is {optimizer}.*launch.strategy {strategy} divides.*launch.strategy: {fitting}$"
+    with pytest.raises(ProjectError, match=told):
         require_optimizer(settings, strategy)
     require_optimizer(settings, "ddp")
+
+
+def test_muon_takes_shards_of_fsdp() -> None:
+    require_optimizer(Training(optimizer="muon"), "fsdp")
 
 
 def test_eight_bits_without_bitsandbytes_is_an_error_that_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,6 +154,18 @@ def test_eight_bits_without_bitsandbytes_is_an_error_that_says_what_to_install(m
     ):
         require_optimizer(Training(optimizer="adamw_8bit"), "alone")
     require_optimizer(Training(), "alone")
+
+
+def test_eight_bits_without_a_kernel_for_the_cpu_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bitsandbytes.optim.adamw import AdamW8bit
+
+    def step(self: object) -> None:
+        raise NotImplementedError("Could not run 'bitsandbytes::optimizer_update_8bit_blockwise' on the CPU")
+
+    require_eight_bit_step()
+    monkeypatch.setattr(AdamW8bit, "step", step)
+    with pytest.raises(ProjectError, match=r"cannot do its step on this CPU \(Could not run .*adamw_torch_fused"):
+        require_supported(Training(optimizer="adamw_8bit"), "float32", "alone", "cpu")
 
 
 def test_the_other_schedules_are_those_of_transformers() -> None:

@@ -196,18 +196,27 @@ def test_tied_embeddings_and_adapters_on_adapters_are_trained_in_shards_too(
 
 
 DFT, MUON = {"train.objective": "dft"}, {"train.optimizer": "muon"}
+EIGHT_BITS = {"train.optimizer": "adamw_8bit"}
 DORA = {"train.method": "lora", "train.lora.dora": True, "train.merge": True}
 
 
 @pytest.mark.parametrize(
     ("settings", "strategy"),
-    [(DFT, "ddp"), (DFT, "fsdp"), (MUON, "ddp"), (DORA, "fsdp"), pytest.param(DORA, "zero3", marks=needs_zero)],
+    [
+        (DFT, "ddp"),
+        (DFT, "fsdp"),
+        (MUON, "ddp"),
+        (MUON, "fsdp"),
+        (EIGHT_BITS, "ddp"),
+        (DORA, "fsdp"),
+        pytest.param(DORA, "zero3", marks=needs_zero),
+    ],
     ids=str,
 )
 def test_objectives_optimizers_and_adapters_learn_the_same_in_two_processes(
     ranks: Ranks, world: Path, settings: dict[str, Any], strategy: str
 ) -> None:
-    name = "-".join([*settings, strategy])
+    name = "-".join([*map(str, settings.values()), strategy])
     expected, run = (selected_run(world, f"{name}-{count}") for count in ("alone", "together"))
     flags = {"output_dir": f"runs/{expected.name}", "select.strategy": "random", "train.max_steps": 2}
     pipeline.train(open_context(read_project(world / "codetune.yaml", [], flags | settings)))
@@ -220,6 +229,15 @@ def test_objectives_optimizers_and_adapters_learn_the_same_in_two_processes(
         *(f"{key}={value}".lower() for key, value in settings.items()),
     )
     agree(run, expected, steps=2)
+
+
+def test_muon_in_shards_is_continued_bit_by_bit(ranks: Ranks, world: Path) -> None:
+    settings = ("train.optimizer=muon", "launch.strategy=fsdp", "train.max_steps=3")
+    whole = selected_run(world, "muon-whole")
+    train(ranks, 2, whole, *settings)
+    broken = stopped_at(2, whole, "muon-continued")
+    train(ranks, 2, broken, *settings)
+    agree(broken, whole, exact=True, steps=3)
 
 
 def test_one_process_of_a_launcher_is_one_process(ranks: Ranks, world: Path, alone: dict[str, Path]) -> None:
