@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test check format gpu gpu-claim demo-base clean
+.PHONY: install demo test check format docs gpu gpu-claim demo-base clean
 
 install: .venv/installed
 
@@ -28,6 +28,10 @@ check: install
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# Makes the pages of codetune/docs/commands again, from what --help says.
+docs: install
+	$(BIN)/python -m tests.command_pages
 
 # GPU tests and benchmarks, eight minutes at most, with the Python that has a CUDA torch: make gpu PYTHON=python3.12
 gpu:

@@ -13,8 +13,8 @@ import typer
 from codetune import __version__, console
 from codetune.cli_benchmarks import eval_, evaluate, generate, sanitize
 from codetune.cli_inspection import doctor, explanation, follow, plan, report, slurm, status
+from codetune.commands import AROUND, PIPELINE, STAGES, START, perform
 from codetune.commands import app as app  # for main.py
-from codetune.commands import perform
 from codetune.errors import UsageError
 from codetune.launch.environment import Shard, current_node, parse_shard
 from codetune.options import (
@@ -56,7 +56,7 @@ def top(
         raise typer.Exit
 
 
-@app.command()
+@app.command(rich_help_panel=START)
 def init(
     directory: Annotated[Path, typer.Argument(metavar="DIR")] = Path(),
     preset: Annotated[str, one_of(PRESETS)] = "deepseek-oss",
@@ -79,7 +79,7 @@ def init(
     perform(write, as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def score(
     shard: ShardOption = None, project: ProjectOption = None, set_: SetOption = None, as_json: JsonOption = False
 ) -> None:
@@ -88,7 +88,7 @@ def score(
     _run_stage("score", required_project(project, set_, {}, ["score"]), as_json, shard=part)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def embed(
     shard: ShardOption = None, project: ProjectOption = None, set_: SetOption = None, as_json: JsonOption = False
 ) -> None:
@@ -97,7 +97,7 @@ def embed(
     _run_stage("embed", required_project(project, set_, {}, ["embed"]), as_json, shard=part)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def select(
     ratio: Annotated[
         float | None, typer.Option(help="Share to take of the eligible rows (of all, with select.ratio_of=all).")
@@ -129,7 +129,7 @@ def select(
         perform(lambda: explanation(loaded, explain), as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def train(
     pad_mode: Annotated[str | None, PAD_MODES] = None,
     method: Annotated[str | None, METHODS] = None,
@@ -151,11 +151,11 @@ def train(
 
 
 for _of_benchmark in (generate, sanitize, evaluate):
-    app.command()(_of_benchmark)
-app.command(name="eval")(eval_)
+    app.command(rich_help_panel=STAGES)(_of_benchmark)
+app.command(name="eval", rich_help_panel=PIPELINE)(eval_)
 
 
-@app.command()
+@app.command(rich_help_panel=PIPELINE)
 def run(
     first: Annotated[str, stage_option("--from", "First")] = STAGE_NAMES[0],
     last: Annotated[str, stage_option("--to", "Last")] = STAGE_NAMES[-1],
@@ -184,7 +184,7 @@ def run(
     perform(work, as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=PIPELINE)
 def sweep(
     ratio: Annotated[str | None, typer.Option(metavar="R,...", help="Shares to take, such as 0.1,0.2,0.4.")] = None,
     strategy: Annotated[
@@ -222,10 +222,10 @@ def sweep(
 
 
 for _command in (status, plan, report, doctor, slurm):
-    app.command()(_command)
+    app.command(rich_help_panel=AROUND)(_command)
 
 
-@app.command()
+@app.command(rich_help_panel=START)
 def demo(
     directory: Annotated[Path, typer.Argument(metavar="DIR")] = Path("codetune-demo"),
     full: Annotated[bool, typer.Option("--full", help="Also train on a random draw and on all rows.")] = False,

@@ -13,6 +13,8 @@ from codetune import console
 from codetune.console import CommandResult
 from codetune.errors import writing_failed
 
+# The groups of `codetune --help`, in its order.
+START, STAGES, PIPELINE, AROUND = "Start", "The stages, in their order", "Several stages at once", "Around a run"
 QUIET_HELP = "Show no progress and no notes: only the result, warnings and errors."
 
 

@@ -28,9 +28,16 @@ def main() -> None:
     prepare_process()
     make_messages_visible()
     sys.excepthook = console.show_traceback
-    for number in (signal.SIGINT, signal.SIGTERM):  # a scheduler stops a job by SIGTERM
-        if signal.getsignal(number) is signal.SIG_DFL:  # as __main__ left the first; not where it is ignored
-            signal.signal(number, signal.default_int_handler)
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):  # a scheduler stops a job by SIGTERM
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, signal.default_int_handler)
+        _run_process()
+    except KeyboardInterrupt:  # of a worker or rank; the command says what it means
+        exit_process(130)
+
+
+def _run_process() -> None:
     try:
         if (task := worker_task()) is not None:
             dispatch.run_worker(task, _run_job)
@@ -45,8 +52,6 @@ def main() -> None:
         message = str(error) if isinstance(error, BusyError) else console.with_project_option(str(error))
         console.show_error(type(error)(message))
         sys.exit(error.exit_status)
-    except KeyboardInterrupt:  # of a worker or rank; the command says what it means
-        exit_process(130)
 
 
 def _run_job(job: dispatch.Job, worker: dispatch.WorkerContext) -> JSON:

@@ -17,9 +17,10 @@ from typing import Literal
 import torch
 
 from codetune import __version__
-from codetune.benchmark.benchmarks import BENCHMARKS, EvalPlusDownload
+from codetune.benchmark.benchmarks import BENCHMARKS, EvalPlusDownload, HubFile
 from codetune.data.hub import OFFLINE, hub_cache, unreachable_hub
 from codetune.data.hub_upload import has_token
+from codetune.errors import DataError
 from codetune.launch.devices import count_gpus, describe_gpus, find_precision
 from codetune.launch.environment import thread_count, user_cache
 from codetune.report.requirements import installed_version, required_packages
@@ -173,12 +174,19 @@ def _hub() -> Finding:
 
 
 def _benchmarks(context: RunContext) -> Iterator[Finding]:
+    """All that are published."""
     for spec in BENCHMARKS:
-        if not isinstance(spec.source, EvalPlusDownload):
-            continue
-        problems = problems_at_hand(context, spec.name)
-        if problems is not None:
-            yield Finding(f"benchmark {spec.name}", f"{len(problems)} tasks")
-        else:
-            costs = "it is downloaded when it is first needed"
-            yield Finding(f"benchmark {spec.name}", "not here", "lack", costs, f"codetune eval {spec.name} --limit 1")
+        if isinstance(spec.source, EvalPlusDownload | HubFile):
+            yield _benchmark(context, spec.name, spec.source.variable)
+
+
+def _benchmark(context: RunContext, name: str, variable: str) -> Finding:
+    try:
+        problems = problems_at_hand(context, name)
+    except DataError as why:
+        costs = "it cannot be evaluated"
+        return Finding(f"benchmark {name}", str(why), "wrong", costs, f"unset {variable}, or name another file in it")
+    if problems is not None:
+        return Finding(f"benchmark {name}", f"{len(problems)} tasks")
+    costs = "it is downloaded when it is first needed"
+    return Finding(f"benchmark {name}", "not here", "lack", costs, f"codetune eval {name} --limit 1")

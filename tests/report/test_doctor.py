@@ -29,9 +29,28 @@ def test_everything_is_looked_at_and_each_lack_says_what_it_costs_and_what_ends_
     assert used == [f"sandbox {choose_tier('auto')}"]
 
 
-def test_the_hub_that_is_switched_off_is_a_lack(tmp_path: Path) -> None:
-    findings = {found.name: found for found in examine_machine(read_context(read_project(None, [], {})))}
-    hub = findings["Hugging Face Hub"]
+@pytest.fixture(scope="module")
+def without_a_project(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Finding]:
+    """What is found where two published benchmarks are named wrongly: a file without tasks, and no file."""
+    directory = tmp_path_factory.mktemp("files")
+    (directory / "tasks.jsonl").write_text("{}\n", encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CRUXEVAL_OVERRIDE_PATH", str(directory / "tasks.jsonl"))
+        patch.setenv("LEETCODE_OVERRIDE_PATH", str(directory / "nowhere.jsonl"))
+        return {found.name: found for found in examine_machine(read_context(read_project(None, [], {})))}
+
+
+def test_every_published_benchmark_is_listed(without_a_project: dict[str, Finding]) -> None:
+    found = {name.partition(" ")[2]: each for name, each in without_a_project.items() if name[:9] == "benchmark"}
+    assert list(found) == ["humaneval", "mbpp", "humaneval_pro", "mbpp_pro", "cruxeval", "leetcode"]
+    assert found["mbpp_pro"].command == "codetune eval mbpp_pro --limit 1"
+    for name in ("cruxeval", "leetcode"):
+        assert found[name].state == "wrong"
+        assert found[name].command.startswith(f"unset {name.upper()}_OVERRIDE_PATH")
+
+
+def test_the_hub_that_is_switched_off_is_a_lack(without_a_project: dict[str, Finding]) -> None:
+    hub = without_a_project["Hugging Face Hub"]
     assert (hub.state, "not reachable" in hub.found) == ("lack", True)
 
 
