@@ -84,7 +84,7 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
         *_NOUNS,
     ),
     "main": ("cli", "options", "report", "stages", "launch", "console", "errors"),
-    "__main__": ("main",),
+    "__main__": ("main", "launch"),
 }
 ROOMS_OF_THEIR_OWN = ("demo.run",)  # the command stands above the workflow, what it is made of stands below
 HOMES: Mapping[str, tuple[str, ...]] = {

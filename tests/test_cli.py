@@ -220,6 +220,18 @@ def test_an_interrupt_before_anything_is_read_ends_without_a_traceback(tmp_path:
     assert "Traceback" not in complaint
 
 
+def test_an_interrupt_while_python_compiles_a_text_ends_with_130_as_well() -> None:
+    program = (
+        "import codetune.main, codetune.__main__\n"
+        "def interrupted():\n"
+        "    try: exec('raise KeyboardInterrupt')  # as where a dataclass is made\n"
+        "    except KeyboardInterrupt: return 130\n"
+        "codetune.main._exit_status = interrupted\n"
+        "codetune.__main__.main()"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 130
+
+
 def test_commands_that_are_suggested_name_the_project_and_the_run_that_were_named(tmp_path: Path) -> None:
     make_small_world(tmp_path, 6).rename(tmp_path / "other.yaml")
     told = run_codetune("train", "-p", "other.yaml", "--set", "name=second", "--set=seed=1", cwd=tmp_path)

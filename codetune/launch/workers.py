@@ -124,8 +124,10 @@ def exit_process(status: int) -> None:
     """Runs the exit functions, flushes, and exits without tearing Python down: threads of torch that still run then can
     abort the process ("terminate called without an active exception", seen once in some dozen trainings)."""
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # closed by the caller of the command
+            with contextlib.suppress(OSError):  # a reader that is gone
+                stream.flush()
     os._exit(status)
 
 
