@@ -65,7 +65,14 @@ def plan(
     perform(work, as_json, changes_nothing=True)
 
 
-def report(project: ProjectOption = None, set_: SetOption = None, as_json: JsonOption = False) -> None:
+def report(
+    figures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write every figure into this directory, too, as PNG and SVG.")
+    ] = None,
+    project: ProjectOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Write OUTPUT_DIR/report.html: what was taken, trained and measured, as one page that needs no server."""
     loaded = required_project(project, set_, {})
 
@@ -73,7 +80,7 @@ def report(project: ProjectOption = None, set_: SetOption = None, as_json: JsonO
         from codetune.report.page import make_report
         from codetune.stages.runner import read_context
 
-        return make_report(read_context(loaded))
+        return make_report(read_context(loaded), figures)
 
     perform(work, as_json)
 

@@ -29,6 +29,7 @@ from codetune.stages.stage import RunContext, Settings, Stage, StageRequest
 from codetune.stages.train import TRAIN
 from codetune.store.files import write_text
 from codetune.store.manifest import read_manifest
+from codetune.store.run_directory import Run
 
 if TYPE_CHECKING:
     from codetune.benchmark.evaluate import Report
@@ -70,8 +71,7 @@ class Sweep:
 
     @property
     def directory(self) -> Path:
-        own = self.project.run_dir
-        return own.with_name(f"{own.name}-sweep")
+        return Run(self.project.run_dir).sweep
 
     def variants(self) -> list[Settings]:
         return [dict(zip(self.varied, values, strict=True)) for values in product(*self.varied.values())]

@@ -52,7 +52,7 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "render": ("sweep", "workflow", "stages", "console"),
     "demo.run": ("render", "workflow", "stages", "demo", "store", "console", *_NOUNS),
     "options": _NOUNS,
-    "report": ("", "workflow", "stages", *_ENGINES, "launch", "store", "console", *_NOUNS),
+    "report": ("", "sweep", "workflow", "stages", *_ENGINES, "launch", "store", "console", *_NOUNS),
     "commands": ("console", "errors"),
     "cli_inspection": (
         "options",
@@ -108,6 +108,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "psutil": ("benchmark",),
     "vllm": ("model",),
     "deepspeed": ("training",),
+    "matplotlib": ("report",),
     "subprocess": ("benchmark", "sandbox", "launch"),
     "pickle": ("benchmark", "sandbox"),  # expected outputs and requests, written by codetune itself
     "fcntl": ("store",),
@@ -151,6 +152,7 @@ IMPORT_LATE = (
     "data.own_template",  # transformers' renderer, for templates that mark what is generated
     "data.files",  # pyarrow itself, for Parquet
     "data.hub",  # datasets itself
+    "report.figures",  # matplotlib, an extra
 )
 ROOMS_WITHOUT_TORCH = (
     "project",

@@ -38,7 +38,9 @@ OPTIONAL = (
     ("deepspeed", "launch.strategy zero1, zero2 and zero3 cannot be used; fsdp shares a model as well", "gpu"),
     ("flash-attn", "greedy decoding on a GPU takes longer; training and scoring use torch's own kernel", "flash"),
     ("vllm", "many samples of a task take longer on a GPU", "vllm"),
+    ("matplotlib", "codetune report writes its page, and no figures as PNG and SVG (--figures)", "report"),
 )
+FOR_A_GPU = ("gpu", "flash", "vllm")  # extras
 FindingState = Literal["ok", "lack", "wrong"]
 
 
@@ -124,7 +126,7 @@ def _optional_packages() -> Iterator[Finding]:
         version = installed_version(name)
         if version is not None:
             yield Finding(name, version)
-        elif count_gpus():
+        elif count_gpus() or extra not in FOR_A_GPU:
             yield Finding(name, "not installed", "lack", costs, f"pip install 'codetune[{extra}]'")
         else:
             yield Finding(name, "not installed; of use with a GPU only")

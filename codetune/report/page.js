@@ -55,7 +55,7 @@ function logarithmicTicks(low, high) {
 function table(columns, rows, numeric) {
   const isNumber = (index) => (numeric && numeric.includes(index) ? "number" : null);
   const cell = (tag) => (value, index) => el(tag, { class: isNumber(index) }, value);
-  return el("div", { class: "scroll" }, el("table", {},
+  return el("div", { class: "scroll" }, el("table", { class: columns.length > 3 ? "wide" : null },
     el("thead", {}, el("tr", {}, columns.map(cell("th")))),
     el("tbody", {}, rows.map((row) => (row instanceof Node ? row : el("tr", {}, row.map(cell("td"))))))));
 }
@@ -469,15 +469,26 @@ function benchmarks(place, { found }) {
 }
 
 function forest(each) {
-  const width = 560, row = 34, left = 130, height = each.reports.length * row + 34;
-  const k = Object.keys(each.reports[0].pass_at_k.plus)[0], x = (share) => left + share * (width - left - 20);
-  const drawing = shape("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${k} of each model with its interval` });
-  for (const share of [0, 0.25, 0.5, 0.75, 1]) drawing.append(shape("line", { class: "axis", x1: x(share), x2: x(share), y1: 4, y2: height - 26 }), shape("text", { x: x(share), y: height - 6, "text-anchor": "middle" }, `${100 * share} %`));
-  each.reports.forEach((report, index) => {
-    const y = 18 + index * row, [low, high] = report.interval_95.plus[k], shade = `var(--${report.model === "tuned" ? "taken" : "not-taken"})`;
-    drawing.append(shape("text", { x: left - 8, y: y + 5, "text-anchor": "end" }, report.model.slice(0, 16)), shape("line", { x1: x(low), x2: x(high), y1: y, y2: y, "stroke-width": 3, style: `stroke:${shade}` }), shape("circle", { cx: x(report.pass_at_k.plus[k]), cy: y, r: 6, style: `fill:${shade}` }));
+  const k = Object.keys(each.reports[0].pass_at_k.plus)[0];
+  const entries = each.reports.map((report) => { const [low, high] = report.interval_95.plus[k]; return { name: report.model, mean: report.pass_at_k.plus[k], low, high, is_control: report.model !== "tuned" }; });
+  return intervals(`${k}, base and plus tests, with 95 % intervals`, entries, false);
+}
+
+// For each entry its name, and below it its mean and its interval. Shares have an axis from 0 to 100 %.
+function intervals(title, entries, isLoss) {
+  const width = 560, row = 40, margin = 36, height = entries.length * row + 34;
+  const low = isLoss ? Math.min(...entries.map((each) => each.low)) : 0, high = isLoss ? Math.max(...entries.map((each) => each.high)) : 1;
+  const x = (value) => margin + ((value - low) / (high - low || 1)) * (width - 2 * margin);
+  const drawing = shape("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title });
+  for (const tick of isLoss ? ticks(low, high, 4) : [0, 0.25, 0.5, 0.75, 1])
+    drawing.append(shape("line", { class: "axis", x1: x(tick), x2: x(tick), y1: 4, y2: height - 26 }), shape("text", { x: x(tick), y: height - 6, "text-anchor": "middle" }, amount(tick, isLoss)));
+  entries.forEach((each, index) => {
+    const y = 32 + index * row, shade = `var(--${each.is_control ? "not-taken" : "taken"})`;
+    drawing.append(shape("g", {}, shape("title", {}, `${each.name}: ${estimate(each, isLoss)}`),
+      shape("text", { x: 0, y: y - 10 }, each.name),
+      shape("line", { x1: x(each.low), x2: x(each.high), y1: y, y2: y, "stroke-width": 3, style: `stroke:${shade}` }), shape("circle", { cx: x(each.mean), cy: y, r: 6, style: `fill:${shade}` })));
   });
-  return el("figure", { style: "max-width:640px" }, el("b", {}, `${k}, base and plus tests, with 95 % intervals`), drawing);
+  return el("figure", { style: "max-width:640px" }, el("b", {}, title), drawing);
 }
 
 function flips(each) {
@@ -514,6 +525,53 @@ function likelihood(place, { reports, comparisons }) {
   for (const each of comparisons) place.append(el("p", {}, `${each.models[1]} against ${each.models[0]}: ${signed(each.difference)} nats a token (95 %: ${each.interval_95.map(signed).join(" to ")}; p = ${+each.p_value.toPrecision(2)}), ${each.told_apart ? "told apart" : "not told apart"}. Less is better.`));
 }
 
+// ---- the sweep
+
+const CURVE_COLOURS = ["taken", "mismatched", "set-aside", "good", "no-score", "ink"];
+const amount = (value, isLoss) => (isLoss ? `${+value.toPrecision(4)}` : `${+(100 * value).toPrecision(3)} %`);
+const estimate = ({ mean, low, high }, isLoss) => `${amount(mean, isLoss)} (${amount(low, isLoss)} to ${amount(high, isLoss)})`;
+
+function sweep(place, { seeds, rate, outcomes, variants }) {
+  place.append(el("p", {}, `The mean over ${whole(seeds)} ${seeds === 1 ? "seed" : "seeds"}, with 95 % intervals over tasks and seeds, from sweep.json of the sweep of this project. Random draws are as large as the variant beside which they stand.`));
+  for (const each of outcomes) {
+    place.append(el("h3", {}, each.title), el("div", { class: "pair" }, each.curves.length ? rates(each, rate) : null, intervals("Every variant, with 95 % intervals", each.figures, each.is_loss)));
+  }
+  place.append(el("h3", {}, "Variants"), table(["variant", "rows", "tokens", "seconds of training", "seconds in all", ...outcomes.map((each) => each.title)],
+    variants.map((each) => [each.name, whole(each.rows), whole(each.tokens), decimals(each.training_seconds, 1), decimals(each.total_seconds, 1), ...outcomes.map((outcome) => estimate(each.figures[outcome.name], outcome.is_loss))]), [1, 2, 3, 4]));
+  const rows = variants.flatMap((each) => Object.entries(each.against).flatMap(([control, found]) => outcomes.map((outcome) => against(each, control, outcome, found[outcome.name]))));
+  if (rows.length) place.append(el("h3", {}, "Against the controls"), table(["variant", "control", "outcome", "difference (95 % interval)", ""], rows));
+}
+
+function against(variant, control, outcome, found) {
+  const signed = (value) => (outcome.is_loss ? `${value >= 0 ? "+" : "−"}${Math.abs(value).toFixed(4)}` : points(value));
+  return [variant.name, control, outcome.title, `${signed(found.mean)}${outcome.is_loss ? "" : " points"} (${signed(found.low)} to ${signed(found.high)})`, found.told_apart ? "told apart" : "not told apart"];
+}
+
+// An outcome over the sampling rate; what was trained on all rows is a line with its interval as a band.
+function rates({ title, is_loss: isLoss, curves, references }, rate) {
+  const width = 560, height = 300, left = 64, bottom = 46, top = 12;
+  const found = curves.flatMap((each) => each.points), ends = [...found, ...references];
+  const [low, high] = [Math.min(...found.map((each) => each.at)), Math.max(...found.map((each) => each.at))];
+  const [least, most] = [Math.min(...ends.map((each) => each.low)), Math.max(...ends.map((each) => each.high))];
+  const x = (value) => left + 10 + ((value - low) / (high - low || 1)) * (width - left - 32);
+  const y = (value) => height - bottom - ((value - least) / (most - least || 1)) * (height - bottom - top);
+  const drawing = shape("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${title}, by ${rate}` });
+  for (const each of references) drawing.append(shape("rect", { x: left, width: width - left - 12, y: y(each.high), height: y(each.low) - y(each.high), style: "fill:var(--pale)", opacity: 0.5 }, shape("title", {}, `${each.name}: ${estimate(each, isLoss)}`)),
+    shape("line", { x1: left, x2: width - 12, y1: y(each.mean), y2: y(each.mean), "stroke-width": 2, "stroke-dasharray": "2 4", style: "stroke:var(--soft)" }));
+  for (const tick of ticks(least, most, 5)) drawing.append(shape("line", { class: "axis", x1: left, x2: width - 12, y1: y(tick), y2: y(tick) }), shape("text", { x: left - 6, y: y(tick) + 4, "text-anchor": "end" }, amount(tick, isLoss)));
+  for (const tick of ticks(low, high, 6)) drawing.append(shape("text", { x: x(tick), y: height - 26, "text-anchor": "middle" }, short(tick)));
+  drawing.append(shape("text", { x: width / 2, y: height - 6, "text-anchor": "middle" }, rate));
+  const shades = curves.map((each, index) => `var(--${each.is_random ? "not-taken" : CURVE_COLOURS[index % CURVE_COLOURS.length]})`);
+  curves.forEach((each, index) => {
+    const style = `stroke:${shades[index]}`;
+    drawing.append(shape("path", { fill: "none", "stroke-width": 2, "stroke-dasharray": each.is_random ? "6 4" : null, style, d: each.points.map((point, at) => `${at ? "L" : "M"}${x(point.at)} ${y(point.mean)}`).join("") }));
+    for (const point of each.points) drawing.append(shape("g", {}, shape("title", {}, `${each.name} at ${point.at}: ${estimate(point, isLoss)}`),
+      shape("line", { x1: x(point.at), x2: x(point.at), y1: y(point.low), y2: y(point.high), "stroke-width": 1.5, style }), shape("circle", { cx: x(point.at), cy: y(point.mean), r: 4, style: `fill:${shades[index]}` })));
+  });
+  const entries = [...curves.map((each, index) => [each.name, shades[index]]), ...references.map((each) => [each.name === "all" ? "all rows, with its interval" : each.name, "var(--soft)"])];
+  return el("figure", {}, el("b", {}, `By ${rate}`), drawing, legend(entries));
+}
+
 // ---- where it comes from
 
 function provenance(place, { manifests, settings, overrides }) {
@@ -528,7 +586,7 @@ function provenance(place, { manifests, settings, overrides }) {
 }
 
 headline();
-const PARTS = [["selection", "Selection", selection], ["training", "Training", training], ["benchmarks", "Benchmarks", benchmarks], ["likelihood", "Held-out likelihood", likelihood], ["provenance", "Provenance", provenance]];
+const PARTS = [["selection", "Selection", selection], ["training", "Training", training], ["benchmarks", "Benchmarks", benchmarks], ["likelihood", "Held-out likelihood", likelihood], ["sweep", "Sweep", sweep], ["provenance", "Provenance", provenance]].filter(([id]) => data[id]);
 page.append(el("nav", {}, PARTS.map(([id, title]) => el("a", { href: `#${id}` }, title))));
 for (const [id, title, draw] of PARTS) section(id, title, data[id], draw);
 window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => data.selection.rows && refresh(data.selection.rows));

@@ -9,12 +9,15 @@ import json
 from collections.abc import Mapping
 from html import escape
 from importlib.resources import files
+from pathlib import Path
 
 from codetune.console import CommandResult, quantity
 from codetune.errors import InputError
+from codetune.report.figures import require_matplotlib, write_figures
 from codetune.report.page_document import page_document
 from codetune.stages.stage import RunContext
 from codetune.store.files import write_text
+from codetune.store.run_directory import open_run
 
 # The browser itself refuses every request, whatever the data hold.
 POLICY = (
@@ -22,20 +25,27 @@ POLICY = (
 )
 
 
-def make_report(context: RunContext) -> CommandResult:
-    """Writes the page. Raises InputError where nothing has been run, StaleError for a damaged artefact."""
+def make_report(context: RunContext, figures: Path | None = None) -> CommandResult:
+    """Writes the page, and its figures into the directory `figures`. Raises InputError where nothing has been run,
+    StaleError for a damaged artefact, UsageError where the library that draws the figures is missing."""
     run = context.run
+    if figures is not None:
+        require_matplotlib()
     if not (run.directory / "project.json").exists():
-        raise InputError(
-            f"{run.directory} has no artefacts yet. Expected: those of one stage at least. Run: codetune run"
-        )
+        if not (run.sweep / "sweep.json").exists():
+            raise InputError(
+                f"{run.directory} has no artefacts yet. Expected: those of one stage at least. Run: codetune run"
+            )
+        open_run(context.project)
     document = page_document(context)
     write_text(run.report, page_text(document))
+    drawn = [] if figures is None else write_figures(document, figures)
     left_out = [str(part["missing"]) for part in document.values() if isinstance(part, Mapping) and "missing" in part]
     size = run.report.stat().st_size
-    told = {"report": str(run.report), "bytes": size, "left_out": left_out}
+    told = {"report": str(run.report), "bytes": size, "left_out": left_out, "figures": [str(path) for path in drawn]}
     title = f"report: {run.report} ({size / 1e6:.1f} MB, {quantity(len(left_out), 'part')} left out)"
-    return CommandResult(title, notes=[f"left out: {sentence}" for sentence in left_out], document=told)
+    notes = [f"figures: {quantity(len(drawn), 'file')} in {figures}"] if drawn else []
+    return CommandResult(title, notes=[*notes, *(f"left out: {sentence}" for sentence in left_out)], document=told)
 
 
 def page_text(document: Mapping[str, object]) -> str:

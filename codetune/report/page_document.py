@@ -18,6 +18,7 @@ from codetune.benchmark.likelihood import LikelihoodReport, compare_likelihoods
 from codetune.errors import StaleError
 from codetune.records import Completion
 from codetune.report.page_rows import cut, page_rows
+from codetune.report.page_sweep import page_sweep
 from codetune.selection.diagnostics import MapDocument
 from codetune.selection.row_vectors import spread_sample
 from codetune.selection.strategies import STRATEGIES
@@ -48,6 +49,7 @@ def page_document(context: RunContext) -> Document:
         "training": _training(context.run),
         "benchmarks": _benchmarks(context),
         "likelihood": _likelihood(context),
+        "sweep": _sweep(context.run),
         "provenance": _provenance(context),
     }
 
@@ -168,6 +170,17 @@ def _sealed(context: RunContext, directory: Path) -> list[Path]:
     return sorted(found, key=lambda path: (ranks.get(path.stem, len(ranks)), path.stem))
 
 
+def _sweep(run: Run) -> Document | None:
+    """None where none is finished: most projects have none."""
+    path = run.sweep / "sweep.json"
+    if not path.exists():
+        return None
+    try:
+        return page_sweep(_parse(path.read_text(encoding="utf-8"), path)["variants"])
+    except (LookupError, TypeError, AttributeError) as why:
+        raise _damaged(path, why, f"mv {path} {path}.old", "codetune sweep") from None
+
+
 def _provenance(context: RunContext) -> Document:
     run = context.run
     record = run.directory / "project.json"
@@ -220,7 +233,7 @@ def _parse(text: str, path: Path) -> Document:
     return found
 
 
-def _damaged(path: Path, why: Exception, command: str) -> StaleError:
+def _damaged(path: Path, why: Exception, command: str, maker: str = "codetune run") -> StaleError:
     return StaleError(
-        f"{path} is damaged ({why}). Expected: JSON, as codetune wrote it. Make it again: {command} && codetune run"
+        f"{path} is damaged ({why}). Expected: JSON, as codetune wrote it. Make it again: {command} && {maker}"
     )

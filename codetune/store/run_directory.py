@@ -43,6 +43,7 @@ class Run:
         self.report = directory / "report.html"
         self.model = directory / "model"
         self.train = directory / "train"
+        self.sweep = directory.with_name(f"{directory.name}-sweep")  # of the runs of a sweep, beside this one
         self.next_train = directory / "train.next"  # of a training that is going to replace a finished one
 
     def projection(self, settings_digest: str) -> Path:

@@ -22,11 +22,13 @@ from codetune.records import Outcome, Problem, Score, Verdict
 from codetune.report import page_rows
 from codetune.report.page import embedded_json, make_report, page_text
 from codetune.report.page_document import page_document
+from codetune.report.page_sweep import page_sweep
 from codetune.stages.runner import read_context
 from codetune.stages.stage import RunContext
 from codetune.store.manifest import Manifest, read_manifest, write_manifest
 from codetune.store.row_artefacts import read_embeddings, read_scores, read_selection
 from tests import pipeline
+from tests.report.test_page_sweep import VARIANTS
 from tests.small_world import context_of, make_small_world, rows, write_rows
 
 MAP_COLUMNS = ("id", "x", "y", "state")
@@ -74,7 +76,10 @@ def test_the_figures_of_training_and_benchmarks_are_those_of_their_artefacts(tmp
     assert found["programs"] == {label: {"T/0": [HOSTILE, 0], "T/1": [label, 0]} for label in ("base", "tuned")}
     nats = [report["nats_per_token"] for report in document["likelihood"]["reports"]]
     assert (nats, document["likelihood"]["comparisons"][0]["difference"]) == ([5 / 8, 5 / 8], 0)
-    assert make_report(context).document["left_out"] == [document["selection"]["missing"]]
+    told = make_report(context, tmp_path / "figures").document
+    assert told["left_out"] == [document["selection"]["missing"]]
+    drawn = [path.name for path in map(Path, cast("list[str]", told["figures"]))]
+    assert drawn == [f"{name}.{kind}" for name in ("loss", "speed", "pass-tasks") for kind in ("png", "svg")]
 
 
 def test_a_row_has_its_text_and_the_reason_of_the_selection(tmp_path: Path) -> None:
@@ -115,6 +120,19 @@ def test_a_run_that_has_not_begun_has_no_page(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no artefacts yet"):
         make_report(read_context(project))
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_sweep_is_on_the_page_of_its_project_even_where_nothing_else_was_run(tmp_path: Path) -> None:
+    context = read_context(read_project(make_small_world(tmp_path), [], {}))
+    context.run.sweep.mkdir(parents=True)
+    table = context.run.sweep / "sweep.json"
+    table.write_text(json.dumps({"variants": VARIANTS}), encoding="utf-8")
+    document = written_document(context)
+    assert document["sweep"] == json.loads(json.dumps(page_sweep(VARIANTS)))
+    assert "missing" in document["selection"]
+    table.write_text("{}", encoding="utf-8")
+    with pytest.raises(StaleError, match=r"sweep\.json is damaged .* && codetune sweep"):
+        make_report(context)
 
 
 def test_a_selection_without_scores_and_embeddings_has_rows_and_no_map(tmp_path: Path) -> None:
@@ -204,6 +222,8 @@ def test_a_browser_draws_the_page_without_an_error_and_runs_no_text_of_a_row(tmp
     write_rows(tmp_path / "data.jsonl", [{"instruction": HOSTILE, "output": HOSTILE}, *rows(9)])
     context = context_of(project, select__strategy="random", select__ratio=1.0)
     pipeline.select(context)
+    context.run.sweep.mkdir()
+    (context.run.sweep / "sweep.json").write_text(json.dumps({"variants": VARIANTS}), encoding="utf-8")
     make_report(context)
     profile = f"--user-data-dir={tmp_path / 'profile'}"
     options = ("--headless", "--no-sandbox", "--disable-gpu", profile, "--enable-logging=stderr", "--dump-dom")
@@ -212,6 +232,7 @@ def test_a_browser_draws_the_page_without_an_error_and_runs_no_text_of_a_row(tmp
     assert "CONSOLE" not in shown.stderr
     assert '<section id="provenance"><h2>Provenance</h2>' in shown.stdout
     assert "All 10 rows of this page" in shown.stdout
+    assert "By sampling rate (select.ratio)" in shown.stdout
 
 
 def selected(directory: Path) -> RunContext:

@@ -1,0 +1,59 @@
+"""The table of a sweep as curves over the sampling rate, and as intervals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from codetune.report.page_sweep import page_sweep
+
+
+def variant(name: str, mean: float, **settings: object) -> dict[str, Any]:
+    estimate = {"mean": mean, "low": mean - 0.1, "high": mean + 0.1}
+    keys = {key.replace("__", "."): value for key, value in settings.items()}
+    return {"name": name, "settings": keys, "seeds": 2, "figures": {"mine plus": estimate, "held-out loss": estimate}}
+
+
+VARIANTS = [
+    variant("ifd-0.4", 0.6, select__strategy="ifd", select__ratio=0.4),
+    variant("ifd-0.1", 0.5, select__strategy="ifd", select__ratio=0.1),
+    variant("mig-0.4", 0.55, select__strategy="mig", select__ratio=0.4),
+    variant("random as ifd-0.4", 0.45, select__strategy="random", select__count=40),
+    variant("random as ifd-0.1", 0.4, select__strategy="random", select__count=10),
+    variant("all", 0.7, select__strategy="all", select__count=None),
+]
+
+
+def curves(variants: list[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    found = page_sweep(variants)["outcomes"][0]["curves"]
+    return {curve["name"]: [(point["at"], point["mean"]) for point in curve["points"]] for curve in found}
+
+
+def test_a_strategy_is_a_curve_by_its_rates_beside_random_draws_as_large() -> None:
+    assert curves(VARIANTS) == {
+        "ifd": [(0.1, 0.5), (0.4, 0.6)],
+        "mig": [(0.4, 0.55)],
+        "random, as many rows": [(0.1, 0.4), (0.4, 0.45)],
+    }
+    plus, loss = page_sweep(VARIANTS)["outcomes"]
+    assert [(each["title"], each["is_loss"]) for each in (plus, loss)] == [
+        ("pass@1 on mine, base and plus tests", False),
+        ("held-out loss", True),
+    ]
+    assert [each["name"] for each in plus["references"]] == ["all"]
+    assert [each["name"] for each in plus["figures"] if each["is_control"]] == [each["name"] for each in VARIANTS[3:]]
+
+
+def test_other_settings_that_vary_have_curves_of_their_own() -> None:
+    variants = [
+        variant(f"{rate}-{epochs}", rate, select__ratio=rate, train__epochs=epochs)
+        for rate in (0.1, 0.4)
+        for epochs in (1, 2)
+    ]
+    name = "the project's strategy, epochs"
+    assert curves(variants) == {f"{name} {epochs}": [(0.1, 0.1), (0.4, 0.4)] for epochs in (1, 2)}
+
+
+def test_a_sweep_of_strategies_alone_has_intervals_and_no_curves() -> None:
+    found = page_sweep([variant("ifd", 0.5, select__strategy="ifd"), variant("mig", 0.4, select__strategy="mig")])
+    assert (found["rate"], found["outcomes"][0]["curves"]) == (None, [])
+    assert [each["mean"] for each in found["outcomes"][0]["figures"]] == [0.5, 0.4]
