@@ -371,8 +371,8 @@ function selection(place, { report, rule, refused, data_sets: dataSets, rows }) 
   place.append(el("p", {}, `select.strategy ${report.strategy} took ${whole(report.taken)} of ${whole(report.eligible)} eligible rows (${rule}); ${whole(report.rows)} were read.`));
   for (const line of dataSets) place.append(el("p", {}, line));
   const reasons = { ...report.refused, ...refused };
-  place.append(el("h3", {}, "Rows that could not be taken"), Object.keys(reasons).length ? table(["reason", "rows"], Object.entries(reasons).sort((one, other) => other[1] - one[1]).map(([reason, count]) => [reason, whole(count)]), [1]) : el("p", {}, "None."));
-  place.append(el("h3", {}, "What the selection did"), table(["figure", "value"], figures(report), [1]));
+  const lost = Object.keys(reasons).length ? table(["reason", "rows"], Object.entries(reasons).sort((one, other) => other[1] - one[1]).map(([reason, count]) => [reason, whole(count)]), [1]) : el("p", {}, "None.");
+  place.append(el("div", { class: "pair" }, el("div", {}, el("h3", {}, "Rows that could not be taken"), lost), el("div", {}, el("h3", {}, "What the selection did"), table(["figure", "value"], figures(report), [1]))));
   const drawn = report.histograms || {};
   place.append(el("h3", {}, "IFD and pmi"));
   const pair = el("div", { class: "pair" });

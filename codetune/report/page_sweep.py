@@ -11,6 +11,7 @@ from codetune.sweep import COUNT, HELD_OUT_LOSS, RATIO, STRATEGY
 
 Variant = Mapping[str, Any]  # of sweep.json
 ALL, RANDOM_AS = "all", "random as "  # the names of controls
+COLUMNS = ("name", "rows", "tokens", "training_seconds", "total_seconds", "figures", "against")
 RATES = {RATIO: "sampling rate (select.ratio)", COUNT: "rows taken (select.count)"}
 
 
@@ -19,7 +20,8 @@ def page_sweep(variants: Sequence[Variant]) -> dict[str, Any]:
         (key for key in RATES if len({_value(each, key) for each in variants if not _is_control(each)}) > 1), ""
     )
     outcomes = [_outcome(name, variants, rate) for name in variants[0]["figures"]]
-    return {"seeds": variants[0]["seeds"], "rate": RATES.get(rate), "outcomes": outcomes, "variants": list(variants)}
+    rows = [{key: each[key] for key in COLUMNS} for each in variants]
+    return {"seeds": variants[0]["seeds"], "rate": RATES.get(rate), "outcomes": outcomes, "variants": rows}
 
 
 def _outcome(name: str, variants: Sequence[Variant], rate: str) -> dict[str, object]:
