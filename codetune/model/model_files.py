@@ -25,7 +25,8 @@ from codetune.model.file_check import (
 )
 
 SETTINGS_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
-MODEL_FILES = (*SETTINGS_FILES, "model*.safetensors", "adapter_model.safetensors")
+# With the card of the model, which names its licence.
+MODEL_FILES = (*SETTINGS_FILES, "README.md", "model*.safetensors", "adapter_model.safetensors")
 ENCODER_FILES = ("*.json", "*.txt", "*.model", "*model.safetensors")
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
