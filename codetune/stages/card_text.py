@@ -212,6 +212,9 @@ def _training(training: Manifest) -> Iterator[str]:
             f"loss on {quantity(held['rows'], 'held-out row')}: {held['loss']:.4f} nats a token, with the weights of "
             f"step {held['step']:,}"
         )
+    if apart := facts.get("tasks_apart"):
+        tasks = f"{quantity(apart['tasks'], 'task')} of {markdown(training.names['train.tasks'])}"
+        yield f"pass@1 {percent(apart['pass_rate'])} on {tasks} chose the weights of step {apart['step']:,}"
     yield f"{facts['seconds']:,.0f} s in the steps, processes: {facts['processes']} ({facts['strategy']})"
     versions = {"codetune": training.version, **facts.get(VERSIONS, {})}
     yield f"versions: {', '.join(f'{name} {version}' for name, version in versions.items())}"

@@ -43,7 +43,8 @@ def measuring_settings(project: Project) -> Settings:
     """The settings beside those of train that decide pass@1, and with it which weights are kept."""
     if project.train.keep_best != "pass@1":
         return {}
-    return {PROMPT: _kind(project), MAX_NEW_TOKENS: project.generate.max_new_tokens}
+    settings = {PROMPT: _kind(project), MAX_NEW_TOKENS: project.generate.max_new_tokens}
+    return {**settings, "train.task_count": project.train.task_count}
 
 
 def check_measurable(context: RunContext, project: Project, model: Path) -> None:

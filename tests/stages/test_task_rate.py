@@ -91,7 +91,7 @@ def test_the_status_knows_which_tasks_an_evaluation_counts(trained: RunContext) 
 @pytest.mark.parametrize(
     ("changed", "why"),
     [
-        ({"train__task_count": 2}, "the tasks of train.tasks"),
+        ({"train__task_count": 2}, "train.task_count"),
         ({"generate__max_new_tokens": 5}, "generate.max_new_tokens"),
         (
             {"train__keep_best": "loss", "train__tasks": None, "train__evaluate_steps": None},
