@@ -1,5 +1,5 @@
-"""Row ids as columns of 64-bit numbers, and an index from ids to positions. An id of 16 hex digits takes 8 bytes as a
-number, and some 150 as text in a dictionary."""
+"""Row ids as columns of 64-bit numbers, and an index from ids to positions. An id of 16 hex digits (`content_id` in
+`records.py`) takes 8 bytes as a number, and some 150 as text in a dictionary."""
 
 from __future__ import annotations
 
