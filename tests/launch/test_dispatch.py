@@ -39,7 +39,7 @@ def test_a_job_of_one_process_runs_in_the_command(tmp_path: Path) -> None:
     context = context_of(make_small_world(tmp_path, 30), select__strategy="random", launch__processes=1)
     pipeline.select(context)
     paths = {"model": str(tmp_path / "base"), "directory": str(tmp_path / "train"), "saved": str(tmp_path / "saved")}
-    job = Job("train", context.project, {**paths, "replace": False})
+    job = Job("train", context.project, {**paths, "replace": False, "tasks": None})
     (result,) = perform(job, 1, lambda rank, message: progress.append((rank, message)), run_job)
     assert isinstance(result, dict)
     assert result["rows"] == 12
