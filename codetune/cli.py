@@ -21,20 +21,24 @@ from codetune.options import (
     METHODS,
     PAD_MODES,
     STRATEGIES,
+    BenchmarksOption,
+    ControlsOption,
     JsonOption,
     LimitOption,
     ProjectOption,
     PushOption,
+    RatiosOption,
     ReplaceOption,
     SetOption,
     ShardOption,
+    SideBySideOption,
+    StrategiesOption,
     number_or_word,
-    numbers,
     one_of,
     require_outcome,
     required_project,
     stage_option,
-    words,
+    varied_values,
 )
 from codetune.project.file import read_project, write_project
 from codetune.project.presets import PRESETS
@@ -186,34 +190,31 @@ def run(
 
 @app.command(rich_help_panel=PIPELINE)
 def sweep(
-    ratio: Annotated[str | None, typer.Option(metavar="R,...", help="Shares to take, such as 0.1,0.2,0.4.")] = None,
-    strategy: Annotated[
-        str | None, typer.Option(metavar="NAME,...", help="Strategies, such as ifd_cluster,mig.")
-    ] = None,
+    ratio: RatiosOption = None,
+    strategy: StrategiesOption = None,
     seeds: Annotated[int, typer.Option(metavar="N", min=1, help="Runs of each variant; more can be added later.")] = 1,
-    controls: Annotated[
-        bool, typer.Option("--controls/--no-controls", help="Train on as many random rows, and on all, as well.")
-    ] = True,
-    benchmarks: Annotated[
-        bool, typer.Option("--benchmarks/--no-benchmarks", help="Evaluate on benchmarks, or on held-out rows alone.")
-    ] = True,
+    controls: ControlsOption = True,
+    benchmarks: BenchmarksOption = True,
+    side_by_side: SideBySideOption = None,
+    replace: ReplaceOption = False,
     project: ProjectOption = None,
     set_: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run each combination of settings (--set KEY=[A,B] as well) with several seeds; compare them with controls."""
-    fixed, varied = split_variations(set_ or [])
+    fixed, lists = split_variations(set_ or [])
+    varied = varied_values(strategy, ratio, fixed, lists)
     loaded = required_project(project, fixed, {})
     require_outcome(loaded, benchmarks)
-    named = {"select.strategy": words(strategy), "select.ratio": numbers("--ratio", ratio)}
-    varied = {**{key: values for key, values in named.items() if values}, **varied}
 
     def work() -> CommandResult:
         from codetune import render
-        from codetune.sweep import Sweep, require_possible, run_sweep, sweep_outcomes
+        from codetune.sweep.outcomes import sweep_outcomes
+        from codetune.sweep.perform import run_sweep
+        from codetune.sweep.variants import Sweep
 
-        asked = Sweep(project or Path(PROJECT_FILE), fixed, varied, seeds, controls, benchmarks)
-        require_possible(asked)
+        parts = (project or Path(PROJECT_FILE), fixed, varied, seeds)
+        asked = Sweep(*parts, controls, benchmarks, replace, side_by_side)
         for name in run_sweep(asked):
             console.say(f"sweep: {name} is done")
         return render.sweep(sweep_outcomes(asked), asked.directory / "sweep.json")

@@ -217,6 +217,10 @@ def set_quiet(quiet: bool) -> None:
     _is_quiet = quiet
 
 
+def is_quiet() -> bool:
+    return _is_quiet
+
+
 def say(message: str, *, always: bool = False) -> None:
     """Writes a note; `always`: with `--quiet` as well."""
     if always or not _is_quiet:

@@ -59,6 +59,10 @@ def _run_job(job: dispatch.Job, worker: dispatch.WorkerContext) -> JSON:
         from codetune.report.nodes import examine_rank
 
         return examine_rank(job, worker)
+    if job.stage == dispatch.SWEEP_JOB:
+        from codetune.sweep.perform import train_one
+
+        return train_one(job)
     from codetune.stages.pipeline import run_job
 
     return run_job(job, worker)

@@ -85,6 +85,18 @@ SamplesOption = Annotated[
 ]
 LimitOption = Annotated[int | None, typer.Option(metavar="N", min=1, help="Use only the first N tasks.")]
 TasksOption = Annotated[list[str] | None, typer.Option("--task", metavar="ID", help="Use only this task. Repeatable.")]
+RatiosOption = Annotated[str | None, typer.Option(metavar="R,...", help="Shares to take, such as 0.1,0.2,0.4.")]
+StrategiesOption = Annotated[str | None, typer.Option(metavar="NAME,...", help="Strategies, such as ifd_cluster,mig.")]
+ControlsOption = Annotated[
+    bool, typer.Option("--controls/--no-controls", help="Train on as many random rows, and on all, as well.")
+]
+BenchmarksOption = Annotated[
+    bool, typer.Option("--benchmarks/--no-benchmarks", help="Evaluate on benchmarks, or on held-out rows alone.")
+]
+SideBySideOption = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, help="Trainings at a time; else as many as launch.processes leaves GPUs for."),
+]
 CompleteOption = Annotated[bool, typer.Option("--complete", help="Fail unless every task has a sample.")]
 
 
@@ -156,9 +168,42 @@ def words(text: str | None) -> list[object]:
 def numbers(flag: str, text: str | None) -> list[object]:
     """The numbers of such a flag. Raises UsageError for a word that is none."""
     try:
-        return [float(str(word)) for word in words(text)]
+        found: list[object] = [float(str(word)) for word in words(text)]
     except ValueError:
         raise UsageError(f"{flag} {text}: expected numbers with commas between them, such as 0.1,0.2,0.4") from None
+    return found
+
+
+# The sweep gives each run its own; and variants with different tasks cannot be compared.
+NOT_VARIED = ("name", "output_dir", "seed", "evaluate.benchmarks", "evaluate.k")
+
+
+def varied_values(
+    strategy: str | None, ratio: str | None, fixed: Sequence[str], lists: Mapping[str, Sequence[object]]
+) -> dict[str, Sequence[object]]:
+    """The values of each key that a sweep varies, by its flags and by `--set KEY=[A, B]`. Raises UsageError for a flag
+    without values, for a key that is said twice, and for one that a sweep cannot vary."""
+    flags = {"select.strategy": ("--strategy", words(strategy)), "select.ratio": ("--ratio", numbers("--ratio", ratio))}
+    given = {
+        key: flags[key] for key, text in (("select.strategy", strategy), ("select.ratio", ratio)) if text is not None
+    }
+    for flag, values in given.values():
+        if not values:
+            raise UsageError(f"{flag} has no values. Expected: one or more, with commas between them. Name them")
+    for key in lists:
+        if key in NOT_VARIED:
+            raise UsageError(
+                f"--set {key}=[...]: a sweep cannot vary {key}. Expected: a key of selection, training or generation; "
+                "it names and places its runs itself, --seeds gives them seeds, and all of them get the same tasks"
+            )
+    set_once = [assignment.partition("=")[0].strip() for assignment in fixed]
+    for key in [*given, *lists]:
+        if key in set_once or (key in given and key in lists):
+            said = given[key][0] if key in given else f"--set {key}=[...]"
+            raise UsageError(f"{said} and --set {key} both say {key}. Expected: its values in one place. Leave one out")
+    if "select.ratio" in (*given, *lists) and "select.count" in (*set_once, *lists):
+        raise UsageError("select.ratio varies, and --set select.count takes its place. Leave one of them out")
+    return {**{key: values for key, (_, values) in given.items()}, **lists}
 
 
 def require_outcome(project: Project, benchmarks: bool) -> None:

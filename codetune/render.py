@@ -11,7 +11,7 @@ from codetune.console import CommandResult, counts, percent, quantity
 from codetune.stages.evaluate import EVALUATE
 from codetune.stages.pipeline import stage_named
 from codetune.stages.stage import StageResult
-from codetune.sweep import HELD_OUT_LOSS, VariantOutcome
+from codetune.sweep.outcomes import HELD_OUT_LOSS, VariantOutcome, ratio_curves
 from codetune.workflow import StatusLine
 
 if TYPE_CHECKING:
@@ -171,30 +171,52 @@ def _compared_likelihoods(compared: LikelihoodComparison) -> str:
 
 def sweep(outcomes: Sequence[VariantOutcome], path: Path) -> CommandResult:
     """The variants and controls of a sweep over their seeds, and how each variant compares with its controls."""
-    figures = list(outcomes[0].figures)
+    figures = list(dict.fromkeys(name for outcome in outcomes for name in outcome.figures))
     columns = ("variant", "seeds", "rows", *figures, "tokens", "training", "in all")
     rows = [
         [
             outcome.name,
             f"{outcome.seeds}",
-            f"{outcome.rows:,.0f}",
-            *(_estimate(name, outcome.figures[name]) for name in figures),
-            f"{outcome.tokens:,.0f}",
-            f"{outcome.training_seconds:,.1f} s",
-            f"{outcome.total_seconds:,.1f} s",
+            _count(outcome.rows),
+            *(_estimate(name, found) if (found := outcome.figures.get(name)) else "" for name in figures),
+            _count(outcome.tokens),
+            _spent(outcome.training_seconds),
+            _spent(outcome.total_seconds),
         ]
         for outcome in outcomes
     ]
     notes = [
-        f"{outcome.name} against {control}, {name}: {_estimate(name, found, '+')}, "
-        f"{'' if found.told_apart else 'not '}told apart (they find {_amount(name, found.least_difference)} or more)"
+        f"{outcome.name} against {control}: {'; '.join(_compared_seeds(*pair) for pair in differences.items())}"
         for outcome in outcomes
         for control, differences in outcome.against.items()
-        for name, found in differences.items()
+        if differences
     ]
-    document = {"artefact": str(path), "variants": [asdict(outcome) for outcome in outcomes]}
-    title = "sweep: mean over seeds (95 % interval over tasks and seeds)"
-    return CommandResult(title, columns, rows, [*notes, f"everything stands in {path}"], document=document)
+    notes += ["in all: training, and all that selecting its rows cost, counted whole for every variant that shares it"]
+    document = {
+        "artefact": str(path),
+        "variants": [asdict(outcome) for outcome in outcomes],
+        "curves": ratio_curves(outcomes),
+    }
+    seeds = max(outcome.seeds for outcome in outcomes)
+    over = (
+        "mean over seeds (95 % interval over tasks and seeds)" if seeds > 1 else "one seed (95 % interval over tasks)"
+    )
+    return CommandResult(f"sweep: {over}", columns, rows, [*notes, f"everything stands in {path}"], document=document)
+
+
+def _compared_seeds(outcome: str, found: SeedEstimate) -> str:
+    least = "so few tasks and seeds find none"
+    if outcome == HELD_OUT_LOSS or found.least_difference <= 1:
+        least = f"they find {_amount(outcome, found.least_difference)} or more"
+    return f"{outcome} {_estimate(outcome, found, '+')}, {'' if found.told_apart else 'not '}told apart ({least})"
+
+
+def _count(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}"
+
+
+def _spent(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds:,.1f} s"
 
 
 def _estimate(outcome: str, found: SeedEstimate, sign: str = "") -> str:

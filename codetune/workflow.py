@@ -53,23 +53,36 @@ def run(
     """Runs the stages in their order; yields each result when it is done. What any of them needs is checked before the
     first begins. `replace`: a finished model of another recipe may be discarded; `limit`: the first tasks of each
     benchmark only."""
-    request = StageRequest(replace=replace)
-    needed = [stage for stage in wanted if stage.is_needed(context.project)]
-    of_run = [(stage, request) for stage in needed if not stage.of_benchmark]
-    for stage, _ in of_run:
-        require_named_inputs(context.project, stage.inputs(context.project, request))
-    tasks: list[Benchmark] = []
-    if any(stage.of_benchmark for stage in wanted):
-        require_samples(context)
-        tasks = [part_of(open_benchmark(context, said), limit, []) for said in distinct_benchmarks(context)]
-    is_trained_here = (TRAIN, request) in of_run and is_pending(context, TRAIN, request, of_run)
-    check_ahead(context, [*of_run, *_benchmark_work(context, wanted, tasks, is_trained_here)])
-    for stage, _ in of_run:
+    tasks = check(context, wanted, replace, limit)
+    for stage, request in _work_of_run(context, wanted, replace):
         yield run_stage(context, stage, request)
     for stage, part in _benchmark_work(context, wanted, tasks, is_trained_here=False):
         yield run_stage(context, stage, part)
     if EVALUATE in wanted and context.project.train.holdout:
         yield from measure_likelihoods(context, COMPARED)
+
+
+def check(
+    context: RunContext, wanted: Sequence[Stage], replace: bool = False, limit: int | None = None
+) -> Sequence[Benchmark]:
+    """Raises the first error that these stages are certain to end in; returns the tasks of the benchmarks."""
+    of_run = _work_of_run(context, wanted, replace)
+    for stage, request in of_run:
+        require_named_inputs(context.project, stage.inputs(context.project, request))
+    tasks: list[Benchmark] = []
+    if any(stage.of_benchmark for stage in wanted):
+        require_samples(context)
+        tasks = [part_of(open_benchmark(context, said), limit, []) for said in distinct_benchmarks(context)]
+    training = StageRequest(replace=replace)
+    is_trained_here = (TRAIN, training) in of_run and is_pending(context, TRAIN, training, of_run)
+    check_ahead(context, [*of_run, *_benchmark_work(context, wanted, tasks, is_trained_here)])
+    return tasks
+
+
+def _work_of_run(context: RunContext, wanted: Sequence[Stage], replace: bool) -> list[tuple[Stage, StageRequest]]:
+    """The stages that make one artefact for the run, of those that the project needs."""
+    request = StageRequest(replace=replace)
+    return [(stage, request) for stage in wanted if not stage.of_benchmark and stage.is_needed(context.project)]
 
 
 def _benchmark_work(

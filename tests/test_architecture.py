@@ -47,7 +47,7 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "demo": ("store", "data", *_NOUNS),
     "stages": ("", *_ENGINES, "demo", "launch", "store", "console", *_NOUNS),
     "workflow": ("stages", *_ENGINES, "store", "console", *_NOUNS),
-    "sweep": ("workflow", "stages", "benchmark", "store", *_NOUNS),
+    "sweep": ("workflow", "stages", "benchmark", "launch", "store", "console", *_NOUNS),
     "cluster": ("workflow", "stages", "launch", "store", "console", *_NOUNS),
     "render": ("sweep", "workflow", "stages", "console"),
     "demo.run": ("render", "workflow", "stages", "demo", "store", "console", *_NOUNS),
@@ -83,7 +83,7 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
         "console",
         *_NOUNS,
     ),
-    "main": ("cli", "options", "report", "stages", "launch", "console", "errors"),
+    "main": ("cli", "options", "report", "sweep", "stages", "launch", "console", "errors"),
     "__main__": ("main", "launch"),
 }
 ROOMS_OF_THEIR_OWN = ("demo.run",)  # the command stands above the workflow, what it is made of stands below
@@ -121,7 +121,8 @@ IMPORT_LATE = (
     "cli_benchmarks",
     "cli_inspection",
     "workflow",
-    "sweep",  # the figures, with scipy
+    "sweep.outcomes",  # the figures, with scipy
+    "sweep.perform",  # the GPUs, with torch
     "demo.run",
     "stages.precision",  # torch, where the project leaves the number format open
     "stages.score",

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from codetune.launch.environment import named_gpus
 from codetune.project.sections import Precision
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
@@ -31,6 +32,12 @@ def take_gpu(local_rank: int) -> None:
 
 def count_gpus() -> int:
     return torch.cuda.device_count()
+
+
+def visible_gpus() -> Sequence[str]:
+    """The GPUs of this process by the names that another one can be given them by."""
+    named = named_gpus()
+    return [str(index) for index in range(count_gpus())] if named is None else named[: count_gpus()]
 
 
 def gpu_memory_bytes() -> int | None:

@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 WORKER_COMMAND = (sys.executable, "-m", "codetune", "worker")  # the last word is for readers of `ps`
 FINISHED_RANKS, RELEASE_SECONDS = "finished-ranks", 2.0  # ranks that failed never count themselves as finished
 NODES_JOB = "doctor"  # in the place of a stage: the ranks hold themselves against each other
+SWEEP_JOB = "sweep"  # in the place of a stage: a whole run, in a process of its own
 _NO_JOB = "null"  # in the place of a job: there are no more
 
 
@@ -100,6 +101,24 @@ def perform(job: Job, processes: int, on_progress: OnProgress, run_job: RunJob) 
         context = WorkerContext(ALONE, None, lambda progress: on_progress(0, progress))
         return [_run(job, context, run_job, None)]
     return _start_workers(job.to_json(), processes, node, on_progress)
+
+
+def run_apart(
+    jobs: Sequence[Job], gpus: Sequence[Sequence[str]], names: Sequence[str]
+) -> Iterator[tuple[int, CodetuneError | None]]:
+    """Runs jobs that know nothing of each other, each in a process of its own, as many at a time as there are groups of
+    `gpus`, those of one of them. Yields the index of each job that has ended, and its error. What a process
+    writes is shown, each line behind the name of its job. Raises KeyboardInterrupt after all have saved their work."""
+
+    def show(index: int, text: str) -> None:
+        console.relay("".join(f"[{names[index]}] {line}\n" for line in text.splitlines()))
+
+    with scratch_directory() as scratch:
+        files = [scratch / f"job-{number}.json" for number in range(len(jobs))]
+        for file, job in zip(files, jobs, strict=True):
+            file.write_text(job.to_json(), encoding="utf-8")
+        specs = [WorkerSpec(WORKER_COMMAND, 1, Node(0, 1), file) for file in files]
+        yield from workers.run_apart(specs, gpus, show)
 
 
 def require_launch(project: Project, stage: str, processes: int) -> Node:

@@ -8,7 +8,7 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +38,7 @@ WARNING_LOGGERS = ("bitsandbytes", "DeepSpeed")
 RANK, WORLD, LOCAL_RANK, LOCAL_WORLD = "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"
 AUTO_SHARD = "auto"
 WORKER_TASK = "CODETUNE_WORKER_TASK"
+GPUS = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +147,12 @@ def current_node(count: int) -> Node:
     return Node(int(node_rank), count)
 
 
+def named_gpus() -> Sequence[str] | None:
+    """The GPUs that this process may see, as the user or a scheduler has named them; None where nobody has."""
+    named = os.environ.get(GPUS)
+    return None if named is None else [gpu.strip() for gpu in named.split(",") if gpu.strip()]
+
+
 def worker_environment(local_rank: int, local_world_size: int, node: Node, task: WorkerTask) -> Mapping[str, str]:
     """The environment of a worker of this command: the variables that torchrun would set, and its task."""
     variables: dict[str, object] = {
@@ -154,11 +161,24 @@ def worker_environment(local_rank: int, local_world_size: int, node: Node, task:
         LOCAL_RANK: local_rank,
         LOCAL_WORLD: local_world_size,
         "MASTER_PORT": os.environ.get("MASTER_PORT", "29500"),
-        WORKER_TASK: f"{task.descriptor}:{task.job}",
+        WORKER_TASK: _said(task),
     }
     if node.count == 1:
         variables["MASTER_ADDR"] = "127.0.0.1"
     return {**os.environ, **{name: str(value) for name, value in variables.items()}}
+
+
+def lone_environment(task: WorkerTask, gpus: Sequence[str]) -> Mapping[str, str]:
+    """The environment of a worker that is no rank of a group: its task, and the GPUs that it sees, all of them where
+    none is named."""
+    inherited = {
+        name: value for name, value in os.environ.items() if name not in (RANK, WORLD, LOCAL_RANK, LOCAL_WORLD)
+    }
+    return {**inherited, **({GPUS: ",".join(gpus)} if gpus else {}), WORKER_TASK: _said(task)}
+
+
+def _said(task: WorkerTask) -> str:
+    return f"{task.descriptor}:{task.job}"
 
 
 def worker_task() -> WorkerTask | None:

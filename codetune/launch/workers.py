@@ -22,8 +22,9 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType
@@ -31,7 +32,7 @@ from typing import Any, Literal, TypeAlias
 
 from codetune import errors
 from codetune.errors import CodetuneError, WorkerError
-from codetune.launch.environment import Node, WorkerTask, worker_environment
+from codetune.launch.environment import Node, WorkerTask, lone_environment, worker_environment
 
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 Progress = Mapping[str, float | str | None]
@@ -59,6 +60,8 @@ class WorkerSpec:
     local_world_size: int
     node: Node
     job: Path
+    # None: ranks of one group. Else a worker of its own, and the GPUs that it sees; () are those of the command.
+    gpus: Sequence[str] | None = None
 
 
 def run_workers(spec: WorkerSpec, on_progress: OnProgress, write_stderr: WriteText) -> list[JSON]:
@@ -84,6 +87,53 @@ def run_workers(spec: WorkerSpec, on_progress: OnProgress, write_stderr: WriteTe
     if any(worker.process.returncode for worker in workers):  # not where they finished before the signal arrived
         raise KeyboardInterrupt
     return [worker.result for worker in workers]
+
+
+def run_apart(
+    specs: Sequence[WorkerSpec], gpus: Sequence[Sequence[str]], show: Callable[[int, str], None]
+) -> Iterator[tuple[int, CodetuneError | None]]:
+    """Runs a worker for each spec, as many at a time as there are groups of `gpus`, whatever becomes of the others;
+    yields the index of each that has ended, and its error. `show` gets what it prints, with its index.
+
+    The first SIGINT or SIGTERM is forwarded, no other worker is started, and KeyboardInterrupt is raised after the last
+    one has ended; the second one kills them."""
+    waiting, free, is_cut_short = deque(enumerate(specs)), deque(gpus), False
+    running: dict[int, tuple[_Worker, Sequence[str]]] = {}
+    workers: list[_Worker] = []  # of `running`, for the signals
+    with _forwarded_signals(workers) as received:
+        try:
+            while (waiting and not received) or (running and len(received) < 2):
+                while waiting and free and not received:
+                    index, spec = waiting.popleft()
+                    group = free.popleft()
+                    running[index] = _Worker.start(replace(spec, gpus=group), 0), group
+                    workers.append(running[index][0])
+                time.sleep(POLL_SECONDS)
+                for index, worker in [(index, worker) for index, (worker, _) in running.items()]:
+                    worker.poll(lambda rank, progress: None)
+                    show(index, worker.new_output())
+                    if worker.ended_at is not None:
+                        error = _error_of(worker, index, show)
+                        free.append(running.pop(index)[1])
+                        workers.remove(worker)
+                        worker.close()
+                        if error is not None and worker.interrupted and received:
+                            is_cut_short = True
+                        else:
+                            yield index, error
+        finally:
+            for worker in workers:
+                worker.close()
+    if received and (waiting or running or is_cut_short):
+        raise KeyboardInterrupt
+
+
+def _error_of(worker: _Worker, index: int, show: Callable[[int, str], None]) -> CodetuneError | None:
+    if worker.process.returncode == 0:
+        return None
+    if worker.traceback:
+        show(index, worker.traceback)
+    return worker.failure()
 
 
 @contextlib.contextmanager
@@ -166,11 +216,14 @@ class _Worker:
     @classmethod
     def start(cls, spec: WorkerSpec, local_rank: int) -> _Worker:
         receiver, sender = os.pipe()
+        task = WorkerTask(spec.job, sender)
         output = os.memfd_create("codetune worker")
         rank, world_size = spec.node.rank * spec.local_world_size + local_rank, spec.node.count * spec.local_world_size
         process = subprocess.Popen(
             spec.command,
-            env=worker_environment(local_rank, spec.local_world_size, spec.node, WorkerTask(spec.job, sender)),
+            env=worker_environment(local_rank, spec.local_world_size, spec.node, task)
+            if spec.gpus is None
+            else lone_environment(task, spec.gpus),
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
@@ -234,14 +287,19 @@ class _Worker:
         if self.process.stdin is not None:
             self.process.stdin.close()
 
+    def close(self) -> None:
+        self.kill()
+        os.close(self.output)
+
     def failure(self) -> CodetuneError:
         if self.error is not None:
             return self.error
         status = self.process.returncode
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         hint = " (the system does so when memory runs out)" if status == -signal.SIGKILL else ""
+        others = "; the others were ended" if self.world_size > 1 else ""
         return WorkerError(
-            f"Process {self.rank} of {self.world_size} (pid {self.process.pid}) {how}{hint}; the others were ended. "
+            f"Process {self.rank} of {self.world_size} (pid {self.process.pid}) {how}{hint}{others}. "
             "Expected: all of them to finish. Finished work is kept: fix the cause, and run the command again"
         )
 

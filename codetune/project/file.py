@@ -29,6 +29,7 @@ from codetune.project.sections import (
     Project,
     StageName,
 )
+from codetune.project.variations import flag_of
 from codetune.project.yaml import MOST_LEVELS, Key, ParsedYaml, read_file, read_text_value, read_value
 
 
@@ -52,7 +53,7 @@ def read_project(
     for key, value in flags.items():
         if value is None and not _is_set(parsed.data, key):
             continue
-        _assign(parsed, key, value, f"--{key.rpartition('.')[2].replace('_', '-')}")
+        _assign(parsed, key, value, flag_of(key))
         overridden.append(key)
     project = _validate(parsed, stages)
     if parsed.mistakes or project is None:

@@ -1,4 +1,5 @@
-"""Assignments of a command line that give a key several values: what a sweep varies."""
+"""Assignments of a command line that give a key several values, which a sweep varies; and how errors name the flag
+that has given a key its value."""
 
 from __future__ import annotations
 
@@ -7,6 +8,19 @@ from collections.abc import Sequence
 from codetune.errors import ProjectError
 from codetune.project.keys import accepted_types, keys
 from codetune.project.yaml import ParsedYaml, read_value
+
+# Commands have flags of their own for these; a sweep gives any other key as `--set` does.
+FLAGS = {
+    **{f"select.{name}": f"--{name}" for name in ("strategy", "ratio", "count", "clusters")},
+    "train.pad_mode": "--pad-mode",
+    "train.method": "--method",
+    "generate.prompt": "--instruct/--base",
+    "seed": "--seed",
+}
+
+
+def flag_of(key: str) -> str:
+    return FLAGS.get(key, f"--set {key}")
 
 
 def split_variations(assignments: Sequence[str]) -> tuple[list[str], dict[str, list[object]]]:

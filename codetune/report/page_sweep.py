@@ -7,7 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from codetune.sweep import COUNT, HELD_OUT_LOSS, RATIO, STRATEGY
+from codetune.sweep.outcomes import HELD_OUT_LOSS
+from codetune.sweep.variants import COUNT, RATIO, STRATEGY
 
 Variant = Mapping[str, Any]  # of sweep.json
 ALL, RANDOM_AS = "all", "random as "  # the names of controls

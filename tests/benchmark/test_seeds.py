@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from codetune.benchmark.seeds import crossed_difference, crossed_share, nested
+from codetune.benchmark.seeds import crossed_difference, crossed_share, least_standard_errors, nested
 
 
 def test_tasks_and_seeds_are_both_sources_of_variance() -> None:
@@ -26,9 +26,23 @@ def test_seeds_that_differ_widen_the_interval() -> None:
 
 
 def test_with_one_seed_the_interval_is_of_the_tasks() -> None:
-    # 100 tasks, half of them 1: standard error 0.5025 / 10, and t of 99 degrees of freedom is 1.9842.
-    found = crossed_difference(np.tile([0.0, 1.0], (1, 50)))
-    assert found.high - found.mean == pytest.approx(1.9842 * 0.05025, abs=1e-5)
+    # 100 tasks, half of them 1: standard error 0.5025 / 10; Wilson's interval of 50 of 100 is 0.4038 to 0.5962.
+    found = crossed_share(np.tile([0.0, 1.0], (1, 50)))
+    assert found.standard_error == pytest.approx(0.05025, abs=1e-5)
+    assert (found.low, found.high) == pytest.approx((0.4038, 0.5962), abs=5e-5)
+    # Of two samples a task it is a bootstrap, which needs no more than the tasks: within 2 % of 1.96 standard errors.
+    several = crossed_share(np.tile([0.5, 1.0], (1, 50)))
+    assert several.high - several.mean == pytest.approx(1.96 * 0.025, rel=0.05)
+
+
+def test_with_one_seed_a_difference_is_tested_as_eval_tests_it() -> None:
+    # 7 tasks won and 1 lost of 40: 2 * (1 + 8) / 2**8. They find 2.8016 * sqrt(8) / 40.
+    found = crossed_difference(np.array([[1.0] * 7 + [-1.0] + [0.0] * 32]))
+    assert found.p_value == 0.0703125
+    assert found.least_difference == pytest.approx(0.1981, abs=5e-5)
+    assert not found.told_apart
+    # 5 of 10 tasks are significant for a t test, and never for the exact one.
+    assert not crossed_difference(np.array([[1.0] * 5 + [0.0] * 5])).told_apart
 
 
 def test_losses_of_seeds_with_rows_of_their_own_vary_as_the_seeds_do() -> None:
@@ -42,8 +56,21 @@ def test_a_difference_is_told_apart_if_tasks_and_seeds_find_it() -> None:
     drawn = np.random.default_rng(0)
     found = crossed_difference(0.3 + 0.1 * drawn.standard_normal((5, 60)))
     assert found.told_apart
-    assert found.least_difference == pytest.approx(2.8016 * found.standard_error, rel=1e-4)
+    assert (
+        2.8016 * found.standard_error < found.least_difference < 3.7611 * found.standard_error
+    )  # of 4 and more degrees
     assert not crossed_difference(0.3 + 3.0 * drawn.standard_normal((5, 60))).told_apart
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_the_least_difference_is_found_four_times_in_five(seeds: int) -> None:
+    # Losses that differ by as much as is said, in trainings whose standard deviation of a difference is 1.
+    drawn = np.random.default_rng(seeds)
+    least = least_standard_errors(seeds - 1) / np.sqrt(seeds)
+    trials = least + drawn.standard_normal((4000, seeds))
+    ratios = trials.mean(axis=1) / (trials.std(axis=1, ddof=1) / np.sqrt(seeds))
+    critical = {2: 12.7062, 3: 4.3027, 5: 2.7764}[seeds]
+    assert (ratios > critical).mean() == pytest.approx(0.8, abs=0.025)
 
 
 def test_models_that_never_differ_are_not_told_apart() -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from codetune.errors import CodetuneError, DataError, WorkerError
 from codetune.launch.environment import Node
-from codetune.launch.workers import JSON, Progress, WorkerSpec, empty_standard_input, run_workers
+from codetune.launch.workers import JSON, Progress, WorkerSpec, empty_standard_input, run_apart, run_workers
 
 BEGIN = """
 import os, signal, sys, time
@@ -259,3 +259,61 @@ def wait_for(directory: Path, count: int) -> list[Path]:
 def is_alive(pid: int) -> bool:
     status = Path(f"/proc/{pid}/stat")
     return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_workers_of_their_own_run_side_by_side_each_with_its_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each of the first two waits for the other; the third gets the GPUs that are free again.
+    monkeypatch.setenv("RANK", "0")
+    program = """
+        gpus = os.environ["CUDA_VISIBLE_DEVICES"]
+        print("RANK" in os.environ, flush=True)
+        log = open("gpus.log", "a"); log.write(gpus + "\\n"); log.flush()
+        while len(set(open("gpus.log").read().split())) < 2:
+            time.sleep(0.01)
+        send("result", None)
+    """
+    monkeypatch.chdir(tmp_path)
+    shown: list[tuple[int, str]] = []
+    ended = list(
+        run_apart([workers(tmp_path, program, 1)] * 3, [["0", "1"], ["2", "3"]], lambda *said: shown.append(said))
+    )
+    assert sorted(ended) == [(0, None), (1, None), (2, None)]
+    assert set((tmp_path / "gpus.log").read_text().split()) == {"0,1", "2,3"}
+    assert "".join(text for _, text in shown).count("False") == 3
+
+
+def test_a_worker_of_its_own_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
+    failing = workers(tmp_path, 'raise errors.DataError("rows.jsonl:3 is bad")', 1)
+    (tmp_path / "good").mkdir()
+    good = workers(tmp_path / "good", 'send("result", None)', 1)
+    file = Path(failing.command[1])
+    file.write_text(file.read_text().replace("import os,", "from codetune import errors\nimport os,"))
+    ended = dict(run_apart([failing, good], [[]], lambda index, text: None))
+    assert isinstance(ended[0], DataError)
+    assert ended[1] is None
+
+
+def test_an_interrupt_reaches_all_workers_of_their_own_and_starts_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = """
+        open(f"began-{os.getpid()}", "w").close()
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            open("saved-" + str(os.getpid()), "w").close()
+            raise
+    """
+    monkeypatch.chdir(tmp_path)
+
+    def interrupt() -> None:
+        while len(list(tmp_path.glob("began-*"))) < 2:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        list(run_apart([workers(tmp_path, program, 1)] * 3, [[], []], lambda index, text: None))
+    assert len(list(tmp_path.glob("saved-*"))) == 2

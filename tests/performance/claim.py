@@ -37,7 +37,9 @@ from codetune.stages.stage import RunContext
 from codetune.store.files import write_lines, write_text
 from codetune.store.row_artefacts import read_selection
 from codetune.store.run_directory import Run
-from codetune.sweep import HELD_OUT_LOSS, STRATEGY, Sweep, VariantOutcome, run_sweep, sweep_outcomes
+from codetune.sweep.outcomes import HELD_OUT_LOSS, VariantOutcome, sweep_outcomes
+from codetune.sweep.perform import run_sweep
+from codetune.sweep.variants import BASE, STRATEGY, Sweep
 from tests.performance.record import write_record
 
 SHARE, PLANTED_SHARE, HELD_OUT_SHARE = 0.4, 0.15, 0.3
@@ -177,14 +179,15 @@ def measure(world: World, seeds: int) -> dict[str, Any]:
     """Does what is missing of so many seeds; the figures of all variants, controls and the base model."""
     everything = world.sweep({STRATEGY: ["all"]}, seeds)
     list(run_sweep(everything))
-    (of_all,) = sweep_outcomes(everything)
+    of_all = sweep_outcomes(everything)[-1]
     count = int(SHARE * len(trained_rows(of_all.runs[0])))
     found: dict[str, Any] = {}
     for varied in VARIED:
         sweep = world.sweep(varied, seeds, [f"select.count={count}"])
         for name in run_sweep(sweep):
             print(f"{name} is done", flush=True)
-        found |= {name_of(outcome): figures_of(outcome, world.mismatched) for outcome in sweep_outcomes(sweep)}
+        trained = (outcome for outcome in sweep_outcomes(sweep) if outcome.name != BASE)
+        found |= {name_of(outcome): figures_of(outcome, world.mismatched) for outcome in trained}
     return {
         "mismatched": len(world.mismatched),
         "base": base_figures(world, of_all.runs),
@@ -205,7 +208,7 @@ def figures_of(outcome: VariantOutcome, mismatched: frozenset[str]) -> dict[str,
     planted = [len(trained_rows(run) & mismatched) for run in outcome.runs]
     return {
         "rows": outcome.rows,
-        "tokens": round(outcome.tokens),
+        "tokens": round(outcome.tokens or 0),
         "mismatched": sum(planted) / len(planted),
         "figures": rounded(outcome.figures),
         "against": {control: rounded(differences) for control, differences in outcome.against.items()},
