@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from codetune.console import CommandResult, counts, percent, quantity
 from codetune.stages.evaluate import EVALUATE
 from codetune.stages.pipeline import stage_named
 from codetune.stages.stage import StageResult
-from codetune.sweep.outcomes import HELD_OUT_LOSS, VariantOutcome, ratio_curves
+from codetune.sweep.outcomes import HELD_OUT_LOSS, VariantOutcome, document_of
 from codetune.workflow import StatusLine
 
 if TYPE_CHECKING:
@@ -138,9 +139,21 @@ def likelihoods(reports: Sequence[LikelihoodReport], compared: Sequence[Likeliho
         if report["refused"]
     ]
     columns = ("model", "rows", "tokens", "nats a token")
-    notes = [*map(_compared_likelihoods, compared), *refused]
+    notes = [*map(_compared_likelihoods, compared), *_not_compared(reports, compared), *refused]
     title = "loss on held-out rows (95 % interval)"
     return CommandResult(title, columns, rows, notes, document=_likelihood_document(reports, compared))
+
+
+def _not_compared(reports: Sequence[LikelihoodReport], compared: Sequence[LikelihoodComparison]) -> Sequence[str]:
+    """A line for each pair of models whose tokenizers do not cut the rows alike."""
+    known = [tuple(pair["models"]) for pair in compared]
+    pairs = combinations([report["model"] for report in reports], 2)
+    return [
+        f"{second} against {first}: not compared. They have no row in common, or their tokenizers cut the rows into "
+        "different numbers of tokens: then a nat a token is not the same for both"
+        for first, second in pairs
+        if (first, second) not in known
+    ]
 
 
 def _likelihood_document(
@@ -192,11 +205,7 @@ def sweep(outcomes: Sequence[VariantOutcome], path: Path) -> CommandResult:
         if differences
     ]
     notes += ["in all: training, and all that selecting its rows cost, counted whole for every variant that shares it"]
-    document = {
-        "artefact": str(path),
-        "variants": [asdict(outcome) for outcome in outcomes],
-        "curves": ratio_curves(outcomes),
-    }
+    document = {"artefact": str(path), **document_of(outcomes)}
     seeds = max(outcome.seeds for outcome in outcomes)
     over = (
         "mean over seeds (95 % interval over tasks and seeds)" if seeds > 1 else "one seed (95 % interval over tasks)"

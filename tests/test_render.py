@@ -284,6 +284,16 @@ def test_status_says_when_everything_is_done() -> None:
     assert (shown.document["next"], shown.notes) == (None, ["everything is done"])
 
 
+def test_models_whose_losses_are_not_compared_are_named_with_the_reason() -> None:
+    reports: Any = [
+        {"model": name, "rows": 8, "tokens": 90, "nats_per_token": 1.5, "interval_95": (1.2, 1.8), "refused": {}}
+        for name in ("base", "other-0a1b2c3d")
+    ]
+    (note,) = render.likelihoods(reports, []).notes
+    assert note.startswith("other-0a1b2c3d against base: not compared. ")
+    assert "tokenizers" in note
+
+
 SANITIZED = {"changed": 2, "not_parsing": 1}
 DIFFERENCE = {
     "test": "exact McNemar",

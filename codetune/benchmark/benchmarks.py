@@ -15,7 +15,9 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
+from datetime import date
 from pathlib import Path
 
 from codetune.benchmark.evalplus_format import CallInputs, as_solution, read_tasks
@@ -338,12 +340,19 @@ def _require_task(problems: Sequence[Problem], task_id: str) -> None:
 
 def _require_date(benchmark: Benchmark, after: str) -> None:
     dates = sorted(problem.date for problem in benchmark.problems if problem.date)
-    if not DATE.fullmatch(after) or not dates or dates[-1] < after:
+    if not _is_date(after) or not dates or dates[-1] < after:
         has = f"its tasks are dated {dates[0]} to {dates[-1]}" if dates else "its tasks have no dates"
         raise UsageError(
             f"--after {after}: {benchmark.title}: {has}. Expected: a year, a month or a day (2024, 2024-10, "
             "2024-10-31) that has tasks on it or after it. Name another, or leave --after out"
         )
+
+
+def _is_date(text: str) -> bool:
+    """Whether it is a year, a month or a day of the calendar."""
+    with suppress(ValueError):
+        return bool(DATE.fullmatch(text) and date.fromisoformat(text + "0000-01-01"[len(text) :]))
+    return False
 
 
 def _without_keys(value: object) -> object:
@@ -384,10 +393,12 @@ def _hub_file(source: HubFile) -> Path:
 
 
 def _cached_hub_file(source: HubFile) -> Path | None:
-    """Without a request."""
+    """The file in the Hub's cache, without a request; None where it is not there, whatever else of the data set is."""
     from codetune.data.hub import is_cached
 
-    return _hub_file(source) if is_cached(source.repository, "dataset") else None
+    with suppress(DataError):
+        return _hub_file(source) if is_cached(source.repository, "dataset") else None
+    return None
 
 
 def _cached_file(source: EvalPlusDownload) -> Path:

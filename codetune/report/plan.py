@@ -16,7 +16,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from codetune import console
-from codetune.benchmark.statistics import least_difference
+from codetune.benchmark.statistics import FEWEST_DIFFERING, least_difference
 from codetune.data.token_cache import TokenCache, TokenizedRows, write_token_cache
 from codetune.errors import DataError
 from codetune.launch.devices import gpu_memory_bytes, gpu_name
@@ -359,9 +359,13 @@ def _disk_bytes(model: _BaseModelFiles, rows: RowPlan) -> int:
 
 
 def _least_differences(tasks: Mapping[str, int]) -> dict[str, float]:
-    """Of each benchmark, and of all together."""
+    """The least difference of each benchmark, and of all together; above 1 for fewer than 6 tasks, which find none."""
     sizes = dict(tasks) | ({"together": sum(tasks.values())} if len(tasks) > 1 else {})
-    return {name: least_difference(count, DIFFERING_TASKS) for name, count in sizes.items() if count}
+    return {
+        name: max(least_difference(count, DIFFERING_TASKS), FEWEST_DIFFERING / count)
+        for name, count in sizes.items()
+        if count
+    }
 
 
 def _rendered(model: _BaseModelFiles, samples: _Samples) -> RenderedRow:

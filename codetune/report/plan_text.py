@@ -201,11 +201,18 @@ def _benchmarks(found: RunPlan) -> TextSection | None:
     if not found.least_differences:
         return None
     cells = [
-        [name, f"{found.tasks.get(name, sum(found.tasks.values())):,}", f"{100 * least:.1f} points"]
+        [
+            name,
+            f"{found.tasks.get(name, sum(found.tasks.values())):,}",
+            f"{100 * least:.1f} points" if least <= 1 else "none: so few tasks tell no models apart",
+        ]
         for name, least in found.least_differences.items()
     ]
-    note = "at 80 % power, if two models differ on a fifth of the tasks; smaller differences are noise"
-    return TextSection("what the benchmarks can tell apart", ("benchmark", "tasks", "least difference"), cells, [note])
+    notes = [
+        "at 80 % power, if two models differ on a fifth of the tasks; a smaller difference is called not told apart",
+        "n samples a task, or seeds of a sweep, lower it by a factor of the square root of n at most",
+    ]
+    return TextSection("what the benchmarks can tell apart", ("benchmark", "tasks", "least difference"), cells, notes)
 
 
 def _example(row: RenderedRow | None) -> TextSection | None:

@@ -1,7 +1,6 @@
 """The finished runs of a sweep -> the outcomes of each variant and control over its seeds, with intervals, and of each
-variant the paired comparisons with its controls and with `base`; and the ratio curve. All of it stands in `sweep.json`.
-
-The rows are those of a table; figures are in `benchmark/seeds.py`."""
+variant the paired comparisons with its controls and with `base`. All of it stands in `sweep.json`. The formulas are in
+`benchmark/seeds.py`."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ from codetune.stages.stage import RunContext, Stage, StageRequest
 from codetune.store.files import write_text
 from codetune.store.manifest import read_manifest
 from codetune.sweep.perform import TUNED, base_runs, control_runs, evaluate
-from codetune.sweep.variants import BASE, RANDOM, RATIO, Assigned, Sweep, SweepRun, Variant
+from codetune.sweep.variants import BASE, RANDOM, Assigned, Sweep, SweepRun, Variant
 
 if TYPE_CHECKING:
     from codetune.benchmark.seeds import SeedEstimate
@@ -74,25 +73,16 @@ def sweep_outcomes(sweep: Sweep) -> list[VariantOutcome]:
             controls.setdefault(title, _outcome(title, control.settings, theirs, {}))
         found[variant.name] = _outcome(variant.name, variant.settings, own, against)
     outcomes = [*bases.values(), *found.values(), *(controls[name] for name in controls if name not in found)]
-    document = {"variants": [asdict(outcome) for outcome in outcomes], "curves": ratio_curves(outcomes)}
-    write_text(sweep.directory / "sweep.json", json.dumps(document, indent=2) + "\n")
+    write_text(sweep.directory / "sweep.json", json.dumps(document_of(outcomes), indent=2) + "\n")
     return outcomes
 
 
-def ratio_curves(outcomes: Sequence[VariantOutcome]) -> list[dict[str, object]]:
-    """For each combination of the other settings, and each outcome, its mean and interval by `select.ratio`, ascending:
-    the sampling-rate figure of Lyu et al. (2025). Empty where the ratio does not vary."""
-    curves: dict[tuple[str, str], list[dict[str, object]]] = {}
-    for outcome in sorted(outcomes, key=lambda outcome: float(str(outcome.settings.get(RATIO, 0)))):
-        others = {key: value for key, value in outcome.settings.items() if key != RATIO}
-        for name, figure in outcome.figures.items() if RATIO in outcome.settings else ():
-            point = {"ratio": outcome.settings[RATIO], "rows": outcome.rows, "mean": figure.mean}
-            curves.setdefault((json.dumps(others), name), []).append({**point, "low": figure.low, "high": figure.high})
-    return [
-        {"settings": json.loads(others), "outcome": name, "points": points}
-        for (others, name), points in curves.items()
-        if len(points) > 1
-    ]
+def document_of(outcomes: Sequence[VariantOutcome]) -> dict[str, object]:
+    """The document of `sweep.json` and of `--json`: `base` stands beside the variants and controls."""
+    return {
+        "base": [asdict(outcome) for outcome in outcomes if outcome.rows is None],
+        "variants": [asdict(outcome) for outcome in outcomes if outcome.rows is not None],
+    }
 
 
 def _by_control(sweep: Sweep, variant: Variant) -> dict[str, list[Trained]]:

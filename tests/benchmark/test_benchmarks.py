@@ -100,6 +100,7 @@ def test_a_published_file_is_taken_from_its_variable_or_from_the_cache_of_the_hu
     (repository / "refs" / "main").write_text(COMMIT)
     with pytest.raises(DataError, match=f"has no file .*{spec.source.variable}"):
         found(name)
+    assert here() is None  # so that `eval all` names it, and does the others
     cached.write_bytes(b"{}")
     assert here() == found(name) == cached
     own = write_rows(tmp_path / "own.jsonl", ALL_FORMATS[name])
@@ -115,7 +116,7 @@ def test_only_tasks_since_a_date_are_used(tmp_path: Path) -> None:
     assert [task.date for task in later.problems] == ["2024-10-06", "2025-01-05"]
     assert later.name != whole.name == part_of(whole, None, [], "2024").name
     assert [task.date for task in part_of(whole, 1, [], "2024-10-07").problems] == ["2025-01-05"]
-    for after in ("2025-02", "October", "24-10"):
+    for after in ("2025-02", "October", "24-10", "2024-13", "2024-11-31"):
         with pytest.raises(UsageError, match=f"--after {after}: leetcode: .* dated 2024-09-29 to 2025-01-05"):
             part_of(whole, None, [], after)
     undated = open_benchmark("own", write_rows(tmp_path / "own.jsonl", ROW), "own")

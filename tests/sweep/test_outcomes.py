@@ -76,7 +76,8 @@ def test_a_variant_is_compared_with_as_many_random_rows_and_with_all(done: Sweep
         expected = own.figures[HELD_OUT_LOSS].mean - other.figures[HELD_OUT_LOSS].mean
         assert own.against[name][HELD_OUT_LOSS].mean == pytest.approx(expected, abs=1e-9)
     path = small.directory / "sweep.json"
-    assert [found["name"] for found in json.loads(path.read_text())["variants"]] == [row.name for row in outcomes]
+    document = json.loads(path.read_text())
+    assert [found["name"] for found in document["base"] + document["variants"]] == [row.name for row in outcomes]
     shown = render.sweep(outcomes, path)
     assert [row[0] for row in shown.rows] == [found.name for found in outcomes]
     assert shown.notes[1].startswith("ifd_cluster-0.3 against random: held-out loss ")
