@@ -10,13 +10,13 @@ from typing import Any
 from codetune.sweep.outcomes import HELD_OUT_LOSS
 from codetune.sweep.variants import COUNT, RATIO, STRATEGY
 
-Variant = Mapping[str, Any]  # of sweep.json
+VariantRow = Mapping[str, Any]  # of sweep.json
 ALL, RANDOM_AS = "all", "random as "  # the names of controls
 COLUMNS = ("name", "rows", "tokens", "training_seconds", "total_seconds", "figures", "against")
 RATES = {RATIO: "sampling rate (select.ratio)", COUNT: "rows taken (select.count)"}
 
 
-def page_sweep(variants: Sequence[Variant]) -> dict[str, Any]:
+def page_sweep(variants: Sequence[VariantRow]) -> dict[str, Any]:
     rate = next(
         (key for key in RATES if len({_value(each, key) for each in variants if not _is_control(each)}) > 1), ""
     )
@@ -25,7 +25,7 @@ def page_sweep(variants: Sequence[Variant]) -> dict[str, Any]:
     return {"seeds": variants[0]["seeds"], "rate": RATES.get(rate), "outcomes": outcomes, "variants": rows}
 
 
-def _outcome(name: str, variants: Sequence[Variant], rate: str) -> dict[str, object]:
+def _outcome(name: str, variants: Sequence[VariantRow], rate: str) -> dict[str, object]:
     """`curves` are empty where nothing but strategies or other keys varies."""
     figures = [{"name": each["name"], "is_control": _is_control(each), **_estimate(each, name)} for each in variants]
     return {
@@ -48,7 +48,7 @@ def _title(name: str) -> str:
     return name if name == HELD_OUT_LOSS else f"pass@1 on {benchmark}, {'base and ' * (suite == 'plus')}{suite} tests"
 
 
-def _curves(name: str, variants: Sequence[Variant], rate: str) -> list[dict[str, object]]:
+def _curves(name: str, variants: Sequence[VariantRow], rate: str) -> list[dict[str, object]]:
     """One for each setting of the other keys, and one for the random draws; points by the rate."""
     rates = {each["name"]: _value(each, rate) for each in variants}
     found: dict[str, dict[float, dict[str, float]]] = {}
@@ -62,7 +62,7 @@ def _curves(name: str, variants: Sequence[Variant], rate: str) -> list[dict[str,
     ]
 
 
-def _curve_name(variant: Variant) -> str:
+def _curve_name(variant: VariantRow) -> str:
     said = {key: value for key, value in variant["settings"].items() if key not in (RATIO, COUNT) and value is not None}
     strategy = said.pop(STRATEGY, "the project's strategy")
     if _is_control(variant):
@@ -70,14 +70,14 @@ def _curve_name(variant: Variant) -> str:
     return ", ".join([str(strategy), *(f"{key.rpartition('.')[2]} {value}" for key, value in said.items())])
 
 
-def _is_control(variant: Variant) -> bool:
+def _is_control(variant: VariantRow) -> bool:
     return variant["name"] == ALL or str(variant["name"]).startswith(RANDOM_AS)
 
 
-def _value(variant: Variant, key: str) -> float | None:
+def _value(variant: VariantRow, key: str) -> float | None:
     found: float | None = variant["settings"].get(key)
     return found
 
 
-def _estimate(variant: Variant, outcome: str) -> dict[str, float]:
+def _estimate(variant: VariantRow, outcome: str) -> dict[str, float]:
     return {name: variant["figures"][outcome][name] for name in ("mean", "low", "high")}
