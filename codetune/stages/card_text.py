@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from codetune.console import percent, quantity
 from codetune.data.hub_upload import TASK, MeasuredResult, front_matter, results_matter
@@ -53,7 +53,7 @@ class BenchmarkResults:
     """The reports of one benchmark, of this model last and of its base before it, if there is one."""
 
     reports: Sequence[Report]
-    how: Mapping[str, Mapping[str, Any]]  # label -> the settings that made the model answer
+    how: Mapping[str, Mapping[str, object]]  # label -> the settings that made the model answer
     comparison: Sequence[ModelComparison]  # one, where there are two reports
 
     @property

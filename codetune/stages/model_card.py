@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from codetune.benchmark.benchmarks import HOLDOUT
 from codetune.data.hub_upload import license_fields
@@ -23,7 +23,7 @@ from codetune.project.keys import keys, required, value_at
 from codetune.project.sections import Project
 from codetune.stages.card_text import BenchmarkResults, CardFacts, Source, card, with_results
 from codetune.stages.inputs import CONTENT, is_on_hub, model_here, published_name
-from codetune.stages.stage import RunContext
+from codetune.stages.stage import RunContext, Settings
 from codetune.store.digests import combined
 from codetune.store.files import write_text
 from codetune.store.locks import waiting
@@ -144,9 +144,7 @@ def _benchmarks(context: RunContext, training: Manifest) -> Iterator[BenchmarkRe
             yield BenchmarkResults(reports, how, compare(reports, context.project.seed))
 
 
-def _report(
-    context: RunContext, training: Manifest, benchmark: str, label: str
-) -> tuple[Report, Mapping[str, Any]] | None:
+def _report(context: RunContext, training: Manifest, benchmark: str, label: str) -> tuple[Report, Settings] | None:
     """The report of one model on one benchmark, and the settings that made it answer; None where it is of another
     model, or of a part of the tasks."""
     run = context.run
