@@ -23,6 +23,7 @@ from codetune.launch.environment import prepare_process
 prepare_process()
 
 import codetune.model.likelihood
+import codetune.selection.embed
 from codetune.data.tokens import Span
 from codetune.errors import CodetuneError
 from codetune.launch.environment import Shard

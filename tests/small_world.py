@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -11,6 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from typer.testing import CliRunner
+
+from codetune.cli import app
 from codetune.project.file import read_project
 from codetune.stages.runner import open_context
 from codetune.stages.stage import RunContext
@@ -72,6 +76,12 @@ def run_codetune(
         timeout=timeout,
         check=False,
     )
+
+
+def run_codetune_here(*arguments: str, cwd: Path) -> int:
+    """A command in this process, which has imported the libraries already: its exit status, where no error ends it."""
+    with contextlib.chdir(cwd):
+        return CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code
 
 
 def children(pid: int) -> list[int]:

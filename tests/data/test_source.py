@@ -358,7 +358,7 @@ def test_real_sets_are_read_whole_with_every_row_counted(shared_data: Path) -> N
 
 
 def test_a_row_leaves_less_than_two_hundred_bytes_behind(tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "a.jsonl", distinct(40_000))
+    path = write_lines(tmp_path / "a.jsonl", distinct(10_000))
     tracemalloc.start()
     rows = read_examples(pairs(path), str(path))
     next(rows)

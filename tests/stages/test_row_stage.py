@@ -20,7 +20,7 @@ from codetune.stages.runner import stage_settings
 from codetune.stages.stage import Recipe, StageRequest
 from codetune.store.locks import locked
 from tests import pipeline
-from tests.small_world import context_of, make_small_world, run_codetune
+from tests.small_world import context_of, make_small_world, run_codetune, run_codetune_here
 
 SMALL = ("--set", "score.tokens_per_batch=128", "--set", "embed.batch_size=4")
 FLAGS = {"score__tokens_per_batch": 128, "embed__batch_size": 4}
@@ -70,7 +70,9 @@ def test_a_part_of_a_shard_that_is_somebody_elses_shard_is_not_done_twice_at_onc
         pipeline.score(context, (0, 2))
 
 
-def test_a_killed_worker_is_named_and_the_command_run_again_finishes(tmp_path: Path, alone: dict[str, bytes]) -> None:
+def test_a_killed_worker_is_named_and_the_command_run_again_finishes(
+    tmp_path: Path, alone: dict[str, bytes], capfd: pytest.CaptureFixture[str]
+) -> None:
     make_small_world(tmp_path)
     command = [sys.executable, "-m", "codetune", "score", *SMALL, "--set", "launch.processes=2"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -84,20 +86,26 @@ def test_a_killed_worker_is_named_and_the_command_run_again_finishes(tmp_path: P
     assert "Process 1 of 2" in told
     assert "was killed by SIGKILL" in told
     assert not artefact(tmp_path, "score").exists()
-    again = run_codetune("score", "--json", *SMALL, cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
-    assert json.loads(again.stdout)["reused"] > 0
+    capfd.readouterr()
+    assert run_codetune_here("score", "--json", *SMALL, cwd=tmp_path) == 0
+    assert json.loads(capfd.readouterr().out)["reused"] > 0
     assert artefact(tmp_path, "score").read_bytes() == alone["score"]
 
 
-def test_several_machines_each_do_a_shard_and_the_last_one_merges(tmp_path: Path, alone: dict[str, bytes]) -> None:
+def test_several_machines_each_do_a_shard_and_the_last_one_merges(
+    tmp_path: Path,
+    alone: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     make_small_world(tmp_path)
+    monkeypatch.setenv("MASTER_ADDR", "nowhere.invalid")
     states = []
     for rank in range(2):
-        machine = {"NODE_RANK": str(rank), "MASTER_ADDR": "nowhere.invalid"}
-        done = run_codetune("score", "--json", *SMALL, "--set", "launch.nodes=2", cwd=tmp_path, environment=machine)
-        assert done.returncode == 0, done.stderr
-        states.append(json.loads(done.stdout)["state"])
+        monkeypatch.setenv("NODE_RANK", str(rank))
+        capfd.readouterr()
+        assert run_codetune_here("score", "--json", *SMALL, "--set", "launch.nodes=2", cwd=tmp_path) == 0
+        states.append(json.loads(capfd.readouterr().out)["state"])
     assert states == ["partial", "done"]
     assert artefact(tmp_path, "score").read_bytes() == alone["score"]
 
