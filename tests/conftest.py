@@ -20,6 +20,11 @@ prepare_process()
 
 import pytest
 import torch
+from hypothesis import settings
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("unhurried", settings.default, deadline=None)
+settings.load_profile("unhurried")
 
 PROJECT = Path(__file__).resolve().parents[1]
 # Files that take longest are begun first, so that no process works on one when all others have nothing left to do.
