@@ -37,7 +37,7 @@ CURVES = (
     ("padding", "Padding by step", "share of the tokens computed", (("padding_rate", "", "taken", 1.0),)),
 )
 CURVE_COLOURS = ("taken", "mismatched", "set-aside", "good", "no-score", "ink")
-REFERENCES = {"all": "all rows"}
+REFERENCES = {"all": ("all rows", "soft", ":"), "base": ("base model", "ink", "-.")}  # title, colour, line
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,12 +238,11 @@ def _of_sweep(sweep: Part, colours: Colours) -> Iterator[FigureSpec]:
 
 
 def _draw_rates(outcome: Part, rate: str, unit: str, colours: Colours, axes: Axes) -> None:
-    """The runs on all rows are a line with its interval as a band."""
+    """The runs on all rows, and the base model, are lines with their intervals as bands."""
     for each in outcome["references"]:
         axes.axhspan(each["low"], each["high"], color=colours["pale"], alpha=0.5, linewidth=0)
-        axes.axhline(
-            each["mean"], color=colours["soft"], linestyle=":", label=REFERENCES.get(each["name"], each["name"])
-        )
+        title, shade, line = REFERENCES.get(each["name"], (each["name"], "ink", "-."))  # a base model of some settings
+        axes.axhline(each["mean"], color=colours[shade], linestyle=line, label=title)
     for index, curve in enumerate(outcome["curves"]):
         points, is_random = curve["points"], curve["is_random"]
         at, mean, low, high = ([point[name] for point in points] for name in ("at", "mean", "low", "high"))

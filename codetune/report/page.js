@@ -547,6 +547,8 @@ function against(variant, control, outcome, found) {
   return [variant.name, control, outcome.title, `${signed(found.mean)}${outcome.is_loss ? "" : " points"} (${signed(found.low)} to ${signed(found.high)})`, found.told_apart ? "told apart" : "not told apart"];
 }
 
+const referenceShade = (each) => `var(--${each.name === "all" ? "soft" : "ink"})`;
+
 // An outcome over the sampling rate; what was trained on all rows is a line with its interval as a band.
 function rates({ title, is_loss: isLoss, curves, references }, rate) {
   const width = 560, height = 300, left = 64, bottom = 46, top = 12;
@@ -557,7 +559,7 @@ function rates({ title, is_loss: isLoss, curves, references }, rate) {
   const y = (value) => height - bottom - ((value - least) / (most - least || 1)) * (height - bottom - top);
   const drawing = shape("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${title}, by ${rate}` });
   for (const each of references) drawing.append(shape("rect", { x: left, width: width - left - 12, y: y(each.high), height: y(each.low) - y(each.high), style: "fill:var(--pale)", opacity: 0.5 }, shape("title", {}, `${each.name}: ${estimate(each, isLoss)}`)),
-    shape("line", { x1: left, x2: width - 12, y1: y(each.mean), y2: y(each.mean), "stroke-width": 2, "stroke-dasharray": "2 4", style: "stroke:var(--soft)" }));
+    shape("line", { x1: left, x2: width - 12, y1: y(each.mean), y2: y(each.mean), "stroke-width": 2, "stroke-dasharray": each.name === "all" ? "2 4" : "9 4 2 4", style: `stroke:${referenceShade(each)}` }));
   for (const tick of ticks(least, most, 5)) drawing.append(shape("line", { class: "axis", x1: left, x2: width - 12, y1: y(tick), y2: y(tick) }), shape("text", { x: left - 6, y: y(tick) + 4, "text-anchor": "end" }, amount(tick, isLoss)));
   for (const tick of ticks(low, high, 6)) drawing.append(shape("text", { x: x(tick), y: height - 26, "text-anchor": "middle" }, short(tick)));
   drawing.append(shape("text", { x: width / 2, y: height - 6, "text-anchor": "middle" }, rate));
@@ -568,7 +570,7 @@ function rates({ title, is_loss: isLoss, curves, references }, rate) {
     for (const point of each.points) drawing.append(shape("g", {}, shape("title", {}, `${each.name} at ${point.at}: ${estimate(point, isLoss)}`),
       shape("line", { x1: x(point.at), x2: x(point.at), y1: y(point.low), y2: y(point.high), "stroke-width": 1.5, style }), shape("circle", { cx: x(point.at), cy: y(point.mean), r: 4, style: `fill:${shades[index]}` })));
   });
-  const entries = [...curves.map((each, index) => [each.name, shades[index]]), ...references.map((each) => [each.name === "all" ? "all rows, with its interval" : each.name, "var(--soft)"])];
+  const entries = [...curves.map((each, index) => [each.name, shades[index]]), ...references.map((each) => [each.name === "all" ? "all rows, with its interval" : `${each.name}, with its interval`, referenceShade(each)])];
   return el("figure", {}, el("b", {}, `By ${rate}`), drawing, legend(entries));
 }
 

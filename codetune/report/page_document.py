@@ -176,7 +176,8 @@ def _sweep(run: Run) -> Document | None:
     if not path.exists():
         return None
     try:
-        return page_sweep(_parse(path.read_text(encoding="utf-8"), path)["variants"])
+        table = _parse(path.read_text(encoding="utf-8"), path)
+        return page_sweep([*table.get("base", ()), *table["variants"]])
     except (LookupError, TypeError, AttributeError) as why:
         raise _damaged(path, why, f"mv {path} {path}.old", "codetune sweep") from None
 

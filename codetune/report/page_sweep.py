@@ -1,6 +1,6 @@
 """The table of a finished sweep (`sweep.json`) -> what the page and its figures draw of it: for each outcome a curve
-over the sampling rate for every strategy, with random draws as large, the runs on all rows as a reference, and every
-variant with its interval. Computes no figure."""
+over the sampling rate for every strategy, with random draws as large, the base model and the runs on all rows as
+references, and every variant with its interval. Computes no figure."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _outcome(name: str, variants: Sequence[VariantRow], rate: str) -> dict[str, 
         "title": _title(name),
         "is_loss": name == HELD_OUT_LOSS,
         "curves": _curves(name, variants, rate) if rate else [],
-        "references": [figure for figure in figures if figure["name"] == ALL],
+        "references": [figure for figure, each in zip(figures, variants, strict=True) if _is_reference(each)],
         "figures": figures,
     }
 
@@ -71,7 +71,12 @@ def _curve_name(variant: VariantRow) -> str:
 
 
 def _is_control(variant: VariantRow) -> bool:
-    return variant["name"] == ALL or str(variant["name"]).startswith(RANDOM_AS)
+    return _is_reference(variant) or str(variant["name"]).startswith(RANDOM_AS)
+
+
+def _is_reference(variant: VariantRow) -> bool:
+    """Whether it is the run on all rows, or the base model, which has none."""
+    return variant["name"] == ALL or variant["rows"] is None
 
 
 def _value(variant: VariantRow, key: str) -> float | None:

@@ -46,6 +46,14 @@ def test_a_strategy_is_a_curve_by_its_rates_beside_random_draws_as_large() -> No
     assert [each["name"] for each in plus["figures"] if each["is_control"]] == [each["name"] for each in VARIANTS[3:]]
 
 
+def test_the_base_model_is_a_reference_beside_the_runs_on_all_rows() -> None:
+    base = {**variant("base", 0.2), "rows": None}
+    assert curves([base, *VARIANTS]) == curves(VARIANTS)
+    found = page_sweep([base, *VARIANTS])["outcomes"][0]
+    assert [each["name"] for each in found["references"]] == ["base", "all"]
+    assert found["figures"][0]["is_control"]
+
+
 def test_other_settings_that_vary_have_curves_of_their_own() -> None:
     variants = [
         variant(f"{rate}-{epochs}", rate, select__ratio=rate, train__epochs=epochs)
