@@ -17,15 +17,13 @@ from tests.performance.record import RESULTS
 
 Row = tuple[str, ...]
 # The outcome of each world of the claim, its heading, the format of its figure, and the factor that it is shown by.
-CLAIMS = {
-    "claim-demo": ("demo plus", "pass@1", ".1f", 100),
-    "claim-real": ("held-out loss", "held-out loss", ".4f", 1),
-}
+CLAIMS = {"claim-demo": ("demo plus", "pass@1", ".1f", 100), "claim-real": ("held-out loss", "loss", ".3f", 1)}
+CLAIM_COLUMNS = ("tokens", "wrong pairs", "", "against random", "against all")
 CLAIM_NAMES = {
-    "base": "nothing (the base model)",
+    "base": "nothing",
     "all": "all rows",
     "random": "random 40 %",
-    "ifd_cluster-mismatch_ifd": "`ifd_cluster`, `mismatch: ifd` (the paper's)",
+    "ifd_cluster-mismatch_ifd": "`ifd_cluster`, `ifd` (the paper's)",
     "ifd_cluster-mismatch_calibrated": "`ifd_cluster`, `calibrated` (the default)",
     "parametric": "`parametric`",
     "facility": "`facility`",
@@ -109,31 +107,29 @@ def read_claims() -> dict[str, dict[str, Any]]:
 
 
 def claim_table(claims: Mapping[str, dict[str, Any]]) -> list[Row]:
-    """A difference to the random draw that is told apart is bold."""
-    heading = [column for name in claims for column in ("wrong pairs", CLAIMS[name][1], "against random")]
+    """Tokens are a share of those of all rows; a difference that is told apart is bold."""
+    heading = [column or CLAIMS[name][1] for name in claims for column in CLAIM_COLUMNS]
     names = list(dict.fromkeys(trained for found in claims.values() for trained in ("base", *found["trained"])))
     cells = {name: [cell for world in claims for cell in claim_cells(world, claims[world], name)] for name in names}
     return [("trained on", *heading), *((CLAIM_NAMES.get(name, name), *found) for name, found in cells.items())]
 
 
 def claim_cells(world: str, figures: dict[str, Any], name: str) -> Row:
-    """Of one world: mismatched rows that were trained on, the outcome, and the difference to the random draw."""
+    """Of one world, in the order of CLAIM_COLUMNS."""
     outcome, _, form, factor = CLAIMS[world]
     if name == "base":
-        return "", f"{factor * figures['base'][outcome]:{form}}", ""
+        return "", "", f"{factor * figures['base'][outcome]:{form}}", "", ""
     found = figures["trained"][name]
-    own, against = found["figures"][outcome], found["against"].get("random", {}).get(outcome)
-    shown = estimate(against, f"+{form}", factor) if against else ""
-    return (
-        f"{found['mismatched']:.0f}",
-        estimate(own, form, factor),
-        f"**{shown}**" if against and against["told_apart"] else shown,
-    )
+    tokens = found["tokens"] / figures["trained"]["all"]["tokens"]
+    differences = [found["against"].get(control, {}).get(outcome) for control in ("random", "all")]
+    shown = [difference(each, f"+{form}", factor) if each else "" for each in differences]
+    mean = f"{factor * found['figures'][outcome]['mean']:{form}}"
+    return (f"{tokens:.0%}".replace("%", " %"), f"{found['mismatched']:.0f}", mean, *shown)
 
 
-def estimate(found: dict[str, float], form: str, factor: float) -> str:
+def difference(found: dict[str, Any], form: str, factor: float) -> str:
     mean, low, high = (f"{factor * found[key]:{form}}" for key in ("mean", "low", "high"))
-    return f"{mean} ({low} to {high})"
+    return f"**{mean}** ({low} to {high})" if found["told_apart"] else f"{mean} ({low} to {high})"
 
 
 def found_share(recall: float, interval: Sequence[float]) -> str:
