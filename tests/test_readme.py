@@ -15,7 +15,7 @@ from codetune.cli import app
 from codetune.project.file import read_project
 from codetune.project.sections import NOT_IN_THIS_VERSION
 from tests.performance.record import RESULTS
-from tests.performance.table import markdown, table
+from tests.performance.table import claim_table, markdown, read_claims, table
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "codetune"
@@ -54,6 +54,10 @@ def test_a_command_that_it_shows_is_one(command: str) -> None:
 def test_its_table_of_mismatched_pairs_is_the_record() -> None:
     path = RESULTS / "mismatch.json"
     assert markdown(list(table(path.stem, json.loads(path.read_text(encoding="utf-8"))["figures"]))) in README
+
+
+def test_its_table_of_the_claim_is_the_records() -> None:
+    assert markdown(claim_table(read_claims())) in README
 
 
 def test_every_option_it_tells_of_exists() -> None:
