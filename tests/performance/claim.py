@@ -23,23 +23,18 @@ from codetune.launch.environment import prepare_process
 
 prepare_process()
 
-from codetune import workflow
 from codetune.data.source import read_examples
 from codetune.demo.demo_project import write_demo_project
 from codetune.model.load import load_tokenizer
-from codetune.project.file import commented_yaml, read_project
+from codetune.project.file import commented_yaml
 from codetune.project.sections import PROJECT_FILE, Dataset
 from codetune.records import Example, Message, content_id
-from codetune.stages.benchmarks import open_benchmark
-from codetune.stages.likelihood import measure_holdout
-from codetune.stages.runner import open_context
-from codetune.stages.stage import RunContext
 from codetune.store.files import write_lines, write_text
 from codetune.store.row_artefacts import read_selection
 from codetune.store.run_directory import Run
-from codetune.sweep.outcomes import HELD_OUT_LOSS, VariantOutcome, sweep_outcomes
+from codetune.sweep.outcomes import VariantOutcome, sweep_outcomes
 from codetune.sweep.perform import run_sweep
-from codetune.sweep.variants import BASE, STRATEGY, Sweep
+from codetune.sweep.variants import ALL, BASE, RANDOM, STRATEGY, Sweep
 from tests.performance.record import write_record
 
 SHARE, PLANTED_SHARE, HELD_OUT_SHARE = 0.4, 0.15, 0.3
@@ -47,7 +42,7 @@ VARIED: Sequence[Mapping[str, Sequence[object]]] = (
     {STRATEGY: ["ifd_cluster"], "select.mismatch": ["ifd", "calibrated"]},
     {STRATEGY: ["parametric", "facility"]},
 )
-CONTROLS = ("all", "random")
+UNCHOSEN = (BASE, ALL, RANDOM)
 LONGEST_FORMAT = 64  # tokens that a chat format, or the prompt of the scores, adds to a row, at most
 REAL: Mapping[str, object] = {
     "name": "real",
@@ -98,7 +93,6 @@ class World:
 
     project_file: Path
     assignments: Sequence[str]
-    seed: int
     mismatched: frozenset[str]
     has_benchmark: bool
 
@@ -140,7 +134,7 @@ def read_arguments() -> argparse.Namespace:
 
 def demo_world(given: argparse.Namespace) -> World:
     made = write_demo_project(given.directory, given.seed, given.tasks)
-    return World(made.project_file, given.assignments, given.seed, made.mismatched, has_benchmark=True)
+    return World(made.project_file, given.assignments, made.mismatched, has_benchmark=True)
 
 
 def real_world(given: argparse.Namespace) -> World:
@@ -154,7 +148,7 @@ def real_world(given: argparse.Namespace) -> World:
     lengths = dict.fromkeys(("score.max_length", "train.max_length"), size.tokens + LONGEST_FORMAT)
     settings = {**REAL, **size.settings, **places, **lengths, "seed": given.seed}
     write_text(given.directory / PROJECT_FILE, commented_yaml(settings))
-    return World(given.directory / PROJECT_FILE, given.assignments, given.seed, exchanged, has_benchmark=False)
+    return World(given.directory / PROJECT_FILE, given.assignments, exchanged, has_benchmark=False)
 
 
 def draw_rows(path: Path, model: Path, size: Size, seed: int) -> list[tuple[str, str]]:
@@ -176,8 +170,8 @@ def plant(rows: Sequence[tuple[str, str]], seed: int) -> tuple[list[tuple[str, s
 
 
 def measure(world: World, seeds: int) -> dict[str, Any]:
-    """Does what is missing of so many seeds; the figures of all variants, controls and the base model."""
-    everything = world.sweep({STRATEGY: ["all"]}, seeds)
+    """Does what is missing of so many seeds; the figures of base, of the controls and of all variants."""
+    everything = world.sweep({STRATEGY: [ALL]}, seeds)
     list(run_sweep(everything))
     of_all = sweep_outcomes(everything)[-1]
     count = int(SHARE * len(trained_rows(of_all.runs[0])))
@@ -186,13 +180,9 @@ def measure(world: World, seeds: int) -> dict[str, Any]:
         sweep = world.sweep(varied, seeds, [f"select.count={count}"])
         for name in run_sweep(sweep):
             print(f"{name} is done", flush=True)
-        trained = (outcome for outcome in sweep_outcomes(sweep) if outcome.name != BASE)
-        found |= {name_of(outcome): figures_of(outcome, world.mismatched) for outcome in trained}
-    return {
-        "mismatched": len(world.mismatched),
-        "base": base_figures(world, of_all.runs),
-        "trained": {name: found[name] for name in sorted(found, key=lambda name: name not in CONTROLS)},
-    }
+        found |= {name_of(outcome): figures_of(outcome, world.mismatched) for outcome in sweep_outcomes(sweep)}
+    in_order = sorted(found, key=lambda name: name not in UNCHOSEN)
+    return {"mismatched": len(world.mismatched), "models": {name: found[name] for name in in_order}}
 
 
 def name_of(outcome: VariantOutcome) -> str:
@@ -205,14 +195,14 @@ def trained_rows(run: str) -> frozenset[str]:
 
 
 def figures_of(outcome: VariantOutcome, mismatched: frozenset[str]) -> dict[str, Any]:
+    """Rows, tokens and mismatched pairs are those trained on, the mean over seeds; `base` has none."""
+    found = {"figures": rounded(outcome.figures)}
+    if outcome.rows is None or outcome.tokens is None:
+        return found
     planted = [len(trained_rows(run) & mismatched) for run in outcome.runs]
-    return {
-        "rows": outcome.rows,
-        "tokens": round(outcome.tokens or 0),
-        "mismatched": sum(planted) / len(planted),
-        "figures": rounded(outcome.figures),
-        "against": {control: rounded(differences) for control, differences in outcome.against.items()},
-    }
+    against = {control: rounded(differences) for control, differences in outcome.against.items()}
+    trained = {"rows": outcome.rows, "tokens": round(outcome.tokens), "mismatched": sum(planted) / len(planted)}
+    return {**trained, **found, "against": against}
 
 
 def rounded(figures: Mapping[str, Any]) -> dict[str, Any]:
@@ -220,27 +210,6 @@ def rounded(figures: Mapping[str, Any]) -> dict[str, Any]:
         name: {key: round(value, 5) if isinstance(value, float) else value for key, value in asdict(estimate).items()}
         for name, estimate in figures.items()
     }
-
-
-def base_figures(world: World, runs: Sequence[str]) -> dict[str, float]:
-    """Of the model before any training, on the same tasks, or the mean over the held-out rows of each seed."""
-    if world.has_benchmark:
-        context = context_of(world, runs[0])
-        (report,) = workflow.evaluate_models(context, open_benchmark(context, "demo"), ["base"])
-        return {f"demo {suite}": report["pass_at_k"][suite]["pass@1"] for suite in ("base", "plus")}
-    losses = [holdout_loss(context_of(world, run, offset), world.mismatched) for offset, run in enumerate(runs)]
-    return {HELD_OUT_LOSS: round(sum(losses) / len(losses), 5)}
-
-
-def context_of(world: World, run: str, offset: int = 0) -> RunContext:
-    place = {"name": Path(run).name, "output_dir": run, "seed": world.seed + offset, STRATEGY: "all"}
-    return open_context(read_project(world.project_file, world.assignments, place))
-
-
-def holdout_loss(context: RunContext, uncounted: frozenset[str]) -> float:
-    (report,), _ = measure_holdout(context, ["base"])
-    counted = [loss for row, loss in report["losses"].items() if row not in uncounted]
-    return sum(nats for nats, _ in counted) / sum(tokens for _, tokens in counted)
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def read_claims() -> dict[str, dict[str, Any]]:
 def claim_table(claims: Mapping[str, dict[str, Any]]) -> list[Row]:
     """Tokens are a share of those of all rows; a difference that is told apart is bold."""
     heading = [column or CLAIMS[name][1] for name in claims for column in CLAIM_COLUMNS]
-    names = list(dict.fromkeys(trained for found in claims.values() for trained in ("base", *found["trained"])))
+    names = list(dict.fromkeys(trained for found in claims.values() for trained in found["models"]))
     cells = {name: [cell for world in claims for cell in claim_cells(world, claims[world], name)] for name in names}
     return [("trained on", *heading), *((CLAIM_NAMES.get(name, name), *found) for name, found in cells.items())]
 
@@ -117,13 +117,13 @@ def claim_table(claims: Mapping[str, dict[str, Any]]) -> list[Row]:
 def claim_cells(world: str, figures: dict[str, Any], name: str) -> Row:
     """Of one world, in the order of CLAIM_COLUMNS."""
     outcome, _, form, factor = CLAIMS[world]
+    found = figures["models"][name]
+    mean = f"{factor * found['figures'][outcome]['mean']:{form}}"
     if name == "base":
-        return "", "", f"{factor * figures['base'][outcome]:{form}}", "", ""
-    found = figures["trained"][name]
-    tokens = found["tokens"] / figures["trained"]["all"]["tokens"]
+        return "", "", mean, "", ""
+    tokens = found["tokens"] / figures["models"]["all"]["tokens"]
     differences = [found["against"].get(control, {}).get(outcome) for control in ("random", "all")]
     shown = [difference(each, f"+{form}", factor) if each else "" for each in differences]
-    mean = f"{factor * found['figures'][outcome]['mean']:{form}}"
     return (f"{tokens:.0%}".replace("%", " %"), f"{found['mismatched']:.0f}", mean, *shown)
 
 
