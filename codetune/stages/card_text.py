@@ -61,6 +61,12 @@ class BenchmarkResults:
         """That of this model."""
         return self.reports[-1]
 
+    @property
+    def part(self) -> str:
+        """How many tasks of how many it is of; empty for the whole benchmark."""
+        tasks, whole = self.own["tasks"], self.own["tasks_in_benchmark"]
+        return "" if tasks == whole else f"{tasks:,} of {whole:,}"
+
 
 def card(facts: CardFacts, is_adapter: bool) -> str:
     """The card without results. `is_adapter`: of adapters alone, which peft loads over the base model."""
@@ -92,13 +98,18 @@ def with_results(
     """A card with these results in the places for them; a place whose marks somebody has removed is left out.
     `losses`: of the models `base` and `tuned` on the held-out rows."""
     measured = [
-        MeasuredResult(found.own["benchmark"], f"{suite} tests", name, round(value, 6))
+        MeasuredResult(found.own["benchmark"], _tests(found, suite), name, round(value, 6))
         for found in results
         for suite, values in found.own["pass_at_k"].items()
         for name, value in values.items()
     ]
     filled = _between(text, MARKS, results_matter(model, measured))
     return _between(filled, TEXT_MARKS, "\n".join(_results(results, losses)) + "\n")
+
+
+def _tests(found: BenchmarkResults, suite: str) -> str:
+    """What the Hub shows beside the benchmark's name, so that a part is not taken for the whole."""
+    return f"{found.part} tasks, {suite} tests" if found.part else f"{suite} tests"
 
 
 def _between(text: str, marks: tuple[str, str], content: str) -> str:
@@ -128,6 +139,8 @@ def _results(results: Sequence[BenchmarkResults], losses: Mapping[str, Likelihoo
         yield from (row for found in results for row in _benchmark_rows(found))
         yield ""
         yield "In brackets: 95 % intervals. A difference is told apart if these tasks can show one of its size."
+        if any(found.part for found in results):
+            yield "Where a part of the tasks is counted, the others chose the weights (train.tasks)."
         yield ""
         yield from (line for found in results for line in _ways(found))
     for label, title in (("base", "the base model"), ("tuned", "this model")):
@@ -145,7 +158,8 @@ def _benchmark_rows(found: BenchmarkResults) -> Iterator[str]:
         for name in values:
             base = _figure(found.reports[0], suite, name) if tests else ""
             difference = _difference(tests[suite]) if tests and name == "pass@1" else ""
-            about = [markdown(found.own["benchmark"]), f"{found.own['tasks']:,}", suite, name]
+            tasks = found.part or f"{found.own['tasks']:,}"
+            about = [markdown(found.own["benchmark"]), tasks, suite, name]
             yield f"| {' | '.join([*about, base, _figure(found.own, suite, name), difference])} |"
 
 

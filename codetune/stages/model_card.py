@@ -2,8 +2,9 @@
 in whenever some come.
 
 A card is for people and for the Hub. It is no part of what a model is known by, so neither results nor the text of a
-user make anything stale. Shown are results of this very model, by its digest, on whole benchmarks. A card that was
-deleted is written again; one that a user wrote stays, and gets results only if it has the marks for them."""
+user make anything stale. Shown are results of this very model, by its digest, on whole benchmarks, or on all
+their tasks but those that chose its weights. A card that was deleted is written again; one that a user wrote stays, and
+gets results only if it has the marks for them."""
 
 from __future__ import annotations
 
@@ -14,16 +15,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from codetune.benchmark.benchmarks import HOLDOUT
+from codetune.benchmark.benchmarks import HOLDOUT, benchmark_digest, read_problems
+from codetune.benchmark.tasks_apart import tasks_left
 from codetune.data.hub_upload import license_fields
-from codetune.errors import StaleError
+from codetune.errors import InputError, StaleError
 from codetune.model.file_check import ADAPTER_CONFIG
 from codetune.project.file import commented_yaml
 from codetune.project.keys import keys, required, value_at
 from codetune.project.sections import Project
+from codetune.stages.benchmarks import tasks_apart_at_hand
 from codetune.stages.card_text import BenchmarkResults, CardFacts, Source, card, with_results
 from codetune.stages.inputs import CONTENT, is_on_hub, model_here, published_name
 from codetune.stages.stage import RunContext, Settings
+from codetune.stages.task_rate import TASKS
 from codetune.store.digests import combined
 from codetune.store.files import write_text
 from codetune.store.locks import waiting
@@ -84,7 +88,7 @@ def _facts(context: RunContext, training: Manifest) -> CardFacts:
         Source(published_name(project, base), is_on_hub(project, base)),
         [_source(context, required(dataset.path, "dataset.path")) for dataset in project.datasets],
         _licence(context),
-        training,
+        replace(training, names={key: published_name(project, name) for key, name in training.names.items()}),
         selection and replace(selection, settings=_without_paths(project, selection.settings)),
         reading,
         commented_yaml(_settings(context, [training, *([selection] if selection else [])])),
@@ -131,7 +135,7 @@ def _published(project: Project, value: object) -> object:
 
 
 def _benchmarks(context: RunContext, training: Manifest) -> Iterator[BenchmarkResults]:
-    """The results of whole benchmarks, by their names."""
+    """The results of benchmarks, whole but for the tasks that chose the weights, by their names."""
     from codetune.benchmark.evaluate import compare  # loads scipy
 
     for path in sorted(context.run.evaluations.glob(f"*/{TUNED}.json")):
@@ -146,7 +150,7 @@ def _benchmarks(context: RunContext, training: Manifest) -> Iterator[BenchmarkRe
 
 def _report(context: RunContext, training: Manifest, benchmark: str, label: str) -> tuple[Report, Settings] | None:
     """The report of one model on one benchmark, and the settings that made it answer; None where it is of another
-    model, or of a part of the tasks."""
+    model, or of other tasks than all but those that chose the weights."""
     run = context.run
     paths = [of_kind(benchmark, label) for of_kind in (run.evaluation, run.solutions, run.completions)]
     evaluated, solved, generated = (_sealed(context, path) for path in paths)
@@ -156,7 +160,21 @@ def _report(context: RunContext, training: Manifest, benchmark: str, label: str)
     if not is_chain or generated.inputs["model"] != _digest(context, training, label):
         return None
     report: Report = json.loads(paths[0].read_text(encoding="utf-8"))
-    return (report, generated.settings) if report["tasks"] == report["tasks_in_benchmark"] else None
+    is_told = report["tasks"] == _told_tasks(context, training, evaluated, report["tasks_in_benchmark"])
+    return (report, generated.settings) if is_told else None
+
+
+def _told_tasks(context: RunContext, training: Manifest, evaluated: Manifest, whole: int) -> int | None:
+    """How many tasks an evaluation must have counted: of the `whole`, all but those that chose the weights. None where
+    it counted others, or where it cannot be known here."""
+    if TASKS not in training.inputs:
+        return whole
+    with suppress(InputError, OSError):  # a file of tasks that is broken by now
+        apart, file = tasks_apart_at_hand(context), Path(evaluated.facts["benchmark_file"])
+        if apart is not None and benchmark_digest(apart) == training.inputs[TASKS]:
+            left = tasks_left(read_problems(file), apart)
+            return len(left) if benchmark_digest(left) == evaluated.inputs["benchmark"] else None
+    return None
 
 
 def _losses(context: RunContext, training: Manifest) -> dict[str, LikelihoodReport]:

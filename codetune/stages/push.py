@@ -11,14 +11,18 @@ from codetune import console
 from codetune.data.hub_upload import require_upload, upload_model
 from codetune.errors import UsageError
 from codetune.model.file_check import ADAPTER_CONFIG
-from codetune.project.keys import required
+from codetune.project.keys import required, value_at
+from codetune.project.sections import Project
 from codetune.stages.inputs import is_on_hub, published_name
 from codetune.stages.resume import TRAINED
 from codetune.stages.stage import RunContext
 from codetune.text import gigabytes
 
-# Files that name the base model by a path of this machine, and the key under which they do.
-NAMES_OF_THE_BASE = {ADAPTER_CONFIG: "base_model_name_or_path", TRAINED: "model.path"}
+# Files that name inputs by paths of this machine: their keys, and those of the project for the same.
+NAMES_OF_INPUTS = {
+    ADAPTER_CONFIG: {"base_model_name_or_path": "model.path"},
+    TRAINED: {"model.path": "model.path", "train.tasks": "train.tasks"},
+}
 
 
 def require_pushable(context: RunContext, repository: str) -> None:
@@ -41,11 +45,10 @@ def push_model(context: RunContext, repository: str) -> str:
     files = [path for path in directory.rglob("*") if path.is_file()]
     size = gigabytes(sum(path.stat().st_size for path in files))
     console.say(f"train: uploading {directory} ({size}) to {repository}")
-    base = published_name(context.project, required(context.project.model.path, "model.path"))
     replaced = {
-        path.relative_to(directory).as_posix(): _without_path(path, NAMES_OF_THE_BASE[path.name], base)
+        path.relative_to(directory).as_posix(): _without_paths(path, context.project)
         for path in files
-        if path.name in NAMES_OF_THE_BASE
+        if path.name in NAMES_OF_INPUTS
     }
     try:
         return upload_model(directory, repository, replaced)
@@ -55,6 +58,9 @@ def push_model(context: RunContext, repository: str) -> str:
         ) from None
 
 
-def _without_path(file: Path, key: str, base: str) -> bytes:
+def _without_paths(file: Path, project: Project) -> bytes:
     document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return (json.dumps({**document, key: base}, indent=2, ensure_ascii=False) + "\n").encode()
+    for key, setting in NAMES_OF_INPUTS[file.name].items():
+        if key in document:
+            document[key] = published_name(project, str(value_at(project, setting)))
+    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()

@@ -132,10 +132,13 @@ def test_adapters_that_nobody_else_could_load_are_refused_before_they_are_traine
         push(trained, "joe/small", "--method", "lora")
 
 
-def test_merged_adapters_are_pushed_without_the_path_of_their_base_model(tmp_path: Path, hub: SmallHub) -> None:
+def test_merged_adapters_are_pushed_without_the_paths_of_what_they_were_made_of(tmp_path: Path, hub: SmallHub) -> None:
     project = make_small_world(tmp_path, 20)
     pipeline.select(context_of(project, **SETTINGS))
-    push(project, "small", "--method", "lora", "--set", "train.merge=true")
+    best = ["train.keep_best=pass@1", f"train.tasks={tmp_path / 'tasks.jsonl'}", "train.task_count=1"]
+    flags = [word for one in ("train.merge=true", *best, "generate.max_new_tokens=4") for word in ("--set", one)]
+    push(project, "small", "--method", "lora", *flags)
+    assert json.loads(hub.files["codetune.json"])["train.tasks"] == "tasks.jsonl"
     assert json.loads(hub.files["adapter/adapter_config.json"])["base_model_name_or_path"] == "base"
     assert not [name for name, content in hub.files.items() if str(tmp_path).encode() in content]
     own = json.loads((tmp_path / "runs/small/model/adapter/adapter_config.json").read_text(encoding="utf-8"))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from codetune import workflow
+from codetune.benchmark.benchmarks import part_of
 from codetune.errors import UsageError
 from codetune.stages.benchmarks import open_benchmark, open_whole_benchmark, tasks_apart
 from codetune.stages.evaluate import EVALUATE
@@ -43,7 +44,8 @@ def world(directory: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> RunContext:
-    context = context_of(world(tmp_path_factory.mktemp("world")), **BY_TASKS)
+    project = world(tmp_path_factory.mktemp("world"))
+    context = context_of(project, **{**BY_TASKS, "train__tasks": str(project.parent / "apart.jsonl")})
     pipeline.select(context)
     pipeline.train(context)
     return context
@@ -67,6 +69,18 @@ def test_no_result_counts_the_tasks_that_chose_the_weights(trained: RunContext) 
         assert set(report["verdicts"]) == {"Small/0", "Small/2"}
     with pytest.raises(UsageError, match=r"apart has no task that is not among those of train.tasks"):
         open_benchmark(trained, "apart.jsonl")
+
+
+def test_the_card_tells_of_how_many_tasks_a_result_is_and_no_path(trained: RunContext) -> None:
+    tasks = open_benchmark(trained, "tasks.jsonl")
+    evaluate_models(trained, tasks, ["tuned", "base"])
+    evaluate_models(trained, part_of(tasks, 1, ()), ["tuned"])
+    card = (trained.run.model / "README.md").read_text(encoding="utf-8")
+    assert "| tasks | 2 of 3 | plus | pass@1 |" in card
+    assert "name: tasks (2 of 3 tasks, plus tests)" in card
+    assert card.count("| plus |") == 1
+    assert "on 4 tasks of apart.jsonl chose the weights of step 1" in card
+    assert str(trained.project.root) not in card
 
 
 def test_samples_of_a_file_for_these_tasks_are_left_out_too(trained: RunContext) -> None:
