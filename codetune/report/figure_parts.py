@@ -21,7 +21,7 @@ Part = Mapping[str, Any]  # of the document
 Colours = Mapping[str, str]
 STATE_COLOURS = ("taken", "not-taken", "mismatched", "set-aside", "no-score")  # in the order of `states`
 HEIGHT_INCHES, HIGH_INCHES, ROW_INCHES = 2.6, 3.2, 0.2
-NOTE_CHARACTERS = 72  # of a line
+NOTE_CHARACTERS, NAME_CHARACTERS = 72, 30  # of a line
 GOLDEN_ANGLE = 137.508  # degrees between the colours of two clusters, as on the page
 HISTOGRAM_UNITS = {"ifd": "IFD (ratio of perplexities)", "pmi": "pmi (nats that the instruction helps)"}
 # Name, title and unit of a figure, and of its curves the key of metrics.jsonl, title, colour and divisor.
@@ -209,7 +209,13 @@ def _pass_rate(report: Part, size: str) -> Part:
 
 
 def _height(figures: Sequence[Part]) -> float:
-    return 1.2 + ROW_INCHES * len(figures)
+    lines = max(len(_whole_name(each).splitlines()) for each in figures)
+    return 1.2 + ROW_INCHES * len(figures) * lines
+
+
+def _whole_name(figure: Part) -> str:
+    """In several lines where it is long: the names of variants often differ in their ends alone."""
+    return fill(str(figure["name"]), NAME_CHARACTERS)
 
 
 def _draw_intervals(figures: Sequence[Part], is_loss: bool, unit: str, colours: Colours, axes: Axes) -> None:
@@ -218,7 +224,7 @@ def _draw_intervals(figures: Sequence[Part], is_loss: bool, unit: str, colours: 
         shade = colours["not-taken" if each["is_control"] else "taken"]
         axes.plot([each["low"], each["high"]], [at, at], color=shade, linewidth=2)
         axes.plot(each["mean"], at, color=shade, marker="o", markersize=5)
-    axes.set_yticks(range(len(figures)), [str(each["name"])[:30] for each in figures])
+    axes.set_yticks(range(len(figures)), [_whole_name(each) for each in figures])
     axes.set_ylim(len(figures) - 0.5, -0.5)
     axes.set_xlabel(unit)
     if not is_loss:

@@ -124,7 +124,8 @@ function headline() {
   }
   if (data.training.facts && isKnown(data.training.facts.tokens))
     tiles.append(tile("trained on", `${whole(data.training.facts.tokens)} tokens`, `${whole(data.training.facts.steps)} steps`, isKnown(data.training.facts.padding_rate) && `${percent(data.training.facts.padding_rate)} padding`));
-  page.append(tiles.children.length ? tiles : el("p", {}, "Nothing is selected, trained or evaluated yet."));
+  const nothing = data.sweep ? "This project has a sweep. Outside the sweep nothing is selected, trained or evaluated yet." : "Nothing is selected, trained or evaluated yet.";
+  page.append(tiles.children.length ? tiles : el("p", {}, nothing));
 }
 
 // ---- the linked figures of the selection: each brush is a filter, and the rows that pass all of them are listed
@@ -529,10 +530,11 @@ function likelihood(place, { reports, comparisons }) {
 
 const CURVE_COLOURS = ["taken", "mismatched", "set-aside", "good", "no-score", "ink"];
 const amount = (value, isLoss) => (isLoss ? `${+value.toPrecision(4)}` : `${+(100 * value).toPrecision(3)} %`);
-const estimate = ({ mean, low, high }, isLoss) => `${amount(mean, isLoss)} (${amount(low, isLoss)} to ${amount(high, isLoss)})`;
+const measured = (value, isLoss) => (isLoss ? value.toFixed(4) : percent(value));
+const estimate = ({ mean, low, high }, isLoss) => `${measured(mean, isLoss)} (${measured(low, isLoss)} to ${measured(high, isLoss)})`;
 
 function sweep(place, { seeds, rate, outcomes, variants }) {
-  place.append(el("p", {}, `The mean over ${whole(seeds)} ${seeds === 1 ? "seed" : "seeds"}, with 95 % intervals over tasks and seeds, from sweep.json of the sweep of this project. Random draws are as large as the variant beside which they stand.`));
+  place.append(el("p", {}, `The mean over ${whole(seeds)} ${seeds === 1 ? "seed" : "seeds"}, with 95 % intervals over tasks and seeds, from sweep.json of the sweep of this project. Random draws are as large as the variant beside which they stand. To repeat it, give codetune sweep the same options again.`));
   for (const each of outcomes) {
     place.append(el("h3", {}, each.title), el("div", { class: "pair" }, each.curves.length ? rates(each, rate) : null, intervals("Every variant, with 95 % intervals", each.figures, each.is_loss)));
   }

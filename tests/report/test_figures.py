@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
 from codetune.errors import InputError, UsageError
 from codetune.report import figures
@@ -55,6 +56,8 @@ DOCUMENT = {
     "sweep": {**page_sweep(VARIANTS), "outcomes": page_sweep(VARIANTS)["outcomes"][:1]},
 }
 OF_SELECTION = ["ifd", "map", "map-clusters", "map-random", "length"]
+MISSING = {"missing": "There is nothing"}
+NOTHING = {"selection": MISSING, "training": MISSING, "benchmarks": MISSING, "sweep": None}
 NAMES = [*OF_SELECTION, "loss", "pass-$mine$", "sweep-rates-mine-plus", "sweep-variants-mine-plus"]
 
 
@@ -75,10 +78,18 @@ def test_a_figure_says_what_it_does_not_show() -> None:
     assert notes["loss"] == "2 of 3 lines of train/metrics.jsonl"
 
 
+def test_long_names_of_variants_are_whole_and_have_room() -> None:
+    names = [f"random as ifd_cluster-mismatch_{mismatch}" for mismatch in ("ifd", "calibrated")]
+    sweep = page_sweep([{**VARIANTS[0], "name": name} for name in names])
+    figure = next(figures_of({**NOTHING, "sweep": sweep}, light_colours()))
+    axes = Figure().add_subplot()
+    figure.draw(axes)
+    assert [label.get_text().replace("\n", "") for label in axes.get_yticklabels()] == names
+    assert figure.height_inches == pytest.approx(1.2 + 0.2 * 2 * 2)
+
+
 def test_what_is_missing_on_the_page_has_no_figure() -> None:
-    missing = {"missing": "There is nothing"}
-    document = {"selection": missing, "training": missing, "benchmarks": missing, "sweep": None}
-    assert not list(figures_of(document, light_colours()))
+    assert not list(figures_of(NOTHING, light_colours()))
 
 
 def test_a_directory_that_cannot_be_made_and_a_missing_library_are_told(
