@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from codetune.benchmark.benchmarks import benchmark_digest, read_problems
-from codetune.errors import InputError
+from codetune.errors import InputError, first_line
 from codetune.launch.environment import thread_count
 from codetune.launch.workers import JSON
 from codetune.project.sections import Project
@@ -157,7 +157,10 @@ def _change(
     context: RunContext, request: StageRequest, artefact: Path, manifest: Manifest, allow_overrides: bool
 ) -> str:
     """Only where the tasks are on this machine: a missing file does not make a model stale."""
-    problems = tasks_apart_at_hand(context)
+    try:
+        problems = tasks_apart_at_hand(context)
+    except InputError as why:
+        return f"the tasks of train.tasks, by which {artefact} was chosen, cannot be read: {first_line(why)}"
     if problems is None or benchmark_digest(problems) == manifest.inputs[TASKS]:
         return ""
     return f"the tasks of train.tasks (or train.task_count) are not those by which {artefact} was chosen"

@@ -110,7 +110,7 @@ def test_the_last_output_of_a_worker_that_dies_of_an_unknown_error_is_shown(tmp_
     program = """
         if here.rank == 1:
             raise ZeroDivisionError("of rank 1")
-        time.sleep(0.3)
+        time.sleep(1)
         raise RuntimeError("Connection closed by peer")
     """
     with pytest.raises(WorkerError, match=r"Process 1 of 2 .* ended with status 1"):

@@ -122,6 +122,14 @@ def test_a_model_is_stale_when_others_would_have_been_kept(
     assert (found.state, why in found.why) == ("stale", True), found.why
 
 
+def test_a_model_whose_tasks_can_no_longer_be_read_is_stale(trained: RunContext) -> None:
+    whole = (trained.project.root / "apart.jsonl").read_text(encoding="utf-8")
+    (trained.project.root / "cut.jsonl").write_text(whole[:100], encoding="utf-8")
+    cut = context_of(trained.project.root / "codetune.yaml", **{**BY_TASKS, "train__tasks": "cut.jsonl"})
+    found = stage_status(cut, TRAIN)
+    assert (found.state, "cannot be read" in found.why) == ("stale", True), found.why
+
+
 def test_a_count_picks_the_same_tasks_whatever_the_seed_and_the_order_of_the_file(tmp_path: Path) -> None:
     project = world(tmp_path)
     picked = {
