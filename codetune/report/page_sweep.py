@@ -7,11 +7,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from codetune.sweep.outcomes import HELD_OUT_LOSS
-from codetune.sweep.variants import COUNT, RATIO, STRATEGY
+from codetune.sweep.outcomes import HELD_OUT_LOSS, RANDOM_AS
+from codetune.sweep.variants import ALL, COUNT, RATIO, STRATEGY
 
 VariantRow = Mapping[str, Any]  # of sweep.json
-ALL, RANDOM_AS = "all", "random as "  # the names of controls
 COLUMNS = ("name", "rows", "tokens", "training_seconds", "total_seconds", "figures", "against")
 RATES = {RATIO: "sampling rate (select.ratio)", COUNT: "rows taken (select.count)"}
 
@@ -39,7 +38,7 @@ def _outcome(name: str, variants: Sequence[VariantRow], rate: str) -> dict[str, 
 
 
 def _title(name: str) -> str:
-    """As people say it.
+    """The title of an outcome, in words.
 
     >>> _title("mbpp plus"), _title("held-out loss")
     ('pass@1 on mbpp, base and plus tests', 'held-out loss')
@@ -49,7 +48,7 @@ def _title(name: str) -> str:
 
 
 def _curves(name: str, variants: Sequence[VariantRow], rate: str) -> list[dict[str, object]]:
-    """One for each setting of the other keys, and one for the random draws; points by the rate."""
+    """A curve for each setting of the other keys, and one for the random draws; points by the rate."""
     rates = {each["name"]: _value(each, rate) for each in variants}
     found: dict[str, dict[float, dict[str, float]]] = {}
     for each in variants:
@@ -75,8 +74,8 @@ def _is_control(variant: VariantRow) -> bool:
 
 
 def _is_reference(variant: VariantRow) -> bool:
-    """Whether it is the run on all rows, or the base model, which has none."""
-    return variant["name"] == ALL or variant["rows"] is None
+    """Whether it is a run on all rows, or the base model, which has none."""
+    return variant["settings"].get(STRATEGY) == ALL or variant["rows"] is None
 
 
 def _value(variant: VariantRow, key: str) -> float | None:

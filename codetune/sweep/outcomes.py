@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from codetune.benchmark.seeds import SeedEstimate
 
 HELD_OUT_LOSS = "held-out loss"  # the name of an outcome
+RANDOM_AS = "random as "  # before the name of a variant: its control of as many random rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ def sweep_outcomes(sweep: Sweep) -> list[VariantOutcome]:
         for name, theirs in _by_control(sweep, variant).items():
             control = variant.controls[name]
             against[name] = _differences(own, theirs)
-            title = f"random as {variant.name}" if name == RANDOM else control.name
+            title = f"{RANDOM_AS}{variant.name}" if name == RANDOM else control.name
             controls.setdefault(title, _outcome(title, control.settings, theirs, {}))
         found[variant.name] = _outcome(variant.name, variant.settings, own, against)
     outcomes = [*bases.values(), *found.values(), *(controls[name] for name in controls if name not in found)]
@@ -157,8 +158,8 @@ def _figures(
 
 
 def _differences(own: Sequence[Trained], theirs: Sequence[Trained]) -> dict[str, SeedEstimate]:
-    """Of a variant less a control, seed by seed, on the same tasks and rows. Losses are compared where both models cut
-    a row into as many tokens."""
+    """The differences of a variant and a control, seed by seed, on the same tasks and rows. Losses are compared where
+    both models cut a row into as many tokens."""
     passed = [
         {
             outcome: {task: share - two.passed[outcome][task] for task, share in tasks.items()}

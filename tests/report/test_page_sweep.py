@@ -54,6 +54,12 @@ def test_the_base_model_is_a_reference_beside_the_runs_on_all_rows() -> None:
     assert found["figures"][0]["is_control"]
 
 
+def test_the_runs_on_all_rows_are_references_whatever_else_varies() -> None:
+    others = [variant(f"all-epochs_{epochs}", 0.7, select__strategy="all", train__epochs=epochs) for epochs in (1, 2)]
+    found = page_sweep([*VARIANTS[:2], *others])["outcomes"][0]
+    assert [each["name"] for each in found["references"]] == ["all-epochs_1", "all-epochs_2"]
+
+
 def test_other_settings_that_vary_have_curves_of_their_own() -> None:
     variants = [
         variant(f"{rate}-{epochs}", rate, select__ratio=rate, train__epochs=epochs)
