@@ -45,18 +45,21 @@ class MessageDocument(TypedDict):
     tool_calls: NotRequired[list[dict[str, object]]]  # of OpenAI's form
     tool_call_id: NotRequired[str]
     name: NotRequired[str]
+    weight: NotRequired[int]  # 0 of an answer that is not learned, as OpenAI has it
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a conversation. Of an assistant's turn `calls` are its tool calls, as the JSON text of a list of
-    OpenAI's objects with their arguments as objects; `call_id` and `name` say which call a tool's turn answers."""
+    OpenAI's objects with their arguments as objects, and `learned` is false where its data set excludes it from the
+    loss; `call_id` and `name` say which call a tool's turn answers."""
 
     role: Role
     content: str
     calls: str = ""
     call_id: str = ""
     name: str = ""
+    learned: bool = True
 
     @property
     def text(self) -> str:
@@ -76,6 +79,8 @@ class Message:
             document["tool_call_id"] = self.call_id
         if self.name:
             document["name"] = self.name
+        if not self.learned:
+            document["weight"] = 0
         return document
 
 
@@ -248,8 +253,8 @@ class Verdict:
 
 def content_id(messages: Sequence[Message]) -> str:
     """The id of a row: the first 16 hex digits of the SHA-256 of its messages as canonical JSON (sorted keys, ASCII, no
-    white space): of each the role and the content, and the tool calls, their ids and the name where it has them. The
-    tools that could be called are no part of it.
+    white space): of each the role and the content, and the tool calls, their ids, the name and the weight 0 where it
+    has them. The tools that could be called are no part of it.
 
     >>> content_id([Message("user", "hi"), Message("assistant", "yo")])
     'c250886073cb6456'

@@ -9,8 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 
-from codetune.data.own_template import CharacterSpan, ChatTokenizer, RenderedChat, render_by_tokenizer
+from codetune.data.own_template import (
+    CharacterSpan,
+    ChatTokenizer,
+    RenderedChat,
+    learned_answers,
+    render_by_tokenizer,
+)
 from codetune.errors import ModelError
 from codetune.project.sections import ChatFormat, LearnedAnswers
 from codetune.records import Message
@@ -110,7 +117,7 @@ def render_chat(
     if tools or any(message.calls or message.role == "tool" for message in messages):
         return f"the chat format {chat_format} has no tools; a tokenizer's own template may have (model.chat_format)"
     rendered = _render_by_family(FAMILIES[chat_format], messages, bos, str(tokenizer.eos_token))
-    return rendered if learn == "all" else replace(rendered, answers=rendered.answers[-1:])
+    return replace(rendered, answers=tuple(compress(rendered.answers, learned_answers(messages, learn))))
 
 
 def chat_template(chat_format: ChatFormat, with_bos: bool) -> str:

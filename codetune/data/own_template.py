@@ -18,8 +18,9 @@ import copy
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
+from itertools import compress
 from typing import Any, Protocol, get_args
 
 from jinja2.exceptions import TemplateError
@@ -91,15 +92,18 @@ def render_by_tokenizer(
     """The conversation in the tokenizer's own template, or why it cannot be shown where the answers stand in it.
     `tools` is the JSON text of their list, or "". Raises ModelError where there is no template, and where it closes no
     answer."""
-    conversation = Conversation([message.document for message in messages], json.loads(tools or "[]"))
+    # A template writes the same whether a turn is learned or not: it gets no weights.
+    turns = [replace(message, learned=True).document for message in messages]
+    conversation, learned = Conversation(turns, json.loads(tools or "[]")), learned_answers(messages, learn)
     try:
         text = conversation.render(tokenizer)
         if left_out := _left_out(conversation, tokenizer):
             return f"{THE_TEMPLATE} leaves out or rewrites {left_out}"
         if isinstance(tokenizer.chat_template, str) and GENERATION.search(tokenizer.chat_template):
-            spans = _marked_answers(conversation, text, tokenizer)
+            marked = _marked_answers(conversation, text, tokenizer)
+            spans = marked if isinstance(marked, str) else [*compress(marked, learned)]
         else:
-            spans = _answers_by_prefixes(conversation, text, tokenizer, learn)
+            spans = _answers_by_prefixes(conversation, text, tokenizer, learned)
     except TemplateError as error:
         return f"{THE_TEMPLATE} refuses it: {first_line(error)}"
     except ValueError as error:  # transformers raises it where there is no template
@@ -107,7 +111,13 @@ def render_by_tokenizer(
             "The model's tokenizer has no chat template, and model.chat_format says `tokenizer`. Expected: an instruct "
             "model's tokenizer. Set model.chat_format to one of the families, such as deepseek"
         ) from error
-    return spans if isinstance(spans, str) else RenderedChat(text, tuple(spans if learn == "all" else spans[-1:]))
+    return spans if isinstance(spans, str) else RenderedChat(text, tuple(spans))
+
+
+def learned_answers(messages: Sequence[Message], learn: LearnedAnswers) -> list[bool]:
+    """Of each answer, whether the model is trained to write it: all but those with the weight 0, or the last alone."""
+    learned = [message.learned for message in messages if message.role == "assistant"]
+    return learned if learn == "all" else [*(False for _ in learned[1:]), *learned[-1:]]
 
 
 def apply_template(
@@ -182,13 +192,13 @@ def _tagged(document: dict[str, object], values: Sequence[str], tag: Callable[[]
 
 
 def _answers_by_prefixes(
-    conversation: Conversation, text: str, tokenizer: ChatTokenizer, learn: LearnedAnswers
+    conversation: Conversation, text: str, tokenizer: ChatTokenizer, learned: Sequence[bool]
 ) -> list[CharacterSpan] | str:
     """The answers that are learned, each from behind the prompt for it; or why they are not sure to be there."""
     spans: list[CharacterSpan] = []
     turns = conversation.turns
     answers = [index for index, turn in enumerate(turns) if turn["role"] == "assistant"]
-    for index in answers if learn == "all" else answers[-1:]:
+    for index in compress(answers, learned):
         prompt = conversation.render(tokenizer, index, prompt=True)
         is_last = index == len(turns) - 1
         alone = text if is_last else conversation.render(tokenizer, index + 1)

@@ -4,8 +4,8 @@ A row format is one record of `ROW_FORMATS`: the columns by which a row is recog
 first format whose columns a row has is taken. In every format `system` (or `system_prompt`) becomes a system message,
 and `history`, pairs of question and answer, the turns before the others. LEFT_OUT are columns and keys of turns that
 carry context and are not read: they are named, and rows that differ in them are no duplicates. Any other column (an id,
-a language, a source) says something about the row and is ignored. What every conversation must have is checked by
-`source.py`."""
+a language, a source) says something about the row and is ignored. The keys LEARNED exclude answers from the loss; what
+follows the last learned one is dropped. What every conversation must have is checked by `source.py`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SHAREGPT_ROLES: Mapping[str, Role] = {
 ALSO_ROLES: Mapping[str, Role] = {**SHAREGPT_ROLES, "developer": "system"}  # in either form of turns
 SYSTEM = ("system", "system_prompt")
 HISTORY = "history"
-NOT_LEARNED = ("0", "0.0", "false")
+LEARNED_VALUES = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 UNWANTED = ("label", "kto_tag")  # columns of TRL's and LLaMA-Factory's rows for KTO: false for an answer to avoid
 LEFT_OUT = frozenset(("context", "documents"))
 NO_TEXT = ("image", "images", "video", "videos", "audio", "audios")  # columns and keys of turns
@@ -56,7 +56,7 @@ LEARNED = (
     "training",
     "loss",
 )  # keys of a turn, by program: whether it is learned, 1 or true if so
-LEFT_OUT_OF_TURNS = frozenset((*LEARNED, "reasoning_content", "thinking"))
+LEFT_OUT_OF_TURNS = frozenset(("reasoning_content", "thinking"))
 TURNS = ("messages", "conversations", "conversation")
 INSTRUCTIONS = ("instruction", "problem", "question", "prompt", "query")  # usual names of the columns of a pair
 RESPONSES = ("output", "response", "solution", "answer", "completion")
@@ -92,6 +92,8 @@ def messages_of(row: object, dataset: Dataset) -> Messages | str:
         return str(why)
     if not isinstance(messages, str):
         messages = _after_context(row, read, messages)
+    if not isinstance(messages, str):
+        messages = _up_to_last_learned(messages)
     if isinstance(messages, str):
         return messages
     texts = [part for one in messages for part in (one.content, one.calls, one.call_id, one.name)]
@@ -180,16 +182,9 @@ def left_out(row: object, dataset: Dataset) -> tuple[tuple[str, str], ...]:
     turns = _turns_in(row[read[0]])
     keys = {key for turn in turns for key in LEFT_OUT_OF_TURNS & turn.keys()}
     for key in keys:
-        values = [None if _is_usual(key, turn) else turn[key] for turn in turns]
+        values = [turn.get(key) for turn in turns]
         found += [(f"{read[0]}[].{key}", values)] if any(value not in EMPTY for value in values) else []
     return tuple(sorted((name, json.dumps(value, sort_keys=True, default=repr)) for name, value in found))
-
-
-def _is_usual(key: str, turn: Columns) -> bool:
-    """Whether a key of a turn is absent, or says of it what holds anyhow: an answer is learned, and by LLaMA-Factory's
-    weights no other turn."""
-    usual = 0 if key == "loss_weight" and turn.get("role") != "assistant" else 1
-    return key not in turn or (key in LEARNED and turn[key] == usual)
 
 
 def _is_misspelt(name: str) -> bool:
@@ -265,8 +260,6 @@ def _messages(value: object, column: str) -> Messages | str:
         return faults[0]
     if not all(isinstance(turn.get(role), str) and turn[role] in ALSO_ROLES for turn in turns):
         return f"a message's role is none of {', '.join(roles)}"
-    if turns and (not_learned := [key for key in LEARNED if _is_nothing(turns[-1].get(key))]):
-        return f"the answer has {not_learned[0]} 0"
     return tuple(_message(turn, ALSO_ROLES[str(turn[role])], content, turn[role] == CALL) for turn in turns)
 
 
@@ -291,14 +284,22 @@ def _message(turn: Columns, role: Role, key: str, is_call: bool) -> Message:
     content = turn.get(key)
     if isinstance(content, list):
         content = "".join(str(_text_of(part)) if isinstance(part, dict) else part for part in content)
-    text = content if isinstance(content, str) else ""
+    text, is_learned = content if isinstance(content, str) else "", _is_learned(turn)
     if is_call:
-        return Message(role, "", call_in_text(text))
+        return Message(role, "", call_in_text(text), learned=is_learned)
     if role == "tool":
         said = (turn.get(name) for name in ("tool_call_id", "name"))
         call_id, name = (value if isinstance(value, str) else "" for value in said)
         return Message(role, text, call_id=call_id, name=name)
-    return Message(role, text, calls_json(turn) if role == "assistant" else "")
+    return Message(role, text, calls_json(turn), learned=is_learned) if role == "assistant" else Message(role, text)
+
+
+def _is_learned(turn: Columns) -> bool:
+    """Whether the keys of a turn let an answer be learned. Raises UnreadableError for a weight between."""
+    weights = {key: str(turn[key]).lower() for key in LEARNED if turn.get(key) not in EMPTY}
+    if unknown := [key for key, weight in weights.items() if weight not in LEARNED_VALUES]:
+        raise UnreadableError(f"a message's {unknown[0]} is neither 0 nor 1")
+    return all(LEARNED_VALUES[weight] for weight in weights.values())
 
 
 def _text_of(part: Columns) -> object:
@@ -315,10 +316,6 @@ def _turns_in(value: object) -> list[dict[str, object]]:
 
 def _unwanted_by(row: Columns) -> str | None:
     return next((name for name in UNWANTED if str(row.get(name)).lower() == "false"), None)
-
-
-def _is_nothing(weight: object) -> bool:
-    return weight == 0 or str(weight).lower() in NOT_LEARNED
 
 
 ROW_FORMATS = (
@@ -348,6 +345,15 @@ def _after_context(row: Columns, read: Sequence[str], messages: Messages) -> Mes
         return "more than one system prompt"
     before = _history(row.get(HISTORY)) if HISTORY not in read else ()
     return before if isinstance(before, str) else (*(Message("system", text) for text in texts), *before, *turns)
+
+
+def _up_to_last_learned(messages: Messages) -> Messages | str:
+    """The messages without those behind the last answer that is learned, which have no part in the loss."""
+    answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
+    if all(messages[index].learned for index in answers[-1:]):
+        return messages
+    learned = [index for index in answers if messages[index].learned]
+    return messages[: learned[-1] + 1] if learned else "no answer is to be learned: each has the weight 0"
 
 
 def _history(pairs: object) -> Messages | str:

@@ -158,6 +158,7 @@ def read_messages(documents: Iterable[MessageDocument]) -> tuple[Message, ...]:
             json.dumps(document["tool_calls"], ensure_ascii=False) if "tool_calls" in document else "",
             document.get("tool_call_id", ""),
             document.get("name", ""),
+            learned="weight" not in document,
         )
         for document in documents
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -196,15 +197,10 @@ def test_a_column_input_that_the_project_names_is_not_added_to_the_instruction(c
         ({**PAIR, "input": "2", "context": "3"}, ["context"]),
         ({**PAIR, "Input": "2", "SYSTEM": "Be brief.", "Id": 1}, ["Input", "SYSTEM"]),
         ({"messages": [{**turn, "weight": 1, "training": True, "id": "x"} for turn in TURNS]}, []),
-        ({"messages": [{**TURNS[0], "loss": False}, TURNS[1]]}, ["messages[].loss"]),
-        (
-            {"messages": [{**TURNS[0], "weight": 0}, {**TURNS[1], "reasoning_content": "Well."}]},
-            ["messages[].reasoning_content", "messages[].weight"],
-        ),
-        ({"messages": [{**TURNS[0], "loss_weight": 0.0}, {**TURNS[1], "loss_weight": 1.0}]}, []),
-        ({"messages": [*({**turn, "loss_weight": 0} for turn in TURNS), *TURNS]}, ["messages[].loss_weight"]),
+        ({"messages": [{**TURNS[0], "weight": 0}, {**TURNS[1], "loss_weight": 1.0}]}, []),
+        ({"messages": [TURNS[0], {**TURNS[1], "reasoning_content": "Well."}]}, ["messages[].reasoning_content"]),
         ({"conversations": [{**turn, "thinking": "Well."} for turn in TURNS]}, ["conversations[].thinking"]),
-        ({"messages": json.dumps([{**TURNS[0], "weight": 0}, TURNS[1]])}, ["messages[].weight"]),
+        ({"messages": json.dumps([TURNS[0], {**TURNS[1], "thinking": "Well."}])}, ["messages[].thinking"]),
         ({"other": 1, "documents": ["a"]}, []),
         ("text", []),
     ],
@@ -222,8 +218,21 @@ def test_of_a_table_the_columns_of_its_format_and_of_context_are_read() -> None:
 @pytest.mark.parametrize(
     ("key", "value"), [("weight", 0), ("train", False), ("training", False), ("loss", False), ("weight", "0")]
 )
-def test_an_answer_that_its_data_set_excludes_from_training_is_refused(key: str, value: object) -> None:
-    assert messages_of({"messages": [TURNS[0], {**TURNS[1], key: value}]}, DATASET) == f"the answer has {key} 0"
+def test_an_answer_that_its_data_set_excludes_from_training_is_not_learned(key: str, value: object) -> None:
+    excluded = [TURNS[0], {**TURNS[1], key: value}]
+    assert messages_of({"messages": excluded}, DATASET) == "no answer is to be learned: each has the weight 0"
+    kept = messages_of({"messages": [*excluded, *TURNS]}, DATASET)
+    assert kept == (MESSAGES[0], replace(MESSAGES[1], learned=False), *MESSAGES)
+    # What follows the last learned answer has no part in the loss.
+    assert messages_of({"messages": [*TURNS, *excluded]}, DATASET) == MESSAGES
+
+
+@pytest.mark.parametrize(("key", "value"), [("weight", 0.5), ("loss_weight", -1), ("train", "yes")])
+@pytest.mark.parametrize("turn", [0, 1])
+def test_a_weight_that_is_neither_0_nor_1_refuses_the_row(key: str, value: object, turn: int) -> None:
+    turns = [*TURNS]
+    turns[turn] = {**turns[turn], key: value}
+    assert messages_of({"messages": turns}, DATASET) == f"a message's {key} is neither 0 nor 1"
 
 
 def test_a_blank_system_message_is_none() -> None:

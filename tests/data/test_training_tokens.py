@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from codetune.data.chat import FAMILIES, chat_template
 from codetune.data.tokens import DroppedSample, TrainingTokens, adds_bos, training_tokens
 from codetune.errors import ModelError
 from codetune.model.load import load_tokenizer
+from codetune.project.sections import ChatFormat
 from codetune.records import Example, Message, Refusal
 from tests.model.builders import byte_tokenizer
 
@@ -119,6 +121,22 @@ def test_of_a_conversation_the_last_answer_alone_is_learned_where_the_project_sa
         begin = every.learned.index(False, every.learned.index(True))  # behind the first answer
         assert last.learned == (*[False] * begin, *every.learned[begin:])
         assert (last.ids, sum(last.learned) > 1) == (every.ids, True)
+
+
+@pytest.mark.parametrize("chat_format", ["deepseek", "tokenizer"])
+def test_an_answer_with_the_weight_0_is_context(chat_format: ChatFormat) -> None:
+    tokenizer, (question, answer) = byte_tokenizer(bos=False), (Message("user", "hi"), Message("assistant", "yo"))
+    tokenizer.chat_template = chat_template("deepseek", with_bos=False)
+    answers = [replace(answer, learned=False), answer]
+    row = Example("0" * 16, tuple(turn for one in answers for turn in (question, one)), "")
+    tokens = training_tokens(tokenizer, chat_format, row, 512, "truncate", "all")
+    assert isinstance(tokens, TrainingTokens)
+    learned = [token for token, is_learned in zip(tokens.ids, tokens.learned, strict=True) if is_learned]
+    assert tokenizer.decode(learned) == "yo</s>"
+    weightless = replace(row, messages=(question, answer, question, answer))
+    same = training_tokens(tokenizer, chat_format, weightless, 512, "truncate", "all")
+    assert isinstance(same, TrainingTokens)
+    assert (same.ids, sum(same.learned)) == (tokens.ids, 2 * sum(tokens.learned))
 
 
 def test_a_template_that_never_closes_an_answer_is_an_error() -> None:

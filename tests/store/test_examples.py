@@ -36,9 +36,11 @@ IDS = st.integers(0, 2**64 - 1).map("{:016x}".format)
 EXAMPLES = st.builds(
     Example,
     IDS,
-    st.lists(st.builds(Message, st.sampled_from(["system", "user", "assistant"]), TEXTS), min_size=1, max_size=3).map(
-        tuple
-    ),
+    st.lists(
+        st.builds(Message, st.sampled_from(["system", "user", "assistant"]), TEXTS, learned=st.booleans()),
+        min_size=1,
+        max_size=3,
+    ).map(tuple),
     NAMES,
     NAMES,
 )
