@@ -108,7 +108,7 @@ def evaluate(
 
     def work() -> CommandResult:
         from codetune import render, workflow
-        from codetune.benchmark.benchmarks import HOLDOUT, part_of
+        from codetune.benchmark.benchmarks import HOLDOUT
         from codetune.stages import benchmarks
         from codetune.stages.evaluate import EVALUATE
         from codetune.stages.likelihood import measure_holdout, require_no_parts
@@ -120,7 +120,7 @@ def evaluate(
             require_no_parts(limit, task or [], file, complete, after)
             return render.one_likelihood(*measure_holdout(context, [default_model(context, model)]))
         whole = benchmarks.open_benchmark(context, benchmark)
-        tasks = part_of(whole, limit, task or [], after)
+        tasks = benchmarks.part_of_benchmark(whole, limit, task or [], after)
         if file:
             request = benchmarks.samples_request(context, tasks, file)
         else:
@@ -152,7 +152,7 @@ def eval_(
 
     def work() -> CommandResult:
         from codetune import render, workflow
-        from codetune.benchmark.benchmarks import HOLDOUT, part_of
+        from codetune.benchmark.benchmarks import HOLDOUT
         from codetune.stages import benchmarks, model_ref
         from codetune.stages.likelihood import measure_holdout, require_no_parts
         from codetune.stages.runner import open_context
@@ -162,7 +162,8 @@ def eval_(
         if benchmark == HOLDOUT:
             require_no_parts(limit, task or [], after=after)
             return render.likelihoods(*measure_holdout(context, names))
-        parts = [part_of(tasks, limit, task or [], after) for tasks in benchmarks.open_benchmarks(context, benchmark)]
+        wholes = benchmarks.open_benchmarks(context, benchmark)
+        parts = [benchmarks.part_of_benchmark(whole, limit, task or [], after) for whole in wholes]
         names = list(dict.fromkeys(names or [model_ref.default_model(context, None)]))
         reports = workflow.evaluate_on_each(context, parts, names)
         return render.evaluation(reports, workflow.compare(context, reports))

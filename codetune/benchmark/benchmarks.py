@@ -212,8 +212,8 @@ def _read_file(file: Path) -> tuple[list[Problem], dict[str, str]]:
 
 def part_of(benchmark: Benchmark, limit: int | None, task_ids: Sequence[str], after: str = "") -> Benchmark:
     """The first `limit` of the named tasks, or of all where none is named, that are dated `after` or later, with a name
-    of its own: the artefacts of the whole benchmark stay. Raises UsageError for an unknown task id, and for a benchmark
-    without such a date."""
+    of its own: the artefacts of the whole benchmark stay. Raises UsageError for an unknown task id, for a benchmark
+    without such a date, and where no task is left."""
     for task_id in task_ids:
         _require_task(benchmark.problems, task_id)
     if after:
@@ -223,6 +223,11 @@ def part_of(benchmark: Benchmark, limit: int | None, task_ids: Sequence[str], af
         for problem in benchmark.problems
         if (not task_ids or problem.task_id in task_ids) and problem.date >= after
     ][:limit]
+    if not picked:
+        raise UsageError(
+            f"--after {after}: {benchmark.title}: none of the named tasks is dated {after} or later. Expected: one at "
+            "least. Name others, or leave --after or --task out"
+        )
     if len(picked) == len(benchmark.problems):
         return benchmark
     digest = benchmark_digest(picked)

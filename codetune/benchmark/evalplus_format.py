@@ -167,7 +167,7 @@ def text_of(position: str, row: JsonRow, key: str) -> str:
     value = row.get(key)
     if not isinstance(value, str):
         found = f"{key} is {type(value).__name__}" if key in row else f"no {key} (found: {', '.join(row) or 'nothing'})"
-        raise DataError(f"{position}: {found}. Expected: text, as in EvalPlus format. Add it to the task.")
+        raise DataError(f"{position}: {found}. Expected: text. Add it to the task.")
     _require_unicode(position, key, value)
     return value
 

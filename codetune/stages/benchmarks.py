@@ -78,6 +78,18 @@ def open_benchmarks(context: RunContext, reference: str) -> Sequence[Benchmark]:
     return [open_benchmark(context, said) for said in references]
 
 
+def part_of_benchmark(benchmark: Benchmark, limit: int | None, task_ids: Sequence[str], after: str) -> Benchmark:
+    """The same as `part_of`; warns of tasks without a date, which `after` leaves out."""
+    part = benchmarks.part_of(benchmark, limit, task_ids, after)
+    undated = sum(not problem.date for problem in benchmark.problems)
+    if after and undated:
+        console.warn_once(
+            f"--after {after}: {benchmark.title}: {quantity(undated, 'task')} of {len(benchmark.problems)} left out, "
+            "which have no date"
+        )
+    return part
+
+
 def references_at_hand(context: RunContext) -> Sequence[str]:
     """The project's own benchmarks, and every published one whose file is on this machine; the others are named in a
     note. Raises UsageError where there is none."""

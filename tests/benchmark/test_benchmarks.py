@@ -122,6 +122,8 @@ def test_only_tasks_since_a_date_are_used(tmp_path: Path) -> None:
     undated = open_benchmark("own", write_rows(tmp_path / "own.jsonl", ROW), "own")
     with pytest.raises(UsageError, match="own: its tasks have no dates"):
         part_of(undated, None, [], "2024-10")
+    with pytest.raises(UsageError, match="leetcode: none of the named tasks is dated 2024-10 or later"):
+        part_of(whole, None, ["LeetCode/2024-09-29"], "2024-10")
 
 
 def test_special_rules_follow_the_task_not_the_file() -> None:
