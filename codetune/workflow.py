@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from codetune.benchmark.benchmarks import HOLDOUT, Benchmark, part_of
+from codetune.benchmark.benchmarks import HOLDOUT, Benchmark
+from codetune.benchmark.parts import part_of
 from codetune.console import counts, percent, quantity
 from codetune.records import ModelRef
 from codetune.stages.benchmarks import directory_name, distinct_benchmarks, open_benchmark

@@ -20,6 +20,7 @@ from codetune.benchmark.benchmarks import (
     stem_of,
 )
 from codetune.benchmark.evalplus_format import holds_samples, read_samples
+from codetune.benchmark.parts import part_of
 from codetune.benchmark.published_tasks import is_published
 from codetune.benchmark.tasks_apart import picked_tasks, tasks_left, without_tasks
 from codetune.console import quantity
@@ -80,7 +81,7 @@ def open_benchmarks(context: RunContext, reference: str) -> Sequence[Benchmark]:
 
 def part_of_benchmark(benchmark: Benchmark, limit: int | None, task_ids: Sequence[str], after: str) -> Benchmark:
     """The same as `part_of`; warns of tasks without a date, which `after` leaves out."""
-    part = benchmarks.part_of(benchmark, limit, task_ids, after)
+    part = part_of(benchmark, limit, task_ids, after)
     undated = sum(not problem.date for problem in benchmark.problems)
     if after and undated:
         console.warn_once(

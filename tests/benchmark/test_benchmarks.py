@@ -20,7 +20,6 @@ from codetune.benchmark.benchmarks import (
     locate_benchmark,
     open_benchmark,
     output_rule,
-    part_of,
     problem_digest,
     read_problems,
     spec_named,
@@ -32,7 +31,7 @@ from codetune.benchmark.output_match import HUMANEVAL_RULES, MBPP_RULES, OutputR
 from codetune.errors import DataError, UsageError
 from codetune.project.sections import Evaluation
 from codetune.records import Solution
-from tests.benchmark.published import ALL_FORMATS, LEETCODE
+from tests.benchmark.published import ALL_FORMATS
 from tests.benchmark.tasks import PROMPT, ROW, problem, write_rows
 
 COMMIT = "0" * 40
@@ -108,24 +107,6 @@ def test_a_published_file_is_taken_from_its_variable_or_from_the_cache_of_the_hu
     assert here() == found(name) == own
 
 
-def test_only_tasks_since_a_date_are_used(tmp_path: Path) -> None:
-    dates = ("2024-09-29", "2024-10-06", "2025-01-05")
-    rows = [LEETCODE | {"task_id": date, "estimated_date": date} for date in dates]
-    whole = open_benchmark("leetcode", write_rows(tmp_path / "leetcode.jsonl", *rows), "leetcode")
-    later = part_of(whole, None, [], "2024-10")
-    assert [task.date for task in later.problems] == ["2024-10-06", "2025-01-05"]
-    assert later.name != whole.name == part_of(whole, None, [], "2024").name
-    assert [task.date for task in part_of(whole, 1, [], "2024-10-07").problems] == ["2025-01-05"]
-    for after in ("2025-02", "October", "24-10", "2024-13", "2024-11-31"):
-        with pytest.raises(UsageError, match=f"--after {after}: leetcode: .* dated 2024-09-29 to 2025-01-05"):
-            part_of(whole, None, [], after)
-    undated = open_benchmark("own", write_rows(tmp_path / "own.jsonl", ROW), "own")
-    with pytest.raises(UsageError, match="own: its tasks have no dates"):
-        part_of(undated, None, [], "2024-10")
-    with pytest.raises(UsageError, match="leetcode: none of the named tasks is dated 2024-10 or later"):
-        part_of(whole, None, ["LeetCode/2024-09-29"], "2024-10")
-
-
 def test_special_rules_follow_the_task_not_the_file() -> None:
     specs = [spec_of(task_id) for task_id in ("HumanEval/3", "Mbpp/2", "Demo/1", "Own/HumanEval/3")]
     assert [spec.name for spec in specs] == ["humaneval", "mbpp", "demo", ""]
@@ -140,19 +121,6 @@ def test_artefacts_of_a_users_file_never_have_the_name_of_a_known_benchmark() ->
     assert artefact_name("own/.tasks.jsonl.gz", lambda: "0123456789") == "tasks"
     assert artefact_name("own/humaneval.jsonl", lambda: "0123456789") == "humaneval-01234567"
     assert artefact_name("own/humaneval.jsonl", lambda: None) == "humaneval"
-
-
-def test_a_part_of_a_benchmark_has_a_name_of_its_own(tmp_path: Path) -> None:
-    rows = [ROW | {"task_id": f"Own/{number}"} for number in range(3)]
-    whole = open_benchmark("own.jsonl", write_rows(tmp_path / "own.jsonl", *rows), "own")
-    assert (whole.name, len(whole.problems), whole.digest) == ("own", 3, benchmark_digest(whole.problems))
-    part = part_of(whole, None, ["Own/2", "Own/1"])
-    assert [task.task_id for task in part.problems] == ["Own/1", "Own/2"]
-    assert (part.name, part.title, part.digest) == (f"own-{part.digest[:8]}", "own", benchmark_digest(part.problems))
-    assert part.whole == whole.problems
-    assert part_of(whole, 3, []) == whole
-    with pytest.raises(UsageError, match=r"--task Own/7: the benchmark has no such task .did you mean Own/"):
-        part_of(whole, None, ["Own/7"])
 
 
 def test_stops_follow_whether_the_prompt_has_begun_the_function(shared_data: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from codetune.benchmark.benchmarks import part_of
+from codetune.benchmark.parts import part_of
 from codetune.errors import CodetuneError, DataError, StaleError, UsageError
 from codetune.sandbox.probe import choose_tier
 from codetune.stages.benchmarks import benchmark_of_samples, is_samples_file, open_benchmark, samples_request

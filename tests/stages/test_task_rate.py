@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from codetune import workflow
-from codetune.benchmark.benchmarks import part_of
+from codetune.benchmark.parts import part_of
 from codetune.errors import UsageError
 from codetune.stages.benchmarks import open_benchmark, open_whole_benchmark, tasks_apart
 from codetune.stages.evaluate import EVALUATE
