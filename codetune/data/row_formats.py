@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
+from codetune.data.row_shapes import INSTRUCTIONS, PREFERENCE, RESPONSES, TURNS, keys_to_set, shape_of
 from codetune.data.tool_calls import (
     CALLS,
     EMPTY,
@@ -47,6 +48,7 @@ HISTORY = "history"
 LEARNED_VALUES = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 UNWANTED = ("label", "kto_tag")  # columns of TRL's and LLaMA-Factory's rows for KTO: false for an answer to avoid
 LEFT_OUT = frozenset(("context", "documents"))
+PREFERENCE_PAIR = "a preference pair: its answers stand in chosen and rejected"
 NO_TEXT = ("image", "images", "video", "videos", "audio", "audios")  # columns and keys of turns
 TEXT_PARTS = (None, "text", "input_text", "output_text")  # the types of the parts of a content that are text
 LEARNED = (
@@ -57,9 +59,6 @@ LEARNED = (
     "loss",
 )  # keys of a turn, by program: whether it is learned, 1 or true if so
 LEFT_OUT_OF_TURNS = frozenset(("reasoning_content", "thinking"))
-TURNS = ("messages", "conversations", "conversation")
-INSTRUCTIONS = ("instruction", "problem", "question", "prompt", "query")  # usual names of the columns of a pair
-RESPONSES = ("output", "response", "solution", "answer", "completion")
 PROMPT_COMPLETION = "prompt_completion"
 ABSENT = "\0"  # a column that no row has
 
@@ -96,6 +95,8 @@ def messages_of(row: object, dataset: Dataset) -> Messages | str:
         messages = _up_to_last_learned(messages)
     if isinstance(messages, str):
         return messages
+    if row.keys() >= {*PREFERENCE} and (not messages or messages[-1].role != "assistant"):
+        return PREFERENCE_PAIR
     texts = [part for one in messages for part in (one.content, one.calls, one.call_id, one.name)]
     return messages if lone_surrogate("".join([*texts, tools])) is None else "text is not valid Unicode"
 
@@ -124,49 +125,12 @@ def find_columns(names: Sequence[str], dataset: Dataset, at: str) -> Dataset:
     return dataset.model_copy(update=found)
 
 
-def shape_of(names: Sequence[str]) -> str:
-    """What rows with these columns usually are, in words."""
-    if all(any(name.startswith(begin) for name in names) for begin in ("chosen", "rejected")):
-        return "preference pairs"
-    if "input_ids" in names:
-        return "token ids, where codetune reads text"
-    instruction, response = _usual_pair(names)
-    if instruction and response:
-        return f"an instruction in {instruction} and a response in {response}"
-    if instruction:
-        return f"an instruction in {instruction}, without a response"
-    return "text alone" if "text" in names else "no shape that codetune knows"
-
-
-def keys_to_set(names: Sequence[str]) -> str:
-    """What a project has to say for rows with these columns."""
-    instruction, response = _usual_pair(names)
-    if "chosen" in names and "rejected" in names:
-        response = "chosen"
-        if not instruction:
-            return "Give the turns of chosen a column messages, or divide it into an instruction and a response"
-    if instruction and response:
-        return f"Set dataset.instruction to {instruction} and dataset.response to {response}"
-    return "Set dataset.instruction and dataset.response to two of them"
-
-
-def _usual_pair(names: Sequence[str]) -> tuple[str, str]:
-    """The columns that usually are the instruction, and those that are the response, in whatever letters, with `or`
-    between several."""
-    instructions, responses = (
-        [name for word in usual for name in names if name.strip().lower() == word]
-        for usual in (INSTRUCTIONS, RESPONSES)
-    )
-    instructions = instructions or [name for name in names if name.strip().lower() == "input"]
-    return " or ".join(instructions), " or ".join(responses)
-
-
 def columns_to_read(names: Sequence[str], dataset: Dataset) -> tuple[str, ...]:
     """The columns of a table that `messages_of` and `left_out` look at; none for a table of no known format."""
     row_format = find_row_format(dict.fromkeys(names), dataset)
     if row_format is None:
         return ()
-    wanted = {*row_format.columns(dataset), *SYSTEM, HISTORY, *LEFT_OUT, *TOOLS, *NO_TEXT, *UNWANTED}
+    wanted = {*row_format.columns(dataset), *SYSTEM, HISTORY, *LEFT_OUT, *TOOLS, *NO_TEXT, *UNWANTED, *PREFERENCE}
     return tuple(name for name in names if name in wanted or _is_misspelt(name))
 
 

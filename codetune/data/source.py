@@ -18,16 +18,14 @@ from pathlib import Path
 
 from codetune.data.files import DATA_SUFFIXES, ColumnChoice, FileRow, data_suffix, read_file_rows
 from codetune.data.row_formats import (
-    TURNS,
     Messages,
     columns_to_read,
     find_columns,
     find_row_format,
-    keys_to_set,
     left_out,
     messages_of,
-    shape_of,
 )
+from codetune.data.row_shapes import TURNS, columns_in, keys_to_set, rows_in, shape_of
 from codetune.data.splits import files_of_split
 from codetune.data.tool_calls import tools_json
 from codetune.errors import DataError
@@ -114,6 +112,10 @@ def with_columns(dataset: Dataset, location: str) -> Dataset:
     named = required(dataset.path, "dataset.path")
     rows = list(islice(chain.from_iterable(_open_files(dataset, location, lambda names: ())), ROWS_TO_CHECK))
     values = [row.value for row in rows if isinstance(row.value, dict)]
+    in_file = Counter(row.source for row in rows)
+    for row in rows:
+        if in_file[row.source] == 1:
+            _require_no_table(row, dataset)
     if not values:
         _require_shape([(row.at, None) for row in rows if isinstance(row.value, list)], dataset)
         raise DataError(f"{named} holds no row that is an object. Expected: instructions with answers. Fix the data")
@@ -215,14 +217,30 @@ def _require_columns(rows: Iterable[FileRow], dataset: Dataset) -> Iterator[File
     """The rows of a file, unchanged. Raises DataError behind the first hundred, or at the end of fewer, where most of
     them have neither the columns that the project names nor turns."""
     first: list[tuple[str, Sequence[str] | None]] = []  # where it stands, and its columns; None for an array
-    for row in rows:
+    only: FileRow | None = None
+    for count, row in enumerate(rows):
+        only = None if count else row
         if len(first) < ROWS_TO_CHECK and isinstance(row.value, dict | list):
             first.append((row.at, list(row.value) if isinstance(row.value, dict) else None))
             if len(first) == ROWS_TO_CHECK:
                 _require_shape(first, dataset)
         yield row
+    if only is not None:
+        _require_no_table(only, dataset)
     if len(first) < ROWS_TO_CHECK:
         _require_shape(first, dataset)
+
+
+def _require_no_table(row: FileRow, dataset: Dataset) -> None:
+    """Raises DataError where the only row of a file holds all of its rows."""
+    if not isinstance(row.value, dict):
+        return
+    is_known = find_row_format(row.value, dataset) is not None
+    if (found := columns_in(row.value) or (None if is_known else rows_in(row.value))) is not None:
+        shape, advice = found
+        raise DataError(
+            f"{row.at} is one object that holds {shape}. Expected: an array of objects, or one object a line. {advice}."
+        )
 
 
 def _require_shape(rows: Sequence[tuple[str, Sequence[str] | None]], dataset: Dataset) -> None:

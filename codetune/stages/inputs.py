@@ -318,7 +318,7 @@ def _say_found(project: Project, sources: Sequence[DataSource]) -> None:
         found = source.dataset
         if None in (asked.instruction, asked.response):
             pair = f"instruction is {found.instruction}, response is {found.response}"
-            console.say(f"{asked.path}: columns found: {pair if found.response else 'messages'}")
+            console.say(f"{asked.path}: columns found: {pair if found.response else 'the turns of conversations'}")
 
 
 def dataset_paths(project: Project) -> str:

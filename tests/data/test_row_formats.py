@@ -235,6 +235,14 @@ def test_a_weight_that_is_neither_0_nor_1_refuses_the_row(key: str, value: objec
     assert messages_of({"messages": turns}, DATASET) == f"a message's {key} is neither 0 nor 1"
 
 
+def test_a_conversation_with_its_answers_in_chosen_and_rejected_is_a_preference_pair() -> None:
+    pair = {"chosen": SHAREGPT_TURNS[1], "rejected": SHAREGPT_TURNS[1]}
+    reason = "a preference pair: its answers stand in chosen and rejected"
+    assert messages_of({"conversations": SHAREGPT_TURNS[:1], **pair}, DATASET) == reason
+    assert messages_of({"conversations": SHAREGPT_TURNS, **pair}, DATASET) == MESSAGES
+    assert columns_to_read(["conversations", "chosen", "rejected"], DATASET) == ("conversations", "chosen", "rejected")
+
+
 def test_a_blank_system_message_is_none() -> None:
     row = {"messages": [{"role": "system", "content": " "}, *TURNS]}
     assert messages_of(row, DATASET) == messages_of({"messages": TURNS}, DATASET)

@@ -298,6 +298,41 @@ def test_a_file_whose_rows_are_not_objects_is_an_error_that_says_what_it_is(
         with_columns(Dataset(path=str(path)), str(path))
 
 
+@pytest.mark.parametrize("named", [{}, {"instruction": "problem", "response": "solution"}], ids=["found", "named"])
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (
+            {"data": [PAIR, PAIR]},
+            r"1 is one object that holds lists of rows, 2 under data \(the first has problem, sol",
+        ),
+        (
+            {"version": "1", "train": [PAIR], "test": [PAIR]},
+            r"1 under train .* and 1 under test .* under train or test",
+        ),
+        (
+            {"problem": ["x", "y"], "solution": ["a", "b"]},
+            r"holds the columns problem, solution, each as a whole\..*pandas",
+        ),
+        ({"problem": {"0": "x"}, "solution": {"0": "a"}}, r"holds the columns problem, solution, each as a whole"),
+        ({"messages": [[], []]}, r"holds the columns messages, each as a whole"),
+    ],
+)
+def test_a_file_whose_only_object_holds_all_rows_is_an_error_that_names_its_shape(
+    tmp_path: Path, value: dict[str, object], told: str, named: dict[str, str]
+) -> None:
+    path = write_lines(tmp_path / "a.json", [value])
+    with pytest.raises(DataError, match=told):
+        list(read_examples(with_columns(Dataset(path=str(path), **named), str(path)), str(path)))
+
+
+@pytest.mark.parametrize("beside", [{"tests": [{"in": 1}]}, {"tools": [{"name": "f"}], "messages": []}])
+def test_the_only_row_of_a_file_may_have_lists_of_objects(tmp_path: Path, beside: dict[str, object]) -> None:
+    path = write_lines(tmp_path / "a.json", [{**PAIR, **beside}])
+    (row,) = read_examples(with_columns(Dataset(path=str(path)), str(path)), str(path))
+    assert isinstance(row, Example) or row.reason == "does not end with an assistant's turn"
+
+
 def test_a_chat_among_rows_without_the_columns_does_not_hide_that_they_are_missing(tmp_path: Path) -> None:
     chat = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}
     path = write_lines(tmp_path / "a.jsonl", [chat, {"instruction": "x"}, {"instruction": "z"}])
@@ -322,7 +357,7 @@ def test_a_chat_among_rows_without_the_columns_does_not_hide_that_they_are_missi
         ({"Question": "x", "answer": "y", "output": "z"}, r"to Question and dataset\.response to output or answer\.$"),
         ({"chosen": "x", "rejected": "y"}, r"preference pairs\. .*Give the turns of chosen a column messages"),
         ({"prompt": "x"}, r"an instruction in prompt, without a response"),
-        ({"text": "x"}, r": text alone\. .*to two of them\.$"),
+        ({"text": "x"}, r": text alone\. .*Give each row an instruction and a response\.$"),
     ],
 )
 def test_rows_that_are_mostly_of_another_shape_are_an_error_that_names_it_and_the_keys_to_set(
