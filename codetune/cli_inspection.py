@@ -13,7 +13,14 @@ from codetune import console
 from codetune.commands import perform
 from codetune.launch.dispatch import run_follower_node
 from codetune.launch.environment import Node, current_node
-from codetune.options import JsonOption, ProjectOption, SetOption, optional_project, required_project
+from codetune.options import (
+    JsonOption,
+    ProjectOption,
+    SetOption,
+    optional_project,
+    required_project,
+    with_project_option,
+)
 from codetune.project.sections import PROJECT_FILE
 
 if TYPE_CHECKING:
@@ -30,9 +37,7 @@ def status(project: ProjectOption = None, set_: SetOption = None, as_json: JsonO
         from codetune.stages.runner import read_context
 
         lines = workflow.status(read_context(loaded))
-        return render.status(
-            [dataclasses.replace(line, command=console.with_project_option(line.command)) for line in lines]
-        )
+        return render.status([dataclasses.replace(line, command=with_project_option(line.command)) for line in lines])
 
     perform(work, as_json, changes_nothing=True)
 

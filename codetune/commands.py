@@ -3,6 +3,7 @@ performed: what goes to which stream, and what an interrupt and a full disk mean
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -15,16 +16,32 @@ from codetune.errors import writing_failed
 
 # The groups of `codetune --help`, in its order.
 START, STAGES, PIPELINE, AROUND = "Start", "The stages, in their order", "Several stages at once", "Around a run"
+GROUPS = (START, STAGES, PIPELINE, AROUND)
 QUIET_HELP = "Show no progress and no notes: only the result, warnings and errors."
+TABLE_WIDTH = 80  # characters; typer's table is that wide where TERM is dumb, and a narrow one cuts names of options
 
 
 class _Commands(TyperGroup):
-    """Gives every command `--quiet`."""
+    """Gives every command `--quiet`, and help as plain text where the terminal is too narrow for a table."""
 
     def __init__(self, **settings: Any) -> None:  # click's types, which typer has a copy of
         super().__init__(**settings)
-        for command in self.commands.values():
+        width = shutil.get_terminal_size().columns
+        for command in self._members():
             command.params.append(_quiet_option())
+        for each in (self, *self._members()) if width < TABLE_WIDTH else ():
+            each.rich_markup_mode = None
+            each.context_settings["terminal_width"] = width
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Plain text has the groups of the table."""
+        for group in GROUPS:
+            members = [command for command in self._members() if command.rich_help_panel == group]
+            with formatter.section(group):
+                formatter.write_dl([(command.name, command.help) for command in members])
+
+    def _members(self) -> list[Any]:
+        return list(self.commands.values())
 
 
 def _quiet_option() -> Any:

@@ -11,15 +11,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
-import shlex
+import shutil
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from textwrap import wrap
 from types import TracebackType
@@ -28,19 +26,13 @@ from typing import IO, TypeVar
 from rich.cells import cell_len
 from rich.console import Console
 from rich.panel import Panel
-from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
 from rich.text import Text
 
 from codetune.errors import CodetuneError, UsageError
-from codetune.text import visible
+from codetune.text import duration, rate, visible
 
-RUN_KEYS = ("name", "output_dir")  # keys of the project file that say which run is meant
-# Not where its help is named: `codetune score --help`.
-NAMED_COMMAND = (
-    r"\bcodetune (?:score|embed|select|train|generate|sanitize|evaluate|eval|run|status|plan|report|doctor|sweep|slurm)"
-    r"\b(?! --help)"
-)
 T = TypeVar("T")
 SECONDS_BETWEEN_UPDATES = 0.1  # of a bar: rich takes 0.25 ms for each, more than to read a row of a data set
 SECONDS_BETWEEN_LINES = 30.0  # of progress, where standard error is no terminal
@@ -48,6 +40,7 @@ _shown: set[str] = set()
 _is_quiet = False  # set once, by the command line
 _LOG_FILE_WIDTH = 10_000  # characters; a message or a row of a table stays one line in a file
 _GAP = 3  # spaces between the columns of a table
+_BAR_WIDTH, _COUNT_AND_TIME_WIDTH = 70, 28  # characters; of the narrowest terminal with a bar
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +103,7 @@ def _write(result: CommandResult, as_json: bool, output: IO[str]) -> None:
         text = json.dumps(result.document, allow_nan=False)  # escapes all but ASCII: a terminal obeys none of it
         output.write(text.replace("\x7f", "\\u007f") + "\n")
         return
-    console = Console(file=output, highlight=False, width=None if output.isatty() else _LOG_FILE_WIDTH)
+    console = _console(output)
     for number, section in enumerate([result, *result.more]):
         _print(console, f"\n{section.title}" if number else section.title, "bold", kept="\n" if number else "")
         if section.rows:
@@ -130,6 +123,10 @@ def _write_table(result: TextSection, console: Console) -> None:
             _print(console, (" " * _GAP).join(row[:-1]))
             _print(console, f"    {row[-1]}")
         return
+    if result.has_prose:
+        others = ([names[at], *(row[at] for row in cells)] for at in shown[:-1])
+        room = console.width - sum(max(map(cell_len, column)) + _GAP for column in others)
+        cells = [[*row[:-1], _wrapped(row[-1], room)] for row in cells]
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="dim")
     for at in shown:
         wraps = len(shown) == 1 or (result.has_prose and at == len(names) - 1)
@@ -195,22 +192,6 @@ def relay(text: str) -> None:
     sys.stderr.flush()
 
 
-def with_project_option(text: str) -> str:
-    """`text` with `-p PATH` added to each codetune command in it, where the user has named a project file, and with
-    `--set name=NAME` where the user has named the run."""
-    words = sys.argv[1:]
-    named = [word.partition("=")[2] for word in words if word.startswith("--project=")]
-    named += [word[2:] for word in words if word.startswith("-p") and word != "-p"]
-    named += [after for word, after in pairwise(words) if word in ("-p", "--project")]
-    options = ["-p", named[-1]] if named else []
-    settings = [word.partition("=")[2] for word in words if word.startswith("--set=")]
-    settings += [after for word, after in pairwise(words) if word == "--set"]
-    for setting in settings:
-        options += ["--set", setting] if setting.partition("=")[0].strip() in RUN_KEYS else []
-    added = "".join(f" {shlex.quote(option)}" for option in options)
-    return re.sub(NAMED_COMMAND, lambda command: command[0] + added, text)
-
-
 def set_quiet(quiet: bool) -> None:
     """Lets this command show its result, warnings and errors only, if `quiet`: neither progress nor notes."""
     global _is_quiet
@@ -252,20 +233,29 @@ def progress(label: str, total: int | None, unit: str, done: int = 0) -> Iterato
     seconds that have passed: models are loaded then. Where standard error is no terminal, a line every half minute."""
     console = _stderr()
     bar = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.fields[count]}"),
-        TextColumn("{task.fields[rate]}"),
-        _TimeColumn(),
+        *_bar_columns(console.width),
         console=console,
         transient=True,
-        disable=_is_quiet or not console.is_terminal,
+        disable=_is_quiet or not console.is_interactive,
     )
     with bar:
         task = bar.add_task(visible(label), total=None, completed=done, count="", rate="")
         shown = ProgressBar(bar, task, unit, total)
-        with contextlib.nullcontext() if _is_quiet or console.is_terminal else _lines(shown):
+        with contextlib.nullcontext() if _is_quiet or console.is_interactive else _lines(shown):
             yield shown
+
+
+def _bar_columns(width: int) -> Sequence[ProgressColumn]:
+    """A narrow terminal shows neither bar nor rate, and the beginning of a long label: rich would cut the numbers."""
+    label = Column(no_wrap=True, overflow="ellipsis", max_width=max(8, width - _COUNT_AND_TIME_WIDTH))
+    columns = [
+        TextColumn("{task.description}", markup=False, table_column=label),
+        BarColumn(),
+        TextColumn("{task.fields[count]}"),
+        TextColumn("{task.fields[rate]}"),
+        _TimeColumn(),
+    ]
+    return columns if width >= _BAR_WIDTH else columns[::2]
 
 
 class _TimeColumn(TimeRemainingColumn):
@@ -328,7 +318,7 @@ class ProgressBar:
             share = percent(task.completed / self._total)
             parts = [f"{task.completed:,.0f} of {quantity(self._total, self._unit)} ({share})", self._detail]
         if speed := self._mean_speed():
-            parts.append(task.fields["rate"] if self._tokens else _rate(speed, self._unit))
+            parts.append(task.fields["rate"] if self._tokens else rate(speed, self._unit))
             parts.append(f"{duration((self._total - task.completed) / speed)} left" if self._total else "")
         else:
             parts.append(f"{duration(time.monotonic() - self._began)} so far")
@@ -353,34 +343,13 @@ class ProgressBar:
         self._progress.update(self._task, count=count, rate=", ".join(filter(None, (detail, rate))))
 
 
-def _rate(speed: float, unit: str) -> str:
-    """Units per second; of slow ones, seconds per unit.
-
-    >>> _rate(1234.5, "row"), _rate(0.02, "step")
-    ('1,234.5 rows/s', '50 s per step')
-    """
-    return f"{speed:,.1f} {unit}s/s" if speed >= 1 else f"{1 / speed:,.0f} s per {unit}"
-
-
-def duration(seconds: float) -> str:
-    """A time of some seconds to many hours, as short as one reads it.
-
-    >>> duration(42.0), duration(1740.0), duration(93_780.0)
-    ('42 s', '29 min', '26 h 3 min')
-    """
-    minutes = round(seconds / 60)
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
-
-
 def percent(fraction: float) -> str:
     """A fraction in per cent, with one decimal.
 
     >>> percent(0.6158)
     '61.6 %'
     """
-    return f"{100 * fraction:.1f} %"
+    return f"{100 * fraction:z.1f} %"
 
 
 def quantity(count: int, noun: str) -> str:
@@ -402,13 +371,28 @@ def counts(refused: Mapping[str, int]) -> str:
 
 
 def _stderr() -> Console:
-    return Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else _LOG_FILE_WIDTH)
+    return _console(sys.stderr)
+
+
+def _console(stream: IO[str]) -> Console:
+    """A terminal is as wide as it says itself, unless COLUMNS is set. rich asks the standard streams of the process,
+    which may be files, and takes a terminal whose TERM is dumb for 80 columns wide, unless it is told both sizes."""
+    if not stream.isatty():
+        return Console(file=stream, highlight=False, width=_LOG_FILE_WIDTH)
+    own = os.get_terminal_size(stream.fileno())
+    width, height = shutil.get_terminal_size((own.columns or 80, own.lines or 24))
+    return Console(file=stream, highlight=False, width=width, height=height)
 
 
 def _print(console: Console, text: str, style: str = "", kept: str = "") -> None:
     """A terminal gets lines that end between words (longer words, such as paths, it breaks itself); a file one line."""
     text = visible(text, kept)
     if console.is_terminal:
-        lines = [wrap(line, console.width, break_long_words=False, break_on_hyphens=False) for line in text.split("\n")]
-        text = "\n".join("\n".join(each) for each in lines)
+        text = "\n".join(_wrapped(line, console.width) for line in text.split("\n"))
     console.print(Text(text, style), soft_wrap=True)
+
+
+def _wrapped(line: str, width: int) -> str:
+    """Never ends a line between a number and its per cent sign."""
+    lines = wrap(line.replace(" %", "\u00a0%"), width, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines).replace("\u00a0%", " %")

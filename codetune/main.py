@@ -18,7 +18,7 @@ from codetune.launch import dispatch
 from codetune.launch.environment import current_rank, prepare_process, worker_task
 from codetune.launch.library_messages import make_messages_visible
 from codetune.launch.workers import JSON, empty_standard_input, exit_process
-from codetune.options import require_unicode
+from codetune.options import require_unicode, with_project_option
 
 _WrongUsage: Any = typer.BadParameter.__base__  # click's UsageError, which typer 0.29 has a copy of
 
@@ -49,7 +49,7 @@ def _run_process() -> None:
             _run_command()
     except CodetuneError as error:
         # A lock is held by another command, which is named as it was given.
-        message = str(error) if isinstance(error, BusyError) else console.with_project_option(str(error))
+        message = str(error) if isinstance(error, BusyError) else with_project_option(str(error))
         console.show_error(type(error)(message))
         sys.exit(error.exit_status)
 

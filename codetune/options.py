@@ -3,7 +3,11 @@ Also what holds for every word of a command line."""
 
 from __future__ import annotations
 
+import re
+import shlex
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -16,6 +20,12 @@ from codetune.project.keys import keys
 from codetune.project.sections import PROJECT_FILE, STAGE_NAMES, Method, PadMode, Project, StageName, Strategy
 from codetune.text import lone_surrogate
 
+RUN_KEYS = ("name", "output_dir")  # keys of the project file that say which run is meant
+# Not where its help is named: `codetune score --help`.
+NAMED_COMMAND = (
+    r"\bcodetune (?:score|embed|select|train|generate|sanitize|evaluate|eval|run|status|plan|report|doctor|sweep|slurm)"
+    r"\b(?! --help)"
+)
 ProjectOption = Annotated[
     Path | None, typer.Option("--project", "-p", metavar="PATH", help=f"The project file; default ./{PROJECT_FILE}.")
 ]
@@ -158,6 +168,22 @@ def require_unicode(words: Sequence[str]) -> None:
     for word in words:
         if lone_surrogate(word) is not None:
             raise UsageError(f"{word!a} is not UTF-8. Expected: names in UTF-8. Rename the file")
+
+
+def with_project_option(text: str) -> str:
+    """`text` with `-p PATH` added to each codetune command in it, where the user has named a project file, and with
+    `--set name=NAME` where the user has named the run."""
+    words = sys.argv[1:]
+    named = [word.partition("=")[2] for word in words if word.startswith("--project=")]
+    named += [word[2:] for word in words if word.startswith("-p") and word != "-p"]
+    named += [after for word, after in pairwise(words) if word in ("-p", "--project")]
+    options = ["-p", named[-1]] if named else []
+    settings = [word.partition("=")[2] for word in words if word.startswith("--set=")]
+    settings += [after for word, after in pairwise(words) if word == "--set"]
+    for setting in settings:
+        options += ["--set", setting] if setting.partition("=")[0].strip() in RUN_KEYS else []
+    added = "".join(f" {shlex.quote(option)}" for option in options)
+    return re.sub(NAMED_COMMAND, lambda command: command[0] + added, text)
 
 
 def words(text: str | None) -> list[object]:

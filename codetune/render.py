@@ -176,7 +176,7 @@ def _compared_likelihoods(compared: LikelihoodComparison) -> str:
     low, high = compared["interval_95"]
     return (
         f"held-out loss, {second} against {first} ({quantity(compared['rows'], 'row')} in common): "
-        f"{compared['difference']:+.4f} nats a token ({low:+.4f} to {high:+.4f}; paired bootstrap "
+        f"{compared['difference']:+z.4f} nats a token ({low:+z.4f} to {high:+z.4f}; paired bootstrap "
         f"p = {compared['p_value']:.2g}), {'told' if compared['told_apart'] else 'not told'} apart (they find "
         f"{compared['least_difference']:.4f} or more); lower is better"
     )
@@ -235,7 +235,7 @@ def _estimate(outcome: str, found: SeedEstimate, sign: str = "") -> str:
 
 
 def _amount(outcome: str, value: float, sign: str = "") -> str:
-    return f"{value:{sign}.4f}" if outcome == HELD_OUT_LOSS else f"{100 * value:{sign}.1f}"
+    return f"{value:{sign}z.4f}" if outcome == HELD_OUT_LOSS else f"{100 * value:{sign}z.1f}"
 
 
 def pipeline(
@@ -374,7 +374,7 @@ def comparison_lines(compared: ModelComparison) -> list[str]:
 def _difference(found: PairedTest) -> str:
     low, high = found["interval_95"]
     return (
-        f"{100 * found['difference']:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}; {found['test']} "
+        f"{100 * found['difference']:+z.1f} points ({100 * low:+z.1f} to {100 * high:+z.1f}; {found['test']} "
         f"p = {found['p_value']:.2g}), {_verdict(found)}; won {_named(found['won'])}; lost {_named(found['lost'])}"
     )
 

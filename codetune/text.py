@@ -1,5 +1,5 @@
 """Text of others: whether it can be written as UTF-8 (command lines, project files, data files, benchmarks), and how
-its control characters are shown on a terminal; and days and bytes as messages write them.
+its control characters are shown on a terminal; and days, times, rates and bytes as messages write them.
 
 Imports nothing of codetune, because the command line needs it before anything else is loaded."""
 
@@ -88,6 +88,27 @@ def day(moment: time.struct_time) -> str:
     '21 November 2026'
     """
     return f"{moment.tm_mday} {time.strftime('%B %Y', moment)}"
+
+
+def duration(seconds: float) -> str:
+    """A time of some seconds to many hours, as short as one reads it.
+
+    >>> duration(42.0), duration(1740.0), duration(93_780.0)
+    ('42 s', '29 min', '26 h 3 min')
+    """
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def rate(speed: float, unit: str) -> str:
+    """Units per second; of slow ones, seconds per unit.
+
+    >>> rate(1234.5, "row"), rate(0.02, "step")
+    ('1,234.5 rows/s', '50 s per step')
+    """
+    return f"{speed:,.1f} {unit}s/s" if speed >= 1 else f"{1 / speed:,.0f} s per {unit}"
 
 
 def gigabytes(count: float) -> str:

@@ -52,7 +52,7 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "render": ("sweep", "workflow", "stages", "console"),
     "demo.run": ("render", "workflow", "stages", "demo", "store", "console", *_NOUNS),
     "options": _NOUNS,
-    "report": ("", "sweep", "workflow", "stages", *_ENGINES, "launch", "store", "console", *_NOUNS),
+    "report": ("", "options", "sweep", "workflow", "stages", *_ENGINES, "launch", "store", "console", *_NOUNS),
     "commands": ("console", "errors"),
     "cli_inspection": (
         "options",

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from codetune.cli import app
 from codetune.commands import perform
@@ -50,6 +51,16 @@ def test_help_and_mistakes_come_without_torch(arguments: list[str], tmp_path: Pa
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("words", [["--help"], ["select", "--help"], ["eval", "--help"]])
+def test_help_fits_a_narrow_terminal_without_cutting_a_name(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    told = CliRunner().invoke(app, words).stdout
+    assert not [line for line in told.splitlines() if len(line) > 40]
+    assert "…" not in told
+    assert "..." not in told.replace("[ARGS]...", "")
+    assert all(name in told for name in (("Around a run:", "\n  sweep ") if len(words) == 1 else ("--quiet", "--set")))
 
 
 def test_every_command_can_be_quiet_and_completes_its_name(tmp_path: Path) -> None:

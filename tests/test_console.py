@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import io
 import json
 import os
+import pty
 import re
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import IO
 
 import pytest
 from rich.console import Console
@@ -137,6 +143,38 @@ def test_sentences_in_the_last_column_are_wrapped_at_words() -> None:
     )
     assert written_at(result, 40)[1:] == ["tasks tuned   stale   the tuned model", "has changed since"]
     assert written_at(result, 26) == ["tasks tuned   stale", "the tuned model has changed since"]
+
+
+def test_a_number_stays_with_its_per_cent_sign() -> None:
+    result = CommandResult("", ("stage", ""), [["select", "it caught 95 % of 20"]], has_prose=True, document={})
+    assert written_at(result, 21)[1:] == ["select   it caught", "95 % of 20"]
+    output = io.StringIO()
+    console._print(Console(file=output, width=12, force_terminal=True), "it caught 95 % of 20")
+    assert [line.strip() for line in output.getvalue().splitlines()] == ["it caught", "95 % of 20"]
+
+
+@pytest.mark.parametrize(("term", "columns", "width"), [("xterm", "", 40), ("dumb", "", 40), ("dumb", "60", 60)])
+def test_a_terminal_is_as_wide_as_it_says_whatever_the_other_streams_are(
+    term: str, columns: str, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setenv("COLUMNS", columns)
+    with terminal(40) as screen:
+        monkeypatch.setattr(sys, "stderr", screen)
+        assert (console._console(screen).width, console._stderr().width) == (width, width)
+        with console.progress("score", 9, "row") as bar:  # nothing can be drawn over on a terminal that is dumb
+            assert rich_progress(bar).disable == (term == "dumb")
+
+
+def test_a_narrow_terminal_shows_the_whole_numbers_of_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(console._bar_columns(80)) == 5
+    narrow = Console(file=io.StringIO(), width=40, force_terminal=True, force_interactive=True)
+    monkeypatch.setattr(console, "_stderr", lambda: narrow)
+    with console.progress("generate humaneval tuned", 1_000_000, "row") as bar:
+        bar.move_to(123_456)
+        shown = Console(file=io.StringIO(), width=40)
+        shown.print(rich_progress(bar).get_renderable())
+    assert re.fullmatch(r"generate hu… 123,456/1,000,000 [\d:-]+\s*", written(shown))
 
 
 def test_a_terminal_gets_lines_that_end_between_words() -> None:
@@ -279,6 +317,19 @@ def test_a_fraction_is_shown_in_per_cent_with_one_decimal(fraction: float, text:
 def test_counts_are_shown_with_their_reasons() -> None:
     assert console.counts({"duplicate": 1203, "empty answer": 1}) == "1,203 duplicate, 1 empty answer"
     assert console.counts({}) == ""
+
+
+@contextlib.contextmanager
+def terminal(columns: int) -> Iterator[IO[str]]:
+    outer, inner = pty.openpty()
+    fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+    with os.fdopen(outer, "rb"), os.fdopen(inner, "w") as screen:
+        yield screen
+
+
+def written(to: Console) -> str:
+    assert isinstance(to.file, io.StringIO)
+    return to.file.getvalue()
 
 
 def shown(result: CommandResult, as_json: bool) -> str:

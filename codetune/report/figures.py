@@ -25,6 +25,7 @@ KINDS: Mapping[str, Mapping[str, None]] = {
 # Of matplotlib: no file of the user's changes a figure, no name is a formula, and ids in an SVG are the same each time.
 STYLE: dict[Any, Any] = {
     "text.parse_math": False,
+    "axes.unicode_minus": False,  # the sign of negative numbers is a hyphen, as in the terminal
     "svg.hashsalt": "codetune",
     "font.size": 8,
     "figure.titlesize": 8.5,

@@ -23,10 +23,20 @@ const shape = (tag, attributes, ...children) => build(document.createElementNS(S
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 const clusterColour = (cluster) => `hsl(${(cluster * 137.508) % 360} 60% 50%)`;
 const isKnown = (value) => value !== null && value !== undefined;
-const whole = (value) => (isKnown(value) ? Math.round(value).toLocaleString("en") : "–");
-const decimals = (value, digits) => (isKnown(value) ? value.toFixed(digits) : "–");
-const percent = (share) => (isKnown(share) ? `${(100 * share).toFixed(1)} %` : "–");
-const points = (share) => `${share >= 0 ? "+" : "−"}${Math.abs(100 * share).toFixed(1)}`;
+
+// A half goes to the even neighbour, as Python rounds: the page shows the figures of the terminal. toFixed alone takes the larger one.
+function fixed(value, digits) {
+  const size = Math.abs(value), halves = size * 2 ** (digits + 1);  // odd for a half of the last digit, and only for one
+  const below = Math.floor(size * 10 ** digits);
+  const shown = (halves % 2 === 1 ? (below + (below % 2)) / 10 ** digits : size).toFixed(digits);
+  return value < 0 && Number(shown) ? `-${shown}` : shown;
+}
+const signed = (value, digits) => (fixed(value, digits).startsWith("-") ? "" : "+") + fixed(value, digits);
+const significant = (value, digits) => (value ? +fixed(value, Math.max(0, digits - 1 - Math.floor(Math.log10(Math.abs(value))))) : 0);
+const whole = (value) => (isKnown(value) ? Number(fixed(value, 0)).toLocaleString("en") : "–");
+const decimals = (value, digits) => (isKnown(value) ? fixed(value, digits) : "–");
+const percent = (share) => (isKnown(share) ? `${fixed(100 * share, 1)} %` : "–");
+const points = (share) => signed(100 * share, 1);
 const short = (value) => {
   const size = Math.abs(value);
   if (size >= 1e9) return `${+(value / 1e9).toPrecision(3)}G`;
@@ -87,16 +97,16 @@ function tile(title, value, ...notes) {
     notes.filter(Boolean).map((note) => el("div", { class: "soft" }, note)));
 }
 
-function interval([low, high]) { return `${(100 * low).toFixed(1)} to ${(100 * high).toFixed(1)} %`; }
+function interval([low, high]) { return `${fixed(100 * low, 1)} to ${fixed(100 * high, 1)} %`; }
 
 function verdict(test) {
-  const least = test.least_difference > 1 ? "so few tasks find none" : `these tasks find ${(100 * test.least_difference).toFixed(1)} or more`;
+  const least = test.least_difference > 1 ? "so few tasks find none" : `these tasks find ${fixed(100 * test.least_difference, 1)} or more`;
   return `${test.told_apart ? "told apart" : "not told apart"} (${least})`;
 }
 
 function difference(test) {
   const [low, high] = test.interval_95;
-  return `${points(test.difference)} points (95 %: ${points(low)} to ${points(high)}; ${test.test}, p = ${+test.p_value.toPrecision(2)}), ${verdict(test)}`;
+  return `${points(test.difference)} points (95 %: ${points(low)} to ${points(high)}; ${test.test}, p = ${significant(test.p_value, 2)}), ${verdict(test)}`;
 }
 
 function headline() {
@@ -119,7 +129,7 @@ function headline() {
       const even = report.cost.break_even_epochs;
       tiles.append(tile("training cost saved, scoring included", percent(report.cost.saved_share["3"]),
         "of 3 epochs on all rows, estimated from tokens",
-        isKnown(even) ? `scoring is paid for after ${even.toFixed(2)} epochs` : "scoring is never paid for"));
+        isKnown(even) ? `scoring is paid for after ${fixed(even, 2)} epochs` : "scoring is never paid for"));
     }
   }
   if (data.training.facts && isKnown(data.training.facts.tokens))
@@ -300,7 +310,7 @@ function lengths(rows) {
   return plane(rows, { name: "length", title: "Length of the answer (tokens, logarithmic) against IFD", xs: logs, ys, xLabel: "tokens", yLabel: "IFD",
     shadeOf: (index) => current[rows.state[index]], order: drawingOrder(rows, (index) => rows.state[index] === 0),
     entries: rows.states.map((name, index) => [name, `var(--${STATE_COLOURS[index]})`]).filter((_, index) => rows.state.includes(index)),
-    caption: `${isKnown(correlation) ? `Rank correlation ${correlation.toFixed(2)}. ` : ""}${whole(beyond)} rows with an IFD above ${short(most)} are not drawn.` });
+    caption: `${isKnown(correlation) ? `Rank correlation ${fixed(correlation, 2)}. ` : ""}${whole(beyond)} rows with an IFD above ${short(most)} are not drawn.` });
 }
 
 function rowList(rows) {
@@ -342,7 +352,7 @@ function neighbours(rows, id) {
   const open = (index) => { view.open = rows.id[index]; setBrush(rows, "row", (each) => each === index || rows.id[each] === id); };
   return el("div", {}, el("b", {}, "Nearest rows of this page, by the cosine of the embeddings"), found.map(([index, cosine]) => {
     const text = rows.texts[rows.id[index]];
-    return el("div", {}, el("button", { class: "link", click: () => open(index) }, rows.id[index]), ` ${cosine.toFixed(3)}, ${rows.states[rows.state[index]]}${text ? `: ${text[0][0].slice(0, 160)}` : ""}`);
+    return el("div", {}, el("button", { class: "link", click: () => open(index) }, rows.id[index]), ` ${fixed(cosine, 3)}, ${rows.states[rows.state[index]]}${text ? `: ${text[0][0].slice(0, 160)}` : ""}`);
   }));
 }
 
@@ -409,10 +419,15 @@ function clusterTable(clusters) {
   const reasons = (found) => Object.entries(found || {}).map(([reason, count]) => `${reason}: ${whole(count)}`).join(", ");
   return table(["cluster", "rows", "set aside", "eligible", "taken", "IFD quantiles (0, 25, 50, 75, 100 %)", "set aside because"],
     clusters.map((each) => [`${each.cluster}`, whole(each.rows), whole(each.set_aside), whole(each.eligible), whole(each.taken),
-      each.ifd_quantiles ? each.ifd_quantiles.map((value) => value.toFixed(2)).join("  ") : "–", reasons(each.reasons)]), [0, 1, 2, 3, 4]);
+      each.ifd_quantiles ? each.ifd_quantiles.map((value) => fixed(value, 2)).join("  ") : "–", reasons(each.reasons)]), [0, 1, 2, 3, 4]);
 }
 
 // ---- training
+
+function fact(value) {
+  if (typeof value !== "number") return `${value}`;
+  return Number.isInteger(value) ? whole(value) : value.toLocaleString("en", { maximumSignificantDigits: 6 });
+}
 
 function curve(title, lines, series) {
   const width = 560, height = 230, left = 56, bottom = 28, top = 12;
@@ -449,7 +464,7 @@ function training(place, { lines, of_lines: ofLines, is_finished: isFinished, fa
   if (!made[0]) place.append(el("p", { class: "soft" }, "train/metrics.jsonl has no lines yet, so there are no curves."));
   if (made[0] && !lines.some((line) => isKnown(line.holdout_loss))) place.append(el("p", { class: "soft" }, "No rows are held out (train.holdout is 0), so there is no held-out loss."));
   if (made[0] && !made[3]) place.append(el("p", { class: "soft" }, "The memory was not measured: there was no GPU."));
-  const shown = Object.entries(facts).map(([name, value]) => [name.replaceAll("_", " "), isKnown(value) ? (typeof value === "number" ? value.toLocaleString("en", { maximumSignificantDigits: 6 }) : `${value}`) : "not measured"]);
+  const shown = Object.entries(facts).map(([name, value]) => [name.replaceAll("_", " "), isKnown(value) ? fact(value) : "not measured"]);
   if (shown.length) place.append(el("details", {}, el("summary", {}, "All figures of the training"), table(["figure", "value"], shown)));
 }
 
@@ -462,7 +477,7 @@ function benchmarks(place, { found }) {
     const figure = (report, suite, k) => (isKnown(report.pass_at_k[suite][k]) ? `${percent(report.pass_at_k[suite][k])} (${interval(report.interval_95[suite][k])})` : "–");
     place.append(table(["model", "tasks", ...sizes.flatMap((k) => [`${k}, base tests`, `${k}, base and plus tests`])],
       each.reports.map((report) => [report.path ? `${report.model} (${report.path})` : report.model, `${report.tasks} of ${report.tasks_in_benchmark}`, ...sizes.flatMap((k) => ["base", "plus"].map((suite) => figure(report, suite, k)))])));
-    place.append(el("p", { class: "soft" }, `In brackets the 95 % interval. One task is worth ${(100 / each.reports[0].tasks).toFixed(2)} points. Programs ran in the sandbox tier ${each.reports[0].sandbox}.`), forest(each));
+    place.append(el("p", { class: "soft" }, `In brackets the 95 % interval. One task is worth ${fixed(100 / each.reports[0].tasks, 2)} points. Programs ran in the sandbox tier ${each.reports[0].sandbox}.`), forest(each));
     for (const pair of each.comparisons) place.append(el("p", {}, `${pair.models[1]} against ${pair.models[0]}, ${whole(pair.tasks)} tasks in common. Base tests: ${difference(pair.base)}. Base and plus tests: ${difference(pair.plus)}.`));
     if (!each.comparisons.length) place.append(el("p", { class: "soft" }, "One model is evaluated here, so there is nothing to compare. Run: codetune run"));
     place.append(flips(each));
@@ -521,16 +536,16 @@ function programs(each, task) {
 }
 
 function likelihood(place, { reports, comparisons }) {
-  place.append(table(["model", "rows", "tokens", "nats a token (95 % interval)"], reports.map((each) => [each.model, whole(each.rows), whole(each.tokens), `${each.nats_per_token.toFixed(4)} (${each.interval_95.map((end) => end.toFixed(4)).join(" to ")})`]), [1, 2]));
-  const signed = (value) => `${value >= 0 ? "+" : "−"}${Math.abs(value).toFixed(4)}`;
-  for (const each of comparisons) place.append(el("p", {}, `${each.models[1]} against ${each.models[0]}: ${signed(each.difference)} nats a token (95 %: ${each.interval_95.map(signed).join(" to ")}; p = ${+each.p_value.toPrecision(2)}), ${each.told_apart ? "told apart" : "not told apart"}. Less is better.`));
+  place.append(table(["model", "rows", "tokens", "nats a token (95 % interval)"], reports.map((each) => [each.model, whole(each.rows), whole(each.tokens), `${fixed(each.nats_per_token, 4)} (${each.interval_95.map((end) => fixed(end, 4)).join(" to ")})`]), [1, 2]));
+  const nats = (value) => signed(value, 4);
+  for (const each of comparisons) place.append(el("p", {}, `${each.models[1]} against ${each.models[0]}: ${nats(each.difference)} nats a token (95 %: ${each.interval_95.map(nats).join(" to ")}; p = ${significant(each.p_value, 2)}), ${each.told_apart ? "told apart" : "not told apart"}. Less is better.`));
 }
 
 // ---- the sweep
 
 const CURVE_COLOURS = ["taken", "mismatched", "set-aside", "good", "no-score", "ink"];
 const amount = (value, isLoss) => (isLoss ? `${+value.toPrecision(4)}` : `${+(100 * value).toPrecision(3)} %`);
-const measured = (value, isLoss) => (isLoss ? value.toFixed(4) : percent(value));
+const measured = (value, isLoss) => (isLoss ? fixed(value, 4) : percent(value));
 const estimate = ({ mean, low, high }, isLoss) => `${measured(mean, isLoss)} (${measured(low, isLoss)} to ${measured(high, isLoss)})`;
 
 function sweep(place, { seeds, rate, outcomes, variants }) {
@@ -545,8 +560,8 @@ function sweep(place, { seeds, rate, outcomes, variants }) {
 }
 
 function against(variant, control, outcome, found) {
-  const signed = (value) => (outcome.is_loss ? `${value >= 0 ? "+" : "−"}${Math.abs(value).toFixed(4)}` : points(value));
-  return [variant.name, control, outcome.title, `${signed(found.mean)}${outcome.is_loss ? "" : " points"} (${signed(found.low)} to ${signed(found.high)})`, found.told_apart ? "told apart" : "not told apart"];
+  const change = (value) => (outcome.is_loss ? signed(value, 4) : points(value));
+  return [variant.name, control, outcome.title, `${change(found.mean)}${outcome.is_loss ? "" : " points"} (${change(found.low)} to ${change(found.high)})`, found.told_apart ? "told apart" : "not told apart"];
 }
 
 const referenceShade = (each) => `var(--${each.name === "all" ? "soft" : "ink"})`;

@@ -9,15 +9,14 @@ from codetune.console import (
     CommandResult,
     TextSection,
     counts,
-    duration,
     percent,
     quantity,
-    with_project_option,
 )
+from codetune.options import with_project_option
 from codetune.project.sections import Project
 from codetune.report.plan_parts import MeasuredFigure, MemoryPlan, RenderedRow, RowPlan, RunPlan, StepsPlan, TimePlan
 from codetune.stages.inputs import source_lines
-from codetune.text import gigabytes
+from codetune.text import duration, gigabytes
 from codetune.training.memory import DeviceMemory, TrainingSetup
 
 UNKNOWN = "unknown"

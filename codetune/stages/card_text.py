@@ -172,7 +172,7 @@ def _figure(report: Report, suite: str, name: str) -> str:
 
 def _difference(found: PairedTest) -> str:
     low, high = found["interval_95"]
-    points = f"{100 * found['difference']:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
+    points = f"{100 * found['difference']:+z.1f} points ({100 * low:+z.1f} to {100 * high:+z.1f})"
     return f"{points}, {'' if found['told_apart'] else 'not '}told apart"
 
 
