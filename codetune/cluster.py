@@ -168,11 +168,11 @@ def _submit(written: Sequence[WrittenJob], record: Path) -> list[WrittenJob]:
         needs = ":".join(str(numbers[name]) for name in one.job.after)
         try:
             numbers[one.job.name] = submit_script(one.script, f"{one.job.condition}:{needs}" if needs else "")
-        except CodetuneError as why:
+        except (CodetuneError, KeyboardInterrupt) as why:
             if not numbers:
                 raise
-            ended = " ".join(map(str, numbers.values()))
-            raise type(why)(f"{why}. The jobs before it are in the queue; to end them: scancel {ended}") from None
+            said, ended = str(why) or "Interrupted", " ".join(map(str, numbers.values()))
+            raise type(why)(f"{said}. The jobs before it are in the queue; to end them: scancel {ended}") from None
         write_text(record, json.dumps(numbers) + "\n")
     return [WrittenJob(one.job, one.script, numbers[one.job.name]) for one in written]
 

@@ -4,6 +4,7 @@ performed: what goes to which stream, and what an interrupt and a full disk mean
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from codetune.errors import writing_failed
 START, STAGES, PIPELINE, AROUND = "Start", "The stages, in their order", "Several stages at once", "Around a run"
 GROUPS = (START, STAGES, PIPELINE, AROUND)
 QUIET_HELP = "Show no progress and no notes: only the result, warnings and errors."
+INTERRUPTED = "Interrupted. What was finished is kept. Run the same command to continue."
 TABLE_WIDTH = 80  # characters; typer's table is that wide where TERM is dumb, and a narrow one cuts names of options
 
 
@@ -72,15 +74,24 @@ app = typer.Typer(
 )
 
 
+def raise_interrupts() -> None:
+    """SIGINT and SIGTERM, by which a scheduler stops a job, raise KeyboardInterrupt from here on. Where they are
+    ignored, or nothing of codetune handles them yet, that stays so."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.default_int_handler)
+
+
 def perform(work: Callable[[], CommandResult], as_json: bool, *, changes_nothing: bool = False) -> None:
     """Does the work and shows what came of it; says what an interrupt and a full disk mean. `changes_nothing`: the work
     only looks."""
     try:
+        raise_interrupts()
         with console.reserved_stdout() as output:
             result = work()
             console.show(result, as_json, output)
     except KeyboardInterrupt as why:
-        meaning = "Interrupted. Nothing was changed." if changes_nothing else str(why) or "Interrupted."
+        meaning = "Interrupted. Nothing was changed." if changes_nothing else str(why) or INTERRUPTED
         console.say(meaning, always=True)
         raise typer.Exit(130) from None
     except OSError as why:

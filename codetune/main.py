@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
 from typing import Any
 
@@ -13,6 +12,7 @@ import typer
 
 from codetune import console
 from codetune.cli import app
+from codetune.commands import raise_interrupts
 from codetune.errors import BusyError, CodetuneError, UsageError
 from codetune.launch import dispatch
 from codetune.launch.environment import current_rank, prepare_process, worker_task
@@ -29,9 +29,6 @@ def main() -> None:
     make_messages_visible()
     sys.excepthook = console.show_traceback
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):  # a scheduler stops a job by SIGTERM
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, signal.default_int_handler)
         _run_process()
     except KeyboardInterrupt:  # of a worker or rank; the command says what it means
         exit_process(130)
@@ -40,10 +37,12 @@ def main() -> None:
 def _run_process() -> None:
     try:
         if (task := worker_task()) is not None:
+            raise_interrupts()
             dispatch.run_worker(task, _run_job)
             return
         empty_standard_input()
         if current_rank().rank > 0:
+            raise_interrupts()
             dispatch.run_follower(_run_job)
         else:
             _run_command()

@@ -83,7 +83,7 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
         "console",
         *_NOUNS,
     ),
-    "main": ("cli", "options", "report", "sweep", "stages", "launch", "console", "errors"),
+    "main": ("cli", "commands", "options", "report", "sweep", "stages", "launch", "console", "errors"),
     "__main__": ("main", "launch"),
 }
 ROOMS_OF_THEIR_OWN = ("demo.run",)  # the command stands above the workflow, what it is made of stands below
@@ -116,6 +116,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
 }
 # Each says in its docstring, or beside the import, why it imports inside functions.
 IMPORT_LATE = (
+    "__main__",  # everything, after the handler of an interrupt is set
     "main",
     "cli",
     "cli_benchmarks",

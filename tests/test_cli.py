@@ -198,7 +198,7 @@ def test_an_interrupt_ends_with_130_and_the_command_continues(tmp_path: Path, as
     ("changes_nothing", "said", "told"),
     [
         (True, [], "Interrupted. Nothing was changed."),
-        (False, [], "Interrupted."),
+        (False, [], "Interrupted. What was finished is kept. Run the same command to continue."),
         (False, [SAVED], "Progress saved. Run the same command to continue."),
     ],
 )
@@ -219,7 +219,7 @@ def test_a_result_that_says_that_something_is_wrong_ends_with_its_status(capfd: 
     assert (end.value.exit_code, json.loads(capfd.readouterr().out)) == (2, {"failures": ["x"]})
 
 
-def test_an_interrupt_before_anything_is_read_ends_without_a_traceback(tmp_path: Path) -> None:
+def test_an_interrupt_before_anything_is_read_ends_with_a_line_and_without_a_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "-X", "importtime", "-m", "codetune", "status"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -228,6 +228,7 @@ def test_an_interrupt_before_anything_is_read_ends_without_a_traceback(tmp_path:
     process.send_signal(signal.SIGINT)
     _, complaint = process.communicate(timeout=60)
     assert process.returncode == 130
+    assert complaint.endswith("Interrupted. Nothing had begun.\n")
     assert "Traceback" not in complaint
 
 

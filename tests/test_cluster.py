@@ -19,10 +19,14 @@ from codetune.store.manifest import Manifest, write_manifest
 from tests import pipeline
 from tests.small_world import context_of, make_small_world
 
-# Writes down its arguments and gives the numbers 101, 102, ...; refuses a script of the name in the file `refused`.
+# Writes down its arguments and gives the numbers 101, 102, ...; refuses a script of the name in the file `refused`, and
+# stands for a Ctrl-C at one of the name in the file `interrupted`.
 SBATCH = """\
 #!/bin/sh
 for word; do script=$word; done
+if [ -f "$(dirname "$0")/interrupted" ] && [ "$script" = "$(cat "$(dirname "$0")/interrupted")" ]; then
+    kill -INT $PPID; exit 1
+fi
 if [ -f "$(dirname "$0")/refused" ] && [ "$script" = "$(cat "$(dirname "$0")/refused")" ]; then
     echo "sbatch: error: invalid partition specified" >&2; exit 1
 fi
@@ -143,6 +147,14 @@ def test_while_a_stage_is_running_nothing_is_submitted(slurm: Path, world: Calla
 def test_a_job_that_is_refused_names_those_before_it(slurm: Path, world: Callable[..., RunContext]) -> None:
     (slurm / "refused").write_text("select.sh", encoding="utf-8")
     with pytest.raises(CodetuneError, match=r"invalid partition specified.*scancel 101 102"):
+        submit(world())
+
+
+def test_an_interrupt_names_the_jobs_that_are_submitted_already(slurm: Path, world: Callable[..., RunContext]) -> None:
+    (slurm / "interrupted").write_text("select.sh", encoding="utf-8")
+    with pytest.raises(
+        KeyboardInterrupt, match=r"^Interrupted\. The jobs before it are in the queue.*scancel 101 102$"
+    ):
         submit(world())
 
 
