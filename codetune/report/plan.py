@@ -27,6 +27,7 @@ from codetune.model.model_files import find_encoder, find_model_files, require_m
 from codetune.project.keys import required
 from codetune.project.sections import Precision, Project
 from codetune.report.ahead import FailuresAhead, check_disk, check_stages, check_surroundings, disk_bytes
+from codetune.report.doubts import doubts
 from codetune.report.launch_lines import launch_lines
 from codetune.report.plan_parts import (
     CostPlan,
@@ -170,6 +171,7 @@ class _Planning:
             disk_needed=needed,
             disk_free=check_disk(context, ahead, needed or 0),
             measured=self._measured(steps, memory, time),
+            doubts=ahead.attempt(partial(doubts, project, rows, steps, memory)) or (),
             failures=ahead.found,
         )
 
@@ -217,7 +219,8 @@ class _Planning:
         build_model.require_fit(outline_of(model.directory), model.project.train, cache)
         return _Samples(cache, rows, SampleLengths.of(cache))
 
-    def _steps(self, model: _BaseModelFiles, samples: _Samples, rows: RowPlan, processes: int) -> StepsPlan:
+    def _steps(self, model: _BaseModelFiles, samples: _Samples, rows: RowPlan, processes: int) -> StepsPlan | None:
+        """None where select would take no row, which is a failure of its own."""
         training, project = model.project.train, model.project
         lengths, is_selected = samples.lengths, stage_status(self.context, SELECT).state == "done"
         count, share = _expected_rows(project, rows.rows), 1.0
@@ -226,13 +229,17 @@ class _Planning:
             ids = [row.id for row in read_selection(self.context.run.selection)]
             known = [place[row_id] for row_id in ids if row_id in place]  # in the order of the training
             lengths, count = lengths.of_rows(known) if known else lengths, len(ids)
-        count = int(count * len(samples.cache) / rows.tokenised)
+        if not count:
+            return None
+        count = max(1, int(count * len(samples.cache) / rows.tokenised))
         share = count * float(lengths.tokens.mean()) / rows.tokens.all
         epoch = plan_epochs(lengths, training, processes, project.seed, model.shape.width)
         step_samples, steps = samples_per_step(training, processes), total_steps(training, count, processes)
         size = TrainingSize(count, step_samples, steps, -(-count // step_samples), model.shape.width)
-        doubts = implausible_settings(training, size)
-        return StepsPlan(count, is_selected, share, step_samples, steps, epoch.padding_rates, epoch.largest, doubts)
+        implausible = implausible_settings(training, size)
+        return StepsPlan(
+            count, is_selected, share, step_samples, steps, epoch.padding_rates, epoch.largest, implausible
+        )
 
     def _memory(self, model: _BaseModelFiles, steps: StepsPlan, rows: RowPlan, processes: int) -> MemoryPlan:
         """Raises ProjectError for a strategy that cannot work here."""

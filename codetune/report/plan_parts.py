@@ -125,7 +125,8 @@ class MeasuredFigure:
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """The whole plan. Parts that could not be found, because something is wrong, are None; `failures` say why."""
+    """The whole plan. Parts that could not be found, because something is wrong, are None; `failures` say why. `doubts`
+    are what works and is hardly meant."""
 
     rows: RowPlan | None
     steps: StepsPlan | None
@@ -140,3 +141,4 @@ class RunPlan:
     disk_free: int
     measured: Sequence[MeasuredFigure]
     failures: Sequence[str]
+    doubts: Sequence[str]

@@ -38,13 +38,24 @@ def plan(found: RunPlan, project: Project) -> CommandResult:
         _measured(found.measured),
     ]
     failures = [f"{number}. {text}" for number, text in enumerate(found.failures, 1)]
+    doubts = [f"doubtful: {text}" for text in found.doubts]
     title = "plan: nothing is known to be wrong"
+    if doubts:
+        title = f"plan: nothing is known to fail, and {quantity(len(doubts), 'thing')} {_are(doubts)} doubtful"
     if failures:
         title = f"plan: {quantity(len(failures), 'thing')} would fail later"
     shown = [section for section in sections if section is not None]
     return CommandResult(
-        title, notes=failures, more=shown, exit_status=2 if failures else 0, document=document(found, project)
+        title,
+        notes=[*failures, *doubts],
+        more=shown,
+        exit_status=2 if failures else 0,
+        document=document(found, project),
     )
+
+
+def _are(things: Sequence[object]) -> str:
+    return "is" if len(things) == 1 else "are"
 
 
 def document(found: RunPlan, project: Project) -> dict[str, object]:
@@ -86,6 +97,7 @@ def document(found: RunPlan, project: Project) -> dict[str, object]:
         "disk": {"needed": found.disk_needed, "free": found.disk_free},
         "measured": [asdict(entry) for entry in found.measured],
         "failures": list(found.failures),
+        "doubts": list(found.doubts),
     }
 
 
@@ -117,7 +129,6 @@ def _steps(steps: StepsPlan | None, project: Project) -> TextSection | None:
         f"{steps.rows:,} rows ({source})",
         f"{steps.samples_per_step:,} in a step: {quantity(steps.steps, 'step')} in {epochs}",
         f"largest micro-batch: {steps.largest.tokens:,} tokens, {steps.largest.learned:,} of them learned",
-        *(f"doubtful: {doubt}" for doubt in steps.doubts),
     ]
     own = project.train.pad_mode
     cells = [

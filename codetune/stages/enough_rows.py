@@ -7,6 +7,7 @@ from codetune.console import quantity
 from codetune.errors import DataError
 from codetune.project.sections import Project
 from codetune.selection.mismatch import FEWEST_PAIRS
+from codetune.selection.quotas import quota_of
 from codetune.selection.strategies import STRATEGIES
 
 
@@ -18,6 +19,11 @@ def check_enough_rows(project: Project, rows: int, *, scores_are_here: bool) -> 
         raise DataError(
             f"select.count is {settings.count:,}, and {found}. Expected: at most {rows:,}. Lower select.count, or add "
             "rows to the data set"
+        )
+    if settings.strategy != "all" and not quota_of(rows, rows, settings):
+        raise DataError(
+            f"select.ratio is {settings.ratio:g}, which is no row of {rows:,}. Expected: one at least. Raise "
+            "select.ratio"
         )
     if strategy.needs_embeddings and settings.clusters != "auto" and settings.clusters > rows:
         raise DataError(

@@ -175,7 +175,7 @@ def warnings_of(report: SelectionReport, asked_clusters: int | None) -> list[str
             f"IFD follows the length of the answer (rank correlation {correlation:.2f}): a selection by IFD prefers "
             f"{kind} answers. Compare it with select.strategy length"
         )
-    faults = {reason: count for reason, count in refused.items() if not _is_repeat(reason)}
+    faults = without_repeats(refused)
     if sum(faults.values()) > MOST_REFUSED * rows:
         found.append(
             f"{percent(sum(faults.values()) / rows)} of the rows are refused ({counts(faults)}): look at "
@@ -183,6 +183,11 @@ def warnings_of(report: SelectionReport, asked_clusters: int | None) -> list[str
         )
     test = report["mismatch_test"]
     return [*found, *([] if test is None or test["has_power"] else [sharpness(test)])]
+
+
+def without_repeats(refused: Mapping[str, int]) -> dict[str, int]:
+    """Reason -> rows, of the rows that are refused for what they are."""
+    return {reason: count for reason, count in refused.items() if not _is_repeat(reason)}
 
 
 def sharpness(test: MismatchSummary) -> str:

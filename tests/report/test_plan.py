@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,7 @@ from codetune.report.plan import make_plan
 from codetune.report.plan_parts import PlanOptions, RunPlan
 from codetune.stages.runner import read_context
 from tests import pipeline
+from tests.data.test_own_template import NO_THOUGHTS
 from tests.small_world import context_of, make_small_world
 
 
@@ -86,6 +89,38 @@ def test_everything_that_would_fail_later_is_listed_at_once(tmp_path: Path) -> N
     assert shown.document["failures"] == found.failures
     assert found.rows
     assert found.rows.rows == 60
+
+
+TURNS = [{"role": "user", "content": "Add 1."}, {"role": "assistant", "content": "<think>\nWell.\n</think>\n\n1"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "flags", "told"),
+    [
+        (TURNS * 2, {"model__chat_format": "tokenizer"}, r"dropped by train \(50.0 %\): 1 .*Set train.learn: last$"),
+        (TURNS[:1], {}, r"1 of 2 rows would be refused \(50.0 %\): 1 does not end with an assistant"),
+        (TURNS, {"train__max_length": 45}, r"1 of 2 rows would be dropped by train \(50.0 %\).*Raise train.max_length"),
+        (TURNS, {"train__max_length": 60}, r"1 of 2 rows would lose their end"),
+        (TURNS, {"select__count": 2, "train__holdout": 1}, r"train.holdout leaves 1 of 2 rows to"),
+        (TURNS, {"card": "0GB"}, r"takes 0.* GB of each GPU"),
+    ],
+)
+def test_the_headline_tells_what_works_and_is_hardly_meant(
+    tmp_path: Path, row: list[dict[str, str]], flags: dict[str, Any], told: str
+) -> None:
+    project = make_small_world(tmp_path, 1)
+    (tmp_path / "base" / "chat_template.jinja").write_text(NO_THOUGHTS, encoding="utf-8")
+    with (tmp_path / "data.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"messages": row}))
+    found, shown = planned(project, **{"select__strategy": "random", "select__ratio": 1.0, **flags})
+    assert any(re.search(told, doubt) for doubt in found.doubts), (found.doubts, found.failures)
+    assert shown.title.startswith("plan: nothing is known to fail, and")
+
+
+def test_a_share_that_takes_no_row_would_fail(tmp_path: Path) -> None:
+    found, shown = planned(make_small_world(tmp_path, 30), select__ratio=0.01)
+    assert found.failures == ["select.ratio is 0.01, which is no row of 30. Expected: one at least. Raise select.ratio"]
+    assert (found.steps, shown.exit_status) == (None, 2)
 
 
 def test_rows_that_are_too_long_for_the_model_would_fail(tmp_path: Path) -> None:
