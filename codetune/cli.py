@@ -76,7 +76,7 @@ def init(
         path = write_project(directory, {**PRESETS[preset], **project.overrides})
         return console.CommandResult(
             f"wrote {path}",
-            notes=["edit it, then run: codetune run"],
+            asides=["edit it, then run: codetune run"],
             document={"artefact": str(path), "preset": preset},
         )
 

@@ -117,7 +117,9 @@ def slurm_result(written: Sequence[WrittenJob], directory: Path) -> CommandResul
     submitted = written[0].number is not None
     title = f"{'submitted' if submitted else 'wrote'} {quantity(len(written), 'job')} in {directory}"
     advice = "how far they are: codetune status" if submitted else "to submit them: codetune slurm --submit"
-    return CommandResult(title, ("job", "shards", "begins", "number", "script"), rows, [advice], document=document)
+    return CommandResult(
+        title, ("job", "shards", "begins", "number", "script"), rows, asides=[advice], document=document
+    )
 
 
 def _dependency(job: SlurmJob) -> str:

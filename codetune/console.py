@@ -48,7 +48,8 @@ class TextSection:
     """A part of a result as text: title, table and notes.
 
     A terminal that is too narrow for the table shows it without some columns: first without those of `optional`, in
-    that order, then without the last ones. `has_prose`: the last column holds sentences, which are wrapped at words."""
+    that order, then without the last ones. `has_prose`: the last column holds sentences, which are wrapped at words.
+    `asides` are lines that `--quiet` leaves out: advice, explanations, where more is to be found."""
 
     title: str
     columns: Sequence[str] = ()
@@ -56,6 +57,7 @@ class TextSection:
     notes: Sequence[str] = ()
     optional: Sequence[str] = ()
     has_prose: bool = False
+    asides: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,7 @@ def _write(result: CommandResult, as_json: bool, output: IO[str]) -> None:
         _print(console, f"\n{section.title}" if number else section.title, "bold", kept="\n" if number else "")
         if section.rows:
             _write_table(section, console)
-        for line in section.notes:
+        for line in [*section.notes, *([] if _is_quiet else section.asides)]:
             _print(console, line, "dim")
 
 
@@ -193,7 +195,7 @@ def relay(text: str) -> None:
 
 
 def set_quiet(quiet: bool) -> None:
-    """Lets this command show its result, warnings and errors only, if `quiet`: neither progress nor notes."""
+    """Lets this command show its result, warnings and errors only, if `quiet`: neither progress nor asides."""
     global _is_quiet
     _is_quiet = quiet
 

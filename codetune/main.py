@@ -15,10 +15,10 @@ from codetune.cli import app
 from codetune.commands import raise_interrupts
 from codetune.errors import BusyError, CodetuneError, UsageError
 from codetune.launch import dispatch
-from codetune.launch.environment import current_rank, prepare_process, worker_task
+from codetune.launch.environment import begun_assignment, current_rank, prepare_process, worker_task
 from codetune.launch.library_messages import make_messages_visible
 from codetune.launch.workers import JSON, empty_standard_input, exit_process
-from codetune.options import require_unicode, with_project_option
+from codetune.options import completed_assignments, require_unicode, with_project_option
 
 _WrongUsage: Any = typer.BadParameter.__base__  # click's UsageError, which typer 0.29 has a copy of
 
@@ -78,6 +78,9 @@ def _run_command() -> None:
 def _exit_status() -> int:
     """Runs the command. Typer's errors about the command line become UsageError, so that all errors look alike."""
     try:
+        if (begun := begun_assignment()) is not None:
+            sys.stdout.write("\n".join(word.partition("=")[2] for word in completed_assignments(begun)))
+            return 0
         status = app(prog_name="codetune", standalone_mode=False)
         sys.stdout.flush()
     except _WrongUsage as why:

@@ -16,7 +16,7 @@ from typer.models import OptionInfo
 
 from codetune.errors import UsageError
 from codetune.project.file import read_project
-from codetune.project.keys import keys
+from codetune.project.keys import fixed_values, keys
 from codetune.project.sections import PROJECT_FILE, STAGE_NAMES, Method, PadMode, Project, StageName, Strategy
 from codetune.text import lone_surrogate
 
@@ -36,13 +36,24 @@ def completes(words: Iterable[str]) -> Callable[[str], list[str]]:
     return lambda incomplete: [word for word in words if word.startswith(incomplete)]  # typer knows this name
 
 
+def completed_assignments(incomplete: str) -> list[str]:
+    """The keys of the project file that begin so; of one that is written out, or the only one, its words."""
+    fields = dict(keys())
+    key, has_value, _ = incomplete.partition("=")
+    found = [key] if has_value and key in fields else [name for name in fields if name.startswith(incomplete)]
+    words = fixed_values(found[0], fields[found[0]]) if len(found) == 1 else []
+    if not words:
+        return [] if has_value else [f"{name}=" for name in found]
+    return [word for value in words if (word := f"{found[0]}={value}").startswith(incomplete)]
+
+
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="SECTION.KEY=VALUE",
         help="Any key of the project file. Repeatable.",
-        autocompletion=completes([f"{key}=" for key, _ in keys()]),
+        autocompletion=completed_assignments,
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document on standard output.")]

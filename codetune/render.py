@@ -204,13 +204,16 @@ def sweep(outcomes: Sequence[VariantOutcome], path: Path) -> CommandResult:
         for control, differences in outcome.against.items()
         if differences
     ]
-    notes += ["in all: training, and all that selecting its rows cost, counted whole for every variant that shares it"]
+    asides = [
+        "in all: training, and all that selecting its rows cost, counted whole for every variant that shares it",
+        f"everything stands in {path}",
+    ]
     document = {"artefact": str(path), **document_of(outcomes)}
     seeds = max(outcome.seeds for outcome in outcomes)
     over = (
         "mean over seeds (95 % interval over tasks and seeds)" if seeds > 1 else "one seed (95 % interval over tasks)"
     )
-    return CommandResult(f"sweep: {over}", columns, rows, [*notes, f"everything stands in {path}"], document=document)
+    return CommandResult(f"sweep: {over}", columns, rows, notes, asides=asides, document=document)
 
 
 def _compared_seeds(outcome: str, found: SeedEstimate) -> str:

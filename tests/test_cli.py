@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from codetune.cli import app
 from codetune.commands import perform
 from codetune.console import CommandResult
 from codetune.errors import InputError
+from codetune.options import completed_assignments
 from codetune.project.file import read_project
 from codetune.stages.runner import SAVED
 from tests import pipeline
@@ -75,14 +77,34 @@ def test_every_command_can_be_quiet_and_completes_its_name(tmp_path: Path) -> No
         ("codetune train --pad-mode dynamic_pa", ["dynamic_pad", "dynamic_pack"]),
         ("codetune run --from s", ["score", "select", "sanitize"]),
         ("codetune select --set train.lora.a", ["train.lora.alpha="]),
+        ("codetune train --set train.pad_mode=dynamic_pa", ["dynamic_pad", "dynamic_pack"]),
     ],
 )
 def test_the_shell_completes_values_and_keys_of_the_project_file(line: str, words: list[str], tmp_path: Path) -> None:
     assert completed(line, tmp_path) == words
 
 
+@pytest.mark.parametrize(
+    ("begun", "words"),
+    [
+        ("train.pad_mode=paper", ["train.pad_mode=paper_pack"]),
+        ("train.meth", [f"train.method={method}" for method in ("full", "lora", "qlora")]),  # the only key
+        ("train.tf32=", ["train.tf32=true", "train.tf32=false"]),
+        ("train.m", [f"train.{key}=" for key in ("method", "max_length", "max_steps", "max_grad_norm", "merge")]),
+        ("select.mismatch", ["select.mismatch=", "select.mismatch_level="]),
+        ("select.mismatch=c", ["select.mismatch=calibrated"]),
+        ("train.epochs=", []),
+        ("no.such=", []),
+    ],
+)
+def test_a_begun_assignment_is_completed_by_keys_and_then_by_words(begun: str, words: list[str]) -> None:
+    assert completed_assignments(begun) == words
+
+
 def completed(line: str, directory: Path) -> list[str]:
-    words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1), "_CODETUNE_COMPLETE": "complete_bash"}
+    """As bash asks: it breaks words at `=`."""
+    parts = re.findall("=|[^ =]+", line)
+    words = {"COMP_WORDS": "\n".join(parts), "COMP_CWORD": f"{len(parts) - 1}", "_CODETUNE_COMPLETE": "complete_bash"}
     return run_codetune(cwd=directory, environment=words).stdout.split()
 
 

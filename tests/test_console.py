@@ -56,6 +56,16 @@ def test_a_result_of_several_sections_has_a_blank_line_before_each_title() -> No
     assert lines == ["plan", "", "padding", "mode         rate", "max_length   77.5 %", "one epoch"]
 
 
+def test_with_quiet_a_result_has_no_asides() -> None:
+    result = CommandResult("report: page", notes=["2 figures"], asides=["to do more: codetune eval"], document={})
+    assert shown(result, as_json=False).splitlines() == ["report: page", "2 figures", "to do more: codetune eval"]
+    console.set_quiet(True)
+    try:
+        assert shown(result, as_json=False).splitlines() == ["report: page", "2 figures"]
+    finally:
+        console.set_quiet(False)
+
+
 def test_with_quiet_only_warnings_errors_and_what_must_be_said_are_written(capfd: pytest.CaptureFixture[str]) -> None:
     console.set_quiet(True)
     try:

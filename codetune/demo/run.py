@@ -154,12 +154,11 @@ def _shown(
         *(line for result in results if result.stage == SELECT.name for line in _diagnostics(result)),
         *(line for entry in compared for line in render.comparison_lines(entry)),
         "seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items()),
-        f"everything lies in {demo_project.directory}; try: cd {demo_project.directory} && codetune status",
     ]
     tasks = f"{demo_project.tasks} held-out tasks"
-    return CommandResult(
-        f"demo: {tasks}, pass@1 (95 % interval)", ("model", "rows", "base", "plus"), table, notes, document=document
-    )
+    title, columns = f"demo: {tasks}, pass@1 (95 % interval)", ("model", "rows", "base", "plus")
+    where = f"everything lies in {demo_project.directory}; try: cd {demo_project.directory} && codetune status"
+    return CommandResult(title, columns, table, notes, asides=[where], document=document)
 
 
 def _diagnostics(result: StageResult) -> list[str]:

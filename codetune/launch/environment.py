@@ -43,6 +43,7 @@ AUTO_SHARD = "auto"
 OBJECTS_BEFORE_COLLECTION = 10_000
 WORKER_TASK = "CODETUNE_WORKER_TASK"
 GPUS = "CUDA_VISIBLE_DEVICES"
+COMPLETE = "_CODETUNE_COMPLETE"  # set by the completion of a shell
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,20 @@ def user_cache() -> Path:
     if named:
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "codetune"
+
+
+def begun_assignment() -> str | None:
+    """The `KEY=VALUE` of a `--set` that bash asks to complete; None where another shell, or nobody, asks. bash breaks
+    words at `=`, so that typer would take KEY alone for the assignment."""
+    if os.environ.get(COMPLETE) != "complete_bash":
+        return None
+    words = os.environ.get("COMP_WORDS", "").split("\n")[: int(os.environ.get("COMP_CWORD", "0")) + 1]
+    match words:
+        case [*_, "--set", key, "="] | [*_, "--set", "=", key, "="]:
+            return f"{key}="
+        case [*_, "--set", key, "=", value] | [*_, "--set", "=", key, "=", value]:
+            return f"{key}={value}"
+    return None
 
 
 def thread_count() -> int:

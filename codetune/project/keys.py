@@ -2,13 +2,16 @@
 when a training continues, the types of their values, and their values in a project."""
 
 from collections.abc import Iterator
-from typing import Annotated, Literal, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from codetune.errors import InputError
-from codetune.project.sections import Project, SealName
+from codetune.project.sections import NOT_IN_THIS_VERSION, Project, SealName
+
+NULL = "null"
 
 
 def keys(section: type[BaseModel] = Project, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -56,6 +59,16 @@ def value_at(project: BaseModel, key: str) -> object:
     return value.model_dump() if isinstance(value, BaseModel) else value
 
 
+def fixed_values(key: str, field: FieldInfo) -> list[str]:
+    """The words that a key takes, as `--set` reads them; none for one that takes numbers, names or lists alone.
+
+    >>> fixed_values("train.keep_best", dict(keys())["train.keep_best"])
+    ['loss', 'pass@1', 'null']
+    """
+    words = [word for word in _words_in(field.annotation) if word not in NOT_IN_THIS_VERSION.get(key, ())]
+    return [word for word in words if word != NULL or len(words) > 1]
+
+
 def accepted_types(field: FieldInfo) -> frozenset[type]:
     """The types of the values that a key takes; of a list also the types of its items.
 
@@ -74,3 +87,15 @@ def _types_in(annotation: object) -> Iterator[type]:
         yield from (one for one in (annotation, get_origin(annotation)) if isinstance(one, type))
         for part in get_args(annotation):
             yield from _types_in(part)
+
+
+def _words_in(annotation: object) -> Iterator[str]:
+    if get_origin(annotation) is Literal:
+        yield from map(str, get_args(annotation))
+    elif get_origin(annotation) is Annotated:
+        yield from _words_in(get_args(annotation)[0])
+    elif annotation in (bool, None, type(None)):
+        yield from ("true", "false") if annotation is bool else (NULL,)
+    elif get_origin(annotation) in (Union, UnionType):
+        for part in get_args(annotation):
+            yield from _words_in(part)

@@ -45,7 +45,8 @@ def make_report(context: RunContext, figures: Path | None = None) -> CommandResu
     told = {"report": str(run.report), "bytes": size, "left_out": left_out, "figures": [str(path) for path in drawn]}
     title = f"report: {run.report} ({size / 1e6:.1f} MB, {quantity(len(left_out), 'part')} left out)"
     notes = [f"figures: {quantity(len(drawn), 'file')} in {figures}"] if drawn else []
-    return CommandResult(title, notes=[*notes, *(f"left out: {sentence}" for sentence in left_out)], document=told)
+    asides = [f"left out: {sentence}" for sentence in left_out]
+    return CommandResult(title, notes=notes, asides=asides, document=told)
 
 
 def page_text(document: Mapping[str, object]) -> str:

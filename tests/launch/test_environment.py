@@ -16,6 +16,7 @@ from codetune.errors import UsageError
 from codetune.launch.environment import (
     Node,
     WorkerTask,
+    begun_assignment,
     current_node,
     current_rank,
     parse_shard,
@@ -191,3 +192,23 @@ def test_a_single_rank_has_the_variables_of_a_launcher_for_a_while(no_launcher: 
         assert os.environ["RANK"] == "0"
     assert "RANK" not in os.environ
     assert os.environ["MASTER_PORT"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("words", "begun"),
+    [
+        (["train", "--set", "train.tf32", "="], "train.tf32="),
+        (["train", "--set", "train.tf32", "=", "t"], "train.tf32=t"),
+        (["train", "--set", "=", "train.tf32", "=", "t"], "train.tf32=t"),
+        (["train", "--set", "train.t"], None),
+        (["train", "--set", "seed", "=", "7", "--pad-mode", "="], None),
+    ],
+)
+def test_an_assignment_is_found_in_the_words_that_bash_breaks_it_into(
+    words: list[str], begun: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COMP_WORDS", "\n".join(["codetune", *words, "after the cursor"]))
+    monkeypatch.setenv("COMP_CWORD", str(len(words)))
+    assert begun_assignment() is None
+    monkeypatch.setenv("_CODETUNE_COMPLETE", "complete_bash")
+    assert begun_assignment() == begun

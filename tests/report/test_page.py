@@ -76,8 +76,10 @@ def test_the_figures_of_training_and_benchmarks_are_those_of_their_artefacts(tmp
     assert found["programs"] == {label: {"T/0": [HOSTILE, 0], "T/1": [label, 0]} for label in ("base", "tuned")}
     nats = [report["nats_per_token"] for report in document["likelihood"]["reports"]]
     assert (nats, document["likelihood"]["comparisons"][0]["difference"]) == ([5 / 8, 5 / 8], 0)
-    told = make_report(context, tmp_path / "figures").document
+    shown = make_report(context, tmp_path / "figures")
+    told = shown.document
     assert told["left_out"] == [document["selection"]["missing"]]
+    assert shown.asides == [f"left out: {document['selection']['missing']}"]
     drawn = [path.name for path in map(Path, cast("list[str]", told["figures"]))]
     assert drawn == [f"{name}.{kind}" for name in ("loss", "speed", "pass-tasks") for kind in ("png", "svg")]
 
