@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 from collections.abc import Mapping
 from itertools import compress
 from pathlib import Path
@@ -28,6 +26,7 @@ from codetune.stages.stage import RunContext
 from codetune.store.manifest import Manifest, read_manifest, write_manifest
 from codetune.store.row_artefacts import read_embeddings, read_scores, read_selection
 from tests import pipeline
+from tests.chromium import BrowserPage, needs_chromium, opened
 from tests.report.test_page_sweep import VARIANTS
 from tests.small_world import context_of, make_small_world, rows, write_rows
 
@@ -218,23 +217,65 @@ def test_a_training_that_was_killed_shows_its_whole_lines(tmp_path: Path) -> Non
     assert (training["lines"], training["is_finished"]) == ([{"step": 1, "loss": None}], False)
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+@needs_chromium
 def test_a_browser_draws_the_page_without_an_error_and_runs_no_text_of_a_row(tmp_path: Path) -> None:
     project = make_small_world(tmp_path)
     write_rows(tmp_path / "data.jsonl", [{"instruction": HOSTILE, "output": HOSTILE}, *rows(9)])
     context = context_of(project, select__strategy="random", select__ratio=1.0)
     pipeline.select(context)
     context.run.sweep.mkdir()
-    (context.run.sweep / "sweep.json").write_text(json.dumps({"variants": VARIANTS}), encoding="utf-8")
+    difference = {"mean": -0.1, "low": -0.2, "high": -0.0001, "told_apart": True}
+    worse = dict.fromkeys(VARIANTS[0]["figures"], difference)
+    variants = [{**VARIANTS[0], "tokens": 320_926.5, "against": {"all": worse}}, *VARIANTS[1:]]
+    (context.run.sweep / "sweep.json").write_text(json.dumps({"variants": variants}), encoding="utf-8")
     make_report(context)
-    profile = f"--user-data-dir={tmp_path / 'profile'}"
-    options = ("--headless", "--no-sandbox", "--disable-gpu", profile, "--enable-logging=stderr", "--dump-dom")
-    command = ["chromium", *options, context.run.report.as_uri()]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    assert "CONSOLE" not in shown.stderr
-    assert '<section id="provenance"><h2>Provenance</h2>' in shown.stdout
-    assert "All 10 rows of this page" in shown.stdout
-    assert "By sampling rate (select.ratio)" in shown.stdout
+    with opened(context.run.report, tmp_path / "profile") as page:
+        shown = page.value("document.body.innerText")
+        assert page.value("document.querySelectorAll('script').length") == 2
+    assert not page.complaints
+    assert "All 10 rows of this page" in shown
+    assert "By sampling rate (select.ratio)" in shown
+    assert re.search(r"ifd-0\.4\t9\t320,926\t", shown)  # a half goes to the even number, as in the terminal
+    assert "-10.0 points (-20.0 to +0.0)" in shown
+
+
+@needs_chromium
+def test_what_a_mouse_or_a_finger_drags_over_is_listed(tmp_path: Path) -> None:
+    context = selected(tmp_path)
+    make_report(context)
+    scores = {row.id: row for row in read_scores(context.run) if isinstance(row, Score)}
+    report = json.loads(context.run.selection_report.read_text(encoding="utf-8"))
+    edges, drawn = report["histograms"]["ifd"]["edges"], report["map"]
+    with opened(context.run.report, tmp_path / "profile", width=390, has_touch=True) as page:
+        for by_finger in (False, True):
+            page.drag("svg.brush", (0.3, 0.5), (0.6, 0.5), by_finger=by_finger)
+            low, high = (on_axis(share, edges[0], edges[-1]) for share in (0.3, 0.6))
+            assert listed(page) == {row_id for row_id, row in scores.items() if low <= row.ifd <= high} != set()
+            page.value("document.getElementById('clear').click()")
+            assert listed(page) == set(scores)
+        page.drag("canvas.brush", (0.01, 0.01), (0.5, 0.99))
+        width = page.value("document.querySelector('canvas.brush').clientWidth")
+        left = min(drawn["x"]) + (width / 2 - 10) / (width - 20) * (max(drawn["x"]) - min(drawn["x"]))
+        on_map = {row_id for row_id, x in zip(drawn["id"], drawn["x"], strict=True) if x <= left}
+        assert listed(page) == on_map != set()
+        page.drag("svg.brush", (0.3, 0.5), (0.6, 0.5))
+        assert listed(page) == {row_id for row_id in on_map if low <= scores[row_id].ifd <= high}
+    assert not page.complaints
+
+
+def on_axis(share: float, low: float, high: float) -> float:
+    """The value at a share of the width of a histogram, which is 560 wide, 46 of them left of its axis and 20 right."""
+    return low + (share * 560 - 46) / (560 - 46 - 20) * (high - low)
+
+
+def listed(page: BrowserPage) -> set[str]:
+    """The ids of the rows that the page lists; their number stands above them."""
+    ids = page.value(
+        "for (let more; (more = document.querySelector('button.more')); ) more.click();"
+        "[...document.querySelectorAll('td button.link[aria-expanded]')].map((each) => each.textContent)"
+    )
+    assert f"{len(ids)} rows of this page" in page.value("document.body.innerText")
+    return set(ids)
 
 
 def selected(directory: Path) -> RunContext:
