@@ -67,10 +67,14 @@ def add_adapters(
     )
     try:
         with _seeded(seed), quiet_peft():
-            return get_peft_model(network, settings)
+            model = get_peft_model(network, settings)
     except (ValueError, re.error) as error:
         found = f"{lora.target_modules} fits no module of {type(network).__name__} ({first_line(error)})"
         raise _unknown_modules(found, expected) from error
+    found_modules = settings.target_modules
+    if isinstance(found_modules, set):  # its order differs between processes, and would be saved
+        settings.target_modules = sorted(found_modules)
+    return model
 
 
 def _require_modules(network: PreTrainedModel, targets: str | list[str], expected: str) -> None:

@@ -25,6 +25,7 @@ from codetune.launch.workers import JSON
 from codetune.project.sections import Project
 from codetune.records import ModelRef
 from codetune.stages.benchmarks import tasks_facts, tasks_input
+from codetune.stages.model_card import update_card
 from codetune.stages.model_ref import end_of_turn, local_directory, model_digest, prompt_kind
 from codetune.stages.runner import of_total, warn_of_new_parts, write_total
 from codetune.stages.stage import (
@@ -299,6 +300,7 @@ GENERATE = Stage(
     progress=_progress,
     has_saved=_has_saved,
     details=_details,
+    afterwards=update_card,
     is_taken_over=True,
     facts=tasks_facts,
     documented=("tokens", "truncated"),

@@ -3,7 +3,8 @@ in whenever some come.
 
 A card is for people and for the Hub. It is no part of what a model is known by, so neither results nor the text of a
 user make anything stale. Shown are results of this very model, by its digest, on whole benchmarks, or on all
-their tasks but those that chose its weights. A card that was deleted is written again; one that a user wrote stays, and
+their tasks but those that chose its weights, and those of the base model on the same tasks and rows. Results whose
+completions were made anew are taken out. A card that was deleted is written again; one that a user wrote stays, and
 gets results only if it has the marks for them."""
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -140,17 +141,27 @@ def _benchmarks(context: RunContext, training: Manifest) -> Iterator[BenchmarkRe
 
     for path in sorted(context.run.evaluations.glob(f"*/{TUNED}.json")):
         benchmark = path.parent.name
-        found = {label: _report(context, training, benchmark, label) for label in (BASE, TUNED)}
-        answered = {label: one for label, one in found.items() if one is not None}
-        if benchmark != HOLDOUT and TUNED in answered:
-            reports = [report for report, _ in answered.values()]
-            how = {label: settings for label, (_, settings) in answered.items()}
+        own, base = (_report(context, training, benchmark, label) for label in (TUNED, BASE))
+        if benchmark != HOLDOUT and own is not None:
+            is_alike = base is not None and base.tasks == own.tasks
+            answered = {BASE: base, TUNED: own} if base is not None and is_alike else {TUNED: own}
+            reports = [one.report for one in answered.values()]
+            how = {label: one.settings for label, one in answered.items()}
             yield BenchmarkResults(reports, how, compare(reports, context.project.seed))
 
 
-def _report(context: RunContext, training: Manifest, benchmark: str, label: str) -> tuple[Report, Settings] | None:
-    """The report of one model on one benchmark, and the settings that made it answer; None where it is of another
-    model, or of other tasks than all but those that chose the weights."""
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """The report of a model on a benchmark, the settings that made it answer, and the digest of the tasks."""
+
+    report: Report
+    settings: Settings
+    tasks: str
+
+
+def _report(context: RunContext, training: Manifest, benchmark: str, label: str) -> _Answered | None:
+    """The report of one model on one benchmark; None where it is of another model, or of other tasks than all but those
+    that chose the weights."""
     run = context.run
     paths = [of_kind(benchmark, label) for of_kind in (run.evaluation, run.solutions, run.completions)]
     evaluated, solved, generated = (_sealed(context, path) for path in paths)
@@ -161,7 +172,7 @@ def _report(context: RunContext, training: Manifest, benchmark: str, label: str)
         return None
     report: Report = json.loads(paths[0].read_text(encoding="utf-8"))
     is_told = report["tasks"] == _told_tasks(context, training, evaluated, report["tasks_in_benchmark"])
-    return (report, generated.settings) if is_told else None
+    return _Answered(report, generated.settings, evaluated.inputs["benchmark"]) if is_told else None
 
 
 def _told_tasks(context: RunContext, training: Manifest, evaluated: Manifest, whole: int) -> int | None:
@@ -178,14 +189,20 @@ def _told_tasks(context: RunContext, training: Manifest, evaluated: Manifest, wh
 
 
 def _losses(context: RunContext, training: Manifest) -> dict[str, LikelihoodReport]:
-    """The losses on the held-out rows, by model; none without that of this model."""
+    """The losses on the held-out rows, by model: that of this model, and that of the base model on the same rows by the
+    same settings."""
     found: dict[str, LikelihoodReport] = {}
-    for label in (BASE, TUNED):
+    measured_on = None
+    for label in (TUNED, BASE):
         path = context.run.evaluation(HOLDOUT, label)
         manifest = _sealed(context, path)
-        if manifest is not None and manifest.inputs["model"] == _digest(context, training, label):
+        if manifest is None or manifest.inputs["model"] != _digest(context, training, label):
+            continue
+        rows = manifest.inputs["rows"], manifest.settings
+        measured_on = rows if label == TUNED else measured_on
+        if rows == measured_on:
             found[label] = json.loads(path.read_text(encoding="utf-8"))
-    return found if TUNED in found else {}
+    return found
 
 
 def _digest(context: RunContext, training: Manifest, label: str) -> str:

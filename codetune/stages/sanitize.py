@@ -14,6 +14,7 @@ from codetune.project.sections import Project
 from codetune.stages.benchmarks import samples_input, tasks_facts, tasks_input
 from codetune.stages.generate import GENERATE
 from codetune.stages.inputs import artefact_input
+from codetune.stages.model_card import update_card
 from codetune.stages.stage import (
     Details,
     Input,
@@ -76,6 +77,7 @@ SANITIZE = Stage(
     _write,
     of_benchmark=True,
     details=_details,
+    afterwards=update_card,
     rules=2,  # since thoughts are no part of an answer, and of a function that is defined twice the last counts
     is_taken_over=True,
     facts=tasks_facts,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,14 @@ def test_lora_trains_adapters_of_all_linear_layers_only() -> None:
     assert all("lora_" in name for name in trained)
     modules = {name.split(".")[-4] for name in trained}
     assert modules == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def test_saved_adapters_name_their_modules_in_the_same_order_in_every_process(tmp_path: Path) -> None:
+    with quiet_peft():
+        with_trained_adapters(tiny_model("llama", 100), "lora").save_pretrained(str(tmp_path))
+    saved = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))["target_modules"]
+    assert saved == sorted(saved)
+    assert len(saved) == 14
 
 
 def test_adapters_change_nothing_before_they_are_trained() -> None:

@@ -104,6 +104,41 @@ def test_results_come_into_the_card_and_make_nothing_stale(context: RunContext) 
     assert "Not evaluated yet." in (context.run.model / "README.md").read_text(encoding="utf-8")
 
 
+def answer(context: RunContext, name: str) -> None:
+    tasks, model = open_benchmark(context, "tasks.jsonl"), model_ref(context, name)
+    for stage in (pipeline.generate, pipeline.sanitize, pipeline.evaluate):
+        stage(context, tasks, model)
+
+
+def test_no_result_stays_of_completions_that_were_made_anew(context: RunContext) -> None:
+    answer(context, "tuned")
+    path = context.run.model / "README.md"
+    assert "| tasks | 3 | plus |" in path.read_text(encoding="utf-8")
+    shorter = context_of(context.project.root / "codetune.yaml", **SETTINGS, generate__max_new_tokens=4)
+    pipeline.generate(shorter, open_benchmark(shorter, "tasks.jsonl"), model_ref(shorter, "tuned"))
+    assert "Not evaluated yet." in path.read_text(encoding="utf-8")
+
+
+def test_the_base_model_stands_beside_it_on_the_same_tasks_and_rows_only(context: RunContext) -> None:
+    project, path = context.project.root / "codetune.yaml", context.run.model / "README.md"
+    measure_holdout(context, [])
+    answer(context, "tuned")
+    answer(context, "base")
+    both = path.read_text(encoding="utf-8")
+    assert "told apart |" in both
+    assert "- Loss of the base model" in both
+    tasks = project.parent / "tasks.jsonl"
+    tasks.write_text(tasks.read_text(encoding="utf-8").replace("[[1], [2]]", "[[1], [3]]", 1), encoding="utf-8")
+    other = context_of(project, **{**SETTINGS, "seed": 7})
+    pipeline.select(other)
+    measure_holdout(other, ["base"])
+    answer(other, "base")
+    alone = path.read_text(encoding="utf-8")
+    assert "| tasks | 3 | plus | pass@1 |  | 0.0 %" in alone
+    assert "- Loss of this model" in alone
+    assert "- Loss of the base model" not in alone
+
+
 def test_the_text_of_a_user_stays_when_results_come(context: RunContext) -> None:
     path = context.run.model / "README.md"
     path.write_text(f"---\nlanguage: en\n---\nMine.\n{TEXT_MARKS[0]}\n{TEXT_MARKS[1]}\nMine too.\n", encoding="utf-8")
