@@ -190,7 +190,13 @@ def _holdout_line(context: RunContext, label: str) -> StatusLine:
         detail = (
             f"{read_likelihood(EVALUATE_HOLDOUT.artefact(context.run, request))['nats_per_token']:.4f} nats a token"
         )
-    return StatusLine(f"{HOLDOUT} {label}", found.state, detail, f"codetune eval {HOLDOUT} --model {label}")
+    command = _remedy(found) or f"codetune eval {HOLDOUT} --model {label}"
+    return StatusLine(f"{HOLDOUT} {label}", found.state, detail, command)
+
+
+def _remedy(found: StageStatus) -> str:
+    """The command without which no other helps: it sets a damaged manifest aside; "" where none is damaged."""
+    return set_aside_command(found.damaged) if found.damaged else ""
 
 
 def _running(context: RunContext, stages: Sequence[Stage], request: StageRequest) -> str:
@@ -214,9 +220,7 @@ def _stage_line(context: RunContext, stage: Stage) -> StatusLine:
         )
     if found.state == "partial":
         command = stage.continue_command(context) or command
-    if found.state == "stale" and found.manifest is None:  # a damaged manifest
-        command = set_aside_command(stage.artefact(context.run, StageRequest()))
-    return StatusLine(stage.name, found.state, found.why, command)
+    return StatusLine(stage.name, found.state, found.why, _remedy(found) or command)
 
 
 def _content(stage: Stage, manifest: Manifest) -> str:
@@ -241,12 +245,14 @@ def _benchmark_line(context: RunContext, said: str, label: str, trained: bool) -
     line = f"{name} {label}"
     found = stage_status(context, EVALUATE, request)
     if found.state in ("missing", "partial"):
-        generated = stage_status(context, GENERATE, request)
+        generated, sanitized = (stage_status(context, stage, request) for stage in (GENERATE, SANITIZE))
+        if remedy := _remedy(generated) or _remedy(sanitized):
+            return StatusLine(line, "stale", generated.why or sanitized.why, remedy)
         progress = {"missing": "", "partial": generated.why}.get(generated.state, "generated")
         return StatusLine(line, "partial" if progress else "missing", progress, command)
     changed = found.why or (TUNED_IS_OLD if label == "tuned" and not trained else "")
     if changed:
-        return StatusLine(line, "stale", changed, command)
+        return StatusLine(line, "stale", changed, _remedy(found) or command)
     taken = found.manifest.facts.get(TAKEN_FROM) if found.manifest else None
     figures = _figures(read_report(EVALUATE.artefact(context.run, request)))
     return StatusLine(line, "done", figures + (f"; taken over from {taken}" if taken else ""), command)

@@ -27,7 +27,7 @@ from codetune.store.block_log import BlockLog, log_path
 from codetune.store.examples import read_examples
 from codetune.store.files import write_text
 from codetune.store.locks import locked
-from codetune.store.manifest import read_manifest
+from codetune.store.manifest import manifest_path, read_manifest
 from tests.benchmark.published import ALL_FORMATS
 from tests.small_world import context_of, make_small_world, rows, run_codetune, write_rows
 
@@ -110,6 +110,7 @@ def _test_status_after_changes(project: Path) -> None:
     with pytest.raises(StaleError, match=f"mv {manifest} {manifest}.old$"):
         require(context_of(project), SELECT)
     manifest.write_bytes(whole)
+    _test_damaged_manifests_of_a_benchmark(project)
     longer = {line.stage: line for line in workflow.status(context_of(project, generate__max_new_tokens=9))}
     assert "max_new_tokens" in longer["tasks base"].detail
     before = tasks.read_bytes()
@@ -117,11 +118,31 @@ def _test_status_after_changes(project: Path) -> None:
     lines = {line.stage: line for line in workflow.status(context_of(project))}
     assert lines["tasks base"].detail == f"the tasks in {tasks} have changed since"
     tasks.write_bytes(before)
+    copied = shutil.copytree(project.parent, project.parent.with_name(f"{project.parent.name}-copied"))
+    (copied / "tasks.jsonl").write_bytes(before + b"\n")
+    lines = {line.stage: line for line in workflow.status(context_of(copied / project.name))}
+    assert lines["tasks base"].detail == f"the tasks in {copied / 'tasks.jsonl'} have changed since"
     write_rows(project.parent / "data.jsonl", rows(21))
     lines = {line.stage: line for line in workflow.status(context_of(project))}
     assert all(lines[stage].state == "stale" for stage in ("score", "embed", "select", "train", "tasks tuned"))
     assert "the data set" in lines["select"].detail
     assert lines["tasks base"].state == "done"
+
+
+def _test_damaged_manifests_of_a_benchmark(project: Path) -> None:
+    """The next command sets the manifest aside, without which no other does anything, also before the evaluation."""
+    run = context_of(project).run
+    evaluation = manifest_path(run.evaluation("tasks", "base"))
+    for path in (run.completions("tasks", "base"), run.solutions("tasks", "base"), run.evaluation("tasks", "base")):
+        manifest = manifest_path(path)
+        kept = {file: file.read_bytes() for file in (manifest, evaluation)}
+        manifest.write_bytes(b"{}")
+        for _ in range(1 if manifest == evaluation else 2):
+            line = {line.stage: line for line in workflow.status(context_of(project))}["tasks base"]
+            assert (line.state, line.command) == ("stale", f"mv {manifest} {manifest}.old")
+            evaluation.unlink(missing_ok=True)
+        for file, content in kept.items():
+            file.write_bytes(content)
 
 
 def test_stages_that_the_strategy_does_not_need_are_left_out(tmp_path: Path) -> None:

@@ -221,7 +221,7 @@ def _changed_tasks(
     if request.tasks is not None:
         is_same = request.tasks.digest == manifest.inputs["benchmark"]
         return "" if is_same else f"{artefact} was made for different tasks"
-    file = Path(manifest.facts.get("benchmark_file", ""))
+    file = _own_file(context, request.benchmark) or Path(manifest.facts.get("benchmark_file", ""))
     if file.is_file() and context.digests.file(file) != manifest.facts["benchmark_file_digest"]:
         return f"the tasks in {file} have changed since"
     apart = tasks_apart_at_hand(context)
@@ -229,6 +229,12 @@ def _changed_tasks(
         return ""  # tasks are read only where some are, or were, left out
     is_same = benchmark_digest(tasks_left(read_problems(file), apart)) == manifest.inputs["benchmark"]
     return "" if is_same else f"{artefact} was made without, or with, tasks that train.tasks keeps apart now"
+
+
+def _own_file(context: RunContext, name: str) -> Path | None:
+    """The user's own file that the artefacts of this name are of; None for a benchmark of the table."""
+    own = [said for said in context.project.evaluate.benchmarks if not spec_named(said)]
+    return next((_project_path(context, said) for said in own if directory_name(context, said) == name), None)
 
 
 def _project_path(context: RunContext, reference: str) -> Path:

@@ -76,7 +76,8 @@ def _kept_projection(context: RunContext) -> Path | None:
     run, seed = context.run, context.project.seed
     manifest, begun = read_manifest(run.embeddings), read_settings(run.parts(run.embeddings) / "settings.json") or {}
     digest = begun.get("model (digest)") if begun.get("seed") == seed else None
-    if manifest is not None and manifest.settings.get("seed") == seed:
+    is_whole = manifest is not None and context.digests.artefact(run.embeddings) == manifest.digest
+    if manifest is not None and is_whole and manifest.settings.get("seed") == seed:
         known = IdIndex(example_ids(run)).holds(row_artefacts.read_embeddings(run).ids)
         digest = manifest.inputs["model"] if 2 * int(known.sum()) > len(known) else digest
     kept = run.projection("").parent.glob("projection-*.npy")

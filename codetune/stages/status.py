@@ -28,6 +28,7 @@ class StageStatus:
     why: str = ""
     manifest: Manifest | None = None  # of one that is done or stale, unless the manifest itself is damaged
     first: Stage | None = None  # of a stale one: the earliest stage to run again; None: a damaged manifest
+    damaged: Path | None = None  # the artefact whose manifest is damaged: this one, or one that it was made of
 
 
 def stage_status(
@@ -39,7 +40,7 @@ def stage_status(
     try:
         manifest = read_manifest(artefact)
     except StaleError as why:
-        return StageStatus("stale", str(why))
+        return StageStatus("stale", str(why), damaged=artefact)
     if manifest is None:
         progress = stage.progress(context, request)
         return StageStatus("missing") if progress is None else StageStatus("partial", progress)
@@ -60,11 +61,12 @@ def stage_status(
             changed = part.change(context, request, artefact, manifest, allow_overrides)
     if not changed:
         return StageStatus("done", "", manifest)
+    damaged = next((found.damaged for found in upstream.values() if found.damaged), None)
     earlier = [(part.upstream, upstream[part.name]) for part in inputs if part.upstream is not None]
     first = next(
         (found.first if found.state == "stale" else before for before, found in earlier if found.state != "done"), stage
     )
-    return StageStatus("stale", changed, manifest, first)
+    return StageStatus("stale", changed, manifest, first, damaged)
 
 
 def require(context: RunContext, stage: Stage, request: StageRequest | None = None) -> Manifest:

@@ -18,10 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codetune.data.ids import IdIndex, pack_ids
+from codetune.errors import StaleError
 from codetune.records import Embeddings, Example, Refusal, Score, ScoreColumns, SelectedRows
 from codetune.store.block_log import FinishedRows
 from codetune.store.examples import example_ids, id_of_line, read_ids, read_lines, read_messages, read_tools
 from codetune.store.files import replacing, write_text
+from codetune.store.manifest import set_aside_command
 from codetune.store.run_directory import Run
 
 TAKEN = "taken"
@@ -279,9 +281,9 @@ def write_selection_report(run: Run, report: Mapping[str, object]) -> None:
 
 
 def read_excluded(run: Run) -> Iterator[tuple[str | None, str]]:
-    """The id of each row of selection.excluded.jsonl (None for a row without one), and why it was not taken."""
-    with run.excluded.open(encoding="utf-8") as lines:
-        yield from ((row["id"], row["why"]) for row in map(json.loads, lines))
+    """The id of each row of selection.excluded.jsonl (None for a row without one), and why it was not taken. Raises as
+    `read_outcomes`."""
+    yield from ((row["id"], row["why"]) for row in _excluded_rows(run))
 
 
 def read_reasons(run: Run) -> Iterator[tuple[str, str]]:
@@ -291,14 +293,28 @@ def read_reasons(run: Run) -> Iterator[tuple[str, str]]:
 
 
 def read_outcomes(run: Run) -> Iterator[RowOutcome]:
-    """The rows of selection.jsonl, without messages and with `why` "taken", then those of selection.excluded.jsonl."""
-    with run.selection.open(encoding="utf-8") as taken, run.excluded.open(encoding="utf-8") as others:
+    """The rows of selection.jsonl, without messages and with `why` "taken", then those of selection.excluded.jsonl.
+    Raises StaleError where the latter is damaged: no manifest tells of a change in it."""
+    with run.selection.open(encoding="utf-8") as taken:
         for row in map(json.loads, taken):
             del row["messages"]
             row.pop("tools", None)
             row["why"] = TAKEN
             yield row
-        yield from map(json.loads, others)
+    yield from _excluded_rows(run)
+
+
+def _excluded_rows(run: Run) -> Iterator[RowOutcome]:
+    try:
+        with run.excluded.open(encoding="utf-8") as lines:
+            for line in lines:
+                row: RowOutcome = json.loads(line)
+                yield {**row, "id": row["id"], "why": row["why"]}
+    except (OSError, ValueError, LookupError, TypeError) as why:
+        raise StaleError(
+            f"{run.excluded} is damaged ({why}). Expected: the rows that were not taken, as codetune wrote them. Make "
+            f"it again: {set_aside_command(run.selection)} && codetune run --to select"
+        ) from None
 
 
 def read_selection(path: Path) -> Iterator[Example]:

@@ -64,6 +64,17 @@ def test_shards_of_several_processes_have_a_log_each_and_give_the_bytes_of_one(
     assert artefact(tmp_path, "score").read_bytes() == alone["score"]
 
 
+@pytest.mark.parametrize("name", ["embeddings.npy", "embeddings.ids"])
+def test_embeddings_with_a_damaged_file_are_made_again(name: str, tmp_path: Path) -> None:
+    project = make_small_world(tmp_path, 6)
+    made = context_of(project).run.directory / name
+    pipeline.embed(context_of(project))
+    whole = made.read_bytes()
+    made.write_bytes(b"junk")
+    pipeline.embed(context_of(project))
+    assert made.read_bytes() == whole
+
+
 def test_a_part_of_a_shard_that_is_somebody_elses_shard_is_not_done_twice_at_once(tmp_path: Path) -> None:
     context = context_of(make_small_world(tmp_path), **FLAGS, launch__processes=2)
     with locked(context.run, "score", (2, 4)), pytest.raises(BusyError, match="is already running score-2-of-4"):

@@ -14,13 +14,15 @@ import pytest
 from numpy.typing import NDArray
 
 from codetune.data.ids import IdIndex
+from codetune.errors import StaleError
 from codetune.records import Example, Message, Refusal, Score, SelectedRows
 from codetune.store.block_log import BlockLog, FinishedRows, log_path, read_logs
 from codetune.store.examples import write_examples
-from codetune.store.files import replacing
+from codetune.store.files import replacing, write_text
 from codetune.store.row_artefacts import (
     embedding_bytes,
     read_embeddings,
+    read_outcomes,
     read_scores,
     read_selection,
     score_line,
@@ -182,6 +184,15 @@ def test_a_long_selection_is_complete(run: Run) -> None:
     write_picks(run, picked(list(reversed(range(count)))))
     assert [row.id for row in read_selection(run.selection)] == [example(n).id for n in reversed(range(count))]
     assert {path.name for path in run.directory.iterdir()} == {"examples.jsonl", "selection.jsonl"}
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]\n", '{"id": null}\n'])
+def test_rows_not_taken_whose_file_is_damaged_are_told_with_the_remedy(content: str | None, run: Run) -> None:
+    write_text(run.selection, "")
+    if content is not None:
+        write_text(run.excluded, content)
+    with pytest.raises(StaleError, match=r"excluded\.jsonl is damaged .*: mv .*seal\.old && codetune run --to select$"):
+        list(read_outcomes(run))
 
 
 def test_a_selection_is_streamed(run: Run) -> None:
