@@ -99,7 +99,10 @@ def _saying_what_is_saved(context: RunContext, stage: Stage, request: StageReque
         yield
     except KeyboardInterrupt:
         name = stage.name
-        nothing = f"Interrupted before {name} had saved anything. Run the same command to start {name} again."
+        nothing = (
+            f"Interrupted before {name} had saved anything. What was finished before is kept. Run the same command to "
+            f"start {name} again."
+        )
         raise KeyboardInterrupt(SAVED if stage.has_saved(context, request) else nothing) from None
 
 

@@ -16,6 +16,7 @@ from codetune.errors import ModelError
 from codetune.model.load import load_tokenizer
 from codetune.project.sections import ChatFormat
 from codetune.records import Example, Message, Refusal
+from tests.data.test_own_template import BLOCKS
 from tests.model.builders import byte_tokenizer
 
 CONVERSATIONS = {
@@ -123,10 +124,14 @@ def test_of_a_conversation_the_last_answer_alone_is_learned_where_the_project_sa
         assert (last.ids, sum(last.learned) > 1) == (every.ids, True)
 
 
-@pytest.mark.parametrize("chat_format", ["deepseek", "tokenizer"])
-def test_an_answer_with_the_weight_0_is_context(chat_format: ChatFormat) -> None:
+@pytest.mark.parametrize(
+    ("chat_format", "template"),
+    [("deepseek", ""), ("tokenizer", chat_template("deepseek", with_bos=False)), ("tokenizer", BLOCKS)],
+    ids=["family", "prefixes", "blocks"],
+)
+def test_an_answer_with_the_weight_0_is_context(chat_format: ChatFormat, template: str) -> None:
     tokenizer, (question, answer) = byte_tokenizer(bos=False), (Message("user", "hi"), Message("assistant", "yo"))
-    tokenizer.chat_template = chat_template("deepseek", with_bos=False)
+    tokenizer.chat_template = template
     answers = [replace(answer, learned=False), answer]
     row = Example("0" * 16, tuple(turn for one in answers for turn in (question, one)), "")
     tokens = training_tokens(tokenizer, chat_format, row, 512, "truncate", "all")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,42 @@ def test_a_continued_training_keeps_the_weights_of_the_same_step(
             shutil.copytree(checkpoint.path, tmp_path / checkpoint.path.name)
     shutil.copy(whole[0] / "metrics.jsonl", tmp_path)
     assert run(by_tasks(), base, tmp_path).tasks_apart == whole[1].tasks_apart
+    assert metrics(tmp_path) == metrics(whole[0])
+    assert same(tmp_path / "saved", whole[0] / "saved")
+
+
+def test_a_continued_training_with_patience_merges_the_adapters_of_the_same_step(base: Path, tmp_path: Path) -> None:
+    settings = by_tasks(method="lora", merge=True, patience=2, save_steps=3)
+    summary = run(settings, base, tmp_path / "whole")
+    assert summary.tasks_apart is not None
+    assert (summary.steps, summary.tasks_apart.step) == (4, 2)
+    kept, saved = (
+        load_file(tmp_path / "whole" / name / "adapter_model.safetensors") for name in ("checkpoint-2", "saved/adapter")
+    )
+    assert all(torch.equal(kept[name], saved[name]) for name in kept)
+    for checkpoint in sealed_checkpoints(tmp_path / "whole"):
+        shutil.copytree(checkpoint.path, tmp_path / "broken" / checkpoint.path.name)
+    shutil.copy(tmp_path / "whole/metrics.jsonl", tmp_path / "broken")
+    assert run(settings, base, tmp_path / "broken").tasks_apart == summary.tasks_apart
+    assert metrics(tmp_path / "broken") == metrics(tmp_path / "whole")
+    assert same(tmp_path / "broken/saved", tmp_path / "whole/saved")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_while_tasks_are_judged_ends_after_them_with_a_checkpoint(
+    base: Path, tmp_path: Path, number: signal.Signals, whole: tuple[Path, TrainingSummary]
+) -> None:
+    answers = Answers(tmp_path)
+
+    def judge(network: PreTrainedModel) -> tuple[int, int]:
+        if len(answers.states) == 2:
+            signal.raise_signal(number)
+        return answers.judge(network)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(by_tasks(save_steps=None), base, tmp_path, tasks=TaskMeasure("tasks", 4, judge))
+    assert [checkpoint.step for checkpoint in sealed_checkpoints(tmp_path)] == [1, 2, 3]
+    assert run(by_tasks(save_steps=None), base, tmp_path).tasks_apart == whole[1].tasks_apart
     assert metrics(tmp_path) == metrics(whole[0])
     assert same(tmp_path / "saved", whole[0] / "saved")
 
