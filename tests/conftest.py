@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 # Commands that the tests interrupt inherit what this process does with the signal: a shell that runs the tests in the
@@ -21,6 +22,8 @@ prepare_process()
 import pytest
 import torch
 from hypothesis import settings
+
+from tests.forks import Forks
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("unhurried", settings.default, deadline=None)
@@ -48,6 +51,13 @@ def _strict_torch() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["CODETUNE_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    forks = Forks()
+    yield forks
+    forks.close()
 
 
 @pytest.fixture(scope="session")

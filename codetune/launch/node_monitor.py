@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 OnLost = Callable[[CodetuneError], None]
 HEARTBEAT_SECONDS = 2.0
+SECONDS_TO_MEET = 0.2  # between heartbeats until the name of every machine is known
 # A library can hold Python's lock for many seconds, in which no heartbeat is written; a false alarm ends a training.
 SILENCE_SECONDS = 120.0
 # Where a connection has closed as well, three heartbeats that did not come are enough.
@@ -86,7 +87,7 @@ class NodeMonitor:
                     if other != self.node:
                         self._read(store, other)
                 self._exchanged.set()
-                self._stopped.wait(HEARTBEAT_SECONDS)
+                self._stopped.wait(HEARTBEAT_SECONDS if len(self._heartbeats) == self.count - 1 else SECONDS_TO_MEET)
         except RuntimeError:  # of torch: the connection to machine 0, which keeps the store, has closed
             if not self._stopped.wait(HEARTBEAT_SECONDS):  # machine 0 may have finished just before this one
                 self._changed_at[0] = _UNREACHABLE

@@ -26,6 +26,7 @@ from codetune.stages.benchmarks import open_benchmark
 from codetune.stages.generate import WorkList, complete, completed_rows
 from codetune.stages.model_ref import model_ref
 from tests import pipeline
+from tests.forks import Forked, Forks
 from tests.model.builders import byte_tokenizer
 from tests.small_world import await_end, children, context_of, make_small_world, write_rows
 
@@ -122,13 +123,13 @@ def test_generating_asks_first_whether_the_gpus_hold_the_model(tmp_path: Path, m
         pipeline.generate(context, bench, base)
 
 
-def test_a_model_held_together_is_taken_up_after_every_kind_of_end(tmp_path: Path) -> None:
+def test_a_model_held_together_is_taken_up_after_every_kind_of_end(tmp_path: Path, forks: Forks) -> None:
     project, parts = make_small_world(tmp_path, 6), tmp_path / "shared"
     settings = {**SAMPLED, "generate__max_new_tokens": 40, "generate__batch_size": 1}
     expected = written_alone(project, "base", tmp_path / "alone", settings)
     log = parts / "base" / "completions-0.jsonl"
 
-    with together(project, parts, settings) as command:
+    with together(forks, project, parts, settings) as command:
         await_lines(log, 1)
         workers = children(command.pid)
         os.kill(workers[-1], signal.SIGKILL)
@@ -140,7 +141,7 @@ def test_a_model_held_together_is_taken_up_after_every_kind_of_end(tmp_path: Pat
     before = log.read_bytes()
     assert 0 < before.count(b"\n") < len(expected)
 
-    with together(project, parts, settings) as command:
+    with together(forks, project, parts, settings) as command:
         await_lines(log, before.count(b"\n") + 1)
         workers = children(command.pid)
         command.send_signal(signal.SIGINT)
@@ -170,21 +171,16 @@ def complete_here(project: Project, work: WorkList, rank: Rank, sent: list[objec
 
 
 @contextmanager
-def together(project: Path, parts: Path, settings: Mapping[str, Any]) -> Iterator[subprocess.Popen[str]]:
+def together(forks: Forks, project: Path, parts: Path, settings: Mapping[str, Any]) -> Iterator[Forked]:
     """The command under way, and gone when the block ends."""
     said = [f"{name.replace('__', '.')}={value}" for name, value in settings.items()]
-    command = subprocess.Popen(
-        [sys.executable, "-m", "tests.stages.together", project, "2", parts, *said, "--", "base"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    words = (str(project), "2", str(parts), *said, "--", "base")
+    command = forks.start(ROOT, {}, "tests.stages.together", *words)
     try:
         yield command
     finally:
         command.kill()
-        command.communicate()
+        command.wait()
 
 
 def save_adapters(world: Path) -> Path:

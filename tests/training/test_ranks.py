@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 
 from codetune.launch.node_monitor import SECONDS_TO_CONFIRM
 from tests import pipeline
-from tests.small_world import await_end, children, context_of, make_small_world, run_codetune
+from tests.forks import Forked, Forks
+from tests.small_world import await_end, children, context_of, make_small_world
 from tests.training.runs import metrics, selected_run, setting_flags, stopped_at
 
 TRAINING = """
@@ -85,10 +86,10 @@ def test_a_checkpoint_of_two_processes_is_continued_by_one(world: Path, together
     agree(broken, together)
 
 
-def test_after_every_kind_of_end_it_is_the_unbroken_training(world: Path, together: Path) -> None:
+def test_after_every_kind_of_end_it_is_the_unbroken_training(forks: Forks, world: Path, together: Path) -> None:
     """Asked to stop, all ranks write a checkpoint; the command or a worker killed, nobody is left behind."""
     run = selected_run(world, "broken")
-    with running(world, run.name, "launch.processes=2", "train.save_steps=99") as command:
+    with running(forks, world, run.name, "launch.processes=2", "train.save_steps=99") as command:
         await_lines(run, 2)
         workers = children(command.pid)
         command.send_signal(signal.SIGTERM)
@@ -98,7 +99,7 @@ def test_after_every_kind_of_end_it_is_the_unbroken_training(world: Path, togeth
     await_end(workers)
     assert last_checkpoint(run) == len(metrics(run)) < STEPS
 
-    with running(world, run.name, "launch.processes=2", "train.save_steps=1") as command:
+    with running(forks, world, run.name, "launch.processes=2", "train.save_steps=1") as command:
         await_lines(run, len(metrics(run)) + 1)
         workers = children(command.pid)
         os.kill(workers[-1], signal.SIGKILL)
@@ -112,7 +113,7 @@ def test_after_every_kind_of_end_it_is_the_unbroken_training(world: Path, togeth
     assert f"(pid {workers[-1]}) was killed by SIGKILL" in stderr
     await_end(workers)
 
-    with running(world, run.name, "launch.processes=2", "train.save_steps=1") as command:
+    with running(forks, world, run.name, "launch.processes=2", "train.save_steps=1") as command:
         await_lines(run, last_checkpoint(run) + 1)
         workers = children(command.pid)
         command.kill()
@@ -120,7 +121,9 @@ def test_after_every_kind_of_end_it_is_the_unbroken_training(world: Path, togeth
     await_end(workers)
     assert last_checkpoint(run) < STEPS
 
-    train(world, run.name, "launch.processes=2")
+    with running(forks, world, run.name, "launch.processes=2") as command:
+        _, stderr = command.communicate()
+    assert command.returncode == 0, stderr
     agree(run, together, exact=True)
 
 
@@ -131,18 +134,18 @@ def test_ranks_of_the_users_own_launcher_take_part(
     agree(together, alone)
 
 
-def test_two_machines_train_as_one(world: Path, alone: Path) -> None:
+def test_two_machines_train_as_one(forks: Forks, world: Path, alone: Path) -> None:
     run = selected_run(world, "machines")
-    with two_machines(world, run.name) as commands:
+    with two_machines(forks, world, run.name) as commands:
         outputs = [command.communicate(timeout=300) for command in commands]
         assert [command.returncode for command in commands] == [0, 0], outputs
     agree(run, alone)
 
 
 @pytest.mark.parametrize("dead", [0, 1])
-def test_a_machine_that_dies_is_named_by_the_other(world: Path, dead: int) -> None:
+def test_a_machine_that_dies_is_named_by_the_other(forks: Forks, world: Path, dead: int) -> None:
     run = selected_run(world, f"machine-{dead}-dies")
-    with two_machines(world, run.name) as commands:
+    with two_machines(forks, world, run.name) as commands:
         await_lines(run, 2)
         survivor = commands[1 - dead]
         workers = children(survivor.pid)
@@ -157,7 +160,7 @@ def test_a_machine_that_dies_is_named_by_the_other(world: Path, dead: int) -> No
 
 
 @contextlib.contextmanager
-def two_machines(world: Path, name: str) -> Iterator[list[subprocess.Popen[str]]]:
+def two_machines(forks: Forks, world: Path, name: str) -> Iterator[list[Forked]]:
     """The commands that a user starts on two machines; none of them outlives the block."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -166,7 +169,7 @@ def two_machines(world: Path, name: str) -> Iterator[list[subprocess.Popen[str]]
     first = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     with contextlib.ExitStack() as both:
         yield [
-            both.enter_context(running(world, *settings, environment={**first, "NODE_RANK": str(node)}))
+            both.enter_context(running(forks, world, *settings, environment={**first, "NODE_RANK": str(node)}))
             for node in range(2)
         ]
 
@@ -176,42 +179,23 @@ def without_progress(stderr: str) -> str:
     return "".join(line for line in stderr.splitlines(keepends=True) if not line.startswith("training: "))
 
 
-def train(world: Path, name: str, *settings: str) -> None:
-    done = run_codetune("train", *setting_flags(name, *settings), cwd=world, timeout=600)
-    assert done.returncode == 0, done.stderr
-
-
 def train_here(world: Path, name: str) -> None:
     """In this one process."""
     flags = {"output_dir": f"runs/{name}", "select__strategy": "random", "launch__processes": 1}
     pipeline.train(context_of(world / "codetune.yaml", **flags))
 
 
-def start(
-    world: Path, name: str, *settings: str, environment: Mapping[str, str] | None = None
-) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "codetune", "train", *setting_flags(name, *settings)],
-        cwd=world,
-        env={**os.environ, **(environment or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-class running:  # noqa: N801 - reads as a block
+@contextlib.contextmanager
+def running(
+    forks: Forks, world: Path, name: str, *settings: str, environment: Mapping[str, str] | None = None
+) -> Iterator[Forked]:
     """The command under way, and gone when the block ends, whatever happened."""
-
-    def __init__(self, world: Path, name: str, *settings: str, environment: Mapping[str, str] | None = None) -> None:
-        self._command = start(world, name, *settings, environment=environment)
-
-    def __enter__(self) -> subprocess.Popen[str]:
-        return self._command
-
-    def __exit__(self, *_: object) -> None:
-        self._command.kill()
-        self._command.communicate()
+    command = forks.start(world, environment or {}, "codetune", "train", *setting_flags(name, *settings))
+    try:
+        yield command
+    finally:
+        command.kill()
+        command.wait()
 
 
 def await_lines(run: Path, count: int) -> None:

@@ -7,7 +7,6 @@ import importlib.util
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,9 @@ from safetensors.torch import load_file
 from codetune.project.file import read_project
 from codetune.stages.runner import open_context
 from tests import pipeline
+from tests.forks import Forks
 from tests.small_world import context_of, make_small_world, task, write_rows
-from tests.training.ranks_on_cpus import Ranks
+from tests.training.ranks_on_cpus import run_ranks
 from tests.training.runs import metrics, selected_run, setting_flags, stopped_at
 from tests.training.tiny import base_model
 
@@ -69,13 +69,6 @@ def alone(world: Path) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    ranks = Ranks()
-    yield ranks
-    ranks.close()
-
-
-@pytest.fixture(scope="module")
 def held_out(world: Path) -> Path:
     """What one process learns with held-out rows, at so large a rate that the first step is the best."""
     flags = {"output_dir": "runs/holdout", "select.strategy": "random"}
@@ -98,31 +91,31 @@ def by_tasks(world: Path) -> Path:
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_fsdp_learns_what_one_process_does_and_any_number_continues_it(
-    ranks: Ranks, world: Path, method: str, alone: dict[str, Path]
+    forks: Forks, world: Path, method: str, alone: dict[str, Path]
 ) -> None:
     # Frozen weights and adapters besides in the memory of the CPU.
     offload = "all" if method == "lora" else "none"
     settings = (f"train.method={method}", "launch.strategy=fsdp", f"launch.offload={offload}")
     whole = selected_run(world, f"fsdp-{method}")
-    stderr = train(ranks, 2, whole, *settings)
+    stderr = train(forks, 2, whole, *settings)
     agree(whole, alone[method])
     assert strategy_of(whole) == "fsdp"
     # The first process reads the weights and hands them out (and makes a whole model at the end).
     assert set(loaded(stderr)) == {(0, count_numbers(world))}
     for count in (2, 3):
         broken = stopped_at(4, whole, f"{whole.name}-{count}")
-        train(ranks, count, broken, *settings)
+        train(forks, count, broken, *settings)
         agree(broken, whole, exact=count == 2)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", pytest.param("zero3", marks=needs_zero)])
 def test_processes_share_the_held_out_rows_and_keep_the_best_weights(
-    ranks: Ranks, world: Path, held_out: Path, strategy: str
+    forks: Forks, world: Path, held_out: Path, strategy: str
 ) -> None:
     run = world / "runs" / f"holdout-{strategy}"
     flags = {"output_dir": f"runs/{run.name}", "select__strategy": "random", "train__holdout": 6}
     pipeline.select(context_of(world / "codetune.yaml", **flags))
-    train(ranks, 2, run, *HOLDOUT, f"launch.strategy={strategy}")
+    train(forks, 2, run, *HOLDOUT, f"launch.strategy={strategy}")
     found, expected = (
         [line["holdout_loss"] for line in metrics(path) if "holdout_loss" in line] for path in (run, held_out)
     )
@@ -138,10 +131,10 @@ def test_processes_share_the_held_out_rows_and_keep_the_best_weights(
 
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param("zero2", marks=needs_zero)])
 def test_processes_share_the_tasks_that_choose_the_weights(
-    ranks: Ranks, world: Path, by_tasks: Path, strategy: str
+    forks: Forks, world: Path, by_tasks: Path, strategy: str
 ) -> None:
     run = selected_run(world, f"tasks-{strategy}")
-    train(ranks, 2, run, *BY_TASKS, f"launch.strategy={strategy}")
+    train(forks, 2, run, *BY_TASKS, f"launch.strategy={strategy}")
     agree(run, by_tasks, steps=2)
     assert [line["pass@1"] for line in metrics(run)] == [line["pass@1"] for line in metrics(by_tasks)] == [2 / 3] * 2
     (one, other) = (json.loads((path / "model.seal").read_text())["facts"]["tasks_apart"] for path in (run, by_tasks))
@@ -151,29 +144,29 @@ def test_processes_share_the_tasks_that_choose_the_weights(
 @needs_zero
 @pytest.mark.parametrize(("method", "strategy", "offload"), ZERO)
 def test_zero_learns_the_same_and_is_continued(
-    ranks: Ranks, world: Path, method: str, strategy: str, offload: str, alone: dict[str, Path]
+    forks: Forks, world: Path, method: str, strategy: str, offload: str, alone: dict[str, Path]
 ) -> None:
     settings = (f"train.method={method}", f"launch.strategy={strategy}", f"launch.offload={offload}")
     whole = selected_run(world, f"{strategy}-{method}")
-    stderr = train(ranks, 2, whole, *settings)
+    stderr = train(forks, 2, whole, *settings)
     agree(whole, alone[method])
     assert strategy_of(whole) == strategy
     # Of stage 3 no process ever has the whole model: it is cut while it is loaded.
     had = 0 if strategy == "zero3" else count_numbers(world)
     assert [numbers for rank, numbers in loaded(stderr) if rank == 1] == [had]
     broken = stopped_at(4, whole, f"{whole.name}-continued")
-    train(ranks, 2, broken, *settings)
+    train(forks, 2, broken, *settings)
     agree(broken, whole, exact=True)
 
 
 @needs_zero
-def test_a_zero_checkpoint_fits_only_as_many_processes(ranks: Ranks, world: Path) -> None:
+def test_a_zero_checkpoint_fits_only_as_many_processes(forks: Forks, world: Path) -> None:
     begun = selected_run(world, "other-count")
     settings = ("train.max_steps=1", "train.save_steps=1", "launch.strategy=zero2")
-    train(ranks, 2, begun, *settings)
+    train(forks, 2, begun, *settings)
     shutil.rmtree(begun / "model")
     (begun / "model.seal").unlink()
-    other = ranks.run(3, world, "train", *setting_flags(begun.name, *settings))
+    other = run_ranks(forks, 3, world, "train", *setting_flags(begun.name, *settings))
     assert other.exit_statuses[0] == 2, other.stderr
     assert "launch.strategy 'zero2 in 2 processes' then, 'zero2 in 3 processes' now" in other.stderr
 
@@ -181,7 +174,7 @@ def test_a_zero_checkpoint_fits_only_as_many_processes(ranks: Ranks, world: Path
 @pytest.mark.parametrize("strategy", ["fsdp", pytest.param("zero3", marks=needs_zero)])
 @pytest.mark.parametrize("base", ["tied", "runs/alone-lora/model"])
 def test_tied_embeddings_and_adapters_on_adapters_are_trained_in_shards_too(
-    ranks: Ranks, world: Path, alone: dict[str, Path], base: str, strategy: str
+    forks: Forks, world: Path, alone: dict[str, Path], base: str, strategy: str
 ) -> None:
     method = "full" if base == "tied" else "lora"
     settings = ("train.max_steps=2", f"train.method={method}", f"model.path={base}")
@@ -191,7 +184,7 @@ def test_tied_embeddings_and_adapters_on_adapters_are_trained_in_shards_too(
     flags = {"output_dir": f"runs/{expected.name}", "select__strategy": "random", "train__max_steps": 2}
     pipeline.train(context_of(world / "codetune.yaml", **flags, train__method=method, model__path=base))
     run = selected_run(world, f"together-{method}-{strategy}")
-    train(ranks, 2, run, *settings, f"launch.strategy={strategy}")
+    train(forks, 2, run, *settings, f"launch.strategy={strategy}")
     agree(run, expected, steps=2)
 
 
@@ -214,14 +207,14 @@ DORA = {"train.method": "lora", "train.lora.dora": True, "train.merge": True}
     ids=str,
 )
 def test_objectives_optimizers_and_adapters_learn_the_same_in_two_processes(
-    ranks: Ranks, world: Path, settings: dict[str, Any], strategy: str
+    forks: Forks, world: Path, settings: dict[str, Any], strategy: str
 ) -> None:
     name = "-".join([*map(str, settings.values()), strategy])
     expected, run = (selected_run(world, f"{name}-{count}") for count in ("alone", "together"))
     flags = {"output_dir": f"runs/{expected.name}", "select.strategy": "random", "train.max_steps": 2}
     pipeline.train(open_context(read_project(world / "codetune.yaml", [], flags | settings)))
     train(
-        ranks,
+        forks,
         2,
         run,
         "train.max_steps=2",
@@ -231,31 +224,31 @@ def test_objectives_optimizers_and_adapters_learn_the_same_in_two_processes(
     agree(run, expected, steps=2)
 
 
-def test_muon_in_shards_is_continued_bit_by_bit(ranks: Ranks, world: Path) -> None:
+def test_muon_in_shards_is_continued_bit_by_bit(forks: Forks, world: Path) -> None:
     settings = ("train.optimizer=muon", "launch.strategy=fsdp", "train.max_steps=3")
     whole = selected_run(world, "muon-whole")
-    train(ranks, 2, whole, *settings)
+    train(forks, 2, whole, *settings)
     broken = stopped_at(2, whole, "muon-continued")
-    train(ranks, 2, broken, *settings)
+    train(forks, 2, broken, *settings)
     agree(broken, whole, exact=True, steps=3)
 
 
-def test_one_process_of_a_launcher_is_one_process(ranks: Ranks, world: Path, alone: dict[str, Path]) -> None:
+def test_one_process_of_a_launcher_is_one_process(forks: Forks, world: Path, alone: dict[str, Path]) -> None:
     run = selected_run(world, "launched")
-    train(ranks, 1, run)
+    train(forks, 1, run)
     agree(run, alone["full"], exact=True)
 
 
-def test_isolation_is_checked_where_no_process_has_the_model(ranks: Ranks, world: Path) -> None:
+def test_isolation_is_checked_where_no_process_has_the_model(forks: Forks, world: Path) -> None:
     run = selected_run(world, "leaking")
-    ended = ranks.run(2, world, "train", *setting_flags(run.name, "launch.strategy=fsdp"), "--leaking")
+    ended = run_ranks(forks, 2, world, "train", *setting_flags(run.name, "launch.strategy=fsdp"), "--leaking")
     assert ended.exit_statuses[0] == 2, ended.stderr
     assert "Packed samples see each other in" in ended.stderr
 
 
-def train(ranks: Ranks, count: int, run: Path, *settings: str) -> str:
+def train(forks: Forks, count: int, run: Path, *settings: str) -> str:
     """Returns what the ranks print on standard error."""
-    ended = ranks.run(count, run.parents[1], "train", *setting_flags(run.name, *settings))
+    ended = run_ranks(forks, count, run.parents[1], "train", *setting_flags(run.name, *settings))
     assert ended.exit_statuses == [0] * count, ended.stderr
     return ended.stderr
 
