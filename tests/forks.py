@@ -225,7 +225,9 @@ def _load_libraries() -> None:
         Popen=_ForkedWorker, PIPE=subprocess.PIPE
     )
     with contextlib.suppress(ImportError):
+        import deepspeed.module_inject.auto_ep_layer
         import deepspeed.ops.op_builder.all_ops
+        import deepspeed.ops.triton_ops
         import deepspeed.runtime.superoffload.superoffload_stage3  # noqa: F401
 
 

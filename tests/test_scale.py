@@ -20,7 +20,7 @@ from tests import pipeline
 from tests.small_world import context_of, make_small_world
 
 BYTES_A_ROW = 200  # product.md, Scale
-FEW, MANY = 1500, 6000
+FEW, MANY = 1000, 4000
 DIMENSIONS = 8
 STEPS: dict[str, Callable[[RunContext], object]] = {
     "examples": ensure_examples,
