@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import islice
+from typing import TypeGuard
 
 TURNS = ("messages", "conversations", "conversation")
 INSTRUCTIONS = ("instruction", "problem", "question", "prompt", "query")  # usual names of the columns of a pair
@@ -55,9 +56,13 @@ def _usual_pair(names: Sequence[str]) -> tuple[str, str]:
 
 
 def rows_in(value: Mapping[str, object]) -> tuple[str, str] | None:
-    """What an object of no known format is that holds lists of rows, and what to do; None for one that may be a row."""
+    """What an object of no known format is that holds rows, and what to do; None for one that may be a row."""
+    if any(_usual_pair([*value])):
+        return None
+    if len(value) > 1 and _are_rows(parts := [*value.values()]) and len({frozenset(row) for row in parts}) == 1:
+        return f"rows under names of their own (the first has {_named(parts[0])})", "Write them as a list"
     lists = {key: part for key, part in value.items() if isinstance(part, list) and _are_rows(part)}
-    if not lists or any(_usual_pair([*value])):
+    if not lists:
         return None
     held = (f"{len(part):,} under {key} (the first has {_named(part[0])})" for key, part in lists.items())
     return f"lists of rows, {' and '.join(held)}", f"Write the list under {' or '.join(lists)} alone into a .json file"
@@ -77,7 +82,7 @@ def columns_in(value: Mapping[str, object]) -> tuple[str, str] | None:
     )
 
 
-def _are_rows(part: list[object]) -> bool:
+def _are_rows(part: list[object]) -> TypeGuard[list[dict[str, object]]]:
     """Whether the values are objects, and no turns."""
     rows = [row for row in part if isinstance(row, dict)]
     return 0 < len(rows) == len(part) and not any(row.keys() & {"role", "from"} for row in rows)

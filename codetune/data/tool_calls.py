@@ -43,7 +43,9 @@ def call_in_text(content: str) -> str:
 def list_of_objects(value: object, name: str) -> list[dict[str, object]]:
     """The value, which may be a list as JSON text. Raises UnreadableError."""
     if isinstance(value, str):
-        value = parse_json(value)
+        text, value = value, parse_json(value)
+        if value is None and text.lstrip().startswith("["):  # such as a list as Python writes it
+            raise UnreadableError(f"{name} is a list in text that is not JSON")
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise UnreadableError(f"{name} is not a list of objects")
     return value

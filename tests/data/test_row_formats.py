@@ -243,6 +243,10 @@ def test_a_conversation_with_its_answers_in_chosen_and_rejected_is_a_preference_
     assert columns_to_read(["conversations", "chosen", "rejected"], DATASET) == ("conversations", "chosen", "rejected")
 
 
+def test_turns_as_python_writes_them_are_told_from_json() -> None:
+    assert messages_of({"messages": str(TURNS)}, DATASET) == "messages is a list in text that is not JSON"
+
+
 def test_a_blank_system_message_is_none() -> None:
     row = {"messages": [{"role": "system", "content": " "}, *TURNS]}
     assert messages_of(row, DATASET) == messages_of({"messages": TURNS}, DATASET)

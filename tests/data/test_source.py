@@ -315,6 +315,7 @@ def test_a_file_whose_rows_are_not_objects_is_an_error_that_says_what_it_is(
             r"holds the columns problem, solution, each as a whole\..*pandas",
         ),
         ({"problem": {"0": "x"}, "solution": {"0": "a"}}, r"holds the columns problem, solution, each as a whole"),
+        ({"a": PAIR, "b": PAIR}, r"rows under names of their own \(the first has problem, solution\).*as a list"),
         ({"messages": [[], []]}, r"holds the columns messages, each as a whole"),
     ],
 )
