@@ -14,6 +14,8 @@ from codetune.data.own_template import CharacterSpan
 from codetune.project.sections import ChatFormat, LearnedAnswers
 from codetune.records import Example, Refusal
 
+TOO_LONG, NO_ANSWER = "longer than", "no answer token within"  # so many tokens: reasons of training
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingTokens:
@@ -153,9 +155,9 @@ def training_tokens(
     ids = encoded.ids
     learned = _tokens_in_spans(encoded.offsets, conversation.answers)
     if len(ids) > max_length and too_long == "drop":
-        return _dropped(example, f"longer than {max_length} tokens", len(ids))
+        return _dropped(example, f"{TOO_LONG} {max_length} tokens", len(ids))
     if not any(learned[1:max_length]):  # the first token is predicted from nothing
-        return _dropped(example, f"no answer token within {max_length} tokens", len(ids))
+        return _dropped(example, f"{NO_ANSWER} {max_length} tokens", len(ids))
     lost = max(0, len(ids) - max_length)
     return TrainingTokens(tuple(ids[:max_length]), tuple(learned[:max_length]), lost > 0, lost)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from codetune.console import counts, percent, quantity
 from codetune.data.own_template import LEARN_LAST
+from codetune.data.tokens import NO_ANSWER, TOO_LONG
 from codetune.project.sections import Project
 from codetune.report.plan_parts import MemoryPlan, RowPlan, StepsPlan
 from codetune.selection.holdout import holdout_size
@@ -14,13 +15,12 @@ from codetune.stages.selection_report import MOST_REFUSED, without_repeats
 from codetune.text import gigabytes
 
 MOST_CUT = 0.2  # share of the rows
-BY_LENGTH = ("no answer token within", "longer than")  # begin the reasons for which train drops a row of any content
 
 
 def doubts(project: Project, rows: RowPlan | None, steps: StepsPlan | None, memory: MemoryPlan | None) -> list[str]:
     """In the order of the stages; each says what is usual or what to do."""
     found = [] if rows is None else [_about_refused(rows), _about_dropped(rows), _about_cut(rows, project)]
-    found += [] if rows is None else [_about_count(rows, project)]
+    found += [] if rows is None else [*_about_sources(rows), _about_count(rows, project)]
     found += [*steps.doubts] if steps else []
     if memory and memory.gpu_bytes is not None and memory.fits is False:
         needed, room = gigabytes(memory.memory.total), gigabytes(memory.gpu_bytes)
@@ -33,11 +33,15 @@ def _about_refused(rows: RowPlan) -> str:
     return _lost(sum(faults.values()), rows.rows + sum(rows.refused.values()), "refused", faults, "Fix the data")
 
 
+def _about_sources(rows: RowPlan) -> list[str]:
+    return [f"The data set {name} gives no row" for name, counted in rows.sources.items() if not counted["rows"]]
+
+
 def _about_dropped(rows: RowPlan) -> str:
     advice = "Set a model.chat_format that writes these rows"
     if any(LEARN_LAST in reason for reason in rows.dropped):
         advice = "Set train.learn: last"
-    elif any(reason.startswith(BY_LENGTH) for reason in rows.dropped):
+    elif any(reason.startswith((TOO_LONG, NO_ANSWER)) for reason in rows.dropped):
         advice = "Raise train.max_length"
     return _lost(sum(rows.dropped.values()), rows.tokenised, "dropped by train", rows.dropped, advice)
 

@@ -151,6 +151,8 @@ def test_several_data_sets_are_counted_by_their_names(tmp_path: Path) -> None:
         "rest": {"rows": 30, "refused": 30, "duplicates_of": {"half": 30}},
     }
     assert "half: 30 rows, 0 refused, 30 left by its weight" in text_of(shown)
+    found, _ = planned(project, dataset=[{**half, "weight": 1.0}, {"name": "again", "path": "data.jsonl"}])
+    assert "The data set again gives no row" in found.doubts
 
 
 def test_a_plan_that_does_not_fit_names_the_nearest_that_does(tmp_path: Path) -> None:
