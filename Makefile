@@ -36,7 +36,7 @@ format: install
 docs: install
 	$(BIN)/python -m tests.command_pages
 
-# GPU tests and benchmarks, eight minutes at most, with the Python that has a CUDA torch: make gpu PYTHON=python3.12
+# GPU tests and benchmarks, less than ten minutes, with the Python that has a CUDA torch: make gpu PYTHON=python3.12
 gpu:
 	$(PYTHON) -m tests.performance.gpu
 

@@ -7,9 +7,11 @@ import ctypes
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
+from codetune.errors import first_line
 from codetune.launch.environment import named_gpus
 from codetune.project.sections import Precision
 
@@ -105,6 +107,16 @@ def _product_seconds() -> dict[Precision, float]:
             torch.matmul(factor[:PRODUCT_ROWS], factor)
             found[name].append(time.perf_counter() - began)
     return {name: min(times) for name, times in found.items()}
+
+
+@cache
+def compiler_fault(device: str) -> str:
+    """Why torch.compile does not work for this device; "" where it does. Compiles a small function, in some seconds."""
+    try:
+        torch.compile(lambda numbers: (numbers + 1).sum())(torch.ones(8, device=device))
+    except RuntimeError as why:  # as all errors of torch.compile are, those of its backend inside one of its own
+        return first_line(getattr(why, "inner_exception", why))
+    return ""
 
 
 def use_threads(count: int) -> None:

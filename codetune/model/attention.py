@@ -60,16 +60,19 @@ class AttentionSpec:
         )
 
 
-def attention_implementation(asked: str, packed: bool, spec: AttentionSpec) -> str:
+def attention_implementation(asked: str, packed: bool, spec: AttentionSpec, *, compiled: bool = False) -> str:
     """The implementation to set for `model.attention`, for packed or padded rows. For packed rows `auto` is a fused
     kernel if one works, otherwise `SEGMENTED`; for padded rows it is sdpa. `sdpa` and `eager` isolate packed samples
-    too, through a dense mask that transformers builds from the positions. Raises ModelError for a kernel that cannot
+    too, through a dense mask that transformers builds from the positions: where layers are compiled, `auto` is `VARLEN`
+    or sdpa, because `SEGMENTED` would be a graph for each number of samples. Raises ModelError for a kernel that cannot
     work."""
     if asked in KERNELS:
         require_kernel(asked, spec)
         return KERNELS[asked]
     if asked != "auto":
         return asked
+    if packed and compiled:
+        return "sdpa" if unsupported_reason("varlen", spec) else VARLEN
     return (fused_kernel(spec) or SEGMENTED) if packed else "sdpa"
 
 
@@ -170,7 +173,8 @@ def varlen_attention(
     )
     dtype = _kernel_dtype(query)
     q, k, v = (states.transpose(1, 2).flatten(0, 1).to(dtype) for states in (query, key, value))  # [B * T, H or K, D]
-    grouped, options = q.shape[1] != k.shape[1], dict[str, Any]()
+    grouped = q.shape[1] != k.shape[1]
+    options: dict[str, Any] = {}  # not dict[str, Any](), which torch.compile does not read
     if grouped and "enable_gqa" in _VARLEN_PARAMETERS:
         options = {"enable_gqa": True}
     elif grouped:  # torch 2.11
@@ -250,7 +254,9 @@ def _require_supported(
     needs = [name for name in ignored if others.get(name) is not None]
     if keys != length:
         needs.append("keys of earlier calls (use_cache)")
-    if cumulative.device.type == "cpu" and int(cumulative[-1]) != rows * length:  # on a GPU this would synchronize
+    # On a GPU reading the sum would synchronize, in a compiled layer it would cut the graph.
+    is_readable = cumulative.device.type == "cpu" and not torch.compiler.is_compiling()
+    if is_readable and int(cumulative[-1]) != rows * length:
         needs.append(f"rows of the shape {(rows, length)}")
     if not getattr(module, "is_causal", True) or others.get("is_causal") is False:
         needs.append("attention to later tokens")

@@ -21,8 +21,9 @@ from codetune.benchmark.benchmarks import BENCHMARKS, EvalPlusDownload, HubFile
 from codetune.data.hub import OFFLINE, hub_cache, unreachable_hub
 from codetune.data.hub_upload import has_token
 from codetune.errors import DataError
-from codetune.launch.devices import count_gpus, describe_gpus, find_precision
+from codetune.launch.devices import choose_device, compiler_fault, count_gpus, describe_gpus, find_precision
 from codetune.launch.environment import thread_count, user_cache
+from codetune.project.sections import Project
 from codetune.report.requirements import installed_version, required_packages
 from codetune.sandbox.probe import CONFINING_TIERS, find_failure
 from codetune.stages.benchmarks import problems_at_hand
@@ -59,6 +60,7 @@ def examine_machine(context: RunContext) -> Iterator[Finding]:
     """Everything, in the order in which it is shown."""
     yield from _software()
     yield from _devices()
+    yield from find_compiler(context.project)
     yield from _optional_packages()
     yield from _sandbox()
     yield from _disks(context)
@@ -111,6 +113,17 @@ def _devices() -> Iterator[Finding]:
     yield Finding("memory", _memory())
     precision, reason = find_precision()
     yield Finding("cores", f"{thread_count()} used; fastest number format: {precision} ({reason})")
+
+
+def find_compiler(project: Project) -> Iterator[Finding]:
+    """Looks where the project compiles; it takes some seconds."""
+    if project.train.compile != "always":
+        return
+    if not (fault := compiler_fault(choose_device())):
+        yield Finding("torch.compile", "works")
+        return
+    costs, command = "train.compile: always is an error", "apt install g++ python3-dev, or set train.compile: never"
+    yield Finding("torch.compile", f"does not work: {fault}", "wrong", costs, command)
 
 
 def _memory() -> str:

@@ -41,6 +41,7 @@ from codetune.model.plain_layers import input_embeddings
 from codetune.project.sections import Precision, Project, Training
 from codetune.training.batch_sampler import RankDataset, StepSampler, samples_per_step
 from codetune.training.collate import Collator
+from codetune.training.compilation import decoder_layers, is_compiled
 from codetune.training.holdout import HoldoutBatches
 from codetune.training.loss import LossFunction, loss_function
 from codetune.training.metrics import FlopCounter, peak_flops_per_second
@@ -84,6 +85,7 @@ class TrainingInputs:
     flop_counter: FlopCounter | None
     peak_flops_per_second: float | None  # of this rank's GPU
     strategy: ParallelStrategy
+    compiled: bool
     holdout: HoldoutBatches | None
     judge_tasks: JudgeTasks | None
 
@@ -140,13 +142,14 @@ def _require_independent_positions(network: PreTrainedModel, settings: Training,
         )
 
 
-def prepare_model(network: PreTrainedModel, project: Project, precision: Precision) -> PreTrainedModel | PeftModel:
-    """The network as it is trained. Raises ModelError for an attention that cannot work here, or that cannot isolate
-    packed samples."""
+def prepare_model(network: PreTrainedModel, project: Project, base: BaseModel) -> PreTrainedModel | PeftModel:
+    """The network as it is trained (layers are compiled later). Raises ModelError for an attention that cannot work
+    here, or that cannot isolate packed samples."""
     settings = project.train
     packed = settings.pad_mode in PACKED
-    asked = project.model.attention
-    attention = attention_implementation(asked, packed, AttentionSpec.of(network, precision, choose_device()))
+    asked, device = project.model.attention, choose_device()
+    spec, compiled = AttentionSpec.of(network, base.precision, device), is_compiled(project, base.strategy, device)
+    attention = attention_implementation(asked, packed, spec, compiled=compiled)
     if asked == "auto" and attention == "sdpa":
         set_default_attention(network)
     else:
@@ -155,6 +158,8 @@ def prepare_model(network: PreTrainedModel, project: Project, precision: Precisi
         require_no_chunked_attention(network, settings.max_length)
     if settings.gradient_checkpointing:
         _checkpoint_activations(network)
+    if compiled:
+        decoder_layers(network)
     return add_adapters(network, settings.method, settings.lora, project.seed)
 
 
@@ -164,7 +169,7 @@ def require_preparable(project: Project, base: BaseModel) -> None:
         require_bitsandbytes()
     settings = project.model.model_copy(update={"dtype": base.precision, "attention": "auto"})
     with torch.device("meta"):
-        prepare_model(uninitialized_model(base.path, settings), project, base.precision)
+        prepare_model(uninitialized_model(base.path, settings), project, base)
 
 
 def training_inputs(
@@ -194,6 +199,7 @@ def training_inputs(
         FlopCounter.of(network, settings.method),
         None if device == "cpu" else peak_flops_per_second(base.precision, torch.cuda.get_device_name(device)),
         base.strategy,
+        is_compiled(project, base.strategy, device),
         None if holdout is None else HoldoutBatches.of(holdout, plan, rank, settings.max_length, pad_token),
         judge_tasks,
     )

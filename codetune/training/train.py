@@ -114,7 +114,7 @@ def require_trainable(project: Project, model_path: Path, processes_here: int, p
     weights: ProjectError and ModelError for packages, devices, chat format and settings."""
     choice = _choose_strategy(project, model_path, processes_here, processes)
     precision = build_model.arithmetic_precision(project)
-    require_supported(project.train, precision, choice.strategy, choose_device())
+    require_supported(project, precision, choice.strategy, choose_device())
     tokenizer = _fitting_tokenizer(project, model_path)
     _require_learnable(project, tokenizer)
     _require_room(project, tokenizer)
@@ -282,7 +282,7 @@ def _load_model(
         network = build_model.load_base_model(project, base, group.is_first)
         for token_cache in filter(None, token_caches):
             build_model.require_fit(network, project.train, token_cache)
-        return build_model.prepare_model(network, project, base.precision)
+        return build_model.prepare_model(network, project, base)
 
 
 def _take_steps(

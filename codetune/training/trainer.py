@@ -33,11 +33,12 @@ from transformers.integrations.integration_utils import is_tensorboard_available
 from codetune.errors import CodetuneError, ProjectError
 from codetune.launch.devices import is_out_of_memory
 from codetune.model.adapters import base_network, quiet_peft
-from codetune.project.sections import Precision, Project, Training
+from codetune.project.sections import Precision, Project
 from codetune.training.build_model import BaseModel, TrainingInputs
 from codetune.training.callbacks import StepControl, TrainingCallbacks
 from codetune.training.checkpoint import Checkpoint, continuation, explain_full_disk
 from codetune.training.collate import MicroBatchTensors
+from codetune.training.compilation import compile_layers, explain_uncompilable, require_compilable, uncompiled
 from codetune.training.holdout import RankEvaluation, RowLoss, row_losses
 from codetune.training.loss import OBJECTIVES, LossFunction
 from codetune.training.metrics import StepMetrics
@@ -62,7 +63,7 @@ def training_arguments(
     """Turns off the Trainer's own saving, logging, progress bars and accumulation: `TrainingCallbacks` decides when to
     save and log. Raises ProjectError as `require_supported` does."""
     settings, precision = project.train, base.precision
-    require_supported(settings, precision, base.strategy, device)
+    require_supported(project, precision, base.strategy, device)
     arguments = TrainingArguments(
         output_dir=str(directory),
         seed=project.seed,
@@ -90,9 +91,10 @@ def training_arguments(
     return arguments
 
 
-def require_supported(settings: Training, precision: Precision, strategy: ParallelStrategy, device: str) -> None:
+def require_supported(project: Project, precision: Precision, strategy: ParallelStrategy, device: str) -> None:
     """Raises ProjectError for float16 on a CPU, a tracker that is not installed, a sharded model that is to answer
-    tasks, or as `require_optimizer` and `require_eight_bit_step` do."""
+    tasks, or as `require_optimizer`, `require_eight_bit_step` and `require_compilable` do."""
+    settings = project.train
     require_optimizer(settings, strategy)
     if settings.optimizer == "adamw_8bit" and device == "cpu":
         require_eight_bit_step()
@@ -113,6 +115,7 @@ def require_supported(settings: Training, precision: Precision, strategy: Parall
             f"train.report_to names {' and '.join(absent)}, and this Python has no such package. Expected: one that is "
             f"installed. Install it: pip install {' '.join(absent)}. Or take it out of train.report_to"
         )
+    require_compilable(project, strategy, device)
 
 
 class StepTrainer(Trainer):
@@ -182,7 +185,8 @@ class StepTrainer(Trainer):
             is_last = number == len(micro_batches)
             # Ranks reduce their gradients with the last micro-batch only; DeepSpeed also does its optimizer step then.
             self.accelerator.gradient_state._set_sync_gradients(is_last)
-            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(model):
+            synchronized = contextlib.nullcontext() if is_last else self.accelerator.no_sync(model)
+            with synchronized, explain_uncompilable(Path(str(self.args.output_dir))):
                 total += self._forward_backward(model, batch, num_items_in_batch)
         self._loss, self._learning_rate = total.item(), float(self._get_learning_rate())
         self._counts = {name: inputs[name] for name in self._counts}
@@ -227,6 +231,8 @@ class StepTrainer(Trainer):
     def _on_train_begin(self) -> None:
         require_strategy(self._inputs.strategy, self, self.model_wrapped)
         self._loss_function = self._inputs.build_loss(self.model_wrapped)
+        if self._inputs.compiled:
+            compile_layers(base_network(cast("PreTrainedModel | PeftModel", self.model)))
         self._step_began = time.perf_counter()
 
     def _on_step_end(self, step: int, epoch: float) -> StepControl:
@@ -251,7 +257,7 @@ class StepTrainer(Trainer):
         """The losses of this rank's held-out rows, and the tasks that it has judged."""
         losses, passed, tasks = list[RowLoss](), 0, 0
         assert self._loss_function is not None
-        with self.compute_loss_context_manager():
+        with self.compute_loss_context_manager(), uncompiled():
             if self._inputs.holdout is not None:
                 losses = row_losses(self.model_wrapped, self._loss_function, self._inputs.holdout, self.args.device)
             if self._inputs.judge_tasks is not None:

@@ -83,3 +83,13 @@ def test_whole_trainings_learn_the_same_packed_and_padded(tmp_path: Path, method
         assert summary.peak_memory_bytes
     for mode in MODES[1:]:
         assert losses[mode] == pytest.approx(losses["max_length"], rel=2e-2)
+
+
+def test_compiled_layers_learn_what_the_others_do(tmp_path: Path) -> None:
+    base = base_model(tmp_path / "base")
+    losses = {}
+    for compiles in ("never", "always"):
+        settings = project("bfloat16", compile=compiles, gradient_checkpointing=True, logging_steps=1)
+        run(settings, base, tmp_path / compiles)
+        losses[compiles] = [line["loss"] for line in metrics(tmp_path / compiles)]
+    assert losses["always"] == pytest.approx(losses["never"], rel=2e-2)

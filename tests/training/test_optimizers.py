@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from codetune.errors import ProjectError
 from codetune.model.adapters import add_adapters, base_network
-from codetune.project.sections import LoraSettings, Training
+from codetune.project.sections import LoraSettings, Project, Training
 from codetune.training.optimizers import (
     MuonWithAdamW,
     muon_with_adamw,
@@ -165,7 +165,7 @@ def test_eight_bits_without_a_kernel_for_the_cpu_is_an_error(monkeypatch: pytest
     require_eight_bit_step()
     monkeypatch.setattr(AdamW8bit, "step", step)
     with pytest.raises(ProjectError, match=r"cannot do its step on this CPU \(Could not run .*adamw_torch_fused"):
-        require_supported(Training(optimizer="adamw_8bit"), "float32", "alone", "cpu")
+        require_supported(Project(train=Training(optimizer="adamw_8bit")), "float32", "alone", "cpu")
 
 
 def test_the_other_schedules_are_those_of_transformers() -> None:

@@ -180,7 +180,7 @@ def test_with_held_out_rows_too_the_tasks_decide_and_both_are_reported() -> None
 
 @pytest.mark.parametrize("strategy", ["fsdp", "zero3"])
 def test_a_sharded_model_that_is_to_answer_tasks_is_refused(strategy: Any) -> None:
-    settings = Training(keep_best="pass@1", tasks="cruxeval")
+    settings = Project(train=Training(keep_best="pass@1", tasks="cruxeval"))
     with pytest.raises(ProjectError, match=rf"keep_best is pass@1, and launch.strategy {strategy}.*ddp or zero2"):
         require_supported(settings, "float32", strategy, "cpu")
     require_supported(settings, "float32", "zero2", "cpu")
