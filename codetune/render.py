@@ -213,7 +213,8 @@ def sweep(outcomes: Sequence[VariantOutcome], path: Path) -> CommandResult:
     over = (
         "mean over seeds (95 % interval over tasks and seeds)" if seeds > 1 else "one seed (95 % interval over tasks)"
     )
-    return CommandResult(f"sweep: {over}", columns, rows, notes, asides=asides, document=document)
+    optional = ("in all", "training", "tokens", "seeds", "rows")
+    return CommandResult(f"sweep: {over}", columns, rows, notes, optional, asides=asides, document=document)
 
 
 def _compared_seeds(outcome: str, found: SeedEstimate) -> str:

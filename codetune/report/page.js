@@ -465,6 +465,7 @@ function training(place, { lines, of_lines: ofLines, is_finished: isFinished, fa
   if (made[0] && !lines.some((line) => isKnown(line.holdout_loss))) place.append(el("p", { class: "soft" }, "No rows are held out (train.holdout is 0), so there is no held-out loss."));
   if (made[0] && !made[3]) place.append(el("p", { class: "soft" }, "The memory was not measured: there was no GPU."));
   const shown = Object.entries(facts).map(([name, value]) => [name.replaceAll("_", " "), isKnown(value) ? fact(value) : "not measured"]);
+  if (made[0]) place.append(el("p", { class: "soft" }, "Each point of a curve of the training is the mean of the steps since the point before; the last loss among all figures is that of the last step alone."));
   if (shown.length) place.append(el("details", {}, el("summary", {}, "All figures of the training"), table(["figure", "value"], shown)));
 }
 

@@ -194,6 +194,7 @@ def _cost(found: RunPlan) -> TextSection | None:
         f"scoring costs {percent(planned.cost.scoring / planned.train_all)} of a training on all rows, and the "
         f"selection trains {percent(planned.train_selected / planned.train_all)} of it: together it {saved}",
         f"it pays from {break_even:.2f} epochs on" if break_even else "it never pays: nothing is left out",
+        "by the tokens of model.path, chat format included; select has no tokenizer and estimates them from characters",
     ]
     lengths = list(dict.fromkeys(variant.epochs for variant in planned.variants))
     sizes = list(dict.fromkeys(variant.scorer_share for variant in planned.variants))
@@ -253,7 +254,10 @@ def _shown_lines(lines: Mapping[str, str]) -> dict[str, str]:
 def _measured(entries: Sequence[MeasuredFigure]) -> TextSection | None:
     if not entries:
         return None
-    cells = [[entry.what, _figure(entry, entry.planned), _figure(entry, entry.measured)] for entry in entries]
+    cells = [
+        [entry.what.removesuffix(", bytes"), _figure(entry, entry.planned), _figure(entry, entry.measured)]
+        for entry in entries
+    ]
     return TextSection("planned and measured", ("figure", "planned", "measured"), cells)
 
 
