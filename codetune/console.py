@@ -38,6 +38,7 @@ SECONDS_BETWEEN_UPDATES = 0.1  # of a bar: rich takes 0.25 ms for each, more tha
 SECONDS_BETWEEN_LINES = 30.0  # of progress, where standard error is no terminal
 _shown: set[str] = set()
 _is_quiet = False  # set once, by the command line
+_bars: list[Console] = []  # where a bar is drawn now
 _LOG_FILE_WIDTH = 10_000  # characters; a message or a row of a table stays one line in a file
 _GAP = 3  # spaces between the columns of a table
 _BAR_WIDTH, _COUNT_AND_TIME_WIDTH = 70, 28  # characters; of the narrowest terminal with a bar
@@ -233,18 +234,24 @@ def track(items: Iterable[T], label: str, total: int | None, unit: str) -> Itera
 def progress(label: str, total: int | None, unit: str, done: int = 0) -> Iterator[ProgressBar]:
     """A progress bar that the caller moves; `done` of the `total` units were done before. Until it moves it shows the
     seconds that have passed: models are loaded then. Where standard error is no terminal, a line every half minute."""
-    console = _stderr()
-    bar = Progress(
-        *_bar_columns(console.width),
-        console=console,
-        transient=True,
-        disable=_is_quiet or not console.is_interactive,
-    )
+    console = _console(sys.stderr)
+    is_drawn = console.is_interactive and not _is_quiet
+    bar = Progress(*_bar_columns(console.width), console=console, transient=True, disable=not is_drawn)
     with bar:
         task = bar.add_task(visible(label), total=None, completed=done, count="", rate="")
         shown = ProgressBar(bar, task, unit, total)
-        with contextlib.nullcontext() if _is_quiet or console.is_interactive else _lines(shown):
+        with _above(console) if is_drawn else contextlib.nullcontext() if _is_quiet else _lines(shown):
             yield shown
+
+
+@contextlib.contextmanager
+def _above(console: Console) -> Iterator[None]:
+    """What is written during the block stands above the bar of this console, not behind it in its line."""
+    _bars.append(console)
+    try:
+        yield
+    finally:
+        _bars.remove(console)
 
 
 def _bar_columns(width: int) -> Sequence[ProgressColumn]:
@@ -373,7 +380,7 @@ def counts(refused: Mapping[str, int]) -> str:
 
 
 def _stderr() -> Console:
-    return _console(sys.stderr)
+    return _bars[-1] if _bars else _console(sys.stderr)
 
 
 def _console(stream: IO[str]) -> Console:

@@ -169,17 +169,27 @@ def test_a_terminal_is_as_wide_as_it_says_whatever_the_other_streams_are(
 ) -> None:
     monkeypatch.setenv("TERM", term)
     monkeypatch.setenv("COLUMNS", columns)
-    with terminal(40) as screen:
+    with terminal(40) as (screen, _):
         monkeypatch.setattr(sys, "stderr", screen)
         assert (console._console(screen).width, console._stderr().width) == (width, width)
         with console.progress("score", 9, "row") as bar:  # nothing can be drawn over on a terminal that is dumb
             assert rich_progress(bar).disable == (term == "dumb")
 
 
+def test_what_is_said_while_a_bar_is_drawn_has_lines_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    with terminal(80) as (screen, outer):
+        monkeypatch.setattr(sys, "stderr", screen)
+        with console.progress("score", 9, "row"):
+            console.warn("few rows")
+        shown = os.read(outer, 10_000).decode()
+    assert re.search(r"\x1b\[2K(\x1b\[\d+m)*warning: few rows(\x1b\[0m)*\r\n", shown)
+
+
 def test_a_narrow_terminal_shows_the_whole_numbers_of_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(console._bar_columns(80)) == 5
     narrow = Console(file=io.StringIO(), width=40, force_terminal=True, force_interactive=True)
-    monkeypatch.setattr(console, "_stderr", lambda: narrow)
+    monkeypatch.setattr(console, "_console", lambda stream: narrow)
     with console.progress("generate humaneval tuned", 1_000_000, "row") as bar:
         bar.move_to(123_456)
         shown = Console(file=io.StringIO(), width=40)
@@ -330,11 +340,12 @@ def test_counts_are_shown_with_their_reasons() -> None:
 
 
 @contextlib.contextmanager
-def terminal(columns: int) -> Iterator[IO[str]]:
+def terminal(columns: int) -> Iterator[tuple[IO[str], int]]:
+    """A terminal as a stream to write to, and the descriptor that what it shows is read from."""
     outer, inner = pty.openpty()
     fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
     with os.fdopen(outer, "rb"), os.fdopen(inner, "w") as screen:
-        yield screen
+        yield screen, outer
 
 
 def written(to: Console) -> str:
