@@ -1,14 +1,18 @@
-"""Settings of a training that work and are hardly meant, as sentences that name what is usual. They are told before the
-first step; what cannot work is an error elsewhere. The usual ranges are those of common recipes, wide by a factor of
-ten."""
+"""Settings of a training that work and are hardly meant, and rows that it loses, as sentences that name what is usual
+or what to do. They are told before the first step; what cannot work is an error elsewhere. The usual ranges are those
+of common recipes, wide by a factor of ten."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from codetune.data.own_template import LEARN_LAST
+from codetune.data.tokens import NO_ANSWER, TOO_LONG
 from codetune.project.sections import Training
 
 LEARNING_RATES = (1e-7, 1e-2)
+MOST_DROPPED, MOST_CUT = 0.05, 0.2  # shares of the rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,20 @@ class TrainingSize:
     width: int | None  # of the model's hidden states
 
 
+@dataclass(frozen=True, slots=True)
+class LostRows:
+    """Of `rows`, those that are dropped, by reason, and the number of those that are cut."""
+
+    rows: int
+    dropped: Mapping[str, int]
+    truncated: int
+
+
+def lost_rows(settings: Training, lost: LostRows) -> list[str]:
+    """A sentence where many rows are dropped, and one where many are cut."""
+    return [doubt for doubt in (_about_dropped(lost), _about_cut(settings, lost)) if doubt]
+
+
 def implausible_settings(settings: Training, size: TrainingSize) -> list[str]:
     """A sentence for each setting that is hardly meant, in the order of the project file."""
     doubts = [
@@ -33,6 +51,28 @@ def implausible_settings(settings: Training, size: TrainingSize) -> list[str]:
         _about_rank(settings, size),
     ]
     return [doubt for doubt in doubts if doubt]
+
+
+def _about_dropped(lost: LostRows) -> str:
+    dropped = sum(lost.dropped.values())
+    if dropped <= MOST_DROPPED * lost.rows:
+        return ""
+    advice = "Set a model.chat_format that writes these rows"
+    if any(LEARN_LAST in reason for reason in lost.dropped):
+        advice = "Set train.learn: last"
+    elif any(reason.startswith((TOO_LONG, NO_ANSWER)) for reason in lost.dropped):
+        advice = "Raise train.max_length"
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in lost.dropped.items())
+    return f"train drops {dropped:,} of {lost.rows:,} rows ({dropped / lost.rows:.0%}): {reasons}. {advice}"
+
+
+def _about_cut(settings: Training, lost: LostRows) -> str:
+    if lost.truncated <= MOST_CUT * lost.rows:
+        return ""
+    return (
+        f"{lost.truncated:,} of {lost.rows:,} rows are longer than {settings.max_length:,} tokens: they lose their "
+        "end, and with it the end of the answer. Raise train.max_length, or set train.too_long: drop"
+    )
 
 
 def _about_steps(settings: Training, size: TrainingSize) -> str:

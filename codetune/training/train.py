@@ -6,6 +6,7 @@ stopped. Every rank calls it; rank 0 writes and reports. The steps themselves ar
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -42,7 +43,7 @@ from codetune.training.checkpoint import (
 from codetune.training.export import export_model
 from codetune.training.holdout import BEST
 from codetune.training.parallelism import SHARDED, ParallelStrategy, StrategyChoice
-from codetune.training.plausibility import TrainingSize, implausible_settings
+from codetune.training.plausibility import LostRows, TrainingSize, implausible_settings, lost_rows
 from codetune.training.summary import TrainingSummary, summarize
 from codetune.training.task_rate import TaskMeasure, task_judge
 from codetune.training.trainer import StepTrainer, explain_out_of_memory, require_supported, training_arguments
@@ -84,7 +85,9 @@ def train(
     fingerprint = _fingerprint(project, model_path, token_cache, held_out_digests, group.count, choice.strategy)
     checkpoint = _last_checkpoint(directory, fingerprint, group, replace)
     steps = total_steps(project.train, len(token_cache), group.count)
-    for kind, text in _notices(project, model_path, len(token_cache), steps, group.count, checkpoint):
+    dropped = Counter(refusal.kind for refusal in rows.dropped)  # of rank 0, which alone is heard
+    lost = LostRows(len(token_cache) + dropped.total(), dropped, rows.truncated_rows)
+    for kind, text in _notices(project, model_path, lost, steps, group.count, checkpoint):
         notify(kind, text)
     base = BaseModel(model_path, build_model.arithmetic_precision(project), choice.strategy)
     # Both before the model is loaded: they tell transformers that a rank needs its shard only.
@@ -172,16 +175,16 @@ def _require_learnable(project: Project, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def _notices(
-    project: Project, model_path: Path, rows: int, steps: int, processes: int, checkpoint: Checkpoint | None
+    project: Project, model_path: Path, lost: LostRows, steps: int, processes: int, checkpoint: Checkpoint | None
 ) -> list[tuple[NoticeKind, str]]:
-    """Doubts about the settings of a new training, or where it continues."""
+    """Doubts about the rows and settings of a new training, or where it continues."""
     if checkpoint is not None:
         return [("note", f"Continues from the checkpoint of step {checkpoint.step:,} of {steps:,}")]
     settings, config = project.train, load_configuration(model_path).get_text_config()
-    samples = samples_per_step(settings, processes)
+    samples, rows = samples_per_step(settings, processes), lost.rows - sum(lost.dropped.values())
     epoch_steps = len(StepSampler(rows, samples, project.seed))
     size = TrainingSize(rows, samples, steps, epoch_steps, getattr(config, "hidden_size", None))
-    return [("warning", doubt) for doubt in implausible_settings(settings, size)]
+    return [("warning", doubt) for doubt in [*lost_rows(settings, lost), *implausible_settings(settings, size)]]
 
 
 def _choose_strategy(project: Project, model_path: Path, processes_here: int, processes: int) -> StrategyChoice:

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
 from codetune.project.sections import LoraSettings, Training
-from codetune.training.plausibility import TrainingSize, implausible_settings
+from codetune.training.plausibility import LostRows, TrainingSize, implausible_settings, lost_rows
 
 USUAL = TrainingSize(rows=1000, step_samples=64, steps=48, epoch_steps=16, width=2048)
 # 9 rows, one step of at most 64 of them
 SMALL = TrainingSize(rows=9, step_samples=64, steps=1, epoch_steps=1, width=32)
 SHORT = TrainingSize(rows=9, step_samples=8, steps=3, epoch_steps=1, width=32)
+
+
+@pytest.mark.parametrize(
+    ("dropped", "truncated", "told"),
+    [
+        ({"longer than 9 tokens": 6}, 0, r"train drops 6 of 100 rows \(6%\): 6 longer than 9 tokens\. Raise train.max"),
+        ({"a template refuses it": 60}, 0, r"train drops 60 .*Set a model.chat_format that writes these rows$"),
+        ({}, 21, r"21 of 100 rows are longer than 2,048 tokens: they lose their end"),
+        ({"a template refuses it": 5}, 20, None),
+    ],
+)
+def test_many_lost_rows_are_told(dropped: dict[str, int], truncated: int, told: str | None) -> None:
+    found = lost_rows(Training(), LostRows(100, dropped, truncated))
+    assert len(found) == (told is not None)
+    assert all(re.search(told or "", doubt) for doubt in found)
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
