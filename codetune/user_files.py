@@ -1,7 +1,7 @@
 """Files that users name: only plain files are opened, and what they unpack to has a limit.
 
 Opening a FIFO, a socket or a device can wait for ever; a gzip of kilobytes can unpack to gigabytes. The limits below
-are far above real data. Knows nothing of what the files hold."""
+are far above real data. Of what the files hold it knows lines, and what one that is too long begins with."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import glob
 import gzip
 import io
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ MIB = 1 << 20
 ROW_BYTES = 32 * MIB  # of a line or a row; the longest rows of instruction sets have a few hundred kilobytes
 UNPACKED_BYTES = 1024 * MIB  # that any compressed file may unpack to ...
 UNPACKED_RATIO = 100  # ... and a large one, so many times its size; source code and prose unpack to 3 to 10 times
+LIST_UNDER_KEY = re.compile(rb'\s*\{\s*"([^"\\]{1,60})"\s*:\s*\[')  # begins a line
 KINDS = {
     stat.S_IFDIR: "a directory",
     stat.S_IFIFO: "a named pipe",
@@ -63,15 +65,18 @@ def read_lines(stream: IO[bytes], name: str) -> Iterator[bytes]:
     while line := stream.readline(ROW_BYTES + 1):
         number += 1
         if len(line) > ROW_BYTES:
-            raise too_long(f"{name}:{number}")
+            raise too_long(f"{name}:{number}", line)
         yield line
 
 
-def too_long(position: str) -> DataError:
-    """The error for a line or a row of more than ROW_BYTES."""
+def too_long(position: str, beginning: bytes = b"") -> DataError:
+    """The error for a line or a row of more than ROW_BYTES, which has this beginning."""
+    remedy = "Delete it, or divide it into rows."
+    if (found := LIST_UNDER_KEY.match(beginning)) is not None:
+        key = found[1].decode(errors="replace")
+        remedy = f"It is an object with a list under {key}: if that holds the rows, write it alone into a .json file."
     return DataError(
-        f"{position} is longer than {ROW_BYTES // MIB} MiB. Expected: one row, of some kilobytes. Delete it, or divide "
-        "it into rows."
+        f"{position} is longer than {ROW_BYTES // MIB} MiB. Expected: one row, of some kilobytes. {remedy}"
     )
 
 

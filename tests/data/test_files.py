@@ -161,6 +161,13 @@ def test_a_row_that_is_too_long_is_an_error_with_its_place(
         values_of(tmp_path / name, ["a"])
 
 
+def test_a_list_in_an_object_of_one_long_line_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"data": [{"a": "x"}] * 50}), encoding="utf-8")
+    monkeypatch.setattr(user_files, "ROW_BYTES", 200)
+    with pytest.raises(DataError, match=r"a.json:1 is longer .* a list under data: if that holds the rows, write it"):
+        values_of(tmp_path / "a.json", ["a"])
+
+
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz", "a.parquet"])
 def test_a_file_that_unpacks_to_far_more_than_its_size_is_an_error(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
