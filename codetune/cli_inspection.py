@@ -36,8 +36,12 @@ def status(project: ProjectOption = None, set_: SetOption = None, as_json: JsonO
         from codetune import render, workflow
         from codetune.stages.runner import read_context
 
-        lines = workflow.status(read_context(loaded))
-        return render.status([dataclasses.replace(line, command=with_project_option(line.command)) for line in lines])
+        return render.status(
+            [
+                dataclasses.replace(line, command=with_project_option(line.command, all_settings=True))
+                for line in workflow.status(read_context(loaded))
+            ]
+        )
 
     perform(work, as_json, changes_nothing=True)
 

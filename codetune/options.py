@@ -181,9 +181,9 @@ def require_unicode(words: Sequence[str]) -> None:
             raise UsageError(f"{word!a} is not UTF-8. Expected: names in UTF-8. Rename the file")
 
 
-def with_project_option(text: str) -> str:
+def with_project_option(text: str, *, all_settings: bool = False) -> str:
     """`text` with `-p PATH` added to each codetune command in it, where the user has named a project file, and with
-    `--set name=NAME` where the user has named the run."""
+    `--set name=NAME` where the user has named the run; with `all_settings` every `--set` that the user gave."""
     words = sys.argv[1:]
     named = [word.partition("=")[2] for word in words if word.startswith("--project=")]
     named += [word[2:] for word in words if word.startswith("-p") and word != "-p"]
@@ -192,7 +192,7 @@ def with_project_option(text: str) -> str:
     settings = [word.partition("=")[2] for word in words if word.startswith("--set=")]
     settings += [after for word, after in pairwise(words) if word == "--set"]
     for setting in settings:
-        options += ["--set", setting] if setting.partition("=")[0].strip() in RUN_KEYS else []
+        options += ["--set", setting] if all_settings or setting.partition("=")[0].strip() in RUN_KEYS else []
     added = "".join(f" {shlex.quote(option)}" for option in options)
     return re.sub(NAMED_COMMAND, lambda command: command[0] + added, text)
 

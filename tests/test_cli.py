@@ -272,6 +272,15 @@ def test_commands_that_are_suggested_name_the_project_and_the_run_that_were_name
     assert told.stderr.endswith("Run: codetune select -p other.yaml --set name=second\n")
     status = json.loads(run_codetune("status", "--project=other.yaml", "--json", cwd=tmp_path).stdout)
     assert status["next"] == "codetune score -p other.yaml"
+    asked = (
+        "status",
+        "-p",
+        "other.yaml",
+        "--set",
+        "seed=1",
+        "--json",
+    )  # without its flags the next command helps little
+    assert json.loads(run_codetune(*asked, cwd=tmp_path).stdout)["next"] == "codetune score -p other.yaml --set seed=1"
 
 
 def test_init_takes_any_key_and_tells_a_wrong_one(tmp_path: Path) -> None:

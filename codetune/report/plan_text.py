@@ -248,7 +248,7 @@ def _command_lines(lines: Mapping[str, str]) -> TextSection:
 
 
 def _shown_lines(lines: Mapping[str, str]) -> dict[str, str]:
-    return {what: with_project_option(line) for what, line in lines.items()}
+    return {what: with_project_option(line, all_settings=True) for what, line in lines.items()}
 
 
 def _measured(entries: Sequence[MeasuredFigure]) -> TextSection | None:
