@@ -47,7 +47,9 @@ def status(project: ProjectOption = None, set_: SetOption = None, as_json: JsonO
 
 
 def plan(
-    price: Annotated[float | None, typer.Option(metavar="PRICE", min=0, help="Price of one GPU for an hour.")] = None,
+    price: Annotated[
+        float | None, typer.Option(metavar="PRICE", min=0, max=1e6, help="Price of one GPU for an hour.")
+    ] = None,
     gpu: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Plan for this card, such as H100 or A100-80GB, not this machine."),

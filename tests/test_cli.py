@@ -304,6 +304,7 @@ def test_init_takes_any_key_and_tells_a_wrong_one(tmp_path: Path) -> None:
         ("score --shar 0/2", "error: No such option: --shar (Possible options: --shard). See: codetune score --help"),
         ("evaluate", "error: Missing argument 'BENCHMARK'. See: codetune evaluate --help"),
         ("run extra", "error: Got unexpected extra argument"),
+        ("plan --price inf", "error: Invalid value for '--price': Input should be less than or equal to"),
     ],
 )
 def test_a_wrong_command_line_is_told_as_every_other_error(line: str, told: str, tmp_path: Path) -> None:

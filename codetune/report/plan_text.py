@@ -266,7 +266,8 @@ def _figure(entry: MeasuredFigure, value: float | None) -> str:
         return UNKNOWN
     if entry.what.endswith("bytes"):
         return gigabytes(value)
-    return percent(value) if entry.what.endswith("rate") else f"{value:,.0f}"
+    decimals = 1 if entry.what.endswith("seconds") else 0
+    return percent(value) if entry.what.endswith("rate") else f"{value:,.{decimals}f}"
 
 
 def _bytes(memory: DeviceMemory) -> dict[str, int]:
