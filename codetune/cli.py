@@ -4,6 +4,7 @@ once."""
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -76,7 +77,7 @@ def init(
         path = write_project(directory, {**PRESETS[preset], **project.overrides})
         return console.CommandResult(
             f"wrote {path}",
-            asides=["edit it, then run: codetune run"],
+            asides=[f"edit it, then run: codetune run{'' if directory == Path() else f' -p {shlex.quote(str(path))}'}"],
             document={"artefact": str(path), "preset": preset},
         )
 

@@ -91,7 +91,7 @@ def report(
         from codetune.report.page import make_report
         from codetune.stages.runner import read_context
 
-        return make_report(read_context(loaded), figures)
+        return _with_whole_commands(make_report(read_context(loaded), figures))
 
     perform(work, as_json)
 
@@ -141,9 +141,15 @@ def slurm(
         from codetune.stages.runner import open_context
 
         context = open_context(loaded)
-        return slurm_result(write_jobs(context, arguments, Path.cwd(), submit), context.run.slurm)
+        return _with_whole_commands(slurm_result(write_jobs(context, arguments, Path.cwd(), submit), context.run.slurm))
 
     perform(work, as_json)
+
+
+def _with_whole_commands(result: CommandResult) -> CommandResult:
+    """The commands that its asides name are of the project and the settings of this command."""
+    asides = [with_project_option(line, all_settings=True) for line in result.asides]
+    return dataclasses.replace(result, asides=asides)
 
 
 def explanation(project: Project, row: str) -> CommandResult:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import sys
 import threading
@@ -40,6 +41,8 @@ _shown: set[str] = set()
 _is_quiet = False  # set once, by the command line
 _bars: list[Console] = []  # where a bar is drawn now
 _LOG_FILE_WIDTH = 10_000  # characters; a message or a row of a table stays one line in a file
+_PARTS_OF_NUMBERS = re.compile(r"(?<=\d) (?=%|(?:s|min|h|GB|MB)\b)|(?<= =) (?=\d)| (?== \d)")
+_GLUE = "\x1f"  # in the place of such a space; the texts have no controls left
 _GAP = 3  # spaces between the columns of a table
 _BAR_WIDTH, _COUNT_AND_TIME_WIDTH = 70, 28  # characters; of the narrowest terminal with a bar
 
@@ -402,6 +405,6 @@ def _print(console: Console, text: str, style: str = "", kept: str = "") -> None
 
 
 def _wrapped(line: str, width: int) -> str:
-    """Never ends a line between a number and its per cent sign."""
-    lines = wrap(line.replace(" %", "\u00a0%"), width, break_long_words=False, break_on_hyphens=False)
-    return "\n".join(lines).replace("\u00a0%", " %")
+    """Never ends a line between a number and its unit, or what it is the value of."""
+    lines = wrap(_PARTS_OF_NUMBERS.sub(_GLUE, line), width, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines).replace(_GLUE, " ")

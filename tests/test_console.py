@@ -155,7 +155,14 @@ def test_sentences_in_the_last_column_are_wrapped_at_words() -> None:
     assert written_at(result, 26) == ["tasks tuned   stale", "the tuned model has changed since"]
 
 
-def test_a_number_stays_with_its_per_cent_sign() -> None:
+@pytest.mark.parametrize("number", ["95 %", "9.5 s", "12 GB", "p = 0.1"])
+def test_a_number_stays_with_its_unit_and_its_name(number: str) -> None:
+    output = io.StringIO()
+    console._print(Console(file=output, width=4 + len(number), force_terminal=True), f"found {number}, on it")
+    assert output.getvalue().splitlines()[1].startswith(number)
+
+
+def test_a_number_stays_with_its_per_cent_sign_in_a_table_too() -> None:
     result = CommandResult("", ("stage", ""), [["select", "it caught 95 % of 20"]], has_prose=True, document={})
     assert written_at(result, 21)[1:] == ["select   it caught", "95 % of 20"]
     output = io.StringIO()
