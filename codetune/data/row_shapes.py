@@ -12,7 +12,7 @@ from typing import TypeGuard
 TURNS = ("messages", "conversations", "conversation")
 INSTRUCTIONS = ("instruction", "problem", "question", "prompt", "query")  # usual names of the columns of a pair
 RESPONSES = ("output", "response", "solution", "answer", "completion")
-PREFERENCE = ("chosen", "rejected")
+PREFERENCE, OPENAI_PREFERENCE = ("chosen", "rejected"), "preferred_output"
 NAMED_COLUMNS = 5  # of the rows in a list
 
 
@@ -20,6 +20,10 @@ def shape_of(names: Sequence[str]) -> str:
     """What rows with these columns usually are, in words."""
     if all(any(name.startswith(begin) for name in names) for begin in PREFERENCE):
         return "preference pairs"
+    if OPENAI_PREFERENCE in names:
+        return "preference pairs, as OpenAI has them"
+    if "segments" in names:
+        return "texts in segments, as axolotl's input_output has them"
     if "input_ids" in names:
         return "token ids, where codetune reads text"
     instruction, response = _usual_pair(names)
@@ -37,6 +41,8 @@ def keys_to_set(names: Sequence[str]) -> str:
         response = "chosen"
         if not instruction:
             return "Give the turns of chosen a column messages, or divide it into an instruction and a response"
+    if OPENAI_PREFERENCE in names:
+        return f"Write the messages of input and those of {OPENAI_PREFERENCE} as one list in a column messages"
     if instruction and response:
         return f"Set dataset.instruction to {instruction} and dataset.response to {response}"
     if len(names) < 2:

@@ -358,6 +358,11 @@ def test_a_chat_among_rows_without_the_columns_does_not_hide_that_they_are_missi
         ({"Question": "x", "answer": "y", "output": "z"}, r"to Question and dataset\.response to output or answer\.$"),
         ({"chosen": "x", "rejected": "y"}, r"preference pairs\. .*Give the turns of chosen a column messages"),
         ({"prompt": "x"}, r"an instruction in prompt, without a response"),
+        (
+            {"input": {}, "preferred_output": []},
+            r"as OpenAI has them\. .*Write the messages of input and those",
+        ),
+        ({"segments": []}, r"texts in segments, as axolotl's input_output has them\. .*Give each row an instruction"),
         ({"text": "x"}, r": text alone\. .*Give each row an instruction and a response\.$"),
     ],
 )
