@@ -18,8 +18,9 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "se
 
 
 def write_record(name: str, settings: dict[str, Any], figures: Any) -> Path:
-    RESULTS.mkdir(exist_ok=True)
-    path, new = RESULTS / f"{name}.json", RESULTS / f"{name}.json.new"
+    results = Path(os.environ.get(DIRECTORY_VARIABLE, RESULTS))  # a rehearsal sets it after this module is imported
+    results.mkdir(exist_ok=True)
+    path, new = results / f"{name}.json", results / f"{name}.json.new"
     document = {"device": device(), "versions": versions(), "settings": settings, "figures": figures}
     new.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     new.replace(path)  # a run that is stopped leaves the record before
