@@ -6,7 +6,7 @@ A layer of which torch cannot make a single graph is an error: its parts would b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -105,13 +105,16 @@ def uncompiled() -> Iterator[None]:
 
 
 @contextmanager
-def explain_uncompilable(directory: Path) -> Iterator[None]:
-    """Turns what torch.compile raises into a CodetuneError that says where the training in `directory` goes on."""
+def explain_uncompilable(directory: Path, is_interrupted: Callable[[], bool]) -> Iterator[None]:
+    """Turns what torch.compile raises into a CodetuneError that says where the training in `directory` goes on, or into
+    KeyboardInterrupt: Ctrl-C ends a compiler that is at work as well."""
     try:
         yield
     except (TorchDynamoException, FailOnRecompileLimitHit) as why:
+        if is_interrupted():
+            raise KeyboardInterrupt from why
         found = first_line(getattr(why, "inner_exception", why))
         raise CodetuneError(
-            f"torch.compile makes no single graph of a layer ({found}). Expected: an architecture and an "
-            f"attention of which it can. Set train.compile: never; the training {continuation(directory)}"
+            f"torch.compile cannot make a layer one graph ({found}). Expected: an architecture and an attention of "
+            f"which it can. Set train.compile: never; the training {continuation(directory)}"
         ) from why

@@ -179,14 +179,14 @@ class StepTrainer(Trainer):
         learned tokens of all ranks. Returns this rank's part of the loss, a scalar."""
         model.train()
         assert num_items_in_batch is not None
-        micro_batches = inputs["micro_batches"]
+        micro_batches, directory = inputs["micro_batches"], Path(str(self.args.output_dir))
         total = torch.zeros((), device=self.args.device)
         for number, batch in enumerate(micro_batches, 1):
             is_last = number == len(micro_batches)
             # Ranks reduce their gradients with the last micro-batch only; DeepSpeed also does its optimizer step then.
             self.accelerator.gradient_state._set_sync_gradients(is_last)
             synchronized = contextlib.nullcontext() if is_last else self.accelerator.no_sync(model)
-            with synchronized, explain_uncompilable(Path(str(self.args.output_dir))):
+            with synchronized, explain_uncompilable(directory, lambda: self._callbacks.interrupted):
                 total += self._forward_backward(model, batch, num_items_in_batch)
         self._loss, self._learning_rate = total.item(), float(self._get_learning_rate())
         self._counts = {name: inputs[name] for name in self._counts}

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
 from torch.nn.attention.varlen import _varlen_attn
@@ -202,9 +203,15 @@ def test_a_layer_that_is_no_single_graph_is_an_error_that_loses_nothing(tmp_path
     """peft's DoRA asks for the class of a weight, which torch cannot trace."""
     model = add_adapters(tiny_model("llama", VOCABULARY), "lora", LoraSettings(dora=True), 0)
     compile_layers(base_network(model))
-    expected = r"no single graph .*Set train.compile: never; the training starts again"
-    with pytest.raises(CodetuneError, match=expected), explain_uncompilable(tmp_path):
+    expected = r"cannot make a layer one graph .*Set train.compile: never; the training starts again"
+    with pytest.raises(CodetuneError, match=expected), explain_uncompilable(tmp_path, lambda: False):
         model(**packed_inputs([torch.arange(5)]))
+
+
+def test_a_compiler_that_an_interruption_ends_is_no_error_of_the_model(tmp_path: Path) -> None:
+    """Ctrl-C reaches all processes of the terminal, and so the compiler."""
+    with pytest.raises(KeyboardInterrupt), explain_uncompilable(tmp_path, lambda: True):
+        raise TorchDynamoException("C++ compile error")
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
