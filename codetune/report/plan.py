@@ -216,8 +216,8 @@ class _Planning:
         if not len(cache):
             reasons = console.counts(Counter(refusal.kind for refusal in rows.dropped))
             raise DataError(
-                f"No row is left to train on ({reasons}). Expected: at least one. Raise train.max_length, fix the data, "
-                "or set a model.chat_format that can write them"
+                f"No row is left to train on ({reasons}). Expected: at least one. Raise train.max_length, fix the "
+                "data, or set a model.chat_format that can write them"
             )
         build_model.require_fit(outline_of(model.directory), model.project.train, cache)
         return _Samples(cache, rows, SampleLengths.of(cache))
