@@ -5,7 +5,8 @@ Pass rates are crossed, every seed on the same tasks: with the mean over seeds o
 tasks of each of S seeds, the squared standard error is var(task means) / T + var(seed means) / S. What task and seed do
 together is counted in both, so the interval is rather too wide. Losses on held-out rows are nested, because each seed
 holds out other rows: var(seed losses) / S. Quantiles are Student's, with the degrees of freedom of Satterthwaite
-(1946). With one seed the interval is of the tasks, or rows, alone."""
+(1946). With one seed interval and test are of the tasks, or rows, alone, as `codetune eval` makes them; `draw_seed` is
+that of their bootstrap."""
 
 from __future__ import annotations
 
@@ -29,7 +30,6 @@ from codetune.benchmark.statistics import (
     wilson_interval,
 )
 
-BOOTSTRAP_SEED = 0  # where there is one seed alone
 MOST_DEGREES = 1e4  # of freedom; with more, Student's distribution is the normal one
 
 
@@ -46,36 +46,38 @@ class SeedEstimate:
     told_apart: bool
 
 
-def crossed_share(values: NDArray[np.float64]) -> SeedEstimate:
+def crossed_share(values: NDArray[np.float64], draw_seed: int) -> SeedEstimate:
     """The mean of pass rates [seeds, tasks], from 0 to 1, with its interval.
 
-    >>> found = crossed_share(np.array([[0.0, 1.0], [1.0, 1.0]]))  # task means 0.5 and 1, seed means 0.5 and 1
+    >>> found = crossed_share(np.array([[0.0, 1.0], [1.0, 1.0]]), 0)  # task means 0.5 and 1, seed means 0.5 and 1
     >>> found.mean, found.standard_error, found.high  # sqrt(0.125 / 2 + 0.125 / 2)
     (0.75, 0.3535533905932738, 1.0)
     """
-    found, tasks = crossed_difference(values), values[0].tolist()
+    found, tasks = crossed_difference(values, draw_seed), values[0].tolist()
     low, high = max(0.0, found.low), min(1.0, found.high)
     if len(values) == 1:
         is_single = set(tasks) <= {0.0, 1.0}
-        low, high = wilson_interval(sum(tasks), len(tasks)) if is_single else bootstrap_interval(tasks, BOOTSTRAP_SEED)
+        low, high = wilson_interval(sum(tasks), len(tasks)) if is_single else bootstrap_interval(tasks, draw_seed)
     return replace(found, low=low, high=high)
 
 
-def crossed_difference(values: NDArray[np.float64]) -> SeedEstimate:
+def crossed_difference(values: NDArray[np.float64], draw_seed: int) -> SeedEstimate:
     """The mean of differences of pass rates [seeds, tasks], with its interval. Where all are equal, how much tasks
-    differ is not known: then the interval is as wide as Wilson's for none of so many tasks. The least difference is 6
-    outcomes at least, as in `least_difference_found`."""
+    differ is not known: then the interval is as wide as Wilson's for none of so many tasks, and the test is that of the
+    signs of the tasks. The least difference is 6 outcomes at least, as in `least_difference_found`."""
     parts, tasks = [_of_mean(values.mean(axis=0)), _of_mean(values.mean(axis=1))], values.shape[1]
-    unknown = wilson_interval(0, tasks)[1]
-    found = _estimate(float(values.mean()), parts, tasks, unknown, FEWEST_DIFFERING / values.size)
-    return found if len(values) > 1 or not found.standard_error else _of_tasks(values[0].tolist(), found)
+    unknown, fewest = wilson_interval(0, tasks)[1], FEWEST_DIFFERING / values.size
+    found = _estimate(float(values.mean()), parts, tasks, (unknown, min(1.0, 2 * 0.5**tasks)), fewest)
+    if not found.standard_error:
+        return replace(found, low=max(-1.0, found.low), high=min(1.0, found.high))
+    return found if len(values) > 1 else _of_tasks(values[0].tolist(), found, draw_seed)
 
 
-def _of_tasks(differences: Sequence[float], found: SeedEstimate) -> SeedEstimate:
+def _of_tasks(differences: Sequence[float], found: SeedEstimate, draw_seed: int) -> SeedEstimate:
     """The estimate of one seed: by the exact McNemar test where each task has one sample, else by the paired
     bootstrap."""
     tasks, zeros = len(differences), [0.0] * len(differences)
-    bootstrap = paired_bootstrap(zeros, differences, BOOTSTRAP_SEED)
+    bootstrap = paired_bootstrap(zeros, differences, draw_seed)
     p_value, least = bootstrap.p_value, least_of_error(bootstrap.standard_error)
     if set(differences) <= {-1.0, 0.0, 1.0}:
         p_value = mcnemar_test([each < 0 for each in differences], [each > 0 for each in differences]).p_value
@@ -84,13 +86,22 @@ def _of_tasks(differences: Sequence[float], found: SeedEstimate) -> SeedEstimate
     return SeedEstimate(found.mean, bootstrap.low, bootstrap.high, found.standard_error, p_value, least, is_apart)
 
 
-def nested(losses: Sequence[tuple[Sequence[float], Sequence[int]]]) -> SeedEstimate:
+def nested(losses: Sequence[tuple[Sequence[float], Sequence[int]]], draw_seed: int) -> SeedEstimate:
     """The mean of nats a token over the rows of each seed, with its interval; of a comparison the nats are differences
     between two models."""
-    ratios = [bootstrap_ratio(nats, tokens, seed) for seed, (nats, tokens) in enumerate(losses)]
-    means, rows = np.array([ratio.difference for ratio in ratios]), min(len(tokens) for _, tokens in losses)
-    part = _of_mean(means) if len(means) > 1 else (ratios[0].standard_error ** 2, rows - 1)
-    return _estimate(float(means.mean()), [part], rows, 0.0, 0.0)
+    if len(losses) == 1:
+        return _of_rows(*losses[0], draw_seed)
+    means = np.array([np.sum(nats) / np.sum(tokens) for nats, tokens in losses])
+    rows = min(len(tokens) for _, tokens in losses)
+    return _estimate(float(means.mean()), [_of_mean(means)], rows, (0.0, 1.0), 0.0)
+
+
+def _of_rows(nats: Sequence[float], tokens: Sequence[int], draw_seed: int) -> SeedEstimate:
+    """The estimate of one seed, by the bootstrap."""
+    found = bootstrap_ratio(nats, tokens, draw_seed)
+    mean, error, least = found.difference, found.standard_error, least_of_error(found.standard_error)
+    is_apart = is_told_apart(mean, least, found.p_value, len(tokens))
+    return SeedEstimate(mean, found.low, found.high, error, found.p_value, least, is_apart)
 
 
 def _of_mean(values: NDArray[np.float64]) -> tuple[float, int]:
@@ -99,12 +110,14 @@ def _of_mean(values: NDArray[np.float64]) -> tuple[float, int]:
 
 
 def _estimate(
-    mean: float, parts: Sequence[tuple[float, int]], tasks: int, unknown: float, fewest: float
+    mean: float, parts: Sequence[tuple[float, int]], tasks: int, unknown: tuple[float, float], fewest: float
 ) -> SeedEstimate:
-    """`parts` are the sources of variance; `unknown` is the half width of the interval where there is none, `fewest` a
-    lower bound of the least difference."""
+    """`parts` are the sources of variance; `unknown` is the half width of the interval where there is none, and the
+    p-value of a mean that is not zero; `fewest` a lower bound of the least difference."""
     squared = sum(part for part, _ in parts)
-    error, half, p_value, least = math.sqrt(squared), unknown, 1.0, 0.0
+    (half, p_value), error, least = unknown, math.sqrt(squared), 0.0
+    if not mean:
+        p_value = 1.0
     if error:
         degrees = min(MOST_DEGREES, squared**2 / sum(part**2 / degrees for part, degrees in parts if part))
         half, p_value = float(stdtrit(degrees, 0.975)) * error, 2 * float(stdtr(degrees, -abs(mean) / error))

@@ -60,19 +60,20 @@ class VariantOutcome:
 def sweep_outcomes(sweep: Sweep) -> list[VariantOutcome]:
     """The outcomes of a finished sweep: `base`, each variant, then each control once; written to `sweep.json` as
     well."""
+    draw_seed = sweep.project.seed  # of the bootstraps, where there is one seed: as `codetune eval` draws in that run
     of_base = {key: _outcomes_of(sweep, run, BASE) for key, run in base_runs(sweep).items()}
     bases, found, controls = dict[str, VariantOutcome](), dict[str, VariantOutcome](), dict[str, VariantOutcome]()
     for variant in sweep.variants:
         own = [_outcomes_of(sweep, sweep.run_of(variant, offset)) for offset in range(sweep.seeds)]
         base = [of_base[variant.base, offset] for offset in range(sweep.seeds)]
-        bases.setdefault(variant.base, _outcome(variant.base, {}, base, {}))
-        against = {BASE: _differences(own, base)}
+        bases.setdefault(variant.base, _outcome(variant.base, {}, base, {}, draw_seed))
+        against = {BASE: _differences(own, base, draw_seed)}
         for name, theirs in _by_control(sweep, variant).items():
             control = variant.controls[name]
-            against[name] = _differences(own, theirs)
+            against[name] = _differences(own, theirs, draw_seed)
             title = f"{RANDOM_AS}{variant.name}" if name == RANDOM else control.name
-            controls.setdefault(title, _outcome(title, control.settings, theirs, {}))
-        found[variant.name] = _outcome(variant.name, variant.settings, own, against)
+            controls.setdefault(title, _outcome(title, control.settings, theirs, {}, draw_seed))
+        found[variant.name] = _outcome(variant.name, variant.settings, own, against, draw_seed)
     outcomes = [*bases.values(), *found.values(), *(controls[name] for name in controls if name not in found)]
     write_text(sweep.directory / "sweep.json", json.dumps(document_of(outcomes), indent=2) + "\n")
     return outcomes
@@ -120,13 +121,17 @@ def _seconds(context: RunContext, stage: Stage) -> float:
 
 
 def _outcome(
-    name: str, settings: Assigned, runs: Sequence[Trained], against: Mapping[str, Mapping[str, SeedEstimate]]
+    name: str,
+    settings: Assigned,
+    runs: Sequence[Trained],
+    against: Mapping[str, Mapping[str, SeedEstimate]],
+    draw_seed: int,
 ) -> VariantOutcome:
     training = _mean([run.training_seconds for run in runs])
     selecting = _mean([run.selecting_seconds for run in runs])
     total = None if training is None or selecting is None else training + selecting
     rows, tokens = _mean([run.rows for run in runs]), _mean([run.tokens for run in runs])
-    figures = _figures([run.passed for run in runs], [run.losses for run in runs], are_differences=False)
+    figures = _figures([run.passed for run in runs], [run.losses for run in runs], draw_seed, are_differences=False)
     places = [str(run.directory) for run in runs]
     return VariantOutcome(name, settings, len(runs), places, rows, tokens, training, total, figures, against)
 
@@ -139,6 +144,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def _figures(
     passed: Sequence[Mapping[str, Mapping[str, float]]],
     losses: Sequence[Mapping[str, tuple[float, int]]],
+    draw_seed: int,
     are_differences: bool,
 ) -> dict[str, SeedEstimate]:
     """The estimate of each outcome from those of each seed."""
@@ -148,16 +154,17 @@ def _figures(
 
     crossed = crossed_difference if are_differences else crossed_share
     figures = {
-        outcome: crossed(np.array([[seed[outcome][task] for task in passed[0][outcome]] for seed in passed]))
+        outcome: crossed(np.array([[seed[outcome][task] for task in passed[0][outcome]] for seed in passed]), draw_seed)
         for outcome in passed[0]
     }
     if all(losses):
         rows = [list(seed.values()) for seed in losses]
-        figures[HELD_OUT_LOSS] = nested([([nats for nats, _ in seed], [tokens for _, tokens in seed]) for seed in rows])
+        pairs = [([nats for nats, _ in seed], [tokens for _, tokens in seed]) for seed in rows]
+        figures[HELD_OUT_LOSS] = nested(pairs, draw_seed)
     return figures
 
 
-def _differences(own: Sequence[Trained], theirs: Sequence[Trained]) -> dict[str, SeedEstimate]:
+def _differences(own: Sequence[Trained], theirs: Sequence[Trained], draw_seed: int) -> dict[str, SeedEstimate]:
     """The differences of a variant and a control, seed by seed, on the same tasks and rows. Losses are compared where
     both models cut a row into as many tokens."""
     passed = [
@@ -175,4 +182,4 @@ def _differences(own: Sequence[Trained], theirs: Sequence[Trained]) -> dict[str,
         }
         for one, two in zip(own, theirs, strict=True)
     ]
-    return _figures(passed, losses, are_differences=True)
+    return _figures(passed, losses, draw_seed, are_differences=True)
