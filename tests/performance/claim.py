@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,8 +26,9 @@ prepare_process()
 
 from codetune.data.source import read_examples
 from codetune.demo.demo_project import write_demo_project
+from codetune.errors import CodetuneError, UsageError
 from codetune.model.load import load_tokenizer
-from codetune.project.file import commented_yaml
+from codetune.project.file import commented_yaml, read_project
 from codetune.project.sections import PROJECT_FILE, Dataset
 from codetune.records import Example, Message, content_id
 from codetune.store.files import write_lines, write_text
@@ -36,6 +38,7 @@ from codetune.sweep.outcomes import VariantOutcome, sweep_outcomes
 from codetune.sweep.perform import run_sweep
 from codetune.sweep.variants import ALL, BASE, RANDOM, STRATEGY, Sweep
 from tests.performance.record import write_record
+from tests.performance.table import claim_table, markdown
 
 SHARE, PLANTED_SHARE, HELD_OUT_SHARE = 0.4, 0.15, 0.3
 VARIED: Sequence[Mapping[str, Sequence[object]]] = (
@@ -107,29 +110,57 @@ class World:
         )
 
 
-def main() -> None:
-    given = read_arguments()
+def main(arguments: Sequence[str] | None = None) -> None:
+    given = read_arguments(arguments)
+    try:
+        perform(given)
+    except CodetuneError as error:
+        print(f"claim: error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+
+
+def perform(given: argparse.Namespace) -> None:
+    require_own_directory(given.directory, given.seed)
     settings = {key: value.name if isinstance(value, Path) else value for key, value in vars(given).items()}
-    world = demo_world(given) if given.world == "demo" else real_world(given)
+    world, name = demo_world(given) if given.world == "demo" else real_world(given), f"claim-{given.world}"
     for seeds in range(1, given.seeds + 1):
-        print(write_record(f"claim-{given.world}", {**settings, "seeds": seeds}, measure(world, seeds)), flush=True)
+        figures = measure(world, seeds)
+        print(write_record(name, {**settings, "seeds": seeds}, figures, given.directory), flush=True)
+        print(markdown(claim_table({name: figures})), flush=True)
 
 
-def read_arguments() -> argparse.Namespace:
+def require_own_directory(directory: Path, seed: int) -> None:
+    """Raises UsageError for a directory of another seed: runs of the two would have the same names."""
+    file = directory / PROJECT_FILE
+    there = read_project(file, [], {}).seed if file.is_file() else seed
+    if there != seed:
+        raise UsageError(
+            f"{directory} holds the claim with --seed {there}, and --seed is {seed}. Expected: a directory for each "
+            "first seed. Name another one"
+        )
+
+
+def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     worlds = parser.add_subparsers(dest="world", required=True)
     demo, real = worlds.add_parser("demo"), worlds.add_parser("real")
     for each, seeds in ((demo, 5), (real, 3)):
         each.add_argument("directory", type=Path)
-        each.add_argument("--seeds", type=int, default=seeds)
-        each.add_argument("--seed", type=int, default=42, help="of the rows, and the first one of the trainings")
+        each.add_argument("--seeds", type=at_least_one, default=seeds, help=f"of the trainings; default {seeds}")
+        each.add_argument("--seed", type=int, default=42, help="of the rows, and the first one of the trainings; 42")
         each.add_argument("--set", dest="assignments", action="append", default=[], metavar="KEY=VALUE")
-    demo.add_argument("--tasks", type=int, default=1000)
+    demo.add_argument("--tasks", type=at_least_one, default=1000, help="held out; default 1000")
     for name in ("--data", "--model"):
         real.add_argument(name, type=Path, required=True)
     real.add_argument("--embedder", type=Path, help="a sentence-transformers model; without it: hashed n-grams")
     real.add_argument("--size", choices=SIZES, default="cpu")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}. Expected: a whole number, 1 or more")
+    return int(text)
 
 
 def demo_world(given: argparse.Namespace) -> World:

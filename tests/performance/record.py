@@ -1,4 +1,4 @@
-"""What every benchmark leaves behind: one JSON document in `results/`, with the machine and the versions it ran on."""
+"""What every benchmark leaves behind: a JSON document, most in `results/`, with its machine and versions."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx")
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "sentence-transformers")
 
 
-def write_record(name: str, settings: dict[str, Any], figures: Any) -> Path:
-    results = Path(os.environ.get(DIRECTORY_VARIABLE, RESULTS))  # a rehearsal sets it after this module is imported
+def write_record(name: str, settings: dict[str, Any], figures: Any, directory: Path | None = None) -> Path:
+    # A rehearsal sets the variable after this module is imported.
+    results = directory or Path(os.environ.get(DIRECTORY_VARIABLE, RESULTS))
     results.mkdir(exist_ok=True)
     path, new = results / f"{name}.json", results / f"{name}.json.new"
     document = {"device": device(), "versions": versions(), "settings": settings, "figures": figures}
