@@ -69,7 +69,7 @@ def stage(result: StageResult) -> CommandResult:
         notes.append(f"taken over from {result.taken_from}, which made it from the same inputs and settings")
     details = stage_named(result.stage).details(result)
     notes += [*details.notes, *(f"warning: {line}" for line in details.warnings if line not in details.notes)]
-    return CommandResult(title, details.columns, details.rows, notes, document=stage_document(result))
+    return CommandResult(title, details.columns, details.rows, notes, details.optional, document=stage_document(result))
 
 
 def pushed(result: StageResult, address: str) -> CommandResult:

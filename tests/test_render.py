@@ -96,6 +96,7 @@ def test_select_shows_a_row_per_cluster() -> None:
     result = a_result(stage="select", rows=1, refused={"mismatched pair": 6}, facts={"clusters": clusters})
     shown = render.stage(result)
     assert shown.columns == ("cluster", "rows", "set aside", "eligible", "taken")
+    assert shown.optional == ["set aside"]  # a narrow terminal shows how many are taken
     assert shown.rows == [["0", "10", "3", "7", "0"], ["1", "10", "3", "7", "1"], ["all", "20", "6", "14", "1"]]
     assert "of 20 rows 6 set aside, 14 eligible, 1 taken" in shown.notes
     assert "set aside: 6 mismatched pair" in shown.notes

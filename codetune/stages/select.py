@@ -81,6 +81,7 @@ from codetune.store.examples import DUPLICATE, first_of_duplicates, read_ids, re
 from codetune.store.manifest import read_manifest
 
 SHOWN_ROWS, SHOWN_CHARACTERS = 3, 80  # of the hardest and of the mismatched rows
+MEDIANS = ("median IFD", "median pmi")  # columns of the table of clusters
 USUALLY_SET_ASIDE = 0.2  # the share of rows from which on a warning is due
 
 
@@ -248,7 +249,9 @@ def _details(result: StageResult) -> Details:
     warnings = found["warnings"] if found else ()
     if len(clusters) < 2:
         return Details(notes, warnings=warnings)
-    return Details(notes, *_cluster_table(clusters), warnings)
+    columns, cells = _cluster_table(clusters)
+    optional = [column for column in columns if column in ("set aside", *MEDIANS)]
+    return Details(notes, columns, cells, warnings, optional)
 
 
 def _cluster_table(clusters: Sequence[ClusterDocument]) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
@@ -262,8 +265,8 @@ def _cluster_table(clusters: Sequence[ClusterDocument]) -> tuple[Sequence[str], 
     ]
     columns = ["cluster", "rows", "set aside", "eligible", "taken"]
     for title, column in (
-        ("median IFD", [cluster["ifd_quantiles"] for cluster in clusters]),
-        ("median pmi", [cluster.get("pmi_quantiles") for cluster in clusters]),
+        (MEDIANS[0], [cluster["ifd_quantiles"] for cluster in clusters]),
+        (MEDIANS[1], [cluster.get("pmi_quantiles") for cluster in clusters]),
     ):
         if any(column):
             columns.append(title)

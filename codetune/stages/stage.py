@@ -149,6 +149,7 @@ class Details:
     columns: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
     warnings: Sequence[str] = ()
+    optional: Sequence[str] = ()  # columns that a narrow terminal leaves out first
 
 
 @dataclass(frozen=True, slots=True)
