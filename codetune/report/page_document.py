@@ -61,7 +61,7 @@ def _selection(context: RunContext) -> Document:
     if not run.selection_report.exists() or not run.excluded.exists():
         again = f"{set_aside_command(run.selection)} && codetune select"
         return _missing("The diagnostics of this selection are not here", again)
-    report = _parse(run.selection_report.read_text(encoding="utf-8"), run.selection_report)
+    report = _parse(run.selection_report.read_bytes(), run.selection_report)
     drawn: MapDocument | None = report.pop("map", None)
     seed = manifest.settings.get("seed")
     return {
@@ -174,7 +174,7 @@ def _sweep(run: Run) -> Document | None:
     if not path.exists():
         return None
     try:
-        table = _parse(path.read_text(encoding="utf-8"), path)
+        table = _parse(path.read_bytes(), path, "codetune sweep")
         return page_sweep([*table.get("base", ()), *table["variants"]])
     except (LookupError, TypeError, AttributeError) as why:
         raise _damaged(path, why, f"mv {path} {path}.old", "codetune sweep") from None
@@ -183,7 +183,7 @@ def _sweep(run: Run) -> Document | None:
 def _provenance(context: RunContext) -> Document:
     run = context.run
     record = run.directory / "project.json"
-    settings = _parse(record.read_text(encoding="utf-8"), record)
+    settings = _parse(record.read_bytes(), record)
     artefacts = [run.examples, run.scores, run.embeddings, run.selection, run.model, *sorted(_of_benchmarks(run))]
     found = [(path, manifest) for path in artefacts if (manifest := read_manifest(path)) is not None]
     return {
@@ -223,16 +223,16 @@ def _unchanged(context: RunContext, artefact: Path) -> Manifest | None:
     return manifest
 
 
-def _parse(text: str, path: Path) -> Document:
+def _parse(text: str | bytes, path: Path, maker: str = "codetune run") -> Document:
     """Raises StaleError where a file of the run is damaged. Numbers that are not finite become None."""
     try:
         found: Document = json.loads(text, parse_constant=lambda name: None)
     except ValueError as why:
-        raise _damaged(path, why, f"mv {path} {path}.old") from None
+        raise _damaged(path, why, f"mv {path} {path}.old", maker) from None
     return found
 
 
-def _damaged(path: Path, why: Exception, command: str, maker: str = "codetune run") -> StaleError:
+def _damaged(path: Path, why: Exception, command: str, maker: str) -> StaleError:
     return StaleError(
         f"{path} is damaged ({why}). Expected: JSON, as codetune wrote it. Make it again: {command} && {maker}"
     )

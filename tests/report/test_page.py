@@ -131,9 +131,10 @@ def test_a_sweep_is_on_the_page_of_its_project_even_where_nothing_else_was_run(t
     document = written_document(context)
     assert document["sweep"] == json.loads(json.dumps(page_sweep(VARIANTS)))
     assert "missing" in document["selection"]
-    table.write_text("{}", encoding="utf-8")
-    with pytest.raises(StaleError, match=r"sweep\.json is damaged .* && codetune sweep"):
-        make_report(context)
+    for damage in (b"{}", b"{", b"\xff"):
+        table.write_bytes(damage)
+        with pytest.raises(StaleError, match=r"sweep\.json is damaged .* && codetune sweep"):
+            make_report(context)
 
 
 def test_a_selection_without_scores_and_embeddings_has_rows_and_no_map(tmp_path: Path) -> None:
