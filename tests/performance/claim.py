@@ -130,7 +130,9 @@ def perform(given: argparse.Namespace) -> None:
 
 
 def require_own_directory(directory: Path, seed: int) -> None:
-    """Raises UsageError for a directory of another seed: runs of the two would have the same names."""
+    """Raises UsageError for a file, and for a directory of another seed: runs of the two would have the same names."""
+    if directory.exists() and not directory.is_dir():
+        raise UsageError(f"{directory} is a file. Expected: a directory. Name another one")
     file = directory / PROJECT_FILE
     there = read_project(file, [], {}).seed if file.is_file() else seed
     if there != seed:

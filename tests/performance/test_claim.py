@@ -45,3 +45,6 @@ def test_wrong_arguments_are_told(
     with pytest.raises(SystemExit, match=r"^2$"):
         main(["demo", str(tmp_path), *arguments])
     assert told in capsys.readouterr().err
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(["demo", str(tmp_path / "codetune.yaml")])
+    assert "codetune.yaml is a file" in capsys.readouterr().err
