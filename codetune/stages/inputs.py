@@ -248,6 +248,8 @@ def _changed_dataset(
                 return other_value(context.project, context.run.examples, examples, key, values)
         if examples.facts[CONTENT] == manifest.inputs["dataset"]:
             return ""
+    if examples is None:
+        return f"{context.run.examples} is missing or has no seal, so the data set is to be read again"
     return f"the data set {dataset_paths(context.project)} has changed since {artefact} was made"
 
 

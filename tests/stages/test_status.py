@@ -148,6 +148,14 @@ def test_a_changed_data_set_makes_everything_stale_that_was_made_of_it(stage: St
     assert "the data set data.jsonl has changed since" in stage_status(context_of(root), stage).why
 
 
+def test_rows_without_a_seal_are_no_change_of_the_data_set(root: Path) -> None:
+    make(context := context_of(root), SCORE)
+    manifest_path(context.run.examples).unlink()
+    assert stage_status(context, SCORE).why == (
+        f"{context.run.examples} is missing or has no seal, so the data set is to be read again"
+    )
+
+
 def test_a_data_set_that_was_touched_makes_nothing_stale(root: Path) -> None:
     make(context_of(root), SCORE)
     os.utime(root / "data.jsonl", (1, 1))
