@@ -33,13 +33,14 @@ def status(project: ProjectOption = None, set_: SetOption = None, as_json: JsonO
     loaded = required_project(project, set_, {})
 
     def work() -> CommandResult:
-        from codetune import render, workflow
+        from codetune import render
+        from codetune.run_status import run_status
         from codetune.stages.runner import read_context
 
         return render.status(
             [
                 dataclasses.replace(line, command=with_project_option(line.command, all_settings=True))
-                for line in workflow.status(read_context(loaded))
+                for line in run_status(read_context(loaded))
             ]
         )
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from codetune.console import CommandResult, quantity
 from codetune.errors import BusyError, CodetuneError, InputError, StaleError
 from codetune.launch.slurm import SlurmJob, job_script, queued_jobs, submit_script
+from codetune.run_status import run_status
 from codetune.stages.checks import require_samples
 from codetune.stages.inputs import require_named_inputs
 from codetune.stages.pipeline import STAGES
@@ -24,7 +25,6 @@ from codetune.stages.train import TRAIN
 from codetune.store.files import remove, write_text
 from codetune.store.locks import holders, locked
 from codetune.store.run_directory import require_unicode_path
-from codetune.workflow import status
 
 RECORD = "jobs.json"  # beside the scripts: the numbers of the jobs that were submitted last
 DONE = ("done", "not needed")
@@ -64,7 +64,7 @@ def write_jobs(context: RunContext, arguments: Sequence[str], directory: Path, s
 def remaining_jobs(context: RunContext, arguments: Sequence[str]) -> Iterator[SlurmJob]:
     """The jobs that make what is missing or stale, in their order. Raises as `write_jobs` does."""
     project, cluster = context.project, context.project.slurm
-    states = {line.stage: line.state for line in status(context)}
+    states = {line.stage: line.state for line in run_status(context)}
     pending = [stage for stage in STAGES if states.get(stage.name, "done") not in DONE]
     is_evaluated = all(state in DONE for name, state in states.items() if name not in {stage.name for stage in STAGES})
     for stage in pending:

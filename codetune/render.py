@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from codetune.console import CommandResult, counts, percent, quantity
+from codetune.run_status import StatusLine
 from codetune.stages.evaluate import EVALUATE
 from codetune.stages.pipeline import stage_named
 from codetune.stages.stage import StageResult
 from codetune.sweep.outcomes import HELD_OUT_LOSS, VariantOutcome, document_of
-from codetune.workflow import StatusLine
 
 if TYPE_CHECKING:
     from codetune.benchmark.evaluate import ModelComparison, PairedTest, Report

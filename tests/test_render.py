@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from codetune import render
+from codetune.run_status import StatusLine
 from codetune.stages.stage import StageResult
-from codetune.workflow import StatusLine
 
 STAGE_KEYS = ["stage", "state", "rows", "reused", "refused", "artefact", "seconds", "overrides"]
 

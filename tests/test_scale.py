@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from codetune import workflow
 from codetune.data.tokens import Span
+from codetune.run_status import run_status
 from codetune.stages.inputs import ensure_examples
 from codetune.stages.stage import RunContext
 from tests import pipeline
@@ -27,7 +27,7 @@ STEPS: dict[str, Callable[[RunContext], object]] = {
     "score": lambda context: pipeline.score(context, None),
     "embed": lambda context: pipeline.embed(context, None),
     "select": pipeline.select,
-    "status": workflow.status,
+    "status": run_status,
 }
 
 
@@ -103,7 +103,7 @@ def test_unfinished_rows_are_counted_by_status_at_the_same_price(tmp_path: Path)
         assert pipeline.score(context_of(project, score__tokens_per_batch=2048), (0, 2)).state == "partial"
         gc.collect()
         tracemalloc.start()
-        assert workflow.status(context_of(project))[0].state == "partial"
+        assert run_status(context_of(project))[0].state == "partial"
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return found

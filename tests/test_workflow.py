@@ -14,6 +14,7 @@ from codetune import render, workflow
 from codetune.data.chat import stop_strings
 from codetune.errors import StaleError, UsageError
 from codetune.model.load import load_trained_tokenizer
+from codetune.run_status import run_status
 from codetune.stages import model_ref
 from codetune.stages.benchmarks import open_benchmark, open_benchmarks, references_at_hand
 from codetune.stages.inputs import ensure_examples
@@ -43,7 +44,7 @@ def test_a_run_goes_through_every_stage_and_a_second_one_does_nothing(tmp_path: 
     again = list(workflow.run(context_of(project), stages_between("score", "evaluate")))
     assert {path: path.stat().st_mtime_ns for path in _artefacts(tmp_path)} == stamps
     assert all(result.reused == result.rows for result in again)
-    assert all(line.state == "done" for line in workflow.status(context_of(project)))
+    assert all(line.state == "done" for line in run_status(context_of(project)))
     _test_a_part_of_each_benchmark(project)
     _test_another_run_takes_over_what_it_has_in_common(project)
     _test_a_copied_run_has_nothing_to_do(project)
@@ -67,7 +68,7 @@ def _test_another_run_takes_over_what_it_has_in_common(project: Path) -> None:
     taken = [(result.stage, result.artefact.stem) for result in results if result.taken_from == str(own.directory)]
     assert taken == [("score", "scores"), ("embed", "embeddings"), *((stage, "base") for stage in OF_BENCHMARK)]
     assert other.run.scores.read_bytes() == own.scores.read_bytes()
-    lines = {line.stage: line.detail for line in workflow.status(other)}
+    lines = {line.stage: line.detail for line in run_status(other)}
     examples = read_manifest(other.run.examples)
     assert examples is not None
     assert examples.facts["taken_from"] == str(own.directory)
@@ -88,7 +89,7 @@ def _test_what_is_taken_away_changes_nothing(project: Path) -> None:
     """Here, because a run takes seconds. A sealed model is evaluated without the data it was trained on."""
     data = project.parent / "data.jsonl"
     data.rename(data.with_suffix(".away"))
-    lines = {line.stage: line for line in workflow.status(context_of(project))}
+    lines = {line.stage: line for line in run_status(context_of(project))}
     assert {line.state for line in lines.values()} == {"done"}
     assert lines["score"].detail.endswith("data.jsonl was not found, so it was not compared")
     (report,) = workflow.evaluate_models(
@@ -103,7 +104,7 @@ def _test_status_after_changes(project: Path) -> None:
     manifest, tasks = project.parent / "runs/small/scores.jsonl.seal", project.parent / "tasks.jsonl"
     whole = manifest.read_bytes()
     manifest.write_bytes(b"{}")
-    score = workflow.status(context_of(project))[0]
+    score = run_status(context_of(project))[0]
     assert score.state == "stale"
     assert score.detail.endswith(f"Move it away, then make scores.jsonl again: mv {manifest} {manifest}.old")
     assert score.command == f"mv {manifest} {manifest}.old"
@@ -111,19 +112,19 @@ def _test_status_after_changes(project: Path) -> None:
         require(context_of(project), SELECT)
     manifest.write_bytes(whole)
     _test_damaged_manifests_of_a_benchmark(project)
-    longer = {line.stage: line for line in workflow.status(context_of(project, generate__max_new_tokens=9))}
+    longer = {line.stage: line for line in run_status(context_of(project, generate__max_new_tokens=9))}
     assert "max_new_tokens" in longer["tasks base"].detail
     before = tasks.read_bytes()
     tasks.write_bytes(before + b"\n")
-    lines = {line.stage: line for line in workflow.status(context_of(project))}
+    lines = {line.stage: line for line in run_status(context_of(project))}
     assert lines["tasks base"].detail == f"the tasks in {tasks} have changed since"
     tasks.write_bytes(before)
     copied = shutil.copytree(project.parent, project.parent.with_name(f"{project.parent.name}-copied"))
     (copied / "tasks.jsonl").write_bytes(before + b"\n")
-    lines = {line.stage: line for line in workflow.status(context_of(copied / project.name))}
+    lines = {line.stage: line for line in run_status(context_of(copied / project.name))}
     assert lines["tasks base"].detail == f"the tasks in {copied / 'tasks.jsonl'} have changed since"
     write_rows(project.parent / "data.jsonl", rows(21))
-    lines = {line.stage: line for line in workflow.status(context_of(project))}
+    lines = {line.stage: line for line in run_status(context_of(project))}
     assert all(lines[stage].state == "stale" for stage in ("score", "embed", "select", "train", "tasks tuned"))
     assert "the data set" in lines["select"].detail
     assert lines["tasks base"].state == "done"
@@ -138,7 +139,7 @@ def _test_damaged_manifests_of_a_benchmark(project: Path) -> None:
         kept = {file: file.read_bytes() for file in (manifest, evaluation)}
         manifest.write_bytes(b"{}")
         for _ in range(1 if manifest == evaluation else 2):
-            line = {line.stage: line for line in workflow.status(context_of(project))}["tasks base"]
+            line = {line.stage: line for line in run_status(context_of(project))}["tasks base"]
             assert (line.state, line.command) == ("stale", f"mv {manifest} {manifest}.old")
             evaluation.unlink(missing_ok=True)
         for file, content in kept.items():
@@ -149,7 +150,7 @@ def test_stages_that_the_strategy_does_not_need_are_left_out(tmp_path: Path) -> 
     project = make_small_world(tmp_path, 20)
     results = list(workflow.run(context_of(project, select__strategy="all"), stages_between("score", "select")))
     assert [result.stage for result in results] == ["select"]
-    assert workflow.status(context_of(project, select__strategy="all"))[0].state == "not needed"
+    assert run_status(context_of(project, select__strategy="all"))[0].state == "not needed"
 
 
 def test_stages_in_the_wrong_order_and_unknown_ones_are_usage_errors(tmp_path: Path) -> None:
@@ -267,7 +268,7 @@ def test_a_file_of_ones_own_is_never_kept_under_the_name_of_an_official_benchmar
     (tmp_path / "tasks.jsonl").rename(tmp_path / "humaneval.jsonl")
     bench = open_benchmark(context_of(project), "humaneval.jsonl")
     assert bench.name.startswith("humaneval-")
-    lines = workflow.status(context_of(project, evaluate__benchmarks=["humaneval.jsonl"]))
+    lines = run_status(context_of(project, evaluate__benchmarks=["humaneval.jsonl"]))
     assert lines[-1].stage == f"{bench.name} tuned"
 
 
@@ -294,8 +295,8 @@ def test_status_says_how_far_a_running_stage_is_and_which_process_runs_it(tmp_pa
     with BlockLog(log_path(parts, (0, 1))) as log:
         log.append(examples[:7], [b"{}"] * 7)
     with locked(context.run, "score", None), locked(context.run, "sanitize-tasks-base", None):
-        lines = {line.stage: line.detail for line in workflow.status(context)}
+        lines = {line.stage: line.detail for line in run_status(context)}
     process = rf"Process {os.getpid()} on .*, since [\d:]+: codetune.*"
     assert re.fullmatch(f"7 of 20 rows; score is running: {process}", lines["score"])
     assert re.fullmatch(f"sanitize is running: {process}", lines["tasks base"])
-    assert {line.stage: line.detail for line in workflow.status(context)}["score"] == "7 of 20 rows"
+    assert {line.stage: line.detail for line in run_status(context)}["score"] == "7 of 20 rows"

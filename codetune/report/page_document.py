@@ -19,6 +19,7 @@ from codetune.errors import StaleError
 from codetune.records import Completion
 from codetune.report.page_rows import cut, page_rows
 from codetune.report.page_sweep import page_sweep
+from codetune.run_status import run_status
 from codetune.selection.diagnostics import MapDocument
 from codetune.selection.row_vectors import spread_sample
 from codetune.selection.strategies import STRATEGIES
@@ -44,7 +45,7 @@ def page_document(context: RunContext) -> Document:
     artefact."""
     return {
         "project": {"name": context.project.name, "version": __version__},
-        "status": [asdict(line) for line in workflow.status(context)],
+        "status": [asdict(line) for line in run_status(context)],
         "selection": _selection(context),
         "training": _training(context.run),
         "benchmarks": _benchmarks(context),

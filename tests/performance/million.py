@@ -80,7 +80,7 @@ def measure(step: str, project: Path) -> dict[str, Any]:
 
     prepare_process()
     import codetune.model.likelihood
-    from codetune import workflow
+    from codetune.run_status import run_status
     from codetune.stages.embed import EMBED
     from codetune.stages.inputs import ensure_examples
     from codetune.stages.runner import run_stage
@@ -95,7 +95,7 @@ def measure(step: str, project: Path) -> dict[str, Any]:
         "score": lambda: run_stage(context, SCORE),
         "embed": lambda: run_stage(context, EMBED),
         "select": lambda: run_stage(context, SELECT),
-        "status": lambda: workflow.status(context),
+        "status": lambda: run_status(context),
     }
     before = anonymous_bytes()
     with Sampler() as sampler:

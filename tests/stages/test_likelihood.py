@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from codetune.errors import StaleError, UsageError
+from codetune.run_status import run_status
 from codetune.stages.likelihood import EVALUATE_HOLDOUT, measure_holdout, read_likelihood, require_no_parts
 from codetune.stages.stage import RunContext, StageRequest
 from codetune.stages.status import stage_status
-from codetune.workflow import status
 from tests import pipeline
 from tests.small_world import context_of, make_small_world
 
@@ -48,7 +48,7 @@ def test_a_loss_is_sealed_shown_by_status_and_taken_over_by_a_run_with_the_same_
     trained: Path, context: RunContext
 ) -> None:
     measure_holdout(context, [])
-    lines = {line.stage: line for line in status(context)}
+    lines = {line.stage: line for line in run_status(context)}
     assert lines["holdout base"].state == lines["holdout tuned"].state == "done"
     assert lines["holdout base"].detail.endswith("nats a token")
     other = context_of(trained, **{**SETTINGS, "name": "other", "select__ratio": 0.7})

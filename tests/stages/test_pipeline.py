@@ -9,7 +9,7 @@ from typing import get_args
 
 import pytest
 
-from codetune import render, workflow
+from codetune import render, run_status, workflow
 from codetune.project.sections import StageName
 from codetune.stages import pipeline
 from codetune.stages.pipeline import STAGES, stages_between
@@ -51,7 +51,8 @@ def test_the_table_has_every_stage_of_the_contract_in_its_order() -> None:
 def test_a_stage_is_added_by_one_module_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lengths = load_module(tmp_path / "lengths.py", MODULE)
     monkeypatch.setattr(pipeline, "STAGES", (*STAGES[:3], lengths, *STAGES[3:]))
-    monkeypatch.setattr(workflow, "STAGES", pipeline.STAGES)
+    for module in (workflow, run_status):
+        monkeypatch.setattr(module, "STAGES", pipeline.STAGES)
     project = make_small_world(tmp_path / "world", 6)
     (made,) = list(workflow.run(context_of(project), stages_between("lengths", "lengths")))
     assert (made.state, made.rows, made.reused) == ("done", 6, 0)
@@ -60,10 +61,10 @@ def test_a_stage_is_added_by_one_module_and_one_line(tmp_path: Path, monkeypatch
     assert shown.document["longest"] == made.facts["longest"]
     assert f"the longest answer has {made.facts['longest']} characters" in shown.notes
     assert run_stage(context_of(project), lengths).reused == 6  # not done again
-    line = next(line for line in workflow.status(context_of(project)) if line.stage == "lengths")
+    line = next(line for line in run_status.run_status(context_of(project)) if line.stage == "lengths")
     assert (line.state, line.command) == ("done", "codetune lengths")
     write_rows(project.parent / "data.jsonl", rows(7))
-    line = next(line for line in workflow.status(context_of(project)) if line.stage == "lengths")
+    line = next(line for line in run_status.run_status(context_of(project)) if line.stage == "lengths")
     assert line.state == "stale"
     assert "the data set data.jsonl has changed since" in line.detail
 

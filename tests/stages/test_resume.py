@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from codetune import __version__, workflow
+from codetune import __version__
 from codetune.errors import StaleError
+from codetune.run_status import run_status
 from codetune.stages.status import require, stage_status
 from codetune.stages.train import TRAIN
 from codetune.store.manifest import read_manifest
@@ -52,7 +53,7 @@ def test_what_differs_is_named_with_the_commands_that_continue_or_begin_anew(pro
     assert "codetune train --set 'train.epochs=7' --set 'train.learning_rate=0.5'. " in str(told.value)
     assert "holds an unfinished training (method full, checkpoint of step 1, written on " in str(told.value)
     assert str(told.value).endswith("To discard it, add --replace to this command")
-    line = next(line for line in workflow.status(context) if line.stage == "train")
+    line = next(line for line in run_status(context) if line.stage == "train")
     assert (line.state, line.detail) == (
         "partial",
         "step 3 of 3, checkpoint of step 1, made with other settings: train.epochs 7 then, 1 now; "
@@ -71,7 +72,7 @@ def test_what_changes_nothing_that_is_learned_stands_in_nobodys_way(project: Pat
     (context.run.train / "checkpoint-1").mkdir()
     free = {"train__per_device_batch_size": 1, "train__gradient_checkpointing": True, "train__save_steps": 5}
     other = context_of(project, **RANDOM, **free, train__global_batch_size=3)
-    line = next(line for line in workflow.status(other) if line.stage == "train")
+    line = next(line for line in run_status(other) if line.stage == "train")
     assert (line.state, line.detail) == ("partial", "step 3 of 3, no checkpoint yet")
     assert pipeline.train(other).rows == 12
 
@@ -143,7 +144,7 @@ def test_a_finished_model_is_kept_where_its_selection_or_its_own_files_have_chan
     (first.artefact / "config.json").write_text((first.artefact / "config.json").read_text() + "\n")
     with pytest.raises(StaleError, match=r"model was changed after codetune wrote it\. What would be lost"):
         pipeline.train(context_of(project, **RANDOM))
-    line = next(line for line in workflow.status(context_of(project, **RANDOM)) if line.stage == "train")
+    line = next(line for line in run_status(context_of(project, **RANDOM)) if line.stage == "train")
     assert (line.state, line.command) == ("stale", "codetune train --replace")
     with pytest.raises(StaleError, match=r"Run: codetune train --replace$"):
         require(context_of(project, **RANDOM), TRAIN)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from codetune import workflow
+from codetune.run_status import run_status
 from codetune.stages.inputs import ensure_examples
 from codetune.stages.stage import RunContext
 from codetune.store.locks import locked
@@ -47,5 +47,5 @@ def test_the_processes_of_a_plain_command_are_no_shards(tmp_path: Path) -> None:
 
 
 def _embed_line(context: RunContext) -> tuple[str, str]:
-    line = next(line for line in workflow.status(context) if line.stage == "embed")
+    line = next(line for line in run_status(context) if line.stage == "embed")
     return line.detail, line.command

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from codetune import workflow
 from codetune.benchmark.parts import part_of
 from codetune.errors import UsageError
+from codetune.run_status import run_status
 from codetune.stages.benchmarks import open_benchmark, open_whole_benchmark, tasks_apart
 from codetune.stages.evaluate import EVALUATE
 from codetune.stages.model_ref import model_ref
@@ -95,7 +95,7 @@ def test_samples_of_a_file_for_these_tasks_are_left_out_too(trained: RunContext)
 
 def test_the_status_knows_which_tasks_an_evaluation_counts(trained: RunContext) -> None:
     evaluate_models(trained, open_benchmark(trained, "tasks.jsonl"), ["tuned", "base"])
-    done = {line.stage: line.state for line in workflow.status(trained)}
+    done = {line.stage: line.state for line in run_status(trained)}
     assert done["tasks tuned"] == done["tasks base"] == done["train"] == "done"
     whole = context_of(trained.project.root / "codetune.yaml")
     base = stage_status(whole, EVALUATE, StageRequest(benchmark="tasks", label="base"))
