@@ -350,7 +350,7 @@ def _caption(reports: Sequence[Report]) -> str:
 
 def _labels(reports: Sequence[Report]) -> list[str]:
     """The path behind each label that is made of a name and a digest."""
-    return [f"{report['model']}: {report['path']}" for report in reports if "path" in report]
+    return list(dict.fromkeys(f"{report['model']}: {report['path']}" for report in reports if "path" in report))
 
 
 def _losses(reports: Sequence[Report]) -> list[str]:

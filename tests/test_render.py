@@ -160,6 +160,8 @@ def test_one_model_and_several_have_documents_of_one_shape(models: list[str], co
 def test_a_label_made_of_a_name_and_a_digest_is_shown_with_its_path() -> None:
     report = {**a_report("answers-85b4003b"), "path": "out/answers.jsonl"}
     assert render.evaluation([report], []).notes[1:] == ["answers-85b4003b: out/answers.jsonl"]  # type: ignore[list-item]
+    on_two = [report, {**report, "benchmark": "mbpp"}]
+    assert render.evaluation(on_two, []).notes[1:] == ["answers-85b4003b: out/answers.jsonl"]  # type: ignore[arg-type]
 
 
 def test_figures_are_per_cent_with_one_decimal_and_have_their_interval() -> None:

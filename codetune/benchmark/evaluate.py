@@ -162,7 +162,7 @@ def _paired_test(first: Report, second: Report, tasks: Sequence[str], suite: Sui
     exact = statistics.mcnemar_test([share == 1 for share in before], [share == 1 for share in after])
     won = [task for task, old, new in zip(tasks, before, after, strict=True) if new > old]
     lost = [task for task, old, new in zip(tasks, before, after, strict=True) if new < old]
-    least = statistics.least_of_error(bootstrap.standard_error)
+    least = statistics.least_of_bootstrap(bootstrap.standard_error, len(tasks))
     if single:
         least = statistics.least_difference_found(len(tasks), exact.only_first + exact.only_second)
     p_value = exact.p_value if single else bootstrap.p_value

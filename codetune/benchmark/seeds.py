@@ -24,6 +24,7 @@ from codetune.benchmark.statistics import (
     bootstrap_ratio,
     is_told_apart,
     least_difference_found,
+    least_of_bootstrap,
     least_of_error,
     mcnemar_test,
     paired_bootstrap,
@@ -64,9 +65,11 @@ def crossed_share(values: NDArray[np.float64], draw_seed: int) -> SeedEstimate:
 def crossed_difference(values: NDArray[np.float64], draw_seed: int) -> SeedEstimate:
     """The mean of differences of pass rates [seeds, tasks], with its interval. Where all are equal, how much tasks
     differ is not known: then the interval is as wide as Wilson's for none of so many tasks, and the test is that of the
-    signs of the tasks. The least difference is 6 outcomes at least, as in `least_difference_found`."""
+    signs of the tasks. The least difference is 6 outcomes at least, as in `least_difference_found`; above 1 where there
+    are fewer than 6 tasks."""
     parts, tasks = [_of_mean(values.mean(axis=0)), _of_mean(values.mean(axis=1))], values.shape[1]
-    unknown, fewest = wilson_interval(0, tasks)[1], FEWEST_DIFFERING / values.size
+    unknown = wilson_interval(0, tasks)[1]
+    fewest = FEWEST_DIFFERING / (values.size if tasks >= FEWEST_DIFFERING else tasks)
     found = _estimate(float(values.mean()), parts, tasks, (unknown, min(1.0, 2 * 0.5**tasks)), fewest)
     if not found.standard_error:
         return replace(found, low=max(-1.0, found.low), high=min(1.0, found.high))
@@ -78,7 +81,7 @@ def _of_tasks(differences: Sequence[float], found: SeedEstimate, draw_seed: int)
     bootstrap."""
     tasks, zeros = len(differences), [0.0] * len(differences)
     bootstrap = paired_bootstrap(zeros, differences, draw_seed)
-    p_value, least = bootstrap.p_value, least_of_error(bootstrap.standard_error)
+    p_value, least = bootstrap.p_value, least_of_bootstrap(bootstrap.standard_error, tasks)
     if set(differences) <= {-1.0, 0.0, 1.0}:
         p_value = mcnemar_test([each < 0 for each in differences], [each > 0 for each in differences]).p_value
         least = least_difference_found(tasks, sum(each != 0 for each in differences))

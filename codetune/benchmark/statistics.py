@@ -145,6 +145,15 @@ def least_difference_found(tasks: int, differing: int) -> float:
     return max(least_difference(tasks, differing / tasks), FEWEST_DIFFERING / tasks)
 
 
+def least_of_bootstrap(standard_error: float, tasks: int) -> float:
+    """The same for the bootstrap of pass rates; above 1 where so few tasks tell no models apart.
+
+    >>> least_of_bootstrap(0.01, 4)  # as after McNemar's test
+    1.5
+    """
+    return max(least_of_error(standard_error), FEWEST_DIFFERING / tasks if tasks < FEWEST_DIFFERING else 0.0)
+
+
 def is_told_apart(difference: float, least: float, p_value: float, tasks: int) -> bool:
     """Whether a difference is one that so many tasks (or rows) can find: significant, and not below the least one."""
     return tasks >= FEWEST_DIFFERING and p_value < 0.05 and abs(difference) >= least - 1e-12

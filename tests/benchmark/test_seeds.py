@@ -96,7 +96,12 @@ def test_a_model_that_wins_every_task_is_told_apart(seeds: int) -> None:
     found = crossed_difference(np.ones((seeds, 10)), SEED)
     assert (found.p_value, found.told_apart) == (2**-9, True)
     assert (found.low, found.high) == (pytest.approx(0.7225, abs=5e-5), 1.0)
-    assert not crossed_difference(np.ones((seeds, 5)), SEED).told_apart
+
+
+@pytest.mark.parametrize("outcomes", [[[1.0] * 5], [[1.0] * 5] * 2, [[0.5, 0.5, 1.0, 0.5, 1.0]]])
+def test_five_tasks_find_no_difference_however_many_seeds_and_samples(outcomes: list[list[float]]) -> None:
+    few = crossed_difference(np.array(outcomes), SEED)
+    assert (few.told_apart, few.least_difference) == (False, 1.2)
 
 
 @pytest.mark.parametrize("differences", [[1.0] * 7 + [-1.0] * 3, [0.5] * 6 + [-0.5, 0.0]])
