@@ -1,10 +1,11 @@
-"""`codetune slurm` with an `sbatch` and a `squeue` that are small scripts on PATH."""
+"""`codetune slurm` with an `sbatch` and a `squeue` that are small scripts on PATH; and once with a real Slurm."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,12 +13,16 @@ import pytest
 
 from codetune.cluster import remaining_jobs, slurm_result, write_jobs
 from codetune.errors import BusyError, CodetuneError, InputError, StaleError, UsageError
+from codetune.run_status import run_status
 from codetune.stages.stage import RunContext
 from codetune.store.files import write_text
 from codetune.store.locks import locked
 from codetune.store.manifest import Manifest, write_manifest
 from tests import pipeline
-from tests.small_world import context_of, make_small_world
+from tests.one_machine_slurm import await_jobs, one_machine_slurm
+from tests.small_world import PROJECT, context_of, make_small_world
+
+__all__ = ["one_machine_slurm"]
 
 # Writes down its arguments and gives the numbers 101, 102, ...; refuses a script of the name in the file `refused`, and
 # stands for a Ctrl-C at one of the name in the file `interrupted`.
@@ -216,3 +221,25 @@ def test_a_finished_model_of_other_settings_is_named_before_anything_is_written(
 def test_a_working_directory_that_is_not_utf_8_is_an_error(world: Callable[..., RunContext]) -> None:
     with pytest.raises(InputError, match="is not UTF-8"):
         write_jobs(world(), [], Path(os.fsdecode(b"/bad\xff")), submit=False)
+
+
+@pytest.mark.usefixtures("one_machine_slurm")
+def test_a_real_slurm_runs_the_array_and_the_job_behind_it_makes_the_rows_of_a_shard_that_was_cancelled(
+    world: Callable[..., RunContext], tmp_path: Path
+) -> None:
+    (tmp_path / "world" / "codetune.yaml").write_text(f"{PROJECT}slurm: {{shards: 2}}\n", encoding="utf-8")
+    context, arguments = world(select__strategy="kcenter"), ["--set", "select.strategy=kcenter", "--quiet"]
+    arguments += ["--set", "embed.batch_size=2"]
+    numbers = {one.job.name: one.number for one in write_jobs(context, arguments, tmp_path / "world", submit=True)}
+    assert list(numbers) == ["embed", "select", "train", "evaluate"]
+    with pytest.raises(BusyError, match="in the queue still"):
+        write_jobs(context, arguments, tmp_path / "world", submit=True)
+    subprocess.run(["scancel", f"{numbers['embed']}_1", str(numbers["train"]), str(numbers["evaluate"])], check=True)
+    await_jobs()
+    logs = {path.name: path.read_text(encoding="utf-8") for path in context.run.slurm.glob("*.log")}
+    assert logs.keys() == {
+        f"codetune-small-embed-{numbers['embed']}_0.log",
+        f"codetune-small-select-{numbers['select']}.log",
+    }
+    assert {line.stage: line.state for line in run_status(context)}["select"] == "done", logs
+    assert [job.name for job in remaining_jobs(context, arguments)] == ["train", "evaluate"]
