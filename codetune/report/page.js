@@ -126,9 +126,9 @@ function headline() {
   if (report) {
     tiles.append(tile("rows taken", `${whole(report.taken)} of ${whole(report.rows)}`, `${percent(report.taken / report.rows)} of all rows, ${percent(report.taken / report.eligible)} of the ${whole(report.eligible)} eligible ones`));
     if (report.cost) {
-      const even = report.cost.break_even_epochs;
-      tiles.append(tile("training cost saved, scoring included", percent(report.cost.saved_share["3"]),
-        "of 3 epochs on all rows, estimated from tokens",
+      const even = report.cost.break_even_epochs, { epochs, share } = data.selection.saved;
+      tiles.append(tile("training cost saved, scoring included", percent(share),
+        `of ${Number.isInteger(epochs) ? epochs : fixed(epochs, 2)} ${epochs === 1 ? "epoch" : "epochs"} on all rows, estimated from tokens`,
         isKnown(even) ? `scoring is paid for after ${fixed(even, 2)} epochs` : "scoring is never paid for"));
     }
   }
@@ -211,7 +211,7 @@ function histogram(rows, name, title, found) {
   view.redraw.push(() => view.brushes[name] || mark.setAttribute("visibility", "hidden"));
   const beyond = (below.rows || above.rows) ? ` ${whole(below.rows)} rows lie below the axis and ${whole(above.rows)} above.` : "";
   const entries = [["all rows", "var(--pale)"], ["taken", "var(--taken)"], ...(counts.shuffled ? [["pairs shuffled on purpose", "var(--set-aside)"]] : [])];
-  const noCut = limits.length ? "" : " This strategy makes no cut here.";
+  const noCut = limits.length ? "" : " No cut is made here.";
   return el("figure", {}, el("b", {}, title), drawing, legend(entries), el("figcaption", {}, `Drag over it to list rows; tap to clear.${noCut}${beyond}`));
 }
 

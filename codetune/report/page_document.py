@@ -20,6 +20,7 @@ from codetune.records import Completion
 from codetune.report.page_rows import cut, page_rows
 from codetune.report.page_sweep import page_sweep
 from codetune.run_status import run_status
+from codetune.selection.cost import documented_cost
 from codetune.selection.diagnostics import MapDocument
 from codetune.selection.row_vectors import spread_sample
 from codetune.selection.strategies import STRATEGIES
@@ -43,11 +44,12 @@ Document = dict[str, Any]
 def page_document(context: RunContext) -> Document:
     """Everything on the page. A part that cannot be shown is `{"missing": SENTENCE}`. Raises StaleError for a damaged
     artefact."""
+    training = _training(context.run)
     return {
         "project": {"name": context.project.name, "version": __version__},
         "status": [asdict(line) for line in run_status(context)],
-        "selection": _selection(context),
-        "training": _training(context.run),
+        "selection": _selection(context, _epochs(training) or context.project.train.epochs),
+        "training": training,
         "benchmarks": _benchmarks(context),
         "likelihood": _likelihood(context),
         "sweep": _sweep(context.run),
@@ -55,7 +57,7 @@ def page_document(context: RunContext) -> Document:
     }
 
 
-def _selection(context: RunContext) -> Document:
+def _selection(context: RunContext, epochs: float) -> Document:
     run, manifest = context.run, _unchanged(context, context.run.selection)
     if manifest is None:
         return _missing("There is no finished selection", "codetune select")
@@ -64,9 +66,10 @@ def _selection(context: RunContext) -> Document:
         return _missing("The diagnostics of this selection are not here", again)
     report = _parse(run.selection_report.read_bytes(), run.selection_report)
     drawn: MapDocument | None = report.pop("map", None)
-    seed = manifest.settings.get("seed")
+    seed, cost = manifest.settings.get("seed"), report.get("cost")
     return {
         "report": report,
+        "saved": cost and {"epochs": epochs, "share": documented_cost(cost).saved_share(epochs)},
         "rule": STRATEGIES[report["strategy"]].description,
         "refused": dict(manifest.refused),
         "data_sets": left_out_notes(manifest),
@@ -95,6 +98,12 @@ def _training(run: Run) -> Document:
         "is_finished": manifest is not None,
         "facts": facts,
     }
+
+
+def _epochs(training: Document) -> float | None:
+    """Those of a finished training: `train.max_steps` or `train.patience` may have ended it early."""
+    lines = training.get("lines")
+    return lines[-1].get("epoch") if lines and training["is_finished"] else None
 
 
 def _metric_lines(path: Path) -> Iterator[Document]:

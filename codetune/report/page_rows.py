@@ -4,7 +4,7 @@ and the texts of some. A large set is thinned to a sample at equal distances, wh
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,8 @@ from codetune.store.manifest import read_manifest
 from codetune.store.row_artefacts import TAKEN, RowOutcome, read_embeddings, read_outcomes, read_reasons, read_scores
 from codetune.store.run_directory import Run
 
-TEXTS = 2_000  # rows whose texts are on the page
-INSTRUCTION_CHARACTERS, ANSWER_CHARACTERS = 1_500, 2_500  # of each, some 8 MB together
+INSTRUCTION_CHARACTERS, ANSWER_CHARACTERS = 1_500, 2_500  # of each text on the page
+TEXT_CHARACTERS = 8_000_000  # of all texts together
 DIGITS = 5
 NEIGHBOURS, ROWS_AT_ONCE = 3, 100
 ELIGIBLE = (TAKEN, "not taken")
@@ -36,6 +36,7 @@ def page_rows(run: Run, drawn: MapDocument | None, rows: int, taken: int, seed: 
     outcomes, eligible = _outcomes(run, ids)
     taken_by_draw = _random_draw(eligible, taken, seed)
     whys = [outcome and outcome["why"] for outcome in outcomes]
+    texts = _texts(run, ids)
     reasons = {row_id: why for row_id, why in read_reasons(run) if row_id in shown}
     return {
         "of_rows": every,
@@ -51,8 +52,8 @@ def page_rows(run: Run, drawn: MapDocument | None, rows: int, taken: int, seed: 
         "pmi": [_rounded(outcome and outcome.get("pmi")) for outcome in outcomes],
         "tokens": _answer_tokens(run, ids),
         "random": np.isin(pack_ids(ids), taken_by_draw).astype(int).tolist(),
-        "texts": _texts(run, ids),
-        "neighbours": _neighbours(run, ids) if drawn else None,
+        "texts": texts,
+        "neighbours": _neighbours(run, ids, frozenset(texts)) if drawn else None,
     }
 
 
@@ -103,20 +104,25 @@ def _answer_tokens(run: Run, ids: Sequence[str]) -> list[int | None] | None:
 
 
 def _texts(run: Run, ids: Sequence[str]) -> dict[str, list[tuple[str, int]]]:
-    """Of some rows instruction and answer, each cut."""
-    wanted = pack_ids(ids[index] for index in spread_sample(len(ids), TEXTS).tolist())
-    known = wanted[np.isin(wanted, example_ids(run))]
+    """Instruction and answer, each cut: of all rows, or of as many as TEXT_CHARACTERS allow."""
+    known = pack_ids(ids)
+    known = known[np.isin(known, example_ids(run))]
     rows = map(read_example, read_lines(run, known))
-    return {row.id: [cut(row.instruction, INSTRUCTION_CHARACTERS), cut(row.answer, ANSWER_CHARACTERS)] for row in rows}
+    every = [
+        (row.id, [cut(row.instruction, INSTRUCTION_CHARACTERS), cut(row.answer, ANSWER_CHARACTERS)]) for row in rows
+    ]
+    characters = sum(len(text) for _, texts in every for text, _ in texts)
+    count = len(every) * TEXT_CHARACTERS // max(TEXT_CHARACTERS, characters)
+    return dict(every[index] for index in spread_sample(len(every), count).tolist()) if count else {}
 
 
-def _neighbours(run: Run, ids: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
-    """Of each row with a text the nearest rows of the page: their positions in `ids`, and the cosines of their
+def _neighbours(run: Run, ids: Sequence[str], texts: Collection[str]) -> dict[str, list[tuple[int, float]]]:
+    """Of each row in `texts` the nearest rows of the page: their positions in `ids`, and the cosines of their
     instructions' embeddings."""
     embeddings = read_embeddings(run)
     vectors = embeddings.vectors[IdIndex(embeddings.ids).positions(pack_ids(ids))]  # [rows, dim]
     count, found = min(NEIGHBOURS, len(ids) - 1), {}
-    sample = spread_sample(len(ids), TEXTS)
+    sample = np.array([index for index, row_id in enumerate(ids) if row_id in texts], dtype=np.intp)
     for first in range(0, len(sample) if count else 0, ROWS_AT_ONCE):
         some = sample[first : first + ROWS_AT_ONCE]
         cosines = vectors[some] @ vectors.T  # [some, rows]

@@ -88,6 +88,13 @@ class CostVariant:
     saved_share: float
 
 
+def documented_cost(document: CostDocument) -> SelectionCost:
+    """The cost that `SelectionCost.document` has written."""
+    flops = document["flops_per_weight"]
+    every, taken = flops["training_epoch_on_all"], flops["training_epoch_on_selection"]
+    return SelectionCost(document["tokens"], document["tokens_taken"], flops["scoring"], every, taken)
+
+
 def scoring_flops(weights: int, tokens: float, answer_tokens: float, answer_passes: int) -> float:
     """The FLOPs of scoring rows with so many tokens in all, and in their answers."""
     return FORWARD * float(weights) * (tokens + answer_passes * answer_tokens)

@@ -160,11 +160,33 @@ def test_large_sets_are_thinned_and_texts_are_cut(tmp_path: Path, monkeypatch: p
     context = context_of(make_small_world(tmp_path), select__strategy="random")
     pipeline.select(context)
     monkeypatch.setattr(page_rows, "MAP_ROWS", 20)
-    monkeypatch.setattr(page_rows, "TEXTS", 5)
     monkeypatch.setattr(page_rows, "ANSWER_CHARACTERS", 10)
+    every = page_document(context)["selection"]["rows"]["texts"]
+    assert len(every) == 20
+    monkeypatch.setattr(page_rows, "TEXT_CHARACTERS", sum(len(text) for row in every.values() for text, _ in row) // 4)
     found = page_document(context)["selection"]["rows"]
     assert (found["of_rows"], len(found["id"]), len(found["texts"])) == (60, 20, 5)
     assert all(len(answer) == 10 and more > 0 for _, (answer, more) in found["texts"].values())
+
+
+@pytest.mark.parametrize(("trained", "epochs"), [(None, 2), (0.5, 0.5)])
+def test_the_cost_that_is_saved_is_that_of_the_training_of_this_run(
+    tmp_path: Path, trained: float | None, epochs: float
+) -> None:
+    context = context_of(make_small_world(tmp_path, 20), train__epochs=2, select__clusters=1)
+    pipeline.score(context)
+    pipeline.embed(context)
+    pipeline.select(context)
+    context.run.train.mkdir()
+    write_rows(context.run.train / "metrics.jsonl", [{"step": 1, "epoch": trained or 0.1}])
+    if trained:
+        context.run.model.mkdir()
+        write_manifest(context.run.model, Manifest("train", "", 2, {}, {}, {}, {}, 0.0))
+    found = page_document(context)["selection"]
+    flops = found["report"]["cost"]["flops_per_weight"]
+    spent = flops["scoring"] + epochs * flops["training_epoch_on_selection"]
+    share = pytest.approx(1 - spent / (epochs * flops["training_epoch_on_all"]))
+    assert found["saved"] == {"epochs": epochs, "share": share}
 
 
 def test_a_text_of_a_row_never_ends_the_element_that_holds_it(tmp_path: Path) -> None:
