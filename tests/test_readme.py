@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,13 @@ def test_its_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert TARGETS
     assert set(TARGETS) <= set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+
+
+def test_the_extras_that_it_installs_are_those_of_the_package() -> None:
+    (sentence,) = re.findall(r"The\sextras may be left out.*?\.", README, re.MULTILINE | re.DOTALL)
+    (installed,) = re.findall(r"`pip install '\.\[([a-z,]+)\]'`", README)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert set(re.findall(r"`([a-z]+)`", sentence)) == set(extras) - {"dev"} >= set(installed.split(","))
 
 
 def test_its_tree_is_the_house() -> None:
