@@ -58,6 +58,7 @@ LEARNED = (
     "training",
     "loss",
 )  # keys of a turn, by program: whether it is learned, 1 or true if so
+DETAILS = ("train_detail", "training_detail")  # axolotl's keys of a turn: which of its characters are learned
 LEFT_OUT_OF_TURNS = frozenset(("reasoning_content", "thinking"))
 PROMPT_COMPLETION = "prompt_completion"
 ABSENT = "\0"  # a column that no row has
@@ -259,7 +260,10 @@ def _message(turn: Columns, role: Role, key: str, is_call: bool) -> Message:
 
 
 def _is_learned(turn: Columns) -> bool:
-    """Whether the keys of a turn let an answer be learned. Raises UnreadableError for a weight between."""
+    """Whether the keys of a turn let an answer be learned. Raises UnreadableError for a weight between,
+    and where parts of it are."""
+    if parts := [key for key in DETAILS if turn.get(key) not in EMPTY]:
+        raise UnreadableError(f"a message's {parts[0]} is of its parts: an answer is learned as a whole or not")
     weights = {key: str(turn[key]).lower() for key in LEARNED if turn.get(key) not in EMPTY}
     if unknown := [key for key, weight in weights.items() if weight not in LEARNED_VALUES]:
         raise UnreadableError(f"a message's {unknown[0]} is neither 0 nor 1")

@@ -235,6 +235,14 @@ def test_a_weight_that_is_neither_0_nor_1_refuses_the_row(key: str, value: objec
     assert messages_of({"messages": turns}, DATASET) == f"a message's {key} is neither 0 nor 1"
 
 
+@pytest.mark.parametrize("key", ["train_detail", "training_detail"])
+def test_an_answer_of_which_a_part_is_not_to_be_learned_refuses_the_row(key: str) -> None:
+    part = {"begin_offset": 0, "end_offset": 1, "train": False}
+    reason = f"a message's {key} is of its parts: an answer is learned as a whole or not"
+    assert messages_of({"messages": [TURNS[0], {**TURNS[1], key: [part]}]}, DATASET) == reason
+    assert messages_of({"messages": [{**turn, key: []} for turn in TURNS]}, DATASET) == MESSAGES
+
+
 def test_a_conversation_with_its_answers_in_chosen_and_rejected_is_a_preference_pair() -> None:
     pair = {"chosen": SHAREGPT_TURNS[1], "rejected": SHAREGPT_TURNS[1]}
     reason = "a preference pair: its answers stand in chosen and rejected"
