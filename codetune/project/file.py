@@ -13,11 +13,12 @@ from itertools import takewhile
 from pathlib import Path
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from codetune.errors import InputError, ProjectError, unusable_directory
 from codetune.project.conflicts import CONFLICTS, dataset_conflicts
-from codetune.project.keys import accepted_types, keys, value_at
+from codetune.project.keys import accepted_types, choices, keys, value_at
 from codetune.project.patterns import PATTERNS_IN_WORDS
 from codetune.project.sections import (
     LIST_TAG,
@@ -102,8 +103,14 @@ def commented_yaml(values: Mapping[str, object]) -> str:
                 lines += [""] * (depth == 0) + [f"{'  ' * depth}{parent}:"]
         section = parents
         value = f"{'  ' * len(parents)}{name}: {_as_yaml(values.get(key, field.default))}"
-        lines.append(f"{value:<58}  # {field.description}")
+        lines.append(f"{value:<58}  # {field.description}{_unnamed_choices(field)}")
     return "\n".join(lines) + "\n"
+
+
+def _unnamed_choices(field: FieldInfo) -> str:
+    """All values of a key that takes one of a few, where its documentation does not name them."""
+    named, every = set(re.findall(r"[\w@]+", field.description or "")), list(map(str, choices(field)))
+    return "" if named.issuperset(every) else f" ({', '.join(every)})"
 
 
 def _apply_assignment(parsed: ParsedYaml, assignment: str) -> str:

@@ -1,7 +1,7 @@
 """The dotted keys of the project file, such as `select.ratio`: all there are, those that seal an artefact or may differ
 when a training continues, the types of their values, and their values in a project."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import UnionType
 from typing import Annotated, Literal, Union, get_args, get_origin
 
@@ -76,6 +76,18 @@ def accepted_types(field: FieldInfo) -> frozenset[type]:
     ['list', 'str']
     """
     return frozenset(_types_in(field.annotation))
+
+
+def choices(field: FieldInfo) -> Sequence[object]:
+    """The values of a key that takes one of a few, or null; none for any other key.
+
+    >>> choices(dict(keys())["train.method"])
+    ['full', 'lora', 'qlora']
+    """
+    parts = [part for part in get_args(field.annotation) or () if part is not type(None)]
+    if get_origin(field.annotation) is Literal:
+        return parts
+    return get_args(parts[0]) if len(parts) == 1 and get_origin(parts[0]) is Literal else []
 
 
 def _types_in(annotation: object) -> Iterator[type]:

@@ -219,7 +219,7 @@ class Training(Section):
     learning_rate: Positive = setting(5.0e-5, "peak of the learning rate", "train")
     scheduler: Literal["cosine", "linear", "wsd", "constant", "constant_with_warmup"] = setting(
         "cosine",
-        "how the learning rate falls: cosine, linear, wsd (in the last tenth), constant(_with_warmup)",
+        "how the learning rate falls; wsd: in the last tenth",
         "train",
     )
     warmup_steps: Annotated[int, Field(ge=0)] = setting(15, "steps from 0 to the peak", "train")

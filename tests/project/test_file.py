@@ -3,6 +3,7 @@ overrides what; and that `codetune init` writes what is read again."""
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from codetune.errors import InputError, ProjectError
 from codetune.project.file import commented_yaml, read_project, write_project
-from codetune.project.keys import keys, value_at
+from codetune.project.keys import choices, keys, value_at
 from codetune.project.presets import PRESETS
 from codetune.project.sections import NOT_IN_THIS_VERSION, Project, StageName
 
@@ -469,13 +470,19 @@ def test_what_init_writes_is_read_as_what_it_was_made_of(values: Mapping[str, An
 
 
 @pytest.mark.parametrize("values", [{}, *PRESETS.values()], ids=["defaults", *PRESETS])
-def test_what_init_writes_has_every_key_with_its_documentation_in_its_line(values: Mapping[str, Any]) -> None:
+def test_what_init_writes_has_every_key_with_its_documentation_and_its_choices_in_its_line(
+    values: Mapping[str, Any],
+) -> None:
     lines = commented_yaml(values).splitlines()
     documented = [line.strip() for line in lines if "  # " in line]
     assert len(documented) == len(KEYS)
     for line, (key, field) in zip(documented, KEYS.items(), strict=True):
         assert line.startswith(f"{key.rpartition('.')[2]}: ")
-        assert line.endswith(f"  # {field.description}")
+        documentation = line.partition("  # ")[2]
+        assert documentation.startswith(str(field.description))
+        named = set(re.findall(r"[\w@]+", documentation))
+        assert set(map(str, choices(field))) <= named
+        assert choices(field) or documentation == field.description
 
 
 @pytest.mark.parametrize("values", [{}, *PRESETS.values()], ids=["defaults", *PRESETS])
