@@ -63,7 +63,7 @@ def _about_dropped(lost: LostRows) -> str:
     elif any(reason.startswith((TOO_LONG, NO_ANSWER)) for reason in lost.dropped):
         advice = "Raise train.max_length"
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in lost.dropped.items())
-    return f"train drops {dropped:,} of {lost.rows:,} rows ({dropped / lost.rows:.0%}): {reasons}. {advice}"
+    return f"train drops {dropped:,} of {lost.rows:,} rows ({100 * dropped / lost.rows:.0f} %): {reasons}. {advice}"
 
 
 def _about_cut(settings: Training, lost: LostRows) -> str:
@@ -107,8 +107,8 @@ def _about_warmup(settings: Training, size: TrainingSize) -> str:
     """Step k of the warm-up, counted from 0, has the learning rate k / warmup_steps of its peak."""
     if settings.scheduler == "constant" or settings.warmup_steps < size.steps:
         return ""
-    reached = (size.steps - 1) / settings.warmup_steps
-    effect = f"never gets above {reached:.0%} of train.learning_rate" if reached else "is 0, so nothing is learned"
+    reached = 100 * (size.steps - 1) / settings.warmup_steps
+    effect = f"never gets above {reached:.0f} % of train.learning_rate" if reached else "is 0, so nothing is learned"
     return (
         f"train.warmup_steps is {settings.warmup_steps:,}, and the training has {_steps(size.steps)}: its learning "
         f"rate {effect}. A warm-up is usually 3 to 10 % of the steps. Set train.warmup_steps: {size.steps // 20}, or "

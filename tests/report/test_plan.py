@@ -97,9 +97,9 @@ TURNS = [{"role": "user", "content": "Add 1."}, {"role": "assistant", "content":
 @pytest.mark.parametrize(
     ("row", "flags", "told"),
     [
-        (TURNS * 2, {"model__chat_format": "tokenizer"}, r"drops 1 of 2 rows \(50%\): 1 .*Set train.learn: last$"),
+        (TURNS * 2, {"model__chat_format": "tokenizer"}, r"drops 1 of 2 rows \(50 %\): 1 .*Set train.learn: last$"),
         (TURNS[:1], {}, r"1 of 2 rows are refused \(50.0 %\): 1 does not end with an assistant"),
-        (TURNS, {"train__max_length": 45}, r"train drops 1 of 2 rows \(50%\).*Raise train.max_length"),
+        (TURNS, {"train__max_length": 45}, r"train drops 1 of 2 rows \(50 %\).*Raise train.max_length"),
         (TURNS, {"train__max_length": 60}, r"1 of 2 rows are longer than 60 tokens: they lose"),
         (TURNS, {"select__count": 2, "train__holdout": 1}, r"train.holdout leaves 1 of 2 rows to"),
         (TURNS, {"card": "0GB"}, r"takes 0.* GB of each GPU"),

@@ -19,7 +19,11 @@ SHORT = TrainingSize(rows=9, step_samples=8, steps=3, epoch_steps=1, width=32)
 @pytest.mark.parametrize(
     ("dropped", "truncated", "told"),
     [
-        ({"longer than 9 tokens": 6}, 0, r"train drops 6 of 100 rows \(6%\): 6 longer than 9 tokens\. Raise train.max"),
+        (
+            {"longer than 9 tokens": 6},
+            0,
+            r"train drops 6 of 100 rows \(6 %\): 6 longer than 9 tokens\. Raise train",
+        ),
         ({"a template refuses it": 60}, 0, r"train drops 60 .*Set a model.chat_format that writes these rows$"),
         ({}, 21, r"21 of 100 rows are longer than 2,048 tokens: they lose their end"),
         ({"a template refuses it": 5}, 20, None),
@@ -44,7 +48,7 @@ def test_usual_settings_are_not_doubted(method: str) -> None:
         (
             {},
             SHORT,
-            "has 3 steps: its learning rate never gets above 13% of train.learning_rate. A warm-up is",
+            "has 3 steps: its learning rate never gets above 13 % of train.learning_rate. A warm-up is",
         ),
         ({"learning_rate": 500.0}, USUAL, "learning_rate is 500. The usual range is 1e-6 to 1e-4, for all weights"),
         (
