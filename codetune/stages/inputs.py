@@ -111,9 +111,10 @@ def ensure_examples(context: RunContext) -> Manifest:
             write_manifest(run.examples, manifest)
     if not manifest.rows:
         reasons = console.counts(manifest.refused) or "it is empty"
+        has_pairs = any(source.dataset.instruction is not None for source in sources)  # turns need no columns
         raise DataError(
             f"{named} holds no usable row ({reasons}); expected instructions with answers. "
-            "Fix the data, or dataset.instruction and dataset.response"
+            f"Fix the data{', or dataset.instruction and dataset.response' if has_pairs else ''}"
         )
     return manifest
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from codetune import workflow
-from codetune.errors import InputError, ModelError
+from codetune.errors import DataError, InputError, ModelError
 from codetune.stages.inputs import CONTENT, dataset_input, ensure_examples, reading_facts
 from codetune.stages.runner import stage_settings
 from codetune.stages.stage import RunContext, StageRequest
@@ -53,6 +53,19 @@ def test_columns_that_are_found_are_named_once(project: Path, capsys: pytest.Cap
     assert reading_facts(context_of(project))["columns"] == {"instruction": "instruction", "response": "output"}
     ensure_examples(context_of(project))
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("row", "fix"),
+    [
+        ({"instruction": "Add.", "output": ""}, ", or dataset.instruction and dataset.response"),
+        ({"messages": json.dumps([{"role": "user", "content": "Add."}])}, ""),
+    ],
+)
+def test_columns_are_advised_only_where_rows_are_read_by_them(row: dict[str, str], fix: str, project: Path) -> None:
+    write_rows(project.with_name("data.jsonl"), [row])
+    with pytest.raises(DataError, match=f"holds no usable row .* Fix the data{fix}$"):
+        ensure_examples(context_of(project))
 
 
 def test_other_columns_than_those_found_make_stale(project: Path) -> None:
