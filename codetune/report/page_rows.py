@@ -123,7 +123,8 @@ def _neighbours(run: Run, ids: Sequence[str], texts: Collection[str]) -> dict[st
     vectors = embeddings.vectors[IdIndex(embeddings.ids).positions(pack_ids(ids))]  # [rows, dim]
     count, found = min(NEIGHBOURS, len(ids) - 1), {}
     sample = np.array([index for index, row_id in enumerate(ids) if row_id in texts], dtype=np.intp)
-    for first in range(0, len(sample) if count else 0, ROWS_AT_ONCE):
+    blocks = range(0, len(sample) if count else 0, ROWS_AT_ONCE)
+    for first in console.track(blocks, "report: nearest rows", len(blocks), "block"):
         some = sample[first : first + ROWS_AT_ONCE]
         cosines = vectors[some] @ vectors.T  # [some, rows]
         cosines[np.arange(len(some)), some] = -np.inf  # itself
