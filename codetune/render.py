@@ -8,6 +8,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from codetune.benchmark.statistics import FEWEST_DIFFERING
 from codetune.console import CommandResult, counts, percent, quantity
 from codetune.run_status import StatusLine
 from codetune.stages.evaluate import EVALUATE
@@ -174,11 +175,14 @@ def _nats(report: LikelihoodReport) -> str:
 def _compared_likelihoods(compared: LikelihoodComparison) -> str:
     first, second = compared["models"]
     low, high = compared["interval_95"]
+    find = "so few rows find none"
+    if compared["rows"] >= FEWEST_DIFFERING:
+        find = f"they find {compared['least_difference']:.4f} or more"
     return (
         f"held-out loss, {second} against {first} ({quantity(compared['rows'], 'row')} in common): "
         f"{compared['difference']:+z.4f} nats a token ({low:+z.4f} to {high:+z.4f}; paired bootstrap "
-        f"p = {compared['p_value']:.2g}), {'told' if compared['told_apart'] else 'not told'} apart (they find "
-        f"{compared['least_difference']:.4f} or more); lower is better"
+        f"p = {compared['p_value']:.2g}), {'told' if compared['told_apart'] else 'not told'} apart ({find}); "
+        "lower is better"
     )
 
 

@@ -297,6 +297,19 @@ def test_models_whose_losses_are_not_compared_are_named_with_the_reason() -> Non
     assert "tokenizers" in note
 
 
+@pytest.mark.parametrize(
+    ("rows", "said"), [(5, "not told apart (so few rows find none)"), (6, "not told apart (they find 0.4000 or more)")]
+)
+def test_rows_that_are_too_few_for_any_difference_name_no_least_one(rows: int, said: str) -> None:
+    compared: Any = {"models": ["base", "tuned"], "rows": rows, "difference": -1.3, "interval_95": (-1.5, -0.8)}
+    reports: Any = [
+        {"model": name, "rows": rows, "tokens": 90, "nats_per_token": 1.5, "interval_95": (1.2, 1.8), "refused": {}}
+        for name in compared["models"]
+    ]
+    compared |= {"p_value": 0.001, "least_difference": 0.4, "told_apart": False}
+    assert said in render.likelihoods(reports, [compared]).notes[0]
+
+
 SANITIZED = {"changed": 2, "not_parsing": 1}
 DIFFERENCE = {
     "test": "exact McNemar",
