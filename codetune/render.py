@@ -8,7 +8,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from codetune.benchmark.statistics import FEWEST_DIFFERING
 from codetune.console import CommandResult, counts, percent, quantity
 from codetune.run_status import StatusLine
 from codetune.stages.evaluate import EVALUATE
@@ -175,9 +174,8 @@ def _nats(report: LikelihoodReport) -> str:
 def _compared_likelihoods(compared: LikelihoodComparison) -> str:
     first, second = compared["models"]
     low, high = compared["interval_95"]
-    find = "so few rows find none"
-    if compared["rows"] >= FEWEST_DIFFERING:
-        find = f"they find {compared['least_difference']:.4f} or more"
+    least = compared["least_difference"]
+    find = "so few rows find none" if least is None else f"they find {least:.4f} or more"
     return (
         f"held-out loss, {second} against {first} ({quantity(compared['rows'], 'row')} in common): "
         f"{compared['difference']:+z.4f} nats a token ({low:+z.4f} to {high:+z.4f}; paired bootstrap "

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from codetune import render
+from codetune.benchmark.likelihood import compare_likelihoods, report_likelihood
 from codetune.run_status import StatusLine
 from codetune.stages.stage import StageResult
 
@@ -298,15 +299,13 @@ def test_models_whose_losses_are_not_compared_are_named_with_the_reason() -> Non
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"), [(5, "not told apart (so few rows find none)"), (6, "not told apart (they find 0.4000 or more)")]
+    ("rows", "said"), [(5, "not told apart (so few rows find none)"), (6, " told apart (they find 0.0000 or more)")]
 )
 def test_rows_that_are_too_few_for_any_difference_name_no_least_one(rows: int, said: str) -> None:
-    compared: Any = {"models": ["base", "tuned"], "rows": rows, "difference": -1.3, "interval_95": (-1.5, -0.8)}
-    reports: Any = [
-        {"model": name, "rows": rows, "tokens": 90, "nats_per_token": 1.5, "interval_95": (1.2, 1.8), "refused": {}}
-        for name in compared["models"]
-    ]
-    compared |= {"p_value": 0.001, "least_difference": 0.4, "told_apart": False}
+    losses = [{str(row): (nats * 9.0, 9) for row in range(rows)} for nats in (5, 4)]
+    reports = [report_likelihood(name, found, {}, 7) for name, found in zip(("base", "tuned"), losses, strict=True)]
+    (compared,) = compare_likelihoods(reports, 7)
+    assert (compared["least_difference"] is None) == (rows == 5)
     assert said in render.likelihoods(reports, [compared]).notes[0]
 
 

@@ -12,7 +12,7 @@ from itertools import combinations, islice
 from typing import TYPE_CHECKING, TypedDict
 
 from codetune.benchmark.benchmarks import HOLDOUT
-from codetune.benchmark.statistics import bootstrap_ratio, is_told_apart, least_of_error
+from codetune.benchmark.statistics import FEWEST_DIFFERING, bootstrap_ratio, is_told_apart, least_of_error
 from codetune.errors import CodetuneError
 from codetune.records import Refusal
 
@@ -43,7 +43,7 @@ class LikelihoodComparison(TypedDict):
     difference: float  # nats a token; below 0 the second model is better
     interval_95: tuple[float, float]
     p_value: float  # two-sided, of a paired bootstrap over rows
-    least_difference: float  # that these rows find with 80 % power
+    least_difference: float | None  # that these rows find with 80 % power; None where so few find none
     told_apart: bool  # significant, and no smaller than that
 
 
@@ -112,7 +112,7 @@ def _compare(first: LikelihoodReport, second: LikelihoodReport, seed: int) -> Li
         difference=found.difference,
         interval_95=(found.low, found.high),
         p_value=found.p_value,
-        least_difference=least,
+        least_difference=least if len(common) >= FEWEST_DIFFERING else None,
         told_apart=is_told_apart(found.difference, least, found.p_value, len(common)),
     )
 
