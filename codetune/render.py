@@ -14,6 +14,7 @@ from codetune.stages.evaluate import EVALUATE
 from codetune.stages.pipeline import stage_named
 from codetune.stages.stage import StageResult
 from codetune.sweep.outcomes import HELD_OUT_LOSS, VariantOutcome, document_of
+from codetune.text import setting_text
 
 if TYPE_CHECKING:
     from codetune.benchmark.evaluate import ModelComparison, PairedTest, Report
@@ -62,7 +63,9 @@ def stage(result: StageResult) -> CommandResult:
     if result.refused:
         notes.append(f"{stage_named(result.stage).refused_word}: {counts(result.refused)}")
     if result.overrides:
-        notes.append("by flag: " + ", ".join(f"{key}={value}" for key, value in result.overrides.items()))
+        notes.append(
+            "by flag: " + ", ".join(f"{key}={setting_text(value, str)}" for key, value in result.overrides.items())
+        )
     if result.facts.get("replaced"):
         notes.append(f"replaced the previous one: {result.facts['replaced']}")
     if result.taken_from:

@@ -21,6 +21,7 @@ from codetune.stages.status import StageStatus, State, stage_status
 from codetune.store.locks import holders
 from codetune.store.manifest import Manifest, set_aside_command
 from codetune.store.takeover import TAKEN_FROM
+from codetune.text import setting_text
 from codetune.workflow import COMPARED
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def _stage_line(context: RunContext, stage: Stage) -> StatusLine:
 
 def _content(stage: Stage, manifest: Manifest) -> str:
     refused = f"; {stage.refused_word}: {counts(manifest.refused)}" if manifest.refused else ""
-    by_flag = ", ".join(f"{key}={value}" for key, value in manifest.overrides.items())
+    by_flag = ", ".join(f"{key}={setting_text(value, str)}" for key, value in manifest.overrides.items())
     taken = f"; taken over from {manifest.facts[TAKEN_FROM]}" if TAKEN_FROM in manifest.facts else ""
     return f"{quantity(manifest.rows, 'row')}{refused}" + (f"; by flag: {by_flag}" if by_flag else "") + taken
 

@@ -5,9 +5,11 @@ Imports nothing of codetune, because the command line needs it before anything e
 
 from __future__ import annotations
 
+import json
 import re
 import time
 import unicodedata
+from collections.abc import Callable
 
 _MARKUP = re.compile(r"[\\`*\[\]<>|~&]|(?<!\w)_|_(?!\w)")  # an underline inside a word is none
 _NOT_PLAIN = re.compile("[^ -~]")
@@ -118,3 +120,12 @@ def gigabytes(count: float) -> str:
     ('41.5 GB', '0.003 GB')
     """
     return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e9:.3f} GB"
+
+
+def setting_text(value: object, show: Callable[[object], str] = repr) -> str:
+    """The value of a setting for a message: nothing and truth values as the project file has them.
+
+    >>> setting_text(None), setting_text(True), setting_text("lora"), setting_text(0.4, str)
+    ('null', 'true', "'lora'", '0.4')
+    """
+    return json.dumps(value) if value is None or isinstance(value, bool) else show(value)

@@ -50,7 +50,7 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "run_status": ("workflow", "stages", *_ENGINES, "store", "console", *_NOUNS),
     "sweep": ("workflow", "stages", "benchmark", "launch", "store", "console", *_NOUNS),
     "cluster": ("run_status", "stages", "launch", "store", "console", *_NOUNS),
-    "render": ("sweep", "run_status", "workflow", "stages", "console"),
+    "render": ("sweep", "run_status", "workflow", "stages", "console", "text"),
     "demo.run": ("render", "workflow", "stages", "demo", "store", "console", *_NOUNS),
     "options": _NOUNS,
     "report": (

@@ -34,6 +34,7 @@ from codetune.store.locks import locked, waiting
 from codetune.store.manifest import Manifest, read_manifest, write_manifest
 from codetune.store.run_directory import inspect_run, open_run
 from codetune.store.takeover import take_over
+from codetune.text import setting_text
 
 TOTAL = "total"  # the file beside unfinished work
 SAVED = "Progress saved. Run the same command to continue."
@@ -234,7 +235,8 @@ def other_value(project: Project, artefact: Path, manifest: Manifest, key: str, 
         return f"{artefact} was made on {manifest.day} by rules that codetune has changed since"
     made = f"by flag on {manifest.day} " if key in manifest.overrides else ""
     asked = "the flag" if key in project.overrides else "the project"
-    return f"{artefact} was made {made}with {key} {values[0]!r}, {asked} now says {values[1]!r}"
+    then, now = map(setting_text, values)
+    return f"{artefact} was made {made}with {key} {then}, {asked} now says {now}"
 
 
 def write_total(directory: Path, total: int) -> None:

@@ -16,6 +16,7 @@ from codetune.project.keys import value_at
 from codetune.stages.runner import differing_setting, stage_settings
 from codetune.stages.stage import Input, RunContext, Stage, StageRequest
 from codetune.store.manifest import Manifest, read_manifest
+from codetune.text import setting_text
 
 State = Literal["done", "stale", "partial", "missing"]
 
@@ -88,7 +89,8 @@ def require(context: RunContext, stage: Stage, request: StageRequest | None = No
 
 
 def _name_overrides(context: RunContext, artefact: Path, manifest: Manifest) -> None:
-    other = [f"{key}={value}" for key, value in manifest.overrides.items() if value_at(context.project, key) != value]
+    differing = {key: value for key, value in manifest.overrides.items() if value_at(context.project, key) != value}
+    other = [f"{key}={setting_text(value, str)}" for key, value in differing.items()]
     if other:
         console.say(f"{artefact} is used as it was made by flag on {manifest.day}: {', '.join(other)}")
 

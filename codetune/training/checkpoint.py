@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 
 from codetune.errors import CodetuneError, StaleError, first_line
 from codetune.store.files import flush_to_disk, grant_usual_access, write_text
+from codetune.text import setting_text
 
 MANIFEST = "codetune.json"
 # torch reports a full disk as a RuntimeError of its archive writer (caffe2/serialize/inline_container.cc).
@@ -137,7 +138,9 @@ def _delete(checkpoint: Checkpoint) -> None:
 def _require_same(checkpoint: Checkpoint, now: Fingerprint) -> None:
     then = checkpoint.fingerprint
     names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
-    if different := [f"{name} {then.get(name)!r} then, {now.get(name)!r} now" for name in names]:
+    if different := [
+        f"{name} {setting_text(then.get(name))} then, {setting_text(now.get(name))} now" for name in names
+    ]:
         raise StaleError(
             f"{checkpoint.path} was made by another training: {'; '.join(different)}. Expected: the same settings and "
             f"rows, so that it can be continued.{_launch_advice(then, now)} To discard it, add --replace to this "

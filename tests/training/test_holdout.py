@@ -200,7 +200,7 @@ def test_other_held_out_rows_or_another_rule_are_another_training(base: Path, tm
     run(project(save_steps=2), base, tmp_path)
     with pytest.raises(StaleError, match="digest of the held-out rows"):
         run(project(save_steps=2), base, tmp_path, holdout=HELD_OUT[1:])
-    with pytest.raises(StaleError, match=r"train.patience None then, 3 now"):
+    with pytest.raises(StaleError, match=r"train.patience null then, 3 now"):
         run(project(save_steps=2, patience=3), base, tmp_path)
 
 
