@@ -2,7 +2,10 @@
 core for each process, and most trainings of the tests less than one.
 
 `Forks` starts that process and sends it what to run. A command that runs in a fork forks its workers, too; everything
-else about them (pipes, sessions, signals, exit statuses) is that of a process that was started anew."""
+else about them (pipes, sessions, signals, exit statuses) is that of a process that was started anew.
+
+A command that a test is to stop midway gets the environment `slow(SECONDS)`: it waits so long after each step of a
+training and after each append to a log, so that it cannot end before the test has seen that it began."""
 
 from __future__ import annotations
 
@@ -17,12 +20,18 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
+PAUSE = "TESTS_PAUSE_SECONDS"
+
+
+def slow(seconds: float) -> dict[str, str]:
+    """The environment of a forked command that waits so long after each step of a training and each append to a log."""
+    return {PAUSE: str(seconds)}
 
 
 class Forks:
@@ -168,6 +177,8 @@ def _become(
         os.environ.clear()
         os.environ.update(environment)
         os.chdir(cwd)
+        if PAUSE in environment:
+            _slow_down(float(environment[PAUSE]))
         sys.argv = list(command)
         runpy.run_module(command[0], run_name="__main__", alter_sys=True)
         status = 0
@@ -182,6 +193,27 @@ def _become(
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(status if isinstance(status, int) else 1)
+
+
+def _slow_down(seconds: float) -> None:
+    from codetune.store.block_log import BlockLog, LineLog
+    from codetune.training.callbacks import TrainingCallbacks
+
+    for kind, method in ((TrainingCallbacks, "on_step_end"), (BlockLog, "append"), (LineLog, "append")):
+        setattr(kind, method, _pausing(getattr(kind, method), seconds))
+
+
+def _pausing(method: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+    """The method, and a pause after it. A worker inherits that of its command, and does not get another one."""
+
+    def paused(caller: Any, *arguments: Any) -> Any:
+        answer, until = method(caller, *arguments), time.monotonic() + seconds
+        while time.monotonic() < until and not getattr(caller, "interrupted", False):
+            time.sleep(0.01)
+        return answer
+
+    paused.pauses = True  # type: ignore[attr-defined]
+    return method if hasattr(method, "pauses") else paused
 
 
 def _serve() -> None:

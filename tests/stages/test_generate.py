@@ -26,7 +26,7 @@ from codetune.stages.benchmarks import open_benchmark
 from codetune.stages.generate import WorkList, complete, completed_rows
 from codetune.stages.model_ref import model_ref
 from tests import pipeline
-from tests.forks import Forked, Forks
+from tests.forks import Forked, Forks, slow
 from tests.model.builders import byte_tokenizer
 from tests.small_world import await_end, children, context_of, make_small_world, write_rows
 
@@ -172,10 +172,10 @@ def complete_here(project: Project, work: WorkList, rank: Rank, sent: list[objec
 
 @contextmanager
 def together(forks: Forks, project: Path, parts: Path, settings: Mapping[str, Any]) -> Iterator[Forked]:
-    """The command under way, and gone when the block ends."""
+    """The command under way, slow enough to be stopped, and gone when the block ends."""
     said = [f"{name.replace('__', '.')}={value}" for name, value in settings.items()]
     words = (str(project), "2", str(parts), *said, "--", "base")
-    command = forks.start(ROOT, {}, "tests.stages.together", *words)
+    command = forks.start(ROOT, slow(0.3), "tests.stages.together", *words)
     try:
         yield command
     finally:

@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from codetune.errors import BusyError
@@ -20,7 +19,8 @@ from codetune.stages.runner import stage_settings
 from codetune.stages.stage import Recipe, StageRequest
 from codetune.store.locks import locked
 from tests import pipeline
-from tests.small_world import context_of, make_small_world, run_codetune, run_codetune_here
+from tests.forks import Forks, slow
+from tests.small_world import children, context_of, make_small_world, run_codetune, run_codetune_here
 
 SMALL = ("--set", "score.tokens_per_batch=128", "--set", "embed.batch_size=4")
 FLAGS = {"score__tokens_per_batch": 128, "embed__batch_size": 4}
@@ -82,16 +82,14 @@ def test_a_part_of_a_shard_that_is_somebody_elses_shard_is_not_done_twice_at_onc
 
 
 def test_a_killed_worker_is_named_and_the_command_run_again_finishes(
-    tmp_path: Path, alone: dict[str, bytes], capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, alone: dict[str, bytes], forks: Forks, capfd: pytest.CaptureFixture[str]
 ) -> None:
     make_small_world(tmp_path)
-    command = [sys.executable, "-m", "codetune", "score", *SMALL, "--set", "launch.processes=2"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = forks.start(tmp_path, slow(0.3), "codetune", "score", *SMALL, "--set", "launch.processes=2")
     parts = artefact(tmp_path, "score").with_name("scores.jsonl.parts")
     while process.poll() is None and not any(log.stat().st_size for log in parts.glob("*.log")):
         time.sleep(0.005)
-    workers = [child for child in psutil.Process(process.pid).children() if "worker" in child.cmdline()]
-    os.kill(workers[-1].pid, signal.SIGKILL)
+    os.kill(children(process.pid)[-1], signal.SIGKILL)
     told = process.communicate()[1]
     assert process.returncode == 1
     assert "Process 1 of 2" in told

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from codetune.launch.node_monitor import SECONDS_TO_CONFIRM
 from tests import pipeline
-from tests.forks import Forked, Forks
+from tests.forks import Forked, Forks, slow
 from tests.small_world import await_end, children, context_of, make_small_world
 from tests.training.runs import metrics, selected_run, setting_flags, stopped_at
 
@@ -89,7 +89,7 @@ def test_a_checkpoint_of_two_processes_is_continued_by_one(world: Path, together
 def test_after_every_kind_of_end_it_is_the_unbroken_training(forks: Forks, world: Path, together: Path) -> None:
     """Asked to stop, all ranks write a checkpoint; the command or a worker killed, nobody is left behind."""
     run = selected_run(world, "broken")
-    with running(forks, world, run.name, "launch.processes=2", "train.save_steps=99") as command:
+    with running(forks, world, run.name, "launch.processes=2", "train.save_steps=99", environment=slow(0.5)) as command:
         await_lines(run, 2)
         workers = children(command.pid)
         command.send_signal(signal.SIGTERM)
@@ -99,7 +99,7 @@ def test_after_every_kind_of_end_it_is_the_unbroken_training(forks: Forks, world
     await_end(workers)
     assert last_checkpoint(run) == len(metrics(run)) < STEPS
 
-    with running(forks, world, run.name, "launch.processes=2", "train.save_steps=1") as command:
+    with running(forks, world, run.name, "launch.processes=2", "train.save_steps=1", environment=slow(0.5)) as command:
         await_lines(run, len(metrics(run)) + 1)
         workers = children(command.pid)
         os.kill(workers[-1], signal.SIGKILL)
@@ -113,7 +113,7 @@ def test_after_every_kind_of_end_it_is_the_unbroken_training(forks: Forks, world
     assert f"(pid {workers[-1]}) was killed by SIGKILL" in stderr
     await_end(workers)
 
-    with running(forks, world, run.name, "launch.processes=2", "train.save_steps=1") as command:
+    with running(forks, world, run.name, "launch.processes=2", "train.save_steps=1", environment=slow(0.5)) as command:
         await_lines(run, last_checkpoint(run) + 1)
         workers = children(command.pid)
         command.kill()
@@ -145,7 +145,7 @@ def test_two_machines_train_as_one(forks: Forks, world: Path, alone: Path) -> No
 @pytest.mark.parametrize("dead", [0, 1])
 def test_a_machine_that_dies_is_named_by_the_other(forks: Forks, world: Path, dead: int) -> None:
     run = selected_run(world, f"machine-{dead}-dies")
-    with two_machines(forks, world, run.name) as commands:
+    with two_machines(forks, world, run.name, slow(0.5)) as commands:
         await_lines(run, 2)
         survivor = commands[1 - dead]
         workers = children(survivor.pid)
@@ -160,16 +160,18 @@ def test_a_machine_that_dies_is_named_by_the_other(forks: Forks, world: Path, de
 
 
 @contextlib.contextmanager
-def two_machines(forks: Forks, world: Path, name: str) -> Iterator[list[Forked]]:
+def two_machines(
+    forks: Forks, world: Path, name: str, environment: Mapping[str, str] | None = None
+) -> Iterator[list[Forked]]:
     """The commands that a user starts on two machines; none of them outlives the block."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     settings = (name, "launch.processes=1", "launch.nodes=2")
-    first = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    job = {**(environment or {}), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     with contextlib.ExitStack() as both:
         yield [
-            both.enter_context(running(forks, world, *settings, environment={**first, "NODE_RANK": str(node)}))
+            both.enter_context(running(forks, world, *settings, environment={**job, "NODE_RANK": str(node)}))
             for node in range(2)
         ]
 
