@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Literal
 
 import torch
@@ -128,18 +129,22 @@ class TrainingCallbacks:
         self._last_saved = time.monotonic()
 
     @contextmanager
-    def interruptible(self) -> Iterator[None]:
+    def interruptible(self, announce: Callable[[], None]) -> Iterator[None]:
         """The first Ctrl-C or SIGTERM asks for a checkpoint and an end after the current step; the second one ends the
-        process at once."""
+        process at once. A step can take a minute: at the first one, `announce` is called by another thread."""
         if threading.current_thread() is not threading.main_thread():
             yield  # Python delivers signals to the main thread only
             return
         earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        received = SimpleQueue[bool]()  # a signal handler may put into it, wherever it has stopped the main thread
 
         def interrupt(number: int, frame: object) -> None:
             self.interrupted = True
             signal.signal(number, earlier[signal.Signals(number)])
+            received.put(True)
 
+        announcer = threading.Thread(target=lambda: announce() if received.get() else None, daemon=True)
+        announcer.start()
         for number in earlier:
             signal.signal(number, interrupt)
         try:
@@ -147,6 +152,8 @@ class TrainingCallbacks:
         finally:
             for number, handler in earlier.items():
                 signal.signal(number, handler)
+            received.put(False)
+            announcer.join()
 
     @property
     def _metrics_file(self) -> Path:

@@ -52,6 +52,8 @@ TOKENS_FILE, HOLDOUT_FILE = "tokens.i32", "holdout.i32"
 PROBE = (Message("user", "Add 1 and 2."), Message("assistant", "1 + 2"))  # any conversation
 CONVERSATIONS = PROBE, (Message("system", "Be brief."), *PROBE)
 SHORTEST = Example("0" * 16, (Message("user", "x"), Message("assistant", "y")), "", "")
+STOPS_AFTER_STEP = "Stops after this step, with a checkpoint. A second Ctrl-C stops at once, without one"
+SAVES_FIRST = "The model is saved first. A second Ctrl-C stops at once"
 ADAPTER_SHARE = 0.01  # of a model's parameters, at most, in adapters of the usual rank
 
 
@@ -73,9 +75,10 @@ def train(
     and pass@1 on `tasks`.
 
     `report` gets `{"step", "steps", "epoch", "loss", "learning_rate", "grad_norm"}` after every step, `notify` gets
-    doubtful settings and the step of a checkpoint before the first one. Ctrl-C and SIGTERM raise KeyboardInterrupt
-    after the current step and a checkpoint; a second one at once. Raises StaleError for another training's checkpoint
-    (`replace` removes it), DataError where no row is left, ProjectError and ModelError for impossible settings."""
+    doubtful settings and the step of a checkpoint before the first one. Ctrl-C and SIGTERM, of which `notify` tells at
+    once, raise KeyboardInterrupt after the current step and a checkpoint; a second one at once. Raises StaleError for
+    another training's checkpoint (`replace` removes it), DataError where no row is left, ProjectError and ModelError
+    for impossible settings."""
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     tokenizer = _fitting_tokenizer(project, model_path)
     choice = _choose_strategy(project, model_path, group.member.local_world_size, group.count)
@@ -103,7 +106,8 @@ def train(
     inputs = build_model.training_inputs(model, project, base, token_cache, holdout_cache, group, judge)
     trainer = StepTrainer(model, arguments, inputs, callbacks)
     _take_steps(trainer, callbacks, checkpoint, notify)
-    with callbacks.interruptible():  # all steps are done: an interruption waits until the model is saved
+    # All steps are done: an interruption waits until the model is saved.
+    with callbacks.interruptible(lambda: notify("note", SAVES_FIRST)):
         _keep_best(trainer, callbacks, directory, project.train, notify)
         whole = _whole_model(trainer, model, project, base, group)
         if group.is_first:
@@ -293,7 +297,7 @@ def _take_steps(
 ) -> None:
     """All steps after the checkpoint. Raises KeyboardInterrupt if an interruption ended them."""
     notify("activity", "training")
-    with callbacks.interruptible():
+    with callbacks.interruptible(lambda: notify("note", STOPS_AFTER_STEP)):
         trainer.run(checkpoint)
     if callbacks.interrupted:
         raise KeyboardInterrupt

@@ -95,6 +95,7 @@ def test_after_every_kind_of_end_it_is_the_unbroken_training(forks: Forks, world
         command.send_signal(signal.SIGTERM)
         _, stderr = command.communicate(timeout=60)
     assert command.returncode == 130, stderr
+    assert stderr.count("Stops after this step, with a checkpoint.") == 1
     assert "Traceback" not in stderr
     await_end(workers)
     assert last_checkpoint(run) == len(metrics(run)) < STEPS

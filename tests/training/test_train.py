@@ -605,7 +605,8 @@ def test_what_is_to_be_known_is_told_before_the_first_step(base: Path, tmp_path:
 
     with pytest.raises(KeyboardInterrupt):
         train_to(3)
-    assert [kind for kind, _ in told] == ["warning", "warning", "activity", "activity", "step", "step", "step"]
+    assert [kind for kind, _ in told] == ["warning", "warning", "activity", "activity", "step", "step", "step", "note"]
+    assert told[-1][1].startswith("Stops after this step, with a checkpoint.")
     assert told[0][1].startswith("train.learning_rate is 5e-08.")
     assert told[1][1].startswith("train.warmup_steps is 6, and the training has 6 steps")
     told.clear()
