@@ -29,6 +29,7 @@ from codetune.benchmark.statistics import (
     mcnemar_test,
     paired_bootstrap,
     wilson_interval,
+    without_variance,
 )
 
 MOST_DEGREES = 1e4  # of freedom; with more, Student's distribution is the normal one
@@ -63,14 +64,12 @@ def crossed_share(values: NDArray[np.float64], draw_seed: int) -> SeedEstimate:
 
 
 def crossed_difference(values: NDArray[np.float64], draw_seed: int) -> SeedEstimate:
-    """The mean of differences of pass rates [seeds, tasks], with its interval. Where all are equal, how much tasks
-    differ is not known: then the interval is as wide as Wilson's for none of so many tasks, and the test is that of the
-    signs of the tasks. The least difference is 6 outcomes at least, as in `least_difference_found`; above 1 where there
-    are fewer than 6 tasks."""
+    """The mean of differences of pass rates [seeds, tasks], with its interval. Where all are equal, interval and
+    p-value are of `without_variance`. The least difference is 6 outcomes at least, as in `least_difference_found`;
+    above 1 where there are fewer than 6 tasks."""
     parts, tasks = [_of_mean(values.mean(axis=0)), _of_mean(values.mean(axis=1))], values.shape[1]
-    unknown = wilson_interval(0, tasks)[1]
-    fewest = FEWEST_DIFFERING / (values.size if tasks >= FEWEST_DIFFERING else tasks)
-    found = _estimate(float(values.mean()), parts, tasks, (unknown, min(1.0, 2 * 0.5**tasks)), fewest)
+    mean, fewest = float(values.mean()), FEWEST_DIFFERING / (values.size if tasks >= FEWEST_DIFFERING else tasks)
+    found = _estimate(mean, parts, tasks, without_variance(mean, tasks), fewest)
     if not found.standard_error:
         return replace(found, low=max(-1.0, found.low), high=min(1.0, found.high))
     return found if len(values) > 1 else _of_tasks(values[0].tolist(), found, draw_seed)
@@ -119,8 +118,6 @@ def _estimate(
     p-value of a mean that is not zero; `fewest` a lower bound of the least difference."""
     squared = sum(part for part, _ in parts)
     (half, p_value), error, least = unknown, math.sqrt(squared), 0.0
-    if not mean:
-        p_value = 1.0
     if error:
         degrees = min(MOST_DEGREES, squared**2 / sum(part**2 / degrees for part, degrees in parts if part))
         half, p_value = float(stdtrit(degrees, 0.975)) * error, 2 * float(stdtr(degrees, -abs(mean) / error))

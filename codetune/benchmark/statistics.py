@@ -66,9 +66,25 @@ class BootstrapDifference:
 
 def paired_bootstrap(first: Sequence[float], second: Sequence[float], seed: int) -> BootstrapDifference:
     """The percentile bootstrap, over tasks, of the difference of two models' estimates, one each a task, in the same
-    order. The p-value is twice the smaller share of resamples on either side of zero, 1 / 10,001 at least."""
+    order. The p-value is twice the smaller share of resamples on either side of zero, 1 / 10,001 at least. Where all
+    tasks differ alike, interval and p-value are of `without_variance`."""
     differences = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)  # [tasks]
-    return _bootstrap_result(float(differences.mean()), _resampled_means(differences, seed))
+    mean = float(differences.mean())
+    if np.ptp(differences) < 1e-12:
+        half, p_value = without_variance(mean, len(differences))
+        return BootstrapDifference(mean, max(-1.0, mean - half), min(1.0, mean + half), p_value, 0.0)
+    return _bootstrap_result(mean, _resampled_means(differences, seed))
+
+
+def without_variance(difference: float, tasks: int) -> tuple[float, float]:
+    """Half the width of the interval, and the p-value, of a mean difference in pass rate where all of so many tasks
+    differ alike, so that how much tasks vary is not known: as wide as Wilson's interval for none of them, and the test
+    of their signs.
+
+    >>> [round(value, 4) for value in without_variance(0.5, 10)]  # 1.96**2 / (10 + 1.96**2), 2 / 2**10
+    [0.2775, 0.002]
+    """
+    return wilson_interval(0, tasks)[1], min(1.0, 2 * 0.5**tasks) if abs(difference) > 1e-12 else 1.0
 
 
 def bootstrap_ratio(values: Sequence[float], weights: Sequence[float], seed: int) -> BootstrapDifference:

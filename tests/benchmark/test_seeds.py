@@ -104,7 +104,7 @@ def test_five_tasks_find_no_difference_however_many_seeds_and_samples(outcomes: 
     assert (few.told_apart, few.least_difference) == (False, 1.2)
 
 
-@pytest.mark.parametrize("differences", [[1.0] * 7 + [-1.0] * 3, [0.5] * 6 + [-0.5, 0.0]])
+@pytest.mark.parametrize("differences", [[1.0] * 7 + [-1.0] * 3, [0.5] * 6 + [-0.5, 0.0], [0.0] * 9, [-1.0] * 8])
 def test_with_one_seed_the_comparison_of_pass_rates_is_that_of_eval(differences: list[float]) -> None:
     found = crossed_difference(np.array([differences]), SEED)
     as_eval = paired_bootstrap([0.0] * len(differences), differences, SEED)

@@ -63,7 +63,15 @@ def test_the_paired_bootstrap_is_near_the_paired_t_test() -> None:
 
 def test_equal_models_are_not_told_apart_by_the_paired_bootstrap() -> None:
     found = paired_bootstrap([0.1, 0.2, 0.7] * 30, [0.1, 0.2, 0.7] * 30, 42)
-    assert (found.difference, found.low, found.high, found.p_value) == (0, 0, 0, 1)
+    bound = 1.96**2 / (90 + 1.96**2)  # Wilson's for 0 of 90
+    assert (found.difference, found.low, found.high) == (0, pytest.approx(-bound, rel=1e-4), -found.low)
+    assert (found.p_value, found.standard_error) == (1, 0)
+
+
+def test_two_tasks_that_differ_alike_are_not_significant() -> None:
+    found = paired_bootstrap([0.0, 0.5], [0.5, 1.0], 42)
+    assert (found.p_value, found.high) == (0.5, 1.0)  # of two signs; the bound of 0 of 2 is 0.66
+    assert found.low == pytest.approx(0.5 - 1.96**2 / (2 + 1.96**2), rel=1e-4)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=60))
