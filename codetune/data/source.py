@@ -287,6 +287,8 @@ def _fault(messages: Messages) -> str | None:
     order = "".join("c" if turn.calls else turn.role[0] for turn in turns)  # c: an assistant's call
     if re.search("(?<![ct])t", order):
         return "a tool's turn follows no call"
+    if "s" in order:
+        return "a system message behind another turn"
     if not TURNS_IN_ORDER.fullmatch(order):
         return "turns do not alternate between user and assistant"
     if is_blank(turns[-1].text):

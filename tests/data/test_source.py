@@ -147,7 +147,8 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
         (chat("system: x", "assistant: y"), "no user's turn before the answer", True),
         (chat("user: x", "user: y", "assistant: z"), "turns do not alternate between user and assistant", True),
         (chat("assistant: x", "user: y", "assistant: z"), "turns do not alternate between user and assistant", True),
-        (chat("user: x", "system: y", "assistant: z"), "turns do not alternate between user and assistant", True),
+        (chat("user: x", "system: y", "assistant: z"), "a system message behind another turn", True),
+        (chat("system: x", "system: y", "user: z", "assistant: a"), "a system message behind another turn", True),
         (chat("user: x", "assistant: ", "user: y", "assistant: z"), "empty turn", True),
         (chat("user: x", "assistant: y", "user: z"), "does not end with an assistant's turn", True),
         (
