@@ -1,5 +1,5 @@
 """`python -m codetune` and the console script: what torchrun and accelerate re-enter. Until a command begins its work
-(`commands.perform`), Ctrl-C and SIGTERM end the process at once, with a line that says so and status 130; `main`
+(`cli_app.perform`), Ctrl-C and SIGTERM end the process at once, with a line that says so and status 130; `main`
 therefore imports the other modules inside."""
 
 import os

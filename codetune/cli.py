@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from codetune import __version__, console
+from codetune.cli_app import AROUND, PIPELINE, STAGES, START, perform
+from codetune.cli_app import app as app  # for main.py
 from codetune.cli_benchmarks import eval_, evaluate, generate, sanitize
 from codetune.cli_inspection import doctor, explanation, follow, plan, report, slurm, status
-from codetune.commands import AROUND, PIPELINE, STAGES, START, perform
-from codetune.commands import app as app  # for main.py
-from codetune.errors import UsageError
-from codetune.launch.environment import Shard, current_node, parse_shard
-from codetune.options import (
+from codetune.cli_options import (
     METHODS,
     PAD_MODES,
     STRATEGIES,
@@ -41,6 +39,8 @@ from codetune.options import (
     stage_option,
     varied_values,
 )
+from codetune.errors import UsageError
+from codetune.launch.environment import Shard, current_node, parse_shard
 from codetune.project.file import read_project, write_project
 from codetune.project.presets import PRESETS
 from codetune.project.sections import PROJECT_FILE, STAGE_NAMES, Project, StageName

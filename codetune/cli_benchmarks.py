@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from codetune.commands import perform
-from codetune.options import (
+from codetune.cli_app import perform
+from codetune.cli_options import (
     AfterOption,
     BenchmarkArgument,
     ComparedArgument,

@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from codetune import console
-from codetune.commands import perform
-from codetune.launch.dispatch import run_follower_node
-from codetune.launch.environment import Node, current_node
-from codetune.options import (
+from codetune.cli_app import perform
+from codetune.cli_options import (
     JsonOption,
     ProjectOption,
     SetOption,
@@ -21,6 +19,8 @@ from codetune.options import (
     required_project,
     with_project_option,
 )
+from codetune.launch.dispatch import run_follower_node
+from codetune.launch.environment import Node, current_node
 from codetune.project.sections import PROJECT_FILE
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def slurm(
     arguments += [word for assignment in set_ or [] for word in ("--set", assignment)]
 
     def work() -> CommandResult:
-        from codetune.cluster import slurm_result, write_jobs
+        from codetune.slurm_jobs import slurm_result, write_jobs
         from codetune.stages.runner import open_context
 
         context = open_context(loaded)

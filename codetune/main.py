@@ -12,13 +12,13 @@ import typer
 
 from codetune import console
 from codetune.cli import app
-from codetune.commands import raise_interrupts
+from codetune.cli_app import raise_interrupts
+from codetune.cli_options import completed_assignments, require_unicode, with_project_option
 from codetune.errors import BusyError, CodetuneError, UsageError
 from codetune.launch import dispatch
 from codetune.launch.environment import begun_assignment, current_rank, prepare_process, worker_task
 from codetune.launch.library_messages import make_messages_visible
 from codetune.launch.workers import JSON, empty_standard_input, exit_process
-from codetune.options import completed_assignments, require_unicode, with_project_option
 
 _WrongUsage: Any = typer.BadParameter.__base__  # click's UsageError, which typer 0.29 has a copy of
 

@@ -17,10 +17,10 @@ import typer
 from typer.testing import CliRunner
 
 from codetune.cli import app
-from codetune.commands import perform
+from codetune.cli_app import perform
+from codetune.cli_options import completed_assignments
 from codetune.console import CommandResult
 from codetune.errors import InputError
-from codetune.options import completed_assignments
 from codetune.project.file import read_project
 from codetune.stages.runner import SAVED
 from tests import pipeline

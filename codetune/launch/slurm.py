@@ -2,7 +2,7 @@
 
 No path and no command line stands in a line that Slurm reads: Slurm's own quoting differs from the shell's. A script
 is submitted from its own directory, where the logs go, and changes to the user's directory itself. Knows nothing of
-stages: which jobs there are is decided in `cluster.py`."""
+stages: which jobs there are is decided in `slurm_jobs.py`."""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ from codetune.model.load import load_tokenizer, outline_of
 from codetune.model.model_files import find_encoder, find_model_files, require_model
 from codetune.project.keys import required
 from codetune.project.sections import Precision, Project
-from codetune.report.ahead import FailuresAhead, check_disk, check_stages, check_surroundings, disk_bytes
 from codetune.report.doubts import doubts
+from codetune.report.failures import FailuresAhead, check_disk, check_stages, check_surroundings, disk_bytes
 from codetune.report.launch_lines import launch_lines
 from codetune.report.plan_parts import (
     CostPlan,

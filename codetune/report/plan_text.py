@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
+from codetune.cli_options import with_project_option
 from codetune.console import (
     CommandResult,
     TextSection,
@@ -12,7 +13,6 @@ from codetune.console import (
     percent,
     quantity,
 )
-from codetune.options import with_project_option
 from codetune.project.sections import Project
 from codetune.report.plan_parts import MeasuredFigure, MemoryPlan, RenderedRow, RowPlan, RunPlan, StepsPlan, TimePlan
 from codetune.stages.inputs import source_lines

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from codetune.cli_options import numbers, require_outcome, varied_values, words
 from codetune.errors import ProjectError, UsageError
-from codetune.options import numbers, require_outcome, varied_values, words
 from codetune.project.sections import Project
 from codetune.project.variations import split_variations
 from codetune.sweep.variants import Sweep, name_of

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from codetune.cluster import remaining_jobs, slurm_result, write_jobs
 from codetune.errors import BusyError, CodetuneError, InputError, StaleError, UsageError
 from codetune.run_status import run_status
+from codetune.slurm_jobs import remaining_jobs, slurm_result, write_jobs
 from codetune.stages.stage import RunContext
 from codetune.store.files import write_text
 from codetune.store.locks import locked
