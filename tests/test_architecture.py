@@ -146,7 +146,7 @@ IMPORT_LATE = (
     "stages.train",
     "stages.generate",
     "stages.sandbox",  # the judge, which runs programs
-    "stages.task_rate",
+    "stages.tasks_apart",
     "stages.sanitize",
     "stages.evaluate",
     "stages.likelihood",

@@ -61,7 +61,7 @@ from codetune.stages.precision import with_precision
 from codetune.stages.select import SELECT
 from codetune.stages.stage import RunContext, StageRequest
 from codetune.stages.status import stage_status
-from codetune.stages.task_rate import check_measurable
+from codetune.stages.tasks_apart import check_measurable
 from codetune.stages.train import TRAIN, with_chat_format
 from codetune.store.digests import Digests
 from codetune.store.examples import read_examples

@@ -46,7 +46,7 @@ from codetune.stages.stage import (
     StageRequest,
     StageResult,
 )
-from codetune.stages.task_rate import (
+from codetune.stages.tasks_apart import (
     TASKS,
     check_measurable,
     measuring_settings,

@@ -8,7 +8,7 @@ from codetune.data.token_cache import TokenCache, TokenizedRows
 from codetune.records import Refusal
 from codetune.training.callbacks import TrainingCallbacks
 from codetune.training.parallelism import ParallelStrategy, StrategyChoice
-from codetune.training.task_rate import TaskMeasure
+from codetune.training.tasks_apart import TaskMeasure
 
 
 @dataclass(frozen=True, slots=True)

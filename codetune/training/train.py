@@ -45,7 +45,7 @@ from codetune.training.holdout import BEST
 from codetune.training.parallelism import SHARDED, ParallelStrategy, StrategyChoice
 from codetune.training.plausibility import LostRows, TrainingSize, implausible_settings, lost_rows
 from codetune.training.summary import TrainingSummary, summarize
-from codetune.training.task_rate import TaskMeasure, task_judge
+from codetune.training.tasks_apart import TaskMeasure, task_judge
 from codetune.training.trainer import StepTrainer, explain_out_of_memory, require_supported, training_arguments
 
 TOKENS_FILE, HOLDOUT_FILE = "tokens.i32", "holdout.i32"

@@ -17,7 +17,7 @@ from codetune.project.sections import Project, Training
 from codetune.training.checkpoint import sealed_checkpoints
 from codetune.training.holdout import HoldoutHistory
 from codetune.training.summary import TrainingSummary
-from codetune.training.task_rate import TaskMeasure
+from codetune.training.tasks_apart import TaskMeasure
 from codetune.training.train import train
 from codetune.training.trainer import require_supported
 from tests.training.test_train import same

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from codetune.benchmark.benchmarks import benchmark_digest, read_problems
+from codetune.benchmark.benchmarks import benchmark_digest, read_problems, runnable
+from codetune.benchmark.evalplus_format import pair_with_problems
 from codetune.errors import InputError, first_line
 from codetune.launch.environment import thread_count
 from codetune.launch.workers import JSON
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from codetune.launch.process_group import ProcessGroup
-    from codetune.training.task_rate import TaskMeasure
+    from codetune.training.tasks_apart import TaskMeasure
 
 TASKS = "tasks"  # the name of the input of train
 PROMPT, MAX_NEW_TOKENS = "generate.prompt", "generate.max_new_tokens"
@@ -78,7 +79,7 @@ def task_measure(
     tasks: Mapping[str, Any] | None, project: Project, model: Path, group: ProcessGroup
 ) -> TaskMeasure | None:
     """`tasks` are what `prepare_tasks` returned, `model` is the directory of the base model."""
-    from codetune.training.task_rate import TaskMeasure
+    from codetune.training.tasks_apart import TaskMeasure
 
     if tasks is None:
         return None
@@ -104,8 +105,6 @@ class _Judge:
 
     def judge(self, network: PreTrainedModel) -> tuple[int, int]:
         """How many tasks passed, and how many were judged here. Raises InputError where none can be asked."""
-        from codetune.benchmark.pass_rate import count_passed
-
         answers = [row for part in self.group.gather(json.dumps(self._answers(network))) for row in json.loads(part)]
         if all(refused for _, _, refused in answers):
             raise InputError(
@@ -116,7 +115,17 @@ class _Judge:
             return 0, 0
         kinds = {kind.__name__: kind for kind in (Completion, Solution)}
         samples = [kinds[kind](**sample) for kind, sample, _ in answers]
-        return count_passed(self.problems, samples, expected_outputs(), thread_count(), self.tier), len(self.problems)
+        return self._count_passed(samples), len(self.problems)
+
+    def _count_passed(self, samples: Sequence[Completion | Solution]) -> int:
+        """How many samples pass all tests of their tasks: what sanitize and evaluate do, without artefacts."""
+        from codetune.benchmark.judge import judge
+        from codetune.benchmark.sanitize_all import sanitize_all
+
+        pairs, workers = pair_with_problems(self.problems, samples), thread_count()
+        solutions = [runnable(pairs[at][0], clean.solution) for at, clean in sanitize_all(pairs, workers)]
+        verdicts = judge(self.problems, solutions, expected_outputs(), workers, self.tier)
+        return sum(verdict.plus == "pass" for verdict in verdicts)
 
     def _answers(self, network: PreTrainedModel) -> list[tuple[str, dict[str, object], str]]:
         """Of this rank: the kind of sample, its fields, and the reason where a task cannot be asked."""
