@@ -1,5 +1,10 @@
 """Several stages in one command: `run` (the pipeline), and `eval` (a benchmark in one go). Both are loops over
-`STAGES`; what is done, and still true, is not done again."""
+`STAGES`; what is done, and still true, is not done again.
+
+    data set -> examples --> score --+
+                       +---> embed --+--> select --> train     once for the run
+    tasks ---> generate --> sanitize --> evaluate              for each benchmark, with the base and the tuned model
+"""
 
 from __future__ import annotations
 

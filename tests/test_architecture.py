@@ -234,6 +234,7 @@ CATCHES_EVERYTHING = (
 LOADING_METHODS = ("from_pretrained", "from_config", "from_file", "load_adapter")
 LOADING_CLASSES = ("SentenceTransformer", "CrossEncoder", "SparseEncoder", "LLM", "AsyncLLM")
 LONGEST_FILE = 420  # lines
+LARGE_ROOM = 10  # modules, from which on the docstring of a package says where to find what
 MOST_ANY = 120  # words, imports included
 TORCH_COMES_WITH = {"torch", "transformers", "accelerate", "peft", "sentence_transformers"}
 READS_ENVIRONMENT = (
@@ -396,6 +397,13 @@ def test_a_file_is_read_at_one_sitting() -> None:
 def test_every_module_opens_with_what_it_is_for() -> None:
     silent = [module for module in _modules() if not ast.get_docstring(_tree(module)) and _path(module).name[0] != "_"]
     assert not silent
+
+
+def test_a_large_room_names_its_modules_at_its_door() -> None:
+    for room in _packages():
+        modules = {module.rpartition(".")[2] for module in _modules() if module.startswith(f"{room}.")}
+        named = set(re.findall(r"\w+", ast.get_docstring(_tree(room)) or ""))
+        assert len(modules) < LARGE_ROOM or modules <= named, (room, modules - named)
 
 
 def test_any_stands_only_where_libraries_json_and_untrusted_programs_give_values() -> None:
