@@ -218,7 +218,7 @@ def sweep(
         asked = Sweep(*parts, controls, benchmarks, replace, side_by_side)
         for name in run_sweep(asked):
             console.say(f"sweep: {name} is done")
-        return render.sweep(sweep_outcomes(asked), asked.directory / "sweep.json")
+        return render.sweep(sweep_outcomes(asked), asked.table)
 
     perform(work, as_json)
 

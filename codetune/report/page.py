@@ -31,8 +31,8 @@ def make_report(context: RunContext, figures: Path | None = None) -> CommandResu
     run = context.run
     if figures is not None:
         require_matplotlib()
-    if not (run.directory / "project.json").exists():
-        if not (run.sweep / "sweep.json").exists():
+    if not run.project.exists():
+        if not run.sweep_table.exists():
             raise InputError(
                 f"{run.directory} has no artefacts yet. Expected: those of one stage at least. Run: codetune run"
             )

@@ -29,7 +29,7 @@ from codetune.stages.inputs import left_out_notes
 from codetune.stages.likelihood import read_likelihood
 from codetune.stages.stage import RunContext
 from codetune.store.manifest import Manifest, read_manifest, set_aside_command
-from codetune.store.run_directory import Run
+from codetune.store.run_directory import METRICS, Run
 
 if TYPE_CHECKING:
     from codetune.benchmark.evaluate import ModelComparison, Report
@@ -85,7 +85,7 @@ def _rows(context: RunContext, drawn: MapDocument | None, report: Document, seed
 
 
 def _training(run: Run) -> Document:
-    path = run.train / "metrics.jsonl"
+    path = run.train / METRICS
     if not path.exists():
         return _missing("There is no training", "codetune train")
     lines = list(_metric_lines(path))
@@ -153,7 +153,7 @@ def _programs(path: Path, tasks: Sequence[str]) -> Document:
 
 
 def _likelihood(context: RunContext) -> Document:
-    paths = _sealed(context, context.run.evaluation(HOLDOUT, "base").parent)
+    paths = _sealed(context, context.run.evaluations / HOLDOUT)
     if not paths:
         return _missing("The loss on held-out rows is not measured", "codetune eval holdout (with train.holdout)")
     reports = [read_likelihood(path) for path in paths]
@@ -167,8 +167,7 @@ def _without_losses(report: LikelihoodReport) -> Document:
 
 def _directories(run: Run) -> list[Path]:
     """A directory for each benchmark that was evaluated."""
-    whole = run.evaluation(HOLDOUT, "base").parent.parent
-    return sorted(path for path in whole.glob("*") if path.is_dir() and path.name != HOLDOUT)
+    return sorted(path for path in run.evaluations.glob("*") if path.is_dir() and path.name != HOLDOUT)
 
 
 def _sealed(context: RunContext, directory: Path) -> list[Path]:
@@ -180,7 +179,7 @@ def _sealed(context: RunContext, directory: Path) -> list[Path]:
 
 def _sweep(run: Run) -> Document | None:
     """None where none is finished: most projects have none."""
-    path = run.sweep / "sweep.json"
+    path = run.sweep_table
     if not path.exists():
         return None
     try:
@@ -192,8 +191,7 @@ def _sweep(run: Run) -> Document | None:
 
 def _provenance(context: RunContext) -> Document:
     run = context.run
-    record = run.directory / "project.json"
-    settings = _parse(record.read_bytes(), record)
+    settings = _parse(run.project.read_bytes(), run.project)
     artefacts = [run.examples, run.scores, run.embeddings, run.selection, run.model, *sorted(_of_benchmarks(run))]
     found = [(path, manifest) for path in artefacts if (manifest := read_manifest(path)) is not None]
     return {

@@ -74,7 +74,7 @@ def _kept_projection(context: RunContext) -> Path | None:
     """The encoder that made the last embeddings, or those of an interrupted run, if their seed is this one's and most
     of their rows are still in the data set: rows that are added get comparable vectors, wherever the data set lies."""
     run, seed = context.run, context.project.seed
-    manifest, begun = read_manifest(run.embeddings), read_settings(run.parts(run.embeddings) / "settings.json") or {}
+    manifest, begun = read_manifest(run.embeddings), read_settings(run.parts(run.embeddings)) or {}
     digest = begun.get("model (digest)") if begun.get("seed") == seed else None
     is_whole = manifest is not None and context.digests.artefact(run.embeddings) == manifest.digest
     if manifest is not None and is_whole and manifest.settings.get("seed") == seed:

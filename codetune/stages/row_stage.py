@@ -34,7 +34,7 @@ from codetune.stages.inputs import reading_of
 from codetune.stages.runner import lock_name, stage_settings, warn_of_new_parts
 from codetune.stages.shards import WAITING, ShardState, mark_done, next_shard, shard_states, summary
 from codetune.stages.stage import Recipe, RunContext, Stage, StageOutput, StageRequest
-from codetune.store.block_log import BlockLog, FinishedRows, log_path, open_parts, read_logs, read_settings
+from codetune.store.block_log import SETTINGS, BlockLog, FinishedRows, log_path, open_parts, read_logs, read_settings
 from codetune.store.digests import Digests
 from codetune.store.examples import example_ids
 from codetune.store.files import remove, write_text
@@ -159,7 +159,7 @@ class RowStage:
         """Which of `count` shards nobody works on and have rows left to make. Raises StaleError where there are parts
         made with other settings, which shards refuse."""
         parts = context.run.parts(stage.artefact(context.run, StageRequest()))
-        if (parts / "settings.json").exists() and not self._has_these_settings(context, stage):
+        if (parts / SETTINGS).exists() and not self._has_these_settings(context, stage):
             raise StaleError(
                 f"{parts} holds shards made with other settings, which a shard does not remove. Use the same settings, "
                 "or another name for this run (--set name=NEW). To start again, move them away: "
@@ -172,7 +172,7 @@ class RowStage:
         """Whether the rows that are done were made with what the project asks for now."""
         request = StageRequest()
         settings: dict[str, object] = json.loads(json.dumps(dict(stage_settings(context, stage, request))))
-        made = read_settings(context.run.parts(stage.artefact(context.run, request)) / "settings.json") or {}
+        made = read_settings(context.run.parts(stage.artefact(context.run, request))) or {}
         return {key: value for key, value in made.items() if not key.endswith("(digest)")} == settings
 
     def _shards(self, context: RunContext, stage: Stage) -> list[ShardState]:

@@ -57,7 +57,7 @@ from codetune.stages.tasks_apart import (
 from codetune.store.files import replacing, write_text
 from codetune.store.manifest import Manifest
 from codetune.store.row_artefacts import read_selection
-from codetune.store.run_directory import Run
+from codetune.store.run_directory import METRICS, Run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -185,7 +185,7 @@ def _progress(context: RunContext, request: StageRequest) -> str | None:
     differing, _ = _other_settings(context)
     other = f", made with other settings: {differing}" if differing else ""
     saved = f"checkpoint of step {max(steps)}{other}" if steps else "no checkpoint yet"
-    done = _last_step(directory / "metrics.jsonl")
+    done = _last_step(directory / METRICS)
     return f"step {done}{of_total(directory)}, {saved}" if done else saved
 
 
@@ -212,7 +212,7 @@ def _loss(context: RunContext, manifest: Manifest) -> str:
     method, steps = manifest.settings["train.method"], manifest.facts["steps"]
     work = f"{manifest.seconds:,.0f} s of work"
     made = f"a model of {quantity(steps, 'step')} (method {method}), made on {manifest.day} by {work}"
-    evaluated = sorted(path.parent.name for path in context.run.directory.glob("evaluation/*/tuned.json"))
+    evaluated = sorted(path.parent.name for path in context.run.evaluations.glob("*/tuned.json"))
     return made + (f", and its evaluation on {' and '.join(evaluated)}" if evaluated else "")
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+SETTINGS = "settings.json"  # beside the logs: what made their rows
 MAX_OPEN_FILES = 128  # memory-mapped logs; each takes a file descriptor
 ID = re.compile("[0-9a-f]{16}")
 
@@ -137,8 +138,8 @@ def open_parts(directory: Path, settings: Mapping[str, object], refuse_others: b
     """Prepares `directory` for logs made with `settings`. Removes logs made with other settings and returns True for
     them; with `refuse_others`, because other shards may be writing them, raises StaleError that names the difference
     instead. Raises StaleError where the record of the settings is damaged."""
-    record, wanted = directory / "settings.json", json.dumps(dict(settings), indent=2)
-    found, expected = read_settings(record), json.loads(wanted)
+    wanted = json.dumps(dict(settings), indent=2)
+    found, expected = read_settings(directory), json.loads(wanted)
     different = [key for key in {**(found or {}), **expected} if (found or {}).get(key) != expected.get(key)]
     if found is not None and not different:
         return False
@@ -150,11 +151,14 @@ def open_parts(directory: Path, settings: Mapping[str, object], refuse_others: b
             f"mv {directory} {directory}.old"
         )
     remove(directory)
-    write_text(record, wanted + "\n")
+    write_text(directory / SETTINGS, wanted + "\n")
     return found is not None
 
 
-def read_settings(record: Path) -> dict[str, object] | None:
+def read_settings(directory: Path) -> dict[str, object] | None:
+    """The settings that the logs in `directory` were made with; None where there are none. Raises StaleError where
+    their record is damaged."""
+    record = directory / SETTINGS
     try:
         found = json.loads(record.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):

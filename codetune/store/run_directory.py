@@ -23,6 +23,7 @@ from codetune.text import lone_surrogate
 
 ADVICE = "Set output_dir to another directory"
 CARD = "README.md"  # in a model's directory, for people and the Hub; no part of what the model is known by
+METRICS = "metrics.jsonl"  # in the directory of a training
 MERGED_ADAPTERS = "adapter"  # the directory of the adapters, in that of the model they are merged into
 
 
@@ -31,6 +32,7 @@ class Run:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.project = directory / "project.json"
         self.examples = directory / "examples.jsonl"
         self.scores = directory / "scores.jsonl"
         self.embeddings = directory / "embeddings.npy"
@@ -44,6 +46,7 @@ class Run:
         self.model = directory / "model"
         self.train = directory / "train"
         self.sweep = directory.with_name(f"{directory.name}-sweep")  # of the runs of a sweep, beside this one
+        self.sweep_table = self.sweep / "sweep.json"
         self.next_train = directory / "train.next"  # of a training that is going to replace a finished one
 
     def projection(self, settings_digest: str) -> Path:
@@ -119,7 +122,7 @@ def open_run(project: Project) -> Run:
     document = json.dumps(project_document(project), indent=2, ensure_ascii=False)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        write_text(directory / "project.json", f"{document}\n")
+        write_text(run.project, f"{document}\n")
     except OSError as why:
         raise unusable_directory(directory, why, ADVICE) from None
     return run
@@ -129,11 +132,11 @@ def inspect_run(project: Project) -> Run:
     """The project's run, without writing anything; its directory need not exist. Raises InputError where the directory
     belongs to another project, holds files that no run of codetune wrote, or is a file, and where a path is not
     UTF-8."""
-    directory = project.run_dir
+    run, directory = Run(project.run_dir), project.run_dir
     for path in (project.root, directory):
         require_unicode_path(path)
     try:
-        owner = _owner(directory / "project.json")
+        owner = _owner(run.project)
         names = _names_in(directory)
     except OSError as why:
         raise unusable_directory(directory, why, ADVICE) from None
@@ -148,7 +151,7 @@ def inspect_run(project: Project) -> Run:
             f"{directory} holds {foreign[0]} but no project.json: not a run of codetune. Set output_dir to a new "
             "directory"
         )
-    return Run(directory)
+    return run
 
 
 def project_document(project: Project) -> ProjectDocument:

@@ -36,7 +36,7 @@ def _directories_beside(run: Run) -> Iterator[Path]:
     """The other run directories with the same parent, by name, then those beside the parent: a run of a sweep may take
     what the project's own run has made."""
     parent = run.directory.parent
-    found = [sorted(place.glob("*/project.json")) for place in (parent, parent.parent)]
+    found = [sorted(place.glob(f"*/{run.project.name}")) for place in (parent, parent.parent)]
     directories = (record.parent for records in found for record in records)
     return (directory for directory in directories if not directory.samefile(run.directory))
 

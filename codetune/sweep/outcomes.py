@@ -75,7 +75,7 @@ def sweep_outcomes(sweep: Sweep) -> list[VariantOutcome]:
             controls.setdefault(title, _outcome(title, control.settings, theirs, {}, draw_seed))
         found[variant.name] = _outcome(variant.name, variant.settings, own, against, draw_seed)
     outcomes = [*bases.values(), *found.values(), *(controls[name] for name in controls if name not in found)]
-    write_text(sweep.directory / "sweep.json", json.dumps(document_of(outcomes), indent=2) + "\n")
+    write_text(sweep.table, json.dumps(document_of(outcomes), indent=2) + "\n")
     return outcomes
 
 

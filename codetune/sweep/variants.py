@@ -90,6 +90,11 @@ class Sweep:
     def directory(self) -> Path:
         return Run(self.project.run_dir).sweep
 
+    @property
+    def table(self) -> Path:
+        """The file of its outcomes."""
+        return Run(self.project.run_dir).sweep_table
+
     @cached_property
     def variants(self) -> Sequence[Variant]:
         """Every combination, equal ones once. Raises ProjectError with the mistakes of all of them."""

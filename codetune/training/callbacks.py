@@ -21,6 +21,7 @@ import torch
 from codetune.errors import CodetuneError
 from codetune.launch.process_group import ProcessGroup
 from codetune.project.sections import Training
+from codetune.store.run_directory import METRICS
 from codetune.training.checkpoint import Checkpoint, Fingerprint, prune_checkpoints, seal_checkpoint
 from codetune.training.holdout import HoldoutHistory, RankEvaluation
 from codetune.training.metrics import MetricAccumulator, MetricsLine, StepMetrics, append_metrics, truncate_metrics
@@ -157,7 +158,7 @@ class TrainingCallbacks:
 
     @property
     def _metrics_file(self) -> Path:
-        return self._directory / "metrics.jsonl"
+        return self._directory / METRICS
 
     def _evaluate(self, evaluate: Evaluate) -> MetricsLine:
         """The held-out loss and pass@1 for the line of this step; empty where no evaluation is due. Raises
