@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -106,9 +106,7 @@ def main() -> None:
     figures: dict[str, Any] = {RATE: _in_a_process(given, RATE)}
     for name in names:
         figures[name] = _in_a_process(given, name)
-        figures[name]["share_of_matrix_rate"] = (
-            figures[name]["operations_per_second"] / figures[RATE]["operations_per_second"]
-        )
+        figures[name] |= ratio_of("operations_per_second", "share_of_matrix_rate", figures[name], figures[RATE])
         print(f"{name}: {figures[name]}", file=sys.stderr, flush=True)
         path = _write(given, figures)  # at once: a later variant may be stopped by a time limit
     _print_table(figures, names)
@@ -269,11 +267,20 @@ def _in_a_process(given: argparse.Namespace, variant: str) -> dict[str, Any]:
     command += ["--method", given.method, "--steps", str(given.steps), "--data", str(given.data)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode == NOT_INSTALLED:
-        return {"missing": variant, **dict.fromkeys(("operations_per_second", "samples_per_second"), 0.0)}
+        return {"missing": variant}
     if done.returncode:
-        return {"failed": done.returncode, **dict.fromkeys(("operations_per_second", "samples_per_second"), 0.0)}
+        return {"failed": done.returncode}
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return figures
+
+
+def ratio_of(figure: str, name: str, found: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, float]:
+    """The ratio of a figure to that of the reference, under `name`; nothing where one of them was not measured.
+
+    >>> ratio_of("speed", "ratio", {"speed": 3.0}, {"speed": 2.0}), ratio_of("speed", "ratio", {}, {"speed": 2.0})
+    ({'ratio': 1.5}, {})
+    """
+    return {name: found[figure] / reference[figure]} if figure in found and figure in reference else {}
 
 
 def _print_table(figures: dict[str, Any], names: list[str]) -> None:
@@ -290,13 +297,16 @@ def _print_table(figures: dict[str, Any], names: list[str]) -> None:
             print(f"{name:26} failed with exit status {found['failed']}")
             continue
         beyond = found["peak_memory_bytes"] - found["state_bytes"]
-        speed = (
-            found["samples_per_second"] / baseline["samples_per_second"] if baseline.get("samples_per_second") else 0
-        )
+        ratios = {
+            **ratio_of("operations_per_second", "rate", found, figures[RATE]),
+            **ratio_of("samples_per_second", "speed", found, baseline),
+        }
+        share = f"{ratios['rate']:.1%}" if "rate" in ratios else "not measured"
+        speed = f"{ratios['speed']:.2f} times" if "speed" in ratios else "not measured"
         print(
             f"{name:26} {found['padding_rate']:6.1%}  {found['samples_per_second']:9.2f}  "
             f"{found['tokens_per_second']:8.0f}  {found['peak_memory_bytes'] / 1e9:7.2f}  {beyond / 1e9:12.2f}  "
-            f"{found['share_of_matrix_rate']:14.1%}  {found['cpu_seconds_per_step']:10.1f}  {speed:.2f} times"
+            f"{share:>14}  {found['cpu_seconds_per_step']:10.1f}  {speed}"
         )
 
 
