@@ -107,6 +107,9 @@ class Example:
         return self.messages[-1].text
 
 
+DUPLICATE_OF = "duplicate of "  # begins the reason of a row with the messages of an earlier one; its position follows
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """A row without a result, and the reason; a missing result is never a zero. A duplicate has no id of its own, nor
@@ -203,6 +206,7 @@ class Problem:
 
 
 PromptKind = Literal["completion", "chat"]
+BASE, TUNED = "base", "tuned"  # names of models: the one that training starts from, and the one that it made
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from codetune.benchmark.benchmarks import HOLDOUT
 from codetune.console import counts, percent, quantity
+from codetune.records import TUNED
 from codetune.stages.benchmarks import directory_name
 from codetune.stages.evaluate import EVALUATE, read_report
 from codetune.stages.generate import GENERATE
@@ -49,10 +50,10 @@ def run_status(context: RunContext) -> list[StatusLine]:
     ]
     trained = lines[-1].state == "done"
     stages = [stage for stage in STAGES if stage.of_benchmark]
-    for said in context.project.evaluate.benchmarks:
+    for reference in context.project.evaluate.benchmarks:
         for label in COMPARED:
-            request = StageRequest(benchmark=directory_name(context, said), label=label)
-            line = _benchmark_line(context, said, label, trained)
+            request = StageRequest(benchmark=directory_name(context, reference), label=label)
+            line = _benchmark_line(context, reference, label, trained)
             lines.append(_with_running(line, _running(context, stages, request)))
     return [*lines, *(_holdout_line(context, label) for label in COMPARED if context.project.train.holdout)]
 
@@ -112,10 +113,10 @@ def _remarks(context: RunContext, stage: Stage, found: StageStatus) -> str:
     return "".join(f"; {remark}" for remark in remarks if remark)
 
 
-def _benchmark_line(context: RunContext, said: str, label: str, trained: bool) -> StatusLine:
+def _benchmark_line(context: RunContext, reference: str, label: str, trained: bool) -> StatusLine:
     """The line of a benchmark and a model, by the manifests alone: no tasks are read, and no Hub is asked."""
-    name = directory_name(context, said)
-    request, command = StageRequest(benchmark=name, label=label), f"codetune eval {said} --model {label}"
+    name = directory_name(context, reference)
+    request, command = StageRequest(benchmark=name, label=label), f"codetune eval {reference} --model {label}"
     line = f"{name} {label}"
     found = stage_status(context, EVALUATE, request)
     if found.state in ("missing", "partial"):
@@ -124,7 +125,7 @@ def _benchmark_line(context: RunContext, said: str, label: str, trained: bool) -
             return StatusLine(line, "stale", generated.why or sanitized.why, remedy)
         progress = {"missing": "", "partial": generated.why}.get(generated.state, "generated")
         return StatusLine(line, "partial" if progress else "missing", progress, command)
-    changed = found.why or (TUNED_IS_OLD if label == "tuned" and not trained else "")
+    changed = found.why or (TUNED_IS_OLD if label == TUNED and not trained else "")
     if changed:
         return StatusLine(line, "stale", changed, _remedy(found) or command)
     taken = found.manifest.facts.get(TAKEN_FROM) if found.manifest else None

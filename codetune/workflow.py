@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from codetune.benchmark.benchmarks import HOLDOUT, Benchmark
 from codetune.benchmark.parts import part_of
-from codetune.records import ModelRef
+from codetune.records import BASE, TUNED, ModelRef
 from codetune.stages.benchmarks import distinct_benchmarks, open_benchmark
 from codetune.stages.checks import check_ahead, is_pending, require_samples
 from codetune.stages.evaluate import EVALUATE, read_report
@@ -32,7 +32,7 @@ from codetune.store.manifest import read_manifest
 if TYPE_CHECKING:
     from codetune.benchmark.evaluate import ModelComparison, Report
 
-COMPARED = ("base", "tuned")  # the models that `run` evaluates
+COMPARED = (BASE, TUNED)  # the models that `run` evaluates
 # Facts of completions and of the programs made of them.
 COUNTED = ("tokens", "truncated", "changed", "not_parsing", "given_up")
 
@@ -62,7 +62,7 @@ def check(
     tasks: list[Benchmark] = []
     if any(stage.of_benchmark for stage in wanted):
         require_samples(context)
-        tasks = [part_of(open_benchmark(context, said), limit, []) for said in distinct_benchmarks(context)]
+        tasks = [part_of(open_benchmark(context, name), limit, []) for name in distinct_benchmarks(context)]
     training = StageRequest(replace=replace)
     is_trained_here = (TRAIN, training) in of_run and is_pending(context, TRAIN, training, of_run)
     check_ahead(context, [*of_run, *_benchmark_work(context, wanted, tasks, is_trained_here)])
@@ -81,7 +81,7 @@ def _benchmark_work(
     """The benchmark stages for each benchmark and model; the tuned model is absent while it is still to be trained."""
     if not tasks:
         return []
-    models = {name: None if name == "tuned" and is_trained_here else model_ref(context, name) for name in COMPARED}
+    models = {name: None if name == TUNED and is_trained_here else model_ref(context, name) for name in COMPARED}
     requests = [
         model_request(benchmark, model)
         if model

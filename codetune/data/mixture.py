@@ -17,9 +17,7 @@ from typing import NotRequired, TypedDict
 import numpy as np
 
 from codetune.data.source import DataSource, read_examples, read_sources
-from codetune.records import Example, Refusal
-
-DUPLICATE_OF = "duplicate of "
+from codetune.records import DUPLICATE_OF, Example, Refusal
 
 
 class SourceCounts(TypedDict):

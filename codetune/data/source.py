@@ -31,7 +31,7 @@ from codetune.data.tool_calls import tools_json
 from codetune.errors import DataError
 from codetune.project.keys import required
 from codetune.project.sections import Dataset
-from codetune.records import Example, Refusal, content_id
+from codetune.records import DUPLICATE_OF, Example, Refusal, content_id
 from codetune.text import is_blank
 from codetune.user_files import matching_paths, require_plain_file
 
@@ -101,7 +101,7 @@ def _repeats(first: int, second: int, files: Sequence[str]) -> str:
     file, number = divmod(first >> CONTEXT_BITS, 1 << ROW_BITS)
     is_same = (first ^ second) & ((1 << CONTEXT_BITS) - 1) == 0
     original = f"{files[file]}{number}"
-    return f"duplicate of {original}" if is_same else f"differs from {original} only in columns beside its messages"
+    return f"{DUPLICATE_OF}{original}" if is_same else f"differs from {original} only in columns beside its messages"
 
 
 def with_columns(dataset: Dataset, location: str) -> Dataset:

@@ -14,6 +14,7 @@ from codetune.console import CommandResult, percent
 from codetune.errors import InputError, unusable_directory
 from codetune.project.file import read_project
 from codetune.project.sections import PROJECT_FILE
+from codetune.records import TUNED
 from codetune.stages import benchmarks
 from codetune.stages.checks import is_pending
 from codetune.stages.embed import EMBED
@@ -98,7 +99,7 @@ def _control(
     settings = {**flags, "name": f"demo-{strategy}", "select.strategy": strategy}
     context = open_context(read_project(demo_project.project_file, assignments, settings))
     results = list(workflow.run(context, stages_between("select", "train"), replace))
-    (report,) = workflow.evaluate_models(context, benchmarks.open_benchmark(context, "demo"), ["tuned"])
+    (report,) = workflow.evaluate_models(context, benchmarks.open_benchmark(context, "demo"), [TUNED])
     return Control(f"tuned on {CONTROLS[strategy]}", _rows_of(results, SELECT), report)
 
 

@@ -103,7 +103,7 @@ def perform(job: Job, processes: int, on_progress: OnProgress, run_job: RunJob) 
     return _start_workers(job.to_json(), processes, node, on_progress)
 
 
-def run_apart(
+def run_independent_jobs(
     jobs: Sequence[Job], gpus: Sequence[Sequence[str]], names: Sequence[str]
 ) -> Iterator[tuple[int, CodetuneError | None]]:
     """Runs jobs that know nothing of each other, each in a process of its own, as many at a time as there are groups of
@@ -118,7 +118,7 @@ def run_apart(
         for file, job in zip(files, jobs, strict=True):
             file.write_text(job.to_json(), encoding="utf-8")
         specs = [WorkerSpec(WORKER_COMMAND, 1, Node(0, 1), file) for file in files]
-        yield from workers.run_apart(specs, gpus, show)
+        yield from workers.run_independent_workers(specs, gpus, show)
 
 
 def require_launch(project: Project, stage: str, processes: int) -> Node:

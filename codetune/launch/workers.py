@@ -89,7 +89,7 @@ def run_workers(spec: WorkerSpec, on_progress: OnProgress, write_stderr: WriteTe
     return [worker.result for worker in workers]
 
 
-def run_apart(
+def run_independent_workers(
     specs: Sequence[WorkerSpec], gpus: Sequence[Sequence[str]], show: Callable[[int, str], None]
 ) -> Iterator[tuple[int, CodetuneError | None]]:
     """Runs a worker for each spec, as many at a time as there are groups of `gpus`, whatever becomes of the others;

@@ -17,14 +17,13 @@ from codetune.selection.embedding_map import MAP_ROWS
 from codetune.selection.row_vectors import spread_sample
 from codetune.store.examples import example_ids, read_example, read_lines
 from codetune.store.manifest import read_manifest
-from codetune.store.row_artefacts import TAKEN, RowOutcome, read_embeddings, read_outcomes, read_reasons, read_scores
+from codetune.store.row_artefacts import ELIGIBLE, RowOutcome, read_embeddings, read_outcomes, read_reasons, read_scores
 from codetune.store.run_directory import Run
 
 INSTRUCTION_CHARACTERS, ANSWER_CHARACTERS = 1_500, 2_500  # of each text on the page
 TEXT_CHARACTERS = 8_000_000  # of all texts together
 DIGITS = 5
 NEIGHBOURS, ROWS_AT_ONCE = 3, 100
-ELIGIBLE = (TAKEN, "not taken")
 
 
 def page_rows(run: Run, drawn: MapDocument | None, rows: int, taken: int, seed: int) -> dict[str, object]:

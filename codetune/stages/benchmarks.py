@@ -76,7 +76,7 @@ def open_whole_benchmark(context: RunContext, reference: str) -> Benchmark:
 def open_benchmarks(context: RunContext, reference: str) -> Sequence[Benchmark]:
     """One benchmark, or `all` that are at hand. Raises as `open_benchmark`."""
     references = references_at_hand(context) if reference == benchmarks.ALL else [reference]
-    return [open_benchmark(context, said) for said in references]
+    return [open_benchmark(context, each) for each in references]
 
 
 def part_of_benchmark(benchmark: Benchmark, limit: int | None, task_ids: Sequence[str], after: str) -> Benchmark:
@@ -94,7 +94,7 @@ def part_of_benchmark(benchmark: Benchmark, limit: int | None, task_ids: Sequenc
 def references_at_hand(context: RunContext) -> Sequence[str]:
     """The project's own benchmarks, and every published one whose file is on this machine; the others are named in a
     note. Raises UsageError where there is none."""
-    own = [said for said in context.project.evaluate.benchmarks if not spec_named(said) or said == "demo"]
+    own = [name for name in context.project.evaluate.benchmarks if not spec_named(name) or name == "demo"]
     published = [spec.name for spec in benchmarks.BENCHMARKS if spec.name != "demo"]
     at_hand = [*(name for name in published if _file_at_hand(context, name) is not None), *own]
     if lacking := [name for name in published if name not in at_hand]:
@@ -139,7 +139,7 @@ def directory_name(context: RunContext, reference: str) -> str:
 def distinct_benchmarks(context: RunContext) -> Sequence[str]:
     """The project's benchmarks. Raises UsageError where two of them would write the same artefacts."""
     benchmarks = context.project.evaluate.benchmarks
-    names = [directory_name(context, said) for said in benchmarks]
+    names = [directory_name(context, reference) for reference in benchmarks]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UsageError(
@@ -233,8 +233,8 @@ def _changed_tasks(
 
 def _own_file(context: RunContext, name: str) -> Path | None:
     """The user's own file that the artefacts of this name are of; None for a benchmark of the table."""
-    own = [said for said in context.project.evaluate.benchmarks if not spec_named(said)]
-    return next((_project_path(context, said) for said in own if directory_name(context, said) == name), None)
+    own = [reference for reference in context.project.evaluate.benchmarks if not spec_named(reference)]
+    return next((_project_path(context, each) for each in own if directory_name(context, each) == name), None)
 
 
 def _project_path(context: RunContext, reference: str) -> Path:

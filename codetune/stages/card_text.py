@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from codetune.console import percent, quantity
 from codetune.data.hub_upload import TASK, MeasuredResult, front_matter, results_matter
+from codetune.records import BASE, TUNED
 from codetune.store.manifest import Manifest
 from codetune.text import markdown
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 MARKS = ("# codetune: results", "# codetune: end of results")  # in the front matter
 TEXT_MARKS = ("<!-- codetune: results -->", "<!-- codetune: end of results -->")
 COMMAND = "codetune run"
+TITLES = {BASE: "the base model", TUNED: "this model"}
 VERSIONS = "versions"  # fact of train: package -> the version that trained
 
 
@@ -143,7 +145,7 @@ def _results(results: Sequence[BenchmarkResults], losses: Mapping[str, Likelihoo
             yield "Where a part of the tasks is counted, the others chose the weights (train.tasks)."
         yield ""
         yield from (line for found in results for line in _ways(found))
-    for label, title in (("base", "the base model"), ("tuned", "this model")):
+    for label, title in TITLES.items():
         if label in losses:
             found, (low, high) = losses[label], losses[label]["interval_95"]
             rows = quantity(found["rows"], "held-out row")
@@ -180,8 +182,7 @@ def _ways(found: BenchmarkResults) -> Iterator[str]:
     """How each model was made to answer: the two may have been prompted in different ways."""
     for label, settings in found.how.items():
         said = ", ".join(f"{key.partition('.')[2]} {value}" for key, value in sorted(settings.items()))
-        title = "this model" if label == "tuned" else "the base model"
-        yield f"- {markdown(found.own['benchmark'])}, {title}: {markdown(said)}"
+        yield f"- {markdown(found.own['benchmark'])}, {TITLES[label]}: {markdown(said)}"
 
 
 def _data(facts: CardFacts) -> Iterator[str]:

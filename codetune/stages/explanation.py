@@ -17,10 +17,9 @@ from codetune.stages.selection_inputs import read_selective_ifd
 from codetune.stages.stage import RunContext
 from codetune.stages.status import require
 from codetune.store.examples import open_lines, read_example
-from codetune.store.row_artefacts import TAKEN, RowOutcome, read_outcomes, read_score_columns
+from codetune.store.row_artefacts import ELIGIBLE, TAKEN, RowOutcome, read_outcomes, read_score_columns
 
 NEAR = "near duplicate of "
-ELIGIBLE = (TAKEN, "not taken")
 
 
 @dataclass(frozen=True, slots=True)

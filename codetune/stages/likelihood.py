@@ -13,6 +13,7 @@ from codetune import console
 from codetune.benchmark.benchmarks import HOLDOUT
 from codetune.errors import DataError, StaleError, UsageError
 from codetune.project.sections import Project
+from codetune.records import BASE, TUNED
 from codetune.stages.evaluate import EVALUATE
 from codetune.stages.generate import model_of_request
 from codetune.stages.inputs import model_here
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 def measure_likelihoods(context: RunContext, names: Sequence[str]) -> Iterator[StageResult]:
     """Measures the models of these names, a model with two names once, or `tuned`, if there is one, against `base`. All
     names are resolved before the first is measured. Raises UsageError for an unknown one."""
-    names = names or (["base", "tuned"] if context.run.model.exists() else ["base"])
+    names = names or ([BASE, TUNED] if context.run.model.exists() else [BASE])
     models = {model.label: model for model in [model_ref(context, name) for name in names]}
     for label, model in models.items():
         yield run_stage(context, EVALUATE_HOLDOUT, StageRequest(benchmark=HOLDOUT, label=label, model=model))

@@ -24,6 +24,7 @@ from codetune.model.file_check import ADAPTER_CONFIG
 from codetune.project.file import commented_yaml
 from codetune.project.keys import keys, required, value_at
 from codetune.project.sections import Project
+from codetune.records import BASE, TUNED
 from codetune.stages.benchmarks import tasks_apart_at_hand
 from codetune.stages.card_text import BenchmarkResults, CardFacts, Source, card, with_results
 from codetune.stages.inputs import CONTENT, is_on_hub, model_here, published_name
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from codetune.benchmark.evaluate import Report
     from codetune.benchmark.likelihood import LikelihoodReport
 
-BASE, TUNED = "base", "tuned"
 PEFT_FORM = "# Model Card for Model ID"  # the title of the form that peft writes beside adapters, to be filled in
 # Keys whose values may be paths of this machine, and those that say nothing to another one.
 NAMES = ("model.path", "score.model", "embed.model", "train.tasks", "evaluate.benchmarks", "select.decontaminate")

@@ -14,7 +14,7 @@ from codetune.model.file_check import ADAPTER_CONFIG
 from codetune.model.model_files import base_model_name, find_model, tokenizer_directory
 from codetune.project.keys import required
 from codetune.project.sections import ChatFormat
-from codetune.records import ModelRef, PromptKind
+from codetune.records import BASE, TUNED, ModelRef, PromptKind
 from codetune.stages.resume import RECIPE, TRAINED
 from codetune.stages.stage import RunContext
 from codetune.stages.status import require
@@ -31,11 +31,11 @@ def model_ref(context: RunContext, name: str) -> ModelRef:
     project = context.project
     if not name.strip():
         raise UsageError("--model is empty; expected tuned, base, a path or a Hub id, such as --model base")
-    if name == "tuned":
+    if name == TUNED:
         require(context, TRAIN)
         directory = context.run.model
     else:
-        said = required(project.model.path, "model.path") if name == "base" else name
+        said = required(project.model.path, "model.path") if name == BASE else name
         directory = find_model(project.locate(said))
     training = _training_of(directory)
     chat_format = training.get("model.chat_format")
@@ -43,7 +43,7 @@ def model_ref(context: RunContext, name: str) -> ModelRef:
     if training and _is_checkpoint(directory):
         tokenizer = find_model(project.locate(training["model.path"]))
         digest = combined([digest, str(chat_format), context.digests.tree(tokenizer)])
-    label = name if name in ("tuned", "base") else f"{directory.resolve().name}-{digest[:8]}"
+    label = name if name in (BASE, TUNED) else f"{directory.resolve().name}-{digest[:8]}"
     return ModelRef(name, label, directory, tokenizer, digest, prompt_kind(context, name, directory), chat_format)
 
 
@@ -52,7 +52,7 @@ def default_model(context: RunContext, said: str | None, instead: str = "") -> s
     if said is not None:
         return said
     if context.run.model.exists():
-        return "tuned"
+        return TUNED
     raise UsageError(
         f"{context.run.directory} has no trained model, so --model must say which; expected base, a path or a Hub id, "
         f"such as --model base{instead}. Or train one: codetune train"
@@ -61,7 +61,7 @@ def default_model(context: RunContext, said: str | None, instead: str = "") -> s
 
 def local_directory(context: RunContext, label: str) -> Path | None:
     """The path of `tuned` or `base`; nothing need be there. None where the project names no base model."""
-    if label == "tuned":
+    if label == TUNED:
         return context.run.model
     base = context.project.model.path
     return None if base is None else Path(context.project.locate(base)).expanduser()
@@ -69,7 +69,7 @@ def local_directory(context: RunContext, label: str) -> Path | None:
 
 def names_of_the_run(context: RunContext, said: Sequence[str]) -> list[str]:
     """The models that are named, every checkpoint, and what the training came to, where it is done."""
-    finished = ["tuned"] if context.run.model.exists() and "tuned" not in said else []
+    finished = [TUNED] if context.run.model.exists() and TUNED not in said else []
     return [*said, *checkpoint_names(context), *finished]
 
 
@@ -99,7 +99,7 @@ def prompt_kind(context: RunContext, name: str, directory: Path) -> PromptKind |
     said = context.project.generate.prompt
     if said != "auto":
         return said
-    if name == "base":
+    if name == BASE:
         return "completion"
     return "chat" if _training_of(directory) else None
 

@@ -118,14 +118,14 @@ def make_recipe(context: RunContext, stage: Stage, request: StageRequest) -> Rec
     resolved = {part.name: part.resolve(context, request) for part in inputs}
     settings = stage_settings(context, stage, request)
     names = input_names(context.project, inputs)
-    said = context.project.overrides
+    overrides = context.project.overrides
     return Recipe(
         stage.name,
         stage.artefact(context.run, request),
         settings,
         {name: found.digest for name, found in resolved.items()},
         names,
-        {key: value for key, value in said.items() if key in settings or key in names},
+        {key: value for key, value in overrides.items() if key in settings or key in names},
         {name: found.path for name, found in resolved.items() if found.path is not None},
     )
 

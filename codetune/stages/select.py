@@ -20,7 +20,7 @@ from codetune.console import counts, percent, quantity
 from codetune.data.ids import IdIndex
 from codetune.errors import DataError, StaleError
 from codetune.project.sections import Project
-from codetune.records import Refusal, ScoreColumns, SelectedRows
+from codetune.records import DUPLICATE_OF, Refusal, ScoreColumns, SelectedRows
 from codetune.selection.mismatch import FEWEST_PAIRS, MismatchTest, find_mismatched
 from codetune.selection.select import (
     count_mismatched,
@@ -77,7 +77,7 @@ from codetune.stages.stage import (
     StageResult,
 )
 from codetune.store import row_artefacts
-from codetune.store.examples import DUPLICATE, first_of_duplicates, read_ids, read_lines
+from codetune.store.examples import first_of_duplicates, read_ids, read_lines
 from codetune.store.manifest import read_manifest
 
 SHOWN_ROWS, SHOWN_CHARACTERS = 3, 80  # of the hardest and of the mismatched rows
@@ -224,7 +224,7 @@ def _excluded(
             continue
         if isinstance(row, Refusal):
             first = repeated.get(row.reason)
-            yield row, f"refused: {row.reason}" if first is None else f"{DUPLICATE}{first}", {}
+            yield row, f"refused: {row.reason}" if first is None else f"{DUPLICATE_OF}{first}", {}
             continue
         assert row_id is not None
         position = index.find(row_id)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from codetune.launch.environment import Shard
 from codetune.project.sections import Project, SealName, StageName
-from codetune.records import ModelRef
+from codetune.records import TUNED, ModelRef
 from codetune.store.digests import Digests
 from codetune.store.manifest import Manifest
 from codetune.store.run_directory import Run
@@ -193,9 +193,9 @@ class Stage:
         """The command line that makes the artefact."""
         if not self.of_benchmark:
             return f"codetune {self.name}" + (" --replace" if request.replace and self.loss else "")
-        said = request.tasks.reference if request.tasks else request.benchmark
+        reference = request.tasks.reference if request.tasks else request.benchmark
         name = request.model.name if request.model else request.label
-        return f"codetune {self.name} {said}" + ("" if name == "tuned" else f" --model {name}")
+        return f"codetune {self.name} {reference}" + ("" if name == TUNED else f" --model {name}")
 
 
 def identity(settings: Settings, inputs: Mapping[str, str]) -> dict[str, object]:

@@ -20,6 +20,7 @@ from codetune.launch.environment import current_rank
 from codetune.launch.workers import Progress
 from codetune.model.chat_format import find_chat_format
 from codetune.project.sections import OF_HOLDOUT, Project
+from codetune.records import TUNED
 from codetune.stages.card_text import VERSIONS
 from codetune.stages.inputs import TAKEN_BY_SOURCE, artefact_input, model_here, model_input, rows_by_source
 from codetune.stages.model_card import update_card
@@ -212,7 +213,7 @@ def _loss(context: RunContext, manifest: Manifest) -> str:
     method, steps = manifest.settings["train.method"], manifest.facts["steps"]
     work = f"{manifest.seconds:,.0f} s of work"
     made = f"a model of {quantity(steps, 'step')} (method {method}), made on {manifest.day} by {work}"
-    evaluated = sorted(path.parent.name for path in context.run.evaluations.glob("*/tuned.json"))
+    evaluated = sorted(path.parent.name for path in context.run.evaluations.glob(f"*/{TUNED}.json"))
     return made + (f", and its evaluation on {' and '.join(evaluated)}" if evaluated else "")
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from codetune.data.ids import IdIndex, unpack_id
-from codetune.records import Example, Message, MessageDocument, Refusal
+from codetune.records import DUPLICATE_OF, Example, Message, MessageDocument, Refusal
 from codetune.store.files import replacing
 from codetune.store.run_directory import Run
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ID = slice(8, 24)  # 16 hex digits, after `{"id": "`
-DUPLICATE = "duplicate of "  # begins the reason of a row with the messages of an earlier one; its place follows
 BEFORE_MESSAGES = b'", "messages"'  # follows the id in the line of a usable row
 
 
@@ -83,7 +82,7 @@ def read_ids(run: Run) -> Iterator[str | Refusal]:
 def first_of_duplicates(run: Run) -> dict[str, str]:
     """The reason of each duplicate that was refused as it was read -> the id of the row that it repeats."""
     refused = (row.reason for row in read_ids(run) if isinstance(row, Refusal))
-    places = {reason.removeprefix(DUPLICATE): reason for reason in refused if reason.startswith(DUPLICATE)}
+    places = {reason.removeprefix(DUPLICATE_OF): reason for reason in refused if reason.startswith(DUPLICATE_OF)}
     rows = read_examples(run) if places else iter(())
     return {places[row.at]: row.id for row in rows if row.at in places}
 

@@ -27,6 +27,7 @@ from codetune.store.manifest import set_aside_command
 from codetune.store.run_directory import Run
 
 TAKEN = "taken"
+ELIGIBLE = (TAKEN, "not taken")  # what becomes of the rows that the strategy may take
 ROW_KEYS = ("id", "messages", "tools")  # what a selection and the held-out rows have of examples.jsonl
 # As in the data documentation of LLaMA-Factory 0.9.5; without `tags` it expects "from" and "value".
 _TAGS = {

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from codetune.records import BASE, TUNED
 from codetune.stages.embed import EMBED
 from codetune.stages.runner import open_context
 from codetune.stages.score import SCORE
@@ -17,8 +18,8 @@ from codetune.stages.select import SELECT
 from codetune.stages.stage import RunContext, Stage, StageRequest
 from codetune.store.files import write_text
 from codetune.store.manifest import read_manifest
-from codetune.sweep.perform import TUNED, base_runs, control_runs, evaluate
-from codetune.sweep.variants import BASE, RANDOM, Assigned, Sweep, SweepRun, Variant
+from codetune.sweep.perform import base_runs, control_runs, evaluate
+from codetune.sweep.variants import RANDOM, Assigned, Sweep, SweepRun, Variant
 
 if TYPE_CHECKING:
     from codetune.benchmark.seeds import SeedEstimate

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 from codetune import console, workflow
 from codetune.console import quantity
 from codetune.errors import CodetuneError, InputError, UsageError
-from codetune.launch.dispatch import SWEEP_JOB, Job, run_apart
+from codetune.launch.dispatch import SWEEP_JOB, Job, run_independent_jobs
 from codetune.launch.environment import current_rank
 from codetune.launch.workers import JSON
 from codetune.project.sections import Project
+from codetune.records import BASE, TUNED
 from codetune.stages.benchmarks import distinct_benchmarks, open_benchmark
 from codetune.stages.likelihood import measure_holdout
 from codetune.stages.pipeline import stages_between
@@ -27,12 +28,11 @@ from codetune.stages.runner import open_context
 from codetune.stages.stage import RunContext, Stage
 from codetune.store.manifest import read_manifest
 from codetune.store.run_directory import Run
-from codetune.sweep.variants import BASE, RANDOM, Sweep, SweepRun, Variant
+from codetune.sweep.variants import RANDOM, Sweep, SweepRun, Variant
 
 if TYPE_CHECKING:
     from codetune.benchmark.evaluate import Report
 
-TUNED = "tuned"
 Losses = dict[str, tuple[float, int]]  # held-out row -> nats and tokens
 
 
@@ -173,7 +173,7 @@ def _side_by_side(
 ) -> Iterator[tuple[SweepRun, CodetuneError | None]]:
     details = {"is_quiet": console.is_quiet(), "has_benchmarks": sweep.has_benchmarks, "replace": sweep.replace}
     jobs = [Job(SWEEP_JOB, run.project, details) for run in runs]
-    for index, error in run_apart(jobs, groups, [run.name for run in runs]):
+    for index, error in run_independent_jobs(jobs, groups, [run.name for run in runs]):
         yield runs[index], error
 
 

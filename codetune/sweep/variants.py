@@ -19,6 +19,7 @@ from codetune.errors import ProjectError
 from codetune.project.file import read_project
 from codetune.project.keys import keys
 from codetune.project.sections import Project
+from codetune.records import BASE
 from codetune.store.run_directory import Run
 
 Assigned = Mapping[str, object]  # dotted key of the project file -> its value in a variant
@@ -35,7 +36,7 @@ UNREAD_BY_CONTROLS = (
     "embed.model",
     "embed.batch_size",
 )
-ALL, RANDOM, BASE = "all", "random", "base"  # the first two are strategies, and the names of controls
+ALL, RANDOM = "all", "random"  # strategies, and the names of controls
 LONGEST_NAME = 80  # of a variant, so that its files have names that a file system takes
 DIGITS = 8  # of the digest in a name that cannot say everything
 # `base` is neither selected for nor trained: what can change its figures.

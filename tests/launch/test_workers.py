@@ -16,7 +16,14 @@ import pytest
 
 from codetune.errors import CodetuneError, DataError, WorkerError
 from codetune.launch.environment import Node
-from codetune.launch.workers import JSON, Progress, WorkerSpec, empty_standard_input, run_apart, run_workers
+from codetune.launch.workers import (
+    JSON,
+    Progress,
+    WorkerSpec,
+    empty_standard_input,
+    run_independent_workers,
+    run_workers,
+)
 
 BEGIN = """
 import os, signal, sys, time
@@ -277,7 +284,9 @@ def test_workers_of_their_own_run_side_by_side_each_with_its_gpus(
     monkeypatch.chdir(tmp_path)
     shown: list[tuple[int, str]] = []
     ended = list(
-        run_apart([workers(tmp_path, program, 1)] * 3, [["0", "1"], ["2", "3"]], lambda *said: shown.append(said))
+        run_independent_workers(
+            [workers(tmp_path, program, 1)] * 3, [["0", "1"], ["2", "3"]], lambda *said: shown.append(said)
+        )
     )
     assert sorted(ended) == [(0, None), (1, None), (2, None)]
     assert set((tmp_path / "gpus.log").read_text().split()) == {"0,1", "2,3"}
@@ -290,7 +299,7 @@ def test_a_worker_of_its_own_that_fails_leaves_the_others_alone(tmp_path: Path) 
     good = workers(tmp_path / "good", 'send("result", None)', 1)
     file = Path(failing.command[1])
     file.write_text(file.read_text().replace("import os,", "from codetune import errors\nimport os,"))
-    ended = dict(run_apart([failing, good], [[]], lambda index, text: None))
+    ended = dict(run_independent_workers([failing, good], [[]], lambda index, text: None))
     assert isinstance(ended[0], DataError)
     assert ended[1] is None
 
@@ -315,5 +324,5 @@ def test_an_interrupt_reaches_all_workers_of_their_own_and_starts_no_more(
 
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
-        list(run_apart([workers(tmp_path, program, 1)] * 3, [[], []], lambda index, text: None))
+        list(run_independent_workers([workers(tmp_path, program, 1)] * 3, [[], []], lambda index, text: None))
     assert len(list(tmp_path.glob("saved-*"))) == 2

@@ -30,13 +30,13 @@ from codetune.errors import CodetuneError, UsageError
 from codetune.model.load import load_tokenizer
 from codetune.project.file import commented_yaml, read_project
 from codetune.project.sections import PROJECT_FILE, Dataset
-from codetune.records import Example, Message, content_id
+from codetune.records import BASE, Example, Message, content_id
 from codetune.store.files import write_lines, write_text
 from codetune.store.row_artefacts import read_selection
 from codetune.store.run_directory import Run
 from codetune.sweep.outcomes import VariantOutcome, sweep_outcomes
 from codetune.sweep.perform import run_sweep
-from codetune.sweep.variants import ALL, BASE, RANDOM, STRATEGY, Sweep
+from codetune.sweep.variants import ALL, RANDOM, STRATEGY, Sweep
 from tests.performance.record import write_record
 from tests.performance.table import claim_table, markdown
 
