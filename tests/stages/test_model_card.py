@@ -92,7 +92,7 @@ def test_results_come_into_the_card_and_make_nothing_stale(context: RunContext) 
         ("tasks", "tasks (plus tests)", "pass@1", 0.0),
     ]
     figures = "0.0 % (0.0 to 56.1)"
-    assert f"| tasks | 3 | base | pass@1 | {figures} | {figures} | +0.0 points (+0.0 to +0.0), not told apart |" in (
+    assert f"| tasks | 3 | base | pass@1 | {figures} | {figures} | +0.0 points (-56.1 to +56.1), not told apart |" in (
         card.text
     )
     assert "- tasks, this model: max_new_tokens 8, prompt chat, samples_per_task 1, temperature 0.0" in card.text
