@@ -32,7 +32,7 @@ format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Makes the pages of codetune/docs/commands again, from what --help says.
+# Makes the pages of codetune/docs/commands again, from what --help says, and configs/ from the presets.
 docs: install
 	$(BIN)/python -m tests.command_pages
 

@@ -1,6 +1,7 @@
-"""Writes `codetune/docs/commands/`: a page a command, made of what its `--help` says. A command of its own: make docs.
+"""Writes `codetune/docs/commands/`, a page a command, made of what its `--help` says, and `configs/`, a project file a
+preset. A command of its own: make docs.
 
-`test_docs.py` fails where a page is not what would be written now."""
+`test_docs.py` and `test_configs.py` fail where a file is not what would be written now."""
 
 from __future__ import annotations
 
@@ -15,8 +16,11 @@ from typer.cli import get_docs_for_click
 from typer.core import TyperGroup
 
 from codetune.cli import app
+from codetune.project.file import commented_yaml
+from codetune.project.presets import PRESETS
 
-DOCS = Path(__file__).resolve().parents[1] / "codetune" / "docs"
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS, DOCS = ROOT / "configs", ROOT / "codetune" / "docs"
 PAGES = DOCS / "commands"
 HEADINGS = re.findall(r"^## (.+)$", (DOCS / "reference.md").read_text(encoding="utf-8"), re.MULTILINE)
 SECTIONS = {"evaluate": "eval", "run": "Every command", "status": "Every command"}  # of commands without one
@@ -55,3 +59,5 @@ if __name__ == "__main__":
     PAGES.mkdir(exist_ok=True)
     for file, page in command_pages().items():
         (PAGES / file).write_text(page, encoding="utf-8")
+    for name, settings in PRESETS.items():
+        (CONFIGS / f"{name}.yaml").write_text(commented_yaml(settings), encoding="utf-8")

@@ -32,9 +32,18 @@ settings.load_profile("unhurried")
 PROJECT = Path(__file__).resolve().parents[1]
 # Files that take longest are begun first, so that no process works on one when all others have nothing left to do.
 LONGEST = (
-    *("demo/test_run.py", "training/test_sharing.py", "benchmark/test_real.py", "test_kills.py"),
-    *("training/test_ranks.py", "stages/test_generate.py", "training/test_train.py", "test_cli.py"),
-    *("stages/test_row_stage.py", "test_real.py", "test_scale.py", "test_workflow.py"),
+    "demo/test_run.py",
+    "training/test_sharing.py",
+    "benchmark/test_real.py",
+    "test_kills.py",
+    "training/test_ranks.py",
+    "stages/test_generate.py",
+    "training/test_train.py",
+    "test_cli.py",
+    "stages/test_row_stage.py",
+    "test_real.py",
+    "test_scale.py",
+    "test_workflow.py",
 )
 
 

@@ -27,8 +27,22 @@ from tests import pipeline
 from tests.small_world import context_of, make_small_world, run_codetune
 
 COMMANDS = (
-    *("init", "score", "embed", "select", "train", "generate"),
-    *("sanitize", "evaluate", "eval", "run", "status", "plan", "report", "doctor", "slurm", "demo"),
+    "init",
+    "score",
+    "embed",
+    "select",
+    "train",
+    "generate",
+    "sanitize",
+    "evaluate",
+    "eval",
+    "run",
+    "status",
+    "plan",
+    "report",
+    "doctor",
+    "slurm",
+    "demo",
 )
 
 

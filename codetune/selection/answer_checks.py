@@ -38,11 +38,9 @@ SENTENCE = re.compile(r"[A-Z][a-z]* [^=]*[.:!?]$")
 IDENTIFIER = re.compile(r"\b[^\W\d]\w*")
 SESSION = ">>>"
 LONGEST_PROGRAM = 1_000_000  # characters; beyond that nothing is judged
-# Names of a module or class that no line of it defines, of notebooks, and of Python on Windows.
-GIVEN = frozenset(dir(builtins)) | {
-    *("__file__", "__path__", "__annotations__", "__builtins__", "__module__", "__qualname__"),
-    *("get_ipython", "display", "WindowsError"),
-}
+# Names that no line of a program defines: of a module or class, of notebooks, and of Python on Windows.
+OF_MODULES = {"__file__", "__path__", "__annotations__", "__builtins__", "__module__", "__qualname__"}
+GIVEN = frozenset({*dir(builtins), *OF_MODULES, "get_ipython", "display", "WindowsError"})
 
 
 @dataclass(frozen=True, slots=True)

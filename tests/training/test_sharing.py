@@ -30,12 +30,19 @@ train: {max_length: 256, epochs: 2, global_batch_size: 5, per_device_batch_size:
 """
 STEPS = 6
 HOLDOUT = (
-    *("train.holdout=6", "train.max_steps=2", "train.evaluate_steps=1"),
-    *("train.learning_rate=0.5", "train.scheduler=constant"),
+    "train.holdout=6",
+    "train.max_steps=2",
+    "train.evaluate_steps=1",
+    "train.learning_rate=0.5",
+    "train.scheduler=constant",
 )
 BY_TASKS = (
-    *("train.keep_best=pass@1", "train.tasks=apart.jsonl", "train.max_steps=2", "train.evaluate_steps=1"),
-    *("generate.prompt=completion", "generate.max_new_tokens=4"),
+    "train.keep_best=pass@1",
+    "train.tasks=apart.jsonl",
+    "train.max_steps=2",
+    "train.evaluate_steps=1",
+    "generate.prompt=completion",
+    "generate.max_new_tokens=4",
 )
 # Method, strategy, and what moves to the memory of the CPU.
 ZERO = [
