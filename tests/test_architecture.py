@@ -233,7 +233,7 @@ CATCHES_EVERYTHING = (
 )
 LOADING_METHODS = ("from_pretrained", "from_config", "from_file", "load_adapter")
 LOADING_CLASSES = ("SentenceTransformer", "CrossEncoder", "SparseEncoder", "LLM", "AsyncLLM")
-LONGEST_FILE = 420  # lines
+LONGEST_FILE, LONGEST_FUNCTION = 420, 50  # lines
 LARGE_ROOM = 10  # modules, from which on the docstring of a package says where to find what
 MOST_ANY = 120  # words, imports included
 TORCH_COMES_WITH = {"torch", "transformers", "accelerate", "peft", "sentence_transformers"}
@@ -392,6 +392,12 @@ def test_the_environment_is_read_in_one_place_and_the_adapters_that_exist_for_it
 def test_a_file_is_read_at_one_sitting() -> None:
     lengths = {module: len(_path(module).read_text(encoding="utf-8").splitlines()) for module in _modules()}
     assert not {module: lines for module, lines in lengths.items() if lines > LONGEST_FILE}
+
+
+def test_a_function_is_read_at_one_glance() -> None:
+    functions = [found for kind in (ast.FunctionDef, ast.AsyncFunctionDef) for found in _nodes(kind)]
+    lengths = {f"{place} {node.name}": (node.end_lineno or 0) - node.lineno + 1 for place, node in functions}
+    assert not {name: lines for name, lines in lengths.items() if lines > LONGEST_FUNCTION}
 
 
 def test_every_module_opens_with_what_it_is_for() -> None:

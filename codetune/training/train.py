@@ -53,7 +53,7 @@ PROBE = (Message("user", "Add 1 and 2."), Message("assistant", "1 + 2"))  # any 
 CONVERSATIONS = PROBE, (Message("system", "Be brief."), *PROBE)
 SHORTEST = Example("0" * 16, (Message("user", "x"), Message("assistant", "y")), "", "")
 STOPS_AFTER_STEP = "Stops after this step, with a checkpoint. A second Ctrl-C stops at once, without one"
-SAVES_FIRST = "The model is saved first. A second Ctrl-C stops at once"
+SAVES_FIRST = "The model is saved first. A second Ctrl-C stops at once"  # after the last step
 ADAPTER_SHARE = 0.01  # of a model's parameters, at most, in adapters of the usual rank
 
 
@@ -72,13 +72,11 @@ def train(
     notify: Notify = lambda kind, text: None,
 ) -> TrainingSummary:
     """Writes checkpoints and metrics in `directory`, and the finished model in `saved`; measures the loss on `holdout`
-    and pass@1 on `tasks`.
-
-    `report` gets `{"step", "steps", "epoch", "loss", "learning_rate", "grad_norm"}` after every step, `notify` gets
-    doubtful settings and the step of a checkpoint before the first one. Ctrl-C and SIGTERM, of which `notify` tells at
-    once, raise KeyboardInterrupt after the current step and a checkpoint; a second one at once. Raises StaleError for
-    another training's checkpoint (`replace` removes it), DataError where no row is left, ProjectError and ModelError
-    for impossible settings."""
+    and pass@1 on `tasks`. `report` gets `{"step", "steps", "epoch", "loss", "learning_rate", "grad_norm"}` after every
+    step, `notify` gets unusual settings and the step of a checkpoint before the first one. Ctrl-C and SIGTERM, of which
+    `notify` tells at once, raise KeyboardInterrupt after the current step and a checkpoint; a second one at once.
+    Raises StaleError for another training's checkpoint (`replace` removes it), DataError where no row is left,
+    ProjectError and ModelError for impossible settings."""
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     tokenizer = _fitting_tokenizer(project, model_path)
     choice = _choose_strategy(project, model_path, group.member.local_world_size, group.count)
@@ -88,14 +86,10 @@ def train(
     fingerprint = _fingerprint(project, model_path, token_cache, held_out_digests, group.count, choice.strategy)
     checkpoint = _last_checkpoint(directory, fingerprint, group, replace)
     steps = total_steps(project.train, len(token_cache), group.count)
-    dropped = Counter(refusal.kind for refusal in rows.dropped)  # of rank 0, which alone is heard
-    lost = LostRows(len(token_cache) + dropped.total(), dropped, rows.truncated_rows)
-    for kind, text in _notices(project, model_path, lost, steps, group.count, checkpoint):
+    for kind, text in _notices(project, model_path, _lost(rows, token_cache), steps, group.count, checkpoint):
         notify(kind, text)
     base = BaseModel(model_path, build_model.arithmetic_precision(project), choice.strategy)
-    # Both before the model is loaded: they tell transformers that a rank needs its shard only.
-    parallelism.prepare_deepspeed(choice.strategy)
-    arguments = training_arguments(project, base, steps, directory, choose_device())
+    arguments = _prepare_loading(project, base, steps, directory)
     notify("activity", "loading the model")
     model = _load_model(project, base, arguments, [token_cache, holdout_cache], group)
     sharded = choice.strategy in SHARDED  # then no model could be made of a checkpoint of the last step
@@ -106,7 +100,6 @@ def train(
     inputs = build_model.training_inputs(model, project, base, token_cache, holdout_cache, group, judge)
     trainer = StepTrainer(model, arguments, inputs, callbacks)
     _take_steps(trainer, callbacks, checkpoint, notify)
-    # All steps are done: an interruption waits until the model is saved.
     with callbacks.interruptible(lambda: notify("note", SAVES_FIRST)):
         _keep_best(trainer, callbacks, directory, project.train, notify)
         whole = _whole_model(trainer, model, project, base, group)
@@ -176,6 +169,12 @@ def _require_learnable(project: Project, tokenizer: PreTrainedTokenizerBase) -> 
             "writes each answer as it is, behind its own prompt for one. Set model.chat_format to a family, or fix the "
             "template."
         )
+
+
+def _lost(rows: TokenizedRows, token_cache: TokenCache) -> LostRows:
+    """What tokenizing lost; complete in rank 0, which alone tells it."""
+    dropped = Counter(refusal.kind for refusal in rows.dropped)
+    return LostRows(len(token_cache) + dropped.total(), dropped, rows.truncated_rows)
 
 
 def _notices(
@@ -276,6 +275,13 @@ def _digests(holdout_cache: TokenCache | None, tasks: TaskMeasure | None) -> dic
     """Of the held-out rows and of the tasks that are kept apart, where there are any."""
     of_rows = {"digest of the held-out rows": holdout_cache.digest} if holdout_cache else {}
     return of_rows | ({"digest of the tasks": tasks.digest} if tasks else {})
+
+
+def _prepare_loading(project: Project, base: BaseModel, steps: int, directory: Path) -> TrainingArguments:
+    """The arguments of the Trainer. They, and the settings of DeepSpeed, tell transformers that a rank loads its shard
+    only, so they are made before the model is loaded."""
+    parallelism.prepare_deepspeed(base.strategy)
+    return training_arguments(project, base, steps, directory, choose_device())
 
 
 def _load_model(
