@@ -33,7 +33,7 @@ STOPS_IN_FENCE = ("\n```",)
 class Prompt:
     """The input of the model for a task."""
 
-    tokens: tuple[int, ...]  # with BOS, where the model has one; none where it cannot be tokenised
+    tokens: tuple[int, ...]  # with BOS, where the model has one; none where it cannot be tokenized
     stops: tuple[str, ...]  # the completion ends before the first of them
 
 

@@ -32,7 +32,7 @@ class DroppedSample:
     """An example that is not trained on."""
 
     refusal: Refusal
-    tokens: int  # its length; 0 where it was never tokenised
+    tokens: int  # its length; 0 where it was never tokenized
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ def training_tokens(
     too_long: str,
     learn: LearnedAnswers,
 ) -> TrainingTokens | DroppedSample:
-    """The tokens of the whole conversation, tokenised at once as the saved chat template is. The loss is over the
+    """The tokens of the whole conversation, tokenized at once as the saved chat template is. The loss is over the
     tokens with a character of an answer that `learn` names, or of its EOS. A longer conversation is truncated (a cut
     answer gets no EOS), or dropped with `too_long` "drop". Raises ModelError as `render_chat` does."""
     controls = control_tokens(tokenizer)
@@ -189,7 +189,7 @@ def _split_at_answer(
     controls: ControlTokens, whole: EncodedText, prompt: str, answer: str
 ) -> tuple[list[int], list[int]]:
     """The tokens of the prompt and of the answer: those of `whole`, which is of both together, cut where the answer's
-    characters begin; where a token spans that boundary, both tokenised apart."""
+    characters begin; where a token spans that boundary, both tokenized apart."""
     boundary, (ids, offsets) = len(prompt), whole
     first = next((index for index, (_, end) in enumerate(offsets) if end > boundary), len(ids))
     if 0 < first < len(ids) and offsets[first][0] == boundary == offsets[first - 1][1] > offsets[first - 1][0]:

@@ -33,7 +33,7 @@ def output_layer(network: PreTrainedModel) -> torch.nn.Module | None:
 
 @contextmanager
 def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Without dropout inside the block; afterwards in the mode that `model` was in. Quantised layers stay in training
+    """Without dropout inside the block; afterwards in the mode that `model` was in. Quantized layers stay in training
     mode: in evaluation mode bitsandbytes reorders 4-bit weights on a CPU for good, and has no gradient for them."""
     was_training = model.training
     model.train(False)

@@ -65,7 +65,7 @@ class Measured:
     tokens: torch.Tensor | None = None
 
 
-def tokenise(
+def tokenize(
     examples: Sequence[Example],
     tokenizer: PreTrainedTokenizerBase,
     window: int,
@@ -80,24 +80,24 @@ def tokenise(
     are not made again, unless their tokens are asked for (`by_token`) and were not kept. Needs no network."""
     max_length, mark = min(settings.max_length, window), control_tokens(tokenizer).mark
     prompts = [fill_prompt(settings.prompt, mark(example.instruction)) for example in examples]
-    tokenised = scoring_tokens(tokenizer, prompts, examples, max_length)
+    tokenized = scoring_tokens(tokenizer, prompts, examples, max_length)
     others = _other_prompts(examples, tokenizer, settings, partners)
     return [
         tokens
         if isinstance(tokens, Refusal)
         else _passes(example, tokens, other, max_length, partners, known.get(example.id), by_token)
-        for example, tokens, other in zip(examples, tokenised, others, strict=True)
+        for example, tokens, other in zip(examples, tokenized, others, strict=True)
     ]
 
 
-def score_tokens(tokenised: Sequence[ScoringPasses | Refusal], scorer: Scorer) -> list[Score | Refusal]:
+def score_tokens(tokenized: Sequence[ScoringPasses | Refusal], scorer: Scorer) -> list[Score | Refusal]:
     """A score or a refusal for each example, in order; all passes of all examples are one call of the scorer."""
-    rows = [row for row in tokenised if isinstance(row, ScoringPasses)]
+    rows = [row for row in tokenized if isinstance(row, ScoringPasses)]
     spans = [span for row in rows for span in row.spans.values()]
     measured = iter(_measure(scorer, spans, any(row.by_token for row in rows)))
     return [
         row if isinstance(row, Refusal) else _score(row, {context: next(measured) for context in row.spans})
-        for row in tokenised
+        for row in tokenized
     ]
 
 

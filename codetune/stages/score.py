@@ -85,10 +85,10 @@ def _settings(context: RunContext, request: StageRequest, settings: Settings) ->
 def _check_ahead(context: RunContext, request: StageRequest, paths: Mapping[str, Path]) -> None:
     """Raises ProjectError where score.max_length has no room for score.prompt and an answer."""
     from codetune.model.load import load_tokenizer
-    from codetune.selection.score import tokenise
+    from codetune.selection.score import tokenize
 
     settings = context.project.score
-    (found,) = tokenise([SHORT], load_tokenizer(paths["model"]), settings.max_length, settings, {}, {})
+    (found,) = tokenize([SHORT], load_tokenizer(paths["model"]), settings.max_length, settings, {}, {})
     if isinstance(found, Refusal):
         raise ProjectError(
             f"score.max_length is {settings.max_length}, and every row would be refused ({found.reason}). Expected: "
@@ -101,7 +101,7 @@ def _plan(context: RunContext, recipe: Recipe) -> Plan:
     from codetune.model.likelihood import CausalScorer, load_scoring_model, measured_tokens_per_pass
     from codetune.model.load import load_tokenizer
     from codetune.selection.blocks import plan_scoring_blocks
-    from codetune.selection.score import score_tokens, tokenise
+    from codetune.selection.score import score_tokens, tokenize
 
     directory, model, settings = recipe.paths["model"], context.project.model, context.project.score
 
@@ -120,7 +120,7 @@ def _plan(context: RunContext, recipe: Recipe) -> Plan:
 
         def prepare(examples: Sequence[Example]) -> list[ScoringPasses | Refusal]:
             known = row_artefacts.finished_scores(incomplete, [example.id for example in examples])
-            return tokenise(examples, tokenizer, scorer.window, settings, partners, known, by_token=by_token)
+            return tokenize(examples, tokenizer, scorer.window, settings, partners, known, by_token=by_token)
 
         return BlockWork(
             prepare, lambda _, passes: [row_artefacts.score_line(row) for row in score_tokens(passes, scorer)]

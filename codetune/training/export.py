@@ -59,7 +59,7 @@ def export_model(
 
 def _save_adapters(model: PeftModel, directory: Path, dtype: torch.dtype) -> None:
     for weights in model.parameters():
-        if weights.requires_grad:  # the others may be quantised
+        if weights.requires_grad:  # the others may be quantized
             weights.data = weights.data.to(dtype)
     with quiet_peft():
         # "auto" would ask the Hub whether the vocabulary grew; codetune never resizes the embeddings.

@@ -17,7 +17,7 @@ from codetune.errors import ModelError
 from codetune.model.load import load_tokenizer
 from codetune.project.sections import Scoring
 from codetune.records import Example, Message, Refusal
-from codetune.selection.score import tokenise
+from codetune.selection.score import tokenize
 from tests.model.builders import byte_tokenizer
 
 CHATML = (
@@ -105,7 +105,7 @@ def test_an_ordinary_added_token_is_a_control_token_if_its_word_says_so() -> Non
 def test_the_answer_that_is_scored_has_no_control_token() -> None:
     tokenizer = chatml_tokenizer()
     row, frame = example("Keep <|im_start|>.", WRITTEN), Scoring(prompt="<s>{instruction}:")
-    (passes,) = tokenise([row], tokenizer, 999, frame, {row.id: row}, {})
+    (passes,) = tokenize([row], tokenizer, 999, frame, {row.id: row}, {})
     assert not isinstance(passes, Refusal)
     tokens = passes.tokens
     assert passes.spans["nll_shuffled"] == passes.spans["nll_conditional"]  # its partner is the row itself
@@ -118,7 +118,7 @@ def test_a_row_that_cannot_be_told_from_the_names_of_control_tokens_is_refused()
     tokenizer, row = chatml_tokenizer(), example("Name it.", f"</s>{PRIVATE}")
     dropped = training_tokens(tokenizer, "deepseek", row, 999, "drop", "all")
     assert dropped == DroppedSample(Refusal("0" * 16, UNREADABLE, "rows.jsonl:1"), 0)
-    assert tokenise([row], tokenizer, 999, Scoring(), {}, {}) == [Refusal("0" * 16, UNREADABLE, "rows.jsonl:1")]
+    assert tokenize([row], tokenizer, 999, Scoring(), {}, {}) == [Refusal("0" * 16, UNREADABLE, "rows.jsonl:1")]
     plain = training_tokens(tokenizer, "deepseek", example("Name it.", PRIVATE), 999, "drop", "all")
     assert isinstance(plain, TrainingTokens)
 

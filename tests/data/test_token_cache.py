@@ -1,4 +1,4 @@
-"""Tokenised rows in a file come back as they were."""
+"""Tokenized rows in a file come back as they were."""
 
 from __future__ import annotations
 

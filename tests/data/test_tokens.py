@@ -50,7 +50,7 @@ def test_without_a_bos_both_passes_leave_out_the_first_answer_token() -> None:
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_real_rows_are_tokenised_once_and_cut_at_the_answers_first_character(shared_data: Path, name: str) -> None:
+def test_real_rows_are_tokenized_once_and_cut_at_the_answers_first_character(shared_data: Path, name: str) -> None:
     path = shared_data / "tokenizers" / name
     tokenizer, reference = load_tokenizer(path), Tokenizer.from_file(str(path / "tokenizer.json"))
     rows = json.loads((shared_data / "instruct" / "evol-round1.json").read_text(encoding="utf-8"))[:200]
@@ -72,7 +72,7 @@ def test_codellamas_answer_is_the_one_that_follows_the_prompt(shared_data: Path)
 
 @pytest.mark.parametrize("name", REAL)
 @pytest.mark.parametrize(("prompt", "answer"), [("Answer: ", "def f"), ("Answer:\n\n ", "   x = 1"), ("Ans", "wer")])
-def test_where_a_token_spans_the_boundary_both_sides_are_tokenised_apart(
+def test_where_a_token_spans_the_boundary_both_sides_are_tokenized_apart(
     shared_data: Path, name: str, prompt: str, answer: str
 ) -> None:
     tokenizer = load_tokenizer(shared_data / "tokenizers" / name)
@@ -134,7 +134,7 @@ def test_an_answer_of_one_token_is_refused_where_there_is_no_bos() -> None:
     assert split(byte_tokenizer(bos=True), "Answer:\n", "x").scored == 1
 
 
-def test_rows_tokenised_together_are_as_they_are_alone() -> None:
+def test_rows_tokenized_together_are_as_they_are_alone() -> None:
     tokenizer = byte_tokenizer(bos=True)
     rows = [("Answer:\n", "def add(a, b):"), ("Add ", " two"), ("x" * 300, "y"), ("", "  z")]
     together = scoring_tokens(tokenizer, [prompt for prompt, _ in rows], [example(answer) for _, answer in rows], 100)

@@ -12,7 +12,7 @@ from codetune.model.likelihood import CausalScorer
 from codetune.model.load import load_model, load_tokenizer
 from codetune.project.sections import Model, Scoring
 from codetune.records import Example, Message, Score
-from codetune.selection.score import score_tokens, tokenise
+from codetune.selection.score import score_tokens, tokenize
 
 ROWS_OF_A_KIND = 40
 
@@ -24,8 +24,8 @@ def ifd() -> dict[str, list[float]]:
     examples = [Example(row.id, (Message("user", row.problem), Message("assistant", row.solution)), "") for row in rows]
     model = load_model(SHIPPED_BASE, Model(dtype="float32"), "cpu")
     scorer = CausalScorer(model, 4096)
-    tokenised = tokenise(examples, load_tokenizer(SHIPPED_BASE), scorer.window, Scoring(max_length=512), {}, {})
-    scores = score_tokens(tokenised, scorer)
+    tokenized = tokenize(examples, load_tokenizer(SHIPPED_BASE), scorer.window, Scoring(max_length=512), {}, {})
+    scores = score_tokens(tokenized, scorer)
     kinds: dict[str, list[float]] = {}
     for row, score in zip(rows, scores, strict=True):
         assert isinstance(score, Score)

@@ -38,7 +38,7 @@ from codetune.model.load import load_tokenizer
 from codetune.project.sections import Dataset, Scoring
 from codetune.records import Example
 from codetune.selection.blocks import plan_embedding_blocks, plan_scoring_blocks
-from codetune.selection.score import ScoringPasses, fill_prompt, score_tokens, tokenise
+from codetune.selection.score import ScoringPasses, fill_prompt, score_tokens, tokenize
 from codetune.stages.row_stage import BlockWork, do_missing
 from codetune.stages.score import AUTO_TOKENS_PER_BATCH
 from codetune.store.block_log import FinishedRows
@@ -127,7 +127,7 @@ def compare_scoring(
     if model.device.type == "cuda":
         methods["padded"] = padded_batches
     found = take_turns(methods, turns)
-    passes = tokenise(rows, tokenizer, 10**6, SETTINGS, {}, {})
+    passes = tokenize(rows, tokenizer, 10**6, SETTINGS, {}, {})
     tokens = [row.tokens for row in passes if isinstance(row, ScoringPasses)]
     total = sum(len(row.conditional.tokens) + len(row.unconditional.tokens) for row in tokens)
     found |= {"attention": ours_attention, "tokens_per_pass": budget, "tokens": total, "rows": len(rows)}
@@ -161,7 +161,7 @@ def score(
     """As the stage does it, up to the bytes on the disk."""
     scorer = CausalScorer(model, budget)
     work = BlockWork(
-        lambda examples: tokenise(examples, tokenizer, scorer.window, settings, {}, {}),
+        lambda examples: tokenize(examples, tokenizer, scorer.window, settings, {}, {}),
         lambda _, passes: [score_line(row) for row in score_tokens(passes, scorer)],
     )
     with tempfile.TemporaryDirectory() as directory:

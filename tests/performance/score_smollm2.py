@@ -32,7 +32,7 @@ from codetune.model.load import load_model, load_tokenizer
 from codetune.project.sections import Model, Precision, Scoring
 from codetune.records import Refusal, Score
 from codetune.selection.blocks import plan_scoring_blocks
-from codetune.selection.score import ScoringPasses, score_tokens, tokenise
+from codetune.selection.score import ScoringPasses, score_tokens, tokenize
 from codetune.stages.score import AUTO_TOKENS_PER_BATCH
 from tests.performance.record import write_record
 from tests.performance.score import evol
@@ -65,7 +65,7 @@ def compare_precisions(given: argparse.Namespace) -> dict[str, Any]:
     scores: dict[str, list[Score | Refusal]] = {name: [] for name in PRECISIONS}
     spent = {name: _no_time() for name in PRECISIONS}
     for block in plan_scoring_blocks(rows, AUTO_TOKENS_PER_BATCH, CUT.max_length):
-        passes = tokenise(block.examples, tokenizer, scorers["float32"].window, CUT, {}, {})
+        passes = tokenize(block.examples, tokenizer, scorers["float32"].window, CUT, {}, {})
         for name in PRECISIONS:
             _add_time(spent[name], partial(score_tokens, passes, scorers[name]), scores[name])
     pairs = [pair for pair in zip(*scores.values(), strict=True) if all(isinstance(row, Score) for row in pair)]
@@ -86,7 +86,7 @@ def compare_passes(given: argparse.Namespace) -> dict[str, Any]:
     spent, tokens = {"two": _no_time(), "three": _no_time()}, {"two": 0, "three": 0}
     for block in plan_scoring_blocks(rows, AUTO_TOKENS_PER_BATCH, WHOLE.max_length):
         for name, settings in (("two", WITHOUT), ("three", WHOLE)):
-            passes = tokenise(block.examples, tokenizer, scorer.window, settings, {}, {})
+            passes = tokenize(block.examples, tokenizer, scorer.window, settings, {}, {})
             tokens[name] += _tokens_of(passes)
             _add_time(spent[name], partial(score_tokens, passes, scorer), [])
     return {

@@ -24,7 +24,7 @@ from codetune.selection.blocks import (
     plan_embedding_blocks,
     plan_scoring_blocks,
 )
-from codetune.selection.score import tokenise
+from codetune.selection.score import tokenize
 
 LONGEST = 50  # tokens
 
@@ -62,8 +62,8 @@ def test_the_estimate_of_real_rows_is_on_the_side_of_too_many(shared_data: Path)
     rows = evol(shared_data, 300)
     for name in ("deepseek-coder-6.7b-instruct", "codellama"):
         tokenizer = load_tokenizer(shared_data / "tokenizers" / name)
-        tokenised = [row for row in tokenise(rows, tokenizer, 10**6, Scoring(), {}, {}) if not isinstance(row, Refusal)]
-        tokens = sum(len(row.tokens.conditional.tokens) + len(row.tokens.unconditional.tokens) for row in tokenised)
+        tokenized = [row for row in tokenize(rows, tokenizer, 10**6, Scoring(), {}, {}) if not isinstance(row, Refusal)]
+        tokens = sum(len(row.tokens.conditional.tokens) + len(row.tokens.unconditional.tokens) for row in tokenized)
         assert tokens < sum(estimated_tokens(row, 2048) for row in rows) < 1.5 * tokens
 
 

@@ -25,7 +25,7 @@ from codetune.model.load import load_tokenizer
 from codetune.project.sections import Dataset, Scoring
 from codetune.records import Example, Message, Refusal, Score, content_id
 from codetune.selection.blocks import pair_characters
-from codetune.selection.score import Scorer, ScoringPasses, ifd, score_tokens, tokenise
+from codetune.selection.score import Scorer, ScoringPasses, ifd, score_tokens, tokenize
 from codetune.selection.selective_ifd import selective_ifd
 from tests.model.builders import byte_tokenizer, tiny_model
 
@@ -70,7 +70,7 @@ def score_rows(
     *,
     by_token: bool = False,
 ) -> list[Score | Refusal]:
-    passes = tokenise(rows, tokenizer, scorer.window, settings, partners or {}, known or {}, by_token=by_token)
+    passes = tokenize(rows, tokenizer, scorer.window, settings, partners or {}, known or {}, by_token=by_token)
     return score_tokens(passes, scorer)
 
 
@@ -206,7 +206,7 @@ def test_tokens_that_are_asked_for_later_change_no_value_that_is_known() -> None
     # The scorer says 0.25 now: the tokens have that, and what was measured before stays.
     (after,) = score_rows([row], tokenizer, FakeScorer(0.25), Scoring(), known={row.id: before}, by_token=True)
     assert after == replace(before, token_differences=np.full(before.answer_tokens, -0.75, dtype="<f4").tobytes())
-    (again,) = tokenise([row], tokenizer, 2048, Scoring(), {}, {row.id: after}, by_token=True)
+    (again,) = tokenize([row], tokenizer, 2048, Scoring(), {}, {row.id: after}, by_token=True)
     assert isinstance(again, ScoringPasses)
     assert not again.spans
 
@@ -252,7 +252,7 @@ def test_what_a_score_knows_already_is_not_measured_again() -> None:
 
 def test_an_instruction_of_another_row_that_leaves_no_room_loses_its_beginning() -> None:
     tokenizer, row, long = byte_tokenizer(bos=True), example("Add.", "a + b"), example("x" * 500, "y")
-    (passes,) = tokenise([row], tokenizer, 60, Scoring(), {row.id: long}, {})
+    (passes,) = tokenize([row], tokenizer, 60, Scoring(), {row.id: long}, {})
     assert isinstance(passes, ScoringPasses)
     shuffled = passes.spans["nll_shuffled"]
     assert len(shuffled.tokens) == 60
@@ -276,7 +276,7 @@ def test_another_rows_instruction_that_takes_too_much_memory_is_no_refusal() -> 
 def test_the_published_way_gives_the_same_where_it_means_the_same_tokens(
     shared_data: Path, name: str, is_sentencepiece: bool
 ) -> None:
-    """The published scripts tokenise prompt and answer together for the one pass, the answer by itself for the other.
+    """The published scripts tokenize prompt and answer together for the one pass, the answer by itself for the other.
     Where an answer has the same tokens both times, and nothing is cut, their IFD is ours. SentencePiece never has: an
     answer by itself begins with a white space that it does not have after its prompt."""
     torch.set_num_threads(1)

@@ -93,7 +93,7 @@ def test_evaluations_change_no_bit_of_the_training(
     assert same(evaluated[0] / "saved", tmp_path / "saved")
 
 
-def test_evaluations_leave_quantised_weights_as_they_are(base: Path, tmp_path: Path) -> None:
+def test_evaluations_leave_quantized_weights_as_they_are(base: Path, tmp_path: Path) -> None:
     for name, rows in (("evaluated", HELD_OUT), ("plain", ())):
         settings = project("bfloat16", method="qlora", evaluate_steps=1, keep_best=None, max_steps=3)
         run(settings, base, tmp_path / name, holdout=rows)

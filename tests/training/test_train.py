@@ -408,17 +408,17 @@ def test_adapters_are_saved_without_asking_any_hub_and_load_over_their_base(
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_adapters_over_a_quantised_base_learn_nearly_what_those_over_the_whole_one_do(
+def test_adapters_over_a_quantized_base_learn_nearly_what_those_over_the_whole_one_do(
     base: Path, tmp_path: Path, bits: int
 ) -> None:
     settings = {"epochs": 6, "learning_rate": 1e-2, "lora": LoraSettings(dropout=0.0)}
     run(project(**settings, **LORA), base, tmp_path / "whole")
-    run(project(quantization=Quantization(bits=bits), **settings, **QLORA), base, tmp_path / "quantised")
-    whole, quantised = ([line["loss"] for line in metrics(tmp_path / name)] for name in ("whole", "quantised"))
-    assert quantised[-1] < quantised[0] - 0.5
-    assert quantised == pytest.approx(whole, rel={4: 0.1, 8: 0.02}[bits])
-    assert quantised != whole
-    assert (tmp_path / "quantised" / "saved" / "adapter_model.safetensors").is_file()
+    run(project(quantization=Quantization(bits=bits), **settings, **QLORA), base, tmp_path / "quantized")
+    whole, quantized = ([line["loss"] for line in metrics(tmp_path / name)] for name in ("whole", "quantized"))
+    assert quantized[-1] < quantized[0] - 0.5
+    assert quantized == pytest.approx(whole, rel={4: 0.1, 8: 0.02}[bits])
+    assert quantized != whole
+    assert (tmp_path / "quantized" / "saved" / "adapter_model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("method", [LORA, QLORA, DORA], ids=["lora", "qlora", "dora"])
