@@ -51,13 +51,8 @@ LEFT_OUT = frozenset(("context", "documents"))
 PREFERENCE_PAIR = "a preference pair: its answers stand in chosen and rejected"
 NO_TEXT = ("image", "images", "video", "videos", "audio", "audios")  # columns and keys of turns
 TEXT_PARTS = (None, "text", "input_text", "output_text")  # the types of the parts of a content that are text
-LEARNED = (
-    "weight",
-    "loss_weight",
-    "train",
-    "training",
-    "loss",
-)  # keys of a turn, by program: whether it is learned, 1 or true if so
+# Keys of a turn, by program: whether it is learned, 1 or true if so.
+LEARNED = ("weight", "loss_weight", "train", "training", "loss")
 DETAILS = ("train_detail", "training_detail")  # axolotl's keys of a turn: which of its characters are learned
 LEFT_OUT_OF_TURNS = frozenset(("reasoning_content", "thinking"))
 PROMPT_COMPLETION = "prompt_completion"

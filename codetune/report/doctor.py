@@ -26,6 +26,7 @@ from codetune.launch.environment import thread_count, user_cache
 from codetune.project.sections import Project
 from codetune.report.requirements import installed_version, required_packages
 from codetune.sandbox.probe import CONFINING_TIERS, find_failure
+from codetune.sandbox.tiers import TIERS
 from codetune.stages.benchmarks import problems_at_hand
 from codetune.stages.stage import RunContext
 from codetune.text import gigabytes
@@ -154,9 +155,10 @@ def _sandbox() -> Iterator[Finding]:
             yield Finding(f"sandbox {tier}", "works" + (", used" if tier == working[0] else ""))
         else:
             reason = failure.removeprefix(f"{tier}: ")
-            command = "apt install bubblewrap" if tier == "bubblewrap" else "allow user namespaces, or use another tier"
             costs = f"{working[0]} is used" if working else "no generated program is run, so evaluate stops"
-            yield Finding(f"sandbox {tier}", f"does not work: {reason}", "lack" if working else "wrong", costs, command)
+            yield Finding(
+                f"sandbox {tier}", f"does not work: {reason}", "lack" if working else "wrong", costs, TIERS[tier].remedy
+            )
 
 
 def _disks(context: RunContext) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""What works in a plan and is hardly meant, in sentences: rows that are lost, settings out of the usual range, a model
+"""What works in a plan and is unusual, in sentences: rows that are lost, settings out of the usual range, a model
 that does not fit. What cannot work is a failure (`failures.py`)."""
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ class MeasuredFigure:
 @dataclass(frozen=True, slots=True)
 class RunPlan:
     """The whole plan. Parts that could not be found, because something is wrong, are None; `failures` say why. `doubts`
-    are what works and is hardly meant."""
+    are what works and is unusual."""
 
     rows: RowPlan | None
     steps: StepsPlan | None

@@ -56,6 +56,7 @@ class Tier:
     mechanisms: Mechanisms | None  # what the zygote applies to itself and to its forks; None: nothing
     does_not_stop: str  # beyond what no tier stops
     wrapper: Callable[[Sequence[Path]], list[str]] | None = None  # readable paths -> start of the zygote's command line
+    remedy: str = "allow user namespaces, or use another tier"  # what may make it work where it does not
     code: Path = PACKAGE.parent  # the directory from which the zygote imports this package
 
     @property
@@ -95,6 +96,7 @@ _RECORDS = (
         mechanisms=Mechanisms(unshare=False, landlock_required=False, scratch=False),
         does_not_stop="nothing more",
         wrapper=bubblewrap_command,
+        remedy="apt install bubblewrap",
         code=BUBBLEWRAP_CODE,
     ),
     Tier(

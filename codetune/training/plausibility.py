@@ -1,6 +1,6 @@
-"""Settings of a training that work and are hardly meant, and rows that it loses, as sentences that name what is usual
-or what to do. They are told before the first step; what cannot work is an error elsewhere. The usual ranges are those
-of common recipes, wide by a factor of ten."""
+"""Unusual settings of a training, and rows that it loses, as sentences that name what is usual or what to do. They are
+told before the first step; what cannot work is an error elsewhere. The usual ranges are those of common recipes, wide
+by a factor of ten."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def lost_rows(settings: Training, lost: LostRows) -> list[str]:
 
 
 def implausible_settings(settings: Training, size: TrainingSize) -> list[str]:
-    """A sentence for each setting that is hardly meant, in the order of the project file."""
+    """A sentence for each unusual setting, in the order of the project file."""
     doubts = [
         _about_steps(settings, size),
         _about_batches(settings, size),

@@ -1,4 +1,4 @@
-"""Settings that are hardly meant are told before the first step, each with what is usual."""
+"""Unusual settings are told before the first step, each with what is usual."""
 
 from __future__ import annotations
 
