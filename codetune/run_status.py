@@ -10,9 +10,9 @@ from codetune.benchmark.benchmarks import HOLDOUT
 from codetune.console import counts, percent, quantity
 from codetune.records import TUNED
 from codetune.stages.benchmarks import directory_name
+from codetune.stages.dataset import dataset_is_here, dataset_paths
 from codetune.stages.evaluate import EVALUATE, read_report
 from codetune.stages.generate import GENERATE
-from codetune.stages.inputs import dataset_is_here, dataset_paths
 from codetune.stages.likelihood import EVALUATE_HOLDOUT, read_likelihood
 from codetune.stages.pipeline import STAGES
 from codetune.stages.runner import lock_name

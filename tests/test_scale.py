@@ -14,7 +14,7 @@ import pytest
 
 from codetune.data.tokens import Span
 from codetune.run_status import run_status
-from codetune.stages.inputs import ensure_examples
+from codetune.stages.dataset import ensure_examples
 from codetune.stages.stage import RunContext
 from tests import pipeline
 from tests.small_world import context_of, make_small_world

@@ -17,7 +17,7 @@ from codetune.model.load import load_trained_tokenizer
 from codetune.run_status import run_status
 from codetune.stages import model_ref
 from codetune.stages.benchmarks import open_benchmark, open_benchmarks, references_at_hand
-from codetune.stages.inputs import ensure_examples
+from codetune.stages.dataset import ensure_examples
 from codetune.stages.pipeline import stages_between
 from codetune.stages.runner import stage_settings
 from codetune.stages.score import SCORE

@@ -24,8 +24,8 @@ from codetune.selection.cost import documented_cost
 from codetune.selection.diagnostics import MapDocument
 from codetune.selection.row_vectors import spread_sample
 from codetune.selection.strategies import STRATEGIES
+from codetune.stages.dataset import left_out_notes
 from codetune.stages.evaluate import read_report
-from codetune.stages.inputs import left_out_notes
 from codetune.stages.likelihood import read_likelihood
 from codetune.stages.stage import RunContext
 from codetune.store.manifest import Manifest, read_manifest, set_aside_command

@@ -56,7 +56,7 @@ from codetune.selection.cost import SelectionCost, scoring_flops, training_flops
 from codetune.selection.holdout import holdout_size
 from codetune.selection.strategies import STRATEGIES
 from codetune.stages.checks import is_pending
-from codetune.stages.inputs import SOURCES, ensure_examples, reading_of
+from codetune.stages.dataset import SOURCES, ensure_examples, reading_of
 from codetune.stages.precision import with_precision
 from codetune.stages.select import SELECT
 from codetune.stages.stage import RunContext, StageRequest

@@ -15,7 +15,7 @@ from codetune.console import (
 )
 from codetune.project.sections import Project
 from codetune.report.plan_parts import MeasuredFigure, MemoryPlan, RenderedRow, RowPlan, RunPlan, StepsPlan, TimePlan
-from codetune.stages.inputs import source_lines
+from codetune.stages.dataset import source_lines
 from codetune.text import duration, gigabytes
 from codetune.training.memory import DeviceMemory, TrainingSetup
 

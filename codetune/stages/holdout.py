@@ -16,7 +16,7 @@ from codetune.data.ids import IdIndex
 from codetune.records import Refusal
 from codetune.selection.duplicates import group_repeats
 from codetune.selection.holdout import draw_holdout, holdout_size
-from codetune.stages.inputs import reading_of
+from codetune.stages.dataset import reading_of
 from codetune.stages.stage import RunContext, StageRequest
 from codetune.store.examples import open_lines, read_example, read_examples
 from codetune.store.row_artefacts import read_scores

@@ -30,7 +30,7 @@ from codetune.launch.environment import Shard, current_node, thread_count
 from codetune.launch.workers import SendProgress
 from codetune.records import Example, Rank
 from codetune.selection.blocks import Block
-from codetune.stages.inputs import reading_of
+from codetune.stages.dataset import reading_of
 from codetune.stages.runner import lock_name, stage_settings, warn_of_new_parts
 from codetune.stages.shards import WAITING, ShardState, mark_done, next_shard, shard_states, summary
 from codetune.stages.stage import Recipe, RunContext, Stage, StageOutput, StageRequest

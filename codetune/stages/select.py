@@ -32,6 +32,16 @@ from codetune.selection.select import (
 )
 from codetune.selection.select import select as select_rows
 from codetune.selection.strategies import STRATEGIES, SelectionInputs, needs_scores
+from codetune.stages.dataset import (
+    READING_FACTS,
+    TAKEN_BY_SOURCE,
+    artefact_input,
+    dataset_input,
+    left_out_notes,
+    reading_facts,
+    reading_of,
+    rows_by_source,
+)
 from codetune.stages.embed import EMBED
 from codetune.stages.enough_rows import check_enough_rows
 from codetune.stages.exclusions import (
@@ -45,16 +55,6 @@ from codetune.stages.exclusions import (
     named_benchmarks_input,
 )
 from codetune.stages.holdout import HELD_OUT, check_holdout, count_refused_holdout, find_holdout
-from codetune.stages.inputs import (
-    READING_FACTS,
-    TAKEN_BY_SOURCE,
-    artefact_input,
-    dataset_input,
-    left_out_notes,
-    reading_facts,
-    reading_of,
-    rows_by_source,
-)
 from codetune.stages.score import SCORE
 from codetune.stages.selection_inputs import join_rows
 from codetune.stages.selection_report import (

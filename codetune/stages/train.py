@@ -22,7 +22,7 @@ from codetune.model.chat_format import find_chat_format
 from codetune.project.sections import OF_HOLDOUT, Project
 from codetune.records import TUNED
 from codetune.stages.card_text import VERSIONS
-from codetune.stages.inputs import TAKEN_BY_SOURCE, artefact_input, model_here, model_input, rows_by_source
+from codetune.stages.dataset import TAKEN_BY_SOURCE, artefact_input, model_here, model_input, rows_by_source
 from codetune.stages.model_card import update_card
 from codetune.stages.resume import (
     TRAINED,

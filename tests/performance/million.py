@@ -81,8 +81,8 @@ def measure(step: str, project: Path) -> dict[str, Any]:
     prepare_process()
     import codetune.model.likelihood
     from codetune.run_status import run_status
+    from codetune.stages.dataset import ensure_examples
     from codetune.stages.embed import EMBED
-    from codetune.stages.inputs import ensure_examples
     from codetune.stages.runner import run_stage
     from codetune.stages.score import SCORE
     from codetune.stages.select import SELECT

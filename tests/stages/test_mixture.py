@@ -9,8 +9,8 @@ import pytest
 
 from codetune.errors import DataError
 from codetune.render import stage_document
+from codetune.stages.dataset import ensure_examples
 from codetune.stages.embed import EMBED
-from codetune.stages.inputs import ensure_examples
 from codetune.stages.stage import RunContext
 from codetune.stages.status import stage_status
 from tests import pipeline

@@ -20,7 +20,7 @@ from tests.small_world import context_of, make_small_world, rows, write_rows
 MODULE = '''
 """lengths: the characters of every answer -> lengths.txt."""
 
-from codetune.stages.inputs import dataset_input
+from codetune.stages.dataset import dataset_input
 from codetune.stages.stage import Details, Stage, StageOutput
 from codetune.store.examples import read_examples
 from codetune.store.files import write_lines

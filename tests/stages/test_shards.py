@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from codetune.run_status import run_status
-from codetune.stages.inputs import ensure_examples
+from codetune.stages.dataset import ensure_examples
 from codetune.stages.stage import RunContext
 from codetune.store.locks import locked
 from tests import pipeline

@@ -12,9 +12,9 @@ import pytest
 from codetune.errors import StaleError
 from codetune.project.file import read_project
 from codetune.project.sections import Project
+from codetune.stages.dataset import CONTENT, ensure_examples
 from codetune.stages.embed import EMBED
 from codetune.stages.evaluate import EVALUATE
-from codetune.stages.inputs import CONTENT, ensure_examples
 from codetune.stages.pipeline import STAGES
 from codetune.stages.runner import input_names, stage_settings
 from codetune.stages.score import SCORE

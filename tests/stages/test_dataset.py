@@ -9,7 +9,7 @@ import pytest
 
 from codetune import workflow
 from codetune.errors import DataError, InputError, ModelError
-from codetune.stages.inputs import CONTENT, dataset_input, ensure_examples, reading_facts
+from codetune.stages.dataset import CONTENT, dataset_input, ensure_examples, reading_facts
 from codetune.stages.runner import stage_settings
 from codetune.stages.stage import RunContext, StageRequest
 from codetune.stages.train import TRAIN, with_chat_format
