@@ -15,7 +15,7 @@ from codetune.errors import BusyError, CodetuneError, InputError, StaleError
 from codetune.launch.slurm import SlurmJob, job_script, queued_jobs, submit_script
 from codetune.run_status import run_status
 from codetune.stages.checks import require_samples
-from codetune.stages.dataset import require_named_inputs
+from codetune.stages.inputs import require_named_inputs
 from codetune.stages.pipeline import STAGES
 from codetune.stages.runner import lock_name
 from codetune.stages.select import SELECT

@@ -17,9 +17,9 @@ from codetune.benchmark.parts import part_of
 from codetune.records import BASE, TUNED, ModelRef
 from codetune.stages.benchmarks import distinct_benchmarks, open_benchmark
 from codetune.stages.checks import check_ahead, is_pending, require_samples
-from codetune.stages.dataset import require_named_inputs
 from codetune.stages.evaluate import EVALUATE, read_report
 from codetune.stages.generate import GENERATE
+from codetune.stages.inputs import require_named_inputs
 from codetune.stages.likelihood import measure_likelihoods
 from codetune.stages.model_ref import model_ref
 from codetune.stages.pipeline import STAGES

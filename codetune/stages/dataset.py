@@ -1,6 +1,6 @@
-"""The inputs of the stages: the data set (as `examples.jsonl`, written by the stage that needs rows first), models, and
-the artefacts of earlier stages. All of them are known by content: another spelling of a path, a copy or a newer time
-changes nothing."""
+"""The data set as the stages read it: the rows of `examples.jsonl`, written by the stage that needs rows first, and
+written again where a file of the data set changed; and what manifests, notes and warnings say of the reading. A data
+set is known by its content: another spelling of a path, a copy or a newer time changes nothing."""
 
 from __future__ import annotations
 
@@ -11,17 +11,14 @@ from typing import TYPE_CHECKING
 
 from codetune import console
 from codetune.console import quantity
-from codetune.data.hub import is_cached, is_hub_id
 from codetune.data.mixture import MixedRows, SourceCounts
 from codetune.data.row_formats import TURN_FORMATS
 from codetune.data.source import DataSource, dataset_fingerprint, files_of_other_splits, is_here, with_columns
 from codetune.errors import DataError
-from codetune.model.model_files import find_model
 from codetune.project.keys import required, value_at
 from codetune.project.sections import Dataset, NamedDataset, Project
 from codetune.stages.runner import other_value
-from codetune.stages.stage import Input, Resolved, RunContext, Stage, StageRequest, StageResult
-from codetune.stages.status import require
+from codetune.stages.stage import Input, Resolved, RunContext, StageRequest, StageResult
 from codetune.store.digests import combined
 from codetune.store.examples import count_sources, write_examples
 from codetune.store.locks import waiting
@@ -48,33 +45,6 @@ SHOWN_FILES = 3
 def dataset_input() -> Input:
     """The rows of the data set. `examples.jsonl` is written, or written again where a file of the data set changed."""
     return Input("dataset", _resolve_dataset, _changed_dataset, "dataset.path")
-
-
-def model_input(name: str, setting: str, find: Callable[[str], Path] = find_model) -> Input:
-    """A model directory, found by what the project says under the key `setting`."""
-
-    def resolve(context: RunContext, request: StageRequest) -> Resolved:
-        directory = find(context.project.locate(_name_of(context.project, setting)))
-        return Resolved(context.digests.tree(directory), directory)
-
-    def change(
-        context: RunContext, request: StageRequest, artefact: Path, manifest: Manifest, allow_overrides: bool
-    ) -> str:
-        return changed_model(context, setting, manifest.inputs[name], artefact, manifest, allow_overrides)
-
-    return Input(name, resolve, change, setting)
-
-
-def artefact_input(stage: Stage) -> Input:
-    """The artefact of an earlier stage, for the same benchmark and model where it is one of these."""
-
-    def resolve(context: RunContext, request: StageRequest) -> Resolved:
-        return Resolved(require(context, stage, request).digest, stage.artefact(context.run, request))
-
-    def change(*_: object) -> str:
-        raise AssertionError("status.py follows the stage itself")
-
-    return Input(stage.name, resolve, change, upstream=stage)
 
 
 def ensure_examples(context: RunContext) -> Manifest:
@@ -180,55 +150,10 @@ def fingerprint(context: RunContext) -> str:
     return parts[0] if not isinstance(context.project.dataset, list) else combined(parts)
 
 
-def require_named_inputs(project: Project, inputs: Sequence[Input]) -> None:
-    """Raises InputError where the project does not name a data set or model that is among the inputs."""
-    for part in inputs:
-        if part.setting:
-            _name_of(project, part.setting)
-
-
 def dataset_is_here(context: RunContext) -> bool:
     if any(dataset.path is None for dataset in context.project.datasets):
         return False
     return all(is_here(source.dataset, source.location) for source in _named_sources(context.project))
-
-
-def changed_model(
-    context: RunContext, setting: str, digest: str, artefact: Path, manifest: Manifest, allow_overrides: bool
-) -> str:
-    """A sentence that says how the model under `setting` differs from the one that made the artefact. "" if it does not
-    differ, or if it is the same name and no directory of this machine: a snapshot of the Hub never changes."""
-    made, asked = manifest.names.get(setting), value_at(context.project, setting)
-    said = made if allow_overrides and setting in manifest.overrides and made else asked
-    if not isinstance(said, str):
-        return ""  # no model is named: the stage that needs one says so
-    directory = Path(context.project.locate(said)).expanduser()
-    if directory.is_dir() and context.digests.tree(directory) == digest:
-        return ""
-    if said != made:
-        return other_value(context.project, artefact, manifest, setting, (made, said))
-    return f"the model {directory} has changed since {artefact} was made" if directory.is_dir() else ""
-
-
-def model_here(project: Project, setting: str) -> Path | None:
-    """The directory of the model under `setting`, where it is on this machine; asks no Hub."""
-    name = value_at(project, setting)
-    if not isinstance(name, str):
-        return None
-    directory = Path(project.locate(name)).expanduser()
-    if directory.is_dir():
-        return directory
-    return find_model(name) if is_hub_id(name) and is_cached(name, "model") else None
-
-
-def is_on_hub(project: Project, name: str) -> bool:
-    """Whether the name of a model or data set is a Hub id, and no path of this machine."""
-    return is_hub_id(name) and project.locate(name) == name
-
-
-def published_name(project: Project, name: str) -> str:
-    """A name as others may see it: of a path only its last part."""
-    return name if is_on_hub(project, name) else Path(name).name
 
 
 def _resolve_dataset(context: RunContext, request: StageRequest) -> Resolved:
@@ -327,14 +252,6 @@ def _say_found(project: Project, sources: Sequence[DataSource]) -> None:
 def dataset_paths(project: Project) -> str:
     """The paths of the data sets, as the project names them."""
     return ", ".join(required(dataset.path, "dataset.path") for dataset in project.datasets)
-
-
-def _name_of(project: Project, setting: str) -> str:
-    name = value_at(project, setting)
-    if isinstance(name, list):
-        return dataset_paths(project)
-    assert name is None or isinstance(name, str)
-    return required(name, setting)
 
 
 def _reading_settings(sources: Sequence[DataSource]) -> dict[str, object]:

@@ -12,7 +12,8 @@ from codetune.model.model_files import find_encoder
 from codetune.project.sections import Project
 from codetune.records import Example
 from codetune.selection.strategies import STRATEGIES
-from codetune.stages.dataset import CONTENT, READING_FACTS, dataset_input, left_out_notes, model_input, reading_facts
+from codetune.stages.dataset import CONTENT, READING_FACTS, dataset_input, left_out_notes, reading_facts
+from codetune.stages.inputs import model_input
 from codetune.stages.row_stage import BlockWork, Plan, RowStage, threads_of
 from codetune.stages.runner import other_value
 from codetune.stages.stage import (

@@ -14,9 +14,9 @@ from codetune.benchmark.benchmarks import HOLDOUT
 from codetune.errors import DataError, StaleError, UsageError
 from codetune.project.sections import Project
 from codetune.records import BASE, TUNED
-from codetune.stages.dataset import model_here
 from codetune.stages.evaluate import EVALUATE
 from codetune.stages.generate import model_of_request
+from codetune.stages.inputs import model_here
 from codetune.stages.model_card import update_card
 from codetune.stages.model_ref import model_ref
 from codetune.stages.runner import run_stage

@@ -27,7 +27,8 @@ from codetune.project.sections import Project
 from codetune.records import BASE, TUNED
 from codetune.stages.benchmarks import tasks_apart_at_hand
 from codetune.stages.card_text import BenchmarkResults, CardFacts, Source, card, with_results
-from codetune.stages.dataset import CONTENT, is_on_hub, model_here, published_name
+from codetune.stages.dataset import CONTENT
+from codetune.stages.inputs import is_on_hub, model_here, published_name
 from codetune.stages.stage import RunContext, Settings
 from codetune.stages.tasks_apart import TASKS
 from codetune.store.digests import combined

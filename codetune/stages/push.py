@@ -13,7 +13,7 @@ from codetune.errors import UsageError
 from codetune.model.file_check import ADAPTER_CONFIG
 from codetune.project.keys import required, value_at
 from codetune.project.sections import Project
-from codetune.stages.dataset import is_on_hub, published_name
+from codetune.stages.inputs import is_on_hub, published_name
 from codetune.stages.resume import TRAINED
 from codetune.stages.stage import RunContext
 from codetune.text import gigabytes

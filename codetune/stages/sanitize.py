@@ -12,8 +12,8 @@ from codetune.benchmark.evalplus_format import pair_with_problems, read_samples,
 from codetune.launch.environment import thread_count
 from codetune.project.sections import Project
 from codetune.stages.benchmarks import samples_input, tasks_facts, tasks_input
-from codetune.stages.dataset import artefact_input
 from codetune.stages.generate import GENERATE
+from codetune.stages.inputs import artefact_input
 from codetune.stages.model_card import update_card
 from codetune.stages.stage import (
     Details,

@@ -17,7 +17,8 @@ from codetune.project.sections import Project
 from codetune.records import Example, Message, Refusal, Score
 from codetune.selection.shuffled_sample import choose_partners, shuffled_sample
 from codetune.selection.strategies import STRATEGIES, needs_scores
-from codetune.stages.dataset import READING_FACTS, dataset_input, left_out_notes, model_input, reading_facts
+from codetune.stages.dataset import READING_FACTS, dataset_input, left_out_notes, reading_facts
+from codetune.stages.inputs import model_input
 from codetune.stages.row_stage import BlockWork, Plan, RowStage, threads_of
 from codetune.stages.stage import (
     Details,

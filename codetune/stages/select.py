@@ -35,7 +35,6 @@ from codetune.selection.strategies import STRATEGIES, SelectionInputs, needs_sco
 from codetune.stages.dataset import (
     READING_FACTS,
     TAKEN_BY_SOURCE,
-    artefact_input,
     dataset_input,
     left_out_notes,
     reading_facts,
@@ -55,6 +54,7 @@ from codetune.stages.exclusions import (
     named_benchmarks_input,
 )
 from codetune.stages.holdout import HELD_OUT, check_holdout, count_refused_holdout, find_holdout
+from codetune.stages.inputs import artefact_input
 from codetune.stages.score import SCORE
 from codetune.stages.selection_inputs import join_rows
 from codetune.stages.selection_report import (

@@ -22,7 +22,8 @@ from codetune.model.chat_format import find_chat_format
 from codetune.project.sections import OF_HOLDOUT, Project
 from codetune.records import TUNED
 from codetune.stages.card_text import VERSIONS
-from codetune.stages.dataset import TAKEN_BY_SOURCE, artefact_input, model_here, model_input, rows_by_source
+from codetune.stages.dataset import TAKEN_BY_SOURCE, rows_by_source
+from codetune.stages.inputs import artefact_input, model_here, model_input
 from codetune.stages.model_card import update_card
 from codetune.stages.resume import (
     TRAINED,
