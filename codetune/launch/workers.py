@@ -100,32 +100,43 @@ def run_independent_workers(
     waiting, free, is_cut_short = deque(enumerate(specs)), deque(gpus), False
     running: dict[int, tuple[_Worker, Sequence[str]]] = {}
     workers: list[_Worker] = []  # of `running`, for the signals
-    with _forwarded_signals(workers) as received:
-        try:
-            while (waiting and not received) or (running and len(received) < 2):
-                while waiting and free and not received:
-                    index, spec = waiting.popleft()
-                    group = free.popleft()
-                    running[index] = _Worker.start(replace(spec, gpus=group), 0), group
-                    workers.append(running[index][0])
-                time.sleep(POLL_SECONDS)
-                for index, worker in [(index, worker) for index, (worker, _) in running.items()]:
-                    worker.poll(lambda rank, progress: None)
-                    show(index, worker.new_output())
-                    if worker.ended_at is not None:
-                        error = _error_of(worker, index, show)
-                        free.append(running.pop(index)[1])
-                        workers.remove(worker)
-                        worker.close()
-                        if error is not None and worker.interrupted and received:
-                            is_cut_short = True
-                        else:
-                            yield index, error
-        finally:
-            for worker in workers:
+    with _forwarded_signals(workers) as received, _closed_at_the_end(workers):
+        while (waiting and not received) or (running and len(received) < 2):
+            while waiting and free and not received:
+                index, spec = waiting.popleft()
+                group = free.popleft()
+                running[index] = _Worker.start(replace(spec, gpus=group), 0), group
+                workers.append(running[index][0])
+            time.sleep(POLL_SECONDS)
+            for index in _newly_ended(running, show):
+                worker, group = running.pop(index)
+                error = _error_of(worker, index, show)
+                free.append(group)
+                workers.remove(worker)
                 worker.close()
+                if error is not None and worker.interrupted and received:
+                    is_cut_short = True
+                else:
+                    yield index, error
     if received and (waiting or running or is_cut_short):
         raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _closed_at_the_end(workers: Sequence[_Worker]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for worker in workers:
+            worker.close()
+
+
+def _newly_ended(running: Mapping[int, tuple[_Worker, Sequence[str]]], show: Callable[[int, str], None]) -> list[int]:
+    """Shows what the workers have printed; returns the indices of those that have ended."""
+    for index, (worker, _) in running.items():
+        worker.poll(lambda rank, progress: None)
+        show(index, worker.new_output())
+    return [index for index, (worker, _) in running.items() if worker.ended_at is not None]
 
 
 def _error_of(worker: _Worker, index: int, show: Callable[[int, str], None]) -> CodetuneError | None:
