@@ -18,6 +18,7 @@ from codetune.model.file_check import ADAPTER_CONFIG
 from codetune.model.load import count_parameters, load_configuration, load_model, load_model_shard
 from codetune.model.model_files import base_model_directory
 from codetune.project.sections import Model
+from codetune.text import gigabytes
 
 WEIGHTS_FRACTION = 0.7  # of a GPU's memory; the cache needs the rest
 KEY_PROJECTIONS = ("k_proj", "query_key_value")  # the layers that make the cached keys, by their names in the plans
@@ -74,14 +75,14 @@ def needs_tensor_parallel(directory: Path, dtype: str, processes: ProcessCounts,
     and cannot. A model that one GPU just holds is not split where splitting is impossible."""
     if gpus is None or (weights := weight_bytes(directory, dtype)) <= gpus.bytes_each * WEIGHTS_FRACTION:
         return False
-    hindrance = _hindrance(directory, weights, processes, gpus)
-    if hindrance and weights > gpus.bytes_each:
+    reason = _reason_against(directory, weights, processes, gpus)
+    if reason and weights > gpus.bytes_each:
         raise ModelError(
-            f"The weights of {directory} take {_gigabytes(weights)} GB (model.dtype: {dtype}), and a GPU here has "
-            f"{_gigabytes(gpus.bytes_each)} GB. Expected: GPUs that hold them together, but {hindrance}. Or use the "
+            f"The weights of {directory} take {gigabytes(weights)} (model.dtype: {dtype}), and a GPU here has "
+            f"{gigabytes(gpus.bytes_each)}. Expected: GPUs that hold them together, but {reason}. Or use the "
             "CPU: set CUDA_VISIBLE_DEVICES to nothing"
         )
-    return not hindrance
+    return not reason
 
 
 def load_tensor_parallel(directory: Path, model: Model, group: ProcessGroup, scratch: Path) -> PreTrainedModel:
@@ -110,7 +111,7 @@ def kv_cache_ranks(config: PreTrainedConfig, count: int) -> int:
     return count if is_split else 1
 
 
-def _hindrance(directory: Path, weights: int, processes: ProcessCounts, gpus: VisibleGpus) -> str:
+def _reason_against(directory: Path, weights: int, processes: ProcessCounts, gpus: VisibleGpus) -> str:
     """Why the processes cannot split the network, and what would help; "" if they can."""
     count = processes.total
     if count == 1:
@@ -132,7 +133,3 @@ def _hindrance(directory: Path, weights: int, processes: ProcessCounts, gpus: Vi
     if weights > count * gpus.bytes_each:
         return f"{count} are too few. Take more of them, or larger ones"
     return ""
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f}"

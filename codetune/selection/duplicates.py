@@ -26,7 +26,7 @@ from rensa import RMinHash
 from codetune.data.ids import unpack_id
 from codetune.records import Example
 
-TOKEN = re.compile(r"\w+|[^\w\s]")
+TOKEN = re.compile(r"\w+|[^\w\s]")  # a word, or one character that is neither of a word nor white space
 SHINGLE_TOKENS = 3
 LEAST_JACCARD = 0.8
 # 1 - (1 - J^8)^16 of the pairs with Jaccard index J share a band: 95 % at 0.8, 99.9 % at 0.9, 6 % at 0.5.

@@ -18,8 +18,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from codetune.records import Example, Problem
+from codetune.selection.duplicates import TOKEN
 
-WORD, TOKEN = re.compile(r"\w+"), re.compile(r"\w+|[^\w\s]")
+WORD = re.compile(r"\w+")
 PROMPT_WORDS, LEAST_PROMPT_NGRAMS, LEAST_PROMPT_SHARE = 8, 3, 0.8
 SOLUTION_TOKENS, LEAST_SOLUTION_NGRAMS, LEAST_SOLUTION_SHARE = 12, 20, 0.9
 COMMENT = re.compile(r"#.*")
