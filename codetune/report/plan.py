@@ -56,7 +56,7 @@ from codetune.selection.cost import SelectionCost, scoring_flops, training_flops
 from codetune.selection.holdout import holdout_size
 from codetune.selection.strategies import STRATEGIES
 from codetune.stages.checks import is_pending
-from codetune.stages.dataset import SOURCES, ensure_examples, reading_of
+from codetune.stages.dataset import SOURCES, ensure_examples, examples_manifest
 from codetune.stages.precision import with_precision
 from codetune.stages.select import SELECT
 from codetune.stages.stage import RunContext, StageRequest
@@ -206,7 +206,7 @@ class _Planning:
 
     def _samples(self, model: _BaseModelFiles) -> _Samples:
         """Raises DataError where no row is left, ProjectError for rows that do not fit the model's window."""
-        usable = reading_of(self.read).rows
+        usable = examples_manifest(self.read).rows
         every = -(-usable // MOST_ROWS_READ)
         examples = islice(read_examples(self.read.run), 0, None, every)
         rows = TokenizedRows(

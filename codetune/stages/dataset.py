@@ -89,7 +89,7 @@ def ensure_examples(context: RunContext) -> Manifest:
     return manifest
 
 
-def reading_of(context: RunContext) -> Manifest:
+def examples_manifest(context: RunContext) -> Manifest:
     """The manifest of `examples.jsonl`, which a stage with the data set among its inputs has made sure of."""
     manifest = read_manifest(context.run.examples)
     assert manifest is not None
@@ -99,7 +99,7 @@ def reading_of(context: RunContext) -> Manifest:
 def reading_facts(context: RunContext) -> dict[str, object]:
     """For the manifest of a stage that reads rows: their formats, the columns that were found, and those with context
     that are not read."""
-    reading = reading_of(context)
+    reading = examples_manifest(context)
     known = {name: reading.facts[name] for name in (LEFT_OUT, ROW_FORMATS, SOURCES) if reading.facts.get(name)}
     if not reading.facts.get(FOUND):
         return known

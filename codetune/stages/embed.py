@@ -12,7 +12,14 @@ from codetune.model.model_files import find_encoder
 from codetune.project.sections import Project
 from codetune.records import Example
 from codetune.selection.strategies import STRATEGIES
-from codetune.stages.dataset import CONTENT, READING_FACTS, dataset_input, left_out_notes, reading_facts
+from codetune.stages.dataset import (
+    CONTENT,
+    READING_FACTS,
+    dataset_input,
+    examples_manifest,
+    left_out_notes,
+    reading_facts,
+)
 from codetune.stages.inputs import model_input
 from codetune.stages.row_stage import BlockWork, Plan, RowStage, threads_of
 from codetune.stages.runner import other_value
@@ -50,9 +57,8 @@ def _resolve_projection(context: RunContext, request: StageRequest) -> Resolved:
     vectors and every process has the same."""
     from codetune.selection.embed import HashingEncoder
 
-    examples = read_manifest(context.run.examples)
-    assert examples is not None  # resolved before the model
-    key = combined([str(examples.facts[CONTENT]), str(context.project.seed)])
+    content = examples_manifest(context).facts[CONTENT]  # the data set is resolved before the model
+    key = combined([str(content), str(context.project.seed)])
     kept = _kept_projection(context) or context.run.projection(key)
     with waiting(context.run, "projection"):
         if not kept.exists():

@@ -16,7 +16,7 @@ from codetune.data.ids import IdIndex
 from codetune.records import Refusal
 from codetune.selection.duplicates import group_repeats
 from codetune.selection.holdout import draw_holdout, holdout_size
-from codetune.stages.dataset import reading_of
+from codetune.stages.dataset import examples_manifest
 from codetune.stages.stage import RunContext, StageRequest
 from codetune.store.examples import open_lines, read_example, read_examples
 from codetune.store.row_artefacts import read_scores
@@ -29,7 +29,7 @@ def find_holdout(context: RunContext) -> NDArray[np.uint64]:
     holds out none."""
     if not context.project.train.holdout:
         return np.empty(0, dtype=np.uint64)
-    size = holdout_size(context.project.train.holdout, reading_of(context).rows)
+    size = holdout_size(context.project.train.holdout, examples_manifest(context).rows)
     rows = console.track(read_examples(context.run), "select: held-out rows", None, "row")
     with open_lines(context.run) as line_of, TemporaryFile(dir=context.run.directory) as file:
         ids, group = group_repeats(rows, lambda row: read_example(line_of(row)), file)
@@ -39,7 +39,7 @@ def find_holdout(context: RunContext) -> NDArray[np.uint64]:
 def check_holdout(context: RunContext, request: StageRequest, paths: Mapping[str, Path]) -> None:
     """Raises DataError where `train.holdout` leaves no row to train on."""
     if "dataset" in paths:
-        holdout_size(context.project.train.holdout, reading_of(context).rows)
+        holdout_size(context.project.train.holdout, examples_manifest(context).rows)
 
 
 def count_refused_holdout(context: RunContext, held: IdIndex) -> Counter[str]:

@@ -172,11 +172,11 @@ def _report(context: RunContext, training: Manifest, benchmark: str, label: str)
     if not is_chain or generated.inputs["model"] != _digest(context, training, label):
         return None
     report: Report = json.loads(paths[0].read_text(encoding="utf-8"))
-    is_told = report["tasks"] == _told_tasks(context, training, evaluated, report["tasks_in_benchmark"])
-    return _Answered(report, generated.settings, evaluated.inputs["benchmark"]) if is_told else None
+    is_expected = report["tasks"] == _expected_tasks(context, training, evaluated, report["tasks_in_benchmark"])
+    return _Answered(report, generated.settings, evaluated.inputs["benchmark"]) if is_expected else None
 
 
-def _told_tasks(context: RunContext, training: Manifest, evaluated: Manifest, whole: int) -> int | None:
+def _expected_tasks(context: RunContext, training: Manifest, evaluated: Manifest, whole: int) -> int | None:
     """How many tasks an evaluation must have counted: of the `whole`, all but those that chose the weights. None where
     it counted others, or where it cannot be known here."""
     if TASKS not in training.inputs:

@@ -30,7 +30,7 @@ from codetune.launch.environment import Shard, current_node, thread_count
 from codetune.launch.workers import SendProgress
 from codetune.records import Example, Rank
 from codetune.selection.blocks import Block
-from codetune.stages.dataset import reading_of
+from codetune.stages.dataset import examples_manifest
 from codetune.stages.runner import lock_name, stage_settings, warn_of_new_parts
 from codetune.stages.shards import WAITING, ShardState, mark_done, next_shard, shard_states, summary
 from codetune.stages.stage import Recipe, RunContext, Stage, StageOutput, StageRequest
@@ -116,8 +116,7 @@ class RowStage:
         """The artefact, where every row is done; else how many are."""
         finished = self.finished_rows(context, recipe)
         if missing := _count_missing(example_ids(context.run), finished):
-            examples = read_manifest(context.run.examples)
-            assert examples is not None
+            examples = examples_manifest(context)
             return StageOutput(examples.rows - missing, examples.refused, complete=False)
         self._keep_before(context, recipe)
         return self.write(context, recipe, finished)
@@ -231,7 +230,7 @@ class RowStage:
             done += count
         with _parts(context, recipe, SHARED):
             if directory.exists():  # not if another process has written the artefact meanwhile
-                mark_done(directory, shard, reading_of(context).rows)
+                mark_done(directory, shard, examples_manifest(context).rows)
         return done
 
     def _keep_before(self, context: RunContext, recipe: Recipe) -> None:

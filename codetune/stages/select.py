@@ -36,9 +36,9 @@ from codetune.stages.dataset import (
     READING_FACTS,
     TAKEN_BY_SOURCE,
     dataset_input,
+    examples_manifest,
     left_out_notes,
     reading_facts,
-    reading_of,
     rows_by_source,
 )
 from codetune.stages.embed import EMBED
@@ -101,7 +101,7 @@ def _inputs(project: Project, request: StageRequest) -> Sequence[Input]:
 def _check_ahead(context: RunContext, request: StageRequest, paths: Mapping[str, Path]) -> None:
     check_holdout(context, request, paths)
     check_filters(context, request, paths)
-    check_enough_rows(context.project, reading_of(context).rows, scores_are_here=SCORE.name in paths)
+    check_enough_rows(context.project, examples_manifest(context).rows, scores_are_here=SCORE.name in paths)
 
 
 def _write(context: RunContext, recipe: Recipe, request: StageRequest) -> StageOutput:
@@ -181,7 +181,7 @@ def _set_aside(context: RunContext, inputs: SelectionInputs, is_held: IdIndex) -
     scoring refused or that are mismatched pairs, where the strategy looks at scores."""
     held = Counter({HELD_OUT: len(is_held)})
     if inputs.ifd is None:
-        return +(Counter(reading_of(context).refused) + held)
+        return +(Counter(examples_manifest(context).refused) + held)
     scores = read_manifest(context.run.scores)
     assert scores is not None  # an input, of the same rows
     refused = Counter(scores.refused) - count_refused_holdout(context, is_held)
