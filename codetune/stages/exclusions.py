@@ -29,9 +29,8 @@ from codetune.stages.sandbox import failed_examples, working_tier
 from codetune.stages.stage import Input, Resolved, RunContext, StageRequest, StageResult
 from codetune.store.digests import combined
 from codetune.store.examples import open_lines, read_example, read_examples
-from codetune.store.manifest import Manifest
 
-COMPARED = "decontaminated"  # fact: the benchmarks that rows were compared with -> number of tasks
+DECONTAMINATED = "decontaminated"  # fact: the benchmarks that rows were compared with -> number of tasks
 NOT_AT_HAND = "not_at_hand"  # fact: the benchmarks of evaluate.benchmarks whose files are not on this machine
 
 
@@ -102,12 +101,7 @@ def named_benchmarks_input(project: Project) -> Sequence[Input]:
     def resolve(context: RunContext, request: StageRequest) -> Resolved:
         return Resolved(combined(open_whole_benchmark(context, name).digest for name in names))
 
-    def change(
-        context: RunContext, request: StageRequest, artefact: Path, manifest: Manifest, allow_overrides: bool
-    ) -> str:
-        return ""
-
-    return (Input("benchmarks", resolve, change),)
+    return (Input("benchmarks", resolve, lambda *_: ""),)
 
 
 def check_filters(context: RunContext, request: StageRequest, paths: Mapping[str, Path]) -> None:
@@ -124,7 +118,7 @@ def check_filters(context: RunContext, request: StageRequest, paths: Mapping[str
 def exclusion_notes(result: StageResult) -> list[str]:
     """What rows were compared with, in sentences."""
     notes = []
-    if compared := result.facts.get(COMPARED):
+    if compared := result.facts.get(DECONTAMINATED):
         tasks = ", ".join(f"{name} ({count} tasks)" for name, count in compared.items())
         notes.append(f"no row that is left holds a prompt or a solution of {tasks}")
     if lacking := result.facts.get(NOT_AT_HAND):
@@ -153,7 +147,7 @@ def _problems(context: RunContext, facts: dict[str, object]) -> list[Problem]:
         at_hand = {name: open_whole_benchmark(context, name).problems for name in names}
     problems = {name: found for name, found in at_hand.items() if found is not None}
     if problems:
-        facts[COMPARED] = {name: len(found) for name, found in problems.items()}
+        facts[DECONTAMINATED] = {name: len(found) for name, found in problems.items()}
     return [problem for found in problems.values() for problem in found]
 
 

@@ -44,7 +44,7 @@ from codetune.stages.dataset import (
 from codetune.stages.embed import EMBED
 from codetune.stages.enough_rows import check_enough_rows
 from codetune.stages.exclusions import (
-    COMPARED,
+    DECONTAMINATED,
     NOT_AT_HAND,
     Exclusions,
     check_filters,
@@ -290,7 +290,7 @@ SELECT = Stage(
     documented=(
         *READING_FACTS,
         TAKEN_BY_SOURCE,
-        COMPARED,
+        DECONTAMINATED,
         NOT_AT_HAND,
         "mismatch_test",
         "clusters",
