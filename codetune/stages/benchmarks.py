@@ -26,8 +26,7 @@ from codetune.benchmark.tasks_apart import picked_tasks, tasks_left, without_tas
 from codetune.console import quantity
 from codetune.errors import DataError, UsageError
 from codetune.records import Problem
-from codetune.stages.stage import Input, Resolved, RunContext, StageRequest
-from codetune.store.manifest import Manifest
+from codetune.stages.stage import Input, Resolved, RunContext, SealedArtefact, StageRequest
 from codetune.user_files import require_plain_file
 
 NAMED_TASKS = 5  # at most, in a warning
@@ -215,20 +214,18 @@ def samples_input(name: str) -> Input:
     return Input(name, resolve, lambda *_: "")
 
 
-def _changed_tasks(
-    context: RunContext, request: StageRequest, artefact: Path, manifest: Manifest, allow_overrides: bool
-) -> str:
+def _changed_tasks(context: RunContext, request: StageRequest, sealed: SealedArtefact) -> str:
     if request.tasks is not None:
-        is_same = request.tasks.digest == manifest.inputs["benchmark"]
-        return "" if is_same else f"{artefact} was made for different tasks"
-    file = _own_file(context, request.benchmark) or Path(manifest.facts.get("benchmark_file", ""))
-    if file.is_file() and context.digests.file(file) != manifest.facts["benchmark_file_digest"]:
+        is_same = request.tasks.digest == sealed.manifest.inputs["benchmark"]
+        return "" if is_same else f"{sealed.path} was made for different tasks"
+    file = _own_file(context, request.benchmark) or Path(sealed.manifest.facts.get("benchmark_file", ""))
+    if file.is_file() and context.digests.file(file) != sealed.manifest.facts["benchmark_file_digest"]:
         return f"the tasks in {file} have changed since"
     apart = tasks_apart_at_hand(context)
-    if apart is None or not (apart or IS_PART in manifest.facts) or not file.is_file():
+    if apart is None or not (apart or IS_PART in sealed.manifest.facts) or not file.is_file():
         return ""  # tasks are read only where some are, or were, left out
-    is_same = benchmark_digest(tasks_left(read_problems(file), apart)) == manifest.inputs["benchmark"]
-    return "" if is_same else f"{artefact} was made without, or with, tasks that train.tasks keeps apart now"
+    is_same = benchmark_digest(tasks_left(read_problems(file), apart)) == sealed.manifest.inputs["benchmark"]
+    return "" if is_same else f"{sealed.path} was made without, or with, tasks that train.tasks keeps apart now"
 
 
 def _own_file(context: RunContext, name: str) -> Path | None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from codetune import console
@@ -18,7 +17,7 @@ from codetune.errors import DataError
 from codetune.project.keys import required, value_at
 from codetune.project.sections import Dataset, NamedDataset, Project
 from codetune.stages.runner import other_value
-from codetune.stages.stage import Input, Resolved, RunContext, StageRequest, StageResult
+from codetune.stages.stage import Input, Resolved, RunContext, SealedArtefact, StageRequest, StageResult
 from codetune.store.digests import combined
 from codetune.store.examples import count_sources, write_examples
 from codetune.store.locks import waiting
@@ -160,9 +159,7 @@ def _resolve_dataset(context: RunContext, request: StageRequest) -> Resolved:
     return Resolved(ensure_examples(context).facts[CONTENT], context.run.examples)
 
 
-def _changed_dataset(
-    context: RunContext, request: StageRequest, artefact: Path, manifest: Manifest, allow_overrides: bool
-) -> str:
+def _changed_dataset(context: RunContext, request: StageRequest, sealed: SealedArtefact) -> str:
     if not dataset_is_here(context):
         return ""
     examples, content = read_manifest(context.run.examples), fingerprint(context)
@@ -172,11 +169,11 @@ def _changed_dataset(
             if examples.settings.get(key) != value:
                 values = (examples.settings.get(key), value)
                 return other_value(context.project, context.run.examples, examples, key, values)
-        if examples.facts[CONTENT] == manifest.inputs["dataset"]:
+        if examples.facts[CONTENT] == sealed.manifest.inputs["dataset"]:
             return ""
     if examples is None:
         return f"{context.run.examples} is missing or has no seal, so the data set is to be read again"
-    return f"the data set {dataset_paths(context.project)} has changed since {artefact} was made"
+    return f"the data set {dataset_paths(context.project)} has changed since {sealed.path} was made"
 
 
 def _warn_of_unread(context: RunContext, sources: Sequence[DataSource], left_out: Mapping[str, int]) -> None:

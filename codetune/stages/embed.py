@@ -29,6 +29,7 @@ from codetune.stages.stage import (
     Recipe,
     Resolved,
     RunContext,
+    SealedArtefact,
     Stage,
     StageOutput,
     StageRequest,
@@ -40,7 +41,7 @@ from codetune.store.digests import combined
 from codetune.store.examples import example_ids, read_examples
 from codetune.store.files import replacing
 from codetune.store.locks import waiting
-from codetune.store.manifest import Manifest, read_manifest
+from codetune.store.manifest import read_manifest
 
 if TYPE_CHECKING:
     from codetune.selection.embed import Encoder
@@ -68,13 +69,11 @@ def _resolve_projection(context: RunContext, request: StageRequest) -> Resolved:
     return Resolved(context.digests.file(kept), kept)
 
 
-def _changed_encoder(
-    context: RunContext, request: StageRequest, artefact: Path, manifest: Manifest, allow_overrides: bool
-) -> str:
-    made = manifest.names.get("embed.model")
-    if made == "hashing" or (allow_overrides and "embed.model" in manifest.overrides):
+def _changed_encoder(context: RunContext, request: StageRequest, sealed: SealedArtefact) -> str:
+    made = sealed.manifest.names.get("embed.model")
+    if made == "hashing" or (sealed.allow_overrides and "embed.model" in sealed.manifest.overrides):
         return ""
-    return other_value(context.project, artefact, manifest, "embed.model", (made, "hashing"))
+    return other_value(context.project, sealed.path, sealed.manifest, "embed.model", (made, "hashing"))
 
 
 def _kept_projection(context: RunContext) -> Path | None:

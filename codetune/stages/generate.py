@@ -34,6 +34,7 @@ from codetune.stages.stage import (
     Recipe,
     Resolved,
     RunContext,
+    SealedArtefact,
     Settings,
     Stage,
     StageOutput,
@@ -42,7 +43,6 @@ from codetune.stages.stage import (
 )
 from codetune.store.block_log import LineLog, open_parts, read_objects
 from codetune.store.files import write_lines
-from codetune.store.manifest import Manifest
 
 if TYPE_CHECKING:
     from codetune.benchmark.generate import GeneratedSample
@@ -99,14 +99,13 @@ def _resolve_model(context: RunContext, request: StageRequest) -> Resolved:
     return Resolved(request.model.digest, request.model.directory)
 
 
-def _changed_model(
-    context: RunContext, request: StageRequest, artefact: Path, manifest: Manifest, allow_overrides: bool
-) -> str:
+def _changed_model(context: RunContext, request: StageRequest, sealed: SealedArtefact) -> str:
+    made_by = sealed.manifest.inputs["model"]
     if request.model is not None:
-        is_same = request.model.digest == manifest.inputs["model"]
-        return "" if is_same else f"{artefact} was made by a different model"
+        is_same = request.model.digest == made_by
+        return "" if is_same else f"{sealed.path} was made by a different model"
     directory = local_directory(context, request.label)
-    if directory is not None and directory.is_dir() and model_digest(context, directory) != manifest.inputs["model"]:
+    if directory is not None and directory.is_dir() and model_digest(context, directory) != made_by:
         return f"the {request.label} model has changed since"
     return ""
 

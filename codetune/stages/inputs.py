@@ -12,9 +12,8 @@ from codetune.project.keys import required, value_at
 from codetune.project.sections import Project
 from codetune.stages.dataset import dataset_paths
 from codetune.stages.runner import other_value
-from codetune.stages.stage import Input, Resolved, RunContext, Stage, StageRequest
+from codetune.stages.stage import Input, Resolved, RunContext, SealedArtefact, Stage, StageRequest
 from codetune.stages.status import require
-from codetune.store.manifest import Manifest
 
 
 def model_input(name: str, setting: str, find: Callable[[str], Path] = find_model) -> Input:
@@ -24,10 +23,8 @@ def model_input(name: str, setting: str, find: Callable[[str], Path] = find_mode
         directory = find(context.project.locate(_name_of(context.project, setting)))
         return Resolved(context.digests.tree(directory), directory)
 
-    def change(
-        context: RunContext, request: StageRequest, artefact: Path, manifest: Manifest, allow_overrides: bool
-    ) -> str:
-        return changed_model(context, setting, manifest.inputs[name], artefact, manifest, allow_overrides)
+    def change(context: RunContext, request: StageRequest, sealed: SealedArtefact) -> str:
+        return _changed_model(context, setting, sealed.manifest.inputs[name], sealed)
 
     return Input(name, resolve, change, setting)
 
@@ -59,21 +56,19 @@ def _name_of(project: Project, setting: str) -> str:
     return required(name, setting)
 
 
-def changed_model(
-    context: RunContext, setting: str, digest: str, artefact: Path, manifest: Manifest, allow_overrides: bool
-) -> str:
+def _changed_model(context: RunContext, setting: str, digest: str, sealed: SealedArtefact) -> str:
     """A sentence that says how the model under `setting` differs from the one that made the artefact. "" if it does not
     differ, or if it is the same name and no directory of this machine: a snapshot of the Hub never changes."""
-    made, asked = manifest.names.get(setting), value_at(context.project, setting)
-    said = made if allow_overrides and setting in manifest.overrides and made else asked
+    made, asked = sealed.manifest.names.get(setting), value_at(context.project, setting)
+    said = made if sealed.allow_overrides and setting in sealed.manifest.overrides and made else asked
     if not isinstance(said, str):
         return ""  # no model is named: the stage that needs one says so
     directory = Path(context.project.locate(said)).expanduser()
     if directory.is_dir() and context.digests.tree(directory) == digest:
         return ""
     if said != made:
-        return other_value(context.project, artefact, manifest, setting, (made, said))
-    return f"the model {directory} has changed since {artefact} was made" if directory.is_dir() else ""
+        return other_value(context.project, sealed.path, sealed.manifest, setting, (made, said))
+    return f"the model {directory} has changed since {sealed.path} was made" if directory.is_dir() else ""
 
 
 def model_here(project: Project, setting: str) -> Path | None:

@@ -26,6 +26,7 @@ from codetune.stages.stage import (
     Recipe,
     Resolved,
     RunContext,
+    SealedArtefact,
     Settings,
     Stage,
     StageOutput,
@@ -35,7 +36,6 @@ from codetune.stages.stage import (
 from codetune.stages.status import require
 from codetune.stages.train import CHAT_FORMAT, with_chat_format
 from codetune.store.files import write_text
-from codetune.store.manifest import Manifest
 from codetune.store.row_artefacts import read_selection
 
 if TYPE_CHECKING:
@@ -102,12 +102,10 @@ def _resolve_rows(context: RunContext, request: StageRequest) -> Resolved:
     return Resolved(context.digests.file(context.run.holdout), context.run.holdout)
 
 
-def _changed_rows(
-    context: RunContext, request: StageRequest, artefact: Path, manifest: Manifest, allow_overrides: bool
-) -> str:
+def _changed_rows(context: RunContext, request: StageRequest, sealed: SealedArtefact) -> str:
     rows = context.run.holdout
-    is_same = rows.exists() and context.digests.file(rows) == manifest.inputs["rows"]
-    return "" if is_same else f"{rows} has changed since {artefact} was made"
+    is_same = rows.exists() and context.digests.file(rows) == sealed.manifest.inputs["rows"]
+    return "" if is_same else f"{rows} has changed since {sealed.path} was made"
 
 
 def _settings(context: RunContext, request: StageRequest, settings: Settings) -> Settings:

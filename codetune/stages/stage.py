@@ -63,6 +63,16 @@ class Resolved:
 
 
 @dataclass(frozen=True, slots=True)
+class SealedArtefact:
+    """A finished artefact that is compared with what would be made now. With `allow_overrides`, what was given by flag
+    when it was made may differ from the project."""
+
+    path: Path
+    manifest: Manifest
+    allow_overrides: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Input:
     """Something that a stage reads.
 
@@ -72,7 +82,7 @@ class Input:
 
     name: str
     resolve: Callable[[RunContext, StageRequest], Resolved]
-    change: Callable[[RunContext, StageRequest, Path, Manifest, bool], str]
+    change: Callable[[RunContext, StageRequest, SealedArtefact], str]
     setting: str = ""
     upstream: Stage | None = None
 

@@ -14,7 +14,7 @@ from codetune import console
 from codetune.errors import StaleError
 from codetune.project.keys import value_at
 from codetune.stages.runner import differing_setting, stage_settings
-from codetune.stages.stage import Input, RunContext, Stage, StageRequest
+from codetune.stages.stage import Input, RunContext, SealedArtefact, Stage, StageRequest
 from codetune.store.manifest import Manifest, read_manifest
 from codetune.text import setting_text
 
@@ -52,14 +52,15 @@ def stage_status(
         for part in inputs
         if part.upstream is not None
     }
-    changed = _change(context, stage, request, manifest, allow_overrides)
+    sealed = SealedArtefact(artefact, manifest, allow_overrides)
+    changed = _change(context, stage, request, sealed)
     if not changed and (gone := manifest.inputs.keys() - {part.name for part in read}):
         changed = f"{artefact} was made of {', '.join(sorted(gone))} as well, which the project no longer names"
     for part in inputs:
         if not changed and part.upstream is not None:
-            changed = _changed_upstream(context, part, upstream[part.name], request, artefact, manifest)
+            changed = _changed_upstream(context, part, upstream[part.name], request, sealed)
         elif not changed:
-            changed = part.change(context, request, artefact, manifest, allow_overrides)
+            changed = part.change(context, request, sealed)
     if not changed:
         return StageStatus("done", "", manifest)
     damaged = next((found.damaged for found in upstream.values() if found.damaged), None)
@@ -95,24 +96,24 @@ def _name_overrides(context: RunContext, artefact: Path, manifest: Manifest) -> 
         console.say(f"{artefact} is used as it was made by flag on {manifest.day}: {', '.join(other)}")
 
 
-def _change(context: RunContext, stage: Stage, request: StageRequest, manifest: Manifest, allow_overrides: bool) -> str:
+def _change(context: RunContext, stage: Stage, request: StageRequest, sealed: SealedArtefact) -> str:
     """A sentence that says how the artefact or its settings differ from the manifest; "" if they do not."""
-    artefact = stage.artefact(context.run, request)
+    artefact, manifest = sealed.path, sealed.manifest
     if context.digests.artefact(artefact) != manifest.digest:
         return f"{artefact} was changed after codetune wrote it"
     settings = stage_settings(context, stage, request)
-    if allow_overrides:
+    if sealed.allow_overrides:
         settings = {key: value for key, value in settings.items() if key not in stage.additions}
-    return differing_setting(context.project, artefact, manifest, settings, allow_overrides=allow_overrides)
+    return differing_setting(context.project, artefact, manifest, settings, allow_overrides=sealed.allow_overrides)
 
 
 def _changed_upstream(
-    context: RunContext, part: Input, found: StageStatus, request: StageRequest, artefact: Path, manifest: Manifest
+    context: RunContext, part: Input, found: StageStatus, request: StageRequest, sealed: SealedArtefact
 ) -> str:
     """An artefact that is stale makes what was made of it stale; so does another one in its place."""
     assert part.upstream is not None
     if found.state == "stale":
         return found.why
-    if found.manifest is None or found.manifest.digest != manifest.inputs[part.name]:
-        return f"{part.upstream.artefact(context.run, request)} has changed since {artefact} was made"
+    if found.manifest is None or found.manifest.digest != sealed.manifest.inputs[part.name]:
+        return f"{part.upstream.artefact(context.run, request)} has changed since {sealed.path} was made"
     return ""

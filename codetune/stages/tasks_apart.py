@@ -20,8 +20,7 @@ from codetune.project.sections import Project
 from codetune.records import Completion, Problem, PromptKind, Solution
 from codetune.stages.benchmarks import open_whole_benchmark, tasks_apart, tasks_apart_at_hand
 from codetune.stages.sandbox import expected_outputs, prepare_expected, working_tier
-from codetune.stages.stage import Input, Resolved, RunContext, Settings, StageRequest
-from codetune.store.manifest import Manifest
+from codetune.stages.stage import Input, Resolved, RunContext, SealedArtefact, Settings, StageRequest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -162,14 +161,12 @@ def _resolve(context: RunContext, request: StageRequest) -> Resolved:
     return Resolved(benchmark_digest(problems), open_whole_benchmark(context, context.project.train.tasks).file)
 
 
-def _change(
-    context: RunContext, request: StageRequest, artefact: Path, manifest: Manifest, allow_overrides: bool
-) -> str:
+def _change(context: RunContext, request: StageRequest, sealed: SealedArtefact) -> str:
     """Only where the tasks are on this machine: a missing file does not make a model stale."""
     try:
         problems = tasks_apart_at_hand(context)
     except InputError as why:
-        return f"the tasks of train.tasks, by which {artefact} was chosen, cannot be read: {first_line(why)}"
-    if problems is None or benchmark_digest(problems) == manifest.inputs[TASKS]:
+        return f"the tasks of train.tasks, by which {sealed.path} was chosen, cannot be read: {first_line(why)}"
+    if problems is None or benchmark_digest(problems) == sealed.manifest.inputs[TASKS]:
         return ""
-    return f"the tasks of train.tasks (or train.task_count) are not those by which {artefact} was chosen"
+    return f"the tasks of train.tasks (or train.task_count) are not those by which {sealed.path} was chosen"

@@ -11,7 +11,7 @@ from codetune import workflow
 from codetune.errors import DataError, InputError, ModelError
 from codetune.stages.dataset import CONTENT, dataset_input, ensure_examples, reading_facts
 from codetune.stages.runner import stage_settings
-from codetune.stages.stage import RunContext, StageRequest
+from codetune.stages.stage import RunContext, SealedArtefact, StageRequest
 from codetune.stages.train import TRAIN, with_chat_format
 from codetune.store.manifest import Manifest
 from tests.small_world import context_of, rows, write_rows
@@ -110,4 +110,4 @@ def test_a_run_names_what_is_not_set_before_any_benchmark_is_looked_for(text: st
 def change(context: RunContext, content: str) -> str:
     """How the data set differs from the one that made an artefact of these rows."""
     made = Manifest("score", "", 0, {}, {"dataset": content}, {}, {}, 0.0)
-    return dataset_input().change(context, StageRequest(), context.run.scores, made, False)
+    return dataset_input().change(context, StageRequest(), SealedArtefact(context.run.scores, made))
