@@ -209,30 +209,37 @@ def _too_large(path: Path, limit: int) -> ModelError:
 
 
 def _require_plain_settings(path: Path) -> None:
-    settings = read_json(path)
-    for key, value in _entries(settings):
-        if key == "auto_map" and value:
-            raise _needs_code(path, value)
-        if key in OTHER_FILES and value:
-            raise _refused(path, key, value, "lets transformers open other files than those of its version")
-        if path.name == ADAPTER_CONFIG and key in ADAPTER_KEYS and value:
-            raise _refused(path, key, value, "lets peft import modules or copy layers")
-        if KERNEL_KEYS.fullmatch(key) and "/" in str(value):
-            raise _refused(path, key, value, "asks for code from the Hub")
+    for key, value in _entries(read_json(path)):
+        _require_no_foreign_code(path, key, value)
         if path.name == "config.json" and not isinstance(value, USED_LATE.get(key, object)):
             raise ModelError(
                 f"{path}: {key} is {json.dumps(value)[:80]}. Expected: {LATE_VALUES[USED_LATE[key]]}. Copy the file "
                 "again from its source."
             )
-        if key == "num_labels":
-            _require_at_most(path, key, value, MOST_LABELS)
-        elif REPEATED.fullmatch(key):
-            _require_at_most(path, key, value, MOST_REPETITIONS)
-        elif key == "rank_pattern" and isinstance(value, dict):
-            for pattern, rank in value.items():
-                _require_at_most(path, f"{key}.{pattern}", rank, MOST_REPETITIONS)
-        elif isinstance(value, str) and (rounds := ROUNDS.fullmatch(value[:1000])):
-            _require_at_most(path, f"{key} (rounds)", int(rounds[1]), MOST_REPETITIONS)
+        _require_bounded_counts(path, key, value)
+
+
+def _require_no_foreign_code(path: Path, key: str, value: object) -> None:
+    if key == "auto_map" and value:
+        raise _needs_code(path, value)
+    if key in OTHER_FILES and value:
+        raise _refused(path, key, value, "lets transformers open other files than those of its version")
+    if path.name == ADAPTER_CONFIG and key in ADAPTER_KEYS and value:
+        raise _refused(path, key, value, "lets peft import modules or copy layers")
+    if KERNEL_KEYS.fullmatch(key) and "/" in str(value):
+        raise _refused(path, key, value, "asks for code from the Hub")
+
+
+def _require_bounded_counts(path: Path, key: str, value: object) -> None:
+    if key == "num_labels":
+        _require_at_most(path, key, value, MOST_LABELS)
+    elif REPEATED.fullmatch(key):
+        _require_at_most(path, key, value, MOST_REPETITIONS)
+    elif key == "rank_pattern" and isinstance(value, dict):
+        for pattern, rank in value.items():
+            _require_at_most(path, f"{key}.{pattern}", rank, MOST_REPETITIONS)
+    elif isinstance(value, str) and (rounds := ROUNDS.fullmatch(value[:1000])):
+        _require_at_most(path, f"{key} (rounds)", int(rounds[1]), MOST_REPETITIONS)
 
 
 def _require_at_most(path: Path, key: str, value: object, most: int) -> None:
