@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import BinaryIO, Protocol, Self, TypeVar
+from typing import BinaryIO, Protocol, Self, TypeAlias, TypeVar
 
 import psutil
 
@@ -58,6 +58,8 @@ class WorkerTimedOut:
 
 
 Answer = bytes | WorkerDied | WorkerTimedOut
+_Attempt: TypeAlias = tuple[JobKey, PoolJob, bool]  # whether it is the first
+_Running: TypeAlias = "dict[Connection[PoolJob, bytes], tuple[_PoolWorker, _Attempt[JobKey]]]"
 
 
 def run_jobs(
@@ -66,29 +68,22 @@ def run_jobs(
     """Yields answers as they come, not in order. A job whose worker was killed is tried once more: another program or
     the machine may have been the cause."""
     waiting = deque((key, job, True) for key, job in jobs)
-    running: dict[Connection[PoolJob, bytes], tuple[_PoolWorker, JobKey, PoolJob, bool]] = {}
+    running: _Running[JobKey] = {}
     idle: list[_PoolWorker] = []
     with scratch_directory() as scratch:
         try:
             while waiting or running:
                 while waiting and len(running) < workers:
-                    key, job, again = waiting.popleft()
                     worker = idle.pop() if idle else _PoolWorker.start(scratch)
-                    worker.send(job, limit_seconds)
-                    running[worker.connection] = (worker, key, job, again)
-                for connection in _first_ready([worker for worker, *_ in running.values()]):
-                    worker, key, job, again = running.pop(connection)
-                    answer = worker.receive()
-                    if isinstance(answer, bytes):
-                        idle.append(worker)
-                    else:
-                        worker.stop()
-                    if isinstance(answer, WorkerDied) and answer.signal and again:
+                    worker.send(waiting[0][1], limit_seconds)
+                    running[worker.connection] = worker, waiting.popleft()
+                for (key, job, is_first), answer in _next_answers(running, idle):
+                    if is_first and isinstance(answer, WorkerDied) and answer.signal:
                         waiting.append((key, job, False))
                     else:
                         yield key, answer
         finally:
-            for worker in (*idle, *(worker for worker, *_ in running.values())):
+            for worker in (*idle, *(worker for worker, _ in running.values())):
                 worker.stop()
 
 
@@ -105,6 +100,18 @@ def serve() -> None:
         except EOFError:
             return
         connection.send_bytes(json.dumps(job.perform()).encode())
+
+
+def _next_answers(running: _Running[JobKey], idle: list[_PoolWorker]) -> Iterator[tuple[_Attempt[JobKey], Answer]]:
+    """Waits for answers; takes their workers out of `running`, to `idle` those that can take another job."""
+    for connection in _first_ready([worker for worker, _ in running.values()]):
+        worker, attempt = running.pop(connection)
+        answer = worker.receive()
+        if isinstance(answer, bytes):
+            idle.append(worker)
+        else:
+            worker.stop()
+        yield attempt, answer
 
 
 def _first_ready(workers: Sequence[_PoolWorker]) -> list[Connection[PoolJob, bytes]]:
