@@ -23,14 +23,16 @@ def find_chat_format(directory: Path) -> ChatFormat:
         f"tokenizer_class {str(tokenizer.get('tokenizer_class')).removesuffix('Fast')}",
     }
     formats: list[ChatFormat] = [name for name in get_args(ChatFormat) if name in FAMILIES and signs >= _signs(name)]
-    if not formats and (tokenizer.get("chat_template") or (files / "chat_template.jinja").is_file()):
-        return "tokenizer"
-    if len(formats) == 1:
-        return formats[0]
+    own: list[ChatFormat] = ["tokenizer"]
+    if not (tokenizer.get("chat_template") or (files / "chat_template.jinja").is_file()):
+        own = []
+    if len(found := formats or own) == 1:
+        return found[0]
+    fitting = [name for name, family in FAMILIES.items() if signs.issuperset(family.special_tokens)]
     fault = f"{' and '.join(formats)} could be it" if formats else "the model is of no known family and has no template"
     raise ModelError(
         f"model.chat_format is not set, and {fault} ({directory}). Set it to the format that the model is to learn: "
-        f"{', '.join(get_args(ChatFormat))}"
+        f"{', '.join([*fitting, *own])}"
     )
 
 

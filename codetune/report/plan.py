@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from codetune import console
 from codetune.benchmark.statistics import FEWEST_DIFFERING, least_difference
 from codetune.data.token_cache import TokenCache, TokenizedRows, write_token_cache
-from codetune.errors import DataError
+from codetune.errors import DataError, UsageError
 from codetune.launch.devices import gpu_memory_bytes, gpu_name
 from codetune.launch.dispatch import process_count
 from codetune.launch.environment import current_rank
@@ -47,6 +47,7 @@ from codetune.report.speed import (
     Rate,
     card_memory,
     card_rate,
+    is_this_machine,
     probed_rate,
     recorded_rate,
     run_probe,
@@ -109,9 +110,14 @@ class _Samples:
 
 def make_plan(context: RunContext, options: PlanOptions) -> RunPlan:
     """Finds everything that can be found; errors that stages would end in are collected in `failures`. Raises
-    UsageError for a card that is not known."""
+    UsageError for a card that is not known, or that a probe on this machine tells nothing of."""
     if options.card is not None:
         card_memory(options.card)
+    if options.probe and not is_this_machine(options.card):
+        raise UsageError(
+            f"--probe measures this machine, and --gpu {options.card} plans for another. Expected: one of the two. "
+            "Leave the other out"
+        )
     ahead = FailuresAhead()
     check_surroundings(ahead)
     with scratch_directory() as scratch:
@@ -259,12 +265,13 @@ class _Planning:
         return MemoryPlan(choice, processes, memory, gpu_bytes, False, nearest)
 
     def _rate(self, model: _BaseModelFiles, samples: _Samples, processes: int) -> Rate | None:
-        project, weights = model.project, model.shape.weights
+        project, weights, card = model.project, model.shape.weights, self.options.card or gpu_name()
+        if not is_this_machine(self.options.card):
+            return card_rate(card, model.precision, processes) if card else None
         if self.options.probe:
             return probed_rate(self._probe(model, samples), project, weights, processes)
         is_done = stage_status(self.context, TRAIN).state == "done"
         recorded = recorded_rate(project, self.context.run, weights, processes, with_own=not is_done)
-        card = self.options.card or gpu_name()
         return recorded or (card_rate(card, model.precision, processes) if card else None)
 
     def _probe(self, model: _BaseModelFiles, samples: _Samples) -> Probe:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from codetune.console import percent
 from codetune.errors import UsageError
+from codetune.launch.devices import gpu_name
 from codetune.project.sections import Precision, Project
 from codetune.records import Example
 from codetune.selection.cost import training_flops
@@ -62,9 +63,15 @@ class Probe:
     seconds: float
 
 
+def is_this_machine(card: str | None) -> bool:
+    """Whether what runs here tells the speed of the card that a plan is for; None plans for this machine."""
+    own, named = _known_card(gpu_name() or ""), _known_card(card or "")
+    return card is None or (named is not None and own == named)
+
+
 def recorded_rate(project: Project, run: Run, weights: int, processes: int, *, with_own: bool) -> Rate | None:
     """Of the newest finished training beside this run (or of this one, `with_own`) of the same model with the same
-    method in as many processes."""
+    method in as many processes, on a GPU where this machine has one."""
     found: list[tuple[Manifest, Path]] = []
     for record in run.directory.parent.glob("*/project.json"):
         is_own = record.parent == run.directory
@@ -100,10 +107,14 @@ def card_memory(card: str) -> int:
     """The memory of a GPU of that name, as its data sheet says, in bytes. Raises UsageError for an unknown name."""
     if size := re.search(r"(\d+) ?GB", card):
         return int(size[1]) * 10**9
-    known = next((size for name, size in CARD_GIGABYTES.items() if re.search(rf"\b{name}\b", card)), None)
+    known = _known_card(card)
     if known is None:
         raise UsageError(f"--gpu {card}: no such GPU is known. Expected one of: {', '.join(CARD_GIGABYTES)}")
-    return known * 10**9
+    return CARD_GIGABYTES[known] * 10**9
+
+
+def _known_card(name: str) -> str | None:
+    return next((known for known in CARD_GIGABYTES if re.search(rf"\b{known}\b", name)), None)
 
 
 def run_probe(
@@ -137,4 +148,5 @@ def _is_alike(manifest: Manifest, project: Project, processes: int) -> bool:
         and manifest.settings.get("train.method") == project.train.method
         and facts.get("processes") == processes
         and bool(facts.get("seconds"))
+        and (facts.get("peak_memory_bytes") is None) == (gpu_name() is None)
     )

@@ -75,6 +75,8 @@ def test_a_probe_measures_the_first_steps(tmp_path: Path) -> None:
     assert found.time.rate
     assert found.time.rate.is_measured
     assert not (tmp_path / "runs").exists()
+    with pytest.raises(UsageError, match="--probe measures this machine, and --gpu H100 plans for another"):
+        planned(project, card="H100", probe=True)
 
 
 def test_everything_that_would_fail_later_is_listed_at_once(tmp_path: Path) -> None:
@@ -118,9 +120,12 @@ def test_the_headline_tells_what_works_and_is_hardly_meant(
 
 
 def test_a_share_that_takes_no_row_would_fail(tmp_path: Path) -> None:
-    found, shown = planned(make_small_world(tmp_path, 30), select__ratio=0.01)
+    project = make_small_world(tmp_path, 30)
+    found, shown = planned(project, select__ratio=0.01)
     assert found.failures == ["select.ratio is 0.01, which is no row of 30. Expected: one at least. Raise select.ratio"]
     assert (found.steps, shown.exit_status) == (None, 2)
+    found, _ = planned(project, train__holdout=28)
+    assert "no row of 2 that train.holdout leaves" in found.failures[0]
 
 
 def test_rows_that_are_too_long_for_the_model_would_fail(tmp_path: Path) -> None:
@@ -184,6 +189,10 @@ def test_after_the_run_the_plan_stands_beside_what_was_measured(tmp_path: Path) 
     assert again.time.rate
     assert again.time.rate.basis.startswith("measured in")
     assert any("--replace" in failure for failure in again.failures)
+    elsewhere, _ = planned(project, card="H100", model__dtype="bfloat16")
+    assert elsewhere.time
+    assert elsewhere.time.rate
+    assert elsewhere.time.rate.basis == "an estimate: 40.0 % of what the data sheet of H100 says"
 
 
 def planned(

@@ -41,7 +41,13 @@ def project(tmp_path: Path) -> Path:
         ({"score__max_length": 5}, ProjectError, "prompt leaves no room for the answer in 5 tokens"),
         ({"select__count": 9}, DataError, "count is 9, and the data set has 8 usable rows"),
         ({"select__clusters": 9}, DataError, "clusters is 9, and the data set has 8 usable rows"),
-        ({"select__mismatch": "calibrated"}, DataError, "of 8 usable rows score makes 8"),
+        ({"select__mismatch": "calibrated"}, DataError, "of 8 usable rows score makes 8 .*Set select.mismatch to ifd$"),
+        (
+            {"select__mismatch": "calibrated", "train__holdout": 1},
+            DataError,
+            "of 7 usable rows that train.holdout leaves score makes 7",
+        ),
+        ({"select__clusters": 5, "train__holdout": 4}, DataError, "train.holdout leaves 4 of 8 usable rows"),
         ({"model__attention": "flash"}, ModelError, "needs an NVIDIA GPU"),
         (
             {"train__method": "lora", "train__lora__target_modules": ["no_proj"]},
