@@ -243,6 +243,10 @@ def _line_rows(stream: IO[bytes], source: str) -> Iterator[FileRow]:
             if line.strip() in (b"{", b"[") and number == 1:
                 raise _over_several_lines(source) from error
             raise _not_json(f"{source}:{number}", f"{error.msg}, at column {error.colno}") from error
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{source}:{number} is not JSON in UTF-8 ({error.reason}). Save the file as UTF-8, or fix the line."
+            ) from error
         except (ValueError, RecursionError) as error:
             raise _not_json(f"{source}:{number}", str(error)) from error
         yield _file_row(source, number, value, has_lines=True)

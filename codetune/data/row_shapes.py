@@ -5,6 +5,7 @@ whole, is told by its values."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import TypeGuard
@@ -13,6 +14,7 @@ TURNS = ("messages", "conversations", "conversation")
 INSTRUCTIONS = ("instruction", "problem", "question", "prompt", "query")  # usual names of the columns of a pair
 RESPONSES = ("output", "response", "solution", "answer", "completion")
 PREFERENCE, OPENAI_PREFERENCE = ("chosen", "rejected"), "preferred_output"
+NAMED_KINDS = 3  # of rows in a file
 NAMED_COLUMNS = 5  # of the rows in a list
 
 
@@ -48,6 +50,12 @@ def keys_to_set(names: Sequence[str]) -> str:
     if len(names) < 2:
         return "Give each row an instruction and a response"
     return "Set dataset.instruction and dataset.response to two of them"
+
+
+def kinds_of(rows: Sequence[Mapping[str, object]]) -> str:
+    """The columns of the most usual rows, and how many have these."""
+    kinds = Counter(_named(row) for row in rows)
+    return "; ".join(f"{count:,} of {len(rows):,} have {names}" for names, count in kinds.most_common(NAMED_KINDS))
 
 
 def _usual_pair(names: Sequence[str]) -> tuple[str, str]:

@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from itertools import chain, islice, takewhile
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from codetune.data.row_formats import (
     left_out,
     messages_of,
 )
-from codetune.data.row_shapes import TURNS, columns_in, keys_to_set, rows_in, shape_of
+from codetune.data.row_shapes import TURNS, columns_in, keys_to_set, kinds_of, rows_in, shape_of
 from codetune.data.splits import files_of_split
 from codetune.data.tool_calls import tools_json
 from codetune.errors import DataError
@@ -35,6 +36,7 @@ from codetune.records import DUPLICATE_OF, Example, Refusal, content_id
 from codetune.text import is_blank
 from codetune.user_files import matching_paths, require_plain_file
 
+MOSTLY_ALIKE = 0.8  # names of files, by difflib
 ROWS_TO_CHECK = 100  # where most of the first so many rows are of another shape, the file is wrong, not its rows
 # A position is one integer: the file's number, the row's number there, a digest of what it has beside its messages.
 ROW_BITS, CONTEXT_BITS = 40, 32
@@ -120,7 +122,12 @@ def with_columns(dataset: Dataset, location: str) -> Dataset:
         _require_shape([(row.at, None) for row in rows if isinstance(row.value, list)], dataset)
         raise DataError(f"{named} holds no row that is an object. Expected: instructions with answers. Fix the data")
     counts = Counter(name for value in values for name in value)
-    return find_columns([name for name, count in counts.items() if 2 * count > len(values)], dataset, named)
+    if not (usual := [name for name, count in counts.items() if 2 * count > len(values)]) and counts:
+        raise DataError(
+            f"{named} has no column that more than half of its rows have: {kinds_of(values)}. Expected: rows of one "
+            "shape. Write each kind into a file of its own, and list these files under dataset, each with a name."
+        )
+    return find_columns(usual, dataset, named)
 
 
 def dataset_fingerprint(dataset: Dataset, location: str, digest: Callable[[Path], str]) -> str:
@@ -196,10 +203,18 @@ def _local_files(dataset: Dataset, location: str) -> dict[str, Path] | None:
         once = {file.resolve(): file for file in sorted(files, key=lambda file: -len(file.parts))}
         before_wildcard = takewhile(lambda part: not glob.has_magic(part), path.parts)
         return _sorted_below(Path(*before_wildcard), once.values(), location)
-    if data_suffix(path) or location.startswith((".", "/", "~")) or len(path.parts) > 2:
+    beside = [file.name for file in path.parent.glob("*") if data_suffix(file)]
+    near = get_close_matches(path.name, beside, 1, MOSTLY_ALIKE)
+    if (
+        data_suffix(path)
+        or (near and len(path.parts) == 2)
+        or location.startswith((".", "/", "~"))
+        or len(path.parts) > 2
+    ):
+        hint = f"; did you mean {path.parent / near[0]}?" if near else "."
         raise DataError(
-            f"There is no file {location}. Expected: a data file, a directory or glob of data files, or a data set on "
-            "the Hub. Fix dataset.path."
+            f"There is no file {location}{hint} Expected: a data file, a directory or glob of data files, or a data "
+            "set on the Hub. Fix dataset.path."
         )
     return None
 

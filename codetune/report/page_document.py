@@ -155,7 +155,9 @@ def _programs(path: Path, tasks: Sequence[str]) -> Document:
 def _likelihood(context: RunContext) -> Document:
     paths = _sealed(context, context.run.evaluations / HOLDOUT)
     if not paths:
-        return _missing("The loss on held-out rows is not measured", "codetune eval holdout (with train.holdout)")
+        apart = "codetune run --set name=NEW --set train.holdout=0.1"  # this run has held out no rows
+        command = "codetune eval holdout" if context.project.train.holdout else apart
+        return _missing("The loss on held-out rows is not measured", command)
     reports = [read_likelihood(path) for path in paths]
     pairs = [pair for other in reports[1:] for pair in compare_likelihoods([reports[0], other], context.project.seed)]
     return {"reports": [_without_losses(report) for report in reports], "comparisons": pairs}

@@ -58,6 +58,7 @@ def test_an_array_is_read_alike_whatever_the_size_of_the_window(
         ("a.json", b'[{"problem": "x", "solution": "y"}]\n\n x', r"a.json:3: something follows the array, at column 2"),
         ("a.json", b'[\n{"problem": "x"},\n]\n', r"a.json:3: a comma follows row 1, which is the last, at column 1"),
         ("a.json", b'[{"problem": "x"}, ]', r"a.json:1: a comma follows row 1, which is the last, at column 20"),
+        ("a.jsonl", '{"problem": "x"}'.encode("utf-16"), "a.jsonl:1 is not JSON in UTF-8 .*Save the file as UTF-8"),
         ("a.json", b'[\n{"problem": "x",}]', r"a.json:2: not JSON: .*, at column 17"),
         ("a.json", b'[\n{"problem": tru}]', r"a.json:2: not JSON: Expecting value, at column 13"),
         ("a.json", b'[\n{"problem": tru', r"a.json:2: the file breaks off inside a row"),

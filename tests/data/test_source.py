@@ -411,6 +411,17 @@ def test_a_row_leaves_less_than_two_hundred_bytes_behind(tmp_path: Path) -> None
     assert (peak - before) / count < 200
 
 
+@pytest.mark.parametrize("name", ["data/rows.jsn", "data/row.jsonl", "data/rows.json"])
+def test_a_name_that_is_nearly_that_of_a_data_file_is_no_data_set_on_the_hub(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    write_lines(tmp_path / "data" / "rows.jsonl", [])
+    with pytest.raises(DataError, match=rf"There is no file {name}; did you mean data/rows.jsonl\?"):
+        list(read_examples(pairs(Path(name)), name))
+
+
 @pytest.mark.parametrize("name", ["none.jsonl", "./none", "a/b/c", "none/*.json"])
 def test_a_path_without_data_is_an_error(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -542,6 +553,15 @@ def test_columns_of_which_none_or_several_could_be_meant_are_an_error_that_lists
 ) -> None:
     path = write_lines(tmp_path / "a.jsonl", [row])
     with pytest.raises(DataError, match=f"{key} is not set, and {fault}. Columns found: {', '.join(row)}. Set "):
+        with_columns(Dataset(path=str(path)), str(path))
+
+
+def test_rows_of_several_shapes_of_which_none_is_usual_are_told_with_their_numbers(tmp_path: Path) -> None:
+    rows = [*[{"problem": "a", "solution": "b"}] * 2, *[{"messages": []}] * 2]
+    path = write_lines(tmp_path / "a.jsonl", rows)
+    with pytest.raises(
+        DataError, match=r"2 of 4 have problem, solution; 2 of 4 have messages.*under dataset, each with"
+    ):
         with_columns(Dataset(path=str(path)), str(path))
 
 

@@ -113,6 +113,9 @@ def test_what_is_not_made_yet_is_a_sentence_with_its_command(tmp_path: Path) -> 
     document = written_document(context_of(project))
     parts = ("selection", "training", "benchmarks", "likelihood")
     assert all("so this part is left out. Run: codetune" in document[part]["missing"] for part in parts)
+    assert document["likelihood"]["missing"].endswith("Run: codetune run --set name=NEW --set train.holdout=0.1")
+    held_out = written_document(context_of(project, train__holdout=2))
+    assert held_out["likelihood"]["missing"].endswith("Run: codetune eval holdout")
     assert [manifest["name"] for manifest in document["provenance"]["manifests"]] == ["examples.jsonl", "scores.jsonl"]
 
 
