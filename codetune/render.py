@@ -317,13 +317,15 @@ def _taken(results: Sequence[StageResult]) -> list[str]:
 
 
 def status(lines: Sequence[StatusLine]) -> CommandResult:
-    following = next((line.command for line in lines if line.state not in ("done", "not needed")), None)
+    following = next((line for line in lines if line.state not in ("done", "not needed")), None)
     document = {
         "stages": [{"stage": line.stage, "state": line.state, "detail": line.detail} for line in lines],
-        "next": following,
+        "next": following.command if following else None,
     }
     rows = [[line.stage, line.state, line.detail] for line in lines]
-    note = f"next: {following}" if following else "everything is done"
+    note = "everything is done"
+    if following:  # a second process on the same artefact is refused
+        note = "next, when this has ended: codetune status" if following.is_running else f"next: {following.command}"
     return CommandResult("status", ("stage", "state", ""), rows, [note], has_prose=True, document=document)
 
 

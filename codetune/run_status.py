@@ -39,6 +39,7 @@ class StatusLine:
     state: State | Literal["not needed"]
     detail: str
     command: str  # that makes it
+    is_running: bool = False
 
 
 def run_status(context: RunContext) -> list[StatusLine]:
@@ -81,7 +82,7 @@ def _running(context: RunContext, stages: Sequence[Stage], request: StageRequest
 
 
 def _with_running(line: StatusLine, running: str) -> StatusLine:
-    return replace(line, detail=(line.detail + running).removeprefix("; "))
+    return replace(line, detail=(line.detail + running).removeprefix("; "), is_running=bool(running))
 
 
 def _stage_line(context: RunContext, stage: Stage) -> StatusLine:

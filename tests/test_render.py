@@ -281,6 +281,11 @@ def test_status_tells_the_next_command_that_is_needed() -> None:
     assert shown.notes == ["next: codetune train"]
 
 
+def test_status_names_no_command_that_a_running_process_would_refuse() -> None:
+    shown = render.status([StatusLine("train", "partial", "step 2 of 7", "codetune train", is_running=True)])
+    assert shown.notes == ["next, when this has ended: codetune status"]
+
+
 def test_status_says_when_everything_is_done() -> None:
     shown = render.status([StatusLine("select", "done", "5 rows", "codetune select")])
     assert (shown.document["next"], shown.notes) == (None, ["everything is done"])

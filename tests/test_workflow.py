@@ -295,7 +295,9 @@ def test_status_says_how_far_a_running_stage_is_and_which_process_runs_it(tmp_pa
     with BlockLog(log_path(parts, (0, 1))) as log:
         log.append(examples[:7], [b"{}"] * 7)
     with locked(context.run, "score", None), locked(context.run, "sanitize-tasks-base", None):
-        lines = {line.stage: line.detail for line in run_status(context)}
+        found = run_status(context)
+    lines = {line.stage: line.detail for line in found}
+    assert [line.stage for line in found if line.is_running] == ["score", "tasks base"]
     process = rf"Process {os.getpid()} on .*, since [\d:]+: codetune.*"
     assert re.fullmatch(f"7 of 20 rows; score is running: {process}", lines["score"])
     assert re.fullmatch(f"sanitize is running: {process}", lines["tasks base"])

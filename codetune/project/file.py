@@ -117,6 +117,7 @@ def _apply_assignment(parsed: ParsedYaml, assignment: str) -> str:
     """Applies `section.key=value` and returns the key; "" where there is none."""
     source = f"--set {assignment}"
     key, equals, text = assignment.partition("=")
+    key = key.strip()
     if not equals or not key or not key.isprintable():
         fault = "no key before the `=`" if equals else "no `=`"
         parsed.mistakes.append(f"{source}: {fault}; expected --set section.key=value")

@@ -131,7 +131,7 @@ def _other_recipe(
 ) -> str:
     settings = [key for key in different if key in found and not key.endswith("(digest)")]
     can_continue = len(settings) == len(different)
-    back = "It cannot be continued"
+    back = "It cannot be continued, unless the content behind each (digest) is made as it was"
     if can_continue:
         back = f"To continue it: codetune train {_assignments(settings, found)}"
     return (

@@ -114,6 +114,9 @@ def _changed_upstream(
     assert part.upstream is not None
     if found.state == "stale":
         return found.why
+    artefact = part.upstream.artefact(context.run, request)
+    if found.manifest is None and not artefact.exists():
+        return f"{artefact}, of which {sealed.path} was made, does not exist"
     if found.manifest is None or found.manifest.digest != sealed.manifest.inputs[part.name]:
-        return f"{part.upstream.artefact(context.run, request)} has changed since {sealed.path} was made"
+        return f"{artefact} has changed since {sealed.path} was made"
     return ""

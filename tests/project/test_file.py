@@ -337,13 +337,14 @@ def test_a_value_by_set_is_read_as_the_file_would_have_it(text: str, value: int)
         ("evaluate.benchmarks=my tasks: #1.jsonl", ["my tasks: #1.jsonl"]),
         ("evaluate.benchmarks=[humaneval, mbpp]", ["humaneval", "mbpp"]),
         ("evaluate.k=1", [1]),
+        ("select.ratio = 0.3", 0.3),
         ("train.report_to=wandb", ["wandb"]),
         ("train.report_to=[]", []),
     ],
 )
 def test_a_value_by_set_is_what_its_key_takes(assignment: str, value: object) -> None:
     project = read_project(None, [assignment], {})
-    assert value_at(project, assignment.partition("=")[0]) == value
+    assert value_at(project, assignment.partition("=")[0].strip()) == value
 
 
 @pytest.mark.parametrize(

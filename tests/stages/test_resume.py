@@ -61,7 +61,9 @@ def test_what_differs_is_named_with_the_commands_that_continue_or_begin_anew(pro
     )
     assert line.command == "codetune train --set 'train.epochs=7' --set 'train.learning_rate=0.5'"
     (context.run.train / "recipe.json").write_text(json.dumps({**recipe, "select (digest)": "another"}))
-    with pytest.raises(StaleError, match=r"select \(digest\) \"another\" then.* now\. It cannot be continued"):
+    with pytest.raises(
+        StaleError, match=r"select \(digest\) \"another\" then.* now\. It cannot be continued, unless the content"
+    ):
         pipeline.train(context)
 
 

@@ -218,7 +218,7 @@ def test_of_a_stale_chain_the_first_stage_is_named(root: Path) -> None:
 def test_scores_that_were_removed_make_the_selection_stale(root: Path) -> None:
     make_all(root)
     context_of(root).run.scores.unlink()
-    with pytest.raises(StaleError, match=r"scores\.jsonl has changed since.*Run: codetune score"):
+    with pytest.raises(StaleError, match=r"scores\.jsonl, of which .* was made, does not exist.*Run: codetune score"):
         require(context_of(root), SELECT)
 
 
