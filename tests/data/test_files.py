@@ -96,12 +96,17 @@ def test_odd_json_is_a_value_like_any_other(tmp_path: Path, name: str, content: 
     assert (str(row.value) if isinstance(value, str) else row.value) == value
 
 
-def test_a_key_that_stands_twice_is_the_fault_of_its_row(tmp_path: Path) -> None:
-    lines = ['{"a": 1}', '{"a": 1, "a": 2}']
-    (tmp_path / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    (tmp_path / "a.json").write_text(f"[{','.join(lines)}]", encoding="utf-8")
-    for name, at in (("a.jsonl", "a.jsonl:2"), ("a.json", "a.json:row 2")):
-        assert [(row.at, row.fault) for row in values_of(tmp_path / name)][1] == (at, "a key stands twice")
+@pytest.mark.parametrize(
+    ("name", "content", "at"),
+    [
+        ("a.jsonl", '{"a": 1}\n{"a": 1, "a": 2}', "a.jsonl:2"),
+        ("a.json", '[{"a": 1},{"a": 1, "a": 2}]', "a.json:row 2"),
+    ],
+    ids=["lines", "array"],
+)
+def test_a_key_that_stands_twice_is_the_fault_of_its_row(tmp_path: Path, name: str, content: str, at: str) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    assert [(row.at, row.fault) for row in values_of(tmp_path / name)][1] == (at, "a key stands twice")
 
 
 def write_table(path: Path, **columns: object) -> Path:

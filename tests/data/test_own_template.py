@@ -214,10 +214,14 @@ def test_calls_are_learned_as_the_template_writes_them_where_it_writes_tools_cal
     assert found == learned_texts
 
 
-def test_of_a_tool_the_name_and_the_parameters_have_to_be_written() -> None:
-    for template, is_written in ((NAMED_PARAMETERS, True), (NAMED_PARAMETERS.replace(".properties", ".none"), False)):
-        rendered = render_by_tokenizer(CALLED, tokenizer_with(template), "all", RAIN_IN)
-        assert isinstance(rendered, RenderedChat) == is_written
+@pytest.mark.parametrize(
+    ("template", "is_rendered"),
+    [(NAMED_PARAMETERS, True), (NAMED_PARAMETERS.replace(".properties", ".none"), False)],
+    ids=["with parameters", "without parameters"],
+)
+def test_of_a_tool_the_name_and_the_parameters_have_to_be_written(template: str, is_rendered: bool) -> None:
+    rendered = render_by_tokenizer(CALLED, tokenizer_with(template), "all", RAIN_IN)
+    assert isinstance(rendered, RenderedChat) == is_rendered
 
 
 @pytest.mark.parametrize(("messages", "tools"), [(CALLED, ""), (ONE, RAIN)])

@@ -141,13 +141,23 @@ def test_a_part_that_cannot_be_written_is_a_reason_to_refuse_the_row(row: dict[s
     assert messages_of(row, TRL) == reason
 
 
-def test_tools_are_read_as_objects_or_text_and_wrapped_as_templates_expect_them() -> None:
-    tool = {"name": "add", "parameters": {"type": "object"}}
-    wrapped = json.dumps([{"type": "function", "function": tool}])
-    for tools in ([tool], json.dumps([tool]), [{"type": "function", "function": tool}], [{**tool, "strict": None}]):
-        assert tools_json({"tools": tools}) == wrapped
-        assert tools_json({"functions": tools}) == wrapped
-    assert tools_json({"tools": []}) == tools_json({"tools": None}) == tools_json({}) == ""
+TOOL = {"name": "add", "parameters": {"type": "object"}}
+WRAPPED_TOOL = {"type": "function", "function": TOOL}
+
+
+@pytest.mark.parametrize("column", ["tools", "functions"])
+@pytest.mark.parametrize(
+    "tools",
+    [[TOOL], json.dumps([TOOL]), [WRAPPED_TOOL], [{**TOOL, "strict": None}]],
+    ids=["objects", "text", "wrapped", "with a null"],
+)
+def test_tools_are_read_as_objects_or_text_and_wrapped_as_templates_expect_them(column: str, tools: object) -> None:
+    assert tools_json({column: tools}) == json.dumps([WRAPPED_TOOL])
+
+
+@pytest.mark.parametrize("row", [{"tools": []}, {"tools": None}, {}], ids=["empty", "null", "absent"])
+def test_a_row_without_tools_has_none(row: dict[str, object]) -> None:
+    assert tools_json(row) == ""
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import hashlib
+import io
 import json
 import os
 import time
@@ -45,6 +47,11 @@ def chat(*turns: str) -> dict[str, object]:
     """A row of turns, each written `role: content`."""
     parted = (turn.partition(": ") for turn in turns)
     return {"messages": [{"role": role, "content": content} for role, _, content in parted]}
+
+
+def parquet_bytes(rows: list[dict[str, str]]) -> bytes:
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), content := io.BytesIO())
+    return content.getvalue()
 
 
 def distinct(count: int) -> list[dict[str, str]]:
@@ -105,24 +112,30 @@ def test_a_damaged_csv_file_is_an_error_with_its_line(tmp_path: Path, content: b
         rows_of(tmp_path / "a.csv")
 
 
-def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
-    rows = [*distinct(5), {"problem": "schön 😀", "solution": "print('日本')"}]
-    array = json.dumps(rows, ensure_ascii=False, indent=1)
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    (tmp_path / "a.json").write_text("\ufeff" + array, encoding="utf-8")
-    (tmp_path / "b.json").write_text(lines, encoding="utf-8")
-    (tmp_path / "c.jsonl").write_text("\n" + lines, encoding="utf-8")
-    (tmp_path / "d.json.gz").write_bytes(gzip.compress(array.encode()))
-    (tmp_path / "e.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "f.parquet")
-    expected = [row.id for row in rows_of(tmp_path / "a.json")]
-    assert len(set(expected)) == 6
-    positions = {}
-    for name in ("a.json", "b.json", "c.jsonl", "d.json.gz", "e.jsonl.gz", "f.parquet"):
-        found = rows_of(tmp_path / name)
-        assert [row.id for row in found] == expected
-        positions[name] = found[1].at.removeprefix(f"{tmp_path / name}:")
-    assert list(positions.values()) == ["row 2", "2", "3", "row 2", "2", "row 2"]
+SIX = [*distinct(5), {"problem": "schön 😀", "solution": "print('日本')"}]
+SIX_IDS = [content_id([Message("user", row["problem"]), Message("assistant", row["solution"])]) for row in SIX]
+ARRAY = json.dumps(SIX, ensure_ascii=False, indent=1).encode()
+LINES = "".join(json.dumps(row) + "\n" for row in SIX).encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "second_at"),
+    [
+        ("a.json", codecs.BOM_UTF8 + ARRAY, "row 2"),
+        ("b.json", LINES, "2"),
+        ("c.jsonl", b"\n" + LINES, "3"),
+        ("d.json.gz", gzip.compress(ARRAY), "row 2"),
+        ("e.jsonl.gz", gzip.compress(LINES), "2"),
+        ("f.parquet", parquet_bytes(SIX), "row 2"),
+    ],
+    ids=["array", "lines in .json", "lines", "packed array", "packed lines", "parquet"],
+)
+def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, name: str, content: bytes, second_at: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    found = rows_of(tmp_path / name)
+    assert [row.id for row in found] == SIX_IDS
+    assert len(set(SIX_IDS)) == 6
+    assert found[1].at == f"{tmp_path / name}:{second_at}"
 
 
 @pytest.mark.parametrize(

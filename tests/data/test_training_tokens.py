@@ -113,15 +113,23 @@ def test_with_deepseeks_own_template_the_loss_is_on_answers_up_to_their_eos(
     assert tokenizer.decode(learned).split("<|EOT|>")[:-1] == [answer + "\n" for answer in answers]
 
 
-def test_of_a_conversation_the_last_answer_alone_is_learned_where_the_project_says_so(shared_data: Path) -> None:
-    tokenizer, turns = load_tokenizer(shared_data / "tokenizers" / REAL["deepseek"]), CONVERSATIONS["two turns"]
-    for chat_format in ("tokenizer", *FAMILIES):
-        every = trained(tokenizer, chat_format, turns)
-        last = training_tokens(tokenizer, chat_format, example(turns), 4096, "truncate", "last")
-        assert isinstance(last, TrainingTokens)
-        begin = every.learned.index(False, every.learned.index(True))  # behind the first answer
-        assert last.learned == (*[False] * begin, *every.learned[begin:])
-        assert (last.ids, sum(last.learned) > 1) == (every.ids, True)
+@pytest.fixture(scope="module")
+def deepseek(shared_data: Path) -> PreTrainedTokenizerBase:
+    """With the template that its makers gave it."""
+    return load_tokenizer(shared_data / "tokenizers" / REAL["deepseek"])
+
+
+@pytest.mark.parametrize("chat_format", ["tokenizer", *FAMILIES])
+def test_of_a_conversation_the_last_answer_alone_is_learned_where_the_project_says_so(
+    deepseek: PreTrainedTokenizerBase, chat_format: ChatFormat
+) -> None:
+    turns = CONVERSATIONS["two turns"]
+    every = trained(deepseek, chat_format, turns)
+    last = training_tokens(deepseek, chat_format, example(turns), 4096, "truncate", "last")
+    assert isinstance(last, TrainingTokens)
+    begin = every.learned.index(False, every.learned.index(True))  # behind the first answer
+    assert last.learned == (*[False] * begin, *every.learned[begin:])
+    assert (last.ids, sum(last.learned) > 1) == (every.ids, True)
 
 
 @pytest.mark.parametrize(
