@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codetune.demo.operations import KINDS, OPERATIONS, Operation
+from codetune.demo.operations import KINDS, OPERATIONS
 from codetune.demo.tasks import EMPTY_ARGUMENT, Task, draw_argument, draw_phrases, draw_task, is_reserved, outputs
 
 LENGTHS = st.integers(1, 4)
@@ -84,13 +84,11 @@ def test_all_kinds_of_arguments_are_drawn_about_equally_often() -> None:
     assert all(130 < arguments.count(kind) < 280 for kind in KINDS)
 
 
-def test_no_two_operations_on_one_kind_share_a_wording_or_a_name() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_two_operations_on_one_kind_share_a_wording_or_a_name(kind: str) -> None:
     def repeated(values: list[str]) -> set[str]:
         return {value for value in values if values.count(value) > 1}
 
-    def of(kind: str) -> list[Operation]:
-        return [operation for operation in OPERATIONS if operation.takes == kind]
-
-    for kind in KINDS:
-        assert not repeated([wording for operation in of(kind) for wording in operation.wordings])
-        assert not repeated([operation.name for operation in of(kind)])
+    operations = [operation for operation in OPERATIONS if operation.takes == kind]
+    assert not repeated([wording for operation in operations for wording in operation.wordings])
+    assert not repeated([operation.name for operation in operations])
