@@ -99,13 +99,12 @@ def test_broken_json_is_refused(model: Path, content: bytes, message: str) -> No
         find_model(str(model))
 
 
-def test_files_of_absurd_size_are_refused_unread(model: Path) -> None:
-    for name, size in (("config.json", 1 << 40), ("tokenizer.json", 1 << 40)):
-        with (model / name).open("ab") as file:
-            file.truncate(size)  # takes no room on the disk
-        with pytest.raises(ModelError, match=rf"{name} has 1,099,511,627,776 bytes"):
-            require_safe_files(model)
-        (model / name).unlink()
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_a_file_of_absurd_size_is_refused_unread(model: Path, name: str) -> None:
+    with (model / name).open("ab") as file:
+        file.truncate(1 << 40)  # takes no room on the disk
+    with pytest.raises(ModelError, match=rf"{name} has 1,099,511,627,776 bytes"):
+        require_safe_files(model)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"])

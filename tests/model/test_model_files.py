@@ -93,7 +93,13 @@ def test_settings_of_a_model_that_is_here_need_no_weights_and_no_download(tmp_pa
     assert not (tmp_path / "scratch").exists()
 
 
-def test_a_model_that_the_hub_does_not_give_is_told_before_any_download(tmp_path: Path) -> None:
-    for look in (require_model, lambda name: find_model_files(name, tmp_path / "scratch")):
-        with pytest.raises(ModelError, match="was not found locally or in the Hub cache"):
-            look("nobody/no-such-model")
+@pytest.mark.parametrize(
+    "find",
+    [lambda name, _: require_model(name), find_model_files],
+    ids=["require_model", "find_model_files"],
+)
+def test_a_model_that_the_hub_does_not_give_is_told_before_any_download(
+    find: Callable[[str, Path], object], tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match="was not found locally or in the Hub cache"):
+        find("nobody/no-such-model", tmp_path / "scratch")
