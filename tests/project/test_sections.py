@@ -190,10 +190,9 @@ def test_the_strategies_that_are_not_refused_are_those_that_exist() -> None:
     assert {strategy for strategy in _choices("select.strategy") if strategy not in refused} == set(STRATEGIES)
 
 
-def test_presets_name_keys_and_differ_from_the_defaults() -> None:
-    for values in PRESETS.values():
-        for key, value in values.items():
-            assert value != KEYS[key].default
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_names_keys_and_differs_from_the_defaults(name: str) -> None:
+    assert not [key for key, value in PRESETS[name].items() if value == KEYS[key].default]
 
 
 def test_the_keys_come_in_the_order_of_the_file() -> None:
