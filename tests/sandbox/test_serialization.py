@@ -225,9 +225,13 @@ def equal(left: Any, right: Any) -> bool:
         return False
 
 
-def test_a_stand_in_has_another_type_than_what_it_equals() -> None:
-    for value in (UserList([1.0]), UserString("a"), {1: 2}.keys(), sympy.true, sympy.Integer(1), memoryview(b"ab")):
-        assert all(type(decode(encode(value))) is not type(other) for other in PLAIN_VALUES)
+@pytest.mark.parametrize(
+    "value",
+    [UserList([1.0]), UserString("a"), {1: 2}.keys(), sympy.true, sympy.Integer(1), memoryview(b"ab")],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_stand_in_has_another_type_than_what_it_equals(value: object) -> None:
+    assert all(type(decode(encode(value))) is not type(other) for other in PLAIN_VALUES)
 
 
 def test_stand_ins_for_numbers_can_be_calculated_with() -> None:
@@ -343,9 +347,9 @@ def test_a_forged_array_is_refused(kind: str, shape: tuple[int, ...], content: b
         decode(_array(kind, shape, content))
 
 
-def test_a_string_in_an_array_may_have_the_last_character_of_unicode() -> None:
-    for order in "<>":
-        assert decode(encode(np.array(["a\U0010ffff"], dtype=f"{order}U3"))).tolist() == ["a\U0010ffff"]
+@pytest.mark.parametrize("order", ["<", ">"], ids=["little-endian", "big-endian"])
+def test_a_string_in_an_array_may_have_the_last_character_of_unicode(order: str) -> None:
+    assert decode(encode(np.array(["a\U0010ffff"], dtype=f"{order}U3"))).tolist() == ["a\U0010ffff"]
 
 
 @contextmanager
