@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from codetune.selection import facility, lazy_greedy
 from codetune.selection.kcenter import kcenter_rows
@@ -51,13 +54,21 @@ def test_facility_location_is_the_plain_greedy_algorithm(seed: int, block_rows: 
     assert facility.facility_rows(RowVectors(vectors, np.arange(ROWS)), quality, QUOTA).tolist() == order
 
 
+QUALITY, CLUSTER = np.linspace(0.1, 1, ROWS), np.arange(ROWS, dtype=np.int32) % 3
+
+
 @pytest.mark.parametrize("quota", [ROWS - 2, ROWS])
-def test_no_row_is_taken_twice_where_fewer_are_left_than_a_block_has(quota: int, block_rows: int) -> None:
-    rows, quality = RowVectors(unit_vectors(0), np.arange(ROWS)), np.linspace(0.1, 1, ROWS)
-    cluster = np.arange(ROWS, dtype=np.int32) % 3
-    for taken in (
-        kcenter_rows(rows, quota),
-        facility.facility_rows(rows, quality, quota),
-        mig_rows(rows, cluster, quality, quota),
-    ):
-        assert len(set(taken.tolist())) == quota
+@pytest.mark.parametrize(
+    "take",
+    [
+        kcenter_rows,
+        lambda rows, quota: facility.facility_rows(rows, QUALITY, quota),
+        lambda rows, quota: mig_rows(rows, CLUSTER, QUALITY, quota),
+    ],
+    ids=["kcenter", "facility", "mig"],
+)
+def test_no_row_is_taken_twice_where_fewer_are_left_than_a_block_has(
+    take: Callable[[RowVectors, int], NDArray[np.int64]], quota: int, block_rows: int
+) -> None:
+    taken = take(RowVectors(unit_vectors(0), np.arange(ROWS)), quota)
+    assert len(set(taken.tolist())) == quota

@@ -212,12 +212,13 @@ def test_tokens_that_are_asked_for_later_change_no_value_that_is_known() -> None
 
 
 @pytest.mark.parametrize("conditional", [None, math.nan])
-def test_tokens_that_cannot_be_measured_are_a_refusal(conditional: float | None) -> None:
+@pytest.mark.parametrize("is_known", [False, True], ids=["new row", "known score"])
+def test_tokens_that_cannot_be_measured_are_a_refusal(is_known: bool, conditional: float | None) -> None:
     tokenizer, row = byte_tokenizer(bos=True), example("Add.", "a + b")
-    known = {found.id: found for found in score_rows([row], tokenizer, FakeScorer(0.5), Scoring())}
-    for scores in ({}, known):
-        (found,) = score_rows([row], tokenizer, FakeScorer(conditional), Scoring(), known=scores, by_token=True)
-        assert isinstance(found, Refusal)
+    scores = score_rows([row], tokenizer, FakeScorer(0.5), Scoring()) if is_known else []
+    known = {score.id: score for score in scores}
+    (found,) = score_rows([row], tokenizer, FakeScorer(conditional), Scoring(), known=known, by_token=True)
+    assert isinstance(found, Refusal)
 
 
 def oracle(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import hypothesis
@@ -63,11 +62,12 @@ def taken(inputs: SelectionInputs, strategy: str, seed: int = 42, **settings: An
     return sorted(select(inputs, Selection(strategy=strategy, **settings), seed).rows.ids.tolist())
 
 
-def test_the_table_is_by_name_with_one_line_of_description() -> None:
-    for name, strategy in STRATEGIES.items():
-        assert strategy.name == name
-        assert strategy.description
-        assert "\n" not in strategy.description
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_the_table_is_by_name_with_one_line_of_description(name: str) -> None:
+    strategy = STRATEGIES[name]
+    assert strategy.name == name
+    assert strategy.description
+    assert "\n" not in strategy.description
 
 
 @pytest.mark.parametrize(
@@ -159,12 +159,10 @@ def test_the_seed_decides_and_the_order_of_the_data_set_does_not(strategy: str) 
 
 
 @pytest.mark.parametrize("strategy", GROWING)
-def test_a_larger_selection_contains_the_smaller_one(strategy: str) -> None:
+@pytest.mark.parametrize(("size", "smaller", "larger"), [("ratio", 0.2, 0.5), ("ratio", 0.5, 0.9), ("count", 20, 31)])
+def test_a_larger_selection_contains_the_smaller_one(strategy: str, size: str, smaller: float, larger: float) -> None:
     inputs = columns(90, 3)
-    sizes: list[dict[str, Any]] = [{"ratio": 0.2}, {"ratio": 0.5}, {"ratio": 0.9}]
-    for smaller, larger in pairwise(sizes):
-        assert set(taken(inputs, strategy, **smaller)) < set(taken(inputs, strategy, **larger))
-    assert set(taken(inputs, strategy, count=20)) < set(taken(inputs, strategy, count=31))
+    assert set(taken(inputs, strategy, **{size: smaller})) < set(taken(inputs, strategy, **{size: larger}))
 
 
 @pytest.mark.parametrize("strategy", WITHOUT_ALL)
