@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -98,16 +99,22 @@ def test_the_same_rows_in_another_order_give_the_same_bytes(scored: Path, tmp_pa
     assert context.run.selection_report.read_bytes() == again.run.selection_report.read_bytes()
 
 
-def test_a_report_that_is_changed_or_lost_makes_the_selection_stale_and_comes_back(scored: Path) -> None:
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda report: report.unlink(), lambda report: report.write_text("{}\n", encoding="utf-8")],
+    ids=["lost", "changed"],
+)
+def test_a_report_that_is_changed_or_lost_makes_the_selection_stale_and_comes_back(
+    scored: Path, spoil: Callable[[Path], object]
+) -> None:
     context = context_of(scored, select__ratio=0.5)
     digest = pipeline.select(context)
     before = context.run.selection_report.read_bytes()
-    for spoil in (lambda path: path.unlink(), lambda path: path.write_text("{}\n", encoding="utf-8")):
-        spoil(context.run.selection_report)
-        assert stage_status(context, SELECT).state == "stale"
-        assert pipeline.select(context).rows == digest.rows
-        assert context.run.selection_report.read_bytes() == before
-        assert stage_status(context, SELECT).state == "done"
+    spoil(context.run.selection_report)
+    assert stage_status(context, SELECT).state == "stale"
+    assert pipeline.select(context).rows == digest.rows
+    assert context.run.selection_report.read_bytes() == before
+    assert stage_status(context, SELECT).state == "done"
 
 
 def test_a_selection_without_faults_has_no_warning() -> None:
