@@ -119,18 +119,23 @@ def test_a_continued_training_is_the_unbroken_one_bit_by_bit(
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_every_optimizer_learns(base: Path, tmp_path: Path) -> None:
-    for optimizer in ("adamw_8bit", "muon"):
-        run(project(optimizer=optimizer, epochs=6, learning_rate=3e-3), base, tmp_path / optimizer)
-        losses = [line["loss"] for line in metrics(tmp_path / optimizer)]
-        assert losses[-1] < losses[0] - 0.5
+@pytest.mark.parametrize("optimizer", ["adamw_8bit", "muon"])
+def test_every_optimizer_learns(base: Path, tmp_path: Path, optimizer: str) -> None:
+    run(project(optimizer=optimizer, epochs=6, learning_rate=3e-3), base, tmp_path)
+    losses = [line["loss"] for line in metrics(tmp_path)]
+    assert losses[-1] < losses[0] - 0.5
 
 
 @pytest.mark.parametrize(
     ("optimizer", "strategy", "fitting"),
     [
-        *((("adamw_8bit", strategy, "ddp")) for strategy in ("fsdp", "zero1", "zero2", "zero3")),
-        *((("muon", strategy, "ddp or fsdp")) for strategy in ("zero1", "zero2", "zero3")),
+        ("adamw_8bit", "fsdp", "ddp"),
+        ("adamw_8bit", "zero1", "ddp"),
+        ("adamw_8bit", "zero2", "ddp"),
+        ("adamw_8bit", "zero3", "ddp"),
+        ("muon", "zero1", "ddp or fsdp"),
+        ("muon", "zero2", "ddp or fsdp"),
+        ("muon", "zero3", "ddp or fsdp"),
     ],
 )
 def test_an_optimizer_of_whole_weights_is_refused_where_they_are_divided(

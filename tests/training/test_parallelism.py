@@ -53,13 +53,19 @@ def test_fsdp_without_a_gpu_is_an_error() -> None:
         choose_strategy(Launch(strategy="fsdp"), "full", 2, WITHOUT_GPU)
 
 
-def test_only_checkpoints_of_zero_belong_to_a_number_of_processes() -> None:
-    for processes in (1, 2, 8):
-        assert checkpoint_compatibility("ddp", processes) == checkpoint_compatibility("alone", 1)
-        assert checkpoint_compatibility("fsdp", processes) == checkpoint_compatibility("fsdp", 2)
-    assert checkpoint_compatibility("fsdp", 2) != checkpoint_compatibility("ddp", 2)
-    assert checkpoint_compatibility("zero2", 2) != checkpoint_compatibility("zero2", 4)
-    assert checkpoint_compatibility("zero2", 2) != checkpoint_compatibility("zero3", 2)
+@pytest.mark.parametrize("processes", [1, 2, 8])
+def test_checkpoints_without_zero_belong_to_no_number_of_processes(processes: int) -> None:
+    assert checkpoint_compatibility("ddp", processes) == checkpoint_compatibility("alone", 1)
+    assert checkpoint_compatibility("fsdp", processes) == checkpoint_compatibility("fsdp", 2)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [(("fsdp", 2), ("ddp", 2)), (("zero2", 2), ("zero2", 4)), (("zero2", 2), ("zero3", 2))], ids=str
+)
+def test_checkpoints_of_another_sharding_or_another_number_of_processes_with_zero_do_not_fit(
+    one: tuple[Any, int], other: tuple[Any, int]
+) -> None:
+    assert checkpoint_compatibility(*one) != checkpoint_compatibility(*other)
 
 
 @pytest.mark.parametrize(
@@ -78,23 +84,26 @@ def test_zero_has_its_stage_and_its_offload(strategy: Any, offload: Any, stage: 
     assert sharing["fp16"] == {"enabled": False}
 
 
-def test_fsdp_is_version_2_and_others_need_no_arguments() -> None:
+def test_fsdp_is_version_2() -> None:
     arguments = strategy_arguments("fsdp", "all", "bfloat16", broadcast_weights=True)
     assert arguments["fsdp_config"]["version"] == 2
     assert arguments["fsdp_config"]["cpu_offload"]
     assert not strategy_arguments("fsdp", "none", "bfloat16", broadcast_weights=True)["fsdp_config"]["cpu_offload"]
-    for strategy in ("ddp", "alone"):
-        assert strategy_arguments(strategy, "none", "float32", broadcast_weights=False) == {}  # type: ignore[arg-type]
 
 
-def test_another_strategy_in_force_than_the_one_asked_for_is_an_error() -> None:
+@pytest.mark.parametrize("strategy", ["ddp", "alone"])
+def test_strategies_that_share_nothing_need_no_arguments(strategy: Any) -> None:
+    assert strategy_arguments(strategy, "none", "float32", broadcast_weights=False) == {}
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "zero2"])
+def test_another_strategy_in_force_than_the_one_asked_for_is_an_error(strategy: Any) -> None:
     """As accelerate leaves a model that it could not share: as it was."""
     trainer: Any = SimpleNamespace(accelerator=SimpleNamespace(distributed_type="MULTI_CPU"))
     model = torch.nn.Linear(2, 2)
     require_strategy("alone", trainer, model)
-    for strategy in ("ddp", "fsdp", "zero2"):
-        with pytest.raises(CodetuneError, match=f"launch.strategy {strategy} was asked for, and alone is in force"):
-            require_strategy(strategy, trainer, model)  # type: ignore[arg-type]
+    with pytest.raises(CodetuneError, match=f"launch.strategy {strategy} was asked for, and alone is in force"):
+        require_strategy(strategy, trainer, model)
 
 
 def test_a_stage_after_the_training_loads_whole_models() -> None:

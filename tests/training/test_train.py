@@ -574,18 +574,22 @@ def test_samples_that_do_not_fit_the_model_are_errors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", [{}, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    ("steps", "told"),
+    [
+        ({"max_steps": 1}, r"codetune train \(it starts again: it has no checkpoint\)"),
+        ({"max_steps": 3, "save_steps": 2}, r"\(it continues from the checkpoint of step 2\)"),
+    ],
+    ids=["no checkpoint", "one checkpoint"],
+)
 def test_a_disk_without_room_for_the_model_promises_no_checkpoint_that_is_not_there(
-    base: Path, tmp_path: Path, method: dict[str, str]
+    base: Path, tmp_path: Path, method: dict[str, str], steps: dict[str, int], told: str
 ) -> None:
-    for name, settings, told in (
-        ("none", {"max_steps": 1}, r"codetune train \(it starts again: it has no checkpoint\)"),
-        ("one", {"max_steps": 3, "save_steps": 2}, r"\(it continues from the checkpoint of step 2\)"),
-    ):
-        saved = tmp_path / name / "saved"
-        saved.mkdir(parents=True)
-        (saved / "generation_config.json").symlink_to("/dev/full")
-        with pytest.raises(CodetuneError, match=rf"saved cannot be written .*{told}"):
-            run(project(**settings, **method), base, tmp_path / name)
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    (saved / "generation_config.json").symlink_to("/dev/full")
+    with pytest.raises(CodetuneError, match=rf"saved cannot be written .*{told}"):
+        run(project(**steps, **method), base, tmp_path)
 
 
 def test_what_is_to_be_known_is_told_before_the_first_step(base: Path, tmp_path: Path) -> None:
