@@ -104,7 +104,10 @@ def test_no_terminal_obeys_what_names_hold() -> None:
     )
     text = shown(result, as_json=False)
     assert [line.rstrip() for line in text.splitlines()] == [
-        *(rf"{SHOWN}\ntitle", f"[red]{SHOWN}", rf"{SHOWN}\ncell", rf"{SHOWN}\nnote")
+        rf"{SHOWN}\ntitle",
+        f"[red]{SHOWN}",
+        rf"{SHOWN}\ncell",
+        rf"{SHOWN}\nnote",
     ]
 
 

@@ -135,10 +135,8 @@ def test_a_project_json_that_codetune_did_not_write_is_refused(content: bytes, t
 
 
 def test_no_two_artefacts_share_a_path(run: Run) -> None:
-    paths = [
-        *(run.scores, run.embeddings, run.embedding_ids, run.projection("digest"), run.selection, run.model, run.train),
-        *(run.completions("b", "m"), run.solutions("b", "m"), run.evaluation("b", "m")),
-    ]
+    paths = [run.scores, run.embeddings, run.embedding_ids, run.projection("digest"), run.selection, run.model]
+    paths += [run.train, run.completions("b", "m"), run.solutions("b", "m"), run.evaluation("b", "m")]
     everything = [*paths, *map(run.parts, paths), *map(manifest_path, paths)]
     assert len(set(everything)) == len(everything)
 
