@@ -396,18 +396,22 @@ def test_a_file_that_may_not_be_read_is_for_the_user_to_fix(tmp_path: Path, monk
         perform(read, as_json=False)
 
 
-def test_mistakes_in_the_data_come_without_torch(tmp_path: Path) -> None:
-    make_small_world(tmp_path, 6)
-    (tmp_path / "data.jsonl").write_text('{"instruction": "x", "out\n', encoding="utf-8")
-    for stage in ("score", "embed", "train"):
-        program = (
-            "import sys, codetune.main\n"
-            f"sys.argv = ['codetune', {stage!r}]\n"
-            "try: codetune.main.main()\n"
-            "except SystemExit as end: assert end.code == 2, end.code\n"
-            "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
+@pytest.fixture(scope="module")
+def broken_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a project whose data set is cut in its first row."""
+    project = make_small_world(tmp_path_factory.mktemp("broken"), 6)
+    (project.parent / "data.jsonl").write_text('{"instruction": "x", "out\n', encoding="utf-8")
+    return project.parent
+
+
+@pytest.mark.parametrize("stage", ["score", "embed", "train"])
+def test_mistakes_in_the_data_come_without_torch(broken_data: Path, stage: str) -> None:
+    program = (
+        "import sys, codetune.main\n"
+        f"sys.argv = ['codetune', {stage!r}]\n"
+        "try: codetune.main.main()\n"
+        "except SystemExit as end: assert end.code == 2, end.code\n"
+        "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=broken_data, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

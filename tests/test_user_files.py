@@ -14,30 +14,39 @@ from codetune.errors import DataError, ProjectError
 from codetune.user_files import matching_paths, open_limited, read_lines, require_plain_file
 
 
-def test_a_file_a_link_to_one_and_a_path_without_one_are_no_fault(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a", "link", "none", "a/none"])
+def test_a_file_a_link_to_one_and_a_path_without_one_are_no_fault(tmp_path: Path, name: str) -> None:
     (tmp_path / "a").touch()
     (tmp_path / "link").symlink_to("a")
-    for name in ("a", "link", "none", "a/none"):
-        require_plain_file(tmp_path / name)
+    require_plain_file(tmp_path / name)
 
 
-def test_what_is_no_plain_file_is_named(tmp_path: Path) -> None:
+@pytest.fixture
+def odd_files(tmp_path: Path) -> Path:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("pipe")
     (tmp_path / "circle").symlink_to("circle")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "socket"))
-    for path, message in (
-        (tmp_path / "pipe", "pipe is a named pipe. Expected: a plain file. Write what it gives to a file"),
-        (tmp_path / "link", "link is a named pipe"),
-        (tmp_path / "socket", "socket is a socket"),
-        (Path("/dev/zero"), "zero is a device"),
-        (tmp_path, "is a directory. Expected: a plain file. Name a file"),
-        (tmp_path / "circle", "circle cannot be read: Too many levels of symbolic links"),
-        (tmp_path / ("x" * 300), "cannot be read: File name too long"),
-    ):
-        with pytest.raises(ProjectError, match=message):
-            require_plain_file(path, ProjectError)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("pipe", "pipe is a named pipe. Expected: a plain file. Write what it gives to a file"),
+        ("link", "link is a named pipe"),
+        ("socket", "socket is a socket"),
+        ("/dev/zero", "zero is a device"),
+        (".", "is a directory. Expected: a plain file. Name a file"),
+        ("circle", "circle cannot be read: Too many levels of symbolic links"),
+        ("x" * 300, "cannot be read: File name too long"),
+    ],
+    ids=["pipe", "link to a pipe", "socket", "device", "directory", "circle of links", "long name"],
+)
+def test_what_is_no_plain_file_is_named(odd_files: Path, name: str, message: str) -> None:
+    with pytest.raises(ProjectError, match=message):
+        require_plain_file(odd_files / name, ProjectError)
 
 
 def test_a_name_with_a_null_character_can_be_no_path() -> None:
