@@ -152,7 +152,9 @@ def _sandbox() -> Iterator[Finding]:
     working = [tier for tier, failure in failures.items() if failure is None]
     for tier, failure in failures.items():
         if failure is None:
-            yield Finding(f"sandbox {tier}", "works" + (", used" if tier == working[0] else ""))
+            allowed = TIERS[tier].does_not_stop
+            used = f"works, used{f'; does not stop {allowed}' if allowed else ''}"
+            yield Finding(f"sandbox {tier}", used if tier == working[0] else "works")
         else:
             reason = failure.removeprefix(f"{tier}: ")
             costs = f"{working[0]} is used" if working else "no generated program is run, so evaluate stops"

@@ -54,7 +54,7 @@ class Tier:
 
     name: str  # the value of `evaluate.sandbox`
     mechanisms: Mechanisms | None  # what the zygote applies to itself and to its forks; None: nothing
-    does_not_stop: str  # beyond what no tier stops
+    does_not_stop: str  # beyond what no tier stops; empty: nothing more
     wrapper: Callable[[Sequence[Path]], list[str]] | None = None  # readable paths -> start of the zygote's command line
     remedy: str = "allow user namespaces, or use another tier"  # what may make it work where it does not
     code: Path = PACKAGE.parent  # the directory from which the zygote imports this package
@@ -94,7 +94,7 @@ _RECORDS = (
     Tier(
         name="bubblewrap",
         mechanisms=Mechanisms(unshare=False, landlock_required=False, scratch=False),
-        does_not_stop="nothing more",
+        does_not_stop="",
         wrapper=bubblewrap_command,
         remedy="apt install bubblewrap",
         code=BUBBLEWRAP_CODE,
@@ -102,7 +102,7 @@ _RECORDS = (
     Tier(
         name="namespaces",
         mechanisms=Mechanisms(unshare=True, landlock_required=False, scratch=True),
-        does_not_stop="nothing more",
+        does_not_stop="",
     ),
     Tier(
         name="landlock",

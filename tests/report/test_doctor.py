@@ -12,6 +12,7 @@ from codetune.report import doctor_text
 from codetune.report.doctor import Finding, examine_machine
 from codetune.report.requirements import PackageState, unmet_requirements
 from codetune.sandbox.probe import choose_tier
+from codetune.sandbox.tiers import TIERS
 from codetune.stages.runner import read_context
 from tests.small_world import make_small_world
 
@@ -26,8 +27,17 @@ def test_everything_is_looked_at_and_each_lack_says_what_it_costs_and_what_ends_
     assert {"memory", "cores", "deepspeed", "disk of the run", "Hugging Face Hub", "Hugging Face token"} <= set(names)
     assert "benchmark humaneval" in names
     assert all(finding.costs and finding.command for finding in findings if finding.state != "ok")
-    used = [finding.name for finding in findings if finding.found == "works, used"]
+    used = [finding.name for finding in findings if finding.found.startswith("works, used")]
     assert used == [f"sandbox {choose_tier('auto')}"]
+
+
+def test_what_the_sandbox_that_is_used_does_not_stop_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    stronger = {"bubblewrap": "bubblewrap: not here", "namespaces": "namespaces: not here"}
+    monkeypatch.setattr("codetune.report.doctor.find_failure", stronger.get)
+    [used] = [found for found in examine_machine(read_context(read_project(None, [], {}))) if "used;" in found.found]
+    assert used.name == "sandbox landlock"
+    assert used.found.endswith(f"; does not stop {TIERS['landlock'].does_not_stop}")
 
 
 @pytest.fixture(scope="module")
