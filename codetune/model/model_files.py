@@ -55,9 +55,15 @@ def find_model(name: str) -> Path:
 
 def find_encoder(name: str) -> Path:
     """The directory of a sentence-transformers model: `name` itself, or the snapshot of that Hub id. Raises ModelError
-    for a name that is neither, for weights in pickle files, and for files that must not be opened."""
+    for a name that is neither, for another directory, for weights in pickle files, and for files that must not be
+    opened."""
     directory = _find_directory(name, ENCODER_FILES)
     require_safe_encoder(directory)
+    if not any((directory / file).is_file() for file in ("modules.json", "config.json")):
+        raise ModelError(
+            f"{_shown(name, directory)} holds no modules.json and no config.json. Expected: the directory of a "
+            "sentence-transformers model. Fix embed.model."
+        )
     for part in encoder_parts(directory):
         if any(part.glob("*.bin")) and not _is_read_from_safetensors(part):
             raise ModelError(

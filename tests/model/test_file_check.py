@@ -249,6 +249,11 @@ def test_options_of_an_encoder_that_change_how_it_is_loaded_are_refused(model: P
         require_safe_encoder(model)
 
 
+def test_a_directory_above_an_encoder_is_told_before_it_is_loaded(model: Path) -> None:
+    with pytest.raises(ModelError, match=r"holds no modules.json and no config.json.*Fix embed.model"):
+        find_encoder(str(model.parent))
+
+
 def test_a_part_of_an_encoder_that_is_a_link_to_elsewhere_is_refused(model: Path, tmp_path: Path) -> None:
     (model / "modules.json").write_text(json.dumps([{"type": OWN, "path": "part"}]))
     (tmp_path / "elsewhere").mkdir()
