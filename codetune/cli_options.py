@@ -41,7 +41,7 @@ def completed_assignments(incomplete: str) -> list[str]:
     fields = dict(keys())
     key, has_value, _ = incomplete.partition("=")
     found = [key] if has_value and key in fields else [name for name in fields if name.startswith(incomplete)]
-    words = fixed_values(found[0], fields[found[0]]) if len(found) == 1 else []
+    words = fixed_values(fields[found[0]]) if len(found) == 1 else []
     if not words:
         return [] if has_value else [f"{name}=" for name in found]
     return [word for value in words if (word := f"{found[0]}={value}").startswith(incomplete)]

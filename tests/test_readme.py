@@ -14,7 +14,6 @@ from typer.core import TyperGroup
 
 from codetune.cli import app
 from codetune.project.file import read_project
-from codetune.project.sections import NOT_IN_THIS_VERSION
 from tests.performance.record import RESULTS
 from tests.performance.table import claim_table, markdown, read_claims, table
 
@@ -104,12 +103,6 @@ def test_every_room_in_its_tree_has_a_word_of_explanation() -> None:
     assert TREE
     for line in TREE[1].splitlines():
         assert re.fullmatch(rf" {{6}}{ROOM} +\w.+?(?: {ROOM} +\w.+)?", line), line
-
-
-def test_what_it_says_is_not_in_this_version_is_refused() -> None:
-    (sentence,) = re.findall(r"^Not in this version.*?\n\n", README, re.MULTILINE | re.DOTALL)
-    refused = [value for values in NOT_IN_THIS_VERSION.values() for value in values]
-    assert set(re.findall(r"`([a-z0-9@]+)`", sentence)) == set(refused)
 
 
 def commands() -> TyperGroup:

@@ -8,7 +8,7 @@ import difflib
 import errno
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from codetune.project.keys import accepted_types, choices, keys, value_at
 from codetune.project.patterns import PATTERNS_IN_WORDS
 from codetune.project.sections import (
     LIST_TAG,
-    NOT_IN_THIS_VERSION,
     PROJECT_FILE,
     SECTION_TAG,
     STAGE_NAMES,
@@ -174,7 +173,7 @@ def _validate(parsed: ParsedYaml, stages: Collection[StageName]) -> Project | No
         return None
     unclear = dataset_conflicts(project)
     conflicts = (conflict for stage in stages if stage in CONFLICTS for conflict in CONFLICTS[stage](project))
-    for name, message in (*_missing_features(project), *unclear, *conflicts):
+    for name, message in (*unclear, *conflicts):
         if name not in wrong:
             key = tuple(int(part) if part.isdecimal() else part for part in name.split("."))
             parsed.mistakes.append(f"{_location(key, parsed)}: {name}: {message}")
@@ -195,7 +194,7 @@ def _note_errors(why: ValidationError, parsed: ParsedYaml) -> list[Key]:
         if errors[0]["type"] == "extra_forbidden":
             parsed.mistakes.append(f"{location}: unknown key{_suggestion(key)}")
         else:
-            expected = " or ".join(dict.fromkeys(_expectation(_possible_choices(dotted, error)) for error in errors))
+            expected = " or ".join(dict.fromkeys(_expectation(error["msg"]) for error in errors))
             found = _shortened(_get(parsed.data, key))
             description = descriptions.get(_dotted(part for part in key if isinstance(part, str)), "")
             parsed.mistakes.append(f"{location} is {found}; expected {expected}{description}")
@@ -226,24 +225,6 @@ def _expectation(message: str) -> str:
     for pydantic_words, our_words in _OUR_WORDS.items():
         message = message.replace(pydantic_words, our_words)
     return message.partition(" after validation")[0]
-
-
-def _possible_choices(key: str, error: ErrorDetails) -> str:
-    """Pydantic's message; the message about a choice without the values that this version refuses."""
-    lacking = NOT_IN_THIS_VERSION.get(key, ())
-    if error["type"] != "literal_error" or not lacking:
-        return error["msg"]
-    *others, last = [f"'{value}'" for value in re.findall("'(.*?)'", error["ctx"]["expected"]) if value not in lacking]
-    return f"Input should be {', '.join(others)}{' or ' if others else ''}{last}"
-
-
-def _missing_features(project: Project) -> Iterator[tuple[str, str]]:
-    """Key and message of each value whose feature this version lacks."""
-    fields = dict(keys())
-    for key, values in NOT_IN_THIS_VERSION.items():
-        value, default = value_at(project, key), _as_yaml(fields[key].default)
-        if value in values:
-            yield key, f"{_shortened(value)} is not in this version. Leave it at {default}"
 
 
 def _key_in(data: object, location: Key) -> Key:

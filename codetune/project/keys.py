@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from codetune.errors import InputError
-from codetune.project.sections import NOT_IN_THIS_VERSION, Project, SealName
+from codetune.project.sections import Project, SealName
 
 NULL = "null"
 
@@ -59,13 +59,13 @@ def value_at(project: BaseModel, key: str) -> object:
     return value.model_dump() if isinstance(value, BaseModel) else value
 
 
-def fixed_values(key: str, field: FieldInfo) -> list[str]:
+def fixed_values(field: FieldInfo) -> list[str]:
     """The words that a key takes, as `--set` reads them; none for one that takes numbers, names or lists alone.
 
-    >>> fixed_values("train.keep_best", dict(keys())["train.keep_best"])
+    >>> fixed_values(dict(keys())["train.keep_best"])
     ['loss', 'pass@1', 'null']
     """
-    words = [word for word in _words_in(field.annotation) if word not in NOT_IN_THIS_VERSION.get(key, ())]
+    words = list(_words_in(field.annotation))
     return [word for word in words if word != NULL or len(words) > 1]
 
 

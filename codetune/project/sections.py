@@ -382,7 +382,3 @@ class Project(Section):
         copy = self.model_copy()
         copy._root, copy._overrides = root.resolve(), dict(overrides)
         return copy
-
-
-# Valid values whose feature this version lacks: they are refused, never accepted and ignored.
-NOT_IN_THIS_VERSION: Mapping[str, Sequence[object]] = {}

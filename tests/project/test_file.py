@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codetune.errors import InputError, ProjectError
-from codetune.project import file
 from codetune.project.file import commented_yaml, read_project, write_project
 from codetune.project.keys import choices, keys, value_at
 from codetune.project.presets import PRESETS
@@ -195,13 +194,6 @@ def test_numbers_are_what_the_core_schema_says(tmp_path: Path) -> None:
 
 def test_a_whole_number_will_do_for_a_measure(tmp_path: Path) -> None:
     assert read(tmp_path, "select: {ratio: 1}\n").select.ratio == 1.0
-
-
-def test_a_value_whose_feature_is_not_built_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file, "NOT_IN_THIS_VERSION", {"train.compile": ("always",)})
-    (told,) = mistakes(tmp_path, nested("train.compile", "always"))
-    assert told.startswith("codetune.yaml:2: train.compile: ")
-    assert "is not in this version. Leave it at " in told
 
 
 @pytest.mark.parametrize("processes", [1, 8, "auto"])

@@ -15,7 +15,7 @@ from codetune.errors import InputError
 from codetune.project.file import read_project
 from codetune.project.keys import free_on_resume, keys, sealing_keys, value_at
 from codetune.project.presets import PRESETS
-from codetune.project.sections import NOT_IN_THIS_VERSION, Project
+from codetune.project.sections import Project
 from codetune.selection.strategies import STRATEGIES
 
 PACKAGE = Path(__file__).resolve().parents[2] / "codetune"
@@ -172,22 +172,15 @@ def test_every_key_that_makes_a_difference_is_read(key: str) -> None:
         if name in _attributes(path)
         if not section or called in _attributes(path) or SECTIONS[section] in _attributes(path) | _names(path)
     ]
-    assert readers or _knows_one_value(key) or key in ONE_MEANING
+    assert readers or key in ONE_MEANING
 
 
 def test_the_exceptions_to_being_read_are_keys() -> None:
     assert set(ONE_MEANING) <= set(KEYS)
 
 
-def test_values_that_this_version_lacks_are_values_of_the_contract() -> None:
-    for key, values in NOT_IN_THIS_VERSION.items():
-        assert set(values) < set(_choices(key)), key
-        assert KEYS[key].default not in values
-
-
-def test_the_strategies_that_are_not_refused_are_those_that_exist() -> None:
-    refused = NOT_IN_THIS_VERSION.get("select.strategy", ())
-    assert {strategy for strategy in _choices("select.strategy") if strategy not in refused} == set(STRATEGIES)
+def test_the_strategies_are_those_that_exist() -> None:
+    assert set(_choices("select.strategy")) == set(STRATEGIES)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -362,11 +355,6 @@ def _choices(key: str) -> tuple[object, ...]:
         return True, False
     # Of a choice that may be null the parts are the choice and None.
     return tuple(value for part in get_args(annotation) for value in get_args(part) or (part,))
-
-
-def _knows_one_value(key: str) -> bool:
-    """Whether all but one value of the key are refused so far."""
-    return len(_choices(key)) - len(NOT_IN_THIS_VERSION.get(key, ())) == 1
 
 
 @cache
