@@ -16,10 +16,11 @@ from codetune.data.source import DataSource, dataset_fingerprint, files_of_other
 from codetune.errors import DataError
 from codetune.project.keys import required, value_at
 from codetune.project.sections import Dataset, NamedDataset, Project
+from codetune.records import Refusal
 from codetune.stages.runner import other_value
 from codetune.stages.stage import Input, Resolved, RunContext, SealedArtefact, StageRequest, StageResult
 from codetune.store.digests import combined
-from codetune.store.examples import count_sources, write_examples
+from codetune.store.examples import count_sources, read_rows, write_examples
 from codetune.store.locks import waiting
 from codetune.store.manifest import Manifest, read_manifest, write_manifest
 from codetune.store.takeover import take_over
@@ -79,7 +80,10 @@ def ensure_examples(context: RunContext) -> Manifest:
             manifest = Manifest("examples", digest, found.rows, refused, inputs, settings, {}, 0.0, facts, names)
             write_manifest(run.examples, manifest)
     if not manifest.rows:
-        reasons = console.counts(manifest.refused) or "it is empty"
+        places = (row.at for row in read_rows(run) if isinstance(row, Refusal))
+        reasons = (
+            f"{console.counts(manifest.refused)}; the first: {next(places)}" if manifest.refused else "it is empty"
+        )
         has_pairs = any(source.dataset.instruction is not None for source in sources)  # turns need no columns
         raise DataError(
             f"{named} holds no usable row ({reasons}); expected instructions with answers. "

@@ -25,7 +25,9 @@ def stages_between(first: str, last: str) -> Sequence[Stage]:
     begin, end = STAGES.index(stage_named(first)), STAGES.index(stage_named(last))
     if begin > end:
         order = " ".join(stage.name for stage in STAGES)
-        raise UsageError(f"--from {first} --to {last}: {last} comes before {first}. The order is: {order}")
+        raise UsageError(
+            f"--from {first} --to {last}: {last} comes before {first}. The order is: {order}. Exchange them"
+        )
     return STAGES[begin : end + 1]
 
 

@@ -64,7 +64,7 @@ def test_columns_that_are_found_are_named_once(project: Path, capsys: pytest.Cap
 )
 def test_columns_are_advised_only_where_rows_are_read_by_them(row: dict[str, str], fix: str, project: Path) -> None:
     write_rows(project.with_name("data.jsonl"), [row])
-    with pytest.raises(DataError, match=f"holds no usable row .* Fix the data{fix}$"):
+    with pytest.raises(DataError, match=rf"holds no usable row \(1 .*; the first: data.jsonl:1\).* Fix the data{fix}$"):
         ensure_examples(context_of(project))
 
 
