@@ -26,7 +26,7 @@ def stages_between(first: str, last: str) -> Sequence[Stage]:
     if begin > end:
         order = " ".join(stage.name for stage in STAGES)
         raise UsageError(
-            f"--from {first} --to {last}: {last} comes before {first}. The order is: {order}. Exchange them"
+            f"--from {first} --to {last}: {last} comes before {first}. The order is: {order}. Exchange the two"
         )
     return STAGES[begin : end + 1]
 
