@@ -80,10 +80,8 @@ def ensure_examples(context: RunContext) -> Manifest:
             manifest = Manifest("examples", digest, found.rows, refused, inputs, settings, {}, 0.0, facts, names)
             write_manifest(run.examples, manifest)
     if not manifest.rows:
-        places = (row.at for row in read_rows(run) if isinstance(row, Refusal))
-        reasons = (
-            f"{console.counts(manifest.refused)}; the first: {next(places)}" if manifest.refused else "it is empty"
-        )
+        first = next((row.at for row in read_rows(run) if isinstance(row, Refusal)), None)
+        reasons = f"{console.counts(manifest.refused)}; the first: {first}" if first else "it is empty"
         has_pairs = any(source.dataset.instruction is not None for source in sources)  # turns need no columns
         raise DataError(
             f"{named} holds no usable row ({reasons}); expected instructions with answers. "
