@@ -136,6 +136,7 @@ def test_a_configuration_whose_network_has_modules_without_end_is_refused(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pretrained, "OUTLINE_SECONDS", 0.3)
+    monkeypatch.setattr("codetune.limits.REPEAT_SECONDS", 0.1)  # where hypothesis swallows the first error
     change(saved / "config.json", num_hidden_layers=4096)
     with pytest.raises(ModelError, match="not even the outline was built in"):
         count_parameters(saved)
