@@ -2,6 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# Tests start Python some hundred times: without this, each would compile the package again where the variable is set.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: install demo test check format docs gpu gpu-claim demo-base clean
 
 install: .venv/installed
