@@ -216,12 +216,12 @@ def test_a_stage_prints_one_json_document_and_nothing_else_on_standard_output(tm
 
 @pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_with_130_and_the_command_continues(tmp_path: Path, asked: signal.Signals) -> None:
-    project = make_small_world(tmp_path, 400)
+    project = make_small_world(tmp_path, 250)
     command = [sys.executable, "-m", "codetune", "score", "--set", "score.tokens_per_batch=64"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     log = tmp_path / "runs" / "small" / "scores.jsonl.parts" / "0-of-1.log"
     while not (log.exists() and log.stat().st_size) and process.poll() is None:
-        time.sleep(0.05)
+        time.sleep(0.01)
     process.send_signal(asked)
     _, complaint = process.communicate(timeout=60)
     assert process.returncode == 130, complaint

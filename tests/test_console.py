@@ -192,7 +192,11 @@ def test_what_is_said_while_a_bar_is_drawn_has_lines_of_its_own(monkeypatch: pyt
         monkeypatch.setattr(sys, "stderr", screen)
         with console.progress("score", 9, "row"):
             console.warn("few rows")
-        shown = os.read(outer, 10_000).decode()
+        screen.write("the end")
+        screen.flush()
+        shown = ""
+        while "the end" not in shown:  # a terminal hands on what it has got so far
+            shown += os.read(outer, 10_000).decode()
     assert re.search(r"\x1b\[2K(\x1b\[\d+m)*warning: few rows(\x1b\[0m)*\r\n", shown)
 
 
