@@ -23,13 +23,13 @@ demo: install
 	$(BIN)/codetune demo
 
 test: install
-	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 5 --dist loadfile --no-loadscope-reorder
 
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 5 --dist loadfile --no-loadscope-reorder
 
 format: install
 	$(BIN)/ruff format .
