@@ -52,7 +52,10 @@ TOKENS_FILE, HOLDOUT_FILE = "tokens.i32", "holdout.i32"
 PROBE = (Message("user", "Add 1 and 2."), Message("assistant", "1 + 2"))  # any conversation
 CONVERSATIONS = PROBE, (Message("system", "Be brief."), *PROBE)
 SHORTEST = Example("0" * 16, (Message("user", "x"), Message("assistant", "y")), "", "")
-STOPS_AFTER_STEP = "Stops after this step, with a checkpoint. A second Ctrl-C stops at once, without one"
+STOPS_AFTER_STEP = (
+    "Stops after this step, with a checkpoint. After the last step the model is saved instead. A second Ctrl-C stops "
+    "at once, without either"
+)
 SAVES_FIRST = "The model is saved first. A second Ctrl-C stops at once"  # after the last step
 ADAPTER_SHARE = 0.01  # of a model's parameters, at most, in adapters of the usual rank
 
