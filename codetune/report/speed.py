@@ -73,7 +73,7 @@ def recorded_rate(project: Project, run: Run, weights: int, processes: int, *, w
     """Of the newest finished training beside this run (or of this one, `with_own`) of the same model with the same
     method in as many processes, on a GPU where this machine has one."""
     found: list[tuple[Manifest, Path]] = []
-    for record in run.directory.parent.glob("*/project.json"):
+    for record in run.directory.parent.glob(f"*/{run.project.name}"):
         is_own = record.parent == run.directory
         manifest = read_manifest(Run(record.parent).model) if with_own or not is_own else None
         if manifest is not None and _is_alike(manifest, project, processes):
